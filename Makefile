@@ -1,0 +1,88 @@
+# Needs Python 3.11 or newer (with venv), pip and make. `make help` lists the targets.
+# PYTHON=python3.12 make demo   picks the interpreter (and makes .venv anew if it has another one)
+# make test ARGS="-k nasty"     passes arguments on to pytest
+
+SHELL := /bin/sh
+VENV := .venv
+BIN := $(VENV)/bin
+RUN_PYTHON = $(BIN)/python
+JOBS ?= 2
+ARGS ?=
+TYPED := $(wildcard distill_core nasty swingdistill dpdfd benchmarks)
+NOTEBOOKS := $(wildcard docs/*.ipynb)
+# The experiments that need no network and no accelerator, one a method.
+DEMOS := $(wildcard configs/nasty/digits.py configs/swingdistill/records.py configs/dpdfd/digits.py)
+
+.DEFAULT_GOAL := help
+.PHONY: help setup setup-dev demo demo-all test lint format notebooks clean
+
+help:  ## this list
+	@grep -E '^[a-z-]+:.*## ' $(firstword $(MAKEFILE_LIST)) | sed -E 's/:[^#]*## /\t/' | expand -t 14
+
+# $(call install,LEVELS,REQUIREMENT): a virtual environment with REQUIREMENT in it. A stamp per level
+# holds the checksum of pyproject.toml: pip (and so the network) is called only when that has changed.
+define install
+	@fail() { echo "make: $$1" >&2; exit 1; }; \
+	fits='import sys, venv, ensurepip; assert sys.version_info >= (3, 11)'; \
+	whose='import sys; print(sys.base_prefix, sys.version)'; \
+	wanted=$$(cksum < pyproject.toml); \
+	if [ -n "$(PYTHON)" ]; then \
+	  "$(PYTHON)" -c "$$fits" 2>/dev/null || fail "PYTHON=$(PYTHON) is no Python >= 3.11 with the venv module"; \
+	  [ "$$("$(PYTHON)" -c "$$whose")" = "$$($(RUN_PYTHON) -c "$$whose" 2>/dev/null)" ] || rm -rf $(VENV); \
+	fi; \
+	if $(RUN_PYTHON) -c 'import pip' 2>/dev/null; then \
+	  [ "$$(cat $(VENV)/stamp-$(firstword $(1)) 2>/dev/null)" != "$$wanted" ] || exit 0; \
+	else \
+	  python="$(PYTHON)"; \
+	  for each in python3.13 python3.12 python3.11 python3 python; do \
+	    [ -z "$$python" ] || break; \
+	    if $$each -c "$$fits" 2>/dev/null; then python=$$each; fi; \
+	  done; \
+	  [ -n "$$python" ] || fail "no Python >= 3.11 with the venv module found; name one: make PYTHON=/path/to/python"; \
+	  echo "Making $(VENV) with $$($$python -V)"; \
+	  $$python -m venv --clear $(VENV) || fail "could not make $(VENV)"; \
+	fi; \
+	rm -f $(VENV)/stamp-*; \
+	echo "Installing $(2) into $(VENV) (a minute or two)"; \
+	$(RUN_PYTHON) -m pip install --quiet --disable-pip-version-check -e '$(2)' \
+	  || fail "pip could not install $(2) (its message is above)"; \
+	for level in $(1); do echo "$$wanted" > $(VENV)/stamp-$$level; done
+endef
+
+setup:  ## the virtual environment .venv, enough to run the binaries
+	$(call install,run,.)
+
+setup-dev:  ## the same with what the tests and the linters need
+	$(call install,dev run,.[test])
+
+demo: setup  ## the nasty teacher on digits: a table on the console, runs/demo/report.html
+	$(RUN_PYTHON) -m nasty.experiment --config configs/nasty/digits.py --workdir runs/demo
+
+demo-all: setup  ## the small experiment of every method
+	@set -e; for config in $(DEMOS); do \
+	  method=$$(basename $$(dirname $$config)); \
+	  workdir=runs/demo-$$method; [ $$method != nasty ] || workdir=runs/demo; \
+	  echo "$(RUN_PYTHON) -m $$method.experiment --config $$config --workdir $$workdir"; \
+	  $(RUN_PYTHON) -m $$method.experiment --config $$config --workdir $$workdir; \
+	done
+
+test: setup-dev  ## all tests but the slow ones, the doctests and the notebooks
+	$(RUN_PYTHON) -m pytest -n $(JOBS) --dist loadfile $(ARGS)
+
+lint: setup-dev  ## ruff and pyright
+	$(RUN_PYTHON) -m ruff check .
+	$(RUN_PYTHON) -m ruff format --check .
+	$(RUN_PYTHON) -m pyright --pythonpath $(RUN_PYTHON) $(TYPED)
+
+format: setup-dev  ## formats the code
+	$(RUN_PYTHON) -m ruff check --fix .
+	$(RUN_PYTHON) -m ruff format .
+
+notebooks: setup-dev  ## runs the notebooks of docs/ and keeps their output
+	@set -e; for notebook in $(NOTEBOOKS); do \
+	  $(BIN)/jupyter-execute --inplace --kernel_name=python3 $$notebook; \
+	done
+
+clean:  ## removes what make made, but no run under runs/
+	rm -rf $(VENV) build dist .pytest_cache .ruff_cache
+	find . -path ./$(VENV) -prune -o -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -1,0 +1,268 @@
+"""A training run of an image classifier: data, network and batches around a method's objective.
+
+A method gives an objective, `objective(logits, images, labels, frozen, extra) -> values [B]`: one
+loss an example from the trained network's logits, the (augmented) images, the labels, the frozen
+side and the batch's extra arrays. Everything else is the same for plain training, distillation and
+nasty teachers.
+"""
+
+import functools
+import json
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from etils import epath
+
+from distill_core import checkpoint, data, loop, models, optimizers, parallel, spec
+from distill_core import metrics as metrics_lib
+from distill_core.config import InputError
+from distill_core.data import augment, sampling
+from distill_core.losses import cross_entropy
+from distill_core.training import (
+    STREAM_INIT,
+    TrainState,
+    make_eval_step,
+    make_train_step,
+    stream_key,
+)
+
+PART = "model"
+_OPTIMIZER_FIELDS = (
+    "optimizer",
+    "learning_rate",
+    "momentum",
+    "weight_decay",
+    "schedule",
+    "drop_steps",
+    "drop_factor",
+    "num_steps",
+)
+
+
+class Splits(NamedTuple):
+    """What a run trains on, watches and is judged by."""
+
+    train: data.Split
+    validation: data.Split
+    test: data.Split
+
+
+def load_splits(hp: Mapping[str, Any]) -> tuple[data.Dataset, Splits]:
+    """The config's data set, with `num_validation` training examples held out.
+
+    Which examples are held out does not depend on the run's seed: teachers and students of an
+    experiment never see them.
+    """
+    dataset = data.load_dataset(hp["dataset"], data_dir=hp["data_dir"])
+    train, validation = data.hold_out(dataset.train, hp["num_validation"], seed=0)
+    return dataset, Splits(train, validation, dataset.test)
+
+
+def train(
+    hp: Mapping[str, Any],
+    workdir: epath.PathLike,
+    *,
+    method: str,
+    dataset: data.Dataset,
+    splits: Splits,
+    objective: Callable,
+    frozen: Any,
+    extra: Mapping[str, np.ndarray] | None = None,
+    ancestors: tuple[Mapping[str, Any], ...] = (),
+    mode: str | None = None,
+) -> dict[str, Any]:
+    """Trains a classifier by an objective, or resumes it, and measures it on the test split.
+
+    Args:
+      hp: validated values of `config.TRAINING` and the method's own.
+      workdir: the run's directory.
+      method: written into the checkpoint.
+      dataset, splits: as `load_splits` gives them.
+      objective: see above; a module-level or cached function, since compiled steps are reused
+        between runs that share it.
+      frozen: what the objective reads, e.g. a teacher's variables and a temperature.
+      extra: arrays with one row a training example, e.g. stored teacher logits.
+      ancestors: metadata of the checkpoints that this one is made from.
+      mode: see `parallel.choose_mode`.
+
+    Returns:
+      {"accuracy", "num_test", "checkpoint", "digest"}, JSON-able.
+    """
+    mode = parallel.choose_mode(mode)
+    parallel.check_batch_size(hp["batch_size"])
+    network = spec.image_spec(model=hp["model"], model_kwargs=hp["model_kwargs"], dataset=dataset)
+    step_fn, eval_step, tx = compiled(
+        json.dumps(network),
+        json.dumps({name: hp[name] for name in _OPTIMIZER_FIELDS}),
+        objective,
+        hp["crop_padding"],
+        hp["flip"],
+        mode,
+    )
+    state = _initial_state(hp, workdir, network, tx)
+
+    def batch_fn(step):
+        rows = sampling.batch_indices(hp["seed"], step, hp["batch_size"], len(splits.train))
+        rows = rows[parallel.local_rows(hp["batch_size"])]
+        batch = {
+            "image": splits.train.images[rows],
+            "label": splits.train.labels[rows],
+            "index": rows.astype(np.int32),
+            "extra": {name: array[rows] for name, array in (extra or {}).items()},
+        }
+        return parallel.feed(batch, mode)
+
+    def measure(state, split, stopped=lambda: False):
+        variables = {"params": state.params, **state.model_state}
+        return evaluate(eval_step, variables, split, hp["eval_batch_size"], mode, stopped)
+
+    final = loop.run(
+        workdir=workdir,
+        state=state,
+        step_fn=step_fn,
+        frozen=frozen,
+        batch_fn=batch_fn,
+        num_steps=hp["num_steps"],
+        metadata={
+            "method": method,
+            "parts": {PART: network},
+            "config": _plain(hp),
+            "data_note": dataset.note,
+            "ledger": {
+                "mechanisms": [],
+                "ancestors": [{"digest": a["digest"], "ledger": a["ledger"]} for a in ancestors],
+            },
+        },
+        split=split_state,
+        merge=merge_state,
+        evaluate=(lambda state, stopped: measure(state, splits.validation, stopped))
+        if len(splits.validation)
+        else None,
+        best="accuracy",
+        mode=mode,
+        log_every=hp["log_every"],
+        eval_every=hp["eval_every"],
+        save_every=hp["save_every"],
+        label=method,
+    )
+    path, metadata = checkpoint.find(workdir)
+    accuracy = measure(final, splits.test)["accuracy"]
+    if parallel.is_main():
+        note = f"; {dataset.note}" if dataset.note else ""
+        print(f"test accuracy {accuracy:.4f} ({len(splits.test)} examples{note})", flush=True)
+    return {
+        "accuracy": accuracy,
+        "num_test": len(splits.test),
+        "checkpoint": str(path),
+        "digest": metadata["digest"],
+    }
+
+
+@functools.lru_cache(maxsize=16)
+def compiled(network: str, optimizer: str, objective: Callable, crop_padding, flip, mode: str):
+    """(train step, evaluation step, optimiser) for one set of static choices, compiled once.
+
+    Runs that differ only in seed, teacher or traced settings share them. `network` and `optimizer`
+    are JSON, to be hashable.
+    """
+    axis = parallel.axis_name(mode)
+    apply = spec.make_apply(json.loads(network), axis_name=axis)
+    tx = optimizers.make_optimizer(**json.loads(optimizer))
+
+    def loss_fn(params, model_state, frozen, batch, key):
+        images = batch["image"]
+        if crop_padding or flip:
+            images = augment.augment(
+                key, images, batch["index"], crop_padding=crop_padding, flip=flip
+            )
+        logits, model_state = apply(
+            {"params": params, **model_state}, images, train=True, key=key
+        )
+        values = objective(logits, images, batch["label"], frozen, batch["extra"])
+        aux = {"accuracy": metrics_lib.correct(logits, batch["label"])}
+        return values, jnp.ones_like(values), model_state, aux
+
+    def eval_fn(variables, frozen, batch):
+        logits = apply(variables, batch["image"], where=batch["mask"])
+        weight = batch["mask"].astype(jnp.float32)
+        return {
+            "accuracy": (metrics_lib.correct(logits, batch["label"]), weight),
+            "cross_entropy": (cross_entropy(logits, batch["label"], where=batch["mask"]), weight),
+        }
+
+    step = make_train_step(loss_fn, tx, axis_name=axis)
+    eval_step = make_eval_step(eval_fn, axis_name=axis)
+    return parallel.wrap(step, mode, donate=True), parallel.wrap(eval_step, mode), tx
+
+
+def evaluate(
+    eval_step: Callable,
+    variables: Any,
+    split: data.Split,
+    batch_size: int,
+    mode: str,
+    stopped: Callable[[], bool] = lambda: False,
+) -> dict[str, float]:
+    """Means over all examples of a split, each counted once."""
+    devices = jax.device_count()
+    batch_size = -(-min(batch_size, len(split)) // devices) * devices
+    rows_here = parallel.local_rows(batch_size)
+    found = []
+    for rows, mask in sampling.eval_batches(len(split), batch_size):
+        if stopped() and jax.process_count() == 1:
+            raise loop.StoppedError
+        rows, mask = rows[rows_here], mask[rows_here]
+        batch = {"image": split.images[rows], "label": split.labels[rows], "mask": mask}
+        found.append(eval_step(variables, {}, parallel.feed(batch, mode)))
+    totals = metrics_lib.add(jax.device_get(found))
+    return {name: total / count for name, (total, count) in totals.items()}
+
+
+def split_state(state: TrainState):
+    """(parts, train) for the checkpoint."""
+    parts = {PART: {"params": state.params, "model_state": state.model_state}}
+    return parts, {"step": state.step, "opt_state": state.opt_state, "rng": state.rng}
+
+
+def merge_state(state: TrainState, parts, train) -> TrainState:
+    """The inverse of `split_state`."""
+    return state.replace(**parts[PART], **train)
+
+
+def load_network(path: str, *, field: str, dataset: data.Dataset) -> checkpoint.LoadedModel:
+    """A checkpoint's classifier, refused if its classes or inputs are not the data set's."""
+    try:
+        loaded = checkpoint.load_model(path)
+    except InputError as error:
+        raise InputError(field, path, str(error).split("; ", 1)[-1]) from None
+    spec.check_fits(field, path, loaded.spec, dataset)
+    return loaded
+
+
+@functools.lru_cache(maxsize=16)
+def cached_apply(network: str) -> Callable:
+    """`spec.make_apply` of a JSON spec: one function object for equal specs."""
+    return spec.make_apply(json.loads(network))
+
+
+def _initial_state(hp, workdir, network, tx) -> TrainState:
+    """Fresh, or with the weights of `init_from` if the workdir has no checkpoint of its own."""
+    rng = jax.random.key(hp["seed"])
+    module = spec.build(network)
+    params, model_state = models.init_model(
+        module, stream_key(rng, STREAM_INIT, 0), tuple(network["input_shape"])
+    )
+    if hp["init_from"] and not checkpoint.steps(workdir):
+        loaded = checkpoint.load_model(hp["init_from"])
+        tree = {"params": params, **model_state}
+        found = checkpoint.fit(hp["init_from"], tree, loaded.variables)
+        params = found.pop("params")
+        model_state = found
+    return TrainState.create(params=params, model_state=model_state, tx=tx, rng=rng)
+
+
+def _plain(values: Mapping[str, Any]) -> dict[str, Any]:
+    return json.loads(json.dumps(dict(values)))

@@ -1,0 +1,197 @@
+"""Config to validated hyper-parameters."""
+
+import dataclasses
+import difflib
+import math
+from collections.abc import Callable, Mapping
+from typing import Any
+
+_REQUIRED = object()
+
+
+class InputError(ValueError):
+    """Wrong input from the user: which field, what was given, what is allowed; one line.
+
+    >>> str(InputError("omega", -1.0, "must be at least 0"))
+    'omega: got -1.0; must be at least 0'
+    """
+
+    def __init__(self, field: str, given: object, allowed: str):
+        super().__init__(" ".join(f"{field}: got {given!r}; {allowed}".split()))
+        self.field = field
+
+
+@dataclasses.dataclass(frozen=True)
+class Field:
+    """One field of a config: how to read a value, and the words for what is allowed.
+
+    `read` returns the value in its proper type or raises ValueError or TypeError.
+    """
+
+    read: Callable[[Any], Any]
+    allowed: str
+    default: Any = _REQUIRED
+
+
+def number(low: float, high: float = math.inf, *, default=_REQUIRED, above: bool = False) -> Field:
+    """A float in [low, high], or above `low` if `above`."""
+
+    def read(value):
+        if isinstance(value, bool) or not isinstance(value, int | float):
+            raise TypeError
+        if not (math.isfinite(value) and value <= high and (low < value if above else low <= value)):
+            raise ValueError
+        return float(value)
+
+    bound = f"above {low:g}" if above else f"at least {low:g}"
+    if high < math.inf:
+        bound = f"in {'(' if above else '['}{low:g}, {high:g}]"
+    return Field(read, f"must be a number {bound}", default)
+
+
+def integer(low: int, *, default=_REQUIRED) -> Field:
+    """An integer of at least `low`."""
+
+    def read(value):
+        if isinstance(value, bool) or not isinstance(value, int):
+            raise TypeError
+        if value < low:
+            raise ValueError
+        return value
+
+    return Field(read, f"must be an integer of at least {low}", default)
+
+
+def text(*, default=_REQUIRED) -> Field:
+    """A string that is not empty; None counts as not given where there is a default."""
+
+    def read(value):
+        if value is None and default is None:
+            return None
+        if not isinstance(value, str) or not value:
+            raise TypeError
+        return value
+
+    return Field(read, "must be a string that is not empty", default)
+
+
+def choice(*names: str, default=_REQUIRED) -> Field:
+    """One of some names."""
+
+    def read(value):
+        if value not in names:
+            raise ValueError
+        return value
+
+    return Field(read, f"must be one of {', '.join(names)}", default)
+
+
+def boolean(*, default=_REQUIRED) -> Field:
+    """True or False."""
+
+    def read(value):
+        if not isinstance(value, bool):
+            raise TypeError
+        return value
+
+    return Field(read, "must be True or False", default)
+
+
+def mapping(*, default=_REQUIRED) -> Field:
+    """A group of names and values; lists become tuples."""
+
+    def read(value):
+        if not isinstance(value, Mapping):
+            raise TypeError
+        return {str(k): tuple(v) if isinstance(v, list) else v for k, v in value.items()}
+
+    return Field(read, "must be a group of names and values", default)
+
+
+def sequence(item: Field, *, default=_REQUIRED) -> Field:
+    """A tuple of values that each satisfy `item`."""
+
+    def read(value):
+        if not isinstance(value, list | tuple):
+            raise TypeError
+        return tuple(item.read(v) for v in value)
+
+    return Field(read, f"must be a tuple; each item {item.allowed}", default)
+
+
+# What every training binary has: the flat names at the top of a config.
+DATA = {"dataset": text(), "data_dir": text(default=None), "num_validation": integer(0, default=0)}
+MODEL = {"model": text(), "model_kwargs": mapping(default={})}
+OPTIMIZER = {
+    "optimizer": choice("sgd", "adam", default="sgd"),
+    "learning_rate": number(0.0, above=True),
+    "momentum": number(0.0, 1.0, default=0.9),
+    "weight_decay": number(0.0, default=0.0),
+    "schedule": choice("constant", "step", "cosine", "onecycle", default="constant"),
+    "drop_steps": sequence(integer(1), default=()),
+    "drop_factor": number(0.0, 1.0, default=0.1, above=True),
+}
+RUN = {
+    "seed": integer(0, default=0),
+    "batch_size": integer(1),
+    "num_steps": integer(1),
+    "eval_batch_size": integer(1, default=512),
+    "log_every": integer(1, default=50),
+    "eval_every": integer(1, default=1000),
+    "save_every": integer(1, default=1000),
+    "init_from": text(default=None),
+}
+AUGMENTATION = {"crop_padding": integer(0, default=0), "flip": boolean(default=False)}
+TRAINING = {**DATA, **MODEL, **OPTIMIZER, **RUN, **AUGMENTATION}
+
+# A resumed run may change these; everything else decides the numbers.
+MAY_CHANGE = frozenset({"num_steps", "log_every", "eval_every", "save_every"})
+
+
+def validate(config: Mapping[str, Any], fields: Mapping[str, Field]) -> dict[str, Any]:
+    """Checked values, defaults filled in, in the order of `fields`.
+
+    Raises:
+      InputError: an unknown or missing field, a wrong type, a value outside its range.
+    """
+    given = config.to_dict() if hasattr(config, "to_dict") else dict(config)
+    for name, value in given.items():
+        if name not in fields:
+            near = difflib.get_close_matches(name, fields, n=1)
+            hint = f"did you mean {near[0]}?" if near else f"known: {', '.join(sorted(fields))}"
+            raise InputError(name, value, f"no such field; {hint}")
+    values = {}
+    for name, field in fields.items():
+        if name not in given:
+            if field.default is _REQUIRED:
+                raise InputError(name, None, f"is required; {field.allowed}")
+            values[name] = field.default
+            continue
+        try:
+            values[name] = field.read(given[name])
+        except (TypeError, ValueError):
+            raise InputError(name, given[name], field.allowed) from None
+    return values
+
+
+def check_resume(old: Mapping[str, Any], new: Mapping[str, Any]):
+    """Refuses to resume a run under other settings, by name.
+
+    Raises:
+      InputError: the first field that differs and decides the numbers.
+    """
+    for name in new.keys() | old.keys():
+        if name not in MAY_CHANGE and _plain(old.get(name)) != _plain(new.get(name)):
+            raise InputError(
+                name,
+                new.get(name),
+                f"this run was started with {old.get(name)!r}; keep it or take another workdir",
+            )
+
+
+def _plain(value):
+    if isinstance(value, list | tuple):
+        return [_plain(v) for v in value]
+    if isinstance(value, Mapping):
+        return {k: _plain(v) for k, v in value.items()}
+    return value

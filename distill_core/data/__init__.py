@@ -1,0 +1,62 @@
+"""Image data by name: `load_dataset("digits")`, `"tfds:NAME"`, `"npz:PATH"`, `"folder:PATH"`."""
+
+from distill_core.config import InputError
+from distill_core.data.dataset import Dataset, Split, hold_out
+
+__all__ = ["Dataset", "Split", "hold_out", "load_dataset", "split_name"]
+
+# What follows the colon, by kind; None where nothing does.
+KINDS = {"digits": None, "tfds": "NAME", "npz": "PATH", "folder": "PATH"}
+
+
+def split_name(name: str) -> tuple[str, str]:
+    """Splits a name into (kind, path); the path is "" for a kind without one.
+
+    Raises:
+      InputError: on `dataset`, if the kind is unknown or the path is missing or superfluous.
+
+    >>> split_name("tfds:cifar10")
+    ('tfds', 'cifar10')
+    """
+    kind, colon, path = name.partition(":")
+    if kind not in KINDS or bool(path) != (KINDS[kind] is not None) or (colon and not path):
+        kinds = ", ".join(k if what is None else f"{k}:{what}" for k, what in KINDS.items())
+        raise InputError("dataset", name, f"must be one of {kinds}")
+    return kind, path
+
+
+def load_dataset(name: str, *, data_dir: str | None = None) -> Dataset:
+    """Loads a whole data set of labelled images into memory.
+
+    Args:
+      name: `digits` (scikit-learn's, embedded), `tfds:NAME` (a prepared directory, read without
+        TensorFlow; NAME as TensorFlow Datasets writes it), `npz:PATH` (arrays as Keras or MedMNIST
+        write them) or `folder:PATH` (PATH/train/CLASS/*.png and PATH/test/CLASS/*.png).
+      data_dir: where `tfds:NAME` was prepared; by default `$TFDS_DATA_DIR`, else
+        `~/tensorflow_datasets`. The other kinds do not read it.
+
+    Returns:
+      Both splits as uint8 or float32 images [N, H, W, C] with int32 labels [N], the names of the
+      classes, and the constants to standardise by. `note`, where not empty, belongs beside every
+      number that comes from the data.
+
+    Raises:
+      InputError: on `dataset` or `data_dir`, if the data is missing, unreadable or inconsistent.
+    """
+    kind, path = split_name(name)
+    # Each source is imported on use: scikit-learn and tensorflow_datasets are slow to import.
+    if kind == "digits":
+        from distill_core.data import digits
+
+        return digits.load()
+    if kind == "tfds":
+        from distill_core.data import tfds_source
+
+        return tfds_source.load(path, data_dir)
+    if kind == "npz":
+        from distill_core.data import npz
+
+        return npz.load(path)
+    from distill_core.data import folder
+
+    return folder.load(path)

@@ -1,0 +1,183 @@
+"""What a data set is, whatever it was read from, and what is checked of each one."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from distill_core.config import InputError
+
+
+@dataclass(frozen=True, eq=False)
+class Split:
+    """Labelled images, read-only: uint8 or float32 in [0, 1] [N, H, W, C], and int32 [N].
+
+    `index` int32 [N] is each example's place in the split as it was loaded.
+    """
+
+    images: np.ndarray
+    labels: np.ndarray
+    index: np.ndarray | None = None
+
+    def __post_init__(self):
+        if self.index is None:
+            object.__setattr__(self, "index", np.arange(len(self.labels), dtype=np.int32))
+        for field in ("images", "labels", "index"):
+            array = getattr(self, field).view()  # a view: the caller's own array stays writeable
+            array.flags.writeable = False
+            object.__setattr__(self, field, array)
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+
+@dataclass(frozen=True, eq=False)
+class Dataset:
+    """Two splits, the names of the classes, and the constants to standardise pixels by.
+
+    `mean` and `std` have one value a channel, for pixels in [0, 1]; they are public constants,
+    never computed from the data that is loaded. `note` says what a reader of a number that comes
+    from this data has to know, and is "" where there is nothing to say.
+    """
+
+    name: str
+    train: Split
+    test: Split
+    classes: tuple[str, ...]
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+    note: str = ""
+
+    @property
+    def num_classes(self) -> int:
+        return len(self.classes)
+
+    @property
+    def input_shape(self) -> tuple[int, int, int]:
+        """(H, W, C) of one image."""
+        height, width, channels = self.train.images.shape[1:]
+        return height, width, channels
+
+
+def make_dataset(
+    name: str,
+    train: tuple[np.ndarray, np.ndarray],
+    test: tuple[np.ndarray, np.ndarray],
+    *,
+    classes: Sequence[str],
+    mean: Sequence[float] | None = None,
+    std: Sequence[float] | None = None,
+    note: str = "",
+) -> Dataset:
+    """Checks what a source has read and makes a `Dataset` of it.
+
+    Args:
+      name: the name as the user gave it, for messages.
+      train: (images, labels): uint8 or floating images in [0, 1] [N, H, W, C], integer labels [N].
+      test: the same.
+      classes: names of the classes; labels index it.
+      mean: one value a channel; by default 0.5.
+      std: one value a channel; by default 0.5.
+      note: see `Dataset`.
+
+    Raises:
+      InputError: on `dataset`: fewer than two classes, an empty split, images of another rank or
+        type, floating images with NaN or values outside [0, 1], more or fewer labels than images,
+        labels that are no class, splits whose images differ in size.
+    """
+    if len(classes) < 2:
+        raise InputError("dataset", name, f"needs at least 2 classes, and has {len(classes)}")
+    splits = []
+    for which, (images, labels) in (("train", train), ("test", test)):
+        images = _checked_images(name, which, images)
+        splits.append(Split(images, _checked_labels(name, which, labels, images, len(classes))))
+    shapes = [split.images.shape[1:] for split in splits]
+    if shapes[0] != shapes[1]:
+        message = f"test images must be {shapes[0]} as the train images are, and are {shapes[1]}"
+        raise InputError("dataset", name, message)
+    half = (0.5,) * shapes[0][-1]
+    return Dataset(
+        name=name,
+        train=splits[0],
+        test=splits[1],
+        classes=tuple(classes),
+        mean=half if mean is None else tuple(mean),
+        std=half if std is None else tuple(std),
+        note=note,
+    )
+
+
+def hold_out(split: Split, num: int, seed: int) -> tuple[Split, Split]:
+    """Sets `num` examples aside, for example to choose hyper-parameters on.
+
+    The choice is uniform over examples, whatever their class, and a pure function of the seed,
+    `num` and the length of the split; both parts keep the order of the split.
+
+    Returns:
+      (rest, held); `num=0` gives an empty held split.
+
+    Raises:
+      InputError: on `num_validation`, unless 0 <= num < len(split).
+    """
+    if not 0 <= num < len(split):
+        allowed = f"must be at least 0 and less than the {len(split):,} training examples"
+        raise InputError("num_validation", num, allowed)
+    if num == 0:
+        return split, _rows(split, slice(0))
+    # A spawn key of its own: the order of an epoch (sampling.py) comes from the same seed.
+    rng = np.random.default_rng(np.random.SeedSequence(seed, spawn_key=(0, 1)))
+    held = np.zeros(len(split), bool)
+    held[rng.permutation(len(split))[:num]] = True
+    return _rows(split, ~held), _rows(split, held)
+
+
+def _rows(split: Split, rows) -> Split:
+    return Split(split.images[rows], split.labels[rows], split.index[rows])
+
+
+def _checked_images(name: str, which: str, images: np.ndarray) -> np.ndarray:
+    """The images as uint8 or float32 [N, H, W, C]."""
+    if images.ndim != 4:
+        message = f"{which} images must have the shape [N, H, W, C], and have {images.shape}"
+        raise InputError("dataset", name, message)
+    if len(images) == 0:
+        raise InputError("dataset", name, f"the {which} split must not be empty")
+    if images.dtype == np.uint8:
+        return images
+    if not np.issubdtype(images.dtype, np.floating):
+        message = f"{which} images must be uint8 or floats in [0, 1], and are {images.dtype}"
+        raise InputError("dataset", name, message)
+    low, high = images.min(), images.max()
+    if not (low >= 0 and high <= 1):  # written so that NaN fails
+        message = (
+            f"{which} images that are floats must lie in [0, 1], and lie in [{low:g}, {high:g}]; "
+            "scale them, or store uint8"
+        )
+        raise InputError("dataset", name, message)
+    return images.astype(np.float32, copy=False)
+
+
+def _checked_labels(
+    name: str, which: str, labels: np.ndarray, images: np.ndarray, num_classes: int
+) -> np.ndarray:
+    """The labels as int32 [N]."""
+    if labels.ndim != 1 or not np.issubdtype(labels.dtype, np.integer):
+        message = (
+            f"{which} labels must be integers of the shape [N], "
+            f"and are {labels.dtype} of the shape {labels.shape}"
+        )
+        raise InputError("dataset", name, message)
+    if len(labels) != len(images):
+        message = (
+            f"the {which} split must have one label an image, "
+            f"and has {len(images):,} images and {len(labels):,} labels"
+        )
+        raise InputError("dataset", name, message)
+    low, high = labels.min(), labels.max()
+    if low < 0 or high >= num_classes:
+        message = (
+            f"{which} labels must lie in 0 to {num_classes - 1}, and lie in {low} to {high}; "
+            f"there are {num_classes} classes"
+        )
+        raise InputError("dataset", name, message)
+    return labels.astype(np.int32, copy=False)

@@ -1,0 +1,122 @@
+"""A folder of image files of a user's own: PATH/train/CLASS/*.png, PATH/test/CLASS/*.png."""
+
+from concurrent.futures import ThreadPoolExecutor
+
+import numpy as np
+from etils import epath
+from PIL import Image
+
+from distill_core.config import InputError
+from distill_core.data.dataset import Dataset, make_dataset
+
+SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".webp")
+
+# Pillow's modes of more than 8 bits a value; converting them would clip without a word.
+_DEEP_MODES = ("I", "F")
+
+# What pillow raises for a damaged file, depending on its format and on where the damage is.
+_DAMAGED = (OSError, SyntaxError, ValueError, Image.DecompressionBombError)
+
+# For the latency of disks and networks; small files that are cached decode no faster for it.
+_THREADS = 4
+
+
+def load(path: str) -> Dataset:
+    """Reads `folder:PATH` as uint8 [N, H, W, C], every file decoded once into memory.
+
+    The classes are the folders of PATH/train, sorted; PATH/test may lack some, but not add any.
+    All images must have one size. C is 1 if every image is grey, else 3: grey ones become RGB and
+    an alpha channel is dropped. Files of other types than `SUFFIXES` are ignored, and so is what
+    starts with a dot. Examples are in the order of the sorted paths.
+
+    Raises:
+      InputError: on `dataset`: a folder misses or holds no images, a class of the test split that
+        the train split lacks, the first file that cannot be read, that differs in size or has
+        more than 8 bits a value, and what `make_dataset` refuses.
+    """
+    name = f"folder:{path}"
+    root = epath.Path(path).expanduser()
+    classes = [folder.name for folder in _folders(name, root / "train")]
+    files = {which: _files(name, root / which, classes) for which in ("train", "test")}
+    flat = [file for which in files for file, _ in files[which]]
+    with ThreadPoolExecutor(_THREADS) as pool:
+        headers = list(pool.map(lambda file: _header(name, file), flat))
+        mode = "L" if all(grey for _, grey in headers) else "RGB"
+        size = headers[0][0]
+        for file, (other, _) in zip(flat, headers, strict=True):
+            if other != size:
+                message = (
+                    f"all images must have one size: {flat[0]} is {size[0]}x{size[1]} "
+                    f"and {file} is {other[0]}x{other[1]}"
+                )
+                raise InputError("dataset", name, message)
+        splits = [_decode(name, pool, files[which], size, mode) for which in ("train", "test")]
+    return make_dataset(name, splits[0], splits[1], classes=classes)
+
+
+def _folders(name: str, parent: epath.Path) -> list[epath.Path]:
+    """The class folders of one split, sorted."""
+    if not parent.is_dir():
+        message = f"must hold train/CLASS/ and test/CLASS/, and {parent} is no folder"
+        raise InputError("dataset", name, message)
+    found = [p for p in parent.iterdir() if p.is_dir() and not p.name.startswith(".")]
+    if not found:
+        raise InputError("dataset", name, f"{parent} must hold one folder a class, and holds none")
+    return sorted(found, key=lambda folder: folder.name)
+
+
+def _files(name: str, parent: epath.Path, classes: list[str]) -> list[tuple[epath.Path, int]]:
+    """(file, label) of one split."""
+    result = []
+    for folder in _folders(name, parent):
+        if folder.name not in classes:
+            message = f"{folder} is a class that the train split does not have"
+            raise InputError("dataset", name, message)
+        found = [
+            file
+            for file in folder.iterdir()
+            if file.name.lower().endswith(SUFFIXES) and not file.name.startswith(".")
+        ]
+        if not found:
+            message = f"{folder} must hold images ({', '.join(SUFFIXES)}), and holds none"
+            raise InputError("dataset", name, message)
+        label = classes.index(folder.name)
+        result += [(file, label) for file in sorted(found, key=lambda file: file.name)]
+    return result
+
+
+def _header(name: str, file: epath.Path) -> tuple[tuple[int, int], bool]:
+    """(width, height) and whether the image is grey; reads no pixels."""
+    try:
+        with file.open("rb") as stream, Image.open(stream) as image:
+            size, mode = image.size, image.mode
+    except _DAMAGED as error:
+        raise InputError("dataset", name, f"{file} cannot be read as an image") from error
+    if mode.split(";")[0] in _DEEP_MODES:
+        message = f"images must have 8 bits a value, and {file} has more (mode {mode})"
+        raise InputError("dataset", name, message)
+    return size, mode in ("L", "LA", "1")
+
+
+def _decode(
+    name: str,
+    pool: ThreadPoolExecutor,
+    files: list[tuple[epath.Path, int]],
+    size: tuple[int, int],
+    mode: str,
+) -> tuple[np.ndarray, np.ndarray]:
+    """(uint8 [N, H, W, C], int32 [N]) of one split."""
+    width, height = size
+    images = np.empty((len(files), height, width, len(mode)), np.uint8)  # "L" or "RGB"
+
+    def decode(i: int) -> None:
+        file = files[i][0]
+        try:
+            with file.open("rb") as stream, Image.open(stream) as image:
+                images[i] = np.asarray(image.convert(mode)).reshape(images.shape[1:])
+        except _DAMAGED as error:
+            raise InputError("dataset", name, f"{file} cannot be read as an image") from error
+
+    # list() so that an error in a thread is raised here, the first file's first.
+    list(pool.map(decode, range(len(files))))
+    return images, np.array([label for _, label in files], np.int32)

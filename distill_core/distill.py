@@ -1,0 +1,104 @@
+"""Distils a student from any checkpoint, or from a teacher's stored logits (the black box).
+
+    python -m distill_core.distill --config configs/distill_core/distill_digits.py \
+        --config.teacher=runs/plain --workdir runs/student
+"""
+
+import functools
+import json
+from collections.abc import Callable
+from typing import Any
+
+import jax.numpy as jnp
+import numpy as np
+from etils import epath
+
+from distill_core import classification, cli, config
+from distill_core.losses import distillation_loss
+
+FIELDS = {
+    **config.TRAINING,
+    "teacher": config.text(),
+    "temperature": config.number(0.0, above=True, default=4.0),
+    "alpha": config.number(0.0, 1.0, default=0.9),
+}
+
+
+@functools.cache
+def live_objective(network: str) -> Callable:
+    """The distillation loss against a teacher of this (JSON) spec, run on the student's images."""
+    apply = classification.cached_apply(network)
+
+    def objective(logits, images, labels, frozen, extra):
+        teacher_logits = apply(frozen["teacher"], images)
+        return distillation_loss(
+            logits,
+            teacher_logits,
+            labels,
+            temperature=frozen["temperature"],
+            alpha=frozen["alpha"],
+        )
+
+    return objective
+
+
+def stored_objective(logits, images, labels, frozen, extra):
+    """The distillation loss against logits that were stored for the unaugmented images."""
+    return distillation_loss(
+        logits,
+        extra["teacher_logits"],
+        labels,
+        temperature=frozen["temperature"],
+        alpha=frozen["alpha"],
+    )
+
+
+def train_and_evaluate(
+    settings: Any, workdir: epath.PathLike, *, parallel: str | None = None
+) -> dict[str, Any]:
+    """Distils to the end or resumes; returns the student's test accuracy and the checkpoint."""
+    hp = config.validate(settings, FIELDS)
+    dataset, splits = classification.load_splits(hp)
+    # Traced values, not constants: students that differ only in them share one compiled step.
+    frozen = {name: jnp.float32(hp[name]) for name in ("temperature", "alpha")}
+    if hp["teacher"].startswith("npz:"):
+        objective, ancestors = stored_objective, ()
+        extra = {"teacher_logits": _stored_logits(hp["teacher"], dataset)[splits.train.index]}
+    else:
+        teacher = classification.load_network(hp["teacher"], field="teacher", dataset=dataset)
+        objective = live_objective(json.dumps(teacher.spec))
+        frozen, extra, ancestors = {**frozen, "teacher": teacher.variables}, {}, (teacher.metadata,)
+    return classification.train(
+        hp,
+        workdir,
+        method="distill_core.distill",
+        dataset=dataset,
+        splits=splits,
+        objective=objective,
+        frozen=frozen,
+        extra=extra,
+        ancestors=ancestors,
+        mode=parallel,
+    )
+
+
+def _stored_logits(teacher: str, dataset) -> np.ndarray:
+    """`logits` of the whole training split, float32 [N, C], in its order."""
+    path = epath.Path(teacher.removeprefix("npz:"))
+    shape = (len(dataset.train), dataset.num_classes)
+    try:
+        with path.open("rb") as file:
+            logits = np.load(file)["logits"]
+    except (OSError, ValueError, KeyError) as error:
+        reason = f"cannot be read ({type(error).__name__}); write it with distill_core.evaluate"
+        raise config.InputError("teacher", teacher, reason) from None
+    if logits.shape != shape:
+        allowed = f"its `logits` have shape {logits.shape}; the training split needs {shape}"
+        raise config.InputError("teacher", teacher, allowed)
+    if np.isnan(logits).any() or np.isposinf(logits).any():
+        raise config.InputError("teacher", teacher, "its `logits` hold NaN or +infinity")
+    return logits.astype(np.float32)
+
+
+if __name__ == "__main__":
+    cli.launch_training(train_and_evaluate)

@@ -1,0 +1,22 @@
+"""Networks: ours by name, and a user's own."""
+
+from distill_core.models.apply import apply_model, count_parameters, features, init_model
+from distill_core.models.cnn import CNN
+from distill_core.models.create import MODEL_NAMES, create_model
+from distill_core.models.norm import BatchNorm, make_norm
+from distill_core.models.resnet import ResNet
+from distill_core.models.resnetc import ResNetC
+
+__all__ = [
+    "CNN",
+    "MODEL_NAMES",
+    "BatchNorm",
+    "ResNet",
+    "ResNetC",
+    "apply_model",
+    "count_parameters",
+    "create_model",
+    "features",
+    "init_model",
+    "make_norm",
+]

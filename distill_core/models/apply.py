@@ -1,0 +1,133 @@
+"""Initialise, run and look into a network, ours or a user's, through one set of functions."""
+
+import inspect
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any, Literal, overload
+
+import jax
+import jax.numpy as jnp
+from flax import linen as nn
+
+
+def init_model(
+    module: nn.Module, key: jax.Array, input_shape: Sequence[int]
+) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Fresh variables of a network of images, computed under jit.
+
+    Args:
+      module: the network.
+      key: random key.
+      input_shape: of one example, (H, W, channels).
+
+    Returns:
+      (params, model_state), plain dicts of arrays; `model_state` holds every other collection,
+      such as `batch_stats`, and is {} if there is none.
+    """
+    options = _accepted(module, train=False)
+
+    @jax.jit
+    def init(key: jax.Array) -> Any:
+        return module.init(key, jnp.zeros((1, *input_shape), jnp.float32), **options)
+
+    variables = dict(init(key))
+    params = variables.pop("params", {})
+    variables.pop("intermediates", None)
+    return params, variables
+
+
+@overload
+def apply_model(
+    module: nn.Module,
+    variables: Mapping[str, Any],
+    x: jax.Array,
+    *,
+    train: Literal[True],
+    where: jax.Array | None = None,
+    mutable: Sequence[str] = (),
+    key: jax.Array | None = None,
+) -> tuple[jax.Array, dict[str, Any]]: ...
+@overload
+def apply_model(
+    module: nn.Module,
+    variables: Mapping[str, Any],
+    x: jax.Array,
+    *,
+    train: Literal[False],
+    where: jax.Array | None = None,
+    mutable: tuple[()] = (),
+    key: jax.Array | None = None,
+) -> jax.Array: ...
+@overload
+def apply_model(
+    module: nn.Module,
+    variables: Mapping[str, Any],
+    x: jax.Array,
+    *,
+    train: bool,
+    where: jax.Array | None = None,
+    mutable: Sequence[str] = (),
+    key: jax.Array | None = None,
+) -> Any: ...
+def apply_model(
+    module: nn.Module,
+    variables: Mapping[str, Any],
+    x: jax.Array,
+    *,
+    train: bool,
+    where: jax.Array | None = None,
+    mutable: Sequence[str] = (),
+    key: jax.Array | None = None,
+) -> Any:
+    """Logits of a network, and in training its new state.
+
+    Args:
+      module: the network. Its `__call__` gets `train` and `where` only if it takes them, so that
+        a user's network may lack either.
+      variables: {"params": …, **model_state}.
+      x: preprocessed images float32 [B, H, W, channels].
+      train: whether to use and update the batch's statistics, and to drop out.
+      where: bool [B], the examples that count; None for all.
+      mutable: further collections to return, such as "intermediates".
+      key: random key for dropout.
+
+    Returns:
+      Logits [B, C]; if `train` or `mutable`, the pair (logits, collections) instead. In training
+      the collections are the whole new model_state (everything in `variables` but `params`),
+      with those of `mutable`.
+    """
+    state = {name: value for name, value in variables.items() if name != "params"}
+    options = _accepted(module, train=train, where=where)
+    rngs = None if key is None else {"dropout": key}
+    if not (train or mutable):
+        return module.apply(variables, x, rngs=rngs, **options)
+    changing = [*state, *mutable] if train else list(mutable)
+    logits, changed = module.apply(variables, x, rngs=rngs, mutable=changing, **options)
+    return logits, {**state, **changed} if train else dict(changed)
+
+
+def features(
+    module: nn.Module, variables: Mapping[str, Any], x: jax.Array, *, where: jax.Array | None = None
+) -> jax.Array | None:
+    """Inputs of the last dense layer at inference, [B, D], or None if the network hides them.
+
+    A network shows them by `self.sow("intermediates", "features", …)` in its `__call__`.
+    """
+    _, collections = apply_model(
+        module, variables, x, train=False, where=where, mutable=("intermediates",)
+    )
+    sown = collections.get("intermediates", {}).get("features")
+    return None if sown is None else sown[-1]
+
+
+def count_parameters(params: Any) -> int:
+    """Number of scalars in a tree of arrays or of shapes (`jax.eval_shape`)."""
+    return sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(params))
+
+
+def _accepted(module: nn.Module, **options: Any) -> dict[str, Any]:
+    """Those of the options that the module's `__call__` takes."""
+    parameters = inspect.signature(type(module).__call__).parameters
+    if any(p.kind is p.VAR_KEYWORD for p in parameters.values()):
+        return options
+    return {name: value for name, value in options.items() if name in parameters}

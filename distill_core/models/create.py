@@ -1,0 +1,100 @@
+"""From a model's name to its module."""
+
+import importlib
+import inspect
+from collections.abc import Callable
+from typing import Any
+
+from flax import linen as nn
+
+from distill_core.config import InputError
+from distill_core.models.cnn import CNN
+from distill_core.models.resnet import resnet18
+from distill_core.models.resnetc import resnetc20, resnetc32
+
+_FACTORIES: dict[str, Callable[..., nn.Module]] = {
+    "cnn": CNN,
+    "resnetc20": resnetc20,
+    "resnetc32": resnetc32,
+    "resnet18": resnet18,
+}
+MODEL_NAMES = tuple(_FACTORIES)
+
+
+def create_model(
+    name: str, *, num_classes: int, axis_name: str | None = None, **kwargs: Any
+) -> nn.Module:
+    """The network called `name`, without variables.
+
+    Args:
+      name: one of `MODEL_NAMES`, or "package.module:factory", a user's own: a Linen class or a
+        function that returns a Linen module, whose `__call__` takes images [B, H, W, channels]
+        to logits [B, C] (see `apply_model` for its optional arguments).
+      num_classes: C, passed to the factory.
+      axis_name: mapped axis of the batch statistics; passed only to a factory that takes an
+        argument of that name (or, if not None, any keyword).
+      **kwargs: the factory's own settings. Lists become tuples, so that modules stay hashable.
+
+    Raises:
+      InputError: field "model" if nothing of that name can be had, with the reason; field
+        "model_kwargs" if the factory does not take these settings.
+    """
+    factory = _FACTORIES[name] if name in _FACTORIES else _load_factory(name)
+    settings = {key: _freeze(value) for key, value in kwargs.items()}
+    axis = {"axis_name": axis_name} if _takes_axis_name(factory, axis_name) else {}
+    try:
+        model = factory(num_classes=num_classes, **axis, **settings)
+    except TypeError as error:
+        raise InputError("model_kwargs", settings, f"{name} refused: {_one_line(error)}") from error
+    if not isinstance(model, nn.Module):
+        raise InputError(
+            "model",
+            name,
+            f"the factory must return a flax.linen.Module, it returned {type(model).__name__}",
+        )
+    return model
+
+
+def _load_factory(name: str) -> Callable[..., Any]:
+    module_name, colon, attribute = str(name).partition(":")
+    if not (module_name and colon and attribute):
+        raise InputError(
+            "model",
+            name,
+            f"must be one of {', '.join(MODEL_NAMES)}, or package.module:factory",
+        )
+    try:
+        module = importlib.import_module(module_name)
+    except Exception as error:  # a user's file may fail in any way while it is imported
+        reason = f"{type(error).__name__}: {_one_line(error)}"
+        raise InputError("model", name, f"{module_name} cannot be imported: {reason}") from error
+    if not hasattr(module, attribute):
+        raise InputError("model", name, f"{module_name} has no {attribute!r}")
+    factory = getattr(module, attribute)
+    if isinstance(factory, nn.Module) or not callable(factory):
+        raise InputError(
+            "model",
+            name,
+            f"{attribute} must be a Linen class or a function that returns a Linen module, "
+            f"it is a {type(factory).__name__} object",
+        )
+    return factory
+
+
+def _takes_axis_name(factory: Callable[..., Any], axis_name: str | None) -> bool:
+    try:
+        parameters = inspect.signature(factory).parameters
+    except ValueError:  # some built-ins have no signature
+        return False
+    takes_any = any(p.kind is p.VAR_KEYWORD for p in parameters.values())
+    return "axis_name" in parameters or (takes_any and axis_name is not None)
+
+
+def _freeze(value: Any) -> Any:
+    if isinstance(value, list | tuple):
+        return tuple(_freeze(item) for item in value)
+    return value
+
+
+def _one_line(error: Exception) -> str:
+    return " ".join(str(error).split())

@@ -1,0 +1,138 @@
+"""Normalisation layers whose statistics are right across devices and under masks."""
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import linen as nn
+from jax import lax
+
+from distill_core.config import InputError
+from distill_core.models.layers import mask_examples
+
+
+class BatchNorm(nn.Module):
+    """Batch normalisation over the unmasked examples of all devices.
+
+    As `torch.nn.BatchNorm2d`: it normalises by the biased variance of the batch and stores a
+    running average of the *unbiased* one (`momentum` 0.9 here is 0.1 there). Unlike Flax's layer,
+    which averages the means of the devices, it sums counts, sums and centred squares over
+    `axis_name`, so that an uneven mask changes nothing. The variance takes two passes: the
+    one-pass formula cancels where the mean is large.
+
+    Variables: `params` scale, bias and `batch_stats` mean, var, each float32 [C].
+    Source: Ioffe and Szegedy, 2015, Algorithm 1 and Section 3.1; PyTorch for the conventions.
+
+    Attributes:
+      axis_name: mapped axis to sum over, or None on one device. It must be bound when
+        `train=True`; inference needs no axis.
+      momentum: weight of the old running value.
+      epsilon: added to the variance.
+      dtype: of the result. Everything inside is float32.
+    """
+
+    axis_name: str | None = None
+    momentum: float = 0.9
+    epsilon: float = 1e-5
+    dtype: Any = jnp.float32
+
+    @nn.compact
+    def __call__(
+        self, x: jax.Array, *, train: bool = False, where: jax.Array | None = None
+    ) -> jax.Array:
+        """Normalises x [B, ..., C]; `where` bool [B] names the examples that count.
+
+        Masked examples reach neither the statistics nor any other row nor a gradient, even if
+        they hold NaN; their own rows come out finite and mean nothing. A batch with no unmasked
+        example leaves the running statistics as they were.
+        """
+        channels = x.shape[-1]
+        scale = self.param("scale", nn.initializers.ones_init(), (channels,), jnp.float32)
+        bias = self.param("bias", nn.initializers.zeros_init(), (channels,), jnp.float32)
+        running_mean = self.variable("batch_stats", "mean", jnp.zeros, (channels,), jnp.float32)
+        running_var = self.variable("batch_stats", "var", jnp.ones, (channels,), jnp.float32)
+
+        x = mask_examples(x.astype(jnp.float32), where)
+        if train:
+            mean, var, count = self._statistics(x, where)
+            if not self.is_initializing():
+                unbiased = var * count / jnp.maximum(count - 1, 1)
+                step = jnp.where(count > 0, 1 - self.momentum, 0.0)
+                running_mean.value += step * (mean - running_mean.value)
+                running_var.value += step * (unbiased - running_var.value)
+        else:
+            mean, var = running_mean.value, running_var.value
+
+        factor = scale * lax.rsqrt(var + self.epsilon)
+        y = (x - _along_channels(mean, x)) * _along_channels(factor, x)
+        return (y + _along_channels(bias, x)).astype(self.dtype)
+
+    def _statistics(
+        self, x: jax.Array, where: jax.Array | None
+    ) -> tuple[jax.Array, jax.Array, jax.Array]:
+        """Mean [C], biased variance [C] and count [] of the entries of a channel; x is masked."""
+        axes = tuple(range(x.ndim - 1))
+        examples = jnp.float32(x.shape[0]) if where is None else where.sum(dtype=jnp.float32)
+        total, count = self._sum_over_devices((x.sum(axes), examples * math.prod(x.shape[1:-1])))
+        mean = total / jnp.maximum(count, 1)
+        centred = mask_examples(x - _along_channels(mean, x), where)
+        squares = self._sum_over_devices(jnp.square(centred).sum(axes))
+        return mean, squares / jnp.maximum(count, 1), count
+
+    def _sum_over_devices(self, tree: Any) -> Any:
+        # Initialisation runs outside the mapped function, where the axis has no meaning.
+        if self.axis_name is None or self.is_initializing():
+            return tree
+        return lax.psum(tree, self.axis_name)
+
+
+def make_norm(kind: str, *, axis_name: str | None = None) -> Callable[..., jax.Array]:
+    """The normalisation named by `kind`, to be called in a compact method.
+
+    Args:
+      kind: "batch" (`BatchNorm` over `axis_name`), "group" (Flax's GroupNorm, for steps that
+        must not mix examples, such as DP-SGD), or "none".
+      axis_name: mapped axis of the batch statistics; the other kinds ignore it.
+
+    Returns:
+      A function (x [B, ..., C], *, train=False, where=None) -> [B, ..., C].
+
+    Raises:
+      InputError: for another kind.
+    """
+    if kind == "batch":
+        return BatchNorm(axis_name=axis_name)
+    if kind == "group":
+        return _group_norm
+    if kind == "none":
+        return _identity
+    raise InputError("norm", kind, 'must be "batch", "group" or "none"')
+
+
+def _group_norm(x: jax.Array, *, train: bool = False, where: jax.Array | None = None) -> jax.Array:
+    del train, where  # every example stands alone
+    # The slow variance is the two-pass one.
+    return nn.GroupNorm(
+        num_groups=None, group_size=_group_size(x.shape[-1]), epsilon=1e-5, use_fast_variance=False
+    )(x)
+
+
+def _identity(x: jax.Array, *, train: bool = False, where: jax.Array | None = None) -> jax.Array:
+    del train, where
+    return x
+
+
+def _group_size(channels: int) -> int:
+    """Channels a group: 16, or the largest divisor below it, as Wu and He (2018) suggest.
+
+    Groups under 4 would say next to nothing after a dense layer, where a group has no pixels to
+    average over (one of size 1 always gives 0); such widths form a single group.
+    """
+    return next((size for size in range(16, 3, -1) if channels % size == 0), channels)
+
+
+def _along_channels(vector: jax.Array, x: jax.Array) -> jax.Array:
+    """Reshapes [C] to broadcast with x, since implicit rank promotion may be forbidden."""
+    return vector.reshape((1,) * (x.ndim - 1) + vector.shape)

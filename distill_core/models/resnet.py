@@ -1,0 +1,79 @@
+"""The wide ResNets for small images: resnet18."""
+
+from collections.abc import Callable
+
+import jax
+from flax import linen as nn
+
+from distill_core.models.layers import check_images, conv, dense, mask_examples
+from distill_core.models.norm import make_norm
+
+
+class BasicBlock(nn.Module):
+    """3×3 convolution, norm, ReLU, 3×3 convolution, norm; plus the shortcut; ReLU."""
+
+    features: int
+    stride: int = 1
+    norm: str = "batch"
+    axis_name: str | None = None
+
+    @nn.compact
+    def __call__(self, x: jax.Array, *, train: bool, where: jax.Array | None) -> jax.Array:
+        def norm(x: jax.Array) -> jax.Array:
+            return make_norm(self.norm, axis_name=self.axis_name)(x, train=train, where=where)
+
+        y = nn.relu(norm(conv(x, self.features, stride=self.stride)))
+        y = norm(conv(y, self.features))
+        if self.stride != 1 or x.shape[-1] != self.features:
+            x = norm(conv(x, self.features, kernel=1, stride=self.stride))
+        return nn.relu(x + y)
+
+
+class ResNet(nn.Module):
+    """ResNet whose stem keeps the image: 3×3 convolution with stride 1, norm, ReLU, no pooling.
+
+    Four stages of 64, 128, 256 and 512 features, the last three starting with stride 2; then the
+    average over all pixels and a dense layer, the only one with a bias. resnet18 has 11,173,962
+    parameters on 32×32×3 with 10 classes.
+
+    Source: He et al., "Deep Residual Learning" (2015), with the stem of the reference code of
+    Ma et al., "Undistillable" (ICLR 2021).
+
+    Attributes:
+      num_classes: C.
+      stage_sizes: blocks of each stage.
+      block: (features, stride, norm, axis_name) -> module, such as `BasicBlock`.
+      norm: "batch", "group" or "none".
+      axis_name: mapped axis of the batch statistics.
+    """
+
+    num_classes: int
+    stage_sizes: tuple[int, ...]
+    block: Callable[..., nn.Module] = BasicBlock
+    norm: str = "batch"
+    axis_name: str | None = None
+
+    @nn.compact
+    def __call__(
+        self, x: jax.Array, *, train: bool = False, where: jax.Array | None = None
+    ) -> jax.Array:
+        """Images float32 [B, H, W, channels] to logits [B, C]; `where` bool [B] masks examples."""
+        check_images(x)
+        x = mask_examples(x, where)
+        x = conv(x, 64)
+        x = make_norm(self.norm, axis_name=self.axis_name)(x, train=train, where=where)
+        x = nn.relu(x)
+        for stage, blocks in enumerate(self.stage_sizes):
+            for index in range(blocks):
+                stride = 2 if stage > 0 and index == 0 else 1
+                x = self.block(64 * 2**stage, stride, self.norm, self.axis_name)(
+                    x, train=train, where=where
+                )
+        x = x.mean(axis=(1, 2))  # [B, D]
+        self.sow("intermediates", "features", x)
+        return dense(x, self.num_classes)
+
+
+def resnet18(*, num_classes: int, norm: str = "batch", axis_name: str | None = None) -> ResNet:
+    """ResNet of two basic blocks a stage."""
+    return ResNet(num_classes, stage_sizes=(2, 2, 2, 2), norm=norm, axis_name=axis_name)

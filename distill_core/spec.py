@@ -1,0 +1,111 @@
+"""What a checkpoint says of a network: enough to rebuild it, its preprocessing included."""
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from distill_core.config import InputError
+
+PyTree = Any
+
+
+def image_spec(*, model: str, model_kwargs: Mapping[str, Any], dataset) -> dict:
+    """The JSON-able spec of an image classifier trained on `dataset`."""
+    return {
+        "model": model,
+        "model_kwargs": dict(model_kwargs),
+        "num_classes": dataset.num_classes,
+        "input_shape": list(dataset.input_shape),
+        "mean": list(dataset.mean),
+        "std": list(dataset.std),
+        "classes": list(dataset.classes),
+    }
+
+
+def build(spec: Mapping[str, Any], *, axis_name: str | None = None):
+    """The spec's Linen module."""
+    from distill_core import models
+
+    return models.create_model(
+        spec["model"], num_classes=spec["num_classes"], axis_name=axis_name, **spec["model_kwargs"]
+    )
+
+
+def variable_shapes(spec: Mapping[str, Any]) -> PyTree:
+    """Shapes and dtypes of the network's variables `{"params": …, **model_state}`."""
+    from distill_core import models
+
+    module = build(spec)
+    params, model_state = jax.eval_shape(
+        lambda key: models.init_model(module, key, tuple(spec["input_shape"])), jax.random.key(0)
+    )
+    return {"params": params, **model_state}
+
+
+def make_apply(spec: Mapping[str, Any], *, axis_name: str | None = None) -> Callable:
+    """`apply(variables, images, *, train=False, where=None, key=None)`; preprocessing is inside.
+
+    Images are uint8 or floats in [0, 1], `[B, H, W, C]`; returns logits `[B, K]`, with
+    `train=True` (logits, updated model_state).
+    """
+    from distill_core import models
+    from distill_core.data import preprocess
+
+    module = build(spec, axis_name=axis_name)
+    mean, std = tuple(spec["mean"]), tuple(spec["std"])
+    shape = tuple(spec["input_shape"])
+
+    def apply(variables, inputs, *, train=False, where=None, key=None):
+        if tuple(inputs.shape[1:]) != shape:
+            raise ValueError(f"inputs {tuple(inputs.shape)}: this network takes [B, {shape}]")
+        images = preprocess.preprocess(inputs, mean, std)
+        if not train:
+            logits = models.apply_model(module, variables, images, train=False, where=where)
+            return logits.astype(jnp.float32)
+        logits, model_state = models.apply_model(
+            module, variables, images, train=True, where=where, key=key
+        )
+        return logits.astype(jnp.float32), model_state
+
+    return apply
+
+
+def check_fits(field: str, path: str, spec: Mapping[str, Any], dataset):
+    """Refuses a network of other classes or inputs than the data set's; names the leaf.
+
+    Raises:
+      InputError: with the first leaf that would have another shape.
+    """
+    wanted = {
+        **spec,
+        "num_classes": dataset.num_classes,
+        "input_shape": list(dataset.input_shape),
+    }
+    changed = [k for k in ("num_classes", "input_shape") if _listed(spec[k]) != wanted[k]]
+    if not changed:
+        return
+    what = ", ".join(
+        f"{k} {_listed(spec[k])} where {dataset.name} needs {wanted[k]}" for k in changed
+    )
+    raise InputError(field, path, f"has {what}{_first_difference(spec, wanted)}")
+
+
+def _listed(value):
+    """Tuples as lists, as JSON has them."""
+    return list(value) if isinstance(value, tuple) else value
+
+
+def _first_difference(spec, wanted) -> str:
+    try:
+        ours, theirs = variable_shapes(wanted), variable_shapes(spec)
+    except Exception:
+        return ""  # the network cannot even be built for the other input: no leaf to name
+    for (path, a), b in zip(
+        jax.tree_util.tree_flatten_with_path(theirs)[0], jax.tree.leaves(ours), strict=False
+    ):
+        if a.shape != b.shape:
+            name = "/".join(jax.tree_util.keystr((k,), simple=True) for k in path)
+            return f" (leaf {name} has shape {a.shape}, not {b.shape})"
+    return ""

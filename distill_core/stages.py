@@ -1,0 +1,163 @@
+"""An experiment's stages: each runs once, and is skipped while its digest stays the same."""
+
+import dataclasses
+import hashlib
+import json
+import os
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any, Literal
+
+from etils import epath
+
+from distill_core.config import InputError
+
+FORMAT = 1  # raise it when finished stages of an older version must not be reused
+
+_RECORD = "stage.json"
+_UNFINISHED = ".stage.json.tmp"
+
+
+@dataclasses.dataclass(frozen=True)
+class StageResult:
+    """What a stage gave, how it came about, and the digest it is known by."""
+
+    result: dict[str, Any]
+    status: Literal["done", "skipped", "redone", "resumed"]
+    digest: str
+
+
+def run_stage(
+    directory: epath.PathLike,
+    *,
+    config: Mapping[str, Any],
+    inputs: Sequence[str],
+    run: Callable[[], dict[str, Any]],
+    say: Callable[[str], None],
+) -> StageResult:
+    """Runs one stage in `directory`, unless it is there already.
+
+    A stage is known by the digest of its resolved `config` (JSON types) and of `inputs`, the
+    content digests of the checkpoints it reads. `<directory>/stage.json` remembers it:
+
+    | found | what happens | status |
+    |---|---|---|
+    | nothing, or an empty directory | `run()` | done |
+    | finished, same digest | nothing; the remembered result is returned | skipped |
+    | begun, same digest | `run()`, which resumes from what it left there | resumed |
+    | another digest | the directory is emptied, then `run()` | redone |
+
+    `run` returns a dict in JSON types; it is handed back as read from the file, so a skipped
+    stage gives what the finished one gave. An exception in `run` passes through, and the stage
+    stays begun. `say` gets one line on what happens and why.
+
+    Raises InputError, and touches nothing, where the directory holds files but no stage.json, or
+    one that cannot be read; TypeError where config or result are not JSON.
+    """
+    directory = epath.Path(directory)
+    name = "/".join(directory.parts[-2:])
+    wanted = {"format": FORMAT, "config": _json(config, "config"), "inputs": list(inputs)}
+    digest = hashlib.sha256(_canonical(wanted).encode()).hexdigest()
+    found = _read(directory)
+    begun = wanted | {"digest": digest, "status": "started", "result": None}
+
+    if found is None:
+        status = "done"
+        say(f"{name}: starting")
+    elif found["digest"] != digest:
+        status = "redone"
+        say(f"{name}: redoing: {_why(found, wanted)}")
+        # Without a digest until it is empty: cut short, it must pass neither as the old stage
+        # nor as the new.
+        _write(directory, begun | {"digest": None})
+        _empty(directory)
+    elif found["status"] == "done":
+        say(f"{name}: up to date")
+        return StageResult(found["result"], "skipped", digest)
+    else:
+        status = "resumed"
+        say(f"{name}: resuming")
+
+    _write(directory, begun)
+    result = _json(run(), "result")
+    _write(directory, begun | {"status": "done", "result": result})
+    return StageResult(result, status, digest)
+
+
+def _read(directory: epath.Path) -> dict[str, Any] | None:
+    """The stage's record, or None where nothing is there yet."""
+    path = directory / _RECORD
+    if path.exists():
+        try:
+            record = json.loads(path.read_text())
+            if record["status"] in ("started", "done") and {"digest", "config"} <= set(record):
+                return record
+        except (ValueError, KeyError, TypeError):
+            pass
+        raise InputError("workdir", str(path), "not a stage's record; remove its directory")
+    if directory.exists():
+        if not directory.is_dir():
+            raise InputError("workdir", str(directory), "must be a directory")
+        if any(child.name != _UNFINISHED for child in directory.iterdir()):
+            allowed = "holds files but no stage.json; empty it or choose another workdir"
+            raise InputError("workdir", str(directory), allowed)
+    return None
+
+
+def _write(directory: epath.Path, record: dict[str, Any]) -> None:
+    directory.mkdir(parents=True, exist_ok=True)
+    unfinished = directory / _UNFINISHED
+    unfinished.write_text(json.dumps(record, indent=2) + "\n")
+    unfinished.replace(directory / _RECORD)  # the old record or the new one, never half of one
+
+
+def _empty(directory: epath.Path) -> None:
+    """Removes all but the record; a link goes, what it points to stays."""
+    for child in directory.iterdir():
+        if child.name == _RECORD:
+            continue
+        if child.is_dir() and not os.path.islink(child):
+            child.rmtree()
+        else:
+            child.unlink()
+
+
+def _why(found: dict[str, Any], wanted: dict[str, Any]) -> str:
+    if found["digest"] is None:
+        return "its removal was interrupted"
+    old, new = (dict(_flat(record["config"])) for record in (found, wanted))
+    changes = []
+    for field in sorted(old.keys() | new.keys()):
+        before, after = (_short(side[field]) if field in side else "unset" for side in (old, new))
+        if field not in old or field not in new or _canonical(old[field]) != _canonical(new[field]):
+            changes.append(f"{field} {before} → {after}")
+    if changes:
+        more = f" and {len(changes) - 4} more" if len(changes) > 4 else ""
+        return f"settings changed: {', '.join(changes[:4])}{more}"
+    if found.get("inputs") != wanted["inputs"]:
+        return "its input checkpoints changed"
+    return "made by another version"
+
+
+def _flat(value: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
+    if isinstance(value, dict) and value:
+        for key, item in value.items():
+            yield from _flat(item, f"{prefix}.{key}" if prefix else key)
+    else:
+        yield prefix, value
+
+
+def _short(value: Any) -> str:
+    text = value if isinstance(value, str) else json.dumps(value)
+    return text if len(text) <= 40 else text[:37] + "…"
+
+
+def _canonical(value: Any) -> str:
+    return json.dumps(value, sort_keys=True, separators=(",", ":"))
+
+
+def _json(value: Mapping[str, Any], what: str) -> dict[str, Any]:
+    """A copy in JSON's types, as it will be read back."""
+    try:
+        return json.loads(json.dumps(dict(value)))
+    except (TypeError, ValueError) as error:
+        raise TypeError(f"{what}: must be a mapping in JSON's types: {error}") from error

@@ -1,0 +1,56 @@
+"""The nasty teacher's loss: adversarial KL maximisation."""
+
+import jax
+import jax.numpy as jnp
+
+from distill_core.losses import check_range, cross_entropy, kl_divergence
+
+Array = jax.Array
+
+
+def nasty_loss(
+    teacher_logits: Array,
+    adversary_logits: Array,
+    labels: Array,
+    *,
+    temperature,
+    omega,
+    where: Array | None = None,
+) -> Array:
+    """Self-undermining distillation: CE(teacher, labels) − ω τ² KL(teacher ‖ adversary).
+
+    The trained teacher is the *first* argument of the KL, the frozen adversary (a normally trained
+    network) the second and gets no gradient; both are softened by τ. With ω = 0 this is
+    cross-entropy. The loss is unbounded below: a large ω diverges.
+
+    Source: Ma et al., "Undistillable", ICLR 2021, as in its reference code.
+
+    Args:
+      teacher_logits: logits of the network in training, `[..., C]`.
+      adversary_logits: `[..., C]`.
+      labels: integers `[...]` in [0, C).
+      temperature: τ > 0, a scalar or `[...]`.
+      omega: ω ≥ 0, a scalar or `[...]`.
+      where: bool `[...]`; False entries give exactly 0.
+
+    Returns:
+      float32 `[...]`, one value per example.
+
+    Raises:
+      ValueError: shapes that do not belong together, or a Python scalar outside its range.
+
+    >>> logits = jnp.array([[2., 0., 1.]])
+    >>> print(nasty_loss(logits, 0 * logits, jnp.array([0]), temperature=4., omega=0.04).round(3))
+    [0.394]
+    """
+    check_range("omega", omega, 0.0, float("inf"))
+    hard = cross_entropy(teacher_logits, labels, where=where)
+    divergence = kl_divergence(
+        teacher_logits,
+        jax.lax.stop_gradient(adversary_logits),
+        temperature=temperature,
+        where=where,
+    )
+    weight = jnp.asarray(omega, jnp.float32) * jnp.asarray(temperature, jnp.float32) ** 2
+    value = hard - weight * divergence
+    return value if where is None else jnp.where(where, value, 0.0)

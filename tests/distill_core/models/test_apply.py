@@ -1,0 +1,85 @@
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import linen as nn
+
+from distill_core.models import apply_model, count_parameters, features, init_model
+
+
+class Plain(nn.Module):
+    """A user's network that takes neither `train` nor `where`."""
+
+    @nn.compact
+    def __call__(self, x):
+        return nn.Dense(3)(x.reshape(x.shape[0], -1))
+
+
+class Dropping(nn.Module):
+    """A user's network that takes `train`, and keeps two collections and no `where`."""
+
+    @nn.compact
+    def __call__(self, x, train):
+        x = nn.Dropout(0.5, deterministic=not train)(x.reshape(x.shape[0], -1))
+        calls = self.variable("counters", "calls", jnp.zeros, ())
+        self.variable("constants", "answer", jnp.ones, ())
+        if train:
+            calls.value += 1
+        return x
+
+
+@pytest.fixture
+def x():
+    return jnp.ones((2, 4, 4, 1))
+
+
+def test_a_network_with_neither_argument(x):
+    module = Plain()
+    params, state = init_model(module, jax.random.key(0), (4, 4, 1))
+    assert type(params) is dict
+    assert state == {}
+    assert count_parameters(params) == 16 * 3 + 3
+    where = jnp.ones(2, bool)
+    logits = apply_model(module, {"params": params}, x, train=False, where=where)
+    trained, new_state = apply_model(module, {"params": params}, x, train=True, where=where)
+    np.testing.assert_array_equal(logits, trained)
+    assert logits.shape == (2, 3)
+    assert new_state == {}
+    assert features(module, {"params": params}, x) is None
+
+
+def test_state_and_dropout(x):
+    module = Dropping()
+    params, state = init_model(module, jax.random.key(0), (4, 4, 1))
+    assert params == {}
+    assert set(state) == {"counters", "constants"}
+    dropped, new_state = apply_model(module, state, x, train=True, key=jax.random.key(1))
+    other, _ = apply_model(module, state, x, train=True, key=jax.random.key(2))
+    assert (dropped == 0).any()
+    assert (dropped != other).any()
+    assert new_state == {"counters": {"calls": 1}, "constants": {"answer": 1}}
+    np.testing.assert_array_equal(apply_model(module, state, x, train=False), jnp.ones((2, 16)))
+
+
+class Sowing(nn.Module):
+    @nn.compact
+    def __call__(self, x, *, train=False, where=None):
+        self.sow("intermediates", "features", x.reshape(x.shape[0], -1))
+        self.variable("counters", "calls", jnp.zeros, ())
+        return x.mean(axis=(1, 2))
+
+
+def test_further_collections_come_on_request(x):
+    module = Sowing()
+    _, state = init_model(module, jax.random.key(0), (4, 4, 1))
+    assert set(state) == {"counters"}
+    _, collections = apply_model(module, state, x, train=False, mutable=("intermediates",))
+    assert set(collections) == {"intermediates"}
+    _, collections = apply_model(module, state, x, train=True, mutable=("intermediates",))
+    assert set(collections) == {"counters", "intermediates"}
+    np.testing.assert_array_equal(features(module, state, x), jnp.ones((2, 16)))
+
+
+def test_counting_shapes():
+    shapes = jax.eval_shape(lambda: {"a": jnp.ones((2, 3)), "b": jnp.ones(())})
+    assert count_parameters(shapes) == 7

@@ -1,0 +1,109 @@
+import re
+from textwrap import dedent
+
+import pytest
+from ml_collections import ConfigDict
+
+from distill_core.config import InputError
+from distill_core.models import CNN, MODEL_NAMES, create_model
+
+_NETWORKS = """
+    from flax import linen as nn
+
+    class Linear(nn.Module):
+        num_classes: int
+        scale: float = 1.0
+
+        @nn.compact
+        def __call__(self, x):
+            return self.scale * nn.Dense(self.num_classes)(x.reshape(x.shape[0], -1))
+
+    class WithAxis(nn.Module):
+        num_classes: int
+        axis_name: str | None = None
+
+    def forwards(**kwargs):
+        return WithAxis(**kwargs)
+
+    def ignores(num_classes, **kwargs):
+        return Linear(num_classes, **kwargs)
+
+    def returns_dict(num_classes):
+        return {}
+
+    instance = Linear(3)
+    constant = 5
+"""
+
+
+@pytest.fixture
+def networks(tmp_path, monkeypatch):
+    (tmp_path / "users_networks.py").write_text(dedent(_NETWORKS))
+    (tmp_path / "users_broken.py").write_text("1 / 0")
+    (tmp_path / "users_syntax.py").write_text("def (")
+    monkeypatch.syspath_prepend(tmp_path)
+
+
+def test_ours_by_name():
+    assert MODEL_NAMES == ("cnn", "resnetc20", "resnetc32", "resnet18")
+    assert create_model("cnn", num_classes=4, axis_name="devices", hidden=8) == CNN(
+        num_classes=4, axis_name="devices", hidden=8
+    )
+
+
+def test_lists_become_tuples_so_that_modules_are_hashable():
+    model = create_model("cnn", num_classes=4, **ConfigDict({"widths": [4, 8]}))
+    assert model.widths == (4, 8)
+    assert hash(model) == hash(CNN(num_classes=4, widths=(4, 8)))
+
+
+def test_a_users_factory(networks):
+    model = create_model("users_networks:Linear", num_classes=4, scale=2.0, axis_name="devices")
+    assert (type(model).__name__, model.num_classes, model.scale) == ("Linear", 4, 2.0)
+
+
+def test_axis_name_goes_to_those_who_take_it(networks):
+    for factory in ("WithAxis", "forwards"):
+        model = create_model(f"users_networks:{factory}", num_classes=4, axis_name="devices")
+        assert model.axis_name == "devices"
+    # Without an axis, a function that takes any keyword is not bothered with it.
+    assert create_model("users_networks:ignores", num_classes=4, scale=3.0).scale == 3.0
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        (
+            "resnet19",
+            "must be one of cnn, resnetc20, resnetc32, resnet18, or package.module:factory",
+        ),
+        (":factory", "must be one of cnn"),
+        ("users_networks:", "must be one of cnn"),
+        (
+            "users_missing:f",
+            "users_missing cannot be imported: "
+            "ModuleNotFoundError: No module named 'users_missing'",
+        ),
+        ("users_broken:f", "users_broken cannot be imported: ZeroDivisionError: division by zero"),
+        ("users_syntax:f", "users_syntax cannot be imported: SyntaxError: "),
+        (".relative:f", ".relative cannot be imported: "),
+        ("users_networks:absent", "users_networks has no 'absent'"),
+        ("users_networks:constant", "constant must be a Linen class or a function that returns a"),
+        ("users_networks:instance", "instance must be a Linen class or a function that returns a"),
+        (
+            "users_networks:returns_dict",
+            "the factory must return a flax.linen.Module, it returned dict",
+        ),
+    ],
+)
+def test_wrong_models_are_refused(networks, name, message):
+    with pytest.raises(InputError, match=re.escape(f"model: got {name!r}; {message}")) as caught:
+        create_model(name, num_classes=4)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("name", ["cnn", "resnet18", "users_networks:Linear"])
+def test_wrong_settings_are_refused(networks, name):
+    with pytest.raises(InputError, match="model_kwargs: got {'depth': 3}; .* 'depth'") as caught:
+        create_model(name, num_classes=4, depth=3)
+    assert name in str(caught.value)

@@ -1,0 +1,136 @@
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from distill_core.config import InputError
+from distill_core.models import (
+    CNN,
+    MODEL_NAMES,
+    ResNetC,
+    apply_model,
+    count_parameters,
+    create_model,
+    features,
+    init_model,
+)
+
+_SMALL_CNN = CNN(num_classes=3, widths=(4, 6), hidden=5)
+_SMALL_RESNETC = ResNetC(num_classes=3, blocks_per_stage=1)
+
+
+def _initialised(module, shape):
+    params, state = init_model(module, jax.random.key(0), shape)
+    return {"params": params, **state}
+
+
+def _shapes(name, *, shape, num_classes, **kwargs):
+    module = create_model(name, num_classes=num_classes, **kwargs)
+    return jax.eval_shape(
+        lambda key: init_model(module, key, shape), jax.eval_shape(lambda: jax.random.key(0))
+    )
+
+
+@pytest.mark.parametrize(
+    ("name", "count"),
+    [("cnn", 357_514), ("resnetc20", 272_282), ("resnetc32", 466_714), ("resnet18", 11_173_962)],
+)
+def test_parameter_counts(name, count):
+    params, state = _shapes(name, shape=(32, 32, 3), num_classes=10)
+    assert count_parameters(params) == count
+    assert list(state) == ["batch_stats"]
+
+
+@pytest.mark.parametrize("name", MODEL_NAMES)
+@pytest.mark.parametrize(
+    ("norm", "shape"), [("batch", (28, 28, 1)), ("group", (8, 8, 1)), ("none", (64, 64, 3))]
+)
+def test_every_network_takes_every_norm_and_size(name, norm, shape):
+    module = create_model(name, num_classes=7, norm=norm)
+    params, state = _shapes(name, shape=shape, num_classes=7, norm=norm)
+    assert list(state) == (["batch_stats"] if norm == "batch" else [])
+    logits, new_state = jax.eval_shape(
+        lambda variables, x: apply_model(module, variables, x, train=True),
+        {"params": params, **state},
+        jax.ShapeDtypeStruct((5, *shape), jnp.float32),
+    )
+    assert logits.shape == (5, 7)
+    assert logits.dtype == jnp.float32
+    assert jax.tree.structure(new_state) == jax.tree.structure(state)
+
+
+@pytest.mark.parametrize("module", [_SMALL_CNN, _SMALL_RESNETC, _SMALL_CNN.copy(norm="group")])
+def test_masked_is_sliced_in_training_even_with_nan(module):
+    variables = _initialised(module, (8, 8, 2))
+    params = variables.pop("params")
+    rng = np.random.default_rng(0)
+    x = rng.normal(size=(5, 8, 8, 2)).astype(np.float32)
+    where = np.array([True, False, True, True, False])
+    x[~where] = np.nan
+
+    @jax.jit
+    def grad(params, x, mask):
+        def loss(params):
+            logits, state = apply_model(
+                module, {"params": params, **variables}, x, train=True, where=mask
+            )
+            kept = logits if mask is None else jnp.where(mask[:, None], logits, 0)
+            return jnp.sin(kept).sum(), (logits, state)
+
+        return jax.grad(loss, has_aux=True)(params)
+
+    d_params, (logits, state) = grad(params, x, where)
+    d_params_s, (logits_s, state_s) = grad(params, x[where], None)
+    np.testing.assert_allclose(logits[where], logits_s, rtol=1e-4, atol=1e-4)
+    assert np.isfinite(logits).all()
+    jax.tree.map(
+        lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-3, atol=1e-3),
+        (d_params, state),
+        (d_params_s, state_s),
+    )
+
+
+def test_training_on_8_devices_is_training_on_one():
+    module = _SMALL_CNN
+    variables = _initialised(module, (8, 8, 1))
+    x = np.random.default_rng(0).normal(size=(8, 2, 8, 8, 1)).astype(np.float32)
+    on_one, state_one = apply_model(module, variables, x.reshape(-1, 8, 8, 1), train=True)
+    sharded = module.copy(axis_name="devices")
+    on_8, state_8 = jax.pmap(
+        lambda variables, x: apply_model(sharded, variables, x, train=True),
+        axis_name="devices",
+        in_axes=(None, 0),
+        out_axes=(0, None),
+    )(variables, x)
+    np.testing.assert_allclose(on_8.reshape(on_one.shape), on_one, rtol=1e-4, atol=1e-5)
+    jax.tree.map(
+        lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5), state_8, state_one
+    )
+
+
+@pytest.mark.parametrize(("module", "width"), [(_SMALL_CNN, 5), (_SMALL_RESNETC, 64)])
+def test_features_feed_the_last_dense_layer(module, width):
+    variables = _initialised(module, (8, 8, 1))
+    x = np.random.default_rng(0).normal(size=(4, 8, 8, 1)).astype(np.float32)
+    penultimate = features(module, variables, x)
+    assert penultimate.shape == (4, width)
+    last = [layer for name, layer in variables["params"].items() if name.startswith("Dense")][-1]
+    logits = apply_model(module, variables, x, train=False)
+    bias = last["bias"].reshape(1, -1)
+    np.testing.assert_allclose(penultimate @ last["kernel"] + bias, logits, rtol=1e-4, atol=1e-5)
+
+
+def test_cnn_takes_any_number_of_widths_and_refuses_small_images():
+    for widths, size in [((3,), 2), ((3, 4, 5, 6), 16)]:
+        params, _ = _shapes("cnn", shape=(size, size, 1), num_classes=2, widths=widths)
+        assert params["Dense_0"]["kernel"].shape == (widths[-1], 128)
+        with pytest.raises(ValueError, match=f"at least {size}×{size} pixels"):
+            _shapes("cnn", shape=(size, size - 1, 1), num_classes=2, widths=widths)
+    with pytest.raises(InputError, match="widths: got \\(\\); must name at least one width"):
+        _shapes("cnn", shape=(8, 8, 1), num_classes=2, widths=[])
+
+
+def test_resnetc_starts_from_the_reference_codes_distribution():
+    variables = _initialised(_SMALL_RESNETC, (8, 8, 1))
+    kernel = variables["params"]["PreActivationBlock_2"]["Conv_1"]["kernel"]
+    np.testing.assert_allclose(kernel.std(), np.sqrt(2 / (3 * 3 * 64)), rtol=0.02)

@@ -1,0 +1,215 @@
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import linen as nn
+
+from distill_core.config import InputError
+from distill_core.models.norm import BatchNorm, make_norm
+
+
+def _apply(norm, params, state, x, **options):
+    y, changed = norm.apply(
+        {"params": params, "batch_stats": state}, x, train=True, mutable=["batch_stats"], **options
+    )
+    return y, changed["batch_stats"]
+
+
+def _fresh(channels):
+    params = {"scale": jnp.linspace(0.5, 2, channels), "bias": jnp.linspace(-1, 1, channels)}
+    return params, {"mean": jnp.zeros(channels), "var": jnp.ones(channels)}
+
+
+def test_batch_norm_agrees_with_pytorch():
+    # Computed once with torch.nn.BatchNorm2d(2), in train() and then in eval().
+    indices = np.arange(24, dtype=np.float32)
+    x = (indices * 7 % 11 / 4 - 1).reshape(3, 2, 2, 2)
+    weights = (indices * 5 % 7 / 3 - 1).reshape(3, 2, 2, 2)
+    params = {"scale": jnp.array([1.5, -0.5]), "bias": jnp.array([0.25, 1.0])}
+    state = {"mean": jnp.zeros(2), "var": jnp.ones(2)}
+
+    def loss(params, x):
+        y, new_state = _apply(BatchNorm(), params, state, x)
+        return (y * weights).sum(), (y, new_state)
+
+    (d_params, d_x), (y, new_state) = jax.grad(loss, argnums=(0, 1), has_aux=True)(params, x)
+    in_eval = BatchNorm().apply({"params": params, "batch_stats": new_state}, x)
+
+    close = {"rtol": 1e-5, "atol": 2e-6}
+    np.testing.assert_allclose(
+        y[0].reshape(-1, 2),
+        [[-1.8157153, 0.7021608], [-0.4636108, 0.2147877]]
+        + [[0.8884938, 1.5144496], [2.2405984, 1.0270764]],
+        **close,
+    )
+    np.testing.assert_allclose(
+        d_x[0].reshape(-1, 2),
+        [[-2.2172391, -0.5694737], [-0.175946, 0.1330832]]
+        + [[1.8653471, -0.0797232], [-0.2999077, 0.6228339]],
+        **close,
+    )
+    np.testing.assert_allclose(d_params["scale"], [-1.7610742, -3.1047478], **close)
+    np.testing.assert_allclose(d_params["bias"], [1 / 3, -2 / 3], **close)
+    np.testing.assert_allclose(new_state["mean"], [0.01458333, 0.02916667], **close)
+    np.testing.assert_allclose(new_state["var"], [0.97552079, 0.96458334], **close)
+    np.testing.assert_allclose(
+        in_eval[0].reshape(-1, 2),
+        [[-1.2908434, 0.6330281], [-0.1518216, 0.2512078]]
+        + [[0.9872002, 1.2693956], [2.126222, 0.8875751]],
+        **close,
+    )
+
+
+@pytest.mark.parametrize("shape", [(6, 3, 2, 4), (6, 4)])
+def test_masked_is_sliced_even_with_nan(rng, shape):
+    params, state = _fresh(4)
+    x = rng.normal(size=shape).astype(np.float32)
+    weights = rng.normal(size=shape).astype(np.float32)
+    where = np.array([True, False, True, True, False, True])
+    x[~where] = np.nan
+
+    def loss(params, x, weights, mask):
+        y, new_state = _apply(BatchNorm(), params, state, x, where=mask)
+        counts = jnp.ones(len(x), bool) if mask is None else mask
+        y_kept = jnp.where(counts.reshape(-1, *[1] * (x.ndim - 1)), y * weights, 0)
+        return y_kept.sum(), (y, new_state)
+
+    grad = jax.jit(jax.grad(loss, argnums=(0, 1), has_aux=True))
+    (d_params, d_x), (y, new_state) = grad(params, x, weights, where)
+    (d_params_s, d_x_s), (y_s, new_state_s) = grad(params, x[where], weights[where], None)
+
+    np.testing.assert_allclose(y[where], y_s, rtol=1e-5, atol=1e-6)
+    np.testing.assert_allclose(d_x[where], d_x_s, rtol=1e-5, atol=1e-6)
+    jax.tree.map(
+        lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6),
+        (d_params, new_state),
+        (d_params_s, new_state_s),
+    )
+    assert np.isfinite(y).all()
+    assert (np.asarray(d_x)[~where] == 0).all()
+
+
+def test_inference_ignores_the_batch_and_stays_finite_behind_the_mask(rng):
+    params, state = _fresh(4)
+    variables = {"params": params, "batch_stats": state}
+    x = rng.normal(size=(3, 4)).astype(np.float32)
+    x[1] = np.nan
+    y = BatchNorm().apply(variables, x, where=jnp.array([True, False, True]))
+    alone = BatchNorm().apply(variables, x[2:])
+    np.testing.assert_array_equal(y[2], alone[0])
+    assert np.isfinite(y).all()
+
+
+def test_statistics_are_global_over_devices(rng):
+    devices = 8
+    assert jax.device_count() >= devices
+    params, state = _fresh(4)
+    x = rng.normal(size=(devices, 2, 3, 3, 4), loc=2).astype(np.float32)
+    weights = rng.normal(size=x.shape).astype(np.float32)
+    where = np.ones((devices, 2), bool)
+    where[0], where[3, 1], where[7] = False, False, False  # uneven, two devices empty
+    x[~where] = np.nan
+
+    def loss(params, x, weights, mask, axis_name):
+        y, new_state = _apply(BatchNorm(axis_name=axis_name), params, state, x, where=mask)
+        return jnp.where(mask[:, None, None, None], y * weights, 0).sum(), (y, new_state)
+
+    def local(params, x, weights, mask):
+        grad, (y, new_state) = jax.grad(loss, has_aux=True)(params, x, weights, mask, "devices")
+        return jax.lax.psum(grad, "devices"), y, new_state
+
+    d_params, y, new_state = jax.pmap(
+        local, axis_name="devices", in_axes=(None, 0, 0, 0), out_axes=(None, 0, None)
+    )(params, x, weights, where)
+
+    def merged(a):
+        return a.reshape(-1, *a.shape[2:])
+
+    d_params_one, (y_one, new_state_one) = jax.grad(loss, has_aux=True)(
+        params, merged(x), merged(weights), merged(where), None
+    )
+    np.testing.assert_allclose(merged(y), y_one, rtol=1e-5, atol=1e-5)
+    jax.tree.map(
+        lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-5),
+        (d_params, new_state),
+        (d_params_one, new_state_one),
+    )
+
+
+def test_gradients_of_inputs_cross_devices(rng):
+    # The rows of one device move the statistics, and so the loss, of the others.
+    x = rng.normal(size=(8, 2, 3)).astype(np.float32)
+    weights = rng.normal(size=x.shape).astype(np.float32)
+    params, state = _fresh(3)
+
+    def loss(x, weights, axis_name):
+        return (_apply(BatchNorm(axis_name=axis_name), params, state, x)[0] * weights).sum()
+
+    d_x = jax.pmap(lambda x, w: jax.grad(loss)(x, w, "devices"), axis_name="devices")(x, weights)
+    d_x_one = jax.grad(loss)(x.reshape(-1, 3), weights.reshape(-1, 3), None)
+    np.testing.assert_allclose(d_x.reshape(-1, 3), d_x_one, rtol=1e-5, atol=1e-5)
+
+
+def test_variance_survives_a_large_mean(rng):
+    x = (1e4 + rng.normal(size=(4096, 1))).astype(np.float32)
+    params, state = _fresh(1)
+    _, new_state = _apply(BatchNorm(momentum=0.0), params, state, x)
+    np.testing.assert_allclose(new_state["var"], x.astype(np.float64).var(0, ddof=1), rtol=1e-3)
+
+
+def test_a_fully_masked_batch_changes_nothing():
+    params, state = _fresh(2)
+    x = jnp.full((3, 2), jnp.nan)
+    y, new_state = _apply(BatchNorm(), params, state, x, where=jnp.zeros(3, bool))
+    assert np.isfinite(y).all()
+    jax.tree.map(np.testing.assert_array_equal, new_state, state)
+
+
+def test_initialisation_needs_no_axis():
+    variables = BatchNorm(axis_name="devices").init(jax.random.key(0), jnp.ones((2, 3)), train=True)
+    np.testing.assert_array_equal(variables["batch_stats"]["mean"], np.zeros(3))
+    np.testing.assert_array_equal(variables["batch_stats"]["var"], np.ones(3))
+
+
+class _Normalised(nn.Module):
+    kind: str
+
+    @nn.compact
+    def __call__(self, x, train=False, where=None):
+        return make_norm(self.kind)(x, train=train, where=where)
+
+
+@pytest.mark.parametrize("channels", [1, 6, 7, 16, 20, 64])
+def test_group_norm_takes_any_width_and_keeps_examples_apart(rng, channels):
+    x = rng.normal(size=(3, 2, 2, channels)).astype(np.float32)
+    y, variables = _Normalised("group").init_with_output(jax.random.key(0), x, train=True)
+    assert list(variables) == ["params"]
+    alone = _Normalised("group").apply(variables, x[1:2])
+    np.testing.assert_allclose(y[1:2], alone, rtol=1e-5, atol=1e-6)
+    np.testing.assert_allclose(np.mean(y, axis=(1, 2, 3)), np.zeros(3), atol=1e-5)
+    np.testing.assert_allclose(np.var(y, axis=(1, 2, 3)), np.ones(3), atol=1e-3)
+
+
+def test_group_norm_groups_16_channels(rng):
+    x = rng.normal(size=(2, 32)).astype(np.float32)
+    y, _ = _Normalised("group").init_with_output(jax.random.key(0), x)
+    groups = x.reshape(2, 2, 16)
+    expected = (groups - groups.mean(-1, keepdims=True)) / groups.std(-1, keepdims=True)
+    np.testing.assert_allclose(y, expected.reshape(2, 32), rtol=1e-3, atol=1e-4)
+
+
+def test_no_norm_is_the_identity(rng):
+    x = rng.normal(size=(2, 3)).astype(np.float32)
+    y, variables = _Normalised("none").init_with_output(jax.random.key(0), x)
+    np.testing.assert_array_equal(y, x)
+    assert not variables
+
+
+def test_unknown_norm_is_refused():
+    with pytest.raises(InputError, match='norm: got \'layer\'; must be "batch", "group" or "none"'):
+        make_norm("layer")
+
+
+@pytest.fixture
+def rng():
+    return np.random.default_rng(0)

@@ -1,0 +1,162 @@
+"""The rules that keep the packages apart, read from the source of every file."""
+
+import ast
+import functools
+import json
+import re
+import statistics
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+METHODS = ("swingdistill", "nasty", "dpdfd")
+PACKAGES = tuple(name for name in ("distill_core", *METHODS) if (ROOT / name).is_dir())
+CONFIGS = sorted((ROOT / "configs").glob("*/*.py"))
+MAX_LINES = 320
+
+
+def _sources(*folders: str) -> list[Path]:
+    return sorted(path for folder in folders for path in (ROOT / folder).rglob("*.py"))
+
+
+def _name(path: Path) -> str:
+    return path.relative_to(ROOT).as_posix()
+
+
+@functools.cache
+def _tree(path: Path) -> ast.Module:
+    return ast.parse(path.read_text(encoding="utf-8"), str(path))
+
+
+def _imports(tree: ast.Module, package: str) -> Iterator[tuple[int, str]]:
+    """Line and full dotted name of everything that is imported, inside functions too."""
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            yield from ((node.lineno, alias.name) for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            parents = package.split(".")[: len(package.split(".")) - node.level + 1]
+            base = ".".join([*(parents if node.level else []), *filter(None, [node.module])])
+            yield from ((node.lineno, f"{base}.{alias.name}") for alias in node.names)
+        elif isinstance(node, ast.Call) and node.args:
+            called = ast.unparse(node.func).rpartition(".")[2]
+            name = node.args[0]
+            if called in ("import_module", "__import__") and isinstance(name, ast.Constant):
+                yield node.lineno, str(name.value)
+
+
+def _names(tree: ast.Module) -> Iterator[tuple[int, str]]:
+    """Line and dotted name of everything that is imported or looked up."""
+    yield from _imports(tree, "")
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Name | ast.Attribute):
+            yield node.lineno, ast.unparse(node)
+
+
+def _importers(paths: list[Path], modules: tuple[str, ...]) -> list[str]:
+    """`file:line imports what` for each import of one of the modules or what is below it."""
+    return [
+        f"{_name(path)}:{line} imports {what}"
+        for path in paths
+        for line, what in _imports(_tree(path), ".".join(path.relative_to(ROOT).parts[:-1]))
+        if any(f"{what}.".startswith(f"{module}.") for module in modules)
+    ]
+
+
+@pytest.mark.parametrize(
+    ("statement", "found"),
+    [
+        ("import orbax.checkpoint as ocp", "orbax.checkpoint"),
+        ("from orbax.checkpoint import v1", "orbax.checkpoint.v1"),
+        ("def f():\n    from orbax import checkpoint", "orbax.checkpoint"),
+        ("importlib.import_module('orbax')", "orbax"),
+        ("from . import losses", "nasty.attacks.losses"),
+        ("from .. import losses", "nasty.losses"),
+        ("from ..losses import kl", "nasty.losses.kl"),
+    ],
+)
+def test_the_reader_sees_every_form_of_import(statement: str, found: str):
+    assert [what for _, what in _imports(ast.parse(statement), "nasty.attacks")] == [found]
+
+
+def test_distill_core_imports_no_method():
+    assert not _importers(_sources("distill_core"), METHODS)
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_a_method_imports_no_other_method(method: str):
+    others = tuple(name for name in METHODS if name != method)
+    assert not _importers(_sources(method), others)
+
+
+@pytest.mark.parametrize(
+    ("modules", "rooms"),
+    [
+        (("orbax",), ("distill_core/checkpoint.py",)),
+        (("tensorflow_datasets", "grain"), ("distill_core/data/",)),
+        (("jax_privacy", "dp_accounting"), ("distill_core/privacy/", "dpdfd/audit.py")),
+    ],
+    ids=["orbax", "data", "privacy"],
+)
+def test_a_library_is_imported_in_its_room_alone(modules: tuple[str, ...], rooms: tuple[str, ...]):
+    outside = [path for path in _sources(*PACKAGES) if not _name(path).startswith(rooms)]
+    assert not _importers(outside, modules)
+
+
+def test_only_parallel_names_devices():
+    last = {"pmap", "shard_map", "Mesh", "make_mesh"}
+    strays = [
+        f"{_name(path)}:{line} names {what}"
+        for path in _sources(*PACKAGES)
+        if _name(path) != "distill_core/parallel.py"
+        for line, what in _names(_tree(path))
+        if what.rpartition(".")[2] in last or f"{what}.".startswith("jax.distributed.")
+    ]
+    assert not strays
+
+
+@pytest.mark.parametrize("package", PACKAGES)
+def test_importing_a_package_is_light(package: str):
+    program = f"""
+import json, sys, time
+wall, cpu = time.perf_counter(), time.process_time()
+import {package}
+wall, cpu = time.perf_counter() - wall, time.process_time() - cpu
+heavy = {{"tensorflow_datasets", "tensorflow", "orbax", "matplotlib", "sklearn", "torch"}}
+from jax._src import xla_bridge
+print(json.dumps([min(wall, cpu), sorted(heavy & sys.modules.keys()),
+                  xla_bridge.backends_are_initialized()]))
+"""
+    # The lesser of wall and processor time, and of three tries: a busy machine only adds to them.
+    tries = [
+        json.loads(
+            subprocess.run(
+                [sys.executable, "-c", program], cwd=ROOT, check=True, stdout=subprocess.PIPE
+            ).stdout
+        )
+        for _ in range(3)
+    ]
+    assert [(heavy, backend) for _, heavy, backend in tries] == [([], False)] * 3
+    assert statistics.median(seconds for seconds, _, _ in tries) <= 1.5
+
+
+@pytest.mark.parametrize("path", _sources(*PACKAGES, "configs", "benchmarks"), ids=_name)
+def test_a_file_answers_one_question(path: Path):
+    assert len(path.read_text(encoding="utf-8").splitlines()) <= MAX_LINES
+
+
+@pytest.mark.parametrize("path", CONFIGS, ids=_name)
+def test_a_config_stands_alone_and_says_how_to_run_it(path: Path):
+    assert not _importers([path], ("distill_core", "configs", *METHODS))
+    functions = {node.name: node for node in _tree(path).body if isinstance(node, ast.FunctionDef)}
+    assert "get_config" in functions
+    assert len(functions["get_config"].args.args) == 1, "get_config(arg)"
+    commands = re.findall(r"python -m \S+", docstring := ast.get_docstring(_tree(path)) or "")
+    assert commands, "the docstring holds no command"
+    assert f"--config {_name(path)}" in docstring
+    for command in commands:
+        module = ROOT.joinpath(*command.removeprefix("python -m ").split(".")).with_suffix(".py")
+        assert module.is_file(), command
