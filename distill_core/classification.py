@@ -89,7 +89,8 @@ def train(
       mode: see `parallel.choose_mode`.
 
     Returns:
-      {"accuracy", "num_test", "checkpoint", "digest"}, JSON-able.
+      {"accuracy", "validation_accuracy" (None without one), "num_test", "digest"}, JSON-able; all
+      of the last step.
     """
     mode = parallel.choose_mode(mode)
     parallel.check_batch_size(hp["batch_size"])
@@ -148,15 +149,16 @@ def train(
         save_every=hp["save_every"],
         label=method,
     )
-    path, metadata = checkpoint.find(workdir)
+    _, metadata = checkpoint.find(workdir)
     accuracy = measure(final, splits.test)["accuracy"]
+    held = measure(final, splits.validation)["accuracy"] if len(splits.validation) else None
     if parallel.is_main():
         note = f"; {dataset.note}" if dataset.note else ""
         print(f"test accuracy {accuracy:.4f} ({len(splits.test)} examples{note})", flush=True)
     return {
         "accuracy": accuracy,
+        "validation_accuracy": held,
         "num_test": len(splits.test),
-        "checkpoint": str(path),
         "digest": metadata["digest"],
     }
 

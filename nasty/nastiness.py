@@ -18,7 +18,8 @@ import optax
 from etils import epath
 from flax import linen as nn
 
-from distill_core import checkpoint, classification, data, parallel
+from distill_core import checkpoint, classification, evaluate, parallel
+from distill_core.data import Split, sampling
 from distill_core.losses import distillation_loss
 
 ALPHA = 0.9  # the paper's weight of the distillation term
@@ -92,7 +93,7 @@ def describe(found: Nastiness) -> str:
 def check(
     teacher: checkpoint.LoadedModel,
     adversary: checkpoint.LoadedModel,
-    images: data.Split,
+    images: Split,
     *,
     temperature: float,
     training_examples: int,
@@ -123,7 +124,7 @@ def check(
     cut = int(count * (1 - HELD_SHARE))
     accuracies = []
     for model in (teacher, adversary):
-        logits = _logits(model, pixels)
+        logits = evaluate.compute_logits(model, pixels)
         accuracies.append(
             _distilled_accuracy(
                 _flat(pixels), labels, logits, cut, temperature=temperature, steps=steps, seed=seed
@@ -142,7 +143,7 @@ def _distilled_accuracy(pixels, labels, logits, cut, *, temperature, steps, seed
     step, tx = _proxy_step(proxy, steps)
     opt_state = tx.init(params)
     for i in range(steps):
-        rows = data.sampling.batch_indices(seed, i, BATCH, cut)
+        rows = sampling.batch_indices(seed, i, BATCH, cut)
         params, opt_state = step(
             params, opt_state, pixels[rows], logits[rows], labels[rows], jnp.float32(temperature)
         )
@@ -166,12 +167,6 @@ def _proxy_step(proxy: _Proxy, steps: int):
         return optax.apply_updates(params, updates), opt_state
 
     return step, tx
-
-
-def _logits(model: checkpoint.LoadedModel, pixels: np.ndarray, batch: int = 512) -> np.ndarray:
-    apply = jax.jit(classification.cached_apply(json.dumps(model.spec)))
-    parts = [apply(model.variables, pixels[i : i + batch]) for i in range(0, len(pixels), batch)]
-    return np.concatenate([np.asarray(p) for p in parts])
 
 
 def _flat(pixels: np.ndarray) -> np.ndarray:

@@ -16,16 +16,17 @@ def linear_cka(x: ArrayLike, y: ArrayLike) -> float:
     Source: Kornblith et al., "Similarity of Neural Network Representations Revisited", 2019,
     equation 4 and section 3.
     """
-    x, y = _matrix("x", x), _matrix("y", y)
-    if len(x) != len(y) or len(x) < 2:
+    a, b = _matrix("x", x), _matrix("y", y)
+    if len(a) != len(b) or len(a) < 2:
         raise ValueError(
-            f"x and y: got {len(x)} and {len(y)} rows; need the same inputs, 2 or more"
+            f"x and y: got {len(a)} and {len(b)} rows; need the same inputs, 2 or more"
         )
-    x, y = _centred(x), _centred(y)
-    if not (x.any() and y.any()):
+    a, b = _centred(a), _centred(b)
+    if not (a.any() and b.any()):
         return float("nan")
-    cross = np.linalg.norm(y.T @ x) ** 2
-    return float(cross / (np.linalg.norm(x.T @ x) * np.linalg.norm(y.T @ y)))
+    a, b = a / np.abs(a).max(), b / np.abs(b).max()  # CKA knows no scale, fourth powers do
+    cross = np.linalg.norm(b.T @ a) ** 2
+    return float(cross / (np.linalg.norm(a.T @ a) * np.linalg.norm(b.T @ b)))
 
 
 def linear_probe_accuracy(features: ArrayLike, labels: ArrayLike, *, seed: int) -> float:

@@ -17,7 +17,7 @@ class Split:
 
     images: np.ndarray
     labels: np.ndarray
-    index: np.ndarray | None = None
+    index: np.ndarray = None  # pyright: ignore[reportAssignmentType]: filled in just below
 
     def __post_init__(self):
         if self.index is None:

@@ -55,9 +55,9 @@ def load(name: str, data_dir: str | None) -> Dataset:
     with _readable(name, data_dir, "the directory"):
         builder: Any = tfds.builder_from_directory(folder)
         features = builder.info.features
-        sizes = {key: split.num_examples for key, split in builder.info.splits.items()}
+        sizes: dict[str, int] = {k: v.num_examples for k, v in builder.info.splits.items()}
     if not {"image", "label"} <= set(features or {}) or not hasattr(features["label"], "names"):
-        found = ", ".join(features or {})
+        found = ", ".join(sorted(features or {}))
         message = f"must have the features image and label (a class); it has {found}"
         raise InputError("dataset", full, message)
     test = "test" if "test" in sizes else "validation"
@@ -67,6 +67,8 @@ def load(name: str, data_dir: str | None) -> Dataset:
 
     arrays, notes = [], []
     for which in ("train", test):
+        if not sizes[which]:  # its files need not exist
+            raise InputError("dataset", full, f"the {which} split must not be empty")
         with _readable(name, data_dir, f"the {which} split"):
             images, labels = _read(full, which, builder.as_data_source(which))
         arrays.append((images, labels))
@@ -150,9 +152,7 @@ def _not_the_opencv_hint(record: logging.LogRecord) -> bool:
 
 
 def _read(full: str, which: str, source: Any) -> tuple[np.ndarray, np.ndarray]:
-    """(uint8 [N, H, W, C], int64 [N]) of one split; (empty, empty) if it has no examples."""
-    if not len(source):
-        return np.empty((0, 1, 1, 1), np.uint8), np.empty(0, np.int64)
+    """(uint8 [N, H, W, C], int64 [N]) of one split."""
     shape, dtype = source[0]["image"].shape, source[0]["image"].dtype
     if dtype != np.uint8:
         raise InputError("dataset", full, f"images must be uint8, and are {dtype}")

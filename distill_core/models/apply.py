@@ -96,26 +96,20 @@ def apply_model(
       the collections are the whole new model_state (everything in `variables` but `params`),
       with those of `mutable`.
     """
-    state = {name: value for name, value in variables.items() if name != "params"}
     options = _accepted(module, train=train, where=where)
     rngs = None if key is None else {"dropout": key}
     if not (train or mutable):
         return module.apply(variables, x, rngs=rngs, **options)
-    changing = [*state, *mutable] if train else list(mutable)
-    logits, changed = module.apply(variables, x, rngs=rngs, mutable=changing, **options)
-    return logits, {**state, **changed} if train else dict(changed)
+    state = [name for name in variables if name != "params"] if train else []
+    return module.apply(variables, x, rngs=rngs, mutable=[*state, *mutable], **options)
 
 
-def features(
-    module: nn.Module, variables: Mapping[str, Any], x: jax.Array, *, where: jax.Array | None = None
-) -> jax.Array | None:
+def features(module: nn.Module, variables: Mapping[str, Any], x: jax.Array) -> jax.Array | None:
     """Inputs of the last dense layer at inference, [B, D], or None if the network hides them.
 
     A network shows them by `self.sow("intermediates", "features", …)` in its `__call__`.
     """
-    _, collections = apply_model(
-        module, variables, x, train=False, where=where, mutable=("intermediates",)
-    )
+    _, collections = apply_model(module, variables, x, train=False, mutable=("intermediates",))
     sown = collections.get("intermediates", {}).get("features")
     return None if sown is None else sown[-1]
 

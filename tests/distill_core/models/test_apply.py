@@ -53,11 +53,16 @@ def test_state_and_dropout(x):
     params, state = init_model(module, jax.random.key(0), (4, 4, 1))
     assert params == {}
     assert set(state) == {"counters", "constants"}
+    state["unused"] = {"value": jnp.zeros(())}
     dropped, new_state = apply_model(module, state, x, train=True, key=jax.random.key(1))
     other, _ = apply_model(module, state, x, train=True, key=jax.random.key(2))
     assert (dropped == 0).any()
     assert (dropped != other).any()
-    assert new_state == {"counters": {"calls": 1}, "constants": {"answer": 1}}
+    assert new_state == {
+        "counters": {"calls": 1},
+        "constants": {"answer": 1},
+        "unused": {"value": 0},
+    }
     np.testing.assert_array_equal(apply_model(module, state, x, train=False), jnp.ones((2, 16)))
 
 

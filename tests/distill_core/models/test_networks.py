@@ -7,6 +7,7 @@ from distill_core.config import InputError
 from distill_core.models import (
     CNN,
     MODEL_NAMES,
+    ResNet,
     ResNetC,
     apply_model,
     count_parameters,
@@ -17,6 +18,7 @@ from distill_core.models import (
 
 _SMALL_CNN = CNN(num_classes=3, widths=(4, 6), hidden=5)
 _SMALL_RESNETC = ResNetC(num_classes=3, blocks_per_stage=1)
+_SMALL_RESNET = ResNet(num_classes=3, stage_sizes=(1,))
 
 
 def _initialised(module, shape):
@@ -59,7 +61,9 @@ def test_every_network_takes_every_norm_and_size(name, norm, shape):
     assert jax.tree.structure(new_state) == jax.tree.structure(state)
 
 
-@pytest.mark.parametrize("module", [_SMALL_CNN, _SMALL_RESNETC, _SMALL_CNN.copy(norm="group")])
+@pytest.mark.parametrize(
+    "module", [_SMALL_CNN, _SMALL_CNN.copy(norm="group"), _SMALL_RESNETC, _SMALL_RESNET]
+)
 def test_masked_is_sliced_in_training_even_with_nan(module):
     variables = _initialised(module, (8, 8, 2))
     params = variables.pop("params")
@@ -94,7 +98,9 @@ def test_training_on_8_devices_is_training_on_one():
     module = _SMALL_CNN
     variables = _initialised(module, (8, 8, 1))
     x = np.random.default_rng(0).normal(size=(8, 2, 8, 8, 1)).astype(np.float32)
-    on_one, state_one = apply_model(module, variables, x.reshape(-1, 8, 8, 1), train=True)
+    on_one, state_one = jax.jit(lambda variables, x: apply_model(module, variables, x, train=True))(
+        variables, x.reshape(-1, 8, 8, 1)
+    )
     sharded = module.copy(axis_name="devices")
     on_8, state_8 = jax.pmap(
         lambda variables, x: apply_model(sharded, variables, x, train=True),
@@ -112,10 +118,14 @@ def test_training_on_8_devices_is_training_on_one():
 def test_features_feed_the_last_dense_layer(module, width):
     variables = _initialised(module, (8, 8, 1))
     x = np.random.default_rng(0).normal(size=(4, 8, 8, 1)).astype(np.float32)
-    penultimate = features(module, variables, x)
+
+    @jax.jit
+    def run(variables, x):
+        return features(module, variables, x), apply_model(module, variables, x, train=False)
+
+    penultimate, logits = run(variables, x)
     assert penultimate.shape == (4, width)
     last = [layer for name, layer in variables["params"].items() if name.startswith("Dense")][-1]
-    logits = apply_model(module, variables, x, train=False)
     bias = last["bias"].reshape(1, -1)
     np.testing.assert_allclose(penultimate @ last["kernel"] + bias, logits, rtol=1e-4, atol=1e-5)
 

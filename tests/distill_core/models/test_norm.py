@@ -179,15 +179,16 @@ class _Normalised(nn.Module):
         return make_norm(self.kind)(x, train=train, where=where)
 
 
-@pytest.mark.parametrize("channels", [1, 6, 7, 16, 20, 64])
-def test_group_norm_takes_any_width_and_keeps_examples_apart(rng, channels):
-    x = rng.normal(size=(3, 2, 2, channels)).astype(np.float32)
+@pytest.mark.parametrize("shape", [(3, 2, 2, 1), (3, 2, 2, 20), (3, 6), (3, 17), (3, 64)])
+def test_group_norm_takes_any_width_and_keeps_examples_apart(rng, shape):
+    x = rng.normal(size=shape).astype(np.float32)
     y, variables = _Normalised("group").init_with_output(jax.random.key(0), x, train=True)
     assert list(variables) == ["params"]
     alone = _Normalised("group").apply(variables, x[1:2])
     np.testing.assert_allclose(y[1:2], alone, rtol=1e-5, atol=1e-6)
-    np.testing.assert_allclose(np.mean(y, axis=(1, 2, 3)), np.zeros(3), atol=1e-5)
-    np.testing.assert_allclose(np.var(y, axis=(1, 2, 3)), np.ones(3), atol=1e-3)
+    flat = np.reshape(y, (3, -1))
+    np.testing.assert_allclose(flat.mean(axis=1), np.zeros(3), atol=1e-5)
+    np.testing.assert_allclose(flat.var(axis=1), np.ones(3), atol=1e-3)
 
 
 def test_group_norm_groups_16_channels(rng):

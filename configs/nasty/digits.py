@@ -1,0 +1,39 @@
+"""The paper's comparison on scikit-learn's digits (8×8), small CNNs, three seeds.
+
+python -m nasty.experiment --config configs/nasty/digits.py --workdir runs/demo
+"""
+
+from ml_collections import config_dict
+
+
+def get_config(arg=""):
+    config = config_dict.ConfigDict()
+    config.dataset = "digits"
+    config.seeds = (1, 2, 3)
+    config.num_validation = 287
+
+    config.model = "cnn"
+    config.model_kwargs = config_dict.ConfigDict({"widths": (16, 32), "hidden": 64})
+    config.optimizer = "adam"
+    config.learning_rate = 3e-3
+    config.schedule = "onecycle"
+    config.batch_size = 64
+    config.num_steps = 700
+
+    config.omega = 0.04
+    config.temperature = 20.0
+    config.alpha = 0.9
+
+    config.student_model = "cnn"
+    config.student_model_kwargs = config_dict.ConfigDict({"widths": (8, 16), "hidden": 32})
+    config.student_optimizer = "adam"
+    config.student_learning_rate = 3e-3
+    config.student_schedule = "onecycle"
+    config.student_batch_size = 64
+    config.student_num_steps = 220
+
+    config.log_every = 350
+    if arg == "smoke":
+        config.seeds = (1,)
+        config.num_steps = config.student_num_steps = 4
+    return config.lock()

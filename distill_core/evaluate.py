@@ -1,0 +1,123 @@
+"""Measures any image classifier's checkpoint, and stores its logits for black-box distillation.
+
+    python -m distill_core.evaluate --checkpoint runs/nasty [--dataset digits] [--split train] \
+        [--logits_out logits.npz]
+"""
+
+import functools
+import io
+import json
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from absl import flags
+from etils import epath
+
+from distill_core import checkpoint, cli, config, data, metrics, parallel, spec
+from distill_core.losses import cross_entropy
+
+
+def evaluate_checkpoint(
+    path: epath.PathLike,
+    *,
+    part: str | None = None,
+    dataset: str | None = None,
+    data_dir: str | None = None,
+    split: str = "test",
+    batch_size: int = 512,
+    logits_out: epath.PathLike | None = None,
+) -> dict[str, Any]:
+    """Accuracy and cross-entropy over every example of a split.
+
+    Args:
+      path: a workdir or checkpoint.
+      part: which network of it.
+      dataset: by default the one that the checkpoint was trained on.
+      data_dir: likewise.
+      split: `test` or `train`.
+      batch_size: of the forward passes.
+      logits_out: an .npz file to write `logits` float32 [N, K] and `labels` to, in the order of
+        the split; `distill_core.distill --config.teacher=npz:FILE` takes it (of the train split).
+
+    Returns:
+      {"accuracy", "cross_entropy", "examples", "note"}.
+
+    Raises:
+      InputError: no such checkpoint or data, or they do not fit.
+    """
+    loaded = checkpoint.load_model(path, part=part)
+    settings = loaded.metadata["config"]
+    source = data.load_dataset(
+        dataset or settings["dataset"], data_dir=data_dir or settings.get("data_dir")
+    )
+    spec.check_fits("checkpoint", str(path), loaded.spec, source)
+    if split not in ("train", "test"):
+        raise config.InputError("split", split, "must be train or test")
+    examples = getattr(source, split)
+    logits = compute_logits(loaded, examples.images, batch_size)
+    found = {
+        "accuracy": metrics.correct(logits, examples.labels),
+        "cross_entropy": cross_entropy(jnp.asarray(logits), jnp.asarray(examples.labels)),
+    }
+    result = {name: float(np.mean(np.asarray(values, np.float64))) for name, values in found.items()}
+    if logits_out is not None:
+        buffer = io.BytesIO()
+        np.savez(buffer, logits=logits, labels=examples.labels)
+        epath.Path(logits_out).write_bytes(buffer.getvalue())
+    return {**result, "examples": len(examples), "note": source.note}
+
+
+def compute_logits(
+    loaded: checkpoint.LoadedModel, images: np.ndarray, batch_size: int = 512
+) -> np.ndarray:
+    """float32 logits [N, K] of images [N, H, W, C], unaugmented."""
+    apply = _jitted_apply(json.dumps(loaded.spec))
+    variables = jax.device_put(loaded.variables)
+    padded = -(-len(images) // batch_size) * batch_size if len(images) > batch_size else len(images)
+    parts = []
+    for start in range(0, padded, batch_size):
+        rows = np.arange(start, min(start + batch_size, padded)).clip(max=len(images) - 1)
+        parts.append(np.asarray(apply(variables, images[rows])))
+    return np.concatenate(parts)[: len(images)]
+
+
+@functools.lru_cache(maxsize=16)
+def _jitted_apply(network: str):
+    """One jitted `apply` for all checkpoints of one (JSON) spec."""
+    return jax.jit(spec.make_apply(json.loads(network)))
+
+
+def main():
+    """The binary."""
+    path = flags.DEFINE_string("checkpoint", None, "A workdir or one of its checkpoints.")
+    part = flags.DEFINE_string("part", None, "Which network, where the checkpoint holds several.")
+    dataset = flags.DEFINE_string("dataset", None, "By default the checkpoint's own.")
+    data_dir = flags.DEFINE_string("data_dir", None, "Of a tfds:… data set.")
+    split = flags.DEFINE_string("split", "test", "test or train.")
+    out = flags.DEFINE_string("logits_out", None, "Writes the split's logits to this .npz file.")
+
+    def run():
+        if not path.value:
+            raise config.InputError("checkpoint", path.value, "--checkpoint is required")
+        found = evaluate_checkpoint(
+            path.value,
+            part=part.value,
+            dataset=dataset.value,
+            data_dir=data_dir.value,
+            split=split.value,
+            logits_out=out.value,
+        )
+        note = f"; {found['note']}" if found["note"] else ""
+        print(
+            f"{split.value} accuracy {found['accuracy']:.4f}  cross_entropy "
+            f"{found['cross_entropy']:.4f}  ({found['examples']} examples{note}; "
+            f"{parallel.describe()})"
+        )
+
+    cli.launch(run)
+
+
+if __name__ == "__main__":
+    main()

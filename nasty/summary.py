@@ -1,0 +1,229 @@
+"""An experiment's runs to table, gates, figures, results.json and report.html."""
+
+import json
+import sys
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import jax
+import numpy as np
+from etils import epath
+
+from distill_core import checkpoint, evaluate, models, report, spec
+from distill_core.data import Dataset, preprocess
+from nasty import figures, representations
+
+MOST_LOST, LEAST_GAP, MOST_BELOW_ALONE = 0.02, 0.05, 0.005  # fractions
+_INPUTS, _POINTS = 6, 1000
+_CHECKED = "nastiness_check_gap"
+
+
+def rows_and_gates(
+    results: Mapping[tuple[str, int], Mapping[str, Any]],
+    hp: Mapping[str, Any],
+    attack: Mapping[str, Mapping[str, float]],
+) -> tuple[list[report.Row], list[report.Gate]]:
+    """One row an arm over its seeds, and what the method has to show.
+
+    Args:
+      results: each run's result by (arm, seed); accuracies are of the last step, on the test split.
+      hp: the experiment's values.
+      attack: teacher kind -> the (α, τ_S) that its attacker chose; {} without an attack.
+    """
+    arms: dict[str, list[Mapping[str, Any]]] = {}
+    for (arm, _), result in results.items():
+        arms.setdefault(arm, []).append(result)
+    rows = []
+    for arm, runs in arms.items():
+        metrics = {"accuracy": [r["accuracy"] for r in runs]}
+        checks = [r["nastiness"] for r in runs if "nastiness" in r]
+        if checks and all(c["nasty"] is not None for c in checks):
+            metrics[_CHECKED] = [c["student_of_adversary"] - c["student_of_teacher"] for c in checks]
+        rows.append(report.Row(arm, _settings(arm, hp, attack), metrics))
+    return rows, _gates(arms)
+
+
+def _settings(arm: str, hp, attack) -> dict[str, Any]:
+    own = arm.startswith(("teacher", "self"))
+    settings = {"model": hp["model" if own else "student_model"]}
+    if arm == "teacher_nasty":
+        settings |= {"omega": hp["omega"], "temperature": hp["temperature"]}
+    elif arm.startswith("attacker"):
+        settings |= attack[arm.removeprefix("attacker_of_")] | {"chosen_on": "held-out examples"}
+    elif "_of_" in arm:
+        settings |= {"alpha": hp["alpha"], "temperature": hp["temperature"]}
+    return settings
+
+
+def _gates(arms: Mapping[str, Sequence[Mapping[str, Any]]]) -> list[report.Gate]:
+    mean = {arm: float(np.mean([r["accuracy"] for r in runs])) for arm, runs in arms.items()}
+    lost = mean["teacher_normal"] - mean["teacher_nasty"]
+    gap = mean["student_of_normal"] - mean["student_of_nasty"]
+    below = mean["student_alone"] - mean["student_of_nasty"]
+    behind = mean["student_alone"] - mean["student_of_normal"]
+    gates = [
+        _gate("the nasty teacher loses little accuracy", lost, lost <= MOST_LOST, "at most 2"),
+        _gate("its students end below the normal teacher's", gap, gap >= LEAST_GAP, "at least 5"),
+        _gate("its students end below the student alone", below, below > 0, "above 0"),
+        _gate(
+            "the normal teacher's student is not behind the student alone",
+            behind,
+            behind <= MOST_BELOW_ALONE,
+            "at most 0.5",
+        ),
+    ]
+    if "attacker_of_nasty" in mean:
+        best = mean["attacker_of_normal"] - mean["attacker_of_nasty"]
+        name = "the gap stays at the attacker's best alpha and temperature"
+        gates.append(_gate(name, best, best >= LEAST_GAP, "at least 5"))
+    verdicts = [r["nastiness"]["nasty"] for r in arms["teacher_nasty"] if "nastiness" in r]
+    if verdicts:
+        found = f"{sum(v is True for v in verdicts)} of {len(verdicts)} runs"
+        name = "the nastiness check calls the nasty teacher nasty"
+        gates.append(report.Gate(name, all(v is True for v in verdicts), found, "all runs"))
+    return gates
+
+
+def _gate(name: str, value: float, passed: bool, needed: str) -> report.Gate:
+    return report.Gate(name, bool(passed), f"{100 * value:.2f} points", f"{needed} points")
+
+
+def draw_figures(
+    workdir: epath.Path,
+    dataset: Dataset,
+    rows: Sequence[report.Row],
+    normal: epath.Path,
+    nasty: epath.Path,
+    temperature: float,
+) -> list[tuple[str, epath.Path]]:
+    """(caption, PNG) of the arms, the logit response, and features and logits in the plane.
+
+    `normal` and `nasty` are the teachers' workdirs.
+    """
+    folder = workdir / "figures"
+    folder.mkdir(parents=True, exist_ok=True)
+    # Shuffled once: some test splits are sorted by class.
+    rows_used = np.random.default_rng(0).permutation(len(dataset.test))[:_POINTS]
+    images, labels = dataset.test.images[rows_used], dataset.test.labels[rows_used]
+    teachers = [checkpoint.load_model(path) for path in (normal, nasty)]
+    logits = [evaluate.compute_logits(teacher, images) for teacher in teachers]
+    shown = _one_a_class(labels)
+    made = [
+        (
+            "Accuracy of every arm; one dot a seed, the line is the student alone.",
+            figures.arm_accuracies(folder / "arms.png", rows),
+        ),
+        (
+            f"What both teachers tell a student, softened at temperature {temperature:g}: one peak "
+            "from the normal teacher, several from the nasty one.",
+            figures.logit_response(
+                folder / "logit_response.png",
+                images[shown],
+                logits[0][shown],
+                logits[1][shown],
+                labels[shown],
+                dataset.classes,
+                temperature,
+            ),
+        ),
+    ]
+    features = [_features(teacher, images) for teacher in teachers]
+    if all(f is not None for f in features):
+        path = _embeddings(folder / "embeddings.png", features, logits, labels, dataset.classes)
+        caption = (
+            "t-SNE of features and of logits on test images, with the accuracy of a linear probe "
+            "and the similarity (linear CKA) to the normal teacher."
+        )
+        made.append((caption, path))
+    return made
+
+
+def _embeddings(path, features, logits, labels, classes) -> epath.Path:
+    panels = []
+    for name, pair in (("Features", features), ("Logits", logits)):
+        for kind, x in zip(("normal", "nasty"), pair, strict=True):
+            points = representations.tsne(x, seed=0)
+            panels.append(
+                figures.Panel(
+                    f"{name}, {kind} teacher",
+                    points,
+                    labels[: len(points)],
+                    representations.linear_probe_accuracy(x, labels, seed=0),
+                    representations.linear_cka(pair[0], x) if kind == "nasty" else None,
+                )
+            )
+    return figures.embedding_figure(path, panels, classes)
+
+
+def _features(model: checkpoint.LoadedModel, images: np.ndarray) -> np.ndarray | None:
+    """Penultimate activations [N, D]; None for a user's network that does not sow them."""
+    module = spec.build(model.spec)
+
+    @jax.jit
+    def compute(variables, images):
+        x = preprocess.preprocess(images, tuple(model.spec["mean"]), tuple(model.spec["std"]))
+        return models.features(module, variables, x)
+
+    found = compute(model.variables, images)
+    return None if found is None else np.asarray(found)
+
+
+def _one_a_class(labels: np.ndarray) -> np.ndarray:
+    """The first example of each of some classes."""
+    return np.sort(np.unique(labels, return_index=True)[1])[:_INPUTS]
+
+
+def write(
+    workdir: epath.Path,
+    hp: Mapping[str, Any],
+    dataset: Dataset,
+    rows: Sequence[report.Row],
+    gates: Sequence[report.Gate],
+    drawn: Sequence[tuple[str, epath.Path]],
+    minutes: float,
+):
+    """results.json, report.html, and the table and gates on the console."""
+    from rich.console import Console
+
+    environment = report.environment()
+    report.write_results(
+        workdir / "results.json",
+        method="nasty",
+        dataset=dataset.name,
+        rows=rows,
+        gates=gates,
+        environment=environment,
+        extra={"settings": json.loads(json.dumps(dict(hp))), "minutes": minutes},
+    )
+    notes = [
+        "Accuracies are fractions of all test examples, at the last step; nothing was chosen on "
+        "the test split.",
+        "The method and the loss are those of Ma et al., ICLR 2021; the recipe is the config's. "
+        "The nastiness check and the attacker's choice are our reconstruction.",
+        f"This call took {minutes:.1f} minutes; stages finished before it are not counted.",
+    ] + ([dataset.note] if dataset.note else [])
+    mean = {row.arm: report.summarize(row.metrics["accuracy"])["mean"] for row in rows}
+    report.write_html(
+        workdir / "report.html",
+        title=f"Nasty teachers on {dataset.name}",
+        summary=(
+            f"The nasty teacher classifies {mean['teacher_nasty']:.1%} of the test images right, "
+            f"the normal one {mean['teacher_normal']:.1%}. A student distilled from the normal "
+            f"teacher reaches {mean['student_of_normal']:.1%}, one from the nasty teacher "
+            f"{mean['student_of_nasty']:.1%}, and one without a teacher "
+            f"{mean['student_alone']:.1%}."
+        ),
+        rows=rows,
+        metrics=["accuracy"],
+        gates=gates,
+        figures=drawn,
+        notes=notes,
+        environment=environment,
+        command=" ".join(["python -m nasty.experiment", *sys.argv[1:]]),
+    )
+    console = Console()
+    console.print(report.console_table(rows, ["accuracy"], f"Nasty teachers on {dataset.name}"))
+    for gate in gates:
+        word = "passed" if gate.passed else "MISSED"
+        console.print(f"{word}  {gate.name}: {gate.value}, needed {gate.needed}", highlight=False)
+    console.print(f"\nreport: {workdir / 'report.html'}", highlight=False, soft_wrap=True)

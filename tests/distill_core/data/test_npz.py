@@ -1,0 +1,134 @@
+"""A user's own arrays."""
+
+import numpy as np
+import pytest
+
+from distill_core.config import InputError
+from distill_core.data import load_dataset
+
+KERAS = ("x_train", "y_train", "x_test", "y_test")
+MEDMNIST = ("train_images", "train_labels", "test_images", "test_labels")
+
+
+def _save(path, keys=KERAS, shape=(4, 5, 3), dtype=np.uint8, column=False, **more):
+    rng = np.random.default_rng(0)
+    arrays = {}
+    for key, num in zip(keys[::2], (6, 3), strict=True):
+        arrays[key] = rng.integers(0, 256, (num, *shape)).astype(dtype)
+    for key, num in zip(keys[1::2], (6, 3), strict=True):
+        labels = np.arange(num) % 3
+        arrays[key] = labels[:, None] if column else labels
+    np.savez(path, **arrays, **more)
+    return arrays
+
+
+def _refused(path):
+    with pytest.raises(InputError) as error:
+        load_dataset(f"npz:{path}")
+    message = str(error.value)
+    assert message.startswith(f"dataset: got 'npz:{path}'; ")
+    assert "\n" not in message
+    return message
+
+
+def test_keras(tmp_path):
+    path = tmp_path / "a.npz"
+    arrays = _save(path)
+    dataset = load_dataset(f"npz:{path}")
+    np.testing.assert_array_equal(dataset.train.images, arrays["x_train"])
+    np.testing.assert_array_equal(dataset.test.labels, arrays["y_test"])
+    assert dataset.name == f"npz:{path}"
+    assert dataset.classes == ("0", "1", "2")
+    assert dataset.mean == dataset.std == (0.5, 0.5, 0.5)
+
+
+def test_medmnist(tmp_path):
+    path = tmp_path / "a.npz"
+    other = {"val_images": np.zeros((2, 4, 5)), "val_labels": np.zeros((2, 1))}
+    arrays = _save(path, MEDMNIST, column=True, **other)
+    dataset = load_dataset(f"npz:{path}")
+    np.testing.assert_array_equal(dataset.train.labels, arrays["train_labels"][:, 0])
+    np.testing.assert_array_equal(dataset.test.images, arrays["test_images"])
+
+
+def test_grey_images_get_a_channel(tmp_path):
+    path = tmp_path / "a.npz"
+    arrays = _save(path, shape=(4, 5))
+    dataset = load_dataset(f"npz:{path}")
+    assert dataset.input_shape == (4, 5, 1)
+    np.testing.assert_array_equal(dataset.train.images[..., 0], arrays["x_train"])
+
+
+@pytest.mark.parametrize("dtype", ["U", "S"])
+def test_names_of_classes(tmp_path, dtype):
+    path = tmp_path / "a.npz"
+    _save(path, classes=np.array(["cat", "dog", "eel", "fox"], dtype))
+    assert load_dataset(f"npz:{path}").classes == ("cat", "dog", "eel", "fox")
+
+
+def test_home_is_expanded(tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    _save(tmp_path / "a.npz")
+    assert len(load_dataset("npz:~/a.npz").train) == 6
+
+
+def test_refuses_missing_keys(tmp_path):
+    path = tmp_path / "a.npz"
+    np.savez(path, images=np.zeros(3), y_train=np.zeros(3))
+    message = _refused(path)
+    assert f"needs the keys {', '.join(KERAS)} or {', '.join(MEDMNIST)}" in message
+    assert message.endswith("found images, y_train")
+
+
+def test_refuses_an_empty_archive(tmp_path):
+    np.savez(tmp_path / "a.npz")
+    assert _refused(tmp_path / "a.npz").endswith("found none")
+
+
+def test_refuses_labels_that_the_train_split_lacks(tmp_path):
+    path = tmp_path / "a.npz"
+    arrays = _save(path)
+    np.savez(path, **{**arrays, "y_test": arrays["y_test"] + 5})
+    assert "test labels must lie in 0 to 2, and lie in 5 to 7" in _refused(path)
+
+
+def test_refuses_floats_of_0_to_255(tmp_path):
+    path = tmp_path / "a.npz"
+    _save(path, dtype=np.float32)
+    assert "scale them, or store uint8" in _refused(path)
+
+
+def test_refuses_an_empty_train_split(tmp_path):
+    path = tmp_path / "a.npz"
+    arrays = _save(path)
+    np.savez(path, **{**arrays, "x_train": arrays["x_train"][:0], "y_train": np.zeros(0, int)})
+    assert "the train split must not be empty" in _refused(path)
+
+
+def test_refuses_a_missing_file(tmp_path):
+    assert "must be an existing .npz file" in _refused(tmp_path / "a.npz")
+    assert "must be an existing .npz file" in _refused(tmp_path)
+
+
+def _pickled(path):
+    np.savez(path, **dict.fromkeys(KERAS, np.array([{}, []], dtype=object)))
+
+
+def _one_array(path):
+    with path.open("wb") as stream:
+        np.save(stream, np.zeros(3))
+
+
+def _truncated(path):
+    _save(path)
+    path.write_bytes(path.read_bytes()[:-200])
+
+
+@pytest.mark.parametrize(
+    "write",
+    [_pickled, _one_array, _truncated, lambda p: p.write_text("hello"), lambda p: p.touch()],
+)
+def test_refuses_what_is_no_npz(tmp_path, write):
+    path = tmp_path / "a.npz"
+    write(path)
+    assert "must be an .npz of plain arrays, and cannot be read as one (" in _refused(path)
