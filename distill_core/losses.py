@@ -5,23 +5,52 @@ compute in float32 and leave the reduction to the caller. Entries where `where` 
 exactly 0, with gradient 0, even if they hold NaN.
 """
 
+import math
 import numbers
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 
 Array = jax.Array
 
 
-def check_range(name: str, value: object, low: float, high: float, *, open_low: bool = False):
-    """Raises ValueError if a Python or NumPy scalar lies outside [low, high]; traced values pass."""
-    if not isinstance(value, numbers.Real):
-        return
-    inside = (low < value if open_low else low <= value) and value <= high
-    if not (inside and np.isfinite(float(value))):
-        bracket = "(" if open_low else "["
-        raise ValueError(f"{name}: got {value}; must be in {bracket}{low}, {high}]")
+def coefficient(
+    name: str,
+    value,
+    leading: tuple[int, ...],
+    where: Array | None,
+    *,
+    low: float,
+    high: float = math.inf,
+    above: bool = False,
+) -> Array:
+    """A loss's hyper-parameter as float32: a scalar, or one per element with 1 behind the mask.
+
+    Args:
+      name: for the messages.
+      value: a scalar or an array of the shape `leading`. Python and NumPy scalars have to be finite
+        and in [low, high], or above `low` if `above`; arrays and traced values pass.
+      leading: the shape of the loss.
+      where: bool of the shape `leading`, or None.
+
+    Raises:
+      ValueError: a scalar outside the range, or another shape.
+    """
+    if isinstance(value, numbers.Real):
+        inside = (low < value if above else low <= value) and value <= high
+        if not (inside and math.isfinite(value)):
+            bound = f"above {low:g}" if above else f"at least {low:g}"
+            bound = f"in [{low:g}, {high:g}]" if high < math.inf else f"finite and {bound}"
+            raise ValueError(f"{name}: got {value}; must be {bound}")
+    value = jnp.asarray(value, jnp.float32)
+    if value.ndim == 0:
+        return value
+    if value.shape != leading:
+        raise ValueError(
+            f"{name}: got shape {value.shape}; must be a scalar or one per element, {leading}"
+        )
+    # Behind the mask even a NaN is allowed, and must not reach a gradient.
+    return value if where is None else jnp.where(where, value, 1.0)
 
 
 def kl_divergence(
@@ -50,10 +79,16 @@ def kl_divergence(
     >>> print(kl.round(3), kl.dtype)
     [0.144] float32
     """
-    _check_shapes(logits_p, "logits_p", logits_q, "logits_q")
-    check_range("temperature", temperature, 0.0, float("inf"), open_low=True)
-    log_p = jax.nn.log_softmax(_cool(_masked(logits_p, where), temperature, where), axis=-1)
-    log_q = jax.nn.log_softmax(_cool(_masked(logits_q, where), temperature, where), axis=-1)
+    if logits_p.shape != logits_q.shape:
+        raise ValueError(
+            f"logits_p {logits_p.shape} and logits_q {logits_q.shape} must have one shape [..., C]"
+        )
+    leading = _leading_shape(logits_p, where)
+    temperature = coefficient("temperature", temperature, leading, where, low=0.0, above=True)
+    if temperature.ndim:
+        temperature = temperature[..., None]
+    log_p = jax.nn.log_softmax(_masked(logits_p, where) / temperature, axis=-1)
+    log_q = jax.nn.log_softmax(_masked(logits_q, where) / temperature, axis=-1)
     p = jnp.exp(log_p)
     live = p > 0  # elsewhere the limit of p·(log p − log q) is 0, but the formula gives 0·∞
     log_ratio = jnp.where(live, jnp.where(live, log_p, 0.0) - jnp.where(live, log_q, 0.0), 0.0)
@@ -77,8 +112,15 @@ def cross_entropy(logits: Array, labels: Array, *, where: Array | None = None) -
     >>> print(cross_entropy(jnp.array([[0., 0.]]), jnp.array([1])).round(3))
     [0.693]
     """
-    _check_labels(logits, labels)
+    leading = _leading_shape(logits, where)
+    labels = jnp.asarray(labels)
+    if labels.shape != leading or not jnp.issubdtype(labels.dtype, jnp.integer):
+        raise ValueError(
+            f"labels: got {labels.dtype} {labels.shape}; must be integers {leading}, the leading "
+            f"axes of logits {logits.shape}"
+        )
     log_probs = jax.nn.log_softmax(_masked(logits, where), axis=-1)
+    labels = labels.astype(jnp.int32)  # uint8 cannot hold the index that is put for a wrong label
     labels = labels if where is None else jnp.where(where, labels, 0)
     # 'fill' makes a label that is too large NaN; negative ones would wrap around, so move them out.
     index = jnp.where(labels < 0, logits.shape[-1], labels)[..., None]
@@ -114,23 +156,19 @@ def distillation_loss(
     Raises:
       ValueError: shapes that do not belong together, or a Python scalar outside its range.
     """
-    check_range("alpha", alpha, 0.0, 1.0)
+    leading = _leading_shape(student_logits, where)
+    alpha = coefficient("alpha", alpha, leading, where, low=0.0, high=1.0)
+    temperature = coefficient("temperature", temperature, leading, where, low=0.0, above=True)
     divergence = kl_divergence(
         jax.lax.stop_gradient(teacher_logits), student_logits, temperature=temperature, where=where
     )
     hard = cross_entropy(student_logits, labels, where=where)
-    alpha = _as_float32(alpha)
-    soft_weight = alpha * _as_float32(temperature) ** 2
-    return _zero_masked(soft_weight * divergence + (1.0 - alpha) * hard, where)
-
-
-def _as_float32(value) -> Array:
-    return jnp.asarray(value, jnp.float32)
+    return alpha * temperature**2 * divergence + (1.0 - alpha) * hard
 
 
 def _masked(logits: Array, where: Array | None) -> Array:
     """float32 logits with masked rows replaced by zeros, before anything can turn them into NaN."""
-    logits = _as_float32(logits)
+    logits = jnp.asarray(logits, jnp.float32)
     return logits if where is None else jnp.where(where[..., None], logits, 0.0)
 
 
@@ -138,25 +176,11 @@ def _zero_masked(values: Array, where: Array | None) -> Array:
     return values if where is None else jnp.where(where, values, 0.0)
 
 
-def _cool(logits: Array, temperature, where: Array | None) -> Array:
-    temperature = _as_float32(temperature)
-    if temperature.ndim == 0:
-        return logits / temperature
-    if where is not None:
-        temperature = jnp.where(where, temperature, 1.0)
-    return logits / temperature[..., None]
-
-
-def _check_shapes(a: Array, name_a: str, b: Array, name_b: str):
-    if a.shape != b.shape or a.ndim < 1:
-        raise ValueError(
-            f"{name_a} {tuple(a.shape)} and {name_b} {tuple(b.shape)} must have one shape [..., C]"
-        )
-
-
-def _check_labels(logits: Array, labels: Array):
-    if labels.shape != logits.shape[:-1]:
-        raise ValueError(
-            f"labels {tuple(labels.shape)} must have the leading axes of logits "
-            f"{tuple(logits.shape)}"
-        )
+def _leading_shape(logits: Array, where: Array | None) -> tuple[int, ...]:
+    """The shape of a loss of logits [..., C], which is also the mask's."""
+    if logits.ndim < 1:
+        raise ValueError("logits: got a scalar; must have a class axis, [..., C]")
+    leading = logits.shape[:-1]
+    if where is not None and jnp.shape(where) != leading:
+        raise ValueError(f"where: got shape {jnp.shape(where)}; must be {leading}")
+    return leading

@@ -3,7 +3,7 @@
 import jax
 import jax.numpy as jnp
 
-from distill_core.losses import check_range, cross_entropy, kl_divergence
+from distill_core.losses import coefficient, cross_entropy, kl_divergence
 
 Array = jax.Array
 
@@ -43,7 +43,9 @@ def nasty_loss(
     >>> print(nasty_loss(logits, 0 * logits, jnp.array([0]), temperature=4., omega=0.04).round(3))
     [0.394]
     """
-    check_range("omega", omega, 0.0, float("inf"))
+    leading = jnp.shape(labels)
+    omega = coefficient("omega", omega, leading, where, low=0.0)
+    temperature = coefficient("temperature", temperature, leading, where, low=0.0, above=True)
     hard = cross_entropy(teacher_logits, labels, where=where)
     divergence = kl_divergence(
         teacher_logits,
@@ -51,6 +53,4 @@ def nasty_loss(
         temperature=temperature,
         where=where,
     )
-    weight = jnp.asarray(omega, jnp.float32) * jnp.asarray(temperature, jnp.float32) ** 2
-    value = hard - weight * divergence
-    return value if where is None else jnp.where(where, value, 0.0)
+    return hard - omega * temperature**2 * divergence

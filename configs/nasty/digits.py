@@ -18,7 +18,7 @@ def get_config(arg=""):
     config.learning_rate = 3e-3
     config.schedule = "onecycle"
     config.batch_size = 64
-    config.num_steps = 700
+    config.num_steps = 1400
 
     config.omega = 0.04
     config.temperature = 20.0
@@ -32,7 +32,7 @@ def get_config(arg=""):
     config.student_batch_size = 64
     config.student_num_steps = 220
 
-    config.log_every = 350
+    config.log_every = 700
     if arg == "smoke":
         config.seeds = (1,)
         config.num_steps = config.student_num_steps = 4

@@ -1,8 +1,9 @@
 """Initialise, run and look into a network, ours or a user's, through one set of functions."""
 
+import functools
 import inspect
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Literal, overload
 
 import jax
@@ -24,16 +25,22 @@ def init_model(
       (params, model_state), plain dicts of arrays; `model_state` holds every other collection,
       such as `batch_stats`, and is {} if there is none.
     """
+    variables = dict(_compiled_init(module, tuple(input_shape))(key))
+    params = variables.pop("params", {})
+    variables.pop("intermediates", None)
+    return params, variables
+
+
+@functools.lru_cache(maxsize=32)
+def _compiled_init(module: nn.Module, input_shape: tuple[int, ...]) -> Callable[..., Any]:
+    # Kept, since an experiment initialises the same network many times.
     options = _accepted(module, train=False)
 
     @jax.jit
     def init(key: jax.Array) -> Any:
         return module.init(key, jnp.zeros((1, *input_shape), jnp.float32), **options)
 
-    variables = dict(init(key))
-    params = variables.pop("params", {})
-    variables.pop("intermediates", None)
-    return params, variables
+    return init
 
 
 @overload
