@@ -2,15 +2,16 @@
 
 `<workdir>/checkpoints/<step>/` holds the Orbax items `model` (named parts, each `params` and
 `model_state`) and `train` (step, optimiser, rng), and `metadata.json`: format version, method, the
-parts' specs, config, ledger, and a checksum of every file. `metadata.json` is written last: a
-directory without it is an interrupted save and counts for nothing.
+parts' specs, config, ledger, and a checksum of every file (see `integrity`).
 """
 
+import contextlib
 import dataclasses
 import hashlib
-import json
 import logging
-import zlib
+import os
+import re
+import sys
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -21,19 +22,45 @@ from etils import epath
 
 from distill_core import parallel
 from distill_core.config import InputError
+from distill_core.integrity import (
+    FOLDER,
+    FORMAT_VERSION,
+    DamagedError,
+    delete,
+    find,
+    finish,
+    prune,
+    read_metadata,
+    remove_unfinished,
+    steps,
+    write_atomically,
+)
 
-FORMAT_VERSION = 1
-FOLDER = "checkpoints"
+# With the half of the format that needs no Orbax: callers find all of it here.
+__all__ = [
+    "FOLDER",
+    "FORMAT_VERSION",
+    "CheckpointError",
+    "DamagedError",
+    "LoadedModel",
+    "digest",
+    "find",
+    "fit",
+    "load_model",
+    "prune",
+    "read_metadata",
+    "remove_unfinished",
+    "restore",
+    "save",
+    "steps",
+    "to_host",
+    "write_atomically",
+]
 PyTree = Any
-log = logging.getLogger(__name__)
 
 
 class CheckpointError(RuntimeError):
     """A checkpoint could not be written; earlier ones are intact."""
-
-
-class DamagedError(ValueError):
-    """A checkpoint's files are missing, cut short or altered."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -80,116 +107,22 @@ def save(
     path = epath.Path(workdir) / FOLDER / str(step)
     model = to_host(dict(parts))
     train = {"/".join(_names(p)): leaf for p, leaf in _flatten(to_host(train))}
-    metadata = {**metadata, "format_version": FORMAT_VERSION, "step": step, "digest": digest(model)}
+    metadata = {**metadata, "step": step, "digest": digest(model)}
     try:
         if parallel.is_main() and path.exists():
-            path.rmtree()
+            delete(path)
         parallel.barrier(f"checkpoint-{step}-begin")
-        _orbax().save_checkpointables(path, {"model": model, "train": train})
+        with _silent_orbax():
+            _orbax().save_checkpointables(path, {"model": model, "train": train})
         if parallel.is_main():
-            metadata["files"] = {name: _crc(path / name) for name in _list_files(path)}
-            write_atomically(path / "metadata.json", json.dumps(_sealed(metadata), indent=1))
+            finish(path, metadata)
         parallel.barrier(f"checkpoint-{step}-end")
     except Exception as error:
         remove_unfinished(workdir)
-        reason = next((line for line in str(error).splitlines() if line), type(error).__name__)
         raise CheckpointError(
-            f"could not write checkpoint {path}: {reason[:200]}; earlier checkpoints are intact"
+            f"could not write checkpoint {path}: {_reason(error)}; earlier checkpoints are intact"
         ) from error
     return path
-
-
-def steps(workdir: epath.PathLike) -> list[int]:
-    """Steps with a finished save, ascending; their files are not yet checked."""
-    folder = epath.Path(workdir) / FOLDER
-    if not folder.exists():
-        return []
-    found = (int(p.name) for p in folder.iterdir() if p.name.isdigit())
-    return sorted(step for step in found if (folder / str(step) / "metadata.json").exists())
-
-
-def prune(workdir: epath.PathLike, keep: set[int]):
-    """Deletes finished checkpoints whose step is not in `keep`."""
-    for step in steps(workdir):
-        if step not in keep:
-            (epath.Path(workdir) / FOLDER / str(step)).rmtree()
-
-
-def remove_unfinished(workdir: epath.PathLike):
-    """Deletes what an interrupted save left behind. Only the owner of the workdir may call it."""
-    folder = epath.Path(workdir) / FOLDER
-    if not (parallel.is_main() and folder.exists()):
-        return
-    finished = {str(step) for step in steps(workdir)}
-    for path in folder.iterdir():
-        if path.is_dir() and path.name not in finished and not path.name.endswith(".damaged"):
-            path.rmtree(missing_ok=True)
-
-
-def read_metadata(path: epath.PathLike) -> dict:
-    """The metadata of one checkpoint directory.
-
-    Raises:
-      DamagedError: it is missing, altered, or a file beside it is.
-      InputError: it was written in another format version.
-    """
-    path = epath.Path(path)
-    try:
-        metadata = json.loads((path / "metadata.json").read_text())
-    except FileNotFoundError:
-        raise DamagedError("metadata.json is missing") from None
-    except (ValueError, UnicodeDecodeError):
-        raise DamagedError("metadata.json cannot be read") from None
-    if not isinstance(metadata, dict) or metadata != _sealed(metadata):
-        raise DamagedError("metadata.json was altered")
-    if metadata["format_version"] != FORMAT_VERSION:
-        raise InputError(
-            "checkpoint",
-            str(path),
-            f"has format version {metadata['format_version']}; this program reads {FORMAT_VERSION}",
-        )
-    for name, crc in metadata["files"].items():
-        if not (path / name).exists():
-            raise DamagedError(f"{name} is missing")
-        if _crc(path / name) != crc:
-            raise DamagedError(f"{name} was cut short or altered")
-    return metadata
-
-
-def find(path: epath.PathLike, *, step: int | None = None) -> tuple[epath.Path, dict]:
-    """The checkpoint meant by a path, with its metadata.
-
-    Args:
-      path: a workdir (the newest undamaged checkpoint wins), its `checkpoints` folder, or one
-        checkpoint.
-      step: takes that one instead of the newest.
-
-    Raises:
-      InputError: there is none, or none that is whole.
-    """
-    path = epath.Path(path)
-    if (path / "metadata.json").exists():
-        candidates = [path]
-    else:
-        folder = path if path.name == FOLDER else path / FOLDER
-        candidates = [folder / str(s) for s in reversed(steps(folder.parent))]
-    if step is not None:
-        candidates = [c for c in candidates if c.name == str(step)]
-    damaged = []
-    for candidate in candidates:
-        try:
-            return candidate, read_metadata(candidate)
-        except DamagedError as error:
-            log.warning("skipping damaged checkpoint %s: %s", candidate, error)
-            damaged.append(candidate.name)
-    if damaged:
-        allowed = f"every checkpoint there is damaged ({', '.join(damaged)})"
-    elif not path.exists():
-        allowed = "does not exist; give a workdir or one of its checkpoints"
-    else:
-        what = "checkpoint" if step is None else f"checkpoint of step {step}"
-        allowed = f"holds no {what}; give a workdir or one of its checkpoints"
-    raise InputError("checkpoint", str(path), allowed)
 
 
 def restore(path: epath.PathLike, *, parts: Mapping[str, PyTree], train: PyTree):
@@ -206,7 +139,8 @@ def restore(path: epath.PathLike, *, parts: Mapping[str, PyTree], train: PyTree)
     Raises:
       InputError: a leaf is missing or has another shape; names it.
     """
-    found = _orbax().load_checkpointables(epath.Path(path), {"model": None, "train": None})
+    with _alone() as ocp:
+        found = ocp.load_checkpointables(epath.Path(path), {"model": None, "train": None})
     # `train` was saved flat, under the leaves' names.
     return fit(path, dict(parts), found["model"]), _fill(path, train, found["train"])
 
@@ -234,13 +168,13 @@ def load_model(
         raise InputError("part", part, f"{path} holds {', '.join(sorted(specs))}")
     spec = specs[part]
     expected = spec_lib.variable_shapes(spec)
-    ocp = _orbax()
-    stored = ocp.metadata(path, "model").metadata
-    wanted = {
-        name: tree if name == part else jax.tree.map(lambda _: ocp.PLACEHOLDER, tree)
-        for name, tree in stored.items()
-    }
-    leaves = ocp.load_checkpointables(path, {"model": wanted})["model"][part]
+    with _alone() as ocp:
+        stored = ocp.metadata(path, "model").metadata
+        wanted = {
+            name: tree if name == part else jax.tree.map(lambda _: ocp.PLACEHOLDER, tree)
+            for name, tree in stored.items()
+        }
+        leaves = ocp.load_checkpointables(path, {"model": wanted})["model"][part]
     found = {"params": leaves["params"], **leaves["model_state"]}
     variables = fit(path, expected, found)
     return LoadedModel(variables, spec, spec_lib.make_apply(spec), None, metadata)
@@ -252,7 +186,7 @@ def digest(tree: PyTree) -> str:
     for path, leaf in _flatten(tree):
         leaf = np.asarray(leaf)
         sha.update(f"{'/'.join(_names(path))}:{leaf.dtype}:{leaf.shape};".encode())
-        sha.update(np.ascontiguousarray(leaf).data)
+        sha.update(np.ascontiguousarray(leaf).view(np.uint8).data)  # bfloat16 has no buffer
     return sha.hexdigest()
 
 
@@ -267,36 +201,32 @@ def to_host(tree: PyTree) -> PyTree:
     return jax.tree.map(convert, tree)
 
 
-def write_atomically(path: epath.PathLike, text: str):
-    """Writes a text file so that a reader sees the old or the new one, never half."""
-    path = epath.Path(path)
-    temporary = path.parent / f".{path.name}.tmp"
-    temporary.write_text(text)
-    temporary.replace(path)
-
-
 def fit(path: epath.PathLike, target: PyTree, found: PyTree) -> PyTree:
     """`found` in the structure of `target`, leaf by leaf; names the first that does not fit."""
     return _fill(path, target, {"/".join(_names(p)): leaf for p, leaf in _flatten(found)})
 
 
 def _fill(path, target: PyTree, flat: Mapping[str, np.ndarray]) -> PyTree:
+    used = set()
+
     def pick(keypath, leaf):
         name = "/".join(_names(keypath))
         is_key = jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key)
-        shape = jax.eval_shape(jax.random.key_data, leaf).shape if is_key else leaf.shape
+        wanted = jax.eval_shape(jax.random.key_data, leaf) if is_key else leaf
+        needed = f"{wanted.dtype}{list(wanted.shape)}"
         if name not in flat:
-            raise InputError("checkpoint", str(path), f"has no leaf {name} {tuple(shape)}")
+            raise InputError("checkpoint", str(path), f"has no leaf {name}; {needed} is needed")
         value = np.asarray(flat[name])
-        if value.shape != tuple(shape):
-            raise InputError(
-                "checkpoint",
-                str(path),
-                f"leaf {name} has shape {value.shape}; {tuple(shape)} is needed",
-            )
+        if (value.shape, value.dtype) != (tuple(wanted.shape), wanted.dtype):
+            allowed = f"leaf {name} is {value.dtype}{list(value.shape)}; {needed} is needed"
+            raise InputError("checkpoint", str(path), allowed)
+        used.add(name)
         return jax.random.wrap_key_data(value) if is_key else value
 
-    return jax.tree_util.tree_map_with_path(pick, target)
+    filled = jax.tree_util.tree_map_with_path(pick, target)
+    for name in sorted(flat.keys() - used):
+        raise InputError("checkpoint", str(path), f"leaf {name} has no place here")
+    return filled
 
 
 def _flatten(tree: PyTree):
@@ -307,22 +237,44 @@ def _names(keypath) -> list[str]:
     return [jax.tree_util.keystr((key,), simple=True) for key in keypath]
 
 
-def _list_files(path: epath.Path, prefix: str = "") -> list[str]:
-    names = []
-    for child in path.iterdir():
-        name = f"{prefix}{child.name}"
-        names += _list_files(child, f"{name}/") if child.is_dir() else [name]
-    return sorted(n for n in names if not n.startswith("."))
+def _reason(error: Exception) -> str:
+    """One line: the system's own words where it was the system, e.g. that the disk is full."""
+    text = str(error) or type(error).__name__
+    code = re.search(r"os_error_code='(\d+)'", text)  # as TensorStore has it
+    if code or isinstance(error, OSError):
+        return os.strerror(int(code[1]) if code else error.errno or 0)
+    return text.splitlines()[0][:200]
 
 
-def _crc(path: epath.Path) -> int:
-    return zlib.crc32(path.read_bytes())
+@contextlib.contextmanager
+def _silent_orbax():
+    """A failing write is said once, by the exception: Orbax logs its traceback several times."""
+    logger, hook = logging.getLogger("absl"), sys.unraisablehook
+    before, logger.disabled = logger.disabled, True
+
+    def skip_stragglers(unraisable):
+        # TensorStore's other writes, when they find that Orbax gave up and closed its event loop.
+        if "Event loop is closed" not in str(unraisable.exc_value):
+            hook(unraisable)
+
+    sys.unraisablehook = skip_stragglers
+    try:
+        yield
+        sys.unraisablehook = hook  # not after a failure: they may come until the process ends
+    finally:
+        logger.disabled = before
 
 
-def _sealed(metadata: Mapping[str, Any]) -> dict:
-    """The metadata with a checksum over the rest of it."""
-    rest = {key: value for key, value in metadata.items() if key != "checksum"}
-    return {**rest, "checksum": zlib.crc32(json.dumps(rest, sort_keys=True).encode())}
+@contextlib.contextmanager
+def _alone():
+    """Orbax, with each process for itself: to read, it need not wait for the others, of which one
+    may have failed before."""
+    context, index = _orbax().Context(), jax.process_index()
+    context.multiprocessing.primary_host = index
+    context.multiprocessing.active_processes = {index}
+    context.multiprocessing.barrier_sync_key_prefix = f"process{index}"
+    with context:
+        yield _orbax()
 
 
 def _orbax():

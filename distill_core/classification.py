@@ -6,6 +6,7 @@ side and the batch's extra arrays. Everything else is the same for plain trainin
 nasty teachers.
 """
 
+import contextlib
 import functools
 import json
 from collections.abc import Callable, Mapping
@@ -61,6 +62,18 @@ def load_splits(hp: Mapping[str, Any]) -> tuple[data.Dataset, Splits]:
     return dataset, Splits(train, validation, dataset.test)
 
 
+def check(hp: Mapping[str, Any], dataset: data.Dataset) -> dict[str, Any]:
+    """The spec of the network that a run would train, if it can run on this data and these devices.
+
+    Raises:
+      InputError: on `batch_size`, `model` or `model_kwargs`.
+    """
+    parallel.check_batch_size(hp["batch_size"])
+    network = spec.image_spec(model=hp["model"], model_kwargs=hp["model_kwargs"], dataset=dataset)
+    spec.check(network)
+    return network
+
+
 def train(
     hp: Mapping[str, Any],
     workdir: epath.PathLike,
@@ -91,10 +104,12 @@ def train(
     Returns:
       {"accuracy", "validation_accuracy" (None without one), "num_test", "digest"}, JSON-able; all
       of the last step.
+
+    Raises:
+      InputError: before anything is written; and what `loop.run` raises.
     """
     mode = parallel.choose_mode(mode)
-    parallel.check_batch_size(hp["batch_size"])
-    network = spec.image_spec(model=hp["model"], model_kwargs=hp["model_kwargs"], dataset=dataset)
+    network = check(hp, dataset)
     step_fn, eval_step, tx = compiled(
         json.dumps(network),
         json.dumps({name: hp[name] for name in _OPTIMIZER_FIELDS}),
@@ -180,9 +195,7 @@ def compiled(network: str, optimizer: str, objective: Callable, crop_padding, fl
             images = augment.augment(
                 key, images, batch["index"], crop_padding=crop_padding, flip=flip
             )
-        logits, model_state = apply(
-            {"params": params, **model_state}, images, train=True, key=key
-        )
+        logits, model_state = apply({"params": params, **model_state}, images, train=True, key=key)
         values = objective(logits, images, batch["label"], frozen, batch["extra"])
         aux = {"accuracy": metrics_lib.correct(logits, batch["label"])}
         return values, jnp.ones_like(values), model_state, aux
@@ -236,10 +249,8 @@ def merge_state(state: TrainState, parts, train) -> TrainState:
 
 def load_network(path: str, *, field: str, dataset: data.Dataset) -> checkpoint.LoadedModel:
     """A checkpoint's classifier, refused if its classes or inputs are not the data set's."""
-    try:
+    with _about(field, path):
         loaded = checkpoint.load_model(path)
-    except InputError as error:
-        raise InputError(field, path, str(error).split("; ", 1)[-1]) from None
     spec.check_fits(field, path, loaded.spec, dataset)
     return loaded
 
@@ -253,17 +264,33 @@ def cached_apply(network: str) -> Callable:
 def _initial_state(hp, workdir, network, tx) -> TrainState:
     """Fresh, or with the weights of `init_from` if the workdir has no checkpoint of its own."""
     rng = jax.random.key(hp["seed"])
-    module = spec.build(network)
-    params, model_state = models.init_model(
-        module, stream_key(rng, STREAM_INIT, 0), tuple(network["input_shape"])
-    )
-    if hp["init_from"] and not checkpoint.steps(workdir):
-        loaded = checkpoint.load_model(hp["init_from"])
-        tree = {"params": params, **model_state}
-        found = checkpoint.fit(hp["init_from"], tree, loaded.variables)
-        params = found.pop("params")
-        model_state = found
+    if hp["init_from"] and not _has_checkpoint(workdir):
+        with _about("init_from", hp["init_from"]):
+            found = checkpoint.load_model(hp["init_from"]).variables
+            model_state = checkpoint.fit(hp["init_from"], spec.variable_shapes(network), found)
+        params = model_state.pop("params")
+    else:
+        key = stream_key(rng, STREAM_INIT, 0)
+        shape = tuple(network["input_shape"])
+        params, model_state = models.init_model(spec.build(network), key, shape)
     return TrainState.create(params=params, model_state=model_state, tx=tx, rng=rng)
+
+
+def _has_checkpoint(workdir) -> bool:
+    try:
+        checkpoint.find(workdir)
+    except InputError:
+        return False
+    return True
+
+
+@contextlib.contextmanager
+def _about(field: str, path: str):
+    """Names the field that gave the path of a checkpoint in what is wrong with it."""
+    try:
+        yield
+    except InputError as error:
+        raise InputError(field, path, error.allowed) from None
 
 
 def _plain(values: Mapping[str, Any]) -> dict[str, Any]:

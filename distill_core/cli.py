@@ -4,66 +4,139 @@ Exit codes: 0 done; 1 the system failed us (disk full, …); 2 wrong input, in o
 4 stopped by a signal after saving.
 """
 
+import argparse
 import errno
 import logging
 import os
 import signal
 import sys
-from collections.abc import Callable
-from typing import Any
+import traceback
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, NoReturn
 
-from absl import app, flags
+from distill_core.config import Field, InputError, suggest
 
 EXIT_SYSTEM, EXIT_INPUT, EXIT_DIVERGED, EXIT_STOPPED = 1, 2, 3, 4
 _FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 
 
-def launch_training(run: Callable[..., Any]):
+class Flags(argparse.ArgumentParser):
+    """argparse, with wrong flags as InputError."""
+
+    def __init__(self, description: str | None, fields: Mapping[str, Field] | None = None):
+        """`fields` are those of `--config`, if the binary takes one."""
+        self.fields = fields or {}
+        super().__init__(
+            description=description,
+            epilog=_describe(self.fields) if fields else None,
+            formatter_class=argparse.RawDescriptionHelpFormatter,
+            allow_abbrev=False,
+            exit_on_error=False,
+        )
+
+    def read(self, argv: Sequence[str], *, required: Sequence[str] = ()) -> argparse.Namespace:
+        """The flags' values.
+
+        Raises:
+          InputError: an unknown flag, a value of the wrong type, a required flag that misses.
+        """
+        try:
+            found, unknown = self.parse_known_args(argv)
+        except argparse.ArgumentError as error:
+            name = (error.argument_name or "flags").split("/")[0]
+            raise InputError(name.lstrip("-"), _given(argv, name), error.message) from None
+        for argument in unknown:
+            if not argument.startswith("-"):
+                raise InputError("arguments", argument, "flags only, --NAME=VALUE; see --help")
+            flag = argument.partition("=")[0]
+            name = flag.lstrip("-")
+            is_field = name in self.fields
+            hint = f"did you mean config.{name}?" if is_field else suggest(name, vars(found))
+            raise InputError(name, _given(argv, flag), f"no such flag; {hint}")
+        for name in required:
+            if not getattr(found, name):
+                raise InputError(name, getattr(found, name), f"--{name} is required; see --help")
+        return found
+
+    def error(self, message: str) -> NoReturn:
+        raise InputError("flags", " ".join(sys.argv[1:]), message)
+
+
+def launch_training(run: Callable[..., Any], fields: Mapping[str, Field]):
     """Entry point of a binary with `--config` and `--workdir`.
 
     Args:
-      run: `run(config, workdir, parallel=None)`; `config` is the file's locked ConfigDict.
+      run: `run(config, workdir, parallel=None)`; `config` is the file's ConfigDict, locked, with
+        what the command line overrides.
+      fields: all that a config may set.
     """
-    from ml_collections import config_flags
+    launch(lambda argv: run_training(run, fields, argv))
 
-    config = config_flags.DEFINE_config_file(
-        "config", None, "Config file, `path.py` or `path.py:arg`; --config.FIELD=VALUE overrides."
+
+def run_training(run: Callable[..., Any], fields: Mapping[str, Field], argv: Sequence[str]):
+    """`launch_training` without the process around it: arguments in, InputError out."""
+    from distill_core import config_file, parallel
+
+    flags = Flags(sys.modules[run.__module__].__doc__, fields)
+    flags.add_argument("--config", metavar="FILE.py[:ARG]", help="defines get_config(arg)")
+    flags.add_argument("--workdir", metavar="DIR", help="where the run lives: local or gs://…")
+    flags.add_argument(
+        "--parallel",
+        metavar="MODE",
+        help=f"spreads a step over several devices: {', '.join(parallel.MODES)}; default pmap",
     )
-    workdir = flags.DEFINE_string("workdir", None, "Where the run lives: local or gs://…")
-    mode = flags.DEFINE_enum(
-        "parallel",
-        None,
-        ["pmap", "shard_map", "mesh"],
-        "How a step is spread over several devices; the default is pmap.",
+    flags.add_argument(
+        "--multihost", action="store_true", help="one process of several; JAX finds the rest"
     )
-    start = _define_cluster_flags()
+    flags.add_argument("--coordinator_address", metavar="HOST:PORT", help="of process 0")
+    flags.add_argument(
+        "--num_processes", type=int, metavar="N", help="of a cluster that is started by hand"
+    )
+    flags.add_argument("--process_id", type=int, metavar="I", help="this process's index")
+    overrides, others = config_file.split(argv)
+    given = flags.read(others, required=("config", "workdir"))
+    settings = config_file.read(given.config, overrides, fields)
+    workdir = os.path.expanduser(given.workdir)
+    _check_workdir(workdir)
+    parallel.start(
+        multihost=given.multihost,
+        coordinator_address=given.coordinator_address,
+        num_processes=given.num_processes,
+        process_id=given.process_id,
+    )
+    run(settings, workdir, parallel=given.parallel)
 
-    def main():
-        _require("config", config.value, "--config configs/….py is required")
-        _require("workdir", workdir.value, "--workdir is required")
-        start()
-        run(config.value, workdir.value, parallel=mode.value)
 
-    launch(main)
-
-
-def launch(main: Callable[[], Any]):
-    """Parses flags, runs `main`, turns what a user can cause into one line and an exit code."""
+def launch(main: Callable[[Sequence[str]], Any]):
+    """Runs `main(arguments)`, and turns what a user can cause into one line and an exit code."""
     logging.basicConfig(format="%(levelname)s: %(message)s", level=logging.WARNING)
     logging.captureWarnings(True)
     for name in (signal.SIGTERM, signal.SIGINT):
         # Before the loop there is nothing to save; the loop puts its own handlers in.
         signal.signal(name, lambda *_: os._exit(EXIT_STOPPED))
-    sys.exit(_guarded(lambda: (_parse(sys.argv), main())))
-
-
-def _guarded(action: Callable[[], Any]) -> int:
-    from distill_core import checkpoint, config, loop
+    from distill_core import parallel
 
     try:
-        action()
-    except config.InputError as error:
-        return _fail(EXIT_INPUT, str(error))
+        code = exit_code(main, sys.argv[1:])
+    except (Exception, KeyboardInterrupt):
+        parallel.leave(EXIT_SYSTEM, traceback.format_exc())
+        raise
+    if code == EXIT_SYSTEM:
+        parallel.leave(code)
+    sys.exit(code)
+
+
+def exit_code(main: Callable[[Sequence[str]], Any], argv: Sequence[str]) -> int:
+    """Runs `main(argv)`; prints the line, if there is one to print, to stderr."""
+    from distill_core import checkpoint, loop, parallel
+
+    try:
+        main(argv)
+    except InputError as error:
+        code = _fail(EXIT_INPUT, str(error))
+        parallel.roll_call(None)
+        return code
     except loop.DivergedError as error:
         return _fail(EXIT_DIVERGED, str(error))
     except loop.StoppedError as error:
@@ -77,71 +150,35 @@ def _guarded(action: Callable[[], Any]) -> int:
     return 0
 
 
-def _parse(argv: list[str]):
-    from distill_core import config
-
-    app.define_help_flags()
-    try:
-        rest = flags.FLAGS(argv)
-    except flags.UnrecognizedFlagError as error:
-        name, value = error.flagname, error.flagvalue
-        near = flags._helpers.get_flag_suggestions(name, list(flags.FLAGS))
-        hint = f"did you mean --{near[0]}?" if near else "see --help"
-        field = name.removeprefix("config.")
-        raise config.InputError(field, value, f"no such field or flag; {hint}") from None
-    except flags.Error as error:
-        raise _bad_flag(argv, error) from None
-    except (SystemExit, KeyboardInterrupt):
-        raise
-    except Exception as error:
-        # Whatever a user's config file raises while it is read.
-        raise config.InputError(
-            "config",
-            next((a for a in argv[1:] if ".py" in a or "config" in a), None),
-            f"is not a config file with get_config(): {type(error).__name__}: {error}",
-        ) from None
-    if len(rest) > 1:
-        raise config.InputError("arguments", rest[1:], "flags only; see --help")
+def _check_workdir(workdir: str):
+    if "://" in workdir:
+        return
+    nearest = Path(workdir).absolute()
+    while not nearest.exists():
+        nearest = nearest.parent
+    if not nearest.is_dir():
+        raise InputError("workdir", workdir, f"must be a directory; {nearest} is a file")
+    if not os.access(nearest, os.W_OK | os.X_OK):
+        raise InputError("workdir", workdir, f"must be a place to write to; {nearest} is not")
 
 
-def _bad_flag(argv: list[str], error: Exception):
-    from distill_core import config
-
-    message = " ".join(str(error).split())
-    for argument in argv[1:]:
-        name, _, value = argument.lstrip("-").partition("=")
-        if name and f"--{name}=" in message:
-            return config.InputError(name.removeprefix("config."), value, message.split(": ", 1)[-1])
-    return config.InputError("flags", argv[1:], message)
+def _given(argv: Sequence[str], flag: str) -> str | None:
+    """What the arguments say of one flag."""
+    for argument, following in zip(argv, [*argv[1:], None], strict=True):
+        name, equals, value = argument.partition("=")
+        if name == flag:
+            return value if equals else following
+    return None
 
 
-def _require(name: str, value: object, allowed: str):
-    from distill_core import config
-
-    if not value:
-        raise config.InputError(name, value, allowed)
-
-
-def _define_cluster_flags() -> Callable[[], None]:
-    multihost = flags.DEFINE_bool("multihost", False, "One process of several; JAX finds the rest.")
-    address = flags.DEFINE_string("coordinator_address", None, "host:port of process 0.")
-    count = flags.DEFINE_integer("num_processes", None, "Processes of a hand-started cluster.")
-    index = flags.DEFINE_integer("process_id", None, "This process's index.")
-
-    def start():
-        from distill_core import parallel
-
-        parallel.start(
-            multihost=multihost.value,
-            coordinator_address=address.value,
-            num_processes=count.value,
-            process_id=index.value,
-        )
-
-    return start
+def _describe(fields: Mapping[str, Field]) -> str:
+    lines = ["every field of a config can be given here, too: --config.FIELD=VALUE"]
+    for name, field in fields.items():
+        default = "required" if field.required else f"default {field.default!r}"
+        lines.append(f"  {name}: {field.allowed}; {default}")
+    return "\n".join(lines)
 
 
 def _fail(code: int, line: str) -> int:
     print(f"error: {line}", file=sys.stderr, flush=True)
     return code
-

@@ -1,9 +1,11 @@
 """Config to validated hyper-parameters."""
 
+import ast
 import dataclasses
 import difflib
+import json
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 _REQUIRED = object()
@@ -18,19 +20,37 @@ class InputError(ValueError):
 
     def __init__(self, field: str, given: object, allowed: str):
         super().__init__(" ".join(f"{field}: got {given!r}; {allowed}".split()))
-        self.field = field
+        self.field, self.given, self.allowed = field, given, allowed
+
+
+def literal(text: str) -> Any:
+    """A value from the command line: a Python literal, True, False or None in any case, or text.
+
+    >>> literal("0.04"), literal("8, 16"), literal("true"), literal("group")
+    (0.04, (8, 16), True, 'group')
+    """
+    try:
+        return ast.literal_eval(text)
+    except (ValueError, TypeError, SyntaxError, MemoryError, RecursionError):
+        return {"true": True, "false": False, "none": None}.get(text.lower(), text)
 
 
 @dataclasses.dataclass(frozen=True)
 class Field:
     """One field of a config: how to read a value, and the words for what is allowed.
 
-    `read` returns the value in its proper type or raises ValueError or TypeError.
+    `read` returns the value in its proper type or raises ValueError or TypeError; `parse` makes a
+    value for it out of an argument of the command line.
     """
 
     read: Callable[[Any], Any]
     allowed: str
     default: Any = _REQUIRED
+    parse: Callable[[str], Any] = literal
+
+    @property
+    def required(self) -> bool:
+        return self.default is _REQUIRED
 
 
 def number(low: float, high: float = math.inf, *, default=_REQUIRED, above: bool = False) -> Field:
@@ -39,9 +59,11 @@ def number(low: float, high: float = math.inf, *, default=_REQUIRED, above: bool
     def read(value):
         if isinstance(value, bool) or not isinstance(value, int | float):
             raise TypeError
-        if not (math.isfinite(value) and value <= high and (low < value if above else low <= value)):
+        value = float(value)
+        inside = (low < value if above else low <= value) and value <= high
+        if not (inside and math.isfinite(value)):
             raise ValueError
-        return float(value)
+        return value
 
     bound = f"above {low:g}" if above else f"at least {low:g}"
     if high < math.inf:
@@ -49,17 +71,18 @@ def number(low: float, high: float = math.inf, *, default=_REQUIRED, above: bool
     return Field(read, f"must be a number {bound}", default)
 
 
-def integer(low: int, *, default=_REQUIRED) -> Field:
-    """An integer of at least `low`."""
+def integer(low: int, high: int | None = None, *, default=_REQUIRED) -> Field:
+    """An integer in [low, high]."""
 
     def read(value):
         if isinstance(value, bool) or not isinstance(value, int):
             raise TypeError
-        if value < low:
+        if value < low or (high is not None and value > high):
             raise ValueError
         return value
 
-    return Field(read, f"must be an integer of at least {low}", default)
+    bound = f"of at least {low}" if high is None else f"in [{low}, {high}]"
+    return Field(read, f"must be an integer {bound}", default)
 
 
 def text(*, default=_REQUIRED) -> Field:
@@ -72,7 +95,10 @@ def text(*, default=_REQUIRED) -> Field:
             raise TypeError
         return value
 
-    return Field(read, "must be a string that is not empty", default)
+    def parse(text):  # as it stands: a directory may be called 2024
+        return None if default is None and text.lower() == "none" else text
+
+    return Field(read, "must be a string that is not empty", default, parse)
 
 
 def choice(*names: str, default=_REQUIRED) -> Field:
@@ -83,7 +109,7 @@ def choice(*names: str, default=_REQUIRED) -> Field:
             raise ValueError
         return value
 
-    return Field(read, f"must be one of {', '.join(names)}", default)
+    return Field(read, f"must be one of {', '.join(names)}", default, str)
 
 
 def boolean(*, default=_REQUIRED) -> Field:
@@ -98,14 +124,16 @@ def boolean(*, default=_REQUIRED) -> Field:
 
 
 def mapping(*, default=_REQUIRED) -> Field:
-    """A group of names and values; lists become tuples."""
+    """A group of names and values that JSON can hold; lists become tuples."""
 
     def read(value):
         if not isinstance(value, Mapping):
             raise TypeError
+        json.dumps(dict(value))  # checkpoints store it
         return {str(k): tuple(v) if isinstance(v, list) else v for k, v in value.items()}
 
-    return Field(read, "must be a group of names and values", default)
+    allowed = "must be a group of names and plain values (numbers, strings, True, None, tuples)"
+    return Field(read, allowed, default)
 
 
 def sequence(item: Field, *, default=_REQUIRED) -> Field:
@@ -116,7 +144,7 @@ def sequence(item: Field, *, default=_REQUIRED) -> Field:
             raise TypeError
         return tuple(item.read(v) for v in value)
 
-    return Field(read, f"must be a tuple; each item {item.allowed}", default)
+    return Field(read, f"must be a tuple, (A, B, …); each item {item.allowed}", default)
 
 
 # What every training binary has: the flat names at the top of a config.
@@ -132,7 +160,7 @@ OPTIMIZER = {
     "drop_factor": number(0.0, 1.0, default=0.1, above=True),
 }
 RUN = {
-    "seed": integer(0, default=0),
+    "seed": integer(0, 2**32 - 1, default=0),  # jax.random.key keeps 32 bits
     "batch_size": integer(1),
     "num_steps": integer(1),
     "eval_batch_size": integer(1, default=512),
@@ -152,26 +180,47 @@ def validate(config: Mapping[str, Any], fields: Mapping[str, Field]) -> dict[str
     """Checked values, defaults filled in, in the order of `fields`.
 
     Raises:
-      InputError: an unknown or missing field, a wrong type, a value outside its range.
+      InputError: an unknown or missing field, a wrong type, a value outside its range, drop steps
+        that a schedule cannot have.
     """
     given = config.to_dict() if hasattr(config, "to_dict") else dict(config)
     for name, value in given.items():
         if name not in fields:
-            near = difflib.get_close_matches(name, fields, n=1)
-            hint = f"did you mean {near[0]}?" if near else f"known: {', '.join(sorted(fields))}"
-            raise InputError(name, value, f"no such field; {hint}")
+            raise InputError(name, value, f"no such field; {suggest(name, fields)}")
     values = {}
     for name, field in fields.items():
         if name not in given:
-            if field.default is _REQUIRED:
+            if field.required:
                 raise InputError(name, None, f"is required; {field.allowed}")
             values[name] = field.default
             continue
         try:
             values[name] = field.read(given[name])
-        except (TypeError, ValueError):
+        except (TypeError, ValueError, OverflowError):
             raise InputError(name, given[name], field.allowed) from None
+    for name in values:
+        if name.endswith("drop_steps"):
+            schedule = name.removesuffix("drop_steps") + "schedule"
+            _check_drops(name, values[name], schedule, values[schedule])
     return values
+
+
+def suggest(name: str, known: Iterable[str]) -> str:
+    """What to write instead of an unknown name.
+
+    >>> suggest("omgea", ["alpha", "omega"])
+    'did you mean omega?'
+    """
+    known = sorted(known)
+    near = difflib.get_close_matches(name.replace("-", "_").lower(), known, n=1)
+    return f"did you mean {near[0]}?" if near else f"known: {', '.join(known)}"
+
+
+def _check_drops(name: str, drops: tuple[int, ...], schedule_name: str, schedule: str):
+    if schedule == "step" and not drops:
+        raise InputError(name, drops, f"{schedule_name} 'step' needs at least one step to drop at")
+    if list(drops) != sorted(set(drops)):
+        raise InputError(name, drops, "must increase from each item to the next")
 
 
 def check_resume(old: Mapping[str, Any], new: Mapping[str, Any]):
@@ -180,7 +229,7 @@ def check_resume(old: Mapping[str, Any], new: Mapping[str, Any]):
     Raises:
       InputError: the first field that differs and decides the numbers.
     """
-    for name in new.keys() | old.keys():
+    for name in [*new, *(name for name in old if name not in new)]:
         if name not in MAY_CHANGE and _plain(old.get(name)) != _plain(new.get(name)):
             raise InputError(
                 name,

@@ -86,19 +86,25 @@ def _stored_logits(teacher: str, dataset) -> np.ndarray:
     """`logits` of the whole training split, float32 [N, C], in its order."""
     path = epath.Path(teacher.removeprefix("npz:"))
     shape = (len(dataset.train), dataset.num_classes)
+    how = "write it with distill_core.evaluate --split=train --logits_out=FILE"
     try:
-        with path.open("rb") as file:
-            logits = np.load(file)["logits"]
-    except (OSError, ValueError, KeyError) as error:
-        reason = f"cannot be read ({type(error).__name__}); write it with distill_core.evaluate"
-        raise config.InputError("teacher", teacher, reason) from None
+        with path.open("rb") as file, np.load(file, allow_pickle=False) as arrays:
+            logits, labels = arrays["logits"], arrays.get("labels")
+        logits = logits.astype(np.float32)
+    except Exception as error:  # NumPy has one for each way in which a file is no such archive
+        reason = " ".join(str(error).split()[:20])
+        allowed = f"holds no `logits` that can be read ({type(error).__name__}: {reason}); {how}"
+        raise config.InputError("teacher", teacher, allowed) from None
     if logits.shape != shape:
-        allowed = f"its `logits` have shape {logits.shape}; the training split needs {shape}"
+        allowed = f"its `logits` are {logits.shape}; the training split needs {shape}; {how}"
+        raise config.InputError("teacher", teacher, allowed)
+    if labels is not None and not np.array_equal(labels, dataset.train.labels):
+        allowed = f"its `labels` are not those of {dataset.name}'s training split; {how}"
         raise config.InputError("teacher", teacher, allowed)
     if np.isnan(logits).any() or np.isposinf(logits).any():
         raise config.InputError("teacher", teacher, "its `logits` hold NaN or +infinity")
-    return logits.astype(np.float32)
+    return logits
 
 
 if __name__ == "__main__":
-    cli.launch_training(train_and_evaluate)
+    cli.launch_training(train_and_evaluate, FIELDS)

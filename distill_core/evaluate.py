@@ -7,12 +7,12 @@
 import functools
 import io
 import json
+from collections.abc import Sequence
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from absl import flags
 from etils import epath
 
 from distill_core import checkpoint, cli, config, data, metrics, parallel, spec
@@ -47,21 +47,23 @@ def evaluate_checkpoint(
     Raises:
       InputError: no such checkpoint or data, or they do not fit.
     """
+    if split not in ("train", "test"):
+        raise config.InputError("split", split, "must be train or test")
+    if logits_out is not None and not epath.Path(logits_out).parent.is_dir():
+        raise config.InputError("logits_out", str(logits_out), "must lie in an existing directory")
     loaded = checkpoint.load_model(path, part=part)
     settings = loaded.metadata["config"]
     source = data.load_dataset(
         dataset or settings["dataset"], data_dir=data_dir or settings.get("data_dir")
     )
     spec.check_fits("checkpoint", str(path), loaded.spec, source)
-    if split not in ("train", "test"):
-        raise config.InputError("split", split, "must be train or test")
     examples = getattr(source, split)
     logits = compute_logits(loaded, examples.images, batch_size)
     found = {
         "accuracy": metrics.correct(logits, examples.labels),
         "cross_entropy": cross_entropy(jnp.asarray(logits), jnp.asarray(examples.labels)),
     }
-    result = {name: float(np.mean(np.asarray(values, np.float64))) for name, values in found.items()}
+    result = {name: float(np.asarray(each, np.float64).mean()) for name, each in found.items()}
     if logits_out is not None:
         buffer = io.BytesIO()
         np.savez(buffer, logits=logits, labels=examples.labels)
@@ -89,35 +91,31 @@ def _jitted_apply(network: str):
     return jax.jit(spec.make_apply(json.loads(network)))
 
 
-def main():
+def main(argv: Sequence[str]):
     """The binary."""
-    path = flags.DEFINE_string("checkpoint", None, "A workdir or one of its checkpoints.")
-    part = flags.DEFINE_string("part", None, "Which network, where the checkpoint holds several.")
-    dataset = flags.DEFINE_string("dataset", None, "By default the checkpoint's own.")
-    data_dir = flags.DEFINE_string("data_dir", None, "Of a tfds:… data set.")
-    split = flags.DEFINE_string("split", "test", "test or train.")
-    out = flags.DEFINE_string("logits_out", None, "Writes the split's logits to this .npz file.")
-
-    def run():
-        if not path.value:
-            raise config.InputError("checkpoint", path.value, "--checkpoint is required")
-        found = evaluate_checkpoint(
-            path.value,
-            part=part.value,
-            dataset=dataset.value,
-            data_dir=data_dir.value,
-            split=split.value,
-            logits_out=out.value,
-        )
-        note = f"; {found['note']}" if found["note"] else ""
-        print(
-            f"{split.value} accuracy {found['accuracy']:.4f}  cross_entropy "
-            f"{found['cross_entropy']:.4f}  ({found['examples']} examples{note}; "
-            f"{parallel.describe()})"
-        )
-
-    cli.launch(run)
+    flags = cli.Flags(__doc__)
+    flags.add_argument("--checkpoint", metavar="DIR", help="a workdir or one of its checkpoints")
+    flags.add_argument("--part", help="which network, where the checkpoint holds several")
+    flags.add_argument("--dataset", metavar="NAME", help="by default the checkpoint's own")
+    flags.add_argument("--data_dir", metavar="DIR", help="of a tfds:… data set")
+    flags.add_argument("--split", default="test", help="test, the default, or train")
+    flags.add_argument("--logits_out", metavar="FILE.npz", help="where to write the split's logits")
+    given = flags.read(argv, required=("checkpoint",))
+    found = evaluate_checkpoint(
+        given.checkpoint,
+        part=given.part,
+        dataset=given.dataset,
+        data_dir=given.data_dir,
+        split=given.split,
+        logits_out=given.logits_out,
+    )
+    note = f"; {found['note']}" if found["note"] else ""
+    print(
+        f"{given.split} accuracy {found['accuracy']:.4f}  cross_entropy "
+        f"{found['cross_entropy']:.4f}  ({found['examples']} examples{note}; "
+        f"{parallel.describe()})"
+    )
 
 
 if __name__ == "__main__":
-    main()
+    cli.launch(main)

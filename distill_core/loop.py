@@ -5,14 +5,15 @@ import fcntl
 import math
 import signal
 import threading
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from etils import epath
 
-from distill_core import checkpoint, config, parallel, progress
+from distill_core import checkpoint, config, integrity, parallel, progress
 
 PyTree = Any
 
@@ -48,7 +49,8 @@ def run(
 
     Args:
       workdir: the run's own directory, local or `gs://…`.
-      state: fresh state; has `step` and is what a resumed state is shaped like.
+      state: fresh state; has `step` and is what a resumed state is shaped like. A step that donates
+        uses it up.
       step_fn: a wrapped step, `(state, frozen, batch) -> (state, metrics)`; may donate the state.
       frozen: what the step reads and nothing trains, e.g. a teacher; never saved.
       batch_fn: step -> batch, a pure function, ready for `step_fn`.
@@ -57,7 +59,8 @@ def run(
       split: state -> (parts, train) as `checkpoint.save` takes them.
       merge: (state, parts, train) -> state, the inverse.
       evaluate: `evaluate(state, stopped) -> {name: value}`; may raise StoppedError if `stopped()`.
-      best: name of the evaluated metric (higher is better) whose best checkpoint is kept, too.
+      best: name of the evaluated metric (higher is better) whose best checkpoint is kept, too; a
+        new best is saved at once, whatever `save_every`.
       mode: as for `parallel.wrap`.
       log_every, eval_every, save_every: in steps; the last step does all three.
       label: what the bar calls this.
@@ -66,7 +69,8 @@ def run(
       The final state.
 
     Raises:
-      InputError: the workdir is in use, or the settings differ from those it was started with.
+      InputError: the workdir is in use or cannot be written, the settings differ from those it was
+        started with, or a checkpoint does not fit the state.
       DivergedError: after NaN or infinity; the last good checkpoint is kept.
       StoppedError: after SIGTERM or SIGINT, everything saved.
       CheckpointError: a checkpoint could not be written.
@@ -76,81 +80,104 @@ def run(
     report = progress.Reporter(num_steps, active=main, label=label)
     metrics = progress.MetricsFile(workdir / "metrics.jsonl", active=main)
     template = split(state)
-    count = sum(leaf.size for part in template[0].values() for leaf in jax.tree.leaves(part["params"]))
+    count = sum(
+        leaf.size for part in template[0].values() for leaf in jax.tree.leaves(part["params"])
+    )
     where = f"{parallel.describe()}; {count:,} parameters; writing to {workdir}"
+
+    def is_due(step, every):
+        return step % every == 0 or step == num_steps
 
     with contextlib.ExitStack() as stack:
         stack.enter_context(_lock(workdir))
         found = _newest(workdir, metadata["config"])
         checkpoint.remove_unfinished(workdir)
-        pending, kept_best, start = [], None, 0
+        start, top, window, unevaluated = 0, None, _Window(), False
         if found is not None:
             path, old = found
-            start, pending, kept_best = old["step"], old["pending"], old["best"]
+            start, top, window = old["step"], old["best"], _Window(old["pending"], old["last_loss"])
             state = merge(state, *checkpoint.restore(path, parts=template[0], train=template[1]))
-            if start >= num_steps:
+            # A signal may have ended the evaluation that was due at this step.
+            unevaluated = (
+                evaluate is not None and is_due(start, eval_every) and not old["evaluated"]
+            )
+            if start >= num_steps and not unevaluated:
                 report.say(f"{where}; finished at step {start}, nothing to do")
                 return parallel.place(state, mode)
-        metrics.rewind(start)
+        metrics.rewind(start, evaluated=not unevaluated)
         report.say(f"{where}; {f'resumes from step {start}' if start else 'starts from step 0'}")
         state = parallel.place(state, mode)
         frozen = parallel.place(frozen, mode)
-        board = progress.TensorBoard(workdir / "tensorboard", active=main)
-        stack.callback(board.close)
+        board = progress.TensorBoard(workdir / "tensorboard", start, active=main)
         stack.callback(report.end)
         stopped = stack.enter_context(_signals())
-        window = _Window(pending)
+        saved_at = evaluated_at = start
 
         def record(row):
             metrics.write(row)
             board.write(row)
-            report.metrics(row["step"], {k: v for k, v in row.items() if k != "step"})
+            report.metrics(row)
 
-        def save(step, best_now):
+        def tidy():
+            if main:
+                newest = set(checkpoint.steps(workdir)[-2:])
+                checkpoint.prune(workdir, newest | ({top["step"]} if top else set()))
+
+        def save(step):
+            nonlocal saved_at
             window.fetch()
             parts, train = split(state)
             _check_finite(parts, step, window.last_loss)
+            so_far = {
+                "pending": window.pending,
+                "last_loss": window.last_loss,
+                "best": top,
+                "evaluated": evaluated_at == step,
+            }
             checkpoint.save(
-                workdir,
-                step,
-                parts=parts,
-                train=train,
-                metadata={**metadata, "pending": window.pending, "best": best_now},
+                workdir, step, parts=parts, train=train, metadata={**metadata, **so_far}
             )
-            if main:
-                keep = set(checkpoint.steps(workdir)[-2:]) | ({best_now["step"]} if best_now else set())
-                checkpoint.prune(workdir, keep)
+            saved_at = step
+            tidy()
 
-        def evaluate_at(step, best_now):
+        def evaluate_at(step):
+            """Returns whether this is the best so far."""
+            nonlocal top, evaluated_at
+            window.fetch()  # no evaluation of a diverged state
             values = evaluate(state, stopped)
             record({"step": step, "split": "validation", **values})
-            if best is not None and (best_now is None or values[best] > best_now["value"]):
-                return {"step": step, "value": values[best]}
-            return best_now
-
-        def is_due(step, every):
-            return step % every == 0 or step == num_steps
+            evaluated_at = step
+            if best is None or not values[best] > (top["value"] if top else -math.inf):
+                return False
+            top = {"step": step, "value": values[best]}
+            return True
 
         try:
-            if evaluate and start and is_due(start, eval_every) and not metrics.has(start, "validation"):
-                kept_best = evaluate_at(start, kept_best)
+            if unevaluated:
+                evaluate_at(start)
+                if main:
+                    integrity.amend(path, {"best": top, "evaluated": True})
+                tidy()
             report.begin(start)
             for step in range(start, num_steps):
-                if parallel.should_stop(step, stopped()):
+                if parallel.should_stop(stopped()):
                     raise StoppedError
                 state, values = step_fn(state, frozen, batch_fn(step))
                 window.add(step + 1, values)
                 report.advance(step + 1)
                 if is_due(step + 1, log_every):
                     record({"step": step + 1, "split": "train", **window.close()})
+                is_best = False
                 if evaluate and is_due(step + 1, eval_every):
-                    kept_best = evaluate_at(step + 1, kept_best)
-                if is_due(step + 1, save_every):
-                    save(step + 1, kept_best)
+                    is_best = evaluate_at(step + 1)
+                if is_best or is_due(step + 1, save_every):
+                    save(step + 1)
+            if stopped():
+                raise StoppedError
         except StoppedError:
             step = int(state.step)
-            if step > start:
-                save(step, kept_best)
+            if step != saved_at:
+                save(step)
             raise StoppedError(f"stopped by a signal at step {step}; saved in {workdir}") from None
     return state
 
@@ -158,9 +185,9 @@ def run(
 class _Window:
     """Per-step metrics since the last log line, fetched from the devices when asked for."""
 
-    def __init__(self, pending: list[dict[str, float]]):
+    def __init__(self, pending: Sequence[dict[str, float]] = (), last_loss: float | None = None):
         self.pending = list(pending)
-        self.last_loss: float | None = None
+        self.last_loss = last_loss
         self._on_device: list[tuple[int, dict]] = []
 
     def add(self, step: int, values: Mapping[str, jax.Array]):
@@ -190,28 +217,25 @@ def _diverged(step: int, last_loss: float | None) -> str:
 
 def _check_finite(parts: PyTree, step: int, last_loss: float | None):
     for leaf in jax.tree.leaves(checkpoint.to_host(parts)):
-        if np.issubdtype(leaf.dtype, np.floating) and not np.isfinite(leaf).all():
+        if jnp.issubdtype(leaf.dtype, jnp.floating) and not np.isfinite(leaf).all():
             raise DivergedError(_diverged(step, last_loss))
 
 
 def _newest(workdir: epath.Path, settings: Mapping[str, Any]):
-    """The newest whole checkpoint, damaged ones moved aside; None if there is none."""
-    while steps := checkpoint.steps(workdir):
-        path = workdir / checkpoint.FOLDER / str(steps[-1])
-        try:
-            old = checkpoint.read_metadata(path)
-        except checkpoint.DamagedError as error:
-            checkpoint.log.warning("skipping damaged checkpoint %s: %s", path, error)
-            parallel.barrier(f"damaged-{steps[-1]}")
-            if parallel.is_main():
-                aside = path.parent / f"{path.name}.damaged"
-                aside.rmtree(missing_ok=True)
-                path.rename(aside)
-            parallel.barrier(f"moved-{steps[-1]}")
-            continue
-        config.check_resume(old["config"], settings)
-        return path, old
-    return None
+    """The newest whole checkpoint, newer damaged ones set aside; None if there is none.
+
+    Changes nothing before the settings are found to fit.
+    """
+    folder, saved = workdir / checkpoint.FOLDER, checkpoint.steps(workdir)
+    found = integrity.first_whole([folder / str(step) for step in reversed(saved)])
+    if found is not None:
+        config.check_resume(found[1]["config"], settings)
+        saved = saved[saved.index(int(found[0].name)) + 1 :]
+    parallel.roll_call({"settings": settings, "resumes": found[1]["step"] if found else None})
+    if parallel.is_main():
+        for step in saved:
+            integrity.set_aside(folder / str(step))
+    return found
 
 
 @contextlib.contextmanager
@@ -220,18 +244,20 @@ def _lock(workdir: epath.Path):
 
     Object stores have no locks: there two live runs in one workdir are not noticed.
     """
-    handle, free = None, True
+    handle, refusal = None, ""
     if parallel.is_main():
-        workdir.mkdir(parents=True, exist_ok=True)
-        if "://" not in str(workdir):
-            handle = open(workdir / ".lock", "w")  # noqa: SIM115 - held until the run ends
-            try:
+        try:
+            workdir.mkdir(parents=True, exist_ok=True)
+            if "://" not in str(workdir):
+                handle = open(workdir / ".lock", "w")  # noqa: SIM115 - held until the run ends
                 fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                free = False
+        except BlockingIOError:
+            refusal = "is in use by a live process"
+        except (FileExistsError, NotADirectoryError, PermissionError) as error:
+            refusal = f"is no directory to write to: {error.strerror}"
     try:
-        if not parallel.agree(free):
-            raise config.InputError("workdir", str(workdir), "is in use by a live process")
+        if refusal:
+            raise config.InputError("workdir", str(workdir), refusal)
         yield
     finally:
         if handle is not None:
@@ -242,21 +268,27 @@ def _lock(workdir: epath.Path):
 def _signals():
     """Yields `stopped()`: whether SIGTERM or SIGINT came. A second SIGINT acts at once.
 
-    With several processes JAX's own service watches SIGTERM and makes all of them stop at one step.
+    With several processes JAX's own service watches SIGTERM and makes all of them stop at one
+    step (see `parallel.should_stop`), so that none may stop by itself.
     """
     came = threading.Event()
-    if jax.process_count() > 1 or threading.current_thread() is not threading.main_thread():
-        yield came.is_set
+    several = jax.process_count() > 1
+    stopped = (lambda: False) if several else came.is_set
+    if threading.current_thread() is not threading.main_thread():
+        yield stopped
         return
 
     def handler(signum, _):
         if came.is_set() and signum == signal.SIGINT:
             raise KeyboardInterrupt
         came.set()
+        if several:
+            signal.raise_signal(signal.SIGTERM)
 
-    old = {s: signal.signal(s, handler) for s in (signal.SIGTERM, signal.SIGINT)}
+    watched = [signal.SIGINT] if several else [signal.SIGINT, signal.SIGTERM]
+    old = {s: signal.signal(s, handler) for s in watched}
     try:
-        yield came.is_set
+        yield stopped
     finally:
         for s, previous in old.items():
-            signal.signal(s, previous)
+            signal.signal(s, previous or signal.SIG_DFL)  # None: it was not put in from Python

@@ -53,6 +53,22 @@ def coefficient(
     return value if where is None else jnp.where(where, value, 1.0)
 
 
+def leading_shape(where: Array | None, **logits: Array) -> tuple[int, ...]:
+    """The shape `[...]` of a loss of logits `[..., C]`, which is also the mask's.
+
+    Raises:
+      ValueError: the named logits differ in shape or have no class axis, or the mask differs.
+    """
+    shapes = {array.shape for array in logits.values()}
+    if len(shapes) > 1 or () in shapes:
+        found = " and ".join(f"{name} {array.shape}" for name, array in logits.items())
+        raise ValueError(f"{found}: must have one shape, [..., C]")
+    leading = shapes.pop()[:-1]
+    if where is not None and jnp.shape(where) != leading:
+        raise ValueError(f"where: got shape {jnp.shape(where)}; must be {leading}")
+    return leading
+
+
 def kl_divergence(
     logits_p: Array, logits_q: Array, *, temperature=1.0, where: Array | None = None
 ) -> Array:
@@ -73,17 +89,13 @@ def kl_divergence(
       float32 `[...]`, in nats.
 
     Raises:
-      ValueError: shapes differ, or a Python-scalar temperature is not positive.
+      ValueError: shapes that do not belong together, or a Python scalar that is not positive.
 
     >>> kl = kl_divergence(jnp.array([[0., 0.]]), jnp.array([[0., jnp.log(3.)]]))
     >>> print(kl.round(3), kl.dtype)
     [0.144] float32
     """
-    if logits_p.shape != logits_q.shape:
-        raise ValueError(
-            f"logits_p {logits_p.shape} and logits_q {logits_q.shape} must have one shape [..., C]"
-        )
-    leading = _leading_shape(logits_p, where)
+    leading = leading_shape(where, logits_p=logits_p, logits_q=logits_q)
     temperature = coefficient("temperature", temperature, leading, where, low=0.0, above=True)
     if temperature.ndim:
         temperature = temperature[..., None]
@@ -107,12 +119,12 @@ def cross_entropy(logits: Array, labels: Array, *, where: Array | None = None) -
       float32 `[...]`, in nats.
 
     Raises:
-      ValueError: the shapes do not belong together.
+      ValueError: shapes that do not belong together, or labels that are not integers.
 
     >>> print(cross_entropy(jnp.array([[0., 0.]]), jnp.array([1])).round(3))
     [0.693]
     """
-    leading = _leading_shape(logits, where)
+    leading = leading_shape(where, logits=logits)
     labels = jnp.asarray(labels)
     if labels.shape != leading or not jnp.issubdtype(labels.dtype, jnp.integer):
         raise ValueError(
@@ -156,7 +168,7 @@ def distillation_loss(
     Raises:
       ValueError: shapes that do not belong together, or a Python scalar outside its range.
     """
-    leading = _leading_shape(student_logits, where)
+    leading = leading_shape(where, student_logits=student_logits, teacher_logits=teacher_logits)
     alpha = coefficient("alpha", alpha, leading, where, low=0.0, high=1.0)
     temperature = coefficient("temperature", temperature, leading, where, low=0.0, above=True)
     divergence = kl_divergence(
@@ -174,13 +186,3 @@ def _masked(logits: Array, where: Array | None) -> Array:
 
 def _zero_masked(values: Array, where: Array | None) -> Array:
     return values if where is None else jnp.where(where, values, 0.0)
-
-
-def _leading_shape(logits: Array, where: Array | None) -> tuple[int, ...]:
-    """The shape of a loss of logits [..., C], which is also the mask's."""
-    if logits.ndim < 1:
-        raise ValueError("logits: got a scalar; must have a class axis, [..., C]")
-    leading = logits.shape[:-1]
-    if where is not None and jnp.shape(where) != leading:
-        raise ValueError(f"where: got shape {jnp.shape(where)}; must be {leading}")
-    return leading

@@ -4,8 +4,13 @@ State and teachers are replicated, batches are split over all devices of all pro
 wrapped once: `jax.jit` on one device; on several `jax.pmap`, or `shard_map`, or `jit` over a mesh.
 """
 
-from collections.abc import Callable
-from typing import Any
+import itertools
+import json
+import os
+import sys
+import zlib
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
@@ -16,6 +21,9 @@ from distill_core.config import InputError
 AXIS = "devices"
 MODES = ("pmap", "shard_map", "mesh")
 PyTree = Any
+
+_stop_checks = itertools.count(1)
+_roll_call_failed = False
 
 
 def start(
@@ -29,16 +37,30 @@ def start(
 
     `multihost` lets JAX find out the rest (TPU pods, Slurm, Open MPI, Kubernetes); a hand-started
     cluster gives coordinator address, count and this process's index.
+
+    Raises:
+      InputError: a part of a hand-started cluster's description misses or makes no sense, or JAX
+        finds no cluster.
     """
     given = [coordinator_address, num_processes, process_id]
     if any(v is not None for v in given) and any(v is None for v in given):
         raise InputError(
             "coordinator_address, num_processes, process_id", given, "give all three or none"
         )
-    if coordinator_address is not None:
+    if coordinator_address is not None and num_processes is not None and process_id is not None:
+        if not coordinator_address.rpartition(":")[2].isdigit():
+            raise InputError("coordinator_address", coordinator_address, "must be HOST:PORT")
+        if num_processes < 1:
+            raise InputError("num_processes", num_processes, "must be at least 1")
+        if not 0 <= process_id < num_processes:
+            raise InputError("process_id", process_id, f"must be in 0 … {num_processes - 1}")
         jax.distributed.initialize(coordinator_address, num_processes, process_id)
     elif multihost:
-        jax.distributed.initialize()
+        try:
+            jax.distributed.initialize()
+        except ValueError as error:
+            allowed = f"{error} Give coordinator_address, num_processes and process_id instead"
+            raise InputError("multihost", multihost, f"JAX finds no cluster: {allowed}") from None
 
 
 def choose_mode(mode: str | None = None) -> str:
@@ -63,9 +85,17 @@ def wrap(step: Callable, mode: str, *, donate: bool = False) -> Callable:
     if mode == "jit":
         return jax.jit(step, donate_argnums=donated)
     if mode == "pmap":
-        return jax.pmap(
-            step, AXIS, in_axes=(None, None, 0), out_axes=None, donate_argnums=donated
+        options = {"in_axes": (None, None, 0), "out_axes": None, "donate_argnums": donated}
+        if jax.process_count() == 1:
+            return jax.pmap(step, AXIS, **options)
+        # Of several processes, pmap fetches typed keys to the host at every call, and so waits for
+        # the step before; their data it leaves on the devices.
+        on_data = jax.pmap(
+            lambda state, frozen, batch: _bare(step(_typed(state), _typed(frozen), batch)),
+            AXIS,
+            **options,
         )
+        return lambda state, frozen, batch: _typed(on_data(_bare(state), _bare(frozen), batch))
     mesh = _mesh(mode)
     whole, split = PartitionSpec(), PartitionSpec(AXIS)
     if mode == "shard_map":
@@ -82,18 +112,25 @@ def wrap(step: Callable, mode: str, *, donate: bool = False) -> Callable:
 
 def place(tree: PyTree, mode: str) -> PyTree:
     """Replicates host values (or typed keys) over the devices of a mode, once, so that a step
-    need not copy them again at every call."""
+    need not copy them again at every call. All processes get those of process 0."""
     if mode == "jit":
         return jax.tree.map(lambda x: x if _is_key(x) else jax.device_put(x), tree)
     sharding = NamedSharding(_mesh(mode), PartitionSpec())
+    keys = jax.tree.map(_is_key, tree)
+    tree = jax.tree.map(lambda x: np.asarray(jax.random.key_data(x) if _is_key(x) else x), tree)
+    if jax.process_count() > 1:
+        from jax.experimental import multihost_utils
 
-    def put(leaf):
-        if _is_key(leaf):
-            data = jax.device_put(np.asarray(jax.random.key_data(leaf)), sharding)
-            return jax.random.wrap_key_data(data)
-        return jax.device_put(np.asarray(leaf), sharding)
+        # Values that differ in the last bit would stay different, unseen.
+        tree = multihost_utils.broadcast_one_to_all(tree)
 
-    return jax.tree.map(put, tree)
+    def put(leaf, is_key):
+        # Unlike device_put, asks no other process whether it has the same.
+        leaf = np.asarray(leaf, jax.dtypes.canonicalize_dtype(leaf.dtype))
+        leaf = jax.make_array_from_callback(leaf.shape, sharding, lambda index: leaf[index])
+        return jax.random.wrap_key_data(leaf) if is_key else leaf
+
+    return jax.tree.map(put, tree, keys)
 
 
 def feed(batch: PyTree, mode: str) -> PyTree:
@@ -134,22 +171,54 @@ def barrier(name: str):
         multihost_utils.sync_global_devices(name)
 
 
-def agree(value: bool) -> bool:
-    """True if process 0 says so."""
-    if jax.process_count() == 1:
-        return value
+def roll_call(settings: Mapping[str, Any] | None):
+    """All processes of a run meet before it begins, as each can fail to get ready on its own.
+
+    Args:
+      settings: JSON-able, what this process is about to run; None if it failed.
+
+    Raises:
+      InputError: another process failed, or is about to run something else.
+    """
+    global _roll_call_failed
+    if not jax.distributed.is_initialized() or jax.process_count() == 1 or _roll_call_failed:
+        return
     from jax.experimental import multihost_utils
 
-    return bool(multihost_utils.broadcast_one_to_all(np.asarray(value)))
+    text = json.dumps(settings, sort_keys=True)
+    mine = np.uint32(0 if settings is None else zlib.crc32(text.encode()) | 1)
+    found = multihost_utils.process_allgather(mine)  # [P]
+    failed = np.flatnonzero(found == 0).tolist()
+    _roll_call_failed = bool(failed)
+    if settings is None:
+        return
+    if failed:
+        raise InputError("processes", failed, "stopped before the run began; see what they say")
+    if (found != found[0]).any():
+        odd = np.flatnonzero(found != found[0]).tolist()
+        raise InputError(
+            "processes", odd, "all need the settings of process 0 and the same files in the workdir"
+        )
 
 
-def should_stop(step: int, signalled: bool) -> bool:
-    """Whether every process stops before this step: a signal to one of them stops all together."""
+def leave(code: int, last_words: str = ""):
+    """Ends one process of several at once. Without it, JAX would wait minutes for the others to
+    end, too, while they wait for this one; so they fail soon. Does nothing in a process alone."""
+    if jax.distributed.is_initialized():
+        sys.stdout.flush()
+        print(end=last_words, file=sys.stderr, flush=True)
+        os._exit(code)
+
+
+def should_stop(signalled: bool) -> bool:
+    """Whether every process stops now: a signal to one of them stops all at the same call."""
     if jax.process_count() == 1:
         return signalled
     from jax.experimental import multihost_utils
 
-    return multihost_utils.reached_preemption_sync_point(step)
+    # JAX agrees on a number at which to stop. Calls are counted, not steps: steps start anew with
+    # every run that a process makes.
+    return multihost_utils.reached_preemption_sync_point(next(_stop_checks))
 
 
 def describe() -> str:
@@ -163,6 +232,22 @@ def _mesh(mode: str) -> Mesh:
     # A pmapped array is local to its process, so its mesh is, too.
     devices = jax.local_devices() if mode == "pmap" else jax.devices()
     return Mesh(np.asarray(devices), (AXIS,), axis_types=(AxisType.Auto,))
+
+
+class _KeyData(NamedTuple):
+    data: jax.Array
+
+
+def _bare(tree: PyTree) -> PyTree:
+    return jax.tree.map(lambda x: _KeyData(jax.random.key_data(x)) if _is_key(x) else x, tree)
+
+
+def _typed(tree: PyTree) -> PyTree:
+    return jax.tree.map(
+        lambda x: jax.random.wrap_key_data(x.data) if isinstance(x, _KeyData) else x,
+        tree,
+        is_leaf=lambda x: isinstance(x, _KeyData),
+    )
 
 
 def _is_key(leaf) -> bool:

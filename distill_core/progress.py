@@ -1,9 +1,14 @@
 """What a person sees of a run, and metrics.jsonl."""
 
+import contextlib
+import io
 import json
+import os
+import socket
 import sys
 import time
 from collections.abc import Mapping
+from typing import Any
 
 from etils import epath
 from rich.console import Console
@@ -16,7 +21,7 @@ from rich.progress import (
     TimeRemainingColumn,
 )
 
-from distill_core import checkpoint
+from distill_core import integrity
 
 
 class Reporter:
@@ -26,7 +31,13 @@ class Reporter:
     """
 
     def __init__(self, num_steps: int, *, active: bool, label: str = "training"):
-        self._console = Console(file=sys.stderr, highlight=False, soft_wrap=True, quiet=not active)
+        self._console = Console(
+            file=sys.stderr,
+            highlight=False,
+            soft_wrap=True,
+            quiet=not active,
+            force_jupyter=False,  # a notebook gets the lines: its bar would need ipywidgets
+        )
         self._num_steps, self._label = num_steps, label
         self._bar = self._task = None
         self._began, self._first_step = time.monotonic(), 0
@@ -41,7 +52,11 @@ class Reporter:
         if self._console.is_terminal and not self._console.quiet:
             columns = [TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn()]
             columns += [TextColumn("{task.fields[rate]}"), TimeElapsedColumn()]
-            columns += [TextColumn("left"), TimeRemainingColumn(), TextColumn("{task.fields[note]}")]
+            columns += [
+                TextColumn("left"),
+                TimeRemainingColumn(),
+                TextColumn("{task.fields[note]}"),
+            ]
             self._bar = Progress(*columns, console=self._console, transient=True)
             self._task = self._bar.add_task(
                 self._label, total=self._num_steps, completed=step, rate="", note=""
@@ -53,14 +68,17 @@ class Reporter:
         if self._bar is not None:
             self._bar.update(self._task, completed=step, rate=self._rate(step))
 
-    def metrics(self, step: int, values: Mapping[str, float]):
-        """Shows metrics of a log line."""
-        note = "  ".join(f"{k} {_short(v)}" for k, v in values.items() if not isinstance(v, str))
-        if self._bar is not None:
+    def metrics(self, row: Mapping[str, Any]):
+        """Shows a row of `metrics.jsonl`: training beside the bar, evaluations above it."""
+        step, is_train = row["step"], row["split"] == "train"
+        note = "  ".join(f"{k} {_short(v)}" for k, v in row.items() if k not in ("step", "split"))
+        if is_train and self._bar is not None:
             self._bar.update(self._task, note=note)
-        else:
-            left = self._time_left(step)
-            self.say(f"step {step}/{self._num_steps}  {note}  {self._rate(step)}{left}")
+            return
+        line = f"step {step}/{self._num_steps}  {'' if is_train else row['split'] + ' '}{note}"
+        if self._bar is None:
+            line += f"  {self._rate(step)}{self._time_left(step)}"
+        self.say(line)
 
     def end(self):
         """Removes the bar."""
@@ -69,7 +87,9 @@ class Reporter:
             self._bar = None
 
     def _rate(self, step: int) -> str:
-        return f"{(step - self._first_step) / max(time.monotonic() - self._began, 1e-9):.1f} steps/s"
+        return (
+            f"{(step - self._first_step) / max(time.monotonic() - self._began, 1e-9):.1f} steps/s"
+        )
 
     def _time_left(self, step: int) -> str:
         done = step - self._first_step
@@ -82,55 +102,48 @@ class MetricsFile:
     that a resumed run writes the same file as a straight one."""
 
     def __init__(self, path: epath.PathLike, *, active: bool):
-        self._path, self._active = epath.Path(path), active
-        self._lines: list[str] = []
+        self._file, self._active = _GrowingFile(path), active
 
-    def rewind(self, step: int):
-        """Forgets lines after `step`, and a line cut short by a kill."""
-        if not (self._active and self._path.exists()):
-            return
-        text = self._path.read_text()
-        kept = [line for line in text.splitlines() if _step_of(line) <= step]
-        self._lines = kept
-        if "".join(f"{line}\n" for line in kept) != text:
-            self._write_all()
-
-    def has(self, step: int, split: str) -> bool:
-        """Whether a line for this step and split is there."""
-        found = (json.loads(line) for line in reversed(self._lines))
-        return any(row["step"] == step and row["split"] == split for row in found)
-
-    def write(self, row: Mapping[str, object]):
-        """Appends one line. Object stores cannot append: there the file is written anew."""
+    def rewind(self, step: int, *, evaluated: bool = True):
+        """Forgets lines after `step`, its evaluation unless `evaluated`, and a half line."""
         if not self._active:
             return
-        line = json.dumps(row)
-        self._lines.append(line)
-        if "://" in str(self._path):
-            self._write_all()
-        else:
-            with open(self._path, "a") as file:
-                file.write(line + "\n")
+        rows = ((line, _parse(line)) for line in self._file.read().splitlines())
+        kept = [line for line, row in rows if row and _is_before(row, step, evaluated)]
+        self._file.replace("".join(f"{line}\n" for line in kept))
 
-    def _write_all(self):
-        checkpoint.write_atomically(self._path, "".join(f"{line}\n" for line in self._lines))
+    def write(self, row: Mapping[str, object]):
+        """Adds one line."""
+        if self._active:
+            self._file.add(f"{json.dumps(row)}\n".encode())
 
 
 class TensorBoard:
-    """Event files in `<workdir>/tensorboard`, if the `tensorboard` extra is installed."""
+    """An event file in `<workdir>/tensorboard`, if the `tensorboard` extra is installed.
 
-    def __init__(self, directory: epath.PathLike, *, active: bool):
-        self._writer = None
-        if active:
-            try:
-                from tensorboard.summary.writer.event_file_writer import EventFileWriter
-            except ImportError:
-                return
-            self._writer = EventFileWriter(str(directory))
+    A run that starts from `step` replaces what earlier ones showed after it. TensorBoard's own
+    writer is not used: it fails in a thread of its own, and a kill loses what it holds back.
+    """
+
+    def __init__(self, directory: epath.PathLike, step: int, *, active: bool):
+        self._file = None
+        if not active:
+            return
+        try:
+            from tensorboard.compat.proto import event_pb2
+        except ImportError:
+            return
+        directory = epath.Path(directory)
+        directory.mkdir(parents=True, exist_ok=True)
+        name = f"events.out.tfevents.{time.time():.6f}.{socket.gethostname()}.{os.getpid()}"
+        self._file = _GrowingFile(directory / name)
+        self._add(event_pb2.Event(wall_time=time.time(), file_version="brain.Event:2"))
+        started = event_pb2.SessionLog(status=event_pb2.SessionLog.START)
+        self._add(event_pb2.Event(wall_time=time.time(), step=step + 1, session_log=started))
 
     def write(self, row: Mapping[str, object]):
         """One event with a scalar a metric."""
-        if self._writer is None:
+        if self._file is None:
             return
         from tensorboard.compat.proto import event_pb2, summary_pb2
 
@@ -142,20 +155,66 @@ class TensorBoard:
         event = event_pb2.Event(
             wall_time=time.time(), step=row["step"], summary=summary_pb2.Summary(value=values)
         )
-        self._writer.add_event(event)
+        self._add(event)
 
-    def close(self):
-        """Flushes."""
-        if self._writer is not None:
-            self._writer.close()
+    def _add(self, event):
+        from tensorboard.summary.writer.record_writer import RecordWriter
+
+        record = io.BytesIO()
+        RecordWriter(record).write(event.SerializeToString())
+        self._file.add(record.getvalue())
+
+
+class _GrowingFile:
+    """A file that is added to, or replaced whole. A failing write names it.
+
+    Object stores cannot append: there it is written anew every time.
+    """
+
+    def __init__(self, path: epath.PathLike):
+        self._path = epath.Path(path)
+        self._is_remote = "://" in str(path)
+        self._content = b""  # of a remote file
+
+    def read(self) -> str:
+        return self._path.read_text() if self._path.exists() else ""
+
+    def replace(self, text: str):
+        self._content = text.encode()
+        if text != self.read():
+            with self._naming():
+                integrity.write_atomically(self._path, text)
+
+    def add(self, data: bytes):
+        with self._naming():
+            if self._is_remote:
+                self._content += data
+                self._path.write_bytes(self._content)
+            else:
+                with self._path.open("ab") as file:
+                    file.write(data)
+
+    @contextlib.contextmanager
+    def _naming(self):
+        try:
+            yield
+        except OSError as error:
+            if error.errno is None:
+                raise
+            raise OSError(error.errno, error.strerror, str(self._path)) from error
 
 
 def _short(value) -> str:
     return f"{value:.4f}" if abs(value) < 100 else f"{value:.4g}"
 
 
-def _step_of(line: str) -> float:
+def _parse(line: str) -> dict[str, Any] | None:
     try:
-        return json.loads(line)["step"]
-    except (ValueError, KeyError, TypeError):
-        return float("inf")
+        row = json.loads(line)
+        return row if {"step", "split"} <= row.keys() else None
+    except (ValueError, AttributeError):
+        return None
+
+
+def _is_before(row: Mapping[str, Any], step: int, evaluated: bool) -> bool:
+    return row["step"] < step or (row["step"] == step and (evaluated or row["split"] == "train"))

@@ -9,12 +9,12 @@ float32 images in [0, 1], `[B, H, W, C]`, to logits.
 """
 
 import json
+from collections.abc import Sequence
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from absl import flags
 from etils import epath
 
 from distill_core import checkpoint, cli, config
@@ -59,9 +59,10 @@ def release(
     }
     from safetensors.numpy import save
 
+    files = {"model.safetensors": save(flat), "model.stablehlo": _export(loaded)}
     out.mkdir(parents=True, exist_ok=True)
-    (out / "model.safetensors").write_bytes(save(flat))
-    (out / "model.stablehlo").write_bytes(_export(loaded))
+    for name, content in files.items():
+        (out / name).write_bytes(content)
     checkpoint.write_atomically(out / "card.json", json.dumps(card, indent=1) + "\n")
     return card
 
@@ -80,21 +81,16 @@ def _export(loaded: checkpoint.LoadedModel) -> bytes:
     return bytes(exported.serialize())
 
 
-def main():
+def main(argv: Sequence[str]):
     """The binary."""
-    path = flags.DEFINE_string("checkpoint", None, "A workdir or one of its checkpoints.")
-    out = flags.DEFINE_string("out", None, "A new or empty directory.")
-    part = flags.DEFINE_string("part", None, "Which network, where the checkpoint holds several.")
-
-    def run():
-        for name, value in (("checkpoint", path.value), ("out", out.value)):
-            if not value:
-                raise config.InputError(name, value, f"--{name} is required")
-        card = release(path.value, out.value, part=part.value)
-        print(f"released {card['parameters']:,} parameters to {out.value}")
-
-    cli.launch(run)
+    flags = cli.Flags(__doc__)
+    flags.add_argument("--checkpoint", metavar="DIR", help="a workdir or one of its checkpoints")
+    flags.add_argument("--out", metavar="DIR", help="a new or empty directory")
+    flags.add_argument("--part", help="which network, where the checkpoint holds several")
+    given = flags.read(argv, required=("checkpoint", "out"))
+    card = release(given.checkpoint, given.out, part=given.part)
+    print(f"released {card['parameters']:,} parameters to {given.out}")
 
 
 if __name__ == "__main__":
-    main()
+    cli.launch(main)

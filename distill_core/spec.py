@@ -1,5 +1,7 @@
 """What a checkpoint says of a network: enough to rebuild it, its preprocessing included."""
 
+import os
+import traceback
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -9,6 +11,13 @@ import jax.numpy as jnp
 from distill_core.config import InputError
 
 PyTree = Any
+
+_RESERVED = {
+    "num_classes": "comes from the data set",
+    "axis_name": "comes from the devices",
+    "name": "is a module's own; the network is named by the field model",
+    "parent": "is a module's own",
+}
 
 
 def image_spec(*, model: str, model_kwargs: Mapping[str, Any], dataset) -> dict:
@@ -25,12 +34,47 @@ def image_spec(*, model: str, model_kwargs: Mapping[str, Any], dataset) -> dict:
 
 
 def build(spec: Mapping[str, Any], *, axis_name: str | None = None):
-    """The spec's Linen module."""
+    """The spec's Linen module.
+
+    Raises:
+      InputError: no such model, or settings that it does not take.
+    """
     from distill_core import models
 
+    for name, source in _RESERVED.items():
+        if name in spec["model_kwargs"]:
+            given = spec["model_kwargs"][name]
+            raise InputError(f"model_kwargs.{name}", given, f"{source}; leave it out")
     return models.create_model(
         spec["model"], num_classes=spec["num_classes"], axis_name=axis_name, **spec["model_kwargs"]
     )
+
+
+def check(spec: Mapping[str, Any]):
+    """Tries, on shapes alone, whether the network can be made, run and trained on its images.
+
+    Raises:
+      InputError: the network cannot be built, fails, or returns other than logits `[B, K]`.
+    """
+    build(spec)
+    images = jax.ShapeDtypeStruct((2, *spec["input_shape"]), jnp.float32)
+    apply = make_apply(spec)
+    try:
+        logits, _ = jax.eval_shape(
+            lambda variables, images, key: apply(variables, images, train=True, key=key),
+            variable_shapes(spec),
+            images,
+            jax.eval_shape(jax.random.key, 0),
+        )
+    except Exception as error:  # whatever a network raises: a user's own, or ours on wrong settings
+        field = "model_kwargs" if spec["model_kwargs"] else "model"
+        allowed = f"{spec['model']} fails on images {spec['input_shape']}: {_reason(error)}"
+        raise InputError(field, spec[field], allowed) from error
+    if logits.shape != (2, spec["num_classes"]):
+        allowed = (
+            f"must return logits [B, {spec['num_classes']}], not {list(logits.shape)} for B = 2"
+        )
+        raise InputError("model", spec["model"], allowed)
 
 
 def variable_shapes(spec: Mapping[str, Any]) -> PyTree:
@@ -109,3 +153,13 @@ def _first_difference(spec, wanted) -> str:
             name = "/".join(jax.tree_util.keystr((k,), simple=True) for k in path)
             return f" (leaf {name} has shape {a.shape}, not {b.shape})"
     return ""
+
+
+def _reason(error: Exception) -> str:
+    """An exception in words, with the last line of the network's own code that it came from."""
+    if isinstance(error, InputError):
+        return str(error)
+    frames = traceback.extract_tb(error.__traceback__)
+    frame = [f for f in frames if "site-packages" not in f.filename][-1:] or frames[-1:]
+    where = f"{os.path.basename(frame[0].filename)}:{frame[0].lineno}"
+    return f"{type(error).__name__} in {where}: {str(error)[:300]}"

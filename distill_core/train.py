@@ -1,6 +1,6 @@
 """Trains a plain classifier.
 
-    python -m distill_core.train --config configs/distill_core/digits.py --workdir runs/plain
+python -m distill_core.train --config configs/distill_core/digits.py --workdir runs/plain
 """
 
 from typing import Any
@@ -9,6 +9,8 @@ from etils import epath
 
 from distill_core import classification, cli, config
 from distill_core.losses import cross_entropy
+
+FIELDS = config.TRAINING
 
 
 def objective(logits, images, labels, frozen, extra):
@@ -20,7 +22,7 @@ def train_and_evaluate(
     settings: Any, workdir: epath.PathLike, *, parallel: str | None = None
 ) -> dict[str, Any]:
     """Trains to the end or resumes; returns the test accuracy and the checkpoint."""
-    hp = config.validate(settings, config.TRAINING)
+    hp = config.validate(settings, FIELDS)
     dataset, splits = classification.load_splits(hp)
     return classification.train(
         hp,
@@ -35,4 +37,4 @@ def train_and_evaluate(
 
 
 if __name__ == "__main__":
-    cli.launch_training(train_and_evaluate)
+    cli.launch_training(train_and_evaluate, FIELDS)

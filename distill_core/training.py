@@ -62,8 +62,8 @@ def make_train_step(
         of its own shape. `key` is the step's; it is equal on all devices.
       tx: Optax optimiser.
       axis_name: the mapped axis (pmap, shard_map) that holds the devices; None inside plain jit.
-      gradient_fn: how to get gradients from a loss_fn, by default `mean_gradient`; differentially
-        private training enters here.
+      gradient_fn: how to get gradients from a loss_fn, by default `mean_gradient`, with its
+        signature; differentially private training enters here.
 
     Returns:
       A step. `metrics` holds float32 scalars: `loss` and the extras as global weighted means
@@ -78,14 +78,13 @@ def make_train_step(
             loss_fn, state.params, state.model_state, frozen, batch, key, axis_name=axis_name
         )
         updates, opt_state = tx.update(grads, state.opt_state, state.params)
-        metrics["grad_norm"] = optax.global_norm(grads)
         new_state = state.replace(
             step=state.step + 1,
             params=optax.apply_updates(state.params, updates),
             model_state=model_state,
             opt_state=opt_state,
         )
-        return new_state, metrics
+        return new_state, {**metrics, "grad_norm": optax.tree.norm(grads)}
 
     return step
 
@@ -99,6 +98,8 @@ def mean_gradient(loss_fn, params, model_state, frozen, batch, key, *, axis_name
 
     def weighted_total(params):
         values, weights, new_model_state, aux = loss_fn(params, model_state, frozen, batch, key)
+        if reserved := aux.keys() & {"loss", "grad_norm"}:
+            raise ValueError(f"aux: got {sorted(reserved)}; the step has metrics of these names")
         total, count = metrics_lib.weighted_sum(values, weights)
         extras = {name: _as_pair(value, weights) for name, value in aux.items()}
         return total, ({"loss": (total, count), **extras}, new_model_state)
@@ -107,7 +108,7 @@ def mean_gradient(loss_fn, params, model_state, frozen, batch, key, *, axis_name
     grads, pairs = all_sum((grads, pairs), axis_name)
     count = pairs["loss"][1]
     scale = jnp.where(count > 0, 1.0 / jnp.where(count > 0, count, 1.0), 0.0)
-    grads = jax.tree.map(lambda g: g * scale.astype(g.dtype), grads)
+    grads = jax.tree.map(lambda g: (g * scale).astype(g.dtype), grads)
     return grads, new_model_state, {name: metrics_lib.mean(pair) for name, pair in pairs.items()}
 
 

@@ -180,4 +180,4 @@ def _check(hp: Mapping[str, Any]):
 
 
 if __name__ == "__main__":
-    cli.launch_training(run)
+    cli.launch_training(run, FIELDS)

@@ -1,9 +1,8 @@
 """The nasty teacher's loss: adversarial KL maximisation."""
 
 import jax
-import jax.numpy as jnp
 
-from distill_core.losses import coefficient, cross_entropy, kl_divergence
+from distill_core.losses import coefficient, cross_entropy, kl_divergence, leading_shape
 
 Array = jax.Array
 
@@ -39,11 +38,12 @@ def nasty_loss(
     Raises:
       ValueError: shapes that do not belong together, or a Python scalar outside its range.
 
+    >>> import jax.numpy as jnp
     >>> logits = jnp.array([[2., 0., 1.]])
     >>> print(nasty_loss(logits, 0 * logits, jnp.array([0]), temperature=4., omega=0.04).round(3))
     [0.394]
     """
-    leading = jnp.shape(labels)
+    leading = leading_shape(where, teacher_logits=teacher_logits, adversary_logits=adversary_logits)
     omega = coefficient("omega", omega, leading, where, low=0.0)
     temperature = coefficient("temperature", temperature, leading, where, low=0.0, above=True)
     hard = cross_entropy(teacher_logits, labels, where=where)

@@ -8,6 +8,7 @@ of the whole check stays below a tenth of the training's.
 
 import functools
 import json
+import math
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
@@ -23,8 +24,12 @@ from distill_core.data import Split, sampling
 from distill_core.losses import distillation_loss
 
 ALPHA = 0.9  # the paper's weight of the distillation term
-BATCH, MAX_STEPS, MIN_STEPS, MAX_IMAGES = 128, 600, 20, 20_000
+# Small batches: many updates for the arithmetic. Below MIN_STEPS proxies of two normal networks
+# differ by more than `needed_gap`.
+BATCH, MAX_STEPS, MIN_STEPS, MAX_IMAGES = 32, 600, 80, 20_000
+MIN_IMAGES = 256
 HELD_SHARE = 0.3
+HIDDEN = 64
 SHARE_OF_TRAINING = 0.1
 LEAST_GAP = 0.02
 
@@ -32,13 +37,13 @@ LEAST_GAP = 0.02
 class Nastiness(NamedTuple):
     """Verdict of the check; accuracies are fractions on held-out training images.
 
-    `cost` is the check's arithmetic as a share of the training's. `nasty` is None where the
-    training was too short to afford a check.
+    `cost` is the check's arithmetic as a share of the training's. Where the training was too short
+    to afford a check, the verdict and the accuracies are None.
     """
 
     nasty: bool | None
-    student_of_teacher: float
-    student_of_adversary: float
+    student_of_teacher: float | None
+    student_of_adversary: float | None
     needed_gap: float
     cost: float
 
@@ -47,7 +52,7 @@ class _Proxy(nn.Module):
     """A perceptron with one hidden layer: hardly any arithmetic, and weak students suffer most."""
 
     num_classes: int
-    hidden: int = 64
+    hidden: int = HIDDEN
 
     @nn.compact
     def __call__(self, x):
@@ -111,13 +116,16 @@ def check(
     """
     shape = images.images.shape[1:]
     forward = [_forward_flops(model, shape) for model in (teacher, adversary)]
+    # A backward pass counts as two forward passes. Every network answers an image once.
     training = training_examples * (3 * forward[0] + forward[1])
+    proxy = 2 * HIDDEN * (math.prod(shape) + teacher.spec["num_classes"])
+    per_image = sum(forward) + 2 * HELD_SHARE * proxy
+    per_step = 2 * 3 * BATCH * proxy
     budget = 0.9 * SHARE_OF_TRAINING * training
-    count = int(min(len(images), MAX_IMAGES, 0.5 * budget / sum(forward)))
-    step_flops = 2 * 3 * BATCH * 2 * 64 * (int(np.prod(shape)) + teacher.spec["num_classes"])
-    steps = int(min(MAX_STEPS, (budget - count * sum(forward)) / step_flops))
-    if steps < MIN_STEPS or count < 2 * BATCH:
-        return Nastiness(None, float("nan"), float("nan"), LEAST_GAP, 0.0)
+    count = int(min(len(images), MAX_IMAGES, 0.5 * budget / per_image))
+    steps = int(min(MAX_STEPS, (budget - count * per_image) / per_step))
+    if steps < MIN_STEPS or count < MIN_IMAGES:
+        return Nastiness(None, None, None, LEAST_GAP, 0.0)
 
     rows = np.random.default_rng(seed).permutation(len(images))[:count]
     pixels, labels = images.images[rows], images.labels[rows]
@@ -133,7 +141,7 @@ def check(
     held = count - cut
     error = np.sqrt(sum(a * (1 - a) / held for a in accuracies))
     needed = max(LEAST_GAP, 2 * float(error))
-    cost = (count * sum(forward) + steps * step_flops) / training
+    cost = (count * per_image + steps * per_step) / training
     return Nastiness(accuracies[1] - accuracies[0] >= needed, *accuracies, needed, cost)
 
 

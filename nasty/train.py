@@ -73,4 +73,4 @@ def train_and_evaluate(
 
 
 if __name__ == "__main__":
-    cli.launch_training(train_and_evaluate)
+    cli.launch_training(train_and_evaluate, FIELDS)

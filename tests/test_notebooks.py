@@ -8,7 +8,6 @@ DOCS = Path(__file__).parents[1] / "docs"
 
 
 @pytest.mark.timeout(900)
-@pytest.mark.filterwarnings("ignore::DeprecationWarning")
 @pytest.mark.parametrize("path", sorted(DOCS.glob("*.ipynb")), ids=lambda path: path.name)
 def test_the_notebook_runs(path: Path):
     import nbclient

@@ -1,0 +1,296 @@
+"""The losses against float64 formulas in NumPy, against Optax, and at the edges of float32."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from distill_core import cross_entropy, distillation_loss, kl_divergence
+
+C = 5
+SHAPES = [(), (4,), (2, 3)]
+
+
+def np_log_softmax(z):
+    z = np.asarray(z, np.float64)
+    z = z - z.max(-1, keepdims=True)
+    return z - np.log(np.exp(z).sum(-1, keepdims=True))
+
+
+def np_kl(p, q, labels=None, temperature=1.0, alpha=None):
+    t = np.asarray(temperature, np.float64)[..., None]
+    log_p, log_q = np_log_softmax(np.asarray(p) / t), np_log_softmax(np.asarray(q) / t)
+    live = np.exp(log_p) > 0
+    return np.sum(np.exp(log_p) * np.where(live, np.where(live, log_p, 0) - log_q, 0), -1)
+
+
+def np_ce(z, other, labels, temperature=None, alpha=None):
+    return -np.take_along_axis(np_log_softmax(z), np.asarray(labels)[..., None], -1)[..., 0]
+
+
+def np_distillation(student, teacher, labels, temperature=1.0, alpha=0.5):
+    soft = np.asarray(temperature) ** 2 * np_kl(teacher, student, temperature=temperature)
+    return alpha * soft + (1 - np.asarray(alpha)) * np_ce(student, None, labels)
+
+
+def kl(p, q, labels, temperature=1.0, alpha=None, where=None):
+    return kl_divergence(p, q, temperature=temperature, where=where)
+
+
+def ce(z, other, labels, temperature=None, alpha=None, where=None):
+    return cross_entropy(z, labels, where=where)
+
+
+def distillation(student, teacher, labels, temperature=1.0, alpha=0.5, where=None):
+    return distillation_loss(
+        student, teacher, labels, temperature=temperature, alpha=alpha, where=where
+    )
+
+
+# Each as loss(trained logits, other logits, labels, temperature, alpha, where).
+PAIRS = [(kl, np_kl), (ce, np_ce), (distillation, np_distillation)]
+both = pytest.mark.parametrize(
+    ("loss", "formula"), PAIRS, ids=["kl_divergence", "cross_entropy", "distillation_loss"]
+)
+each = pytest.mark.parametrize("loss", [kl, ce, distillation])
+
+
+def draw(shape=(4,)):
+    rng = np.random.default_rng(0)
+    a, b = rng.normal(scale=3, size=(2, *shape, C)).astype(np.float32)
+    return a, b, rng.integers(0, C, shape)
+
+
+def central_differences(f, x, eps=1e-5):
+    x = np.asarray(x, np.float64)
+    gradient = np.zeros_like(x)
+    for i in np.ndindex(x.shape):
+        step = np.zeros_like(x)
+        step[i] = eps
+        gradient[i] = (f(x + step).sum() - f(x - step).sum()) / (2 * eps)
+    return gradient
+
+
+def summed_gradient(loss, argnums, *args):
+    return jax.jit(jax.grad(lambda *a: jnp.sum(loss(*a)), argnums))(*args)
+
+
+@pytest.mark.parametrize("shape", SHAPES, ids=str)
+@both
+def test_it_is_the_formula_for_any_leading_axes_under_jit(loss, formula, shape):
+    a, b, labels = draw(shape)
+    found = jax.jit(loss)(a, b, labels, 2.5, 0.3)
+    assert found.shape == shape
+    assert found.dtype == jnp.float32
+    np.testing.assert_allclose(found, formula(a, b, labels, 2.5, 0.3), rtol=1e-5, atol=1e-6)
+
+
+@each
+def test_vmap_over_a_leading_axis_changes_nothing(loss):
+    a, b, labels = draw((2, 3))
+    t, alpha = jnp.full((2, 3), 2.5), jnp.full((2, 3), 0.3)
+    np.testing.assert_allclose(
+        jax.vmap(jax.vmap(loss))(a, b, labels, t, alpha), loss(a, b, labels, t, alpha), rtol=1e-6
+    )
+
+
+@both
+def test_the_gradient_is_that_of_the_formula(loss, formula):
+    a, b, labels = draw()
+    found = summed_gradient(loss, 0, a, b, labels, 2.5, 0.3)
+    expected = central_differences(lambda z: formula(z, b, labels, 2.5, 0.3), a)
+    np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-5)
+    if loss is kl:
+        found = summed_gradient(loss, 1, a, b, labels, 2.5)
+        expected = central_differences(lambda z: formula(a, z, labels, 2.5), b)
+        np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-5)
+
+
+def test_optax_agrees():
+    a, b, labels = draw((2, 3))
+    np.testing.assert_allclose(
+        cross_entropy(a, labels),
+        optax.losses.softmax_cross_entropy_with_integer_labels(a, labels),
+        rtol=1e-5,
+    )
+    np.testing.assert_allclose(
+        kl_divergence(a, b, temperature=2.0),
+        optax.losses.kl_divergence(jax.nn.log_softmax(b / 2), jax.nn.softmax(a / 2)),
+        rtol=1e-4,
+    )
+
+
+@pytest.mark.parametrize(
+    "dtype", [jnp.float32, jnp.bfloat16, jnp.float16], ids=lambda d: d.__name__
+)
+@both
+def test_it_stays_finite_at_huge_logits_in_every_float_type(loss, formula, dtype):
+    a, b, labels = draw()
+    a, b = (jnp.asarray(np.r_[z[:1], 1e4 * np.sign(z[1:])], dtype) for z in (a, b))
+    found = jax.jit(loss)(a, b, labels, 4.0, 0.9)
+    assert found.dtype == jnp.float32
+    a64, b64 = (np.asarray(z, np.float64) for z in (a, b))
+    np.testing.assert_allclose(found, formula(a64, b64, labels, 4.0, 0.9), rtol=1e-4, atol=1e-5)
+    assert np.max(found) > 1e3, "the case is not extreme"
+    for gradient in summed_gradient(loss, (0, 1), a, b, labels, 4.0, 0.9):
+        assert gradient.dtype == dtype
+        assert np.isfinite(np.asarray(gradient, np.float32)).all()
+
+
+def test_opposite_one_hot_answers_diverge_by_the_whole_logit_gap():
+    p, q = jnp.array([1e4, -1e4]), jnp.array([-1e4, 1e4])
+    assert kl_divergence(p, q) == 2e4
+
+
+def test_the_reference_may_exclude_classes():
+    student, teacher, labels = draw()
+    teacher[:, 1:3] = -np.inf
+    teacher[0, 3:] = -np.inf  # one class left
+    for loss, formula, args in [
+        (kl, np_kl, (teacher, student, labels, 2.0)),
+        (distillation, np_distillation, (student, teacher, labels, 2.0, 0.7)),
+    ]:
+        np.testing.assert_allclose(jax.jit(loss)(*args), formula(*args), rtol=1e-5)
+        for gradient in summed_gradient(loss, (0, 1), *args):
+            assert np.isfinite(gradient).all()
+    p, q = (np.exp(np_log_softmax(z / 2.0)) for z in (teacher, student))
+    pull = summed_gradient(kl, 1, teacher, student, labels, 2.0)
+    np.testing.assert_allclose(pull, (q - p) / 2, atol=1e-6)
+
+
+def test_gradients_of_the_divergence_are_right_where_probabilities_underflow():
+    p_logits = np.array([[0.0, -500.0, -2e4, 1.0, -90.0]], np.float32)  # e⁻⁹⁰ is subnormal
+    q_logits = np.array([[-300.0, 0.0, 2.0, -1e4, 1.0]], np.float32)
+    of_p, of_q = summed_gradient(kl, (0, 1), p_logits, q_logits, None)
+    log_p, log_q = np_log_softmax(p_logits), np_log_softmax(q_logits)
+    p, q = np.exp(log_p), np.exp(log_q)
+    divergence = np_kl(p_logits, q_logits)[:, None]
+    np.testing.assert_allclose(of_p, p * (log_p - log_q - divergence), rtol=1e-4, atol=1e-3)
+    np.testing.assert_allclose(of_q, q - p, rtol=1e-5, atol=1e-6)
+
+
+@each
+def test_masked_entries_are_zero_and_harmless_whatever_they_hold(loss):
+    a, b, labels = draw((2, 3))
+    temperature = np.linspace(1, 4, 6, dtype=np.float32).reshape(2, 3)
+    alpha = np.linspace(0.1, 0.9, 6, dtype=np.float32).reshape(2, 3)
+    where = np.array([[True, False, True], [False, True, True]])
+    kept = [x[where] for x in (a, b, labels, temperature, alpha)]
+    for x in (a, b, temperature, alpha):
+        x[~where] = np.nan
+    a[0, 1] = np.inf
+    labels[~where] = [-7, 999]
+
+    values = jax.jit(loss)(a, b, labels, temperature, alpha, where)
+    np.testing.assert_array_equal(values[~where], 0)
+    np.testing.assert_allclose(values[where], loss(*kept), rtol=1e-6)
+
+    used = (0,) if loss is ce else (0, 1, 3) if loss is kl else (0, 1, 3, 4)
+    masked = summed_gradient(loss, used, a, b, labels, temperature, alpha, where)
+    sliced = summed_gradient(loss, used, *kept)
+    for whole, part in zip(masked, sliced, strict=True):
+        np.testing.assert_array_equal(whole[~where], 0)
+        np.testing.assert_allclose(whole[where], part, rtol=1e-5, atol=1e-6)
+
+
+def test_the_teacher_gets_no_gradient():
+    student, teacher, labels = draw()
+    of_student, of_teacher = summed_gradient(distillation, (0, 1), student, teacher, labels, 2.0)
+    np.testing.assert_array_equal(of_teacher, 0)
+    assert np.abs(of_student).max() > 0.01
+
+
+def test_temperature_and_alpha_act_on_each_element_before_any_reduction():
+    a, b, labels = draw()
+    temperatures, alphas = np.array([0.5, 1.0, 4.0, 20.0]), np.array([0.0, 0.3, 0.9, 1.0])
+    together = distillation(a, b, labels, jnp.asarray(temperatures), jnp.asarray(alphas))
+    divergence = kl(a, b, labels, jnp.asarray(temperatures))
+    for i, (t, alpha) in enumerate(zip(temperatures, alphas, strict=True)):
+        alone = distillation(a, b, labels, float(t), float(alpha))
+        np.testing.assert_allclose(together[i], alone[i], rtol=1e-5)
+        np.testing.assert_allclose(divergence[i], kl(a, b, labels, float(t))[i], rtol=1e-5)
+
+
+def test_alpha_weighs_the_distillation_term():
+    student, teacher, labels = draw()
+    alone = distillation(student, teacher, labels, 3.0, 0.0)
+    np.testing.assert_allclose(alone, cross_entropy(student, labels), rtol=1e-6)
+    soft = distillation(student, teacher, labels, 3.0, 1.0)
+    divergence = kl_divergence(teacher, student, temperature=3.0)
+    np.testing.assert_allclose(soft, 9.0 * divergence, rtol=1e-6)
+
+
+@pytest.mark.parametrize("temperature", [0, 0.0, -1.0, np.nan, np.inf, np.float32(-2)])
+def test_a_temperature_that_is_not_positive_is_refused(temperature):
+    a, b, labels = draw()
+    with pytest.raises(ValueError, match=r"temperature: got .*; must be finite and above 0"):
+        kl(a, b, labels, temperature)
+    with pytest.raises(ValueError, match=r"temperature: got .*; must be finite and above 0"):
+        distillation(a, b, labels, temperature)
+
+
+@pytest.mark.parametrize("alpha", [-0.1, 1.01, np.nan, -np.inf])
+def test_an_alpha_outside_its_range_is_refused(alpha):
+    with pytest.raises(ValueError, match=r"alpha: got .*; must be in \[0, 1\]"):
+        distillation(*draw(), 1.0, alpha)
+
+
+def test_traced_settings_pass_unchecked():
+    values = jax.jit(distillation)(*draw(), 0.0, -1.0)
+    assert values.shape == (4,)
+
+
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        (
+            lambda a, b, y: kl_divergence(a, b[:3]),
+            r"logits_p \(4, 5\) and logits_q \(3, 5\): must have one shape",
+        ),
+        (
+            lambda a, b, y: distillation(a, b[..., :4], y),
+            r"student_logits \(4, 5\) and teacher_logits \(4, 4\): must have one shape",
+        ),
+        (lambda a, b, y: cross_entropy(a[0, 0], y[0]), r"logits \(\): must have one shape"),
+        (
+            lambda a, b, y: cross_entropy(a, y[:, None]),
+            r"labels: got int\d+ \(4, 1\); must be integers \(4,\)",
+        ),
+        (
+            lambda a, b, y: cross_entropy(a, a),
+            r"labels: got float32 \(4, 5\); must be integers \(4,\)",
+        ),
+        (lambda a, b, y: cross_entropy(a, y * 1.0), r"labels: got float"),
+        (
+            lambda a, b, y: cross_entropy(a, y, where=np.ones((4, 5), bool)),
+            r"where: got shape \(4, 5\); must be \(4,\)",
+        ),
+        (
+            lambda a, b, y: kl_divergence(a, b, temperature=jnp.ones(5)),
+            r"temperature: got shape \(5,\); must be a scalar or one per element, \(4,\)",
+        ),
+        (
+            lambda a, b, y: distillation(a, b, y, 1.0, jnp.ones((4, 1))),
+            r"alpha: got shape \(4, 1\); must be a scalar or one per element, \(4,\)",
+        ),
+    ],
+)
+def test_shapes_that_do_not_belong_together_are_refused(call, message):
+    with pytest.raises(ValueError, match=message):
+        call(*draw())
+
+
+def test_a_label_outside_the_classes_gives_nan():
+    logits = jnp.zeros((4, C))
+    found = np.isnan(cross_entropy(logits, jnp.array([-1, 0, C - 1, C])))
+    np.testing.assert_array_equal(found, [True, False, False, True])
+
+
+@pytest.mark.parametrize("dtype", [np.uint8, np.int8, np.int64])
+def test_labels_may_be_of_any_integer_type(dtype):
+    logits = np.random.default_rng(0).normal(size=(2, 300)).astype(np.float32)
+    labels = np.array([3, 100], dtype)
+    np.testing.assert_allclose(
+        cross_entropy(logits, labels), np_ce(logits, None, labels), rtol=1e-5
+    )

@@ -1,0 +1,237 @@
+"""Runs that are killed and stopped from outside end as runs that nobody touched, bit by bit."""
+
+import json
+import os
+import random
+import re
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+
+from distill_core import checkpoint
+
+ROOT = Path(__file__).parents[2]
+CONFIG = """
+from ml_collections import config_dict
+
+def get_config(arg=""):
+    config = config_dict.ConfigDict()
+    config.dataset = "digits"
+    config.num_validation = 97
+    config.model = "cnn"
+    config.model_kwargs = config_dict.ConfigDict({"widths": (3,), "hidden": 4})
+    config.optimizer = "adam"
+    config.learning_rate = 3e-3
+    config.schedule = "onecycle"
+    config.batch_size = 16
+    config.num_steps = 60
+    config.log_every, config.eval_every, config.save_every = 7, 10, 3
+    if arg == "nasty":
+        config.omega, config.temperature = 0.04, 20.0
+    return config.lock()
+"""
+BINARIES = ("distill_core.train", "distill_core.distill", "nasty.train")
+
+
+def _environment() -> dict[str, str]:
+    # One device: what is held here is held by one topology at a time.
+    return {**os.environ, "PYTHONPATH": str(ROOT), "XLA_FLAGS": ""}
+
+
+def _python(*arguments, **settings) -> subprocess.Popen:
+    return subprocess.Popen(
+        [sys.executable, *map(str, arguments)],
+        env=_environment(),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        **settings,
+    )
+
+
+def _end(process: subprocess.Popen, timeout: float = 100) -> tuple[int, str]:
+    """(exit code, stderr)."""
+    try:
+        _, err = process.communicate(timeout=timeout)
+    except subprocess.TimeoutExpired:
+        process.kill()
+        process.communicate()
+        raise
+    return process.returncode, err
+
+
+# -- the loop ----------------------------------------------------------------------------------
+
+
+def _tiny_contents(workdir: Path) -> dict:
+    """Every array, the metadata and the metrics; not the names that Orbax chooses at random."""
+    found = {}
+    for step in checkpoint.steps(workdir):
+        path, metadata = checkpoint.find(workdir, step=step)
+        arrays = checkpoint._orbax().load_checkpointables(path, {"model": None, "train": None})
+        found[step] = {k: v for k, v in metadata.items() if k not in ("files", "checksum")}
+        found[step]["arrays"] = checkpoint.digest(arrays)
+    return {"checkpoints": found, "metrics": (workdir / "metrics.jsonl").read_text()}
+
+
+def test_a_dozen_kills_change_nothing(tmp_path):
+    settings = json.dumps({"num_steps": 75, "log_every": 4, "eval_every": 6, "save_every": 1})
+    driver = ROOT / "tests" / "e2e" / "kill_driver.py"
+    seed = 0
+    runs = {
+        kills: _python(driver, tmp_path / str(kills), kills, seed, settings) for kills in (12, 0)
+    }
+    for kills, process in runs.items():
+        out, err = process.communicate(timeout=150)
+        assert process.returncode == 0, err
+        report = json.loads(out)
+        assert report["kills"] == kills
+        if kills:
+            assert report["in_save"] >= 4
+            resumed = [int(s) for s in re.findall(r"resumes from step (\d+)", err)]
+            assert len(resumed) == kills
+            assert resumed == sorted(resumed)
+    killed, straight = (_tiny_contents(tmp_path / str(kills)) for kills in (12, 0))
+    assert killed == straight
+    rows = [json.loads(line) for line in killed["metrics"].splitlines()]
+    trained = [row["step"] for row in rows if row["split"] == "train"]
+    assert trained == [*range(4, 75, 4), 75]  # neither gaps nor doubles
+
+
+# -- the binaries ------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def config(tmp_path_factory):
+    path = tmp_path_factory.mktemp("config") / "tiny.py"
+    path.write_text(CONFIG)
+    return path
+
+
+def _arguments(binary: str, config: Path, plain: Path) -> list[str]:
+    if binary == "distill_core.distill":
+        return [f"--config={config}", f"--config.teacher={plain}"]
+    if binary == "nasty.train":
+        return [f"--config={config}:nasty", f"--config.adversary={plain}"]
+    return [f"--config={config}"]
+
+
+def _start(binary: str, config: Path, plain: Path, workdir: Path, *more: str) -> subprocess.Popen:
+    return _python("-m", binary, *_arguments(binary, config, plain), f"--workdir={workdir}", *more)
+
+
+@pytest.fixture(scope="module")
+def straight(config, tmp_path_factory):
+    """binary -> the workdir of a run that nobody touched; all in one process, to start once."""
+    folder = tmp_path_factory.mktemp("straight")
+    plain = folder / BINARIES[0]
+    calls = [
+        [binary, *_arguments(binary, config, plain), f"--workdir={folder / binary}"]
+        for binary in BINARIES
+    ]
+    code, err = _end(
+        _python(
+            "-c",
+            "import importlib, json, sys\n"
+            "from distill_core import cli\n"
+            "for binary, *arguments in json.loads(sys.argv[1]):\n"
+            "    module = importlib.import_module(binary)\n"
+            "    cli.run_training(module.train_and_evaluate, module.FIELDS, arguments)\n",
+            json.dumps(calls),
+        )
+    )
+    assert code == 0, err
+    return {binary: folder / binary for binary in BINARIES}
+
+
+def _wait_for_step(workdir: Path, process: subprocess.Popen, step: int):
+    """Until a checkpoint of at least this step is there."""
+    deadline = time.monotonic() + 100
+    while max(checkpoint.steps(workdir), default=-1) < step:
+        assert process.poll() is None, process.communicate()[1]
+        assert time.monotonic() < deadline
+        time.sleep(0.002)
+
+
+def test_binaries_that_are_killed_and_stopped_end_as_if_they_were_not(config, straight, tmp_path):
+    """Each is killed once; then, going on, one gets SIGTERM and one SIGINT."""
+    moments = random.Random(0)
+    plain = straight[BINARIES[0]]
+    runs = {b: _start(b, config, plain, tmp_path / b) for b in BINARIES}
+    for binary, process in runs.items():
+        _wait_for_step(tmp_path / binary, process, 3)
+    time.sleep(moments.uniform(0, 0.05))
+    for process in runs.values():
+        process.kill()
+        assert _end(process)[0] == -signal.SIGKILL
+    reached = {binary: checkpoint.steps(tmp_path / binary)[-1] for binary in BINARIES}
+    assert max(reached.values()) < 60
+
+    runs = {b: _start(b, config, plain, tmp_path / b) for b in BINARIES}
+    for binary, signum in zip(BINARIES[:2], (signal.SIGTERM, signal.SIGINT), strict=True):
+        _wait_for_step(tmp_path / binary, runs[binary], reached[binary] + 1)
+        sent = time.monotonic()
+        runs[binary].send_signal(signum)
+        code, err = _end(runs[binary])
+        assert time.monotonic() - sent < 10
+        assert code == 4, err
+        [step] = re.findall(
+            r"^error: stopped by a signal at step (\d+); saved in", err, re.MULTILINE
+        )
+        assert checkpoint.steps(tmp_path / binary)[-1] == int(step)
+        assert "Traceback" not in err
+    code, err = _end(runs[BINARIES[2]])
+    assert code == 0, err
+
+    runs = {b: _start(b, config, plain, tmp_path / b) for b in BINARIES}
+    for binary, process in runs.items():
+        code, err = _end(process)
+        assert code == 0, err
+        done = "finished at step 60, nothing to do" if binary == BINARIES[2] else "resumes from"
+        assert done in err
+        assert _outcome(tmp_path / binary) == _outcome(straight[binary])
+
+
+def _outcome(workdir: Path) -> dict:
+    path, metadata = checkpoint.find(workdir)
+    arrays = checkpoint._orbax().load_checkpointables(path, {"model": None, "train": None})
+    assert {name.split("/")[0] for name in arrays["train"]} == {"step", "opt_state", "rng"}
+    assert all(isinstance(leaf, np.ndarray | jax.Array) for leaf in jax.tree.leaves(arrays))
+    kept = ("step", "digest", "best", "pending", "last_loss", "evaluated", "ledger", "parts")
+    return {
+        "arrays": checkpoint.digest(arrays),
+        "metadata": {name: metadata[name] for name in kept},
+        "metrics": (workdir / "metrics.jsonl").read_text(),
+    }
+
+
+def test_a_workdir_in_use_is_refused_in_one_line(config, straight, tmp_path):
+    plain = straight[BINARIES[0]]
+    first = _start(BINARIES[0], config, plain, tmp_path / "run")
+    try:
+        _wait_for_step(tmp_path / "run", first, 3)
+        first.send_signal(signal.SIGSTOP)  # alive, and for once not too fast
+        code, err = _end(_start(BINARIES[0], config, plain, tmp_path / "run"))
+    finally:
+        first.kill()
+        first.communicate()
+    assert code == 2
+    assert err == f"error: workdir: got '{tmp_path / 'run'}'; is in use by a live process\n"
+
+
+def test_divergence_has_its_own_exit_code(config, straight, tmp_path):
+    code, err = _end(
+        _start(
+            "nasty.train", config, straight[BINARIES[0]], tmp_path, "--config.learning_rate=1e30"
+        )
+    )
+    assert code == 3
+    last = err.splitlines()[-1]
+    assert re.fullmatch(r"error: diverged at step \d+: NaN or infinity; last finite loss .*", last)
+    assert "Traceback" not in err
