@@ -33,9 +33,9 @@ def _start(workdir: Path, settings: dict) -> int:
     return child
 
 
-def _finished(workdir: Path) -> list[int]:
+def _newest(workdir: Path) -> int:
     found = (workdir / "checkpoints").glob("*/metadata.json")
-    return sorted(int(path.parent.name) for path in found)
+    return max((int(path.parent.name) for path in found), default=0)
 
 
 def _is_saving(workdir: Path) -> bool:
@@ -47,23 +47,23 @@ def _is_saving(workdir: Path) -> bool:
 
 
 def main(workdir: Path, kills: int, seed: int, settings: dict) -> dict[str, int]:
-    """Every kill comes after some progress: half of them anywhere, half while a save is written."""
+    """A third of the kills comes at any moment from the start on, the others after some progress:
+    a third anywhere, a third while a checkpoint is being written."""
     moments = random.Random(seed)
     in_save = 0
     for i in range(kills):
-        before = _finished(workdir)
-        child = _start(workdir, settings)
-        while _finished(workdir)[-1:] == before[-1:]:
+        child, before, progress = _start(workdir, settings), _newest(workdir), moments.randint(1, 3)
+        while i % 3 and _newest(workdir) < before + progress:
             assert os.waitpid(child, os.WNOHANG) == (0, 0), "ended before it was killed"
             time.sleep(0.001)
-        time.sleep(moments.uniform(0, 0.1))
-        if i % 2:
+        time.sleep(moments.uniform(0, 0.1 if i % 3 else 1.5))
+        if i % 3 == 2:
             while not _is_saving(workdir):
-                pass
+                time.sleep(0.0002)
             time.sleep(moments.uniform(0, 0.03))
         os.kill(child, signal.SIGKILL)
         _, status = os.waitpid(child, 0)
-        assert os.WTERMSIG(status) == signal.SIGKILL, "ended before it was killed"
+        assert os.WIFSIGNALED(status), "ended before it was killed"
         in_save += _is_saving(workdir)
     _, status = os.waitpid(_start(workdir, settings), 0)
     assert status == 0

@@ -1,0 +1,48 @@
+"""The paper's comparison on MNIST, whole training set, small CNNs, three seeds.
+
+python -m nasty.experiment --config configs/nasty/mnist.py --workdir runs/mnist \
+    --config.data_dir=DIRECTORY
+
+DIRECTORY holds the prepared TFDS data set. ω, τ and the students' length were chosen by us on 5,000
+held-out training images. The attacker tries six (α, τ_S) on the same held-out images.
+"""
+
+from ml_collections import config_dict
+
+
+def get_config(arg=""):
+    config = config_dict.ConfigDict()
+    config.dataset = "tfds:mnist"
+    config.data_dir = config_dict.placeholder(str)
+    config.seeds = (1, 2, 3)
+    config.num_validation = 5000
+
+    config.model = "cnn"
+    config.model_kwargs = config_dict.ConfigDict({"widths": (8, 16, 32), "hidden": 64})
+    config.optimizer = "adam"
+    config.learning_rate = 3e-3
+    config.schedule = "onecycle"
+    config.batch_size = 128
+    config.num_steps = 4000
+
+    config.omega = 0.05
+    config.temperature = 8.0
+    config.alpha = 0.9
+
+    config.student_model = "cnn"
+    config.student_model_kwargs = config_dict.ConfigDict({"widths": (8, 16), "hidden": 32})
+    config.student_optimizer = "adam"
+    config.student_learning_rate = 3e-3
+    config.student_schedule = "onecycle"
+    config.student_batch_size = 128
+    config.student_num_steps = 3000
+
+    config.attack_alphas = (0.5, 0.9)
+    config.attack_temperatures = (1.0, 4.0, 20.0)
+
+    config.log_every = 500
+    if arg == "smoke":
+        config.seeds = (1,)
+        config.num_steps = config.student_num_steps = 4
+        config.attack_alphas = config.attack_temperatures = ()
+    return config.lock()
