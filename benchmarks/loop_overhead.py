@@ -35,7 +35,10 @@ RUNS = {
 
 
 def main():
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
+    """Times and prints."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawTextHelpFormatter
+    )
     parser.add_argument("--dataset", choices=list(RUNS), default="digits")
     parser.add_argument("--data_dir", default=None)
     options = parser.parse_args()
@@ -56,9 +59,7 @@ def main():
         return call
 
     def timed_run(*, step_fn, evaluate, **kwargs):
-        final = run(
-            step_fn=timed("step", step_fn), evaluate=timed("evaluate", evaluate), **kwargs
-        )
+        final = run(step_fn=timed("step", step_fn), evaluate=timed("evaluate", evaluate), **kwargs)
         clock["ended"] = time.perf_counter()
         return final
 
@@ -76,8 +77,9 @@ def main():
     total = clock["ended"] - clock["began"] - spent["evaluate"]
     outside = total - spent["step"]
     print(
-        f"{options.dataset}: {settings['num_steps'] - 1} steps in {total:.2f} s; outside the jitted "
-        f"step {outside:.2f} s = {outside / total:.1%} (evaluation, apart: {spent['evaluate']:.2f} s)"
+        f"{options.dataset}: {settings['num_steps'] - 1} steps in {total:.2f} s; outside the "
+        f"jitted step {outside:.2f} s = {outside / total:.1%} "
+        f"(evaluation, apart: {spent['evaluate']:.2f} s)"
     )
 
 

@@ -60,7 +60,12 @@ def jax_step(model: str, images: np.ndarray, labels: np.ndarray):
         "temperature": jnp.float32(TEMPERATURE),
     }
     batch = jax.device_put(
-        {"image": images, "label": labels, "index": np.arange(len(labels), dtype=np.int32), "extra": {}}
+        {
+            "image": images,
+            "label": labels,
+            "index": np.arange(len(labels), dtype=np.int32),
+            "extra": {},
+        }
     )
     rng = jax.random.key(2)
     state = TrainState.create(params=params, model_state=model_state, tx=tx, rng=rng)
@@ -131,9 +136,7 @@ def torch_step(model: str, images: np.ndarray, labels: np.ndarray):
     """A function that does one of PyTorch's steps and waits for it."""
     device = "cuda" if torch.cuda.is_available() and jax.default_backend() == "gpu" else "cpu"
     make = TorchCNN if model == "cnn" else TorchResNet18
-    network, adversary = (
-        make().to(device).to(memory_format=torch.channels_last) for _ in range(2)
-    )
+    network, adversary = (make().to(device).to(memory_format=torch.channels_last) for _ in range(2))
     adversary.eval()
     optimizer = torch.optim.SGD(network.parameters(), 0.01, momentum=0.9, weight_decay=5e-4)
     pixels = (torch.from_numpy(images).permute(0, 3, 1, 2).float() / 255 - 0.5) / 0.25
@@ -161,7 +164,10 @@ def torch_step(model: str, images: np.ndarray, labels: np.ndarray):
 
 
 def main():
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
+    """Times and prints."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawTextHelpFormatter
+    )
     parser.add_argument("--model", choices=["cnn", "resnet18"], action="append")
     parser.add_argument("--batch", type=int, default=128)
     parser.add_argument("--rounds", type=int, default=15)

@@ -145,7 +145,7 @@ def train(
         metadata={
             "method": method,
             "parts": {PART: network},
-            "config": _plain(hp),
+            "config": {**_plain(hp), **_inputs(ancestors, extra)},
             "data_note": dataset.note,
             "ledger": {
                 "mechanisms": [],
@@ -291,6 +291,13 @@ def _about(field: str, path: str):
         yield
     except InputError as error:
         raise InputError(field, path, error.allowed) from None
+
+
+def _inputs(ancestors, extra) -> dict[str, list[str]]:
+    """What a run is made from, by content: when it is resumed, a path may hold something else."""
+    digests = [metadata["digest"] for metadata in ancestors]
+    digests += [checkpoint.digest(dict(extra))] if extra else []
+    return {"inputs": digests} if digests else {}
 
 
 def _plain(values: Mapping[str, Any]) -> dict[str, Any]:

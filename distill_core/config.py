@@ -176,8 +176,8 @@ TRAINING = {**DATA, **MODEL, **OPTIMIZER, **RUN, **AUGMENTATION}
 MAY_CHANGE = frozenset({"num_steps", "log_every", "eval_every", "save_every"})
 
 
-def validate(config: Mapping[str, Any], fields: Mapping[str, Field]) -> dict[str, Any]:
-    """Checked values, defaults filled in, in the order of `fields`.
+def validate(config: Any, fields: Mapping[str, Field]) -> dict[str, Any]:
+    """Checked values of a mapping or ConfigDict, defaults filled in, in the order of `fields`.
 
     Raises:
       InputError: an unknown or missing field, a wrong type, a value outside its range, drop steps

@@ -8,6 +8,7 @@ import inspect
 import traceback
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from ml_collections import config_dict
 
@@ -56,7 +57,7 @@ def read(
             top = name.split(".")[0]
             if top not in fields:
                 raise InputError(name, text, f"no such field; {suggest(top, fields)}")
-            group = settings
+            group: Any = settings
             for key in groups:
                 if not isinstance(group.get(key), config_dict.ConfigDict):
                     group[key] = config_dict.ConfigDict()
@@ -92,7 +93,7 @@ def _run(given: str, file: Path, arg: str) -> config_dict.ConfigDict:
         kind = type(settings).__name__
         allowed = f"its get_config must return a ml_collections ConfigDict, and returns a {kind}"
         raise InputError("config", given, allowed)
-    return config_dict.ConfigDict(settings)
+    return config_dict.ConfigDict(settings)  # pyright: ignore[reportArgumentType]: thaws a frozen one
 
 
 def _line(error: Exception, file: Path) -> str:

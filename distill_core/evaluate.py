@@ -59,10 +59,8 @@ def evaluate_checkpoint(
     spec.check_fits("checkpoint", str(path), loaded.spec, source)
     examples = getattr(source, split)
     logits = compute_logits(loaded, examples.images, batch_size)
-    found = {
-        "accuracy": metrics.correct(logits, examples.labels),
-        "cross_entropy": cross_entropy(jnp.asarray(logits), jnp.asarray(examples.labels)),
-    }
+    both = jnp.asarray(logits), jnp.asarray(examples.labels)
+    found = {"accuracy": metrics.correct(*both), "cross_entropy": cross_entropy(*both)}
     result = {name: float(np.asarray(each, np.float64).mean()) for name, each in found.items()}
     if logits_out is not None:
         buffer = io.BytesIO()

@@ -110,6 +110,8 @@ def run(
         frozen = parallel.place(frozen, mode)
         board = progress.TensorBoard(workdir / "tensorboard", start, active=main)
         stack.callback(report.end)
+        stack.callback(metrics.flush)
+        stack.callback(board.flush)
         stopped = stack.enter_context(_signals())
         saved_at = evaluated_at = start
 
@@ -126,6 +128,8 @@ def run(
         def save(step):
             nonlocal saved_at
             window.fetch()
+            metrics.flush()
+            board.flush()
             parts, train = split(state)
             _check_finite(parts, step, window.last_loss)
             so_far = {
@@ -155,6 +159,7 @@ def run(
         try:
             if unevaluated:
                 evaluate_at(start)
+                metrics.flush()
                 if main:
                     integrity.amend(path, {"best": top, "evaluated": True})
                 tidy()

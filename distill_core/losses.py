@@ -103,7 +103,7 @@ def kl_divergence(
     log_q = jax.nn.log_softmax(_masked(logits_q, where) / temperature, axis=-1)
     p = jnp.exp(log_p)
     live = p > 0  # elsewhere the limit of p·(log p − log q) is 0, but the formula gives 0·∞
-    log_ratio = jnp.where(live, jnp.where(live, log_p, 0.0) - jnp.where(live, log_q, 0.0), 0.0)
+    log_ratio = jnp.where(live, log_p - log_q, 0.0)
     return _zero_masked(jnp.sum(p * log_ratio, axis=-1), where)
 
 

@@ -3,6 +3,7 @@
 import contextlib
 import io
 import json
+import math
 import os
 import socket
 import sys
@@ -22,6 +23,8 @@ from rich.progress import (
 )
 
 from distill_core import integrity
+
+REMOTE_SECONDS = 15.0
 
 
 class Reporter:
@@ -117,6 +120,11 @@ class MetricsFile:
         if self._active:
             self._file.add(f"{json.dumps(row)}\n".encode())
 
+    def flush(self):
+        """All lines are on disk, or in the cloud, after this. Call it before a checkpoint."""
+        if self._active:
+            self._file.flush()
+
 
 class TensorBoard:
     """An event file in `<workdir>/tensorboard`, if the `tensorboard` extra is installed.
@@ -157,6 +165,11 @@ class TensorBoard:
         )
         self._add(event)
 
+    def flush(self):
+        """As of `MetricsFile`."""
+        if self._file is not None:
+            self._file.flush()
+
     def _add(self, event):
         from tensorboard.summary.writer.record_writer import RecordWriter
 
@@ -168,13 +181,15 @@ class TensorBoard:
 class _GrowingFile:
     """A file that is added to, or replaced whole. A failing write names it.
 
-    Object stores cannot append: there it is written anew every time.
+    Object stores cannot append and slow down who writes one object often: there it is written anew
+    at most every few seconds, and when it is flushed.
     """
 
     def __init__(self, path: epath.PathLike):
         self._path = epath.Path(path)
         self._is_remote = "://" in str(path)
         self._content = b""  # of a remote file
+        self._written_at = -math.inf
 
     def read(self) -> str:
         return self._path.read_text() if self._path.exists() else ""
@@ -186,13 +201,22 @@ class _GrowingFile:
                 integrity.write_atomically(self._path, text)
 
     def add(self, data: bytes):
+        if not self._is_remote:
+            with self._naming(), self._path.open("ab") as file:
+                file.write(data)
+            return
+        self._content += data
+        if time.monotonic() - self._written_at >= REMOTE_SECONDS:
+            self._write()
+
+    def flush(self):
+        if self._is_remote and self._content:
+            self._write()
+
+    def _write(self):
         with self._naming():
-            if self._is_remote:
-                self._content += data
-                self._path.write_bytes(self._content)
-            else:
-                with self._path.open("ab") as file:
-                    file.write(data)
+            self._path.write_bytes(self._content)
+        self._written_at = time.monotonic()
 
     @contextlib.contextmanager
     def _naming(self):

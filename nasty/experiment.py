@@ -60,6 +60,9 @@ def run(
     _check(hp)
     dataset, _ = classification.load_splits(hp)
     workdir, began = epath.Path(workdir), time.monotonic()
+    for stage in paper_stages(hp, workdir, hp["seeds"][0]):
+        # Before hours of teachers, not after them.
+        classification.check(stage.settings, dataset)
     fingerprint = _fingerprint(dataset)
 
     def complete(stage: Stage) -> dict[str, Any]:
@@ -79,7 +82,9 @@ def run(
 
     minutes = (time.monotonic() - began) / 60
     rows, gates = summary.rows_and_gates(results, hp, attack)
-    teachers = [_directory(workdir, f"teacher_{kind}", hp["seeds"][0]) for kind in ("normal", "nasty")]
+    teachers = [
+        _directory(workdir, f"teacher_{kind}", hp["seeds"][0]) for kind in ("normal", "nasty")
+    ]
     figures = summary.draw_figures(workdir, dataset, rows, *teachers, hp["temperature"])
     summary.write(workdir, hp, dataset, rows, gates, figures, minutes)
     return results
@@ -100,7 +105,11 @@ def paper_stages(hp: Mapping[str, Any], workdir: epath.Path, seed: int) -> list[
     return [
         Stage("teacher_normal", seed, fit, teacher | seeds[0], {}),
         Stage(
-            "teacher_nasty", seed, undermine, teacher | undermining | seeds[1], {"adversary": normal}
+            "teacher_nasty",
+            seed,
+            undermine,
+            teacher | undermining | seeds[1],
+            {"adversary": normal},
         ),
         Stage("student_alone", seed, fit, student | seeds[2], {}),
         Stage("student_of_normal", seed, copy, student | distilled | seeds[2], of_normal),

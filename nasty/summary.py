@@ -38,7 +38,9 @@ def rows_and_gates(
         metrics = {"accuracy": [r["accuracy"] for r in runs]}
         checks = [r["nastiness"] for r in runs if "nastiness" in r]
         if checks and all(c["nasty"] is not None for c in checks):
-            metrics[_CHECKED] = [c["student_of_adversary"] - c["student_of_teacher"] for c in checks]
+            metrics[_CHECKED] = [
+                c["student_of_adversary"] - c["student_of_teacher"] for c in checks
+            ]
         rows.append(report.Row(arm, _settings(arm, hp, attack), metrics))
     return rows, _gates(arms)
 
@@ -128,7 +130,8 @@ def draw_figures(
         ),
     ]
     features = [_features(teacher, images) for teacher in teachers]
-    if all(f is not None for f in features):
+    probed = np.bincount(labels, minlength=dataset.num_classes).min() >= 2
+    if probed and all(f is not None for f in features):
         path = _embeddings(folder / "embeddings.png", features, logits, labels, dataset.classes)
         caption = (
             "t-SNE of features and of logits on test images, with the accuracy of a linear probe "
@@ -225,5 +228,6 @@ def write(
     console.print(report.console_table(rows, ["accuracy"], f"Nasty teachers on {dataset.name}"))
     for gate in gates:
         word = "passed" if gate.passed else "MISSED"
-        console.print(f"{word}  {gate.name}: {gate.value}, needed {gate.needed}", highlight=False)
+        line = f"{word}  {gate.name}: {gate.value}, needed {gate.needed}"
+        console.print(line, highlight=False, soft_wrap=True)
     console.print(f"\nreport: {workdir / 'report.html'}", highlight=False, soft_wrap=True)

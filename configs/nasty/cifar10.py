@@ -17,6 +17,8 @@ EPOCH = 50_000 // 128
 
 
 def get_config(arg=""):
+    if arg not in ("", "0.004", "resnetc20", "resnetc32", "smoke"):
+        raise ValueError(f"unknown argument {arg!r}; known: 0.004, resnetc20, resnetc32, smoke")
     config = config_dict.ConfigDict()
     config.dataset = "tfds:cifar10"
     config.data_dir = config_dict.placeholder(str)

@@ -11,6 +11,8 @@ from ml_collections import config_dict
 
 
 def get_config(arg=""):
+    if arg not in ("", "smoke"):
+        raise ValueError(f"unknown argument {arg!r}; known: smoke")
     config = config_dict.ConfigDict()
     config.dataset = "tfds:fashion_mnist"
     config.data_dir = config_dict.placeholder(str)
@@ -25,8 +27,8 @@ def get_config(arg=""):
     config.batch_size = 128
     config.num_steps = 3500
 
-    config.omega = 0.04
-    config.temperature = 8.0
+    config.omega = 0.02
+    config.temperature = 20.0
     config.alpha = 0.9
 
     config.student_model = "cnn"
@@ -38,7 +40,7 @@ def get_config(arg=""):
     config.student_num_steps = 1500
 
     config.attack_alphas = (0.5, 0.9)
-    config.attack_temperatures = (1.0, 4.0, 8.0)
+    config.attack_temperatures = (1.0, 4.0, 20.0)
 
     config.log_every = 500
     if arg == "smoke":

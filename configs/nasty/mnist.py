@@ -11,6 +11,8 @@ from ml_collections import config_dict
 
 
 def get_config(arg=""):
+    if arg not in ("", "smoke"):
+        raise ValueError(f"unknown argument {arg!r}; known: smoke")
     config = config_dict.ConfigDict()
     config.dataset = "tfds:mnist"
     config.data_dir = config_dict.placeholder(str)

@@ -122,7 +122,7 @@ def test_a_factory_may_be_a_function(fit, tmp_path):
         ("one_too_many", "must return logits [B, 3], not [2, 4] for B = 2"),
         (
             "Broken",
-            f"mynets:Broken fails on images [8, 8, 1]: TypeError in mynets.py:{line_of('jnp.zeros')}: ",
+            f"Broken fails on images [8, 8, 1]: TypeError in mynets.py:{line_of('jnp.zeros')}: ",
         ),
         ("Untrainable", f"RuntimeError in mynets.py:{line_of('no training')}: no training today"),
     ],

@@ -19,7 +19,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from distill_core import checkpoint, config, loop
+from distill_core import checkpoint, classification, config, loop
+from distill_core.config import TRAINING as CLASSIFIER
 
 ROOT = Path(__file__).parents[2]
 STEPS = 12  # of every run here: lines every 3 steps, evaluations every 4, checkpoints every 2
@@ -239,6 +240,39 @@ def test_a_checkpoint_of_another_network_is_refused_by_leaf(tiny_run, tmp_path):
     with pytest.raises(config.InputError, match="has no leaf model/params/padding"):
         tiny_run.run(tmp_path, 4, padding=5)
     assert _files(tmp_path) == before
+
+
+def test_another_teacher_behind_the_same_path_is_refused(tmp_path, monkeypatch):
+    """A workdir given as teacher may have been trained on since: its contents count."""
+    hp = {"dataset": "digits", "model": "cnn", "model_kwargs": {"widths": [2], "hidden": 2}}
+    hp = config.validate({**hp, "learning_rate": 0.1, "batch_size": 8, "num_steps": 1}, CLASSIFIER)
+    dataset, splits = classification.load_splits(hp)
+
+    def settings(digest, extra):
+        started = []
+        monkeypatch.setattr(loop, "run", lambda **arguments: started.append(arguments) or 1 / 0)
+        with pytest.raises(ZeroDivisionError):
+            classification.train(
+                hp,
+                tmp_path,
+                method="test",
+                dataset=dataset,
+                splits=splits,
+                objective=lambda *_: None,
+                frozen={},
+                extra=extra,
+                ancestors=({"digest": digest, "ledger": {}},),
+            )
+        return started[0]["metadata"]["config"]
+
+    first = settings("a1b2", {"teacher_logits": np.zeros(3)})
+    config.check_resume(first, settings("a1b2", {"teacher_logits": np.zeros(3)}))
+    for other in (
+        ("ffff", {"teacher_logits": np.zeros(3)}),
+        ("a1b2", {"teacher_logits": np.ones(3)}),
+    ):
+        with pytest.raises(config.InputError, match=r"^inputs: got .*; this run was started with"):
+            config.check_resume(first, settings(*other))
 
 
 def test_a_workdir_in_use_is_refused(tiny_run, tmp_path, straight):

@@ -48,9 +48,7 @@ def _trained(mode):
         images = augment(key, batch["image"], batch["index"], crop_padding=1, flip=True)
         mask = batch["weight"] > 0
         variables = {"params": params, **model_state}
-        logits, model_state = models.apply_model(
-            network, variables, images, train=True, where=mask
-        )
+        logits, model_state = models.apply_model(network, variables, images, train=True, where=mask)
         values = cross_entropy(logits + frozen["shift"], batch["label"], where=mask)
         aux = {"accuracy": (jnp.argmax(logits, -1) == batch["label"]).astype(jnp.float32)}
         return values, batch["weight"], model_state, aux
@@ -64,9 +62,7 @@ def _trained(mode):
     step = parallel.wrap(make_train_step(loss_fn, tx, axis_name=axis), mode, donate=True)
     eval_step = parallel.wrap(make_eval_step(eval_fn, axis_name=axis), mode)
     params, model_state = models.init_model(network, jax.random.key(1), (6, 6, 1))
-    state = TrainState.create(
-        params=params, model_state=model_state, tx=tx, rng=jax.random.key(2)
-    )
+    state = TrainState.create(params=params, model_state=model_state, tx=tx, rng=jax.random.key(2))
     state = parallel.place(state, mode)
     frozen = parallel.place({"shift": np.array([[0.3, -0.2, 0.1]], np.float32)}, mode)
     shardings, metrics = jax.tree.map(lambda x: x.sharding, state), []

@@ -172,6 +172,28 @@ def test_the_other_processes_write_nothing(tmp_path):
     assert not list(tmp_path.iterdir())
 
 
+def test_in_the_cloud_lines_are_written_seldom_but_whenever_it_matters(bucket, monkeypatch):
+    path, clock = "gs://bucket/run/metrics.jsonl", [100.0]
+    monkeypatch.setattr(progress.time, "monotonic", lambda: clock[0])
+
+    def written():
+        return [json.loads(line) for line in bucket.cat(path).splitlines()]
+
+    metrics = _metrics_file(path, *ROWS[:2])
+    assert written() == ROWS[:1]
+    metrics.flush()
+    assert written() == ROWS[:2]
+    clock[0] += progress.REMOTE_SECONDS
+    metrics.write(ROWS[2])
+    assert written() == ROWS
+    resumed = progress.MetricsFile(path, active=True)
+    resumed.rewind(2)
+    assert written() == ROWS[:1]
+    resumed.write(ROWS[1])
+    resumed.flush()
+    assert written() == ROWS[:2]
+
+
 # -- TensorBoard -------------------------------------------------------------------------------
 
 

@@ -1,0 +1,47 @@
+"""The paper's comparison on CIFAR-10 on a CPU: small CNNs, ten epochs, one seed.
+
+python -m nasty.experiment --config configs/nasty/cifar10_quick.py --workdir runs/cifar10_quick \
+    --config.data_dir=DIRECTORY
+
+DIRECTORY holds the prepared TFDS data set. Not the paper's recipe (that is cifar10.py): a schedule
+that fits two CPU cores, of ours.
+"""
+
+from ml_collections import config_dict
+
+
+def get_config(arg=""):
+    if arg not in ("", "smoke"):
+        raise ValueError(f"unknown argument {arg!r}; known: smoke")
+    config = config_dict.ConfigDict()
+    config.dataset = "tfds:cifar10"
+    config.data_dir = config_dict.placeholder(str)
+    config.seeds = (1,)
+    config.num_validation = 5000
+    config.crop_padding = 4
+    config.flip = True
+
+    config.model = "cnn"
+    config.model_kwargs = config_dict.ConfigDict({"widths": (16, 32, 64), "hidden": 128})
+    config.optimizer = "adam"
+    config.learning_rate = 2e-3
+    config.schedule = "onecycle"
+    config.batch_size = 128
+    config.num_steps = 3500
+
+    config.omega = 0.02
+    config.temperature = 20.0
+    config.alpha = 0.9
+
+    config.student_model = "cnn"
+    config.student_model_kwargs = config_dict.ConfigDict({"widths": (8, 16, 32), "hidden": 64})
+    config.student_optimizer = "adam"
+    config.student_learning_rate = 3e-3
+    config.student_schedule = "onecycle"
+    config.student_batch_size = 128
+    config.student_num_steps = 2500
+
+    config.log_every = 500
+    if arg == "smoke":
+        config.num_steps = config.student_num_steps = 4
+    return config.lock()
