@@ -13,6 +13,7 @@ import argparse
 import json
 import statistics
 import time
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -136,7 +137,8 @@ def torch_step(model: str, images: np.ndarray, labels: np.ndarray):
     """A function that does one of PyTorch's steps and waits for it."""
     device = "cuda" if torch.cuda.is_available() and jax.default_backend() == "gpu" else "cpu"
     make = TorchCNN if model == "cnn" else TorchResNet18
-    network, adversary = (make().to(device).to(memory_format=torch.channels_last) for _ in range(2))
+    networks: Any = [make().to(device) for _ in range(2)]
+    network, adversary = (each.to(memory_format=torch.channels_last) for each in networks)
     adversary.eval()
     optimizer = torch.optim.SGD(network.parameters(), 0.01, momentum=0.9, weight_decay=5e-4)
     pixels = (torch.from_numpy(images).permute(0, 3, 1, 2).float() / 255 - 0.5) / 0.25

@@ -132,8 +132,7 @@ def cross_entropy(logits: Array, labels: Array, *, where: Array | None = None) -
             f"axes of logits {logits.shape}"
         )
     log_probs = jax.nn.log_softmax(_masked(logits, where), axis=-1)
-    labels = labels.astype(jnp.int32)  # uint8 cannot hold the index that is put for a wrong label
-    labels = labels if where is None else jnp.where(where, labels, 0)
+    labels = labels.astype(jnp.int32)  # int8 cannot hold the index that is put for a wrong label
     # 'fill' makes a label that is too large NaN; negative ones would wrap around, so move them out.
     index = jnp.where(labels < 0, logits.shape[-1], labels)[..., None]
     picked = jnp.take_along_axis(log_probs, index, axis=-1, mode="fill", fill_value=jnp.nan)

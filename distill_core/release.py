@@ -72,7 +72,8 @@ def _export(loaded: checkpoint.LoadedModel) -> bytes:
     (batch,) = jax.export.symbolic_shape("b")
     images = jax.ShapeDtypeStruct((batch, *loaded.spec["input_shape"]), jnp.float32)
     program = jax.jit(lambda images: loaded.apply(loaded.variables, images))
-    limit = jax.config.jax_traceback_in_locations_limit
+    settings: Any = jax.config
+    limit = settings.jax_traceback_in_locations_limit
     jax.config.update("jax_traceback_in_locations_limit", 0)  # else our file paths travel along
     try:
         exported = jax.export.export(program, platforms=("cpu", "cuda", "rocm", "tpu"))(images)

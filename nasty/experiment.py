@@ -82,10 +82,10 @@ def run(
 
     minutes = (time.monotonic() - began) / 60
     rows, gates = summary.rows_and_gates(results, hp, attack)
-    teachers = [
+    normal, nasty = (
         _directory(workdir, f"teacher_{kind}", hp["seeds"][0]) for kind in ("normal", "nasty")
-    ]
-    figures = summary.draw_figures(workdir, dataset, rows, *teachers, hp["temperature"])
+    )
+    figures = summary.draw_figures(workdir, dataset, rows, normal, nasty, hp["temperature"])
     summary.write(workdir, hp, dataset, rows, gates, figures, minutes)
     return results
 

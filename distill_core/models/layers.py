@@ -57,14 +57,21 @@ def _torch_bias_init(fan_in: int) -> jax.nn.initializers.Initializer:
 def max_pool_2x2(x: jax.Array) -> jax.Array:
     """Maximum over 2×2 windows, [B, H, W, C] to [B, H//2, W//2, C]; odd edges are dropped.
 
-    Equal to `nn.max_pool(x, (2, 2), (2, 2))`. Where a window's maximum is attained twice the
-    gradient is shared, not given to the first. Reshaping avoids the select-and-scatter of the
-    pooling primitive's gradient, which is slow on CPU.
+    Equal to `nn.max_pool(x, (2, 2), (2, 2))` and its gradient: where a window's maximum is
+    attained twice, the first of them in reading order gets it. Selecting avoids the
+    select-and-scatter of the pooling primitive's gradient, which is slow on CPU.
     """
     batch, height, width, channels = x.shape
     height, width = height // 2, width // 2
     windows = x[:, : 2 * height, : 2 * width].reshape(batch, height, 2, width, 2, channels)
-    return windows.max(axis=(2, 4))
+    rows = _larger(windows[..., 0, :], windows[..., 1, :])  # [B, H//2, 2, W//2, C]
+    return _larger(rows[:, :, 0], rows[:, :, 1])
+
+
+def _larger(a: jax.Array, b: jax.Array) -> jax.Array:
+    # Not `max`: its gradient asks which entries equal the maximum. XLA may compute these anew,
+    # fused and so rounded otherwise: then none does, and the gradient is lost.
+    return jnp.where((b > a) | jnp.isnan(b), b, a)
 
 
 def mask_examples(x: jax.Array, where: jax.Array | None) -> jax.Array:

@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 from flax import linen as nn
 
+from distill_core.models import CNN, apply_model, cnn, init_model
 from distill_core.models.layers import check_images, conv, dense, mask_examples, max_pool_2x2
 
 
@@ -69,6 +70,39 @@ def test_pool_is_flax_max_pool_in_value_and_gradient(shape):
     )
     np.testing.assert_array_equal(y, y_flax)
     np.testing.assert_array_equal(d_x, d_x_flax)
+
+
+def test_pool_gives_the_gradient_of_a_tie_to_the_first():
+    x = jnp.array([[1.0, 2.0], [2.0, 1.0]]).reshape(1, 2, 2, 1)
+    gradient = jax.grad(lambda x: max_pool_2x2(x).sum())(x)
+    np.testing.assert_array_equal(gradient[0, :, :, 0], [[0, 1], [0, 0]])
+
+
+def test_pool_keeps_its_gradient_in_a_compiled_network(monkeypatch):
+    """XLA computes the pool's input anew for the gradient, and may round it otherwise."""
+    rng = np.random.default_rng(0)
+    x, mask = rng.uniform(size=(24, 6, 6, 1)).astype(np.float32), rng.random(24) < 0.5
+    rows = (mask * rng.normal(size=24)).astype(np.float32)
+    network = CNN(num_classes=3, widths=(4,), hidden=8)
+    params, state = init_model(network, jax.random.key(1), (6, 6, 1))
+
+    def kernel_gradient():
+        def loss(params):
+            variables = {"params": params, **state}
+            logits, _ = apply_model(network, variables, x, train=True, where=mask)
+            return (logits[:, 0] * rows).sum()
+
+        return jax.jit(jax.grad(loss))(params)["Conv_0"]["kernel"]
+
+    found = kernel_gradient()
+    monkeypatch.setattr(cnn, "max_pool_2x2", lambda x: nn.max_pool(x, (2, 2), (2, 2)))
+    np.testing.assert_allclose(found, kernel_gradient(), atol=1e-4)
+
+
+@pytest.mark.parametrize("place", range(4))
+def test_pool_hands_on_nan(place):
+    x = jnp.zeros(4).at[place].set(jnp.nan).reshape(1, 2, 2, 1)
+    assert jnp.isnan(max_pool_2x2(x)).all()
 
 
 def test_mask_examples():

@@ -1,0 +1,247 @@
+"""Runs of several processes, and of changing numbers of devices, against a run of one process."""
+
+import fcntl
+import json
+import os
+import re
+import signal
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+
+from distill_core import checkpoint, train
+
+ROOT = Path(__file__).parents[2]
+SETTINGS = {
+    "dataset": "digits",
+    "num_validation": 100,
+    "model": "cnn",
+    "model_kwargs": {"widths": (4,), "hidden": 8},
+    "learning_rate": 0.01,
+    "batch_size": 24,
+    "crop_padding": 1,
+    "log_every": 4,
+    "eval_every": 8,
+    "save_every": 1000,
+    "num_steps": 9,
+}
+CONFIG = f"""from ml_collections import ConfigDict
+def get_config(arg=""):
+    return ConfigDict({SETTINGS!r}).lock()
+"""
+PATIENCE = 120  # seconds, for a machine with other things to do
+
+
+class Processes:
+    """The processes of one run, `python -m distill_core.train`, and what they say."""
+
+    def __init__(self, folder: Path, workdir: Path, *, count=2, devices=2, options=(), one=()):
+        """`options` are for all processes, `one` only for the last."""
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / "config.py").write_text(CONFIG)
+        with socket.socket() as free:
+            free.bind(("127.0.0.1", 0))
+            port = free.getsockname()[1]
+        flags = f"--xla_force_host_platform_device_count={devices}"
+        self.running, self._err = [], []
+        for index in range(count):
+            command = [sys.executable, "-m", "distill_core.train", f"--workdir={workdir}"]
+            command += [f"--config={folder / 'config.py'}", *options]
+            if count > 1:
+                command += [f"--coordinator_address=127.0.0.1:{port}"]
+                command += [f"--num_processes={count}", f"--process_id={index}"]
+            if index == count - 1:
+                command += one
+            out, err = folder / f"{index}.out", folder / f"{index}.err"
+            self._err.append(err)
+            with out.open("w") as stdout, err.open("w") as stderr:
+                process = subprocess.Popen(
+                    command,
+                    cwd=ROOT,
+                    env={**os.environ, "XLA_FLAGS": flags},
+                    stdout=stdout,
+                    stderr=stderr,
+                )
+            self.running.append(process)
+        self._out = [path.with_suffix(".out") for path in self._err]
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *_):
+        for process in self.running:
+            process.kill()
+            process.wait()
+
+    def wait_for(self, happened, what: str):
+        """Until `happened()`; fails if a process ends before."""
+        end = time.monotonic() + PATIENCE
+        while not happened():
+            codes = [process.poll() for process in self.running]
+            if time.monotonic() > end or any(code is not None for code in codes):
+                pytest.fail(f"no {what}; exit codes {codes}; they said {self.said()}")
+            time.sleep(0.05)
+
+    def wait(self, seconds: float = PATIENCE) -> list[int]:
+        """Exit codes of all."""
+        end = time.monotonic() + seconds
+        try:
+            return [p.wait(max(0, end - time.monotonic())) for p in self.running]
+        except subprocess.TimeoutExpired:
+            codes = [process.poll() for process in self.running]
+            pytest.fail(f"not all ended in {seconds} s: {codes}; they said {self.said()}")
+
+    def said(self) -> list[str]:
+        """Everything on stderr, of each."""
+        return [path.read_text() for path in self._err]
+
+    def printed(self) -> list[str]:
+        """stdout of each, without what JAX's transport says by itself."""
+        texts = (path.read_text() for path in self._out)
+        return ["\n".join(x for x in t.splitlines() if not x.startswith("[Gloo]")) for t in texts]
+
+
+def straight(folder: Path, num_steps: int):
+    """The newest checkpoint of an uninterrupted run of this process on its eight devices."""
+    train.train_and_evaluate({**SETTINGS, "num_steps": num_steps}, folder)
+    return newest(folder)
+
+
+def newest(workdir: Path):
+    """(step, parameters and model state) as any one process loads them."""
+    loaded = checkpoint.load_model(workdir)
+    return loaded.metadata["step"], loaded.variables
+
+
+def assert_close(found, expected, rtol=1e-5):
+    """Each leaf, relative to its largest entry."""
+    assert jax.tree.structure(found) == jax.tree.structure(expected)
+    for path, want in jax.tree_util.tree_leaves_with_path(expected):
+        got = dict(jax.tree_util.tree_leaves_with_path(found))[path]
+        atol = rtol * np.abs(want).max()
+        name = jax.tree_util.keystr(path)
+        np.testing.assert_allclose(got, want, rtol=0, atol=atol, err_msg=name)
+
+
+def rows(workdir: Path):
+    return [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
+
+
+@pytest.fixture(scope="module")
+def history(tmp_path_factory):
+    """One run of two processes: ended by a signal to one of them, then killed, then finished; by
+    another way of spreading a step each time."""
+    folder = tmp_path_factory.mktemp("two")
+    work, seen = folder / "work", {"work": folder / "work"}
+    endless = "--config.num_steps=1000000"
+
+    with Processes(folder / "first", work, options=[endless]) as run:
+        run.wait_for((work / "metrics.jsonl").exists, "metrics")
+        began = time.monotonic()
+        run.running[1].send_signal(signal.SIGTERM)
+        seen["stop_codes"] = run.wait()
+        seen["stop_seconds"] = time.monotonic() - began
+        seen["stop_said"], seen["stopped_at"] = run.said(), checkpoint.steps(work)[-1]
+
+    options = [endless, "--config.save_every=3", "--parallel=shard_map"]
+    with Processes(folder / "second", work, options=options) as run:
+        run.wait_for(lambda: checkpoint.steps(work)[-1:] > [seen["stopped_at"] + 3], "checkpoint")
+        for process in run.running:
+            process.kill()
+        run.wait()
+        seen["kill_said"] = run.said()
+    # What a kill leaves of a save counts for nothing.
+    seen["killed_at"] = checkpoint.steps(work)[-1]
+
+    seen["num_steps"] = seen["killed_at"] + 3
+    options = [f"--config.num_steps={seen['num_steps']}", "--parallel=mesh"]
+    with Processes(folder / "third", work, options=options) as run:
+        seen["end_codes"], seen["end_said"], seen["end_printed"] = (
+            run.wait(),
+            run.said(),
+            run.printed(),
+        )
+    return seen
+
+
+def test_a_signal_to_one_process_stops_both_after_the_same_step(history):
+    assert history["stop_codes"] == [4, 4]
+    for said in history["stop_said"]:
+        (step,) = re.findall(r"^error: stopped by a signal at step (\d+); saved in ", said, re.M)
+        assert int(step) == history["stopped_at"]
+    assert history["stop_seconds"] < 30  # about 3 on a free machine; JAX looks once a second
+
+
+def test_both_resume_from_the_newest_checkpoint(history):
+    assert f"; resumes from step {history['stopped_at']}\n" in history["kill_said"][0]
+    assert f"; resumes from step {history['killed_at']}\n" in history["end_said"][0]
+    assert history["end_codes"] == [0, 0]
+
+
+def test_only_the_first_process_speaks(history):
+    assert "4 cpu devices, 2 processes" in history["end_said"][0]
+    assert "test accuracy" in history["end_printed"][0]
+    assert history["kill_said"][1] == history["end_said"][1] == history["end_printed"][1] == ""
+
+
+def test_two_processes_end_where_one_does(history, tmp_path):
+    """Stopped, killed and resumed on 2×2 devices, and straight on 1×8."""
+    step, found = newest(history["work"])
+    assert (step, found) != (0, {})
+    expected_step, expected = straight(tmp_path / "one", history["num_steps"])
+    assert step == expected_step == history["num_steps"]
+    assert_close(found, expected)
+    lines, expected_lines = rows(history["work"]), rows(tmp_path / "one")
+    for line, expected_line in zip(lines, expected_lines, strict=True):
+        assert line == pytest.approx(expected_line, rel=1e-4, abs=1e-5)
+
+
+def test_a_run_goes_on_with_fewer_devices(tmp_path):
+    """Three steps on each of 8, 2 and 1 devices, against nine on 8."""
+    work = tmp_path / "work"
+    train.train_and_evaluate({**SETTINGS, "num_steps": 3}, work)
+    for devices, num_steps in ((2, 6), (1, 9)):
+        options = [f"--config.num_steps={num_steps}"]
+        folder = tmp_path / str(devices)
+        with Processes(folder, work, count=1, devices=devices, options=options) as run:
+            assert run.wait() == [0]
+            assert f"{devices} cpu device" in run.said()[0]
+            assert f"resumes from step {num_steps - 3}" in run.said()[0]
+    step, found = newest(work)
+    assert step == 9
+    assert_close(found, straight(tmp_path / "straight", 9)[1])
+
+
+def test_wrong_input_of_one_process_ends_both(tmp_path):
+    """The other would wait for it, and JAX for minutes."""
+    with Processes(tmp_path, tmp_path / "work", one=["--config.batch_size=26"]) as run:
+        assert run.wait() == [2, 2]
+        assert run.said() == [
+            "error: processes: got [1]; stopped before the run began; see what they say\n",
+            "error: batch_size: got 26; must be divisible by the 4 devices\n",
+        ]
+        assert not (tmp_path / "work" / "metrics.jsonl").exists()
+
+
+def test_processes_with_other_settings_do_not_train_together(tmp_path):
+    with Processes(tmp_path, tmp_path / "work", one=["--config.seed=1"]) as run:
+        assert run.wait() == [2, 2]
+        for said in run.said():
+            assert said.startswith("error: processes: got [1]; all need the settings of process 0")
+
+
+def test_a_workdir_in_use_is_refused_by_both(tmp_path):
+    (tmp_path / "work").mkdir()
+    with open(tmp_path / "work" / ".lock", "w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        with Processes(tmp_path, tmp_path / "work") as run:
+            assert run.wait() == [2, 2]
+            first, second = run.said()
+    assert "workdir: got" in first and "is in use by a live process" in first
+    assert "processes: got [0]; stopped before the run began" in second
