@@ -3,8 +3,8 @@
 python -m nasty.experiment --config configs/nasty/mnist.py --workdir runs/mnist \
     --config.data_dir=DIRECTORY
 
-DIRECTORY holds the prepared TFDS data set. ω, τ and the students' length were chosen by us on 5,000
-held-out training images. The attacker tries six (α, τ_S) on the same held-out images.
+DIRECTORY holds the prepared TFDS data set. The recipe is that of fashion_mnist.py; it was not tuned
+for MNIST, and the whole of it has not been run: there is no number to expect. `:smoke` was.
 """
 
 from ml_collections import config_dict
@@ -20,24 +20,24 @@ def get_config(arg=""):
     config.num_validation = 5000
 
     config.model = "cnn"
-    config.model_kwargs = config_dict.ConfigDict({"widths": (8, 16, 32), "hidden": 64})
+    config.model_kwargs = config_dict.ConfigDict({"widths": (16, 32, 64), "hidden": 64})
     config.optimizer = "adam"
-    config.learning_rate = 3e-3
+    config.learning_rate = 2e-3
     config.schedule = "onecycle"
     config.batch_size = 128
-    config.num_steps = 4000
+    config.num_steps = 3500
 
-    config.omega = 0.05
-    config.temperature = 8.0
+    config.omega = 0.02
+    config.temperature = 20.0
     config.alpha = 0.9
 
     config.student_model = "cnn"
-    config.student_model_kwargs = config_dict.ConfigDict({"widths": (8, 16), "hidden": 32})
+    config.student_model_kwargs = config_dict.ConfigDict({"widths": (8, 16, 32), "hidden": 32})
     config.student_optimizer = "adam"
     config.student_learning_rate = 3e-3
     config.student_schedule = "onecycle"
     config.student_batch_size = 128
-    config.student_num_steps = 3000
+    config.student_num_steps = 1500
 
     config.attack_alphas = (0.5, 0.9)
     config.attack_temperatures = (1.0, 4.0, 20.0)

@@ -291,6 +291,8 @@ def test_a_label_outside_the_classes_gives_nan():
 def test_labels_may_be_of_any_integer_type(dtype):
     logits = np.random.default_rng(0).normal(size=(2, 300)).astype(np.float32)
     labels = np.array([3, 100], dtype)
-    np.testing.assert_allclose(cross_entropy(logits, labels), np_ce(logits, None, labels), rtol=1e-5)
+    np.testing.assert_allclose(
+        cross_entropy(logits, labels), np_ce(logits, None, labels), rtol=1e-5
+    )
     if dtype is np.int8:
         assert np.isnan(cross_entropy(logits, -labels)).all()

@@ -35,7 +35,7 @@ CONFIG = f"""from ml_collections import ConfigDict
 def get_config(arg=""):
     return ConfigDict({SETTINGS!r}).lock()
 """
-PATIENCE = 120  # seconds, for a machine with other things to do
+PATIENCE = int(os.environ.get("PATIENCE", 120))  # seconds, for a machine with other things to do
 
 
 class Processes:
