@@ -221,7 +221,7 @@ def _fill(path, target: PyTree, flat: Mapping[str, np.ndarray]) -> PyTree:
             allowed = f"leaf {name} is {value.dtype}{list(value.shape)}; {needed} is needed"
             raise InputError("checkpoint", str(path), allowed)
         used.add(name)
-        return jax.random.wrap_key_data(value) if is_key else value
+        return jax.random.wrap_key_data(jnp.asarray(value)) if is_key else value
 
     filled = jax.tree_util.tree_map_with_path(pick, target)
     for name in sorted(flat.keys() - used):
@@ -239,11 +239,11 @@ def _names(keypath) -> list[str]:
 
 def _reason(error: Exception) -> str:
     """One line: the system's own words where it was the system, e.g. that the disk is full."""
+    if isinstance(error, OSError) and error.strerror:
+        return error.strerror
     text = str(error) or type(error).__name__
     code = re.search(r"os_error_code='(\d+)'", text)  # as TensorStore has it
-    if code or isinstance(error, OSError):
-        return os.strerror(int(code[1]) if code else error.errno or 0)
-    return text.splitlines()[0][:200]
+    return os.strerror(int(code[1])) if code else text.splitlines()[0][:200]
 
 
 @contextlib.contextmanager

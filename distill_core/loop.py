@@ -148,6 +148,7 @@ def run(
             """Returns whether this is the best so far."""
             nonlocal top, evaluated_at
             window.fetch()  # no evaluation of a diverged state
+            assert evaluate is not None
             values = evaluate(state, stopped)
             record({"step": step, "split": "validation", **values})
             evaluated_at = step

@@ -81,7 +81,15 @@ def wrap(step: Callable, mode: str, *, donate: bool = False) -> Callable:
     All outputs are replicated. `state` and `frozen` should come from `place`, the batch from
     `feed`. With `donate` the state's memory is reused for the new state.
     """
-    donated = (0,) if donate else ()
+    compiled = _compile(step, mode, (0,) if donate else ())
+    if mode == "jit" or jax.default_backend() != "cpu":
+        return compiled
+    # A CPU's simulated devices share one pool of threads: of two steps in flight, each can hold the
+    # threads that the other waits for, and XLA then aborts the process.
+    return lambda *args: jax.block_until_ready(compiled(*args))
+
+
+def _compile(step: Callable, mode: str, donated: tuple[int, ...]) -> Callable:
     if mode == "jit":
         return jax.jit(step, donate_argnums=donated)
     if mode == "pmap":

@@ -1,6 +1,7 @@
 """What a person sees of a run, and metrics.jsonl."""
 
 import contextlib
+import importlib
 import io
 import json
 import math
@@ -17,6 +18,7 @@ from rich.progress import (
     BarColumn,
     MofNCompleteColumn,
     Progress,
+    TaskID,
     TextColumn,
     TimeElapsedColumn,
     TimeRemainingColumn,
@@ -42,7 +44,8 @@ class Reporter:
             force_jupyter=False,  # a notebook gets the lines: its bar would need ipywidgets
         )
         self._num_steps, self._label = num_steps, label
-        self._bar = self._task = None
+        self._bar: Progress | None = None
+        self._task = TaskID(0)
         self._began, self._first_step = time.monotonic(), 0
 
     def say(self, line: str):
@@ -134,48 +137,46 @@ class TensorBoard:
     """
 
     def __init__(self, directory: epath.PathLike, step: int, *, active: bool):
-        self._file = None
+        self._file: _GrowingFile | None = None
         if not active:
             return
         try:
-            from tensorboard.compat.proto import event_pb2
+            self._events = importlib.import_module("tensorboard.compat.proto.event_pb2")
+            self._summaries = importlib.import_module("tensorboard.compat.proto.summary_pb2")
         except ImportError:
             return
         directory = epath.Path(directory)
         directory.mkdir(parents=True, exist_ok=True)
         name = f"events.out.tfevents.{time.time():.6f}.{socket.gethostname()}.{os.getpid()}"
         self._file = _GrowingFile(directory / name)
-        self._add(event_pb2.Event(wall_time=time.time(), file_version="brain.Event:2"))
-        started = event_pb2.SessionLog(status=event_pb2.SessionLog.START)
-        self._add(event_pb2.Event(wall_time=time.time(), step=step + 1, session_log=started))
+        started = self._events.SessionLog(status=self._events.SessionLog.START)
+        self._add(file_version="brain.Event:2")
+        self._add(step=step + 1, session_log=started)
 
-    def write(self, row: Mapping[str, object]):
+    def write(self, row: Mapping[str, Any]):
         """One event with a scalar a metric."""
         if self._file is None:
             return
-        from tensorboard.compat.proto import event_pb2, summary_pb2
-
         values = [
-            summary_pb2.Summary.Value(tag=f"{row['split']}/{name}", simple_value=float(value))
+            self._summaries.Summary.Value(tag=f"{row['split']}/{name}", simple_value=float(value))
             for name, value in row.items()
             if name not in ("step", "split")
         ]
-        event = event_pb2.Event(
-            wall_time=time.time(), step=row["step"], summary=summary_pb2.Summary(value=values)
-        )
-        self._add(event)
+        self._add(step=row["step"], summary=self._summaries.Summary(value=values))
 
     def flush(self):
         """As of `MetricsFile`."""
         if self._file is not None:
             self._file.flush()
 
-    def _add(self, event):
+    def _add(self, **fields):
         from tensorboard.summary.writer.record_writer import RecordWriter
 
-        record = io.BytesIO()
-        RecordWriter(record).write(event.SerializeToString())
-        self._file.add(record.getvalue())
+        if self._file is not None:
+            record = io.BytesIO()
+            event = self._events.Event(wall_time=time.time(), **fields)
+            RecordWriter(record).write(event.SerializeToString())
+            self._file.add(record.getvalue())
 
 
 class _GrowingFile:

@@ -186,13 +186,14 @@ def test_binaries_that_are_killed_and_stopped_end_as_if_they_were_not(config, st
     assert max(reached.values()) < 60
 
     runs = {b: _start(b, config, plain, tmp_path / b) for b in BINARIES}
+    busy = max(1.0, os.getloadavg()[0] / (os.cpu_count() or 1))  # others may want the machine, too
     stops = dict(zip(BINARIES, (signal.SIGTERM, signal.SIGINT), strict=False))
     for binary, signum in stops.items():
         _wait_for_step(tmp_path / binary, runs[binary], reached[binary] + 1)
         sent = time.monotonic()
         runs[binary].send_signal(signum)
         code, err = _end(runs[binary])
-        assert time.monotonic() - sent < 10
+        assert time.monotonic() - sent < 10 * busy
         assert code == 4, err
         *_, last = err.splitlines()
         [step] = re.findall(r"^error: stopped by a signal at step (\d+); saved in", last)

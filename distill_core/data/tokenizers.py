@@ -1,0 +1,170 @@
+"""Text to token ids: whole words or byte pairs, every digit a token of its own.
+
+Digits stay single so that a number's tokens are its digits: exposure ranks all numbers of a length,
+and a score can fall on each digit. Both kinds run on the `tokenizers` library.
+"""
+
+import json
+from collections.abc import Iterable, Sequence
+
+import numpy as np
+import tokenizers
+from tokenizers import Regex, decoders, models, pre_tokenizers, processors, trainers
+
+from distill_core.config import InputError
+
+SPECIALS = ("<pad>", "<unk>", "<bos>", "<eos>")
+DIGITS = tuple("0123456789")
+NUM_BYTES = 256
+
+# A digit, a word (with WikiText's `@-@` and the apostrophes of "don't" and "'s"), or a sign.
+_WORD = Regex(r"\d|@[-.,]@|['’]?[^\W\d]+(?:['’][^\W\d]+)*|[^\w\s]")
+
+
+class Tokenizer:
+    """A trained tokenizer; `train_words`, `train_byte_pairs` or `from_json` make one.
+
+    The text `<unk>` gives `unk_id`; the texts `<pad>`, `<bos>` and `<eos>` are ordinary text, so no
+    input can forge those tokens, and `encode` adds none of them.
+
+    Attributes:
+      vocab_size: number of tokens; ids are 0 to vocab_size − 1.
+      pad_id, unk_id, bos_id, eos_id: ids of the special tokens.
+    """
+
+    def __init__(self, inner: tokenizers.Tokenizer):
+        ids = [inner.token_to_id(token) for token in SPECIALS]
+        if None in ids:
+            raise InputError("tokenizer", SPECIALS[ids.index(None)], "must be a token of it")
+        self._inner = inner
+        self.pad_id, self.unk_id, self.bos_id, self.eos_id = ids
+        self.vocab_size = inner.get_vocab_size()
+
+    def encode(self, text: str) -> np.ndarray:
+        """Token ids, int32 [L]."""
+        return np.array(self._inner.encode(text, add_special_tokens=False).ids, np.int32)
+
+    def encode_with_offsets(self, text: str) -> tuple[np.ndarray, np.ndarray]:
+        """Token ids, int32 [L], and which characters each covers, int32 [L, 2]: [start, end).
+
+        Spaces around a token are not counted to it. Characters of several bytes may belong to
+        several byte-pair tokens.
+        """
+        encoding = self._inner.encode(text, add_special_tokens=False)
+        offsets = np.array(encoding.offsets, np.int32).reshape(-1, 2)
+        return np.array(encoding.ids, np.int32), offsets
+
+    def decode(self, ids: Sequence[int] | np.ndarray) -> str:
+        """Text of token ids [L], without `<pad>`, `<bos>` and `<eos>`.
+
+        Byte pairs give the text back exactly; words are joined by single spaces, digits too.
+        """
+        dropped = {self.pad_id, self.bos_id, self.eos_id}
+        kept = [int(i) for i in ids if int(i) not in dropped]
+        return self._inner.decode(kept, skip_special_tokens=False)
+
+    def to_json(self) -> str:
+        """Everything that `from_json` needs; equal for equal tokenizers."""
+        return self._inner.to_str()
+
+    @classmethod
+    def from_json(cls, text: str) -> "Tokenizer":
+        """The tokenizer that `to_json` wrote.
+
+        Raises:
+          InputError: on `tokenizer`, if the text is something else.
+        """
+        try:
+            inner = tokenizers.Tokenizer.from_str(text)
+        except Exception as error:  # the library raises a bare Exception
+            raise InputError("tokenizer", text[:40], f"cannot be read ({error})") from None
+        return cls(inner)
+
+
+def train_words(lines: Iterable[str], *, vocab_size: int) -> Tokenizer:
+    """A word-level tokenizer: the most frequent words and signs, each digit by itself.
+
+    Case is kept. Every ASCII digit is a token even if the text has none; other words that are not
+    among the most frequent become `<unk>`. Equal counts are taken in alphabetical order, so the
+    result depends on the counts alone.
+
+    Args:
+      lines: text to count words in.
+      vocab_size: at most that many tokens, with the 4 special ones and the 10 digits.
+
+    Raises:
+      InputError: on `vocab_size`, if it has no room for a word; on `lines`, if there is no word.
+    """
+    fixed = SPECIALS + DIGITS
+    if vocab_size <= len(fixed):
+        raise InputError("vocab_size", vocab_size, f"must be above {len(fixed)} for words")
+    counter = _word_tokenizer({SPECIALS[1]: 0})
+    everything = np.iinfo(np.int32).max
+    trainer = trainers.WordLevelTrainer(vocab_size=everything, show_progress=False)
+    counter.train_from_iterator(lines, trainer)
+    by_count = sorted(counter.get_vocab().items(), key=lambda item: item[1])
+    words = [word for word, _ in by_count if word not in fixed]
+    if not words:
+        raise InputError("lines", "text without a word", "must hold words to train on")
+    vocab = (*fixed, *words)[:vocab_size]
+    return Tokenizer(_word_tokenizer({word: i for i, word in enumerate(vocab)}))
+
+
+def train_byte_pairs(lines: Iterable[str], *, vocab_size: int) -> Tokenizer:
+    """A byte-pair tokenizer: any text can be written in it and comes back exactly.
+
+    GPT-2's pre-tokenisation with each digit split off; merges need a pair seen twice.
+
+    Args:
+      lines: text to learn merges from.
+      vocab_size: at most that many tokens, with the 4 special ones and the 256 bytes.
+
+    Raises:
+      InputError: on `vocab_size`, if the bytes do not fit; on `lines`, if they are empty.
+    """
+    least = len(SPECIALS) + NUM_BYTES
+    if vocab_size < least:
+        raise InputError("vocab_size", vocab_size, f"must be at least {least} for byte pairs")
+    inner = tokenizers.Tokenizer(models.BPE(unk_token=SPECIALS[1]))
+    inner.pre_tokenizer = pre_tokenizers.Sequence(
+        [
+            pre_tokenizers.Digits(individual_digits=True),
+            pre_tokenizers.ByteLevel(add_prefix_space=False),
+        ]
+    )
+    inner.post_processor = processors.ByteLevel(add_prefix_space=False, trim_offsets=True)
+    inner.decoder = decoders.ByteLevel()
+    seen = False
+
+    def watched():
+        nonlocal seen
+        for line in lines:
+            seen = seen or bool(line.strip())
+            yield line
+
+    trainer = trainers.BpeTrainer(
+        vocab_size=vocab_size,
+        min_frequency=2,
+        show_progress=False,
+        special_tokens=list(SPECIALS),
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+    )
+    inner.train_from_iterator(watched(), trainer)
+    if not seen:
+        raise InputError("lines", "no text", "must hold text to train on")
+    return Tokenizer(_only_unknown_is_special(inner))
+
+
+def _word_tokenizer(vocab: dict[str, int]) -> tokenizers.Tokenizer:
+    inner = tokenizers.Tokenizer(models.WordLevel(vocab, unk_token=SPECIALS[1]))
+    matches = pre_tokenizers.Split(_WORD, "removed", invert=True)
+    inner.pre_tokenizer = matches
+    inner.add_special_tokens([SPECIALS[1]])
+    return inner
+
+
+def _only_unknown_is_special(inner: tokenizers.Tokenizer) -> tokenizers.Tokenizer:
+    """The same without reading `<pad>`, `<bos>` and `<eos>` out of the text itself."""
+    state = json.loads(inner.to_str())
+    state["added_tokens"] = [t for t in state["added_tokens"] if t["content"] == SPECIALS[1]]
+    return tokenizers.Tokenizer.from_str(json.dumps(state))

@@ -1,0 +1,1 @@
+"""Counting privacy: accountants over dp_accounting."""

@@ -1,0 +1,317 @@
+"""The Swing loss of whole batches from hidden states, without the logits of a whole batch.
+
+Two networks' logits over a vocabulary of 50,000 are most of the memory of a distillation step. Here
+they exist for `chunk` tokens at a time. The loss being a sum whose weights are known, nothing but a
+scalar remains for the backward pass: gradients are taken chunk by chunk in the forward pass.
+"""
+
+import functools
+import math
+import numbers
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from distill_core.losses import coefficient
+from swingdistill.losses import integers, soft_targets, token_temperatures
+from swingdistill.variants import anchored_targets, reference_mix, released_entries
+
+Array = jax.Array
+VARIANTS = ("swing", "anchored", "reference_mix")
+
+
+class _Static(NamedTuple):
+    """What decides the program, not the numbers."""
+
+    chunk: int
+    variant: str
+    entries: int | None
+    keep_ce: bool
+    noisy: bool
+    unit_temperature: bool
+
+
+def swing_loss_from_hidden(
+    student_hidden: Array,
+    student_embedding: Array,
+    teacher_hidden: Array,
+    teacher_embedding: Array,
+    labels: Array,
+    privacy_scores: Array,
+    *,
+    key: Array | None,
+    noise_ids: Array | None,
+    weights: Array,
+    chunk: int = 128,
+    alpha,
+    t_min,
+    t_max,
+    gamma=1.0,
+    noise_scale,
+    clip,
+    keep_ce: bool = False,
+    variant: str = "swing",
+    reference_hidden: Array | None = None,
+    reference_embedding: Array | None = None,
+    teacher_weight=0.0,
+    entries: int | None = None,
+    has_aux: bool = False,
+):
+    """Σ_t w_t · swing_loss_t of logits hidden · embeddingᵀ that never exist all at once.
+
+    The same as `swing_loss(student_hidden @ student_embedding.T, soft_targets(key, teacher_hidden @
+    teacher_embedding.T, token_temperatures(privacy_scores, …), …), …)`, weighted and summed, in the
+    value and in the gradients of `student_hidden` and `student_embedding`. Everything else is
+    frozen: zero gradient. Divide by the sum of the weights over *all* devices for a mean. Under
+    `pmap` and `shard_map` it works on each device's own tokens.
+
+    Source: the loss is our reconstruction (see `losses`).
+
+    Args:
+      student_hidden: `[..., D]`, float32 or bfloat16; the arithmetic on logits is float32.
+      student_embedding: `[V, D]`, tied or not.
+      teacher_hidden: `[..., E]`; E may differ from D.
+      teacher_embedding: `[V, E]`.
+      labels: integers `[...]` in [0, V).
+      privacy_scores: s in [0, 1], `[...]`.
+      key, noise_ids, clip: as in `soft_targets`; `noise_ids` `[...]`.
+      weights: `[...]`, bool or float. A token of weight 0 contributes nothing, whatever it holds.
+      chunk: tokens whose logits exist at a time; it need not divide their number. More is faster on
+        accelerators and takes more memory.
+      alpha, keep_ce: as in `swing_loss`; alpha a scalar.
+      t_min, t_max, gamma: as in `token_temperatures`; the student stays at `t_min`.
+      noise_scale: at least 0; a scalar acts where s > 0, `[...]` (from `budget`) where it is > 0.
+      variant: 'swing', 'anchored' or 'reference_mix' (see `variants`).
+      reference_hidden: `[..., F]`, the public reference's, for the two variants and for `entries`.
+      reference_embedding: `[V, F]`.
+      teacher_weight: λ of `reference_mix`.
+      entries: at noised positions keep only so many classes of the teacher's, picked by the
+        reference (`variants.released_entries`, for a formal budget). None keeps all.
+      has_aux: return (sum, {"kl", "cross_entropy"}), the weighted sums of the bare KL divergence
+        and cross-entropy, for logging, without gradient.
+
+    Returns:
+      A float32 scalar; with `has_aux` a pair.
+
+    Raises:
+      ValueError: shapes that do not belong together, a Python scalar outside its range, an unknown
+        variant, or no reference where one is needed.
+    """
+    leading = jnp.shape(labels)
+    if variant not in VARIANTS:
+        raise ValueError(f"variant: got {variant!r}; must be one of {', '.join(VARIANTS)}")
+    if chunk < 1:
+        raise ValueError(f"chunk: got {chunk}; must be at least 1")
+    reference = (reference_hidden, reference_embedding)
+    if any(x is None for x in reference) and (variant != "swing" or entries is not None):
+        raise ValueError(f"reference_hidden, reference_embedding: {variant!r} with entries "
+                         f"{entries} needs both")  # fmt: skip
+    if variant == "swing" and entries is None:
+        reference = (None, None)
+    pairs = {
+        "student": (student_hidden, student_embedding),
+        "teacher": (teacher_hidden, teacher_embedding),
+        "reference": reference,
+    }
+    for name, (hidden, embedding) in pairs.items():
+        if hidden is None or embedding is None:
+            continue
+        fits = (*leading, embedding.shape[-1]), (student_embedding.shape[0], embedding.shape[-1])
+        if (hidden.shape, embedding.shape) != fits:
+            raise ValueError(
+                f"{name}_hidden {hidden.shape} and {name}_embedding {embedding.shape}: must be "
+                f"{(*leading, 'D')} and {(student_embedding.shape[0], 'D')}"
+            )
+
+    weights = jnp.asarray(weights, jnp.float32)
+    if weights.shape != leading:
+        raise ValueError(f"weights: got shape {weights.shape}; must be {leading}")
+    noisy = not (isinstance(noise_scale, numbers.Real) and noise_scale == 0)
+    live = weights != 0
+    per_token = functools.partial(coefficient, leading=leading, where=live, low=0.0)
+    scores = jnp.broadcast_to(per_token("privacy_scores", privacy_scores, high=1.0), leading)
+    noise = per_token("noise_scale", noise_scale)
+    if noise.ndim == 0:
+        noise = jnp.where(scores > 0, noise, 0.0)
+    tokens = {
+        "teacher": teacher_hidden,
+        "reference": reference[0],
+        "labels": integers("labels", labels, leading),
+        "scores": scores,
+        "weights": weights,
+        "noise": jnp.where(live, noise, 0.0),
+        "ids": integers("noise_ids", noise_ids, leading) if noisy else None,
+    }
+    settings = {
+        "alpha": coefficient("alpha", alpha, (), None, low=0.0, high=1.0),
+        "t_min": coefficient("t_min", t_min, (), None, low=0.0, above=True),
+        "clip": coefficient("clip", clip, (), None, low=0.0, above=True),
+        "teacher_weight": coefficient(
+            "teacher_weight", teacher_weight, (), None, low=0.0, high=1.0
+        ),
+    }
+    tokens["heats"] = token_temperatures(scores, t_min=t_min, t_max=t_max, gamma=gamma)
+    static = _Static(
+        chunk=min(chunk, max(math.prod(leading), 1)),
+        variant=variant,
+        entries=entries,
+        keep_ce=keep_ce,
+        noisy=noisy,
+        unit_temperature=isinstance(t_min, numbers.Real) and t_min == 1,
+    )
+    flat = jax.tree.map(
+        lambda x: x.reshape((-1, *x.shape[len(leading) :])), (student_hidden, tokens)
+    )
+    frozen = (flat[1], settings, teacher_embedding, reference[1], key)
+    total, kl, hard = _weighted_sums(static, flat[0], student_embedding, frozen)
+    if has_aux:
+        return total, jax.lax.stop_gradient({"kl": kl, "cross_entropy": hard})
+    return total
+
+
+def _sums(static: _Static, hidden: Array, embedding: Array, frozen: Any):
+    """The loss, the KL divergence and the cross-entropy, each weighted and summed over tokens."""
+    sums, _, _ = _scan(static, hidden, embedding, frozen, gradients=False)
+    return sums
+
+
+def _forward(static: _Static, hidden: Array, embedding: Array, frozen: Any):
+    sums, of_hidden, of_embedding = _scan(static, hidden, embedding, frozen, gradients=True)
+    # Empty, but they carry the dtypes.
+    return sums, (of_hidden, of_embedding, hidden[:0], embedding[:0])
+
+
+def _backward(static: _Static, kept: tuple[Array, ...], cotangents: tuple[Array, ...]):
+    del static
+    of_hidden, of_embedding, hidden, embedding = kept
+    scale = cotangents[0]  # the others are for logging
+    return (
+        (scale * of_hidden).astype(hidden.dtype),
+        (scale * of_embedding).astype(embedding.dtype),
+        None,
+    )
+
+
+_weighted_sums = jax.custom_vjp(_sums, nondiff_argnums=(0,))
+_weighted_sums.defvjp(_forward, _backward)
+
+
+def _scan(static: _Static, hidden: Array, embedding: Array, frozen: Any, *, gradients: bool):
+    """The three sums, and with `gradients` those of the hidden states and of the embedding."""
+    tokens, settings, teacher_embedding, reference_embedding, key = frozen
+    count, size = hidden.shape[0], static.chunk
+    order = jnp.arange(count)
+    if static.noisy:
+        # Noised tokens together: the chunks of the others draw none.
+        order = jnp.argsort(tokens["noise"] <= 0)
+    padded = jnp.pad(order, (0, -count % size))
+    valid = jnp.arange(padded.size) < count
+
+    def split(x):
+        return x[padded].reshape((-1, size, *x.shape[1:]))
+
+    def step(of_embedding, chunk):
+        student, here, valid = chunk
+        live = valid & (here["weights"] != 0)
+
+        def finite(x):  # a token that does not count may hold NaN
+            return jnp.where(live[:, None], x, 0.0)
+
+        student, reference = finite(student), None
+        if here["reference"] is not None:
+            reference = _logits(finite(here["reference"]), reference_embedding)
+        teacher = _logits(finite(here["teacher"]), teacher_embedding)
+        target = _targets(static, settings, key, teacher, reference, here, live)
+        weights = jnp.where(live, here["weights"], 0.0)
+        sums, of_logits = _values(
+            static, settings, _logits(student, embedding), target, here, live, weights
+        )
+        if not gradients:
+            return of_embedding, (sums, None)
+        of_hidden = jnp.einsum(
+            "cv,vd->cd", of_logits, embedding, preferred_element_type=jnp.float32
+        )
+        return of_embedding + jnp.einsum(
+            "cv,cd->vd", of_logits, student, preferred_element_type=jnp.float32
+        ), (sums, of_hidden)
+
+    start = jnp.zeros(embedding.shape, jnp.float32) if gradients else None
+    chunks = jax.tree.map(split, (hidden, tokens)) + (valid.reshape(-1, size),)
+    of_embedding, (sums, of_hidden) = jax.lax.scan(step, start, chunks)
+    sums = tuple(jnp.sum(x) for x in sums)
+    if of_hidden is not None:
+        of_hidden = of_hidden.reshape(padded.size, -1)[jnp.argsort(order)]
+    return sums, of_hidden, of_embedding
+
+
+def _logits(hidden: Array, embedding: Array) -> Array:
+    return jnp.einsum("cd,vd->cv", hidden, embedding, preferred_element_type=jnp.float32)
+
+
+def _targets(
+    static: _Static,
+    settings: dict[str, Array],
+    key: Array | None,
+    teacher: Array,  # [c, V]
+    reference: Array | None,  # [c, V]
+    here: dict[str, Array],
+    live: Array,
+) -> Array:
+    """Target log-probabilities [c, V] of a chunk."""
+    noise = jnp.where(live, here["noise"], 0.0) if static.noisy else 0.0
+    noised = {"noise_scale": noise, "clip": settings["clip"], "noise_ids": here["ids"]}
+    if static.entries is not None:
+        assert reference is not None
+        released = released_entries(teacher, reference, static.entries)
+        teacher = jnp.where((here["noise"] > 0)[:, None], released, teacher)
+    if static.variant == "anchored":
+        assert reference is not None
+        return anchored_targets(
+            key, teacher, reference, here["heats"], t_min=settings["t_min"], **noised
+        )
+    target = soft_targets(key, teacher, here["heats"], **noised)
+    if static.variant == "reference_mix":
+        assert reference is not None
+        return reference_mix(
+            target,
+            reference,
+            here["scores"],
+            teacher_weight=settings["teacher_weight"],
+            temperature=settings["t_min"],
+        )
+    return target
+
+
+def _values(
+    static: _Static,
+    settings: dict[str, Array],
+    logits: Array,  # [c, V]
+    target: Array,  # [c, V], log-probabilities
+    here: dict[str, Array],
+    live: Array,
+    weights: Array,
+) -> tuple[tuple[Array, Array, Array], Array]:
+    """A chunk's three sums, and the gradient of the first by the student's logits, [c, V]."""
+    alpha, t_min = settings["alpha"], settings["t_min"]
+    log_hard = jax.nn.log_softmax(logits, axis=-1)
+    log_soft = log_hard if static.unit_temperature else jax.nn.log_softmax(logits / t_min, axis=-1)
+    p = jnp.exp(target)
+    # Where p underflows to 0, or is 0, the term's limit is 0.
+    kl = jnp.sum(jnp.where(p > 0, p * (jnp.where(p > 0, target, 0.0) - log_soft), 0.0), axis=-1)
+    labels = jnp.where(live, here["labels"], 0).astype(jnp.int32)
+    picked = jax.lax.broadcasted_iota(jnp.int32, logits.shape, 1) == labels[:, None]
+    hard = -jnp.sum(jnp.where(picked, log_hard, 0.0), axis=-1)
+    known = (labels >= 0) & (labels < logits.shape[-1])
+    hard = jnp.where(known, hard, jnp.nan)  # as in cross_entropy
+
+    soft_weight = weights * alpha
+    hard_weight = weights * (1.0 - alpha)
+    if not static.keep_ce:
+        hard_weight *= 1.0 - here["scores"]
+    loss = soft_weight * t_min**2 * kl + hard_weight * hard
+    sums = jnp.sum(loss), jnp.sum(weights * kl), jnp.sum(weights * hard)
+    of_logits = (soft_weight * t_min)[:, None] * (jnp.exp(log_soft) - p) + hard_weight[:, None] * (
+        jnp.exp(log_hard) - picked
+    )
+    return sums, of_logits

@@ -1,0 +1,131 @@
+"""The accountants against formulas of their own, and the noise that a budget asks for."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import scipy.stats
+
+from distill_core.config import InputError
+from distill_core.privacy.accountants import calibrate_gaussian, gaussian_epsilon
+from swingdistill import budget, soft_targets, token_temperatures
+from swingdistill.variants import released_entries
+
+
+def delta_of(epsilon, ratio):
+    """δ(ε) of Gaussian noise with Δ/σ = ratio (Balle and Wang, 2018, theorem 8)."""
+    cdf = scipy.stats.norm.cdf
+    return cdf(ratio / 2 - epsilon / ratio) - np.exp(epsilon) * cdf(-ratio / 2 - epsilon / ratio)
+
+
+@pytest.mark.parametrize(("ratio", "count"), [(0.5, 1), (0.05, 400), (0.2, 30)])
+def test_epsilon_is_that_of_the_composed_gaussians(ratio, count):
+    epsilon = gaussian_epsilon(ratio, count, 1e-5)
+    np.testing.assert_allclose(delta_of(epsilon, ratio * count**0.5), 1e-5, rtol=1e-6)
+    assert gaussian_epsilon(ratio, count + 1, 1e-5) > epsilon
+
+
+@pytest.mark.parametrize("epsilon", [0.1, 1.0, 8.0])
+@pytest.mark.parametrize("count", [1, 10_000])
+def test_calibrated_noise_composes_back_to_its_epsilon(epsilon, count):
+    multiplier = calibrate_gaussian(epsilon, 1e-6, count)
+    assert abs(gaussian_epsilon(1 / multiplier, count, 1e-6) / epsilon - 1) < 0.01
+    assert gaussian_epsilon(1 / (0.9 * multiplier), count, 1e-6) > 1.01 * epsilon
+    assert abs(delta_of(epsilon, count**0.5 / multiplier) / 1e-6 - 1) < 0.01
+
+
+@pytest.mark.parametrize(
+    ("call", "field"),
+    [
+        (lambda: gaussian_epsilon(0.0, 1, 1e-5), "sensitivity_over_std"),
+        (lambda: gaussian_epsilon(1.0, 0, 1e-5), "count"),
+        (lambda: gaussian_epsilon(1.0, 1, 1.0), "delta"),
+        (lambda: calibrate_gaussian(-1.0, 1e-5, 1), "epsilon"),
+        (lambda: calibrate_gaussian(1.0, 0.0, 1), "delta"),
+        (lambda: calibrate_gaussian(1.0, 1e-5, 1.5), "count"),
+    ],
+)
+def test_the_accountants_refuse_what_makes_no_budget(call, field):
+    with pytest.raises(InputError, match=f"^{field}: got"):
+        call()
+
+
+FORMAL = {"epsilon": 2.0, "delta": 1e-6, "positions": 500, "entries": 4, "clip": 3.0, "t_min": 1.0}
+SCORES = jnp.array([0.0, 0.5, 1.0])
+HEATS = token_temperatures(SCORES, t_min=1.0, t_max=16.0)
+
+
+def test_an_empirical_budget_is_a_noise_scale_and_never_an_epsilon():
+    by_hand = budget.empirical(0.5)
+    np.testing.assert_array_equal(by_hand.noise_scale(SCORES), [0.0, 0.5, 0.5])
+    assert by_hand.report() == {"mode": "empirical", "noise_scale": 0.5}
+    with pytest.raises(InputError, match="noise_scale: got -1"):
+        budget.empirical(-1)
+
+
+def test_with_public_scores_noise_is_proportional_to_each_positions_sensitivity():
+    plan = budget.formal(**FORMAL, public_scores=True)
+    sensitivity = 2 * 3.0 * 4**0.5 / np.array([1.0, 8.5, 16.0])
+    np.testing.assert_allclose(plan.sensitivity(HEATS), sensitivity, rtol=1e-6)
+    scale = plan.noise_scale(SCORES, HEATS)
+    np.testing.assert_allclose(scale[1:] / sensitivity[1:], plan.noise_multiplier, rtol=1e-6)
+    assert scale[0] == 0, "nothing is noised where nothing is private"
+
+
+def test_scores_that_depend_on_the_teacher_cost_noise_at_t_min_everywhere():
+    plan = budget.formal(**FORMAL, public_scores=False)
+    np.testing.assert_allclose(
+        plan.noise_scale(SCORES, HEATS), plan.noise_multiplier * 2 * 3.0 * 2, rtol=1e-6
+    )
+
+
+def test_the_noise_at_all_positions_spends_the_budget_and_no_more():
+    plan = budget.formal(**FORMAL, public_scores=True)
+    heats = np.full(500, 16.0)
+    ratios = np.asarray(plan.sensitivity(heats) / plan.noise_scale(np.ones(500), heats))
+    spent = gaussian_epsilon(float(np.sqrt(np.sum(ratios.astype(np.float64) ** 2))), 1, 1e-6)
+    assert abs(spent / 2.0 - 1) < 0.01
+
+
+def test_no_two_teachers_move_a_released_vector_further_than_its_sensitivity():
+    rng = np.random.default_rng(0)
+    plan = budget.formal(**FORMAL, public_scores=True)
+    reference = rng.normal(size=(2000, 9))
+
+    def released(teacher):
+        logits = released_entries(jnp.asarray(teacher, jnp.float32), reference, plan.entries)
+        found = soft_targets(  # so little noise that what it is added to is seen, unnormalised
+            jax.random.key(0),
+            logits,
+            2.0,
+            noise_scale=1e-6,
+            clip=plan.clip,
+            noise_ids=jnp.arange(2000),
+        )
+        kept = np.where(np.isfinite(found), found, 0.0)
+        return kept - kept.sum(-1, keepdims=True) / 4 * np.isfinite(found)
+
+    apart = np.linalg.norm(
+        released(rng.choice([-50, 50], (2000, 9))) - released(rng.choice([-50, 50], (2000, 9))),
+        axis=-1,
+    )
+    bound = float(plan.sensitivity(jnp.array(2.0)))
+    assert apart.max() <= bound * (1 + 1e-5)
+    assert apart.max() > 0.9 * bound, "the bound is not tried"
+
+
+def test_a_formal_epsilon_is_reported_with_what_it_is_for():
+    report = budget.formal(**FORMAL, public_scores=True).report()
+    assert (report["epsilon"], report["delta"]) == (2.0, 1e-6)
+    assert report["privacy_unit"] == "released logit vectors of 500 positions; not records"
+    assert "4 released entries" in report["adjacency"]
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [("epsilon", 0.0), ("delta", 2.0), ("positions", 0), ("entries", 0), ("clip", 0.0),
+     ("t_min", -1.0)],
+)  # fmt: skip
+def test_a_formal_budget_refuses_what_makes_none(field, value):
+    with pytest.raises(InputError, match=f"^{field}: got"):
+        budget.formal(**{**FORMAL, field: value}, public_scores=True)
