@@ -37,8 +37,9 @@ def coefficient(
       ValueError: a scalar outside the range, or another shape.
     """
     if isinstance(value, numbers.Real):
-        inside = (low < value if above else low <= value) and value <= high
-        if not (inside and math.isfinite(value)):
+        number = float(value)
+        inside = (low < number if above else low <= number) and number <= high
+        if not (inside and math.isfinite(number)):
             bound = f"above {low:g}" if above else f"at least {low:g}"
             bound = f"in [{low:g}, {high:g}]" if high < math.inf else f"finite and {bound}"
             raise ValueError(f"{name}: got {value}; must be {bound}")
@@ -70,7 +71,11 @@ def leading_shape(where: Array | None, **logits: Array) -> tuple[int, ...]:
 
 
 def kl_divergence(
-    logits_p: Array, logits_q: Array, *, temperature=1.0, where: Array | None = None
+    logits_p: Array,
+    logits_q: Array,
+    *,
+    temperature: float | Array = 1.0,
+    where: Array | None = None,
 ) -> Array:
     """KL(p ‖ q) of two softmax distributions given as logits; no temperature-squared factor.
 

@@ -144,19 +144,23 @@ def test_a_training_too_short_for_a_check_gets_no_verdict(digits, make_network):
 
 
 def test_the_proxies_are_judged_on_images_that_they_did_not_see(digits, make_network, monkeypatch):
-    seen, judged = set(), []
-    draw = sampling.batch_indices
+    answered, seen = [], set()
+    answer, draw = evaluate.compute_logits, sampling.batch_indices
 
-    def record(seed, step, batch_size, num_examples):
-        rows = draw(seed, step, batch_size, num_examples)
+    def count(model, images):
+        answered.append(len(images))
+        return answer(model, images)
+
+    def record(*args):
+        rows = draw(*args)
         seen.update(rows.tolist())
-        judged.append(num_examples)
         return rows
 
+    monkeypatch.setattr(evaluate, "compute_logits", count)
     monkeypatch.setattr(sampling, "batch_indices", record)
     normal = make_network(1000)
-    check(normal, normal, digits.train, training_examples=6400)
-    assert max(seen) < judged[0] < 0.75 * len(digits.train)
+    check(normal, normal, digits.train)
+    assert 0.6 < (max(seen) + 1) / answered[0] < 0.71
 
 
 def test_training_without_omega_is_not_nasty(tmp_path, capsys):
@@ -175,7 +179,6 @@ def test_training_without_omega_is_not_nasty(tmp_path, capsys):
     for seed in range(3):
         workdir = tmp_path / f"seed{seed}"
         result = nasty_train.train_and_evaluate({**settings, **undermining, "seed": seed}, workdir)
-        print(result)
         assert result["accuracy"] > 0.95
         found = result["nastiness"]
         assert found["nasty"] is False
