@@ -113,7 +113,7 @@ def save(
             delete(path)
         parallel.barrier(f"checkpoint-{step}-begin")
         with _silent_orbax():
-            _orbax().save_checkpointables(path, {"model": model, "train": train})
+            _orbax().save_checkpointables(_absolute(path), {"model": model, "train": train})
         if parallel.is_main():
             finish(path, metadata)
         parallel.barrier(f"checkpoint-{step}-end")
@@ -140,7 +140,7 @@ def restore(path: epath.PathLike, *, parts: Mapping[str, PyTree], train: PyTree)
       InputError: a leaf is missing or has another shape; names it.
     """
     with _alone() as ocp:
-        found = ocp.load_checkpointables(epath.Path(path), {"model": None, "train": None})
+        found = ocp.load_checkpointables(_absolute(path), {"model": None, "train": None})
     # `train` was saved flat, under the leaves' names.
     return fit(path, dict(parts), found["model"]), _fill(path, train, found["train"])
 
@@ -169,12 +169,12 @@ def load_model(
     spec = specs[part]
     expected = spec_lib.variable_shapes(spec)
     with _alone() as ocp:
-        stored = ocp.metadata(path, "model").metadata
+        stored = ocp.metadata(_absolute(path), "model").metadata
         wanted = {
             name: tree if name == part else jax.tree.map(lambda _: ocp.PLACEHOLDER, tree)
             for name, tree in stored.items()
         }
-        leaves = ocp.load_checkpointables(path, {"model": wanted})["model"][part]
+        leaves = ocp.load_checkpointables(_absolute(path), {"model": wanted})["model"][part]
     found = {"params": leaves["params"], **leaves["model_state"]}
     variables = fit(path, expected, found)
     return LoadedModel(variables, spec, spec_lib.make_apply(spec), None, metadata)
@@ -275,6 +275,12 @@ def _alone():
     context.multiprocessing.barrier_sync_key_prefix = f"process{index}"
     with context:
         yield _orbax()
+
+
+def _absolute(path: epath.PathLike) -> epath.Path:
+    """As Orbax wants local paths."""
+    path = epath.Path(path)
+    return path if "://" in str(path) else epath.Path(os.path.abspath(path))
 
 
 def _orbax():

@@ -103,6 +103,14 @@ def test_load_model_rebuilds_the_network(tmp_path):
     np.testing.assert_array_equal(loaded.apply(loaded.variables, IMAGES), wanted)
 
 
+def test_a_workdir_may_be_relative(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    parts, train = _parts(2), _train(2)
+    path = _save("runs/one", parts=parts, train=train)
+    _assert_equal(checkpoint.restore(path, parts=parts, train=train), (parts, train))
+    _assert_equal(checkpoint.load_model("runs/one").variables["params"], parts["student"]["params"])
+
+
 def test_a_part_is_restored_alone(tmp_path, monkeypatch):
     parts = _parts(0, "student", "generator")
     _save(tmp_path, parts=parts)

@@ -10,7 +10,8 @@ import optax
 import pytest
 from jax.sharding import AxisType, Mesh, PartitionSpec
 
-from distill_core import models, parallel
+from distill_core import cli, models, parallel
+from distill_core.checkpoint import CheckpointError
 from distill_core.config import InputError
 from distill_core.data.augment import augment
 from distill_core.losses import cross_entropy
@@ -239,3 +240,29 @@ def test_a_process_alone_asks_nobody(monkeypatch):
     parallel.roll_call({"seed": 0})
     parallel.barrier("nobody")
     parallel.leave(1)
+
+
+def test_a_process_of_several_that_fails_waits_for_nobody(monkeypatch, capsys):
+    codes = []
+    monkeypatch.setattr(jax.distributed, "is_initialized", lambda: True)
+    monkeypatch.setattr(parallel.os, "_exit", codes.append)
+    parallel.leave(1, "Traceback …\n")
+    assert (codes, capsys.readouterr().err) == ([1], "Traceback …\n")
+
+
+@pytest.mark.parametrize(
+    ("error", "last_words"),
+    [(CheckpointError("disk full"), ""), (RuntimeError("a bug"), "RuntimeError: a bug\n")],
+)
+def test_a_binary_leaves_the_others_after_a_failure_of_its_own(monkeypatch, error, last_words):
+    def main(argv):
+        raise error
+
+    left = []
+    monkeypatch.setattr(parallel, "leave", lambda code, words="": left.append((code, words)))
+    monkeypatch.setattr(cli.signal, "signal", lambda *_: None)
+    monkeypatch.setattr(cli.logging, "captureWarnings", lambda _: None)
+    with pytest.raises((SystemExit, RuntimeError)):
+        cli.launch(main)
+    ((code, words),) = left
+    assert code == 1 and words.endswith(last_words) and bool(words) == bool(last_words)

@@ -247,7 +247,7 @@ def test_tensorboard_shows_a_resumed_run_as_one(tmp_path):
 
 def test_without_the_extra_there_is_no_event_file(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "tensorboard", None)
-    monkeypatch.setitem(sys.modules, "tensorboard.compat.proto", None)
+    monkeypatch.setitem(sys.modules, "tensorboard.compat.proto.event_pb2", None)
     board = progress.TensorBoard(tmp_path / "tensorboard", 0, active=True)
     board.write(ROWS[0])
     assert not (tmp_path / "tensorboard").exists()
