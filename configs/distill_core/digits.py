@@ -1,6 +1,8 @@
 """A plain classifier on scikit-learn's digits.
 
 python -m distill_core.train --config configs/distill_core/digits.py --workdir runs/plain
+
+On 2 CPU cores about 10 seconds; expect about 98.5% on test.
 """
 
 from ml_collections import config_dict

@@ -1,6 +1,9 @@
 """The paper's comparison on scikit-learn's digits (8×8), small CNNs, three seeds.
 
 python -m nasty.experiment --config configs/nasty/digits.py --workdir runs/demo
+
+On 2 CPU cores about a minute and a half. Expect 98% from both teachers and about 72% from students
+of the nasty one. ω and the number of steps were chosen by us on 287 held-out training images.
 """
 
 from ml_collections import config_dict
@@ -20,9 +23,9 @@ def get_config(arg=""):
     config.learning_rate = 3e-3
     config.schedule = "onecycle"
     config.batch_size = 64
-    config.num_steps = 1400
+    config.num_steps = 2100
 
-    config.omega = 0.04
+    config.omega = 0.03
     config.temperature = 20.0
     config.alpha = 0.9
 
@@ -34,7 +37,7 @@ def get_config(arg=""):
     config.student_batch_size = 64
     config.student_num_steps = 220
 
-    config.log_every = 700
+    config.log_every = 1050
     if arg == "smoke":
         config.seeds = (1,)
         config.num_steps = config.student_num_steps = 4

@@ -3,7 +3,7 @@
 python -m nasty.train --config configs/nasty/digits_teacher.py --config.adversary=runs/plain \
     --workdir runs/nasty
 
-TODO numbers
+On 2 CPU cores about 15 seconds; expect about 98% on test and a nastiness check that says nasty.
 """
 
 from ml_collections import config_dict
@@ -18,11 +18,11 @@ def get_config(arg=""):
     config.model_kwargs = config_dict.ConfigDict({"widths": (16, 32), "hidden": 64})
     config.adversary = "runs/plain"
     config.temperature = 20.0
-    config.omega = 0.04
+    config.omega = 0.03
     config.optimizer = "adam"
     config.learning_rate = 3e-3
     config.schedule = "onecycle"
     config.batch_size = 64
-    config.num_steps = 20 if arg == "smoke" else 450
+    config.num_steps = 20 if arg == "smoke" else 2100
     config.seed = 0
     return config.lock()
