@@ -251,6 +251,8 @@ def _silent_orbax():
     """A failing write is said once, by the exception: Orbax logs its traceback several times."""
     logger, hook = logging.getLogger("absl"), sys.unraisablehook
     before, logger.disabled = logger.disabled, True
+    stragglers = logging.getLogger("asyncio")
+    heard, stragglers.disabled = stragglers.disabled, True
 
     def skip_stragglers(unraisable):
         # TensorStore's other writes, when they find that Orbax gave up and closed its event loop.
@@ -260,7 +262,8 @@ def _silent_orbax():
     sys.unraisablehook = skip_stragglers
     try:
         yield
-        sys.unraisablehook = hook  # not after a failure: they may come until the process ends
+        # Not after a failure: they may come until the process ends.
+        sys.unraisablehook, stragglers.disabled = hook, heard
     finally:
         logger.disabled = before
 

@@ -200,8 +200,9 @@ class _Window:
         self._on_device.append((step, dict(values)))
 
     def fetch(self):
-        for step, values in jax.device_get(self._on_device):
-            values = {name: float(value) for name, value in values.items()}
+        for step, arrays in self._on_device:
+            # Not device_get: four times as slow for scalars, which shows in runs of short steps.
+            values = {name: value.item() for name, value in arrays.items()}
             if not (math.isfinite(values["loss"]) and math.isfinite(values["grad_norm"])):
                 raise DivergedError(_diverged(step, self.last_loss))
             self.last_loss = values["loss"]

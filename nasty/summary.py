@@ -116,8 +116,8 @@ def draw_figures(
             figures.arm_accuracies(folder / "arms.png", rows),
         ),
         (
-            f"What both teachers tell a student, softened at temperature {temperature:g}: one peak "
-            "from the normal teacher, several from the nasty one.",
+            f"What both teachers tell a student, softened at temperature {temperature:g}: one low "
+            "peak from the normal teacher, high and often several ones from the nasty one.",
             figures.logit_response(
                 folder / "logit_response.png",
                 images[shown],
