@@ -8,7 +8,7 @@ and `:resnetc32` change the student. One seed is about 310 epochs of ResNet-18 a
 students: hours on one GPU, not for a CPU. The full recipe has not been run here, so there is no
 number of ours to expect; the targets (as remembered from the paper's tables: CNN student alone
 86.64, from the normal teacher 87.75, from the nasty one 82.46; nasty ResNet-18 94.56, normal 95.13)
-are the paper's. `:quick` is cifar10_quick.py's business.
+are the paper's.
 """
 
 from ml_collections import config_dict

@@ -4,7 +4,7 @@ python -m nasty.experiment --config configs/nasty/cifar10_quick.py --workdir run
     --config.data_dir=DIRECTORY
 
 DIRECTORY holds the prepared TFDS data set. Not the paper's recipe (that is cifar10.py): a schedule
-that fits two CPU cores, of ours.
+that fits two CPU cores, of ours; not yet run to its end, so there is no number to expect.
 """
 
 from ml_collections import config_dict
