@@ -4,15 +4,17 @@ python -m nasty.experiment --config configs/nasty/fashion_mnist.py --workdir run
     --config.data_dir=DIRECTORY
 
 DIRECTORY holds the prepared TFDS data set. ω, τ and the students' length were chosen by us on 5,000
-held-out training images. The attacker tries four (α, τ_S) on the same held-out images. One seed gave
-92.4% for the normal teacher, 90.4% for the nasty one, 89.8% and 81.6% for their students; all three
-seeds with the attacker's rows have not been run with this revision.
+held-out training images. The attacker tries four (α, τ_S) on the same held-out images. One seed
+gave 92.4% for the normal teacher, 90.4% for the nasty one, 89.8% and 81.6% for their students; all
+three seeds with the attacker's rows have not been run with this revision.
 """
 
 from ml_collections import config_dict
 
 
 def get_config(arg=""):
+    if arg not in ("", "smoke"):
+        raise ValueError(f"unknown argument {arg!r}; known: smoke")
     config = config_dict.ConfigDict()
     config.dataset = "tfds:fashion_mnist"
     config.data_dir = config_dict.placeholder(str)
