@@ -27,7 +27,7 @@ def get_config(arg=""):
     config.batch_size = 128
     config.num_steps = 3500
 
-    config.omega = 0.02
+    config.omega = 0.015
     config.temperature = 20.0
     config.alpha = 0.9
 
@@ -40,7 +40,7 @@ def get_config(arg=""):
     config.student_num_steps = 1500
 
     config.attack_alphas = (0.5, 0.9)
-    config.attack_temperatures = (1.0, 4.0, 20.0)
+    config.attack_temperatures = (1.0, 4.0)
 
     config.log_every = 500
     if arg == "smoke":
