@@ -69,11 +69,12 @@ class LoadedModel:
 
     Attributes:
       variables: `{"params": …, **model_state}`, NumPy arrays.
-      spec: how to rebuild it: model, model_kwargs, num_classes, input_shape, mean, std, classes.
+      spec: how to rebuild it: model, model_kwargs, num_classes, and for images input_shape, mean,
+        std, classes, for text max_length and tokenizer.
       apply: `apply(variables, inputs, *, train=False)`, pure and jit-safe. Inputs are images
-        `[B, H, W, C]` in [0, 1] or uint8; preprocessing is inside. Returns float32 logits `[B, K]`;
-        with `train=True` (logits, updated model_state).
-      tokenizer: for text models; None for images.
+        `[B, H, W, C]` in [0, 1] or uint8, preprocessing is inside; or token ids `[B, L]`. Returns
+        float32 logits `[B, K]` or `[B, L, V]`; with `train=True` (logits, updated model_state).
+      tokenizer: of text models, `distill_core.data.tokenizers.Tokenizer`; None for images.
       metadata: everything that the checkpoint says of itself.
     """
 
@@ -151,7 +152,8 @@ def load_model(
     """Rebuilds a network from a checkpoint, alone, on any devices.
 
     Args:
-      path: a workdir or one of its checkpoints, local or `gs://…`.
+      path: a workdir or one of its checkpoints, local or `gs://…`; or a local `.safetensors` file
+        with GPT-2's weights, see `models.gpt2`.
       part: which network; may be left out where the checkpoint holds one.
       step: which checkpoint; by default the newest undamaged one.
 
@@ -159,7 +161,10 @@ def load_model(
       InputError: no such checkpoint or part, another format, or a leaf that does not fit.
     """
     from distill_core import spec as spec_lib
+    from distill_core.models import gpt2
 
+    if str(path).endswith(".safetensors"):
+        return gpt2.load_model(path, part=part, step=step)
     path, metadata = find(path, step=step)
     specs = metadata["parts"]
     if part is None and len(specs) == 1:
@@ -177,7 +182,8 @@ def load_model(
         leaves = ocp.load_checkpointables(_absolute(path), {"model": wanted})["model"][part]
     found = {"params": leaves["params"], **leaves["model_state"]}
     variables = fit(path, expected, found)
-    return LoadedModel(variables, spec, spec_lib.make_apply(spec), None, metadata)
+    tokenizer = spec_lib.tokenizer(spec)
+    return LoadedModel(variables, spec, spec_lib.make_apply(spec), tokenizer, metadata)
 
 
 def digest(tree: PyTree) -> str:

@@ -6,41 +6,20 @@ side and the batch's extra arrays. Everything else is the same for plain trainin
 nasty teachers.
 """
 
-import contextlib
 import functools
 import json
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 from etils import epath
 
-from distill_core import checkpoint, data, loop, models, optimizers, parallel, spec
+from distill_core import checkpoint, data, loop, optimizers, parallel, run_state, spec
 from distill_core import metrics as metrics_lib
-from distill_core.config import InputError
 from distill_core.data import augment, sampling
 from distill_core.losses import cross_entropy
-from distill_core.training import (
-    STREAM_INIT,
-    TrainState,
-    make_eval_step,
-    make_train_step,
-    stream_key,
-)
-
-PART = "model"
-_OPTIMIZER_FIELDS = (
-    "optimizer",
-    "learning_rate",
-    "momentum",
-    "weight_decay",
-    "schedule",
-    "drop_steps",
-    "drop_factor",
-    "num_steps",
-)
+from distill_core.training import make_eval_step, make_train_step
 
 
 class Splits(NamedTuple):
@@ -112,13 +91,13 @@ def train(
     network = check(hp, dataset)
     step_fn, eval_step, tx = compiled(
         json.dumps(network),
-        json.dumps({name: hp[name] for name in _OPTIMIZER_FIELDS}),
+        json.dumps({name: hp[name] for name in run_state.OPTIMIZER_FIELDS}),
         objective,
         hp["crop_padding"],
         hp["flip"],
         mode,
     )
-    state = _initial_state(hp, workdir, network, tx)
+    state = run_state.initial_state(hp, workdir, network, tx)
 
     def batch_fn(step):
         rows = sampling.batch_indices(hp["seed"], step, hp["batch_size"], len(splits.train))
@@ -133,7 +112,19 @@ def train(
 
     def measure(state, split, stopped=lambda: False):
         variables = {"params": state.params, **state.model_state}
-        return evaluate(eval_step, variables, split, hp["eval_batch_size"], mode, stopped)
+
+        def take(rows, mask):
+            return {"image": split.images[rows], "label": split.labels[rows], "mask": mask}
+
+        return run_state.evaluate(
+            eval_step,
+            variables,
+            take,
+            len(split),
+            batch_size=hp["eval_batch_size"],
+            mode=mode,
+            stopped=stopped,
+        )
 
     final = loop.run(
         workdir=workdir,
@@ -142,18 +133,16 @@ def train(
         frozen=frozen,
         batch_fn=batch_fn,
         num_steps=hp["num_steps"],
-        metadata={
-            "method": method,
-            "parts": {PART: network},
-            "config": {**_plain(hp), **_inputs(ancestors, extra)},
-            "data_note": dataset.note,
-            "ledger": {
-                "mechanisms": [],
-                "ancestors": [{"digest": a["digest"], "ledger": a["ledger"]} for a in ancestors],
-            },
-        },
-        split=split_state,
-        merge=merge_state,
+        metadata=run_state.metadata(
+            hp,
+            method=method,
+            network=network,
+            note=dataset.note,
+            ancestors=ancestors,
+            extra=extra,
+        ),
+        split=run_state.split_state,
+        merge=run_state.merge_state,
         evaluate=(lambda state, stopped: measure(state, splits.validation, stopped))
         if len(splits.validation)
         else None,
@@ -213,43 +202,9 @@ def compiled(network: str, optimizer: str, objective: Callable, crop_padding, fl
     return parallel.wrap(step, mode, donate=True), parallel.wrap(eval_step, mode), tx
 
 
-def evaluate(
-    eval_step: Callable,
-    variables: Any,
-    split: data.Split,
-    batch_size: int,
-    mode: str,
-    stopped: Callable[[], bool] = lambda: False,
-) -> dict[str, float]:
-    """Means over all examples of a split, each counted once."""
-    devices = jax.device_count()
-    batch_size = -(-min(batch_size, len(split)) // devices) * devices
-    rows_here = parallel.local_rows(batch_size)
-    found = []
-    for rows, mask in sampling.eval_batches(len(split), batch_size):
-        if stopped() and jax.process_count() == 1:
-            raise loop.StoppedError
-        rows, mask = rows[rows_here], mask[rows_here]
-        batch = {"image": split.images[rows], "label": split.labels[rows], "mask": mask}
-        found.append(eval_step(variables, {}, parallel.feed(batch, mode)))
-    totals = metrics_lib.add(jax.device_get(found))
-    return {name: total / count for name, (total, count) in totals.items()}
-
-
-def split_state(state: TrainState):
-    """(parts, train) for the checkpoint."""
-    parts = {PART: {"params": state.params, "model_state": state.model_state}}
-    return parts, {"step": state.step, "opt_state": state.opt_state, "rng": state.rng}
-
-
-def merge_state(state: TrainState, parts, train) -> TrainState:
-    """The inverse of `split_state`."""
-    return state.replace(**parts[PART], **train)
-
-
 def load_network(path: str, *, field: str, dataset: data.Dataset) -> checkpoint.LoadedModel:
     """A checkpoint's classifier, refused if its classes or inputs are not the data set's."""
-    with _about(field, path):
+    with run_state.about(field, path):
         loaded = checkpoint.load_model(path)
     spec.check_fits(field, path, loaded.spec, dataset)
     return loaded
@@ -259,46 +214,3 @@ def load_network(path: str, *, field: str, dataset: data.Dataset) -> checkpoint.
 def cached_apply(network: str) -> Callable:
     """`spec.make_apply` of a JSON spec: one function object for equal specs."""
     return spec.make_apply(json.loads(network))
-
-
-def _initial_state(hp, workdir, network, tx) -> TrainState:
-    """Fresh, or with the weights of `init_from` if the workdir has no checkpoint of its own."""
-    rng = jax.random.key(hp["seed"])
-    if hp["init_from"] and not _has_checkpoint(workdir):
-        with _about("init_from", hp["init_from"]):
-            found = checkpoint.load_model(hp["init_from"]).variables
-            model_state = checkpoint.fit(hp["init_from"], spec.variable_shapes(network), found)
-        params = model_state.pop("params")
-    else:
-        key = stream_key(rng, STREAM_INIT, 0)
-        shape = tuple(network["input_shape"])
-        params, model_state = models.init_model(spec.build(network), key, shape)
-    return TrainState.create(params=params, model_state=model_state, tx=tx, rng=rng)
-
-
-def _has_checkpoint(workdir) -> bool:
-    try:
-        checkpoint.find(workdir)
-    except InputError:
-        return False
-    return True
-
-
-@contextlib.contextmanager
-def _about(field: str, path: str):
-    """Names the field that gave the path of a checkpoint in what is wrong with it."""
-    try:
-        yield
-    except InputError as error:
-        raise InputError(field, path, error.allowed) from None
-
-
-def _inputs(ancestors, extra) -> dict[str, list[str]]:
-    """What a run is made from, by content: when it is resumed, a path may hold something else."""
-    digests = [metadata["digest"] for metadata in ancestors]
-    digests += [checkpoint.digest(dict(extra))] if extra else []
-    return {"inputs": digests} if digests else {}
-
-
-def _plain(values: Mapping[str, Any]) -> dict[str, Any]:
-    return json.loads(json.dumps(dict(values)))

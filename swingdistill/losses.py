@@ -45,7 +45,7 @@ def token_temperatures(privacy_scores: Array, *, t_min, t_max, gamma=1.0) -> Arr
     return low + (high - low) * scores**gamma
 
 
-def context_ids(tokens: Array) -> Array:
+def context_ids(tokens: Array, segments: Array | None = None) -> Array:
     """A hash of the whole prefix up to and including each position: the id that noise belongs to.
 
     id_t = mix(Σ_{i≤t} mix(x_i + mix(i))) modulo 2³², `mix` being MurmurHash3's finaliser: the order
@@ -55,6 +55,8 @@ def context_ids(tokens: Array) -> Array:
 
     Args:
       tokens: integers `[..., L]`, the inputs: `row[:t + 1]` is what the logits at t come from.
+      segments: integers `[..., L]`, which line each position belongs to, where several share a row
+        and see themselves alone: the ids are then those of the lines. None: the row is one.
 
     Returns:
       uint32 `[..., L]`, the same for equal prefixes in whatever row, batch or epoch.
@@ -70,9 +72,12 @@ def context_ids(tokens: Array) -> Array:
         given = f"{jnp.result_type(tokens)} {jnp.shape(tokens)}"
         raise ValueError(f"tokens: got {given}; must be integers [..., L]")
     tokens = jnp.asarray(tokens).astype(jnp.uint32)
-    positions = jnp.arange(1, tokens.shape[-1] + 1, dtype=jnp.uint32)
-    mixed = _mix(tokens + jnp.broadcast_to(_mix(positions), tokens.shape))
-    return _mix(jnp.cumsum(mixed, axis=-1, dtype=jnp.uint32))
+    index = jnp.broadcast_to(jnp.arange(tokens.shape[-1]), tokens.shape)
+    start = jnp.zeros_like(index) if segments is None else _starts(jnp.asarray(segments), index)
+    mixed = _mix(tokens + _mix((index - start + 1).astype(jnp.uint32)))
+    sums = jnp.cumsum(mixed, axis=-1, dtype=jnp.uint32)
+    before = sums - mixed  # of what stands before a position in the row
+    return _mix(sums - jnp.take_along_axis(before, start, axis=-1))
 
 
 def soft_targets(
@@ -220,6 +225,13 @@ def integers(name: str, value, leading: tuple[int, ...]) -> Array:
         given = found and f"{found[0]} {found[1]}"
         raise ValueError(f"{name}: got {given}; must be integers {leading}")
     return jnp.asarray(value)
+
+
+def _starts(segments: Array, index: Array) -> Array:
+    """Where each position's line begins in the row, int32 `[..., L]`."""
+    edges = [(0, 0)] * (segments.ndim - 1) + [(1, 0)]
+    changes = jnp.pad(segments[..., 1:] != segments[..., :-1], edges, constant_values=True)
+    return jax.lax.cummax(jnp.where(changes, index, 0), axis=segments.ndim - 1)
 
 
 def _mix(x: Array) -> Array:

@@ -29,7 +29,7 @@ def get_config(arg=""):
     config.batch_size = 128
     config.num_steps = 3500
 
-    config.omega = 0.015
+    config.omega = 0.013
     config.temperature = 20.0
     config.alpha = 0.9
 
@@ -39,7 +39,7 @@ def get_config(arg=""):
     config.student_learning_rate = 3e-3
     config.student_schedule = "onecycle"
     config.student_batch_size = 128
-    config.student_num_steps = 1500
+    config.student_num_steps = 2000
 
     config.attack_alphas = (0.5, 0.9)
     config.attack_temperatures = (1.0, 4.0)

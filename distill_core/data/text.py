@@ -134,11 +134,12 @@ def read_labelled(path: str, *, classes: Sequence[str] | None = None) -> Labelle
 def pack(
     ids: Sequence[np.ndarray], length: int, *, bos_id: int, eos_id: int, pad_id: int
 ) -> TokenRows:
-    """Lines one after another, cut into rows without gaps; only the last row is padded.
+    """Lines one after another; a line that fits into a row is never cut.
 
     A line of n tokens takes n + 1 positions: inputs `<bos>` x₁ … xₙ, labels x₁ … xₙ `<eos>`. No
     label asks for a token of the next line, but a network that attends over a whole row sees the
-    lines before; `TokenRows.lines` tells them apart. A line that is cut goes on in the next row.
+    lines before; `TokenRows.lines` tells them apart. A row is padded where the next line would have
+    to be cut. Longer lines begin where they come, are cut, and go on in the next row.
 
     Args:
       ids: token ids of each line, int [n].
@@ -149,9 +150,12 @@ def pack(
       InputError: on `length`, if it is less than 1; on `ids`, if there are no lines.
     """
     _check(ids, length)
-    total = sum(len(line) + 1 for line in ids)
-    starts = np.cumsum([0, *(len(line) + 1 for line in ids[:-1])])
-    return _rows(ids, starts, -(-total // length), length, bos_id, eos_id, pad_id)
+    starts, end = [], 0
+    for line in ids:
+        room, needed = -end % length, len(line) + 1
+        starts.append(end + room if room < needed <= length else end)
+        end = starts[-1] + needed
+    return _rows(ids, starts, -(-end // length), length, bos_id, eos_id, pad_id)
 
 
 def pad(

@@ -14,6 +14,7 @@ from tokenizers import Regex, decoders, models, pre_tokenizers, processors, trai
 from distill_core.config import InputError
 
 SPECIALS = ("<pad>", "<unk>", "<bos>", "<eos>")
+GPT2_SPECIAL = "<|endoftext|>"  # the only special token of GPT-2
 DIGITS = tuple("0123456789")
 NUM_BYTES = 256
 
@@ -27,13 +28,19 @@ class Tokenizer:
     The text `<unk>` gives `unk_id`; the texts `<pad>`, `<bos>` and `<eos>` are ordinary text, so no
     input can forge those tokens, and `encode` adds none of them.
 
+    GPT-2's own tokenizer serves too, or another that has `<|endoftext|>` and none of the four: all
+    four ids are that token's, its text gives it, and digits may share a token.
+
     Attributes:
       vocab_size: number of tokens; ids are 0 to vocab_size − 1.
       pad_id, unk_id, bos_id, eos_id: ids of the special tokens.
     """
 
     def __init__(self, inner: tokenizers.Tokenizer):
-        ids = [inner.token_to_id(token) for token in SPECIALS]
+        specials, tokens = SPECIALS, inner.get_vocab().keys()
+        if GPT2_SPECIAL in tokens and tokens.isdisjoint(SPECIALS):
+            specials, inner = (GPT2_SPECIAL,) * len(SPECIALS), _plain(inner)
+        ids = [inner.token_to_id(token) for token in specials]
         if None in ids:
             raise InputError("tokenizer", SPECIALS[ids.index(None)], "must be a token of it")
         self._inner = inner
@@ -161,6 +168,15 @@ def _word_tokenizer(vocab: dict[str, int]) -> tokenizers.Tokenizer:
     inner.pre_tokenizer = matches
     inner.add_special_tokens([SPECIALS[1]])
     return inner
+
+
+def _plain(inner: tokenizers.Tokenizer) -> tokenizers.Tokenizer:
+    """A copy that gives whole texts, and offsets without the spaces, which GPT-2's own have."""
+    copy = tokenizers.Tokenizer.from_str(inner.to_str())
+    copy.no_truncation()
+    copy.no_padding()
+    copy.post_processor = processors.ByteLevel(add_prefix_space=False, trim_offsets=True)
+    return copy
 
 
 def _only_unknown_is_special(inner: tokenizers.Tokenizer) -> tokenizers.Tokenizer:

@@ -6,6 +6,7 @@ from distill_core.models.create import MODEL_NAMES, create_model
 from distill_core.models.norm import BatchNorm, make_norm
 from distill_core.models.resnet import ResNet
 from distill_core.models.resnetc import ResNetC
+from distill_core.models.transformer import Transformer
 
 __all__ = [
     "CNN",
@@ -13,6 +14,7 @@ __all__ = [
     "BatchNorm",
     "ResNet",
     "ResNetC",
+    "Transformer",
     "apply_model",
     "count_parameters",
     "create_model",

@@ -12,33 +12,34 @@ from flax import linen as nn
 
 
 def init_model(
-    module: nn.Module, key: jax.Array, input_shape: Sequence[int]
+    module: nn.Module, key: jax.Array, input_shape: Sequence[int], *, dtype: Any = jnp.float32
 ) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Fresh variables of a network of images, computed under jit.
+    """Fresh variables of a network, computed under jit.
 
     Args:
       module: the network.
       key: random key.
-      input_shape: of one example, (H, W, channels).
+      input_shape: of one example, (H, W, channels), or (L,) for text.
+      dtype: of the input; an integer type for token ids.
 
     Returns:
       (params, model_state), plain dicts of arrays; `model_state` holds every other collection,
       such as `batch_stats`, and is {} if there is none.
     """
-    variables = dict(_compiled_init(module, tuple(input_shape))(key))
+    variables = dict(_compiled_init(module, tuple(input_shape), jnp.dtype(dtype))(key))
     params = variables.pop("params", {})
     variables.pop("intermediates", None)
     return params, variables
 
 
 @functools.lru_cache(maxsize=32)
-def _compiled_init(module: nn.Module, input_shape: tuple[int, ...]) -> Callable[..., Any]:
+def _compiled_init(module: nn.Module, input_shape: tuple[int, ...], dtype) -> Callable[..., Any]:
     # Kept, since an experiment initialises the same network many times.
     options = _accepted(module, train=False)
 
     @jax.jit
     def init(key: jax.Array) -> Any:
-        return module.init(key, jnp.zeros((1, *input_shape), jnp.float32), **options)
+        return module.init(key, jnp.zeros((1, *input_shape), dtype), **options)
 
     return init
 

@@ -11,12 +11,19 @@ from distill_core.config import InputError
 from distill_core.models.cnn import CNN
 from distill_core.models.resnet import resnet18
 from distill_core.models.resnetc import resnetc20, resnetc32
+from distill_core.models.transformer import Transformer
+
+
+def _transformer(*, num_classes: int, **kwargs: Any) -> Transformer:
+    return Transformer(vocab_size=num_classes, **kwargs)
+
 
 _FACTORIES: dict[str, Callable[..., nn.Module]] = {
     "cnn": CNN,
     "resnetc20": resnetc20,
     "resnetc32": resnetc32,
     "resnet18": resnet18,
+    "transformer": _transformer,
 }
 MODEL_NAMES = tuple(_FACTORIES)
 
@@ -29,8 +36,9 @@ def create_model(
     Args:
       name: one of `MODEL_NAMES`, or "package.module:factory", a user's own: a Linen class or a
         function that returns a Linen module, whose `__call__` takes images [B, H, W, channels]
-        to logits [B, C] (see `apply_model` for its optional arguments).
-      num_classes: C, passed to the factory.
+        to logits [B, C] (see `apply_model` for its optional arguments). A network of text takes
+        `max_length`, too, and has the methods of `Transformer`.
+      num_classes: C, of text the size of the vocabulary, passed to the factory.
       axis_name: mapped axis of the batch statistics; passed only to a factory that takes an
         argument of that name (or, if not None, any keyword).
       **kwargs: the factory's own settings. Lists become tuples, so that modules stay hashable.

@@ -1,0 +1,49 @@
+"""Cross-entropy from hidden states, without the logits of a whole batch."""
+
+import jax
+import jax.numpy as jnp
+
+from distill_core.losses import cross_entropy
+
+Array = jax.Array
+_ENTRIES = 2**22  # logits that exist at a time: 16 MiB
+
+
+def chunk_for(vocab_size: int) -> int:
+    """Tokens whose logits are held at a time, a power of two between 64 and 2,048."""
+    chunk = max(64, min(2048, _ENTRIES // vocab_size))
+    return 1 << (chunk.bit_length() - 1)
+
+
+def cross_entropy_from_hidden(
+    hidden: Array, embedding: Array, labels: Array, *, chunk: int
+) -> tuple[Array, Array]:
+    """Cross-entropy of logits hidden · embeddingᵀ that never exist all at once.
+
+    Args:
+      hidden: `[..., D]`.
+      embedding: `[V, D]`.
+      labels: integers `[...]`.
+      chunk: tokens at a time; need not divide their number.
+
+    Returns:
+      (cross-entropy float32 `[...]`, differentiable; whether the label is the likeliest token,
+      float32 `[...]`). For a gradient the logits of a chunk are computed again.
+    """
+    shape, num = labels.shape, labels.size
+    size = min(chunk, num)
+    padding = -num % size
+    flat = jnp.pad(hidden.reshape(num, -1), ((0, padding), (0, 0)))
+    wanted = jnp.pad(labels.reshape(num), (0, padding))
+    weights = embedding.astype(hidden.dtype)
+
+    @jax.checkpoint
+    def one(part):
+        states, targets = part
+        logits = jnp.einsum("nd,vd->nv", states, weights, preferred_element_type=jnp.float32)
+        correct = (jnp.argmax(logits, axis=-1) == targets).astype(jnp.float32)
+        return cross_entropy(logits, targets), correct
+
+    parts = (flat.reshape(-1, size, flat.shape[-1]), wanted.reshape(-1, size))
+    values, correct = jax.lax.map(one, parts)
+    return values.reshape(-1)[:num].reshape(shape), correct.reshape(-1)[:num].reshape(shape)

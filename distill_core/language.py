@@ -1,0 +1,164 @@
+"""A training run of a language model: rows of tokens, network and batches around an objective.
+
+A method gives an objective, `objective(hidden, embedding, batch, frozen) -> (total, sums)`: the
+sum of weight · loss over a batch's tokens, from the trained network's hidden states `[B, L, D]` and
+embedding `[V, D]`, and further such sums by name, for the log. `batch` holds rows of the arrays
+that the run was given.
+"""
+
+import functools
+import json
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import jax.numpy as jnp
+import numpy as np
+from etils import epath
+
+from distill_core import checkpoint, chunked, loop, optimizers, parallel, run_state, spec
+from distill_core.data import sampling
+from distill_core.training import make_eval_step, make_train_step
+
+CLASS = "class_"  # prefix of the arrays that say which tokens a metric of their own is wanted for
+Rows = Mapping[str, np.ndarray]
+
+
+def train(
+    hp: Mapping[str, Any],
+    workdir: epath.PathLike,
+    *,
+    method: str,
+    network: Mapping[str, Any],
+    rows: Rows,
+    validation: Rows,
+    objective: Callable,
+    frozen: Any,
+    ancestors: tuple[Mapping[str, Any], ...] = (),
+    mode: str | None = None,
+) -> str:
+    """Trains a language model by an objective, or resumes it; returns the checkpoint's digest.
+
+    Args:
+      hp: validated values of `config.MODEL`, `OPTIMIZER` and `RUN`, and the method's own.
+      workdir: the run's directory.
+      method: written into the checkpoint.
+      network: spec of the network to train.
+      rows: `tokens`, `labels`, `segments` int32 [N, L], `weights` float32 [N, L], and what else the
+        objective reads, [N, L] each.
+      validation: likewise, without the objective's own; see `measure`.
+      objective: see above; a module-level or cached function, since compiled steps are reused.
+      frozen: what the objective reads, e.g. a teacher's variables.
+      ancestors: metadata of the checkpoints that this one is made from.
+      mode: see `parallel.choose_mode`.
+
+    Raises:
+      InputError: before anything is written; and what `loop.run` raises.
+    """
+    parallel.check_batch_size(hp["batch_size"])
+    mode = parallel.choose_mode(mode)
+    key = json.dumps(dict(network))
+    tx = optimizers.make_optimizer(**{name: hp[name] for name in run_state.OPTIMIZER_FIELDS})
+    optimizer = json.dumps({name: hp[name] for name in run_state.OPTIMIZER_FIELDS})
+    num_rows = len(rows["tokens"])
+
+    def batch_fn(step):
+        index = sampling.batch_indices(hp["seed"], step, hp["batch_size"], num_rows)
+        index = index[parallel.local_rows(hp["batch_size"])]
+        return parallel.feed({name: array[index] for name, array in rows.items()}, mode)
+
+    def evaluate(state, stopped):
+        variables = {"params": state.params, **state.model_state}
+        return _measure(key, variables, validation, hp["eval_batch_size"], mode, stopped)
+
+    text = {name: rows[name] for name in ("tokens", "labels", "segments", "weights")}
+    loop.run(
+        workdir=workdir,
+        state=run_state.initial_state(hp, workdir, network, tx),
+        step_fn=_compiled_step(key, optimizer, objective, mode),
+        frozen=frozen,
+        batch_fn=batch_fn,
+        num_steps=hp["num_steps"],
+        metadata=run_state.metadata(
+            hp, method=method, network=network, ancestors=ancestors, extra=text
+        ),
+        split=run_state.split_state,
+        merge=run_state.merge_state,
+        evaluate=evaluate,
+        best="accuracy",
+        mode=mode,
+        log_every=hp["log_every"],
+        eval_every=hp["eval_every"],
+        save_every=hp["save_every"],
+        label=method,
+    )
+    return checkpoint.find(workdir)[1]["digest"]
+
+
+def measure(
+    loaded: checkpoint.LoadedModel, rows: Rows, *, batch_size: int = 64, mode: str | None = None
+) -> dict[str, float]:
+    """Cross-entropy (nats a token) and accuracy of a language model over all weighted tokens.
+
+    Args:
+      loaded: the model.
+      rows: as in `train`; for each array `class_NAME` (bool [N, L]) there is a metric
+        `cross_entropy_NAME` over those tokens alone, NaN if there are none.
+      batch_size: of the forward passes.
+      mode: see `parallel.choose_mode`.
+    """
+    mode = parallel.choose_mode(mode)
+    variables = parallel.place(loaded.variables, mode)
+    return _measure(json.dumps(dict(loaded.spec)), variables, rows, batch_size, mode)
+
+
+def _measure(key, variables, rows, batch_size, mode, stopped=lambda: False):
+    names = ["tokens", "labels", "segments", "weights"]
+    names += [name for name in rows if name.startswith(CLASS)]
+
+    def take(index, mask):
+        batch = {name: rows[name][index] for name in names}
+        return {**batch, "weights": batch["weights"] * mask[:, None]}
+
+    step = _compiled_measure(key, mode)
+    num = len(rows["tokens"])
+    return run_state.evaluate(
+        step, variables, take, num, batch_size=batch_size, mode=mode, stopped=stopped
+    )
+
+
+@functools.lru_cache(maxsize=16)
+def _compiled_step(network: str, optimizer: str, objective: Callable, mode: str):
+    axis = parallel.axis_name(mode)
+    hidden_fn = spec.make_hidden(json.loads(network))
+    tx = optimizers.make_optimizer(**json.loads(optimizer))
+
+    def loss_fn(params, model_state, frozen, batch, key):
+        variables = {"params": params, **model_state}
+        hidden, embedding = hidden_fn(variables, batch["tokens"], batch["segments"])
+        total, sums = objective(hidden, embedding, batch, frozen)
+        weight = jnp.sum(batch["weights"])
+        known = jnp.where(weight > 0, weight, 1.0)
+        sums = {name: (value[None] / known, weight[None]) for name, value in sums.items()}
+        return total[None] / known, weight[None], model_state, sums
+
+    return parallel.wrap(make_train_step(loss_fn, tx, axis_name=axis), mode, donate=True)
+
+
+@functools.lru_cache(maxsize=16)
+def _compiled_measure(network: str, mode: str):
+    described = json.loads(network)
+    hidden_fn, chunk = spec.make_hidden(described), chunked.chunk_for(described["num_classes"])
+
+    def eval_fn(variables, frozen, batch):
+        states, embedding = hidden_fn(variables, batch["tokens"], batch["segments"])
+        values, correct = chunked.cross_entropy_from_hidden(
+            states, embedding, batch["labels"], chunk=chunk
+        )
+        weights = batch["weights"]
+        found = {"cross_entropy": (values, weights), "accuracy": (correct, weights)}
+        for name, mask in batch.items():
+            if name.startswith(CLASS):
+                found[f"cross_entropy_{name.removeprefix(CLASS)}"] = (values, weights * mask)
+        return found
+
+    return parallel.wrap(make_eval_step(eval_fn, axis_name=parallel.axis_name(mode)), mode)

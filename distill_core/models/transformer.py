@@ -1,0 +1,128 @@
+"""A decoder-only transformer in GPT-2's architecture, of any size."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+from flax import linen as nn
+
+from distill_core.config import InputError
+
+Array = jax.Array
+_INIT = nn.initializers.normal(0.02)
+
+
+class Transformer(nn.Module):
+    """Pre-norm blocks, learned positions, tanh-GELU, tied embeddings (Radford et al., 2019).
+
+    Parameters correspond one to one, in name and shape, to those of GPT-2's published weights (see
+    `gpt2`). There is no dropout.
+
+    Attributes:
+      vocab_size: V.
+      max_length: most positions that a line can have.
+      num_layers, num_heads, width: of the blocks; the width D must be divisible by the heads.
+      dtype: of the arithmetic, "float32" or "bfloat16"; parameters stay float32, and so do the
+        softmax and the norms.
+    """
+
+    vocab_size: int
+    max_length: int
+    num_layers: int = 2
+    num_heads: int = 4
+    width: int = 128
+    dtype: str = "float32"
+
+    def setup(self):
+        if self.num_heads < 1 or self.width % self.num_heads:
+            allowed = f"must be divisible by num_heads, {self.num_heads}"
+            raise InputError("model_kwargs.width", self.width, allowed)
+        self.wte = self.param("wte", _INIT, (self.vocab_size, self.width))
+        self.wpe = self.param("wpe", nn.initializers.normal(0.01), (self.max_length, self.width))
+        self.h = [
+            Block(self.num_heads, self.num_layers, jnp.dtype(self.dtype))
+            for _ in range(self.num_layers)
+        ]
+        self.ln_f = nn.LayerNorm(epsilon=1e-5, use_fast_variance=False)
+
+    def hidden(self, tokens: Array, segments: Array | None = None) -> Array:
+        """What the logits are made of: logits = hidden · `embedding()`ᵀ.
+
+        Args:
+          tokens: integers `[B, L]` in [0, V), L at most `max_length`.
+          segments: integers `[B, L]`, which line each position belongs to. A position sees its own
+            line alone and counts its place from where the line starts in the row, so that lines in
+            one row give what they give alone. None: the row is one line.
+
+        Returns:
+          `[B, L, D]` in `dtype`.
+        """
+        if tokens.ndim != 2 or not 1 <= tokens.shape[1] <= self.max_length:
+            allowed = f"must be tokens [B, L], L from 1 to max_length, {self.max_length}"
+            raise InputError("input", tuple(tokens.shape), allowed)
+        length = tokens.shape[1]
+        seen = jnp.tril(jnp.ones((length, length), bool))[None]
+        places = jnp.arange(length)[None]
+        if segments is not None:
+            seen = seen & (segments[:, :, None] == segments[:, None, :])
+            places = places_in_line(segments)
+        x = (self.wte[tokens] + self.wpe[places]).astype(self.dtype)
+        for block in self.h:
+            x = block(x, seen[:, None])
+        return self.ln_f(x).astype(self.dtype)
+
+    def embedding(self) -> Array:
+        """The token embedding, `[V, D]`, float32."""
+        return self.wte
+
+    def __call__(self, tokens: Array, segments: Array | None = None) -> Array:
+        """Logits, float32 `[B, L, V]`: at each position for the next token."""
+        hidden = self.hidden(tokens, segments)
+        embedding = self.wte.astype(self.dtype)
+        return jnp.einsum("bld,vd->blv", hidden, embedding, preferred_element_type=jnp.float32)
+
+
+class Block(nn.Module):
+    """Attention and a perceptron, each on the normalised stream and added to it."""
+
+    num_heads: int
+    num_layers: int
+    dtype: jnp.dtype
+
+    @nn.compact
+    def __call__(self, x: Array, seen: Array) -> Array:
+        """x `[B, L, D]`, seen bool `[B or 1, 1, L, L]` -> `[B, L, D]`."""
+        width = x.shape[-1]
+        dense = functools.partial(nn.Dense, dtype=self.dtype, kernel_init=_INIT)
+        # GPT-2 starts what is added to the stream smaller, the more layers add to it.
+        shrunk = nn.initializers.normal(0.02 / (2 * self.num_layers) ** 0.5)
+        y = nn.LayerNorm(epsilon=1e-5, use_fast_variance=False, name="ln_1")(x)
+        q, k, v = jnp.split(dense(3 * width, name="attn_c_attn")(y), 3, axis=-1)
+        y = _attend(*(_heads(part, self.num_heads) for part in (q, k, v)), seen)
+        x = x + dense(width, kernel_init=shrunk, name="attn_c_proj")(y.reshape(x.shape))
+        y = nn.LayerNorm(epsilon=1e-5, use_fast_variance=False, name="ln_2")(x)
+        y = nn.gelu(dense(4 * width, name="mlp_c_fc")(y), approximate=True)
+        return x + dense(width, kernel_init=shrunk, name="mlp_c_proj")(y)
+
+
+def places_in_line(segments: Array) -> Array:
+    """int32 `[B, L]`: how many positions of its line stand before each in the row.
+
+    >>> print(places_in_line(jnp.array([[7, 7, 7, 8, 8, -1]])))
+    [[0 1 2 0 1 0]]
+    """
+    index = jnp.arange(segments.shape[-1])[None]
+    changes = jnp.pad(segments[:, 1:] != segments[:, :-1], ((0, 0), (1, 0)), constant_values=True)
+    return index - jax.lax.cummax(jnp.where(changes, index, 0), axis=1)
+
+
+def _heads(x: Array, num_heads: int) -> Array:
+    return x.reshape(*x.shape[:-1], num_heads, x.shape[-1] // num_heads)
+
+
+def _attend(q: Array, k: Array, v: Array, seen: Array) -> Array:
+    """`[B, L, H, D/H]` each -> the same; the softmax in float32."""
+    scale = q.shape[-1] ** -0.5
+    scores = jnp.einsum("bqhd,bkhd->bhqk", q, k, preferred_element_type=jnp.float32) * scale
+    weights = jax.nn.softmax(jnp.where(seen, scores, -1e30), axis=-1)
+    return jnp.einsum("bhqk,bkhd->bqhd", weights.astype(v.dtype), v)

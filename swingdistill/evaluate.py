@@ -1,0 +1,243 @@
+"""Measures a language model's checkpoint: perplexity by class of token, and exposure of canaries.
+
+python -m swingdistill.evaluate --checkpoint runs/x [--canaries runs/teacher] [--out FILE.json]
+"""
+
+import functools
+import json
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from etils import epath
+
+from distill_core import checkpoint, cli, config, language, parallel, run_state, spec
+from distill_core.config import InputError
+from distill_core.data import text_tasks
+from distill_core.data.corpus import Example
+from swingdistill import estimators, private_text
+from swingdistill import exposure as exposure_lib
+
+ESTIMATORS = ("exact", "sampled", "extrapolated")
+
+
+def test_metrics(
+    loaded: checkpoint.LoadedModel,
+    hp: Mapping[str, Any],
+    examples: Sequence[Example],
+    *,
+    mode: str | None = None,
+) -> dict[str, Any]:
+    """Perplexity and accuracy on a text, of all tokens that count and by class.
+
+    Args:
+      loaded: the model; its tokenizer reads the text.
+      hp: values of `private_text.FIELDS`: the task and the length of a row.
+      examples: the text.
+      mode: see `parallel.choose_mode`.
+
+    Returns:
+      {"perplexity", "accuracy", "digit_perplexity", "private_perplexity", "num_tokens"}; None where
+      there is no such token.
+    """
+    rows, lines, fill = private_text.to_rows(hp, examples, loaded.tokenizer)
+    classes = private_text.token_classes(lines, fill, hp.get("expressions", ()))
+    found = language.measure(loaded, {**rows, **classes}, mode=mode)
+
+    def perplexity(name):
+        value = found[name]
+        return None if math.isnan(value) else math.exp(min(value, 700.0))
+
+    return {
+        "perplexity": perplexity("cross_entropy"),
+        "accuracy": found["accuracy"],
+        "digit_perplexity": perplexity("cross_entropy_digit"),
+        "private_perplexity": perplexity("cross_entropy_private"),
+        "num_tokens": int(np.sum(rows["weights"] > 0)),
+    }
+
+
+def exposures(
+    loaded: checkpoint.LoadedModel,
+    hp: Mapping[str, Any],
+    *,
+    estimator: str | None = None,
+    num_samples: int = 10_000,
+    batch_size: int = 2000,
+) -> dict[int, list[float]]:
+    """Exposure in bits of each canary of a config, by its number of repetitions.
+
+    Args:
+      loaded: any language model; it need not have seen the canaries.
+      hp: values of `private_text.FIELDS`.
+      estimator: of `ESTIMATORS`; by default exact up to 10⁷ candidates, else extrapolated. In
+        classification candidates are always sampled.
+      num_samples: where they are sampled.
+      batch_size: lines at a time.
+
+    Raises:
+      InputError: no canaries in the config, or a tokenizer that splits them.
+    """
+    drawn = private_text.draw(hp)
+    if not drawn:
+        allowed = "the config plants no canaries; name a run that does with --canaries"
+        raise InputError("canaries_per_level", 0, allowed)
+    candidates = private_text.secret_candidates(hp, loaded.tokenizer, drawn)
+    secrets = [canary.secret for canary in drawn]
+    if hp["task"] == "classification":
+        bits = _classifier(loaded, hp, secrets, candidates, num_samples, batch_size)
+    else:
+        small = len(candidates) <= estimators.MAX_EXACT
+        estimator = estimator or ("exact" if small else "extrapolated")
+        logits_fn = last_logits(loaded)
+        if estimator == "exact":
+            bits = estimators.exact_exposure(logits_fn, secrets, candidates, batch_size=batch_size)
+        else:
+            ask = {
+                "sampled": estimators.sampled_exposure,
+                "extrapolated": estimators.extrapolated_exposure,
+            }[estimator]
+            bits = ask(
+                logits_fn, secrets, candidates, num_samples=num_samples, batch_size=batch_size
+            )
+    found: dict[int, list[float]] = {}
+    for canary, value in zip(drawn, bits, strict=True):
+        found.setdefault(canary.repetitions, []).append(float(value))
+    return found
+
+
+def last_logits(loaded: checkpoint.LoadedModel):
+    """`tokens int32 [B, L] -> logits [B, V]` after the last token, for the estimators."""
+    apply = _compiled_last(json.dumps(dict(loaded.spec)))
+    return functools.partial(apply, jax.device_put(loaded.variables))
+
+
+@functools.lru_cache(maxsize=16)
+def _compiled_last(network: str):
+    hidden_fn = spec.make_hidden(json.loads(network))
+
+    @jax.jit
+    def last(variables, tokens):
+        states, embedding = hidden_fn(variables, tokens)
+        weights = embedding.astype(states.dtype)
+        return jnp.einsum("bd,vd->bv", states[:, -1], weights, preferred_element_type=jnp.float32)
+
+    return last
+
+
+def _classifier(loaded, hp, secrets, candidates, num_samples, batch_size):
+    num_classes = 1 + max(
+        example.label or 0 for example in private_text.load({**hp, "num_train": 10**9}).test
+    )
+    answers = np.array(
+        [text_tasks.class_token(loaded.tokenizer, k) for k in range(num_classes)], np.int32
+    )
+    labels = [private_text.canary_label(secret, hp, num_classes) for secret in secrets]
+    logits_fn = last_logits(loaded)
+
+    def loss_fn(tokens, labels):
+        logits = np.asarray(logits_fn(tokens), np.float64)[:, answers]
+        logits -= logits.max(axis=-1, keepdims=True)
+        log_sum = np.log(np.exp(logits).sum(axis=-1))
+        return log_sum - logits[np.arange(len(labels)), labels]
+
+    return estimators.classifier_exposure(
+        loss_fn, secrets, labels, candidates, num_samples=num_samples, batch_size=batch_size
+    )
+
+
+def summarize(bits: Mapping[int, Sequence[float]]) -> dict[str, float]:
+    """`exposure_R` (mean) and `worst_exposure_R` for each number of repetitions R."""
+    found = {}
+    for level, values in sorted(bits.items()):
+        found[f"exposure_{level}"] = float(np.mean(values))
+        found[f"worst_exposure_{level}"] = float(np.max(values))
+    return found
+
+
+def say(found: Mapping[str, Any]):
+    """One line on the console, of process 0."""
+    if parallel.is_main():
+        digits = found["digit_perplexity"]
+        more = "" if digits is None else f"  of digits {digits:.2f}"
+        print(
+            f"test perplexity {found['perplexity']:.3f}{more}  accuracy {found['accuracy']:.4f}  "
+            f"({found['num_tokens']:,} tokens)",
+            flush=True,
+        )
+
+
+def evaluate_checkpoint(
+    path: epath.PathLike,
+    *,
+    canaries: epath.PathLike | None = None,
+    estimator: str | None = None,
+    num_samples: int = 10_000,
+) -> dict[str, Any]:
+    """Metrics on the test text of a checkpoint's config, and exposure if canaries are known.
+
+    Args:
+      path: a workdir or checkpoint of `swingdistill.train`.
+      canaries: the checkpoint of a run whose canaries are asked for; by default the model's own.
+      estimator, num_samples: see `exposures`.
+
+    Returns:
+      what `test_metrics` gives, and "exposure": {repetitions: bits of each canary} or None.
+    """
+    loaded = checkpoint.load_model(path)
+    hp = _settings(loaded, "checkpoint", path)
+    found = test_metrics(loaded, hp, private_text.load(hp).test)
+    if canaries is not None:
+        with run_state.about("canaries", str(canaries)):
+            _, metadata = checkpoint.find(canaries)
+        theirs = {**hp, **_known(metadata["config"])}
+        hp = {**theirs, "length": hp["length"]}
+    if not hp["canaries_per_level"]:
+        return {**found, "exposure": None}
+    bits = exposures(loaded, hp, estimator=estimator, num_samples=num_samples)
+    return {**found, "exposure": {str(level): values for level, values in bits.items()}}
+
+
+def _settings(loaded, field: str, path) -> dict[str, Any]:
+    known = _known(loaded.metadata["config"])
+    if loaded.tokenizer is None or "dataset" not in known:
+        allowed = "must be a run of swingdistill.train; its config says which text and canaries"
+        raise InputError(field, str(path), allowed)
+    return config.validate(known, private_text.FIELDS)
+
+
+def _known(settings: Mapping[str, Any]) -> dict[str, Any]:
+    return {name: value for name, value in settings.items() if name in private_text.FIELDS}
+
+
+def main(argv: Sequence[str]):
+    """The binary."""
+    flags = cli.Flags(__doc__)
+    flags.add_argument("--checkpoint", metavar="DIR", help="a workdir or one of its checkpoints")
+    flags.add_argument("--canaries", metavar="DIR", help="the run whose canaries are asked for")
+    flags.add_argument("--estimator", choices=ESTIMATORS, help="by default the exact one")
+    flags.add_argument("--num_samples", type=int, default=10_000, metavar="N")
+    flags.add_argument("--out", metavar="FILE.json", help="where to write everything found")
+    given = flags.read(argv, required=("checkpoint",))
+    found = evaluate_checkpoint(
+        given.checkpoint,
+        canaries=given.canaries,
+        estimator=given.estimator,
+        num_samples=given.num_samples,
+    )
+    say(found)
+    for level, bits in (found["exposure"] or {}).items():
+        floor = exposure_lib.floor_bits()
+        print(
+            f"exposure at {level} repetitions: mean {np.mean(bits):.2f} bits, worst "
+            f"{np.max(bits):.2f} ({len(bits)} secrets; {floor:.2f} on average if nothing is known)"
+        )
+    if given.out:
+        epath.Path(given.out).write_text(json.dumps(found, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    cli.launch(main)

@@ -1,0 +1,229 @@
+"""From a config to the text of one run: which lines, with which canaries, in whose tokens.
+
+Canaries stand for private lines. Everything is a pure function of the settings, so that a teacher's
+text can be made again from its checkpoint.
+"""
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+from etils import epath
+
+from distill_core import checkpoint, config, run_state
+from distill_core.config import InputError
+from distill_core.data import corpus as corpora
+from distill_core.data import text_tasks, tokenizers
+from distill_core.data.corpus import Example
+from distill_core.data.text_tasks import Line
+from swingdistill import canaries as canaries_lib
+from swingdistill import scorers
+
+FIELDS = {
+    "dataset": config.text(),
+    "task": config.choice(*text_tasks.TASKS, default="language"),
+    "half": config.choice("all", "first", "second", default="all"),
+    "num_train": config.integer(1, default=10**9),
+    "length": config.integer(2, default=64),
+    "tokenizer": config.text(default=None),
+    "vocab_size": config.integer(15, default=2000),
+    "transfer_set": config.choice(*canaries_lib.TRANSFER_SETS, default="private"),
+    "canaries_per_level": config.integer(0, default=0),
+    "canary_levels": config.sequence(config.integer(1), default=(1, 10, 100)),
+    "canary_digits": config.integer(1, canaries_lib.MAX_DIGITS, default=6),
+    "canary_format": config.text(default=canaries_lib.FORMAT),
+    "canary_seed": config.integer(0, default=0),
+    "num_decoys": config.integer(0, default=1000),
+}
+TRAINED = ("words", "byte_pairs")
+_NOTE = Example("", fields={"note": "number"})  # what a canary is generated from
+
+
+@dataclasses.dataclass(frozen=True)
+class Texts:
+    """What a run trains on, chooses on and is judged by, without canaries but for `train`."""
+
+    train: tuple[Example, ...]
+    validation: tuple[Example, ...]
+    test: tuple[Example, ...]
+    canaries: tuple[canaries_lib.Canary, ...]
+    classes: tuple[str, ...]
+
+
+def load(hp: Mapping[str, Any]) -> Texts:
+    """The lines of a config's run.
+
+    `half` and `num_train` choose among the corpus's training lines (the first or the second half,
+    then so many from its start): a reference is trained on the half that its teacher never saw.
+
+    Raises:
+      InputError: on the text or on the canaries.
+    """
+    corpus = corpora.load_corpus(hp["dataset"])
+    drawn = draw(hp)
+    middle = len(corpus.train) // 2
+    chosen = {"all": slice(None), "first": slice(middle), "second": slice(middle, None)}
+    lines = corpus.train[chosen[hp["half"]]][: hp["num_train"]]
+    if not lines:
+        raise InputError("half", hp["half"], f"has no line of {hp['dataset']}; take all")
+    mixed: Sequence[Any] = canaries_lib.transfer_set(
+        hp["transfer_set"] if drawn else "public",
+        lines,  # type: ignore[arg-type] - it only mixes them
+        drawn,
+        seed=hp["canary_seed"],
+        num_decoys=hp["num_decoys"],
+    )
+    train = tuple(
+        canary_example(line, hp, corpus.classes) if isinstance(line, str) else line
+        for line in mixed
+    )
+    return Texts(train, corpus.validation, corpus.test, drawn, corpus.classes)
+
+
+def draw(hp: Mapping[str, Any]) -> tuple[canaries_lib.Canary, ...]:
+    """The canaries of a config, () if it has none."""
+    if not hp["canaries_per_level"]:
+        return ()
+    return canaries_lib.draw_canaries(
+        hp["canary_seed"],
+        per_level=hp["canaries_per_level"],
+        levels=hp["canary_levels"],
+        num_digits=hp["canary_digits"],
+        format=hp["canary_format"],
+    )
+
+
+def canary_example(line: str, hp: Mapping[str, Any], classes: Sequence[str]) -> Example:
+    """A canary's or a decoy's line as an example of the corpus.
+
+    Its label, where there are classes, is a function of the secret that looks random: who knows the
+    label of one number knows nothing of another's.
+    """
+    span = canaries_lib.secret_span(line, hp["canary_format"])
+    assert span is not None
+    if hp["task"] != "classification":
+        return dataclasses.replace(_NOTE, text=line, spans=(span,))
+    return Example(line, (span,), {}, canary_label(line[span[0] : span[1]], hp, len(classes)))
+
+
+def canary_label(secret: str, hp: Mapping[str, Any], num_classes: int) -> int:
+    """The class of a canary's text in `classification`."""
+    mixed = np.random.default_rng([hp["canary_seed"], int(secret), len(secret)])
+    return int(mixed.integers(num_classes))
+
+
+def secret_candidates(
+    hp: Mapping[str, Any], tokenizer: tokenizers.Tokenizer, drawn: Sequence[canaries_lib.Canary]
+) -> canaries_lib.Candidates:
+    """What the secrets are ranked among, in the task's own lines."""
+    suffix = []
+    context = [tokenizer.bos_id]
+    if hp["task"] == "generation":
+        context += tokenizer.encode(
+            text_tasks.prompt(Example("", fields={"note": "number"}))
+        ).tolist()
+    if hp["task"] == "classification":
+        suffix = [tokenizer.eos_id]
+    found = canaries_lib.candidates(tokenizer, drawn, context=context)
+    return dataclasses.replace(
+        found, suffix=np.concatenate([found.suffix, np.array(suffix, np.int32)])
+    )
+
+
+def get_tokenizer(hp: Mapping[str, Any], teacher: Any = None) -> tokenizers.Tokenizer:
+    """The tokenizer of a run: the teacher's, one from a file, or one trained on public text.
+
+    `tokenizer` in the config is `words`, `byte_pairs`, the path of a checkpoint or of a
+    `tokenizer.json`; None means the teacher's, and `words` without a teacher. A new one is trained
+    on the corpus without canaries, and on the words of their format.
+
+    Raises:
+      InputError: on `tokenizer` or on the text.
+    """
+    wanted = hp["tokenizer"] or ("words" if teacher is None else None)
+    if wanted is None:
+        return _of(teacher, "teacher", hp["teacher"])
+    if wanted not in TRAINED:
+        return _stored(wanted)
+    text = [example.text for example in corpora.load_corpus(hp["dataset"]).train]
+    if hp["task"] == "generation":
+        text = [text_tasks.prompt(e) + e.text for e in corpora.load_corpus(hp["dataset"]).train]
+    form = hp["canary_format"].replace("{}", "0")
+    if hp["task"] == "generation":
+        form = text_tasks.prompt(_NOTE) + form
+    lines = [*text, *[form] * (len(text) if hp["canaries_per_level"] else 0)]
+    trainer = tokenizers.train_words if wanted == "words" else tokenizers.train_byte_pairs
+    return trainer(lines, vocab_size=hp["vocab_size"])
+
+
+def check_vocabularies(hp: Mapping[str, Any], tokenizer: tokenizers.Tokenizer, **others: Any):
+    """Refuses a teacher or reference whose tokens are others than the student's.
+
+    Raises:
+      InputError: on the field of the first that differs.
+    """
+    for field, loaded in others.items():
+        if loaded is None:
+            continue
+        theirs = _of(loaded, field, hp[field])
+        if theirs.to_json() != tokenizer.to_json():
+            allowed = (
+                f"has another vocabulary ({theirs.vocab_size:,} tokens) than the student "
+                f"({tokenizer.vocab_size:,}); all three need one tokenizer"
+            )
+            raise InputError(field, hp[field], allowed)
+        if loaded.spec["max_length"] < hp["length"]:
+            allowed = f"must be at most {loaded.spec['max_length']}, the {field}'s"
+            raise InputError("length", hp["length"], allowed)
+
+
+def to_rows(hp: Mapping[str, Any], examples: Sequence[Example], tokenizer: tokenizers.Tokenizer):
+    """(arrays [N, L], lines, fill) of examples; see `text_tasks.to_rows`."""
+    lines = [text_tasks.encode(example, tokenizer, hp["task"]) for example in examples]
+    arrays, fill = text_tasks.to_rows(lines, tokenizer, hp["length"], cut=hp["task"] == "language")
+    return arrays, lines, fill
+
+
+def token_classes(lines: Sequence[Line], fill: Any, expressions: Sequence[str] = ()) -> dict:
+    """bool [N, L] by name: `digit`, the labels that are digits; `private`, those in private spans.
+
+    Where nobody knows the private spans, they are what the rules find.
+    """
+
+    def digits(line: Line) -> np.ndarray:
+        one = line.offsets[:, 1] - line.offsets[:, 0] == 1
+        return np.array(
+            [ok and line.text[start].isdecimal() for ok, (start, _) in zip(one, line.offsets)],  # noqa: B905
+            np.float32,
+        )
+
+    known = any(line.spans for line in lines)
+
+    def private(line: Line) -> np.ndarray:
+        if known:
+            return scorers.oracle(line.spans, line.offsets)
+        return scorers.rules(line.text, line.offsets, extra=expressions)
+
+    return {
+        "class_digit": fill([digits(line) for line in lines]) > 0,
+        "class_private": fill([private(line) for line in lines]) > 0,
+    }
+
+
+def _stored(path: str) -> tokenizers.Tokenizer:
+    file = epath.Path(path).expanduser()
+    if file.is_file():
+        try:
+            return tokenizers.Tokenizer.from_json(file.read_text())
+        except (InputError, UnicodeDecodeError):
+            raise InputError("tokenizer", path, "must be a tokenizer of `tokenizers`") from None
+    with run_state.about("tokenizer", path):
+        loaded = checkpoint.load_model(str(file))
+    return _of(loaded, "tokenizer", path)
+
+
+def _of(loaded: Any, field: str, path: str) -> tokenizers.Tokenizer:
+    if loaded.tokenizer is None:
+        raise InputError(field, path, "has no tokenizer: it must be a language model's checkpoint")
+    return loaded.tokenizer

@@ -1,0 +1,279 @@
+"""Trains a language model on text, from its teacher's soft targets if it has one.
+
+    python -m swingdistill.train --config configs/swingdistill/records.py:student --workdir runs/x \
+        --config.teacher=runs/teacher --config.reference=runs/reference
+
+Without a teacher it is plain training: so teachers and references are made.
+"""
+
+import functools
+import json
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from etils import epath
+
+from distill_core import checkpoint, chunked, cli, config, language, run_state, spec
+from distill_core.config import InputError
+from distill_core.training import stream_key
+from swingdistill import budget, evaluate, private_text, scoring, variants
+from swingdistill.chunked_loss import swing_loss_from_hidden
+from swingdistill.losses import context_ids, token_temperatures
+
+STREAM_NOISE = 2  # beside the streams of distill_core.training
+
+METHOD_FIELDS = {
+    "alpha": config.number(0.0, 1.0, default=0.7),
+    "scorers": config.sequence(config.choice(*scoring.SCORERS), default=("rules", "divergence")),
+    "quantiles": config.sequence(config.number(0.0, 1.0), default=(0.99, 0.999)),
+    "expressions": config.sequence(config.text(), default=()),
+    "t_min": config.number(0.0, above=True, default=1.0),
+    "t_max": config.number(0.0, above=True, default=16.0),
+    "gamma": config.number(0.0, above=True, default=1.0),
+    "noise_scale": config.number(0.0, default=1.0),
+    "noise_everywhere": config.boolean(default=False),
+    "clip": config.number(0.0, above=True, default=10.0),
+    "variant": config.choice("swing", "anchored", "reference_mix", "mask", default="swing"),
+    "teacher_weight": config.number(0.0, 1.0, default=0.0),
+    "keep_ce": config.boolean(default=False),
+    "epsilon": config.number(0.0, default=0.0),
+    "delta": config.number(0.0, 1.0, default=1e-5),
+    "entries": config.integer(0, default=0),
+}
+FIELDS = {
+    **private_text.FIELDS,
+    **config.MODEL,
+    **config.OPTIMIZER,
+    **config.RUN,
+    "teacher": config.text(default=None),
+    "reference": config.text(default=None),
+    **METHOD_FIELDS,
+}
+
+
+def train_and_evaluate(
+    settings: Any, workdir: epath.PathLike, *, parallel: str | None = None
+) -> dict[str, Any]:
+    """Trains to the end or resumes; returns metrics on the test text and the checkpoint's digest.
+
+    The result's `budget` says what noise there was and, with `epsilon` above 0, what (ε, δ) holds
+    of which released vectors.
+    """
+    hp = config.validate(settings, FIELDS)
+    check(hp)
+    teacher, reference = (_load(hp, field) for field in ("teacher", "reference"))
+    tokenizer = private_text.get_tokenizer(hp, teacher)
+    private_text.check_vocabularies(hp, tokenizer, teacher=teacher, reference=reference)
+    network = spec.text_spec(
+        model=hp["model"],
+        model_kwargs=hp["model_kwargs"],
+        tokenizer=tokenizer,
+        max_length=hp["length"],
+    )
+    spec.check(network)
+    texts = private_text.load(hp)
+    if texts.canaries:
+        private_text.secret_candidates(hp, tokenizer, texts.canaries)  # refuses before training
+    rows, lines, fill = private_text.to_rows(hp, texts.train, tokenizer)
+    public, _, _ = private_text.to_rows(hp, texts.validation, tokenizer)
+    if teacher is None:
+        objective, frozen, report = plain_objective(network["num_classes"]), {}, None
+    else:
+        scores = score_rows(hp, rows, lines, fill, public, teacher, reference)
+        rows, report = _with_noise(hp, rows, scores)
+        objective, frozen = _student(hp, network, teacher, reference)
+    digest = language.train(
+        hp,
+        workdir,
+        method="swingdistill.train",
+        network=network,
+        rows=rows,
+        validation=public,
+        objective=objective,
+        frozen=frozen,
+        ancestors=tuple(m.metadata for m in (teacher, reference) if m is not None),
+        mode=parallel,
+    )
+    loaded = checkpoint.load_model(workdir)
+    found = evaluate.test_metrics(loaded, hp, texts.test, mode=parallel)
+    evaluate.say(found)
+    return {**found, "digest": digest, "budget": report}
+
+
+def check(hp: Mapping[str, Any]):
+    """What the fields must be to one another.
+
+    Raises:
+      InputError: naming the field.
+    """
+    if hp["t_min"] > hp["t_max"]:
+        raise InputError("t_max", hp["t_max"], f"must be at least t_min, {hp['t_min']}")
+    low_high = hp["quantiles"]
+    if len(low_high) != 2 or not low_high[0] < low_high[1]:
+        raise InputError("quantiles", low_high, "must be two in ascending order, in [0, 1]")
+    if hp["teacher"] is None:
+        return
+    asks = [name for name in hp["scorers"] if name in scoring.MEASURES]
+    asks += [hp["variant"]] if hp["variant"] in ("anchored", "reference_mix") else []
+    asks += ["entries"] if hp["entries"] else []
+    if asks and hp["reference"] is None:
+        raise InputError("reference", None, f"{asks[0]} needs one: a checkpoint on public text")
+    if hp["epsilon"] and not hp["entries"]:
+        raise InputError("entries", 0, "a formal budget needs the number of released entries")
+
+
+def score_rows(hp, rows, lines, fill, public, teacher, reference) -> np.ndarray:
+    """s of every token of the training text, float32 [N, L]: the highest of the config's scorers.
+
+    The ramps lie between quantiles of `public`, held-out text without canaries.
+    """
+    bounds = scoring.measure_bounds(
+        hp["scorers"], public, hp["quantiles"], teacher=teacher, reference=reference
+    )
+    each = scoring.score(
+        hp["scorers"],
+        rows,
+        lines,
+        fill,
+        teacher=teacher,
+        reference=reference,
+        bounds=bounds,
+        expressions=hp["expressions"],
+        whole_line=hp["task"] == "classification",
+    )
+    return np.max([np.zeros_like(rows["weights"]), *each.values()], axis=0)
+
+
+@functools.cache
+def plain_objective(vocab_size: int):
+    """Cross-entropy alone."""
+    chunk = chunked.chunk_for(vocab_size)
+
+    def objective(hidden, embedding, batch, frozen):
+        values, correct = chunked.cross_entropy_from_hidden(
+            hidden, embedding, batch["labels"], chunk=chunk
+        )
+        weights = batch["weights"]
+        return jnp.sum(values * weights), {"accuracy": jnp.sum(correct * weights)}
+
+    return objective
+
+
+@functools.cache
+def swing_objective(
+    teacher: str,
+    reference: str | None,
+    variant: str,
+    entries: int | None,
+    keep_ce: bool,
+    noisy: bool,
+):
+    """The Swing loss against a teacher (and a reference) of these JSON specs."""
+    teacher_hidden = spec.make_hidden(json.loads(teacher))
+    reference_hidden = spec.make_hidden(json.loads(reference)) if reference else None
+    chunk = chunked.chunk_for(json.loads(teacher)["num_classes"])
+
+    def objective(hidden, embedding, batch, frozen):
+        inputs = (batch["tokens"], batch["segments"])
+        public = (None, None)
+        if reference_hidden is not None:
+            public = reference_hidden(frozen["reference"], *inputs)
+        states, targets = teacher_hidden(frozen["teacher"], *inputs)
+        total, sums = swing_loss_from_hidden(
+            hidden,
+            embedding,
+            states,
+            targets,
+            batch["labels"],
+            batch["scores"],
+            key=frozen["noise_key"],
+            noise_ids=context_ids(*inputs),
+            weights=batch["weights"],
+            chunk=chunk,
+            alpha=frozen["alpha"],
+            t_min=frozen["t_min"],
+            t_max=frozen["t_max"],
+            gamma=frozen["gamma"],
+            noise_scale=batch["noise_scale"] if noisy else 0,
+            clip=frozen["clip"],
+            keep_ce=keep_ce,
+            variant=variant,
+            reference_hidden=public[0],
+            reference_embedding=public[1],
+            teacher_weight=frozen["teacher_weight"],
+            entries=entries,
+            has_aux=True,
+        )
+        return total, sums
+
+    return objective
+
+
+def _student(hp, network, teacher, reference):
+    """(objective, frozen) of a run with a teacher."""
+    needs = hp["variant"] in ("anchored", "reference_mix") or hp["entries"]
+    objective = swing_objective(
+        json.dumps(teacher.spec),
+        json.dumps(reference.spec) if needs else None,
+        "swing" if hp["variant"] == "mask" else hp["variant"],
+        hp["entries"] or None,
+        hp["keep_ce"],
+        bool(hp["noise_scale"] or hp["epsilon"]) and hp["variant"] != "mask",
+    )
+    numbers = ("alpha", "t_min", "t_max", "gamma", "clip", "teacher_weight")
+    frozen = {name: jnp.float32(hp[name]) for name in numbers}
+    frozen["teacher"] = teacher.variables
+    frozen["noise_key"] = stream_key(jax.random.key(hp["seed"]), STREAM_NOISE, 0)
+    if needs:
+        frozen["reference"] = reference.variables
+    return objective, frozen
+
+
+def _with_noise(hp, rows, scores):
+    """The rows with `scores` and `noise_scale`, and what a table says of the noise."""
+    if hp["variant"] == "mask":
+        kept = np.asarray(variants.mask(scores))
+        zeros = np.zeros_like(scores)
+        weights = rows["weights"] * kept
+        return {**rows, "weights": weights, "scores": zeros, "noise_scale": zeros}, None
+    if hp["epsilon"]:
+        temperatures = token_temperatures(
+            jnp.asarray(scores), t_min=hp["t_min"], t_max=hp["t_max"], gamma=hp["gamma"]
+        )
+        public = set(hp["scorers"]) <= {"rules"} and not hp["noise_everywhere"]
+        noised = (rows["weights"] > 0) & ((scores > 0) if public else True)
+        ids = np.asarray(context_ids(jnp.asarray(rows["tokens"]), jnp.asarray(rows["segments"])))
+        set_by = budget.formal(
+            epsilon=hp["epsilon"],
+            delta=hp["delta"],
+            positions=max(1, len(np.unique(ids[noised]))),
+            entries=hp["entries"],
+            clip=hp["clip"],
+            t_min=hp["t_min"],
+            public_scores=public,
+        )
+        noise = set_by.noise_scale(jnp.asarray(scores), temperatures)
+    else:
+        set_by = budget.empirical(hp["noise_scale"])
+        noise = set_by.noise_scale(jnp.asarray(scores))
+        if hp["noise_everywhere"]:
+            noise = jnp.full_like(noise, hp["noise_scale"])
+    noise = np.asarray(noise, np.float32)
+    return {**rows, "scores": scores, "noise_scale": noise}, set_by.report()
+
+
+def _load(hp, field: str) -> checkpoint.LoadedModel | None:
+    if hp[field] is None:
+        return None
+    with run_state.about(field, hp[field]):
+        loaded = checkpoint.load_model(hp[field])
+    if not spec.is_text(loaded.spec):
+        raise InputError(field, hp[field], "must be a language model's checkpoint, not of images")
+    return loaded
+
+
+if __name__ == "__main__":
+    cli.launch_training(train_and_evaluate, FIELDS)

@@ -1,0 +1,141 @@
+import functools
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from distill_core import spec as spec_lib
+from distill_core.config import InputError
+from distill_core.models import Transformer, count_parameters, init_model
+from distill_core.models.transformer import places_in_line
+
+_LENGTH = 12
+_SMALL = Transformer(vocab_size=17, max_length=_LENGTH, num_layers=2, num_heads=2, width=16)
+
+
+@pytest.fixture(scope="module")
+def variables():
+    """Larger than fresh ones, so that every part of the network counts in the logits."""
+    params, state = init_model(_SMALL, jax.random.key(0), (_LENGTH,), dtype=jnp.int32)
+    assert state == {}
+    leaves, structure = jax.tree.flatten(params)
+    keys = jax.random.split(jax.random.key(1), len(leaves))
+    noisy = [
+        leaf + 0.3 * jax.random.normal(k, leaf.shape) for leaf, k in zip(leaves, keys, strict=True)
+    ]
+    return {"params": jax.tree.unflatten(structure, noisy)}
+
+
+@pytest.fixture(scope="module")
+def apply():
+    return jax.jit(_SMALL.apply)
+
+
+def _tokens(*shape):
+    return np.random.default_rng(0).integers(0, _SMALL.vocab_size, shape)
+
+
+def _hidden(module, variables, tokens) -> Any:
+    return jax.jit(functools.partial(module.apply, method="hidden"))(variables, tokens)
+
+
+def test_parameter_count_of_gpt2_small():
+    module = Transformer(50257, 1024, num_layers=12, num_heads=12, width=768)
+    params, _ = jax.eval_shape(
+        lambda key: init_model(module, key, (1024,), dtype=jnp.int32), jax.random.key(0)
+    )
+    assert count_parameters(params) == 124_439_808
+
+
+def test_a_later_token_changes_no_earlier_logits(apply, variables):
+    tokens = _tokens(1, _LENGTH)
+    before = apply(variables, tokens)
+    for place in (0, 5, _LENGTH - 1):
+        changed = tokens.copy()
+        changed[0, place] = (changed[0, place] + 1) % _SMALL.vocab_size
+        different = np.abs(apply(variables, changed) - before)[0].max(-1)
+        np.testing.assert_array_equal(different[:place], 0)
+        assert (different[place:] > 1e-3).all()
+
+
+def test_lines_packed_into_a_row_give_what_they_give_alone(apply, variables):
+    lines = [_tokens(5), _tokens(4)[::-1], _tokens(1)]
+    row = np.zeros((1, _LENGTH), int)
+    segments = np.full((1, _LENGTH), -1)
+    start = 0
+    for number, line in enumerate(lines):
+        row[0, start : start + len(line)] = line
+        segments[0, start : start + len(line)] = number
+        start += len(line)
+    packed = apply(variables, row, segments)
+    assert np.isfinite(packed).all()
+    start = 0
+    for line in lines:
+        alone = apply(variables, line[None])[0]
+        np.testing.assert_allclose(packed[0, start : start + len(line)], alone, atol=1e-5)
+        start += len(line)
+    # It is the segments that do it.
+    assert np.abs(apply(variables, row) - packed)[0, 5:10].max() > 0.1
+
+
+def test_one_segment_is_none(apply, variables):
+    tokens = _tokens(2, _LENGTH)
+    one = apply(variables, tokens, np.full_like(tokens, 3))
+    np.testing.assert_allclose(one, apply(variables, tokens), atol=1e-6)
+
+
+def test_logits_are_hidden_times_embedding(apply, variables):
+    tokens = _tokens(3, 7)
+    hidden = _hidden(_SMALL, variables, tokens)
+    embedding: Any = _SMALL.apply(variables, method="embedding")
+    assert (hidden.shape, embedding.shape) == ((3, 7, 16), (17, 16))
+    np.testing.assert_allclose(hidden @ embedding.T, apply(variables, tokens), atol=1e-5)
+
+
+def test_bfloat16_gives_float32_logits_near_those_of_float32(apply, variables):
+    tokens = _tokens(2, _LENGTH)
+    exact = apply(variables, tokens)
+    module = _SMALL.copy(dtype="bfloat16")
+    rough = jax.jit(module.apply)(variables, tokens)
+    assert exact.dtype == rough.dtype == jnp.float32
+    assert _hidden(module, variables, tokens).dtype == jnp.bfloat16
+    assert 0 < np.abs(rough - exact).max() < 0.1 * exact.std()
+
+
+def test_refuses_rows_that_are_too_long_or_no_rows(variables):
+    with pytest.raises(InputError, match=r"input: got \(1, 13\); .* L from 1 to max_length, 12"):
+        _SMALL.apply(variables, np.zeros((1, _LENGTH + 1), int))
+    for shape in [(2, 0), (4,), (1, 2, 3)]:
+        with pytest.raises(InputError, match="must be tokens \\[B, L\\]"):
+            _SMALL.apply(variables, np.zeros(shape, int))
+
+
+def test_refuses_a_width_that_heads_do_not_divide():
+    module = _SMALL.copy(num_heads=3)
+    with pytest.raises(InputError, match="width: got 16; must be divisible by num_heads, 3"):
+        init_model(module, jax.random.key(0), (_LENGTH,), dtype=jnp.int32)
+
+
+def test_places_in_line():
+    segments = jnp.array([[4, 4, 4, 9, -1, -1], [0, 1, 1, 1, 1, 0], [2, 2, 2, 2, 2, 2]])
+    expected = [[0, 1, 2, 0, 0, 1], [0, 0, 1, 2, 3, 0], [0, 1, 2, 3, 4, 5]]
+    np.testing.assert_array_equal(jax.jit(places_in_line)(segments), expected)
+
+
+def test_a_spec_builds_it(apply, variables):
+    spec = {
+        "model": "transformer",
+        "model_kwargs": {"num_layers": 2, "num_heads": 2, "width": 16},
+        "num_classes": 17,
+        "max_length": _LENGTH,
+        "tokenizer": None,
+    }
+    spec_lib.check(spec)
+    assert spec_lib.tokenizer(spec) is None
+    tokens = _tokens(2, _LENGTH)
+    logits = jax.jit(spec_lib.make_apply(spec))(variables, tokens)
+    np.testing.assert_allclose(logits, apply(variables, tokens), atol=1e-6)
+    states, embedding = jax.jit(spec_lib.make_hidden(spec))(variables, tokens)
+    np.testing.assert_allclose(states @ embedding.T, logits, atol=1e-5)
