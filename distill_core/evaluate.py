@@ -52,6 +52,9 @@ def evaluate_checkpoint(
     if logits_out is not None and not epath.Path(logits_out).parent.is_dir():
         raise config.InputError("logits_out", str(logits_out), "must lie in an existing directory")
     loaded = checkpoint.load_model(path, part=part)
+    if spec.is_text(loaded.spec):
+        allowed = "is a language model; python -m swingdistill.evaluate measures those"
+        raise config.InputError("checkpoint", str(path), allowed)
     settings = loaded.metadata["config"]
     source = data.load_dataset(
         dataset or settings["dataset"], data_dir=data_dir or settings.get("data_dir")

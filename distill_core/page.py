@@ -1,6 +1,7 @@
 """The pieces of a report's HTML page, and its style; nothing is loaded from elsewhere.
 
-Every string that comes in is text: markup in it is shown, not obeyed.
+Every string that comes in is text: markup in it is shown, not obeyed. Only the parts
+that `page`, `section` and `folded` put together are HTML.
 """
 
 import base64
@@ -8,8 +9,12 @@ import html
 from collections.abc import Mapping, Sequence
 
 
-def page(title: str, paragraphs: Sequence[str], *sections: str) -> str:
-    """A whole HTML5 document: the title, what it found in a few lines, then the sections."""
+def page(title: str, summary: str, *sections: str) -> str:
+    """A whole HTML5 document: the title, what it found in a few lines, then the sections.
+
+    An empty line in the summary starts a new paragraph.
+    """
+    paragraphs = [paragraph for paragraph in summary.split("\n\n") if paragraph.strip()]
     lead = "".join(f"<p class=lead>{_text(line)}</p>" for line in paragraphs)
     body = "\n".join([f"<header><h1>{_text(title)}</h1>{lead}</header>", *sections])
     return _PAGE.format(title=_text(title), style=_STYLE, body=body)
@@ -22,13 +27,15 @@ def section(heading: str, *parts: str) -> str:
 
 
 def verdicts(items: Sequence[tuple[str, bool, str]]) -> str:
-    """A list of (what was asked, whether it held, the numbers)."""
+    """A section of (what was asked, whether it held, the numbers); its heading counts them."""
     lines = []
     for name, passed, numbers in items:
         word, sign = ("passed", "✓") if passed else ("missed", "✗")
         badge = f"<strong class={word}><span aria-hidden=true>{sign}</span> {word}</strong>"
         lines.append(f"<li>{badge}<span>{_text(name)}<small>{_text(numbers)}</small></span></li>")
-    return "<ul class=gates>" + "\n".join(lines) + "</ul>" if lines else ""
+    body = "<ul class=gates>" + "\n".join(lines) + "</ul>" if lines else ""
+    held = sum(bool(passed) for _, passed, _ in items)
+    return section(f"Gates: {held} of {len(items)} passed", body)
 
 
 def table(label: str, head: Sequence[str], rows: Sequence[Sequence[Sequence[str]]]) -> str:
@@ -45,6 +52,18 @@ def table(label: str, head: Sequence[str], rows: Sequence[Sequence[Sequence[str]
         f'<div class=scroll tabindex=0 role=region aria-label="{_text(label)}"><table>\n'
         f"<thead><tr>{names}</tr></thead>\n<tbody>" + "\n".join(lines) + "</tbody></table></div>"
     )
+
+
+def plain_table(caption: str, head: Sequence[str], rows: Sequence[Sequence[str | None]]) -> str:
+    """A caption with a table of strings under it; None is shown as –, and no rows as nothing.
+
+    Raises ValueError where a row is not as long as the head.
+    """
+    for row in rows:
+        if len(row) != len(head):
+            raise ValueError(f"{caption}: got a row of {len(row)} cells; the head has {len(head)}")
+    cells = [[("–" if value is None else value,) for value in row] for row in rows]
+    return f"<h3>{_text(caption)}</h3>\n{table(caption, head, cells)}" if rows else ""
 
 
 def remark(line: str) -> str:
@@ -118,6 +137,7 @@ body { margin:0; background:var(--page); color:var(--ink); line-height:1.55;
 main { max-width:62rem; margin:0 auto; padding:2.5rem 1.25rem 4rem }
 h1 { font-size:clamp(1.5rem,5vw,2.1rem); line-height:1.2; margin:0 0 .75rem; text-wrap:balance }
 h2 { font-size:1.1rem; margin:2.25rem 0 .75rem }
+h3 { font-size:.95rem; margin:1.25rem 0 .5rem }
 .lead { color:var(--dim); max-width:44rem; margin:.5rem 0 }
 ul { margin:0; padding-left:1.2rem }
 .gates { list-style:none; padding:0; display:grid; gap:.5rem }

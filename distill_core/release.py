@@ -5,7 +5,8 @@
 No random key, seed, optimiser state, data order, path or training setting goes in. The release
 loads without this project: `model.safetensors` holds the variables under names like
 `params/Dense_0/kernel`, `model.stablehlo` the whole network as a program (`jax.export`), from
-float32 images in [0, 1], `[B, H, W, C]`, to logits.
+float32 images in [0, 1], `[B, H, W, C]`, or int32 token ids `[B, L]`, to logits. A language
+model's `tokenizer.json` is read by the `tokenizers` library.
 """
 
 import json
@@ -17,9 +18,11 @@ import jax.numpy as jnp
 import numpy as np
 from etils import epath
 
-from distill_core import checkpoint, cli, config
+from distill_core import checkpoint, cli, config, spec
 
-CARD_FIELDS = ("model", "model_kwargs", "num_classes", "input_shape", "mean", "std", "classes")
+CARD_FIELDS = ("model", "model_kwargs", "num_classes")
+IMAGE_FIELDS = (*CARD_FIELDS, "input_shape", "mean", "std", "classes")
+TEXT_FIELDS = (*CARD_FIELDS, "max_length")
 
 
 def release(
@@ -44,11 +47,16 @@ def release(
         "/".join(jax.tree_util.keystr((k,), simple=True) for k in keypath): np.asarray(leaf)
         for keypath, leaf in jax.tree_util.tree_flatten_with_path(loaded.variables)[0]
     }
+    text = spec.is_text(loaded.spec)
     card = {
         "method": loaded.metadata["method"],
-        "network": {name: loaded.spec[name] for name in CARD_FIELDS},
-        "inputs": "float32 images in [0, 1], [B, H, W, C]; preprocessing is in model.stablehlo",
-        "outputs": "float32 logits [B, K] in the order of classes",
+        "network": {name: loaded.spec[name] for name in (TEXT_FIELDS if text else IMAGE_FIELDS)},
+        "inputs": "int32 token ids of tokenizer.json, [B, L], <bos> first"
+        if text
+        else "float32 images in [0, 1], [B, H, W, C]; preprocessing is in model.stablehlo",
+        "outputs": "float32 logits [B, L, V], at each position for the next token"
+        if text
+        else "float32 logits [B, K] in the order of classes",
         "parameters": int(sum(np.size(v) for k, v in flat.items() if k.startswith("params/"))),
         "files": {
             "model.safetensors": "variables by name; HWIO convolution kernels",
@@ -60,6 +68,9 @@ def release(
     from safetensors.numpy import save
 
     files = {"model.safetensors": save(flat), "model.stablehlo": _export(loaded)}
+    if loaded.tokenizer is not None:
+        files["tokenizer.json"] = loaded.tokenizer.to_json().encode()
+        card["files"]["tokenizer.json"] = "of the library tokenizers"
     out.mkdir(parents=True, exist_ok=True)
     for name, content in files.items():
         (out / name).write_bytes(content)
@@ -68,15 +79,21 @@ def release(
 
 
 def _export(loaded: checkpoint.LoadedModel) -> bytes:
-    """The network with its weights as StableHLO, for any batch size and platform."""
+    """The network with its weights as StableHLO, for any batch size and platform.
+
+    Text has rows of `max_length`, padded at the end: what stands behind a position does not count.
+    """
     (batch,) = jax.export.symbolic_shape("b")
-    images = jax.ShapeDtypeStruct((batch, *loaded.spec["input_shape"]), jnp.float32)
-    program = jax.jit(lambda images: loaded.apply(loaded.variables, images))
+    if spec.is_text(loaded.spec):
+        inputs = jax.ShapeDtypeStruct((batch, loaded.spec["max_length"]), jnp.int32)
+    else:
+        inputs = jax.ShapeDtypeStruct((batch, *loaded.spec["input_shape"]), jnp.float32)
+    program = jax.jit(lambda inputs: loaded.apply(loaded.variables, inputs))
     settings: Any = jax.config
     limit = settings.jax_traceback_in_locations_limit
     jax.config.update("jax_traceback_in_locations_limit", 0)  # else our file paths travel along
     try:
-        exported = jax.export.export(program, platforms=("cpu", "cuda", "rocm", "tpu"))(images)
+        exported = jax.export.export(program, platforms=("cpu", "cuda", "rocm", "tpu"))(inputs)
     finally:
         jax.config.update("jax_traceback_in_locations_limit", limit)
     return bytes(exported.serialize())

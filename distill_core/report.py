@@ -158,11 +158,15 @@ def write_html(
     notes: Sequence[str],
     environment: Mapping[str, Any],
     command: str,
+    sections: Sequence[tuple[str, str]] = (),
+    extra_tables: Sequence[tuple[str, Sequence[str], Sequence[Sequence[str | None]]]] = (),
 ) -> None:
     """Writes the report as one HTML file that needs nothing else: PNGs inlined, no script.
 
     `figures` are (caption, path of a PNG); the caption is also the picture's alternative text.
-    Whatever is given is shown as text, never as markup. Raises ValueError as `write_results`.
+    `extra_tables` are (caption, head, rows), None for an empty cell. `sections` are (heading, HTML
+    that goes in as it is: whoever makes it escapes it). All else is shown as text, never as markup.
+    Raises ValueError as `write_results`, and where a row does not fit its table's head.
     """
     _check_epsilons(rows)
     head = ["arm", *(name.replace("_", " ") for name in metrics), "runs"]
@@ -170,7 +174,6 @@ def write_html(
         [(row.arm,), *(_cell(row, name) for name in metrics), (str(_runs(row)),)] for row in rows
     ]
     everything = [[(row.arm,), (_settings(row),), (_values(row),)] for row in rows]
-    passed = sum(bool(gate.passed) for gate in gates)
     verdicts = [
         (gate.name, gate.passed, f"measured {_value(gate.value)}, needed {_value(gate.needed)}")
         for gate in gates
@@ -178,8 +181,8 @@ def write_html(
     pictures = [page.picture(caption, epath.Path(png).read_bytes()) for caption, png in figures]
     document = page.page(
         title,
-        [paragraph for paragraph in summary.split("\n\n") if paragraph.strip()],
-        page.section(f"Gates: {passed} of {len(gates)} passed", page.verdicts(verdicts)),
+        summary,
+        page.verdicts(verdicts),
         page.section(
             "Results",
             page.table("Results by arm", head, results),
@@ -190,6 +193,8 @@ def write_html(
             ),
         ),
         page.section("Figures", *pictures),
+        page.section("Further results", *(page.plain_table(*table) for table in extra_tables)),
+        *(page.section(heading, fragment) for heading, fragment in sections),
         page.section("Notes", page.bullets(notes)),
         page.section(
             "How this was made",

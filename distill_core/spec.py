@@ -206,6 +206,8 @@ def check_fits(field: str, path: str, spec: Mapping[str, Any], dataset):
     Raises:
       InputError: with the first leaf that would have another shape.
     """
+    if is_text(spec):
+        raise InputError(field, path, f"is a language model; {dataset.name} holds images")
     wanted = {
         **spec,
         "num_classes": dataset.num_classes,

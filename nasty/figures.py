@@ -1,32 +1,16 @@
 """The pictures of a nasty teacher: its answers, its representations, and what students got."""
 
-import contextlib
 import dataclasses
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 from etils import epath
 from numpy.typing import ArrayLike
 
+from distill_core.plotting import DASHED, DIM, GRID, MARKERS, PALETTE, REST, save, style
 from distill_core.report import Row
 
-# Okabe and Ito's colours and two of Tol's: told apart with any colour vision, in this order.
-PALETTE = (
-    "#0072B2",
-    "#E69F00",
-    "#009E73",
-    "#CC79A7",
-    "#56B4E9",
-    "#D55E00",
-    "#332288",
-    "#999933",
-    "#882255",
-    "#000000",
-)
-_MARKERS = "osD^vP*X<>"  # with the colour, so that neither is needed to read a class
-_REST = "#B8BEC7"
-_DIM = "#5A6473"
 _MOST_INPUTS = 12
 
 
@@ -39,32 +23,6 @@ class Panel:
     labels: ArrayLike  # int [N]
     probe_accuracy: float  # of the representation itself, not of the points; a fraction
     cka: float | None = None  # with the normal network's; None for the normal network
-
-
-@contextlib.contextmanager
-def style() -> Iterator[None]:
-    """The look that the figures share, for the time of drawing one."""
-    import matplotlib
-
-    look: dict[Any, Any] = {
-        "font.family": "DejaVu Sans",  # ships with matplotlib: the same picture on any machine
-        "font.size": 10,  # of 7.2 inches: still read on a phone
-        "axes.titlesize": 11,
-        "axes.titlelocation": "left",
-        "axes.titleweight": "bold",
-        "axes.spines.top": False,
-        "axes.spines.right": False,
-        "axes.edgecolor": _DIM,
-        "axes.labelcolor": _DIM,
-        "xtick.color": _DIM,
-        "ytick.color": _DIM,
-        "legend.frameon": False,
-        "figure.constrained_layout.w_pad": 0.1,
-        "figure.constrained_layout.h_pad": 0.1,
-        "savefig.facecolor": "white",
-    }
-    with matplotlib.rc_context(look):
-        yield
 
 
 def logit_response(
@@ -103,7 +61,7 @@ def logit_response(
             probabilities = {name: _softmax(z[row], temperature) for name, z in answers.items()}
             top = 1.35 * max(p.max() for p in probabilities.values())
             for axis, (name, p) in zip(axes[row, 1:], probabilities.items(), strict=True):
-                colors = [PALETTE[0] if k == truth[row] else _REST for k in range(c)]
+                colors = [PALETTE[0] if k == truth[row] else REST for k in range(c)]
                 axis.bar(range(c), p, color=colors, width=0.8)
                 axis.set_ylim(0, top)  # one scale a row: the two are to be compared
                 axis.locator_params(axis="y", nbins=3)
@@ -116,7 +74,7 @@ def logit_response(
                     transform=axis.transAxes,
                     ha="right",
                     va="top",
-                    color=_DIM if predicted == truth[row] else PALETTE[5],
+                    color=DIM if predicted == truth[row] else PALETTE[5],
                 )
                 if row == 0:
                     axis.set_title(f"{name} teacher")
@@ -128,13 +86,13 @@ def logit_response(
         figure.legend(
             handles=[
                 Patch(color=PALETTE[0], label="true class"),
-                Patch(color=_REST, label="others"),
+                Patch(color=REST, label="others"),
             ],
             loc="outside lower right",
             ncols=2,
         )
-        figure.supxlabel(f"probabilities at temperature {temperature:g}", fontsize=10, color=_DIM)
-        return _save(figure, path)
+        figure.supxlabel(f"probabilities at temperature {temperature:g}", fontsize=10, color=DIM)
+        return save(figure, path)
 
 
 def embedding_figure(
@@ -157,8 +115,8 @@ def embedding_figure(
             look: dict[str, Any] = {"s": 14, "linewidths": 0, "alpha": 0.85}
             if len(classes) > len(PALETTE):
                 rest = labels >= len(PALETTE)
-                axis.scatter(*points[rest].T, color=_REST, marker=".", label="others", **look)
-            for k, (color, marker) in enumerate(zip(PALETTE, _MARKERS, strict=True)):
+                axis.scatter(*points[rest].T, color=REST, marker=".", label="others", **look)
+            for k, (color, marker) in enumerate(zip(PALETTE, MARKERS, strict=True)):
                 if k < len(classes):
                     one = points[labels == k]
                     axis.scatter(*one.T, color=color, marker=marker, label=classes[k], **look)
@@ -166,13 +124,13 @@ def embedding_figure(
             if panel.cka is not None:
                 numbers += f"   CKA with normal {panel.cka:.2f}"
             axis.set_title(panel.title, pad=18)
-            axis.text(0, 1.02, numbers, transform=axis.transAxes, color=_DIM)
+            axis.text(0, 1.02, numbers, transform=axis.transAxes, color=DIM)
             axis.set_xticks([])  # positions in such a picture have no unit
             axis.set_yticks([])
-            axis.spines[:].set(visible=True, color=_REST)
+            axis.spines[:].set(visible=True, color=REST)
         handles, names = figure.axes[0].get_legend_handles_labels()
         figure.legend(handles, names, loc="outside lower center", ncols=5, markerscale=1.6)
-        return _save(figure, path)
+        return save(figure, path)
 
 
 def arm_accuracies(path: epath.PathLike, rows: Sequence[Row]) -> epath.Path:
@@ -194,28 +152,18 @@ def arm_accuracies(path: epath.PathLike, rows: Sequence[Row]) -> epath.Path:
             axis.plot(values, [place] * len(values), "o", color=color, alpha=0.6, markersize=6)
             axis.plot(values.mean(), place, "|", color=color, markersize=18, markeredgewidth=2)
             if row.arm == "student_alone":
-                axis.axvline(
-                    values.mean(), color=_DIM, linewidth=1, linestyle=(0, (4, 3)), zorder=0
-                )
+                axis.axvline(values.mean(), color=DIM, linewidth=1, linestyle=DASHED, zorder=0)
         axis.set_yticks(range(len(rows)), [row.arm.replace("_", " ") for row in rows])
         axis.set_ylim(len(rows) - 0.5, -0.5)  # the first row on top
         axis.tick_params(axis="y", length=0, labelcolor="black")
-        axis.grid(axis="x", color="#E1E5EA", linewidth=0.8)
+        axis.grid(axis="x", color=GRID, linewidth=0.8)
         axis.set_axisbelow(True)
         axis.spines["left"].set_visible(False)
         axis.set_xlabel("accuracy, %")
-        return _save(figure, path)
+        return save(figure, path)
 
 
 def _softmax(logits: np.ndarray, temperature: float) -> np.ndarray:
     scaled = logits.astype(np.float64) / temperature
     odds = np.exp(scaled - scaled.max())
     return odds / odds.sum()
-
-
-def _save(figure: Any, path: epath.PathLike) -> epath.Path:
-    path = epath.Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("wb") as file:
-        figure.savefig(file, format="png", dpi=150)
-    return path

@@ -40,8 +40,8 @@ def test_metrics(
       mode: see `parallel.choose_mode`.
 
     Returns:
-      {"perplexity", "accuracy", "digit_perplexity", "private_perplexity", "num_tokens"}; None where
-      there is no such token.
+      {"perplexity", "accuracy", "digit_perplexity", "private_perplexity", "public_perplexity",
+      "num_tokens"}; None where there is no such token.
     """
     rows, lines, fill = private_text.to_rows(hp, examples, loaded.tokenizer)
     classes = private_text.token_classes(lines, fill, hp.get("expressions", ()))
@@ -56,6 +56,7 @@ def test_metrics(
         "accuracy": found["accuracy"],
         "digit_perplexity": perplexity("cross_entropy_digit"),
         "private_perplexity": perplexity("cross_entropy_private"),
+        "public_perplexity": perplexity("cross_entropy_public"),
         "num_tokens": int(np.sum(rows["weights"] > 0)),
     }
 

@@ -116,13 +116,18 @@ def check(hp: Mapping[str, Any]):
         raise InputError("quantiles", low_high, "must be two in ascending order, in [0, 1]")
     if hp["teacher"] is None:
         return
-    asks = [name for name in hp["scorers"] if name in scoring.MEASURES]
-    asks += [hp["variant"]] if hp["variant"] in ("anchored", "reference_mix") else []
-    asks += ["entries"] if hp["entries"] else []
+    asks = asks_reference(hp)
     if asks and hp["reference"] is None:
         raise InputError("reference", None, f"{asks[0]} needs one: a checkpoint on public text")
     if hp["epsilon"] and not hp["entries"]:
         raise InputError("entries", 0, "a formal budget needs the number of released entries")
+
+
+def asks_reference(hp: Mapping[str, Any]) -> list[str]:
+    """Which of the settings need a reference."""
+    asks = [name for name in hp["scorers"] if name in scoring.MEASURES]
+    asks += [hp["variant"]] if hp["variant"] in ("anchored", "reference_mix") else []
+    return asks + (["entries"] if hp["entries"] else [])
 
 
 def score_rows(hp, rows, lines, fill, public, teacher, reference) -> np.ndarray:
@@ -174,7 +179,6 @@ def swing_objective(
     """The Swing loss against a teacher (and a reference) of these JSON specs."""
     teacher_hidden = spec.make_hidden(json.loads(teacher))
     reference_hidden = spec.make_hidden(json.loads(reference)) if reference else None
-    chunk = chunked.chunk_for(json.loads(teacher)["num_classes"])
 
     def objective(hidden, embedding, batch, frozen):
         inputs = (batch["tokens"], batch["segments"])
@@ -192,7 +196,6 @@ def swing_objective(
             key=frozen["noise_key"],
             noise_ids=context_ids(*inputs),
             weights=batch["weights"],
-            chunk=chunk,
             alpha=frozen["alpha"],
             t_min=frozen["t_min"],
             t_max=frozen["t_max"],

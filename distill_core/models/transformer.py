@@ -66,7 +66,9 @@ class Transformer(nn.Module):
         if segments is not None:
             seen = seen & (segments[:, :, None] == segments[:, None, :])
             places = places_in_line(segments)
-        x = (self.wte[tokens] + self.wpe[places]).astype(self.dtype)
+        # Weights may be NumPy's, and those take no traced indices.
+        wte, wpe = jnp.asarray(self.wte), jnp.asarray(self.wpe)
+        x = (wte[tokens] + wpe[places]).astype(self.dtype)
         for block in self.h:
             x = block(x, seen[:, None])
         return self.ln_f(x).astype(self.dtype)

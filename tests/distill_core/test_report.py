@@ -234,12 +234,47 @@ def test_page_shows_markup_as_text(tmp_path):
         notes=[evil],
         environment={evil: evil},
         command=evil,
+        sections=[(evil, "<p>ours</p>")],
+        extra_tables=[(evil, [evil, evil], [[evil, evil]])],
     )
     page = Page(text)
     assert "script" not in page.tags and page.alts == [evil]
-    assert "".join(page.text).count(evil) == 17
+    assert "".join(page.text).count(evil) == 17 + 1 + 5
 
 
 def test_page_leaves_empty_sections_out(tmp_path):
     text = write_html(tmp_path / "report.html", tmp_path, gates=[], figures=[], notes=[])
     assert not any(heading in "".join(Page(text).text) for heading in ("Gates", "Figures", "Notes"))
+
+
+def test_page_shows_more_tables_and_then_sections_after_the_figures(tmp_path):
+    text = write_html(
+        tmp_path / "report.html",
+        tmp_path,
+        sections=[("Samples", "<p><b>shaded</b> text</p>")],
+        extra_tables=[("Scorers", ["scorer", "recall"], [["rules", "0.94"], ["oracle", None]])],
+    )
+    page = Page(text)
+    words = [word for word in page.text if word.strip()]
+    order = ["Figures", "Scorers", "scorer", "recall", "rules", "0.94", "oracle", "–", "Samples"]
+    assert [word for word in words[words.index("Figures") :] if word in order] == order
+    assert words.index("Samples") < words.index("shaded") < words.index("Notes")
+    assert page.tags.count("b") == 1  # a section's HTML is HTML
+
+
+def test_page_without_more_tables_or_sections_has_no_heading_for_them(tmp_path):
+    empty = [("Scorers", ["scorer"], [])]
+    text = write_html(
+        tmp_path / "report.html", tmp_path, extra_tables=empty, sections=[("Samples", "")]
+    )
+    words = "".join(Page(text).text)
+    assert not any(heading in words for heading in ("Further", "Scorers", "Samples"))
+
+
+def test_a_row_that_does_not_fit_its_head_is_refused(tmp_path):
+    with pytest.raises(ValueError, match="Scorers: got a row of 1 cells; the head has 2"):
+        write_html(
+            tmp_path / "report.html",
+            tmp_path,
+            extra_tables=[("Scorers", ["scorer", "recall"], [["rules"]])],
+        )

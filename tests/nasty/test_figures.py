@@ -151,7 +151,3 @@ def test_figures_leave_no_style_behind(tmp_path, rng):
         before = dict(matplotlib.rcParams)
         draw_response(tmp_path / "response.png", rng)
         assert dict(matplotlib.rcParams) == before
-
-
-def test_palette_differs_in_lightness_or_marker():
-    assert len(set(figures.PALETTE)) == len(figures._MARKERS) == len(set(figures._MARKERS)) == 10

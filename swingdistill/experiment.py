@@ -1,0 +1,188 @@
+"""The comparison: what a student keeps of its teacher's private text, with and without Swing.
+
+    python -m swingdistill.experiment --config configs/swingdistill/records.py --workdir runs/swing
+
+Per seed of secrets: a teacher on private text with canaries → its students, one an arm; before, one
+reference on text that the teacher never sees. Every run is a stage in `<workdir>/runs/`: a finished
+one is skipped while its settings, text and input checkpoints stay the same.
+"""
+
+import sys
+import time
+import zlib
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+import jax
+from etils import epath
+
+from distill_core import checkpoint, cli, config
+from distill_core.config import InputError
+from distill_core.data import corpus as corpora
+from distill_core.stages import run_stage
+from swingdistill import arms as arms_lib
+from swingdistill import evaluate, scorer_study, summary, train
+
+_NETWORK = {
+    **config.MODEL,
+    **config.OPTIMIZER,
+    "num_steps": config.integer(1),
+    "batch_size": config.integer(1),
+}
+_SET_HERE = ("seed", "init_from", "teacher", "reference", "half", "transfer_set", "canary_seed")
+FIELDS = {
+    **{name: field for name, field in train.FIELDS.items() if name not in _SET_HERE},
+    **{f"student_{name}": field for name, field in _NETWORK.items()},
+    "seeds": config.sequence(config.integer(0)),
+    "ablations": config.boolean(default=True),
+    "decoys": config.boolean(default=True),
+    "sweep": config.sequence(config.number(0.0, above=True), default=()),
+    "uniform_temperature": config.number(0.0, above=True, default=4.0),
+}
+# These change no number, and input checkpoints are known by content, not by path.
+_NOT_IN_DIGEST = ("log_every", "eval_every", "save_every", "eval_batch_size")
+
+
+class Run(NamedTuple):
+    """One training run: its settings, and the settings that name input checkpoints."""
+
+    arm: str
+    seed: int
+    settings: dict[str, Any]
+    inputs: dict[str, epath.Path]
+
+
+def run(
+    settings: Any, workdir: epath.PathLike, *, parallel: str | None = None
+) -> dict[tuple[str, int], dict[str, Any]]:
+    """Runs or completes the experiment; writes results.json, report.html and the figures.
+
+    Returns each run's result by (arm, seed).
+    """
+    hp = config.validate(settings, FIELDS)
+    _check(hp)
+    workdir, began = epath.Path(workdir), time.monotonic()
+    corpus = corpora.load_corpus(hp["dataset"])
+    fingerprint = _fingerprint(corpus)
+    results = {}
+    for each in runs(hp, workdir):
+        directory = _directory(workdir, each.arm, each.seed)
+        results[each.arm, each.seed] = _complete(each, directory, fingerprint, parallel)
+    study = {seed: _study(hp, workdir, seed, fingerprint) for seed in hp["seeds"]}
+    minutes = (time.monotonic() - began) / 60
+    summary.write(workdir, hp, results, study, minutes)
+    return results
+
+
+def runs(hp: Mapping[str, Any], workdir: epath.Path) -> list[Run]:
+    """All training runs, in an order in which inputs come first.
+
+    Every seed has its own secrets, teacher and students; the first also has the ablations, the
+    decoys and the sweep. All share one reference.
+    """
+    base = {name: hp[name] for name in train.FIELDS if name in hp}
+    student = base | {name: hp[f"student_{name}"] for name in _NETWORK}
+    first = hp["seeds"][0]
+    reference = Run(
+        "reference",
+        0,
+        base
+        | {"half": "second", "transfer_set": "public", "canary_seed": first, "seed": 10 * first},
+        {},
+    )
+    found = [reference]
+    public = {"reference": _directory(workdir, "reference", 0)}
+    settings_of = arms_lib.ablations(hp | {"reference": "given"})
+    for seed in hp["seeds"]:
+        own = {"half": "first", "transfer_set": "private", "canary_seed": seed}
+        found.append(Run("teacher", seed, base | own | {"seed": 10 * seed + 1}, {}))
+        inputs = {"teacher": _directory(workdir, "teacher", seed), **public}
+        mine = {arm: settings_of[arm] for arm in arms_lib.HEADLINE}
+        if seed == first and hp["ablations"]:
+            mine |= settings_of
+        if seed == first:
+            mine |= arms_lib.sweep(hp["sweep"], hp["t_min"])
+        own["seed"] = 10 * seed + 2
+        for arm, changes in mine.items():
+            found.append(_student(arm, seed, student | own | changes, inputs))
+        if seed == first and hp["decoys"]:
+            own["transfer_set"] = "decoy"
+            for arm, like in arms_lib.decoys().items():
+                found.append(_student(arm, seed, student | own | settings_of[like], inputs))
+    return found
+
+
+def _student(arm, seed, settings, inputs) -> Run:
+    kept = {name: path for name, path in inputs.items() if name not in settings}
+    settings = {k: v for k, v in settings.items() if k not in inputs}
+    if "reference" in kept and not train.asks_reference(settings):
+        kept = {"teacher": kept["teacher"]}
+    return Run(arm, seed, settings, kept)
+
+
+def _complete(each: Run, directory, fingerprint: int, mode: str | None) -> dict[str, Any]:
+    known_by = {k: v for k, v in each.settings.items() if k not in _NOT_IN_DIGEST}
+    paths = {name: str(path) for name, path in each.inputs.items()}
+
+    def train_and_measure():
+        found = train.train_and_evaluate(each.settings | paths, directory, parallel=mode)
+        bits = evaluate.exposures(checkpoint.load_model(directory), each.settings)
+        return {**found, "exposure": {str(level): values for level, values in bits.items()}}
+
+    return run_stage(
+        directory,
+        config={"binary": "swingdistill.train", "text": fingerprint, **known_by},
+        inputs=[checkpoint.find(path)[1]["digest"] for path in paths.values()],
+        run=train_and_measure,
+        say=_say,
+    ).result
+
+
+def _study(hp, workdir, seed: int, fingerprint: int) -> dict[str, Any]:
+    """What each scorer finds, and sample sentences, for one seed."""
+    own = {"half": "first", "transfer_set": "private", "canary_seed": seed}
+    settings = {name: hp[name] for name in train.FIELDS if name in hp} | own
+    paths = {
+        "teacher": _directory(workdir, "teacher", seed),
+        "reference": _directory(workdir, "reference", 0),
+    }
+    digests = [checkpoint.find(path)[1]["digest"] for path in paths.values()]
+    return run_stage(
+        _directory(workdir, "scorers", seed),
+        config={"study": "scorers", "text": fingerprint, **settings},
+        inputs=digests,
+        run=lambda: scorer_study.study(settings, *paths.values()),
+        say=_say,
+    ).result
+
+
+def _directory(workdir: epath.Path, arm: str, seed: int) -> epath.Path:
+    return epath.Path(workdir) / "runs" / arm / f"seed{seed}"
+
+
+def _fingerprint(corpus: corpora.Corpus) -> int:
+    value = 0
+    for split in (corpus.train, corpus.validation, corpus.test):
+        for example in split:
+            value = zlib.crc32(f"{example.label} {example.text}".encode(), value)
+    return value
+
+
+def _check(hp: Mapping[str, Any]):
+    if not hp["seeds"]:
+        raise InputError("seeds", hp["seeds"], "must name at least one seed of secrets")
+    if not hp["canaries_per_level"]:
+        allowed = "must be at least 1: exposure is measured on planted canaries"
+        raise InputError("canaries_per_level", 0, allowed)
+    if jax.process_count() > 1:
+        allowed = "an experiment runs on one host; start the training binaries on several"
+        raise InputError("multihost", jax.process_count(), allowed)
+    train.check(hp | {"teacher": "given", "reference": "given"})
+
+
+def _say(line: str):
+    print(line, file=sys.stderr, flush=True)
+
+
+if __name__ == "__main__":
+    cli.launch_training(run, FIELDS)
