@@ -86,8 +86,7 @@ def runs(hp: Mapping[str, Any], workdir: epath.Path) -> list[Run]:
     reference = Run(
         "reference",
         0,
-        base
-        | {"half": "second", "transfer_set": "public", "canary_seed": first, "seed": 10 * first},
+        base | {"half": "second", "transfer_set": "public", "canary_seed": 0, "seed": 0},
         {},
     )
     found = [reference]

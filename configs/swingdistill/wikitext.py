@@ -7,11 +7,11 @@ def get_config(arg=""):
     if arg not in ("", "smoke"):
         raise ValueError(f"unknown argument {arg!r}; known: smoke")
     config = config_dict.ConfigDict()
-    config.dataset = "text:/work/shared/data/text/wikitext-2"
+    config.dataset = config_dict.placeholder(str)
     config.task = "language"
-    config.num_train = 4000
+    config.num_train = 3000
     config.length = 64
-    config.vocab_size = 1000
+    config.vocab_size = 2000
     config.canaries_per_level = 24
     config.canary_levels = (1, 10, 100)
     config.num_decoys = 1000
@@ -24,7 +24,7 @@ def get_config(arg=""):
     config.learning_rate = 5e-3
     config.schedule = "onecycle"
     config.batch_size = 32
-    config.num_steps = 1500
+    config.num_steps = 2000
 
     config.student_model = "transformer"
     config.student_model_kwargs = config_dict.ConfigDict(
