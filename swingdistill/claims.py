@@ -11,7 +11,9 @@ from swingdistill.exposure import exposure_reduction, rank_test, worst_allowed
 
 Results = Mapping[tuple[str, int], Mapping[str, Any]]
 
-TEACHER_BITS, KD_BITS = 18.0, 15.0
+# Least exposure of (teacher, plain student) before anything is claimed. A classifier gives away one
+# label of a text, not its digits, and its candidates are sampled: its bars are ours.
+LEAK = {"language": (18.0, 15.0), "generation": (18.0, 15.0), "classification": (5.0, 4.0)}
 # (least corrected, least raw) reduction: of a language model, and of the other tasks.
 REDUCTION = {"language": (0.90, 0.85), "generation": (0.80, None), "classification": (0.80, None)}
 ONCE_BITS = 2.5
@@ -39,7 +41,6 @@ def gates(
     levels: Sequence[int],
     num_candidates: int,
     noise_scales: Sequence[float] = (),
-    most_bits: float | None = None,
 ) -> list[Gate]:
     """Every claim with what was found and what was needed.
 
@@ -52,11 +53,9 @@ def gates(
       levels: repetitions of the canaries.
       num_candidates: that a rank is among.
       noise_scales: of the sweep; () if there was none.
-      most_bits: the estimator's ceiling, where it is below the bars: a classifier's candidates are
-        sampled.
     """
     repeated = [n for n in levels if n > 1] or list(levels)
-    found = [_sanity(results, repeated, most_bits)]
+    found = [_sanity(results, task, repeated)]
     least, least_raw = REDUCTION[task]
     for level in repeated:
         kd, swing = (bits(results, arm, level).mean() for arm in ("kd", "swing"))
@@ -91,10 +90,8 @@ def gates(
     return found
 
 
-def _sanity(results, levels, most_bits) -> Gate:
-    teacher_bar, kd_bar = TEACHER_BITS, KD_BITS
-    if most_bits is not None:  # the same share of what can be measured
-        teacher_bar, kd_bar = (bar / math.log2(10**6) * most_bits for bar in (teacher_bar, kd_bar))
+def _sanity(results, task, levels) -> Gate:
+    teacher_bar, kd_bar = LEAK[task]
     teacher = min(bits(results, "teacher", n).mean() for n in levels)
     kd = min(bits(results, "kd", n).mean() for n in levels)
     return Gate(
@@ -140,14 +137,15 @@ def _task(results, task: str) -> list[Gate]:
         ]
     found = []
     for other, bar, metric in (
-        ("kd", PERPLEXITY, "perplexity"),
-        ("ce_dropped", PERPLEXITY, "perplexity"),
-        ("kd", DIGIT_PERPLEXITY, "digit_perplexity"),
+        ("kd", PERPLEXITY, "public_perplexity"),
+        ("ce_dropped", PERPLEXITY, "public_perplexity"),
+        ("kd", DIGIT_PERPLEXITY, "public_digit_perplexity"),
     ):
         ratio = mean(results, "swing", metric) / mean(results, other, metric)
         found.append(
             Gate(
-                f"{metric.replace('_', ' ')} against {other}",
+                f"{metric.removesuffix('_perplexity').replace('_', ' ')} tokens' perplexity "
+                f"against {other}",
                 bool(ratio <= bar),
                 f"{100 * (ratio - 1):+.2f}%",
                 f"at most {100 * (bar - 1):+.0f}%",

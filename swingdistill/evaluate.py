@@ -21,6 +21,7 @@ from distill_core.data.corpus import Example
 from swingdistill import estimators, private_text
 from swingdistill import exposure as exposure_lib
 
+CLASSES = ("digit", "private", "public", "public_digit")  # see private_text.token_classes
 ESTIMATORS = ("exact", "sampled", "extrapolated")
 
 
@@ -40,8 +41,8 @@ def test_metrics(
       mode: see `parallel.choose_mode`.
 
     Returns:
-      {"perplexity", "accuracy", "digit_perplexity", "private_perplexity", "public_perplexity",
-      "num_tokens"}; None where there is no such token.
+      {"perplexity", "accuracy", "num_tokens", and "…_perplexity" of `CLASSES`}; None where there is
+      no such token.
     """
     rows, lines, fill = private_text.to_rows(hp, examples, loaded.tokenizer)
     classes = private_text.token_classes(lines, fill, hp.get("expressions", ()))
@@ -54,10 +55,8 @@ def test_metrics(
     return {
         "perplexity": perplexity("cross_entropy"),
         "accuracy": found["accuracy"],
-        "digit_perplexity": perplexity("cross_entropy_digit"),
-        "private_perplexity": perplexity("cross_entropy_private"),
-        "public_perplexity": perplexity("cross_entropy_public"),
         "num_tokens": int(np.sum(rows["weights"] > 0)),
+        **{f"{name}_perplexity": perplexity(f"cross_entropy_{name}") for name in CLASSES},
     }
 
 

@@ -186,7 +186,8 @@ def to_rows(hp: Mapping[str, Any], examples: Sequence[Example], tokenizer: token
 
 
 def token_classes(lines: Sequence[Line], fill: Any, expressions: Sequence[str] = ()) -> dict:
-    """bool [N, L] by name: labels that are digits; those in private spans; `public`, all others.
+    """bool [N, L] by name: labels that are digits; those in private spans; `public`, all others; and
+    the digits among these.
 
     Where nobody knows the private spans, they are what the rules find.
     """
@@ -205,11 +206,13 @@ def token_classes(lines: Sequence[Line], fill: Any, expressions: Sequence[str] =
             return scorers.oracle(line.spans, line.offsets)
         return scorers.rules(line.text, line.offsets, extra=expressions)
 
-    found = fill([private(line) for line in lines]) > 0
+    is_private = fill([private(line) for line in lines]) > 0
+    is_digit = fill([digits(line) for line in lines]) > 0
     return {
-        "class_digit": fill([digits(line) for line in lines]) > 0,
-        "class_private": found,
-        "class_public": ~found,
+        "class_digit": is_digit,
+        "class_private": is_private,
+        "class_public": ~is_private,
+        "class_public_digit": is_digit & ~is_private,
     }
 
 

@@ -22,7 +22,7 @@ def rows_of(hp: Mapping[str, Any], results: Results) -> list[report.Row]:
     rows = []
     for arm, found in by_arm.items():
         metrics = {"perplexity": [r["perplexity"] for r in found]}
-        for name in ("digit_perplexity", "private_perplexity", "public_perplexity"):
+        for name in (f"{each}_perplexity" for each in evaluate.CLASSES):
             if all(r[name] is not None for r in found):
                 metrics[name] = [r[name] for r in found]
         metrics["accuracy"] = [r["accuracy"] for r in found]
@@ -52,14 +52,12 @@ def write(
     """
     levels = sorted(hp["canary_levels"])
     rows = rows_of(hp, results)
-    sampled = hp["task"] == "classification"
     gates = claims.gates(
         results,
         task=hp["task"],
         levels=levels,
         num_candidates=_num_candidates(hp),
         noise_scales=hp["sweep"],
-        most_bits=math.log2(_num_candidates(hp)) if sampled else None,
     )
     metrics = _shown(hp, rows, levels)
     environment = report.environment()
@@ -204,8 +202,8 @@ def _notes(hp, minutes: float) -> list[str]:
     if hp["task"] == "classification":
         notes.append(
             "A classifier's secrets are ranked among 10,000 sampled numbers by the loss of the "
-            "label, so that 13.3 bits are the most that can be seen; the bars of the first gate "
-            "are scaled by that."
+            "canary's label, so that 13.3 bits are the most that can be seen. It gives away that "
+            "label, not digits; the bars of the first gate are ours."
         )
     return notes
 

@@ -16,7 +16,7 @@ def get_config(arg=""):
     config.canary_levels = (1, 10, 100)
     config.num_decoys = 1000
     config.seeds = (1, 2, 3)
-    config.sweep = (0.1, 0.3, 1.0, 3.0, 10.0)
+    config.sweep = (0.1, 0.5, 2.0, 10.0)
 
     config.model = "transformer"
     config.model_kwargs = config_dict.ConfigDict({"width": 64, "num_layers": 2, "num_heads": 4})

@@ -1,0 +1,51 @@
+"""Swing distillation on generated customer-service text: the demo, one seed of secrets.
+
+python -m swingdistill.experiment --config configs/swingdistill/records.py --workdir runs/swing
+"""
+
+from ml_collections import config_dict
+
+
+def get_config(arg=""):
+    if arg not in ("", "smoke"):
+        raise ValueError(f"unknown argument {arg!r}; known: smoke")
+    config = config_dict.ConfigDict()
+    config.dataset = "records"
+    config.task = "classification"
+    config.num_train = 1500
+    config.length = 96
+    config.vocab_size = 1000
+    config.canaries_per_level = 8
+    config.canary_levels = (1, 10, 100)
+    config.num_decoys = 500
+    config.seeds = (1,)
+    config.ablations = False
+    config.decoys = False
+
+    config.model = "transformer"
+    config.model_kwargs = config_dict.ConfigDict({"width": 64, "num_layers": 2, "num_heads": 4})
+    config.optimizer = "adam"
+    config.learning_rate = 5e-3
+    config.schedule = "onecycle"
+    config.batch_size = 16
+    config.num_steps = 600
+
+    config.student_model = "transformer"
+    config.student_model_kwargs = config_dict.ConfigDict(
+        {"width": 64, "num_layers": 1, "num_heads": 4}
+    )
+    config.student_optimizer = "adam"
+    config.student_learning_rate = 5e-3
+    config.student_schedule = "onecycle"
+    config.student_batch_size = 16
+    config.student_num_steps = 600
+
+    config.alpha = 0.7
+    config.scorers = ("rules", "divergence")
+    config.t_max = 16.0
+    config.noise_scale = 1.0
+
+    config.log_every = 100
+    if arg == "smoke":
+        config.num_steps = config.student_num_steps = 4
+    return config.lock()

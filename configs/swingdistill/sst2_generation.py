@@ -1,0 +1,49 @@
+"""Swing distillation of a generator of reviews on SST-2: label -> sentence.
+"""
+
+from ml_collections import config_dict
+
+
+def get_config(arg=""):
+    if arg not in ("", "smoke"):
+        raise ValueError(f"unknown argument {arg!r}; known: smoke")
+    config = config_dict.ConfigDict()
+    config.dataset = config_dict.placeholder(str)
+    config.task = "generation"
+    config.num_train = 10_000
+    config.length = 64
+    config.vocab_size = 2000
+    config.canaries_per_level = 24
+    config.canary_levels = (1, 10, 100)
+    config.num_decoys = 1000
+    config.seeds = (1, 2, 3)
+    config.ablations = False
+    config.decoys = False
+
+    config.model = "transformer"
+    config.model_kwargs = config_dict.ConfigDict({"width": 64, "num_layers": 2, "num_heads": 4})
+    config.optimizer = "adam"
+    config.learning_rate = 5e-3
+    config.schedule = "onecycle"
+    config.batch_size = 32
+    config.num_steps = 1500
+
+    config.student_model = "transformer"
+    config.student_model_kwargs = config_dict.ConfigDict(
+        {"width": 64, "num_layers": 1, "num_heads": 4}
+    )
+    config.student_optimizer = "adam"
+    config.student_learning_rate = 5e-3
+    config.student_schedule = "onecycle"
+    config.student_batch_size = 32
+    config.student_num_steps = 1500
+
+    config.alpha = 0.7
+    config.scorers = ("rules", "divergence")
+    config.t_max = 16.0
+    config.noise_scale = 1.0
+
+    config.log_every = 500
+    if arg == "smoke":
+        config.num_steps = config.student_num_steps = 4
+    return config.lock()
