@@ -186,8 +186,8 @@ def to_rows(hp: Mapping[str, Any], examples: Sequence[Example], tokenizer: token
 
 
 def token_classes(lines: Sequence[Line], fill: Any, expressions: Sequence[str] = ()) -> dict:
-    """bool [N, L] by name: labels that are digits; those in private spans; `public`, all others; and
-    the digits among these.
+    """bool [N, L] by name: labels that are digits; those in private spans; `public`, all others;
+    and the digits among these.
 
     Where nobody knows the private spans, they are what the rules find.
     """

@@ -128,7 +128,7 @@ def test_refuses_what_is_no_labelled_text(content, message, write):
     assert message in _refused("tsv", read_labelled, write(content))
 
 
-def test_packing_has_no_gaps():
+def test_packed_lines_follow_one_another():
     rows = pack(IDS, 4, **SPECIAL)
     np.testing.assert_array_equal(
         rows.tokens, [[100, 1, 2, 3], [100, 4, 100, 100], [5, 6, 7, 8], [9, 102, 102, 102]]
@@ -145,6 +145,39 @@ def test_packing_has_no_gaps():
     assert len(rows) == 4
 
 
+def test_a_row_is_padded_where_the_next_line_would_be_cut():
+    rows = pack(IDS, 7, **SPECIAL)
+    np.testing.assert_array_equal(rows.lines, [[0, 0, 0, 0, 1, 1, 2], [3, 3, 3, 3, 3, 3, -1]])
+    rows = pack(IDS, 6, **SPECIAL)
+    np.testing.assert_array_equal(rows.lines, [[0, 0, 0, 0, 1, 1], [2] + [-1] * 5, [3] * 6])
+    np.testing.assert_array_equal(rows.tokens[1], [100] + [102] * 5)
+    np.testing.assert_array_equal(rows.labels[1], [101] + [102] * 5)
+
+
+@pytest.mark.parametrize("length", [3, 9, 10, 31])
+def test_a_line_that_fits_into_a_row_is_never_cut_and_looks_as_it_does_alone(length):
+    rng = np.random.default_rng(length)
+    ids = [rng.integers(0, 90, size).astype(np.int32) for size in rng.integers(0, 12, 60)]
+    packed = pack(ids, length, **SPECIAL)
+    for i, line in enumerate(ids):
+        places = np.argwhere(packed.lines == i)
+        if len(line) + 1 > length:
+            assert len(set(places[:, 0])) > 1, "a longer line goes on in the next row"
+            continue
+        assert len(set(places[:, 0])) == 1
+        alone = pad([line], length, **SPECIAL)
+        for one, other in ((packed.tokens, alone.tokens), (packed.labels, alone.labels)):
+            np.testing.assert_array_equal(one[packed.lines == i], other[alone.lines == 0])
+    if length < 12:
+        assert max(map(len, ids)) >= length, "some do not fit"
+    # No more padding than that needs: before each gap stands a line that the next does not fit to.
+    gaps = [row for row in range(len(packed) - 1) if not packed.mask[row, -1]]
+    assert gaps
+    for row in gaps:
+        needed = len(ids[packed.lines[row + 1, 0]]) + 1
+        assert np.sum(~packed.mask[row]) < needed <= length
+
+
 def test_one_line_a_row():
     rows = pad(IDS, 6, **SPECIAL)
     assert rows.tokens.shape == (4, 6)
@@ -154,7 +187,7 @@ def test_one_line_a_row():
     np.testing.assert_array_equal(rows.labels[3], [5, 6, 7, 8, 9, 101])
 
 
-@pytest.mark.parametrize("length", [1, 2, 5, 12, 100])
+@pytest.mark.parametrize("length", [1, 2, 5, 6, 12, 100])
 def test_labels_are_what_the_logits_at_the_same_place_predict(length):
     rows = pack(IDS, length, **SPECIAL)
     tokens, labels = rows.tokens[rows.mask], rows.labels[rows.mask]
@@ -162,7 +195,7 @@ def test_labels_are_what_the_logits_at_the_same_place_predict(length):
     np.testing.assert_array_equal(labels[:-1][inside], tokens[1:][inside])
     np.testing.assert_array_equal(labels[labels != 101], np.concatenate(IDS))
     assert np.sum(tokens == 100) == np.sum(labels == 101) == len(IDS)
-    assert rows.tokens.size - rows.mask.sum() < length
+    assert rows.mask[-1].any(), "no row of padding alone"
 
 
 @pytest.mark.parametrize("rows_of", [pack, pad])
