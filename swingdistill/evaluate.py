@@ -19,7 +19,7 @@ from distill_core.config import InputError
 from distill_core.data import text_tasks
 from distill_core.data.corpus import Example
 from swingdistill import estimators, private_text
-from swingdistill import exposure as exposure_lib
+from swingdistill.exposure import floor_bits
 
 CLASSES = ("digit", "private", "public", "public_digit")  # see private_text.token_classes
 ESTIMATORS = ("exact", "sampled", "extrapolated")
@@ -230,10 +230,9 @@ def main(argv: Sequence[str]):
     )
     say(found)
     for level, bits in (found["exposure"] or {}).items():
-        floor = exposure_lib.floor_bits()
         print(
             f"exposure at {level} repetitions: mean {np.mean(bits):.2f} bits, worst "
-            f"{np.max(bits):.2f} ({len(bits)} secrets; {floor:.2f} on average if nothing is known)"
+            f"{np.max(bits):.2f} ({len(bits)} secrets; {floor_bits():.2f} on average if nothing is known)"
         )
     if given.out:
         epath.Path(given.out).write_text(json.dumps(found, indent=1) + "\n")

@@ -1,6 +1,6 @@
 """Trains a language model on text, from its teacher's soft targets if it has one.
 
-    python -m swingdistill.train --config configs/swingdistill/records.py:student --workdir runs/x \
+    python -m swingdistill.train --config configs/swingdistill/train.py --workdir runs/student \
         --config.teacher=runs/teacher --config.reference=runs/reference
 
 Without a teacher it is plain training: so teachers and references are made.
@@ -18,6 +18,7 @@ from etils import epath
 
 from distill_core import checkpoint, chunked, cli, config, language, run_state, spec
 from distill_core.config import InputError
+from distill_core.parallel import is_main
 from distill_core.training import stream_key
 from swingdistill import budget, evaluate, private_text, scoring, variants
 from swingdistill.chunked_loss import swing_loss_from_hidden
@@ -85,6 +86,8 @@ def train_and_evaluate(
         scores = score_rows(hp, rows, lines, fill, public, teacher, reference)
         rows, report = _with_noise(hp, rows, scores)
         objective, frozen = _student(hp, network, teacher, reference)
+    if is_main():
+        print(_describe(hp), flush=True)
     digest = language.train(
         hp,
         workdir,
@@ -213,6 +216,18 @@ def swing_objective(
         return total, sums
 
     return objective
+
+
+def _describe(hp) -> str:
+    """What a run learns from, in one line."""
+    if hp["teacher"] is None:
+        return "no teacher: learns from the text alone"
+    noise = f"ε {hp['epsilon']:g}" if hp["epsilon"] else f"noise scale {hp['noise_scale']:g}"
+    scored = " and ".join(hp["scorers"]) or "nothing"
+    return (
+        f"teacher {hp['teacher']}; private is what {scored} finds; {hp['variant']}, temperatures "
+        f"{hp['t_min']:g} to {hp['t_max']:g}, {noise}"
+    )
 
 
 def _student(hp, network, teacher, reference):
