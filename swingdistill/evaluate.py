@@ -232,7 +232,8 @@ def main(argv: Sequence[str]):
     for level, bits in (found["exposure"] or {}).items():
         print(
             f"exposure at {level} repetitions: mean {np.mean(bits):.2f} bits, worst "
-            f"{np.max(bits):.2f} ({len(bits)} secrets; {floor_bits():.2f} on average if nothing is known)"
+            f"{np.max(bits):.2f} ({len(bits)} secrets; a secret that was not learnt: "
+            f"{floor_bits():.2f} on average)"
         )
     if given.out:
         epath.Path(given.out).write_text(json.dumps(found, indent=1) + "\n")
