@@ -201,8 +201,8 @@ class _Window:
 
     def fetch(self):
         for step, arrays in self._on_device:
-            # Not device_get: four times as slow for scalars, which shows in runs of short steps.
-            values = {name: value.item() for name, value in arrays.items()}
+            # By NumPy: JAX's own `item` and `device_get` are 8 and 30 times as slow for scalars.
+            values = {name: np.asarray(value).item() for name, value in arrays.items()}
             if not (math.isfinite(values["loss"]) and math.isfinite(values["grad_norm"])):
                 raise DivergedError(_diverged(step, self.last_loss))
             self.last_loss = values["loss"]

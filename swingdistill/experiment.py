@@ -91,7 +91,7 @@ def runs(hp: Mapping[str, Any], workdir: epath.Path) -> list[Run]:
     )
     found = [reference]
     public = {"reference": _directory(workdir, "reference", 0)}
-    settings_of = arms_lib.ablations(hp | {"reference": "given"})
+    settings_of = arms_lib.ablations({**hp, "reference": "given"})
     for seed in hp["seeds"]:
         own = {"half": "first", "transfer_set": "private", "canary_seed": seed}
         found.append(Run("teacher", seed, base | own | {"seed": 10 * seed + 1}, {}))
@@ -176,7 +176,7 @@ def _check(hp: Mapping[str, Any]):
     if jax.process_count() > 1:
         allowed = "an experiment runs on one host; start the training binaries on several"
         raise InputError("multihost", jax.process_count(), allowed)
-    train.check(hp | {"teacher": "given", "reference": "given"})
+    train.check({**hp, "teacher": "given", "reference": "given"})
 
 
 def _say(line: str):

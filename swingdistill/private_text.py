@@ -118,7 +118,7 @@ def secret_candidates(
 ) -> canaries_lib.Candidates:
     """What the secrets are ranked among, in the task's own lines."""
     suffix = []
-    context = [tokenizer.bos_id]
+    context: list[int] = [tokenizer.bos_id]
     if hp["task"] == "generation":
         context += tokenizer.encode(
             text_tasks.prompt(Example("", fields={"note": "number"}))
@@ -203,8 +203,8 @@ def token_classes(lines: Sequence[Line], fill: Any, expressions: Sequence[str] =
 
     def private(line: Line) -> np.ndarray:
         if known:
-            return scorers.oracle(line.spans, line.offsets)
-        return scorers.rules(line.text, line.offsets, extra=expressions)
+            return scorers.oracle(line.spans, line.offsets.tolist())
+        return scorers.rules(line.text, line.offsets.tolist(), extra=expressions)
 
     is_private = fill([private(line) for line in lines]) > 0
     is_digit = fill([digits(line) for line in lines]) > 0

@@ -1,6 +1,10 @@
-"""Swing distillation on generated customer-service text: the demo, one seed of secrets.
+"""Swing distillation of a classifier of generated customer-service text.
 
-python -m swingdistill.experiment --config configs/swingdistill/records.py --workdir runs/swing
+python -m swingdistill.experiment --config configs/swingdistill/records_classification.py \
+    --workdir runs/swing_classification
+
+Eight classes, a canary's is random. Most texts hold something that the rules find, and dropping them
+all would leave little to learn from: the scorer is the divergence of the class alone.
 """
 
 from ml_collections import config_dict
@@ -41,7 +45,7 @@ def get_config(arg=""):
     config.student_num_steps = 600
 
     config.alpha = 0.7
-    config.scorers = ("rules", "divergence")
+    config.scorers = ("divergence",)
     config.t_max = 16.0
     config.noise_scale = 1.0
 

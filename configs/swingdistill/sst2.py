@@ -1,4 +1,9 @@
 """Swing distillation of a sentiment classifier on SST-2.
+
+python -m swingdistill.experiment --config configs/swingdistill/sst2.py --workdir runs/sst2 \
+    --config.dataset=tsv:DIRECTORY
+
+DIRECTORY holds train.tsv, dev.tsv and test.tsv, a label, a tab and a text a line.
 """
 
 from ml_collections import config_dict

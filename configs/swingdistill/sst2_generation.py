@@ -1,4 +1,9 @@
-"""Swing distillation of a generator of reviews on SST-2: label -> sentence.
+"""Swing distillation of a generator of reviews on SST-2: label to sentence.
+
+python -m swingdistill.experiment --config configs/swingdistill/sst2_generation.py \
+    --workdir runs/sst2_generation --config.dataset=tsv:DIRECTORY
+
+DIRECTORY holds train.tsv, dev.tsv and test.tsv, a label, a tab and a text a line.
 """
 
 from ml_collections import config_dict

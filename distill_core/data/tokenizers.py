@@ -44,7 +44,7 @@ class Tokenizer:
         if None in ids:
             raise InputError("tokenizer", SPECIALS[ids.index(None)], "must be a token of it")
         self._inner = inner
-        self.pad_id, self.unk_id, self.bos_id, self.eos_id = ids
+        self.pad_id, self.unk_id, self.bos_id, self.eos_id = (i for i in ids if i is not None)
         self.vocab_size = inner.get_vocab_size()
 
     def encode(self, text: str) -> np.ndarray:

@@ -45,7 +45,7 @@ def networks(tmp_path, monkeypatch):
 
 
 def test_ours_by_name():
-    assert MODEL_NAMES == ("cnn", "resnetc20", "resnetc32", "resnet18")
+    assert MODEL_NAMES == ("cnn", "resnetc20", "resnetc32", "resnet18", "transformer")
     assert create_model("cnn", num_classes=4, axis_name="devices", hidden=8) == CNN(
         num_classes=4, axis_name="devices", hidden=8
     )
@@ -75,7 +75,7 @@ def test_axis_name_goes_to_those_who_take_it(networks):
     [
         (
             "resnet19",
-            "must be one of cnn, resnetc20, resnetc32, resnet18, or package.module:factory",
+            "must be one of cnn, resnetc20, resnetc32, resnet18, transformer, or package.module:factory",
         ),
         (":factory", "must be one of cnn"),
         ("users_networks:", "must be one of cnn"),

@@ -43,7 +43,7 @@ def test_parameter_counts(name, count):
     assert list(state) == ["batch_stats"]
 
 
-@pytest.mark.parametrize("name", MODEL_NAMES)
+@pytest.mark.parametrize("name", sorted(set(MODEL_NAMES) - {"transformer"}))
 @pytest.mark.parametrize(
     ("norm", "shape"), [("batch", (28, 28, 1)), ("group", (8, 8, 1)), ("none", (64, 64, 3))]
 )
