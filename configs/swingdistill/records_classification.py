@@ -3,8 +3,8 @@
 python -m swingdistill.experiment --config configs/swingdistill/records_classification.py \
     --workdir runs/swing_classification
 
-Eight classes, a canary's is random. Most texts hold something that the rules find, and dropping them
-all would leave little to learn from: the scorer is the divergence of the class alone.
+Eight classes, a canary's is random. Most texts hold something that the rules find, and dropping
+them all would leave little to learn from: the scorer is the divergence of the class alone.
 """
 
 from ml_collections import config_dict

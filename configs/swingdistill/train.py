@@ -1,9 +1,9 @@
 """One run of swingdistill.train on generated customer-service text; seconds on two CPU cores.
 
-python -m swingdistill.train --config configs/swingdistill/train.py:reference --workdir runs/reference
+python -m swingdistill.train --config configs/swingdistill/train.py:reference --workdir runs/ref
 python -m swingdistill.train --config configs/swingdistill/train.py:teacher --workdir runs/teacher
 python -m swingdistill.train --config configs/swingdistill/train.py --workdir runs/student \
-    --config.teacher=runs/teacher --config.reference=runs/reference
+    --config.teacher=runs/teacher --config.reference=runs/ref
 python -m swingdistill.evaluate --checkpoint runs/student
 
 The teacher's text holds 8 secrets each that are planted 1, 10 and 100 times. The reference learns
