@@ -87,7 +87,7 @@ def train_and_evaluate(
         rows, report = _with_noise(hp, rows, scores)
         objective, frozen = _student(hp, network, teacher, reference)
     if is_main():
-        print(_describe(hp), flush=True)
+        print(_describe(hp, report), flush=True)
     digest = language.train(
         hp,
         workdir,
@@ -218,15 +218,15 @@ def swing_objective(
     return objective
 
 
-def _describe(hp) -> str:
+def _describe(hp, report) -> str:
     """What a run learns from, in one line."""
     if hp["teacher"] is None:
         return "no teacher: learns from the text alone"
-    noise = f"ε {hp['epsilon']:g}" if hp["epsilon"] else f"noise scale {hp['noise_scale']:g}"
-    scored = " and ".join(hp["scorers"]) or "nothing"
+    found = " and ".join(hp["scorers"]) or "nobody"
+    budget = ", ".join(f"{name} {value}" for name, value in (report or {}).items())
     return (
-        f"teacher {hp['teacher']}; private is what {scored} finds; {hp['variant']}, temperatures "
-        f"{hp['t_min']:g} to {hp['t_max']:g}, {noise}"
+        f"teacher {hp['teacher']}; private by {found}; {hp['variant']}, temperatures "
+        f"{hp['t_min']:g} to {hp['t_max']:g}; budget: {budget or 'none'}"
     )
 
 

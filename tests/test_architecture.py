@@ -143,6 +143,27 @@ print(json.dumps([min(wall, cpu), sorted(heavy & sys.modules.keys()),
     assert statistics.median(seconds for seconds, _, _ in tries) <= 1.5
 
 
+@pytest.mark.parametrize("package", PACKAGES)
+def test_a_binary_loads_what_it_draws_and_stores_with_when_it_does(package: str):
+    """Importing all modules of a package loads no library that a wrong flag would wait for."""
+    modules = [
+        ".".join(path.relative_to(ROOT).with_suffix("").parts)
+        for path in _sources(package)
+        if path.stem != "__init__"
+    ]
+    program = f"""
+import importlib, json, sys
+for name in {modules!r}:
+    importlib.import_module(name)
+heavy = {{"tensorflow_datasets", "tensorflow", "orbax", "matplotlib", "sklearn", "torch"}}
+print(json.dumps(sorted(heavy & sys.modules.keys())))
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", program], cwd=ROOT, check=True, stdout=subprocess.PIPE
+    )
+    assert json.loads(done.stdout) == []
+
+
 @pytest.mark.parametrize("path", _sources(*PACKAGES, "configs", "benchmarks"), ids=_name)
 def test_a_file_answers_one_question(path: Path):
     lines = path.read_text(encoding="utf-8").count("\n")

@@ -10,7 +10,8 @@ import jax
 import numpy as np
 import pytest
 
-from distill_core import checkpoint, config, release, train
+from distill_core import checkpoint, config, release, spec, train
+from distill_core.data import tokenizers
 
 ROOT = Path(__file__).parents[2]
 SEED = 1592594996
@@ -37,7 +38,9 @@ def released(tmp_path_factory):
 
 def _run_elsewhere(code: str, cwd: Path):
     """Runs a program that cannot import this project."""
-    blocked = "import sys; sys.modules |= {'distill_core': None, 'nasty': None}\n"
+    blocked = (
+        "import sys; sys.modules |= {'distill_core': None, 'nasty': None, 'swingdistill': None}\n"
+    )
     env = {k: v for k, v in os.environ.items() if k != "PYTHONPATH"}
     done = subprocess.run(
         [sys.executable, "-I", "-c", blocked + code],
@@ -171,4 +174,83 @@ def test_the_binary_says_what_it_did(released, tmp_path, capsys):
     release.main([f"--checkpoint={run}", f"--out={tmp_path / 'out'}"])
     assert capsys.readouterr().out == (
         f"released {card['parameters']:,} parameters to {tmp_path / 'out'}\n"
+    )
+
+
+@pytest.fixture(scope="module")
+def language_model(tmp_path_factory):
+    """(a checkpoint of a language model, its released folder, the card)."""
+    folder = tmp_path_factory.mktemp("language")
+    network = spec.text_spec(
+        model="transformer",
+        model_kwargs={"width": 16, "num_layers": 1, "num_heads": 2},
+        tokenizer=tokenizers.train_words(["the cat sat on the mat ."], vocab_size=30),
+        max_length=8,
+    )
+    rng = np.random.default_rng(0)
+    shapes = spec.variable_shapes(network)["params"]
+    params = jax.tree.map(lambda x: rng.normal(scale=0.3, size=x.shape).astype(x.dtype), shapes)
+    metadata = {
+        "method": "swingdistill.train",
+        "parts": {"model": network},
+        "config": {"dataset": "text:/home/ann/letters", "canary_seed": SEED, "alpha": 0.7},
+        "data_note": "",
+        "ledger": {"mechanisms": [], "ancestors": []},
+    }
+    parts = {"model": {"params": params, "model_state": {}}}
+    state = {"step": np.int32(0)}
+    checkpoint.save(folder / "run", 0, parts=parts, train=state, metadata=metadata)
+    return folder / "run", folder / "out", release.release(folder / "run", folder / "out")
+
+
+def test_a_language_models_folder_holds_its_tokenizer_and_no_settings(language_model):
+    run, out, card = language_model
+    names = {"model.safetensors", "model.stablehlo", "card.json", "tokenizer.json"}
+    assert {path.name for path in out.iterdir()} == names
+    assert set(card["files"]) == names - {"card.json"}
+    assert json.loads((out / "card.json").read_text()) == json.loads(json.dumps(card))
+    loaded = checkpoint.load_model(run)
+    assert card["network"] == {
+        "model": "transformer",
+        "model_kwargs": {"width": 16, "num_layers": 1, "num_heads": 2},
+        "num_classes": loaded.tokenizer.vocab_size,
+        "max_length": 8,
+    }
+    assert "token ids" in card["inputs"] and "[B, L, V]" in card["outputs"]
+    assert card["parameters"] == sum(x.size for x in jax.tree.leaves(loaded.variables))
+    everything = b"".join(path.read_bytes() for path in out.iterdir())
+    for secret in (b"letters", b"canary", str(SEED).encode(), b"alpha", str(ROOT).encode()):
+        assert secret not in everything
+
+
+def test_a_language_models_release_gives_its_logits_without_the_project(language_model, tmp_path):
+    """Text in, logits out, by the libraries `tokenizers`, `safetensors` and `jax.export` alone."""
+    run, out, _ = language_model
+    loaded = checkpoint.load_model(run)
+    text = "the cat sat on a mat"
+    ids = [loaded.tokenizer.bos_id, *loaded.tokenizer.encode(text)]
+    tokens = np.full((3, 8), loaded.tokenizer.pad_id, np.int32)
+    tokens[:, : len(ids)] = ids
+    tokens[1, 2] = loaded.tokenizer.eos_id
+    np.save(tmp_path / "logits.npy", np.asarray(jax.jit(loaded.apply)(loaded.variables, tokens)))
+    np.savez(tmp_path / "weights.npz", wte=loaded.variables["params"]["wte"])
+    _run_elsewhere(
+        f"""
+import jax.export, numpy as np, tokenizers
+from safetensors.numpy import load_file
+tokenizer = tokenizers.Tokenizer.from_file({str(out / "tokenizer.json")!r})
+bos, eos, pad = map(tokenizer.token_to_id, ("<bos>", "<eos>", "<pad>"))
+ids = [bos, *tokenizer.encode({text!r}, add_special_tokens=False).ids]
+tokens = np.full((3, 8), pad, np.int32)
+tokens[:, :len(ids)] = ids
+tokens[1, 2] = eos
+program = jax.export.deserialize(bytearray(open({str(out / "model.stablehlo")!r}, "rb").read()))
+logits = np.load("logits.npy")
+np.testing.assert_allclose(program.call(tokens), logits, rtol=1e-5, atol=1e-5)
+assert np.abs(logits[0, 2] - logits[1, 2]).max() > 0.1
+assert program.call(tokens[:1]).shape == (1, 8, logits.shape[-1])  # any batch size
+weights = load_file({str(out / "model.safetensors")!r})
+np.testing.assert_array_equal(weights["params/wte"], np.load("weights.npz")["wte"])
+""",
+        tmp_path,
     )
