@@ -64,7 +64,9 @@ def score(
             low, high = (bounds or {})[name]
             where = rows["weights"] > 0
             values = measure(name, rows, teacher, reference)
-            found[name] = np.asarray(scorers.ramp(jnp.asarray(values), low, high, where=jnp.asarray(where)))
+            found[name] = np.asarray(
+                scorers.ramp(jnp.asarray(values), low, high, where=jnp.asarray(where))
+            )
     return found
 
 
