@@ -263,7 +263,7 @@ def _interval(noised: Sequence[Noised]) -> float:
     """A first step of the grid: about 10⁶ cells at most, for one loss and for the mean of all."""
     tail = max(each.ratio**2 / 2 + 10 * each.ratio for each in noised)
     mean = sum(each.count * each.sampling_rate * each.ratio**2 / 2 for each in noised)
-    return max(_COARSE, max(tail, mean) / 1e6)
+    return max(1e-3, max(tail, mean) / 1e6)
 
 
 def _check(name: str, value: float):
