@@ -108,8 +108,9 @@ def _num_candidates(hp) -> int:
 
 
 def _shown(hp, rows, levels) -> list[str]:
-    perplexities = ["perplexity", "public_perplexity", "digit_perplexity"]
-    task = perplexities if hp["task"] == "language" else ["accuracy"]
+    private = any("private_perplexity" in row.metrics for row in rows)
+    perplexities = ["public_perplexity" if private else "digit_perplexity"]
+    task = ["perplexity", *perplexities] if hp["task"] == "language" else ["accuracy"]
     metrics = [*task, *(f"exposure_{n}" for n in levels), f"worst_exposure_{max(levels)}"]
     return [name for name in metrics if any(name in row.metrics for row in rows)]
 
@@ -143,7 +144,8 @@ def _figures(workdir, hp, results, first, levels):
     }
     made = [
         (
-            "Exposure by repetitions in the teacher's text, every secret a dot.",
+            "Exposure by repetitions in the teacher's text, every secret a dot. Baselines that ran "
+            "with the first seed only have fewer.",
             figures.exposure_by_repetition(
                 folder / "exposure.png", by_arm, ceiling=math.log2(_num_candidates(hp))
             ),
@@ -180,11 +182,8 @@ def _scorer_table(quality) -> tuple[str, list[str], list[list[str]]]:
         for scorer, by_level in quality.items()
         for level, q in by_level.items()
     ]
-    return (
-        "Telling a level's secrets from all tokens outside canaries, called at s > ½.",
-        head,
-        body,
-    )
+    caption = "Scorers: secrets against all tokens outside canaries, called private at s > ½"
+    return caption, head, body
 
 
 def _notes(hp, minutes: float) -> list[str]:
