@@ -62,7 +62,7 @@ def test_metrics(
 
 def exposures(
     loaded: checkpoint.LoadedModel,
-    hp: Mapping[str, Any],
+    hp: Mapping[str, Any] | None = None,
     *,
     estimator: str | None = None,
     num_samples: int = 10_000,
@@ -72,7 +72,7 @@ def exposures(
 
     Args:
       loaded: any language model; it need not have seen the canaries.
-      hp: values of `private_text.FIELDS`.
+      hp: values of `private_text.FIELDS`; None: those of the model's own run.
       estimator: of `ESTIMATORS`; by default exact up to 10⁷ candidates, else extrapolated. In
         classification candidates are always sampled.
       num_samples: where they are sampled.
@@ -81,6 +81,7 @@ def exposures(
     Raises:
       InputError: no canaries in the config, or a tokenizer that splits them.
     """
+    hp = hp or _settings(loaded, "loaded", "")
     drawn = private_text.draw(hp)
     if not drawn:
         allowed = "the config plants no canaries; name a run that does with --canaries"

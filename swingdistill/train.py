@@ -6,7 +6,6 @@
 Without a teacher it is plain training: so teachers and references are made.
 """
 
-import functools
 import json
 from collections.abc import Mapping
 from typing import Any
@@ -16,13 +15,13 @@ import jax.numpy as jnp
 import numpy as np
 from etils import epath
 
-from distill_core import checkpoint, chunked, cli, config, language, run_state, spec
+from distill_core import checkpoint, cli, config, language, run_state, spec
 from distill_core.config import InputError
 from distill_core.parallel import is_main
 from distill_core.training import stream_key
 from swingdistill import budget, evaluate, private_text, scoring, variants
-from swingdistill.chunked_loss import swing_loss_from_hidden
 from swingdistill.losses import context_ids, token_temperatures
+from swingdistill.objectives import plain_objective, swing_objective
 
 STREAM_NOISE = 2  # beside the streams of distill_core.training
 
@@ -82,12 +81,14 @@ def train_and_evaluate(
     public, _, _ = private_text.to_rows(hp, texts.validation, tokenizer)
     if teacher is None:
         objective, frozen, report = plain_objective(network["num_classes"]), {}, None
+        share = 0.0
     else:
         scores = score_rows(hp, rows, lines, fill, public, teacher, reference)
+        share = float(np.mean(scores[rows["weights"] > 0] > 0.5))
         rows, report = _with_noise(hp, rows, scores)
         objective, frozen = _student(hp, network, teacher, reference)
     if is_main():
-        print(_describe(hp, report), flush=True)
+        print(_describe(hp, report, share), flush=True)
     digest = language.train(
         hp,
         workdir,
@@ -155,74 +156,12 @@ def score_rows(hp, rows, lines, fill, public, teacher, reference) -> np.ndarray:
     return np.max([np.zeros_like(rows["weights"]), *each.values()], axis=0)
 
 
-@functools.cache
-def plain_objective(vocab_size: int):
-    """Cross-entropy alone."""
-    chunk = chunked.chunk_for(vocab_size)
-
-    def objective(hidden, embedding, batch, frozen):
-        values, correct = chunked.cross_entropy_from_hidden(
-            hidden, embedding, batch["labels"], chunk=chunk
-        )
-        weights = batch["weights"]
-        return jnp.sum(values * weights), {"accuracy": jnp.sum(correct * weights)}
-
-    return objective
-
-
-@functools.cache
-def swing_objective(
-    teacher: str,
-    reference: str | None,
-    variant: str,
-    entries: int | None,
-    keep_ce: bool,
-    noisy: bool,
-):
-    """The Swing loss against a teacher (and a reference) of these JSON specs."""
-    teacher_hidden = spec.make_hidden(json.loads(teacher))
-    reference_hidden = spec.make_hidden(json.loads(reference)) if reference else None
-
-    def objective(hidden, embedding, batch, frozen):
-        inputs = (batch["tokens"], batch["segments"])
-        public = (None, None)
-        if reference_hidden is not None:
-            public = reference_hidden(frozen["reference"], *inputs)
-        states, targets = teacher_hidden(frozen["teacher"], *inputs)
-        total, sums = swing_loss_from_hidden(
-            hidden,
-            embedding,
-            states,
-            targets,
-            batch["labels"],
-            batch["scores"],
-            key=frozen["noise_key"],
-            noise_ids=context_ids(*inputs),
-            weights=batch["weights"],
-            alpha=frozen["alpha"],
-            t_min=frozen["t_min"],
-            t_max=frozen["t_max"],
-            gamma=frozen["gamma"],
-            noise_scale=batch["noise_scale"] if noisy else 0,
-            clip=frozen["clip"],
-            keep_ce=keep_ce,
-            variant=variant,
-            reference_hidden=public[0],
-            reference_embedding=public[1],
-            teacher_weight=frozen["teacher_weight"],
-            entries=entries,
-            has_aux=True,
-        )
-        return total, sums
-
-    return objective
-
-
-def _describe(hp, report) -> str:
+def _describe(hp, report, share: float) -> str:
     """What a run learns from, in one line."""
     if hp["teacher"] is None:
         return "no teacher: learns from the text alone"
     found = " and ".join(hp["scorers"]) or "nobody"
+    found += f" ({share:.2%} of the tokens)" if hp["scorers"] else ""
     budget = ", ".join(f"{name} {value}" for name, value in (report or {}).items())
     return (
         f"teacher {hp['teacher']}; private by {found}; {hp['variant']}, temperatures "

@@ -1,0 +1,73 @@
+"""What a language model's training step minimises: cross-entropy alone, or the Swing loss."""
+
+import functools
+import json
+
+import jax.numpy as jnp
+
+from distill_core import chunked, spec
+from swingdistill.chunked_loss import swing_loss_from_hidden
+from swingdistill.losses import context_ids
+
+
+@functools.cache
+def plain_objective(vocab_size: int):
+    """Cross-entropy alone."""
+    chunk = chunked.chunk_for(vocab_size)
+
+    def objective(hidden, embedding, batch, frozen):
+        values, correct = chunked.cross_entropy_from_hidden(
+            hidden, embedding, batch["labels"], chunk=chunk
+        )
+        weights = batch["weights"]
+        return jnp.sum(values * weights), {"accuracy": jnp.sum(correct * weights)}
+
+    return objective
+
+
+@functools.cache
+def swing_objective(
+    teacher: str,
+    reference: str | None,
+    variant: str,
+    entries: int | None,
+    keep_ce: bool,
+    noisy: bool,
+):
+    """The Swing loss against a teacher (and a reference) of these JSON specs."""
+    teacher_hidden = spec.make_hidden(json.loads(teacher))
+    reference_hidden = spec.make_hidden(json.loads(reference)) if reference else None
+
+    def objective(hidden, embedding, batch, frozen):
+        inputs = (batch["tokens"], batch["segments"])
+        public = (None, None)
+        if reference_hidden is not None:
+            public = reference_hidden(frozen["reference"], *inputs)
+        states, targets = teacher_hidden(frozen["teacher"], *inputs)
+        total, sums = swing_loss_from_hidden(
+            hidden,
+            embedding,
+            states,
+            targets,
+            batch["labels"],
+            batch["scores"],
+            key=frozen["noise_key"],
+            noise_ids=context_ids(*inputs),
+            weights=batch["weights"],
+            alpha=frozen["alpha"],
+            t_min=frozen["t_min"],
+            t_max=frozen["t_max"],
+            gamma=frozen["gamma"],
+            noise_scale=batch["noise_scale"] if noisy else 0,
+            clip=frozen["clip"],
+            keep_ce=keep_ce,
+            variant=variant,
+            reference_hidden=public[0],
+            reference_embedding=public[1],
+            teacher_weight=frozen["teacher_weight"],
+            entries=entries,
+            has_aux=True,
+        )
+        return total, sums
+
+    return objective
