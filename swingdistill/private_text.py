@@ -57,6 +57,10 @@ def load(hp: Mapping[str, Any]) -> Texts:
     `half` and `num_train` choose among the corpus's training lines (the first or the second half,
     then so many from its start): a reference is trained on the half that its teacher never saw.
 
+    In `classification` the private text holds the decoys, too: other numbers, each once, with
+    random labels. Without them a model would be as sure of the label of any number as of a
+    secret's, and the loss would tell nothing.
+
     Raises:
       InputError: on the text or on the canaries.
     """
@@ -67,18 +71,22 @@ def load(hp: Mapping[str, Any]) -> Texts:
     lines = corpus.train[chosen[hp["half"]]][: hp["num_train"]]
     if not lines:
         raise InputError("half", hp["half"], f"has no line of {hp['dataset']}; take all")
-    mixed: Sequence[Any] = canaries_lib.transfer_set(
-        hp["transfer_set"] if drawn else "public",
-        lines,  # type: ignore[arg-type] - it only mixes them
-        drawn,
-        seed=hp["canary_seed"],
-        num_decoys=hp["num_decoys"],
-    )
+    mixed: Sequence[Any] = lines
+    for name in _mixed_in(hp) if drawn else ():
+        mixed = canaries_lib.transfer_set(
+            name, mixed, drawn, seed=hp["canary_seed"], num_decoys=hp["num_decoys"]
+        )
     train = tuple(
         canary_example(line, hp, corpus.classes) if isinstance(line, str) else line
         for line in mixed
     )
     return Texts(train, corpus.validation, corpus.test, drawn, corpus.classes)
+
+
+def _mixed_in(hp: Mapping[str, Any]) -> tuple[str, ...]:
+    if hp["task"] == "classification" and hp["transfer_set"] == "private":
+        return ("decoy", "private")
+    return (hp["transfer_set"],)
 
 
 def draw(hp: Mapping[str, Any]) -> tuple[canaries_lib.Canary, ...]:
