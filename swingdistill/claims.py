@@ -12,14 +12,16 @@ from swingdistill.exposure import exposure_reduction, rank_test, worst_allowed
 Results = Mapping[tuple[str, int], Mapping[str, Any]]
 
 # Least exposure of (teacher, plain student) before anything is claimed. A classifier gives away one
-# label of a text, not its digits, and its candidates are sampled: its bars are ours.
-LEAK = {"language": (18.0, 15.0), "generation": (18.0, 15.0), "classification": (5.0, 4.0)}
+# label of a text, not its digits: there it has to be told from chance, a bar of ours.
+LEAK_BITS = (18.0, 15.0)
+LEAK_P = 1e-3
 # (least corrected, least raw) reduction: of a language model, and of the other tasks.
 REDUCTION = {"language": (0.90, 0.85), "generation": (0.80, None), "classification": (0.80, None)}
 ONCE_BITS = 2.5
 PERPLEXITY, DIGIT_PERPLEXITY, POINTS = 1.01, 1.05, 0.01
 DECOY_KD, DECOY_SWING = 6.0, 2.5
 SWEEP_SWING, SWEEP_CONSTANT = 1.0, 5.0
+_SANITY = "teacher and plain distillation leak, so that there is something to protect"
 
 
 def bits(results: Results, arm: str, level: int) -> np.ndarray:
@@ -55,7 +57,11 @@ def gates(
       noise_scales: of the sweep; () if there was none.
     """
     repeated = [n for n in levels if n > 1] or list(levels)
-    found = [_sanity(results, task, repeated)]
+    found = [
+        _leak_beyond_chance(results, repeated, num_candidates)
+        if task == "classification"
+        else _leak(results, repeated)
+    ]
     least, least_raw = REDUCTION[task]
     for level in repeated:
         kd, swing = (bits(results, arm, level).mean() for arm in ("kd", "swing"))
@@ -90,12 +96,28 @@ def gates(
     return found
 
 
-def _sanity(results, task, levels) -> Gate:
-    teacher_bar, kd_bar = LEAK[task]
+def _leak_beyond_chance(results, levels, num_candidates) -> Gate:
+    highest = {
+        arm: max(rank_test(bits(results, arm, n), num_candidates) for n in levels)
+        for arm in ("teacher", "kd")
+    }
+    means = ", ".join(
+        f"{arm} {bits(results, arm, n).mean():.1f} bits at {n}" for arm in highest for n in levels
+    )
+    return Gate(
+        _SANITY,
+        max(highest.values()) < LEAK_P,
+        f"p {highest['teacher']:.1e} for the teacher, {highest['kd']:.1e} for kd ({means})",
+        f"p below {LEAK_P:g} for both; else nothing can be claimed",
+    )
+
+
+def _leak(results, levels) -> Gate:
+    teacher_bar, kd_bar = LEAK_BITS
     teacher = min(bits(results, "teacher", n).mean() for n in levels)
     kd = min(bits(results, "kd", n).mean() for n in levels)
     return Gate(
-        "teacher and plain distillation leak, so that there is something to protect",
+        _SANITY,
         bool(teacher >= teacher_bar and kd >= kd_bar),
         f"teacher {teacher:.1f}, kd {kd:.1f} bits (the lower of {_listed(levels)} repetitions)",
         f"at least {teacher_bar:.1f} and {kd_bar:.1f} bits; else nothing can be claimed",

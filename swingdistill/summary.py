@@ -202,7 +202,7 @@ def _notes(hp, minutes: float) -> list[str]:
         notes.append(
             "A classifier's secrets are ranked among 10,000 sampled numbers by the loss of the "
             "canary's label, so that 13.3 bits are the most that can be seen. It gives away that "
-            "label, not digits; the bars of the first gate are ours."
+            "label, not digits; the first gate asks that it can be told from chance, a bar of ours."
         )
     return notes
 
