@@ -1,4 +1,4 @@
-"""The paper's comparison on CIFAR-10 on a CPU: small CNNs, seven epochs, one seed.
+"""The paper's comparison on CIFAR-10 on a CPU: small CNNs, five epochs, one seed.
 
 python -m nasty.experiment --config configs/nasty/cifar10_quick.py --workdir runs/cifar10_quick \
     --config.data_dir=DIRECTORY
@@ -27,7 +27,7 @@ def get_config(arg=""):
     config.learning_rate = 2e-3
     config.schedule = "onecycle"
     config.batch_size = 128
-    config.num_steps = 2500
+    config.num_steps = 1500
 
     config.omega = 0.02
     config.temperature = 20.0
@@ -39,7 +39,7 @@ def get_config(arg=""):
     config.student_learning_rate = 3e-3
     config.student_schedule = "onecycle"
     config.student_batch_size = 128
-    config.student_num_steps = 1500
+    config.student_num_steps = 1000
 
     config.log_every = 500
     if arg == "smoke":

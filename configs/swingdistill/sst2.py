@@ -21,7 +21,7 @@ def get_config(arg=""):
     config.canaries_per_level = 24
     config.canary_levels = (1, 10, 100)
     config.num_decoys = 2000
-    config.seeds = (1, 2, 3)
+    config.seeds = (1,)
     config.ablations = False
     config.decoys = False
 
