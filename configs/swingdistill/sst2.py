@@ -4,6 +4,8 @@ python -m swingdistill.experiment --config configs/swingdistill/sst2.py --workdi
     --config.dataset=tsv:DIRECTORY
 
 DIRECTORY holds train.tsv, dev.tsv and test.tsv, a label, a tab and a text a line.
+20 minutes on one CPU core. Expect 71.6% for plain distillation and 74.8% for Swing, with 7.5 and
+1.8 bits of exposure at 100 repetitions.
 """
 
 from ml_collections import config_dict

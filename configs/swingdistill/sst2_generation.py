@@ -4,6 +4,8 @@ python -m swingdistill.experiment --config configs/swingdistill/sst2_generation.
     --workdir runs/sst2_generation --config.dataset=tsv:DIRECTORY
 
 DIRECTORY holds train.tsv, dev.tsv and test.tsv, a label, a tab and a text a line.
+24 minutes on one CPU core. Expect 19.9 and 1.7 bits of exposure at 100 repetitions for plain
+distillation and Swing, and 23.6% and 23.7% of next tokens right.
 """
 
 from ml_collections import config_dict

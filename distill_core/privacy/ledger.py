@@ -1,0 +1,299 @@
+"""What left the private data, under how much noise: the record that travels in a checkpoint.
+
+In a checkpoint's metadata it is `{"mechanisms": [entry, …], "ancestors": [{"digest", "ledger"}]}`,
+with further keys only where they say something. An ε is computed from it, never stored in it.
+
+Formal guarantee of a claim made from a ledger: every entry's noise was drawn independently, Δ
+bounds what its unit can move between its neighbours, strengths were fixed beforehand, and the run
+touched private data in no other way. The ledger holds the claim together; it cannot check the code
+that wrote it. Our reconstruction.
+"""
+
+import dataclasses
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from distill_core import config
+from distill_core.config import InputError
+from distill_core.privacy import accountants
+
+GAUSSIAN, POISSON_GAUSSIAN = "gaussian", "poisson_gaussian"
+ADD_REMOVE = "add/remove"
+REPLACE_ONE = "replace one"
+REPLACE_AT_INDEX = "replace one, at a fixed index"
+DIRECT, BEHIND_MECHANISM = "direct", "mechanism"  # how an ancestor was used
+
+_POSITIVE = config.number(0.0, above=True)
+_ENTRY = {
+    "mechanism": config.choice(GAUSSIAN, POISSON_GAUSSIAN),
+    "std": _POSITIVE,
+    "sensitivity": _POSITIVE,
+    "count": config.integer(1),
+    "unit": config.text(),
+    "adjacency": config.text(),
+    "sampling_rate": config.number(0.0, 1.0, above=True, default=None),
+    "note": config.text(default=""),
+    "batch_size": config.integer(1, default=None),
+    "record_sensitivity": config.number(0.0, above=True, default=None),
+}
+_ANCESTOR = {
+    "digest": config.text(),
+    "ledger": config.mapping(),
+    "role": config.choice(DIRECT, BEHIND_MECHANISM, default=DIRECT),
+}
+_LEDGER = {
+    "mechanisms": config.sequence(config.mapping(), default=()),
+    "ancestors": config.sequence(config.mapping(), default=()),
+    "public": config.boolean(default=False),
+    "unprotected": config.sequence(config.text(), default=()),
+    "restarts": config.integer(0, default=0),
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class Entry:
+    """One mechanism, `count` times.
+
+    Attributes:
+      mechanism: "gaussian", or "poisson_gaussian" over Poisson samples of the records.
+      std: standard deviation of the noise in each entry of the vector, above 0.
+      sensitivity: Δ, how far (L2) the vector moves between neighbours, above 0.
+      count: how many vectors left, at least 1.
+      unit: what Δ and so ε is about, such as "record" or "query".
+      adjacency: what neighbours are; "add/remove" for "poisson_gaussian".
+      sampling_rate: in (0, 1], for "poisson_gaussian" alone.
+      note: free text.
+      batch_size: examples or queries a step, where a report prints it.
+      record_sensitivity: where the unit is no record, how far one record may move the same vector.
+    """
+
+    mechanism: str
+    std: float
+    sensitivity: float
+    count: int
+    unit: str
+    adjacency: str
+    sampling_rate: float | None = None
+    note: str = ""
+    batch_size: int | None = None
+    record_sensitivity: float | None = None
+
+    def __post_init__(self):
+        config.validate(_said(dataclasses.asdict(self)), _ENTRY)
+        sampled = self.mechanism == POISSON_GAUSSIAN
+        if sampled != (self.sampling_rate is not None):
+            allowed = "belongs to 'poisson_gaussian', and that has one"
+            raise InputError("sampling_rate", self.sampling_rate, allowed)
+        if sampled and self.adjacency != ADD_REMOVE:
+            raise InputError("adjacency", self.adjacency, f"Poisson sampling has {ADD_REMOVE!r}")
+
+    def times(self, count: int) -> "Entry":
+        """The same mechanism, `count` times as often; raises InputError below 1."""
+        return dataclasses.replace(self, count=self.count * count)
+
+    def noised(self, *, for_record: bool = False) -> accountants.Noised:
+        """As the accountants take it; by `record_sensitivity` if `for_record`."""
+        bound = self.record_sensitivity if for_record else self.sensitivity
+        if bound is None:
+            raise InputError("record_sensitivity", None, f"the {self.unit} entry does not have it")
+        return accountants.Noised(bound / self.std, self.count, self.sampling_rate or 1.0)
+
+
+@dataclasses.dataclass(frozen=True)
+class Ancestor:
+    """A checkpoint that a run was made from.
+
+    Attributes:
+      digest: of its weights.
+      ledger: its own.
+      role: "direct", which is assumed: the run started from it or was distilled from it, and
+        inherits what it cost; or "mechanism": it was seen only through the noise of the
+        mechanisms that the run's own ledger charges.
+    """
+
+    digest: str
+    ledger: "Ledger"
+    role: str = DIRECT
+
+    def __post_init__(self):
+        config.validate({"digest": self.digest, "role": self.role, "ledger": {}}, _ANCESTOR)
+
+    def to_json(self) -> dict[str, Any]:
+        """As `Ledger.to_json` has it."""
+        role = {} if self.role == DIRECT else {"role": self.role}
+        return {"digest": self.digest, "ledger": self.ledger.to_json(), **role}
+
+
+@dataclasses.dataclass(frozen=True)
+class Ledger:
+    """Mechanisms of one run and the ledgers of what it is made from. Immutable.
+
+    Attributes:
+      mechanisms: each kind once, with its count.
+      ancestors: checkpoints that the run is made from.
+      public: the run itself saw nothing private (post-processing of its ancestors, public data).
+        A run without mechanisms that does not say so counts as one that did.
+      unprotected: ways in which private data went around the mechanisms; any refuses every claim.
+      restarts: how often steps were done again with other noise; the noise key folds it in.
+    """
+
+    mechanisms: tuple[Entry, ...] = ()
+    ancestors: tuple[Ancestor, ...] = ()
+    public: bool = False
+    unprotected: tuple[str, ...] = ()
+    restarts: int = 0
+
+    def charge(self, entry: Entry) -> "Ledger":
+        """With one more entry; equal ones (but for the count) are one entry with both counts."""
+        kinds = {dataclasses.replace(each, count=1): each.count for each in self.mechanisms}
+        kind = dataclasses.replace(entry, count=1)
+        kinds[kind] = kinds.get(kind, 0) + entry.count
+        merged = tuple(dataclasses.replace(kind, count=n) for kind, n in kinds.items())
+        return dataclasses.replace(self, mechanisms=merged)
+
+    def descend(self, digest: str, ledger: "Ledger", *, role: str = DIRECT) -> "Ledger":
+        """With one more ancestor; see `Ancestor`."""
+        new = Ancestor(digest, ledger, role)
+        return dataclasses.replace(self, ancestors=(*self.ancestors, new))
+
+    def expose(self, reason: str) -> "Ledger":
+        """After private data was used without noise, e.g. private labels after the DP step."""
+        return dataclasses.replace(self, unprotected=(*self.unprotected, reason))
+
+    def restart(self, step: Entry, replayed: int) -> "Ledger":
+        """After a resume that does not repeat the earlier bits, as on another topology.
+
+        The same noise on other values would give the difference away, so the noise key folds in
+        `restarts` and what is done again is charged again. Not needed if the resume is bitwise.
+        Write the result down before the first step: another crash must find it.
+
+        Args:
+          step: what one step charges.
+          replayed: steps beyond the checkpoint that were or may have been done, at least 0; an
+            upper bound such as `save_every` where the run cannot know.
+        """
+        charged = self if replayed == 0 else self.charge(step.times(replayed))
+        return dataclasses.replace(charged, restarts=self.restarts + 1)
+
+    def to_json(self) -> dict[str, Any]:
+        """For the metadata of a checkpoint; `read` is the inverse."""
+        told = {name: getattr(self, name) for name in ("public", "restarts")}
+        told["unprotected"] = list(self.unprotected)
+        return {
+            "mechanisms": [_said(dataclasses.asdict(entry)) for entry in self.mechanisms],
+            "ancestors": [ancestor.to_json() for ancestor in self.ancestors],
+            **{name: value for name, value in told.items() if value},
+        }
+
+
+def read(ledger: Ledger | Mapping[str, Any]) -> Ledger:
+    """A ledger as metadata holds it; raises InputError on any key or value that is not understood.
+
+    A claim rests on it: nothing of it may be skipped.
+    """
+    if isinstance(ledger, Ledger):
+        return ledger
+    given = config.validate(ledger, _LEDGER)
+    found = Ledger(public=given["public"], unprotected=given["unprotected"])
+    for each in given["mechanisms"]:
+        found = found.charge(Entry(**config.validate(each, _ENTRY)))
+    for each in given["ancestors"]:
+        each = config.validate(each, _ANCESTOR)
+        found = found.descend(each["digest"], read(each["ledger"]), role=each["role"])
+    return dataclasses.replace(found, restarts=given["restarts"])
+
+
+def charged(ledger: Ledger | Mapping[str, Any]) -> tuple[Entry, ...]:
+    """Every mechanism that a claim must pay for: the run's own and those of what it inherits.
+
+    An ancestor met twice with one ledger counts once. What stood behind a mechanism does not count:
+    that mechanism does.
+
+    Raises:
+      InputError: there is no claim to make, and why: nothing was charged, private data went around
+        the mechanisms, an ancestor (named by its digest) saw private data without a ledger, or
+        entries are about different units or neighbours.
+    """
+    found = list(_collect(read(ledger), "", set()))
+    if not found:
+        raise InputError("ledger", "no mechanism", "nothing was noised: there is no ε to claim")
+    for name in ("unit", "adjacency"):
+        values = sorted({getattr(entry, name) for entry in found})
+        if len(values) > 1:
+            raise InputError("ledger", values, f"no ε covers more than one {name}")
+    return tuple(found)
+
+
+def epsilon(ledger: Ledger | Mapping[str, Any], delta: float, *, for_record: bool = False) -> float:
+    """ε at δ of all that was charged, for the ledger's unit, or for a record if `for_record`.
+
+    Exact for Gaussian entries, an upper bound with Poisson sampling (`accountants`). Raises
+    InputError as `charged` does, on δ outside (0, 1), and where a record's Δ is asked and missing.
+    """
+    found = [entry.noised(for_record=for_record) for entry in charged(ledger)]
+    return accountants.composed_epsilon(found, delta)
+
+
+def affordable(ledger: Ledger, entry: Entry, epsilon: float, delta: float) -> bool:
+    """Whether `entry` still fits into (ε, δ): asked before the step, training stops on False.
+
+    Noise calibrated for n steps affords n: 10⁻⁶ of ε is allowed for rounding. Raises InputError as
+    `charged` does. Asked at every step it is slow with Poisson sampling: see `affordable_steps`.
+    """
+    return affordable_steps(ledger, entry, epsilon, delta, most=1) == 1
+
+
+def affordable_steps(
+    ledger: Ledger, entry: Entry, epsilon: float, delta: float, *, most: int
+) -> int:
+    """How often, up to `most`, `entry` still fits into (ε, δ) after all that was charged.
+
+    Args:
+      ledger: what was charged so far, perhaps nothing.
+      entry: what one step charges.
+      epsilon: ε above 0.
+      delta: δ in (0, 1).
+      most: at least 1, such as the steps that are left.
+
+    Raises:
+      InputError: an argument outside its range, or as from `charged`.
+    """
+    fields = {"epsilon": _POSITIVE, "most": config.integer(1)}
+    config.validate({"epsilon": epsilon, "most": most}, fields)
+
+    def fits(count: int) -> bool:
+        found = charged(ledger.charge(entry.times(count)))
+        spent = accountants.composed_epsilon([each.noised() for each in found], delta)
+        return spent <= epsilon * (1 + 1e-6)
+
+    if fits(most):
+        return most
+    low, high = 0, most  # `low` fits, or is 0; `high` does not
+    while high - low > 1:
+        middle = (low + high) // 2
+        low, high = (middle, high) if fits(middle) else (low, middle)
+    return low
+
+
+def _collect(ledger: Ledger, digest: str, seen: set[tuple[str, Ledger]]) -> Iterator[Entry]:
+    """Entries of a ledger and what it inherits; `digest` is empty for the run itself."""
+    field, given = ("ancestor", digest) if digest else ("ledger", "of this run")
+    if (digest, ledger) in seen:
+        return
+    seen.add((digest, ledger))
+    if ledger.unprotected:
+        raise InputError(field, given, f"no ε holds: {'; '.join(ledger.unprotected)}")
+    if not ledger.mechanisms:
+        if not ledger.public:
+            allowed = "saw private data and has no mechanism, or does not say that it is public"
+            raise InputError(field, given, f"no ε to claim: it {allowed}")
+        for hidden in (a.digest for a in ledger.ancestors if a.role == BEHIND_MECHANISM):
+            raise InputError("ancestor", hidden, "no ε: no mechanism stood before it")
+    yield from ledger.mechanisms
+    for ancestor in ledger.ancestors:
+        if ancestor.role != BEHIND_MECHANISM:
+            yield from _collect(ancestor.ledger, ancestor.digest, seen)
+
+
+def _said(values: dict[str, Any]) -> dict[str, Any]:
+    return {name: value for name, value in values.items() if value is not None and value != ""}

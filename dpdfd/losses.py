@@ -1,0 +1,261 @@
+"""Terms of the generator's loss, each judged on what the frozen guide makes of its images.
+
+Pure and jit-safe, computed in float32. A term is one value per example unless it says that it
+belongs to the batch. Entries where `where` is False give exactly 0, with gradient 0, even if they
+hold NaN. Which terms there are, and their weights, is our reconstruction but for the first three.
+"""
+
+from collections.abc import Mapping
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from distill_core.losses import coefficient, cross_entropy, leading_shape
+
+Array = jax.Array
+
+# The least normal float32. Below it a processor may take a number for 0 in one place, and not in
+# another, so that such numbers are 0 wherever a logarithm or a root has to keep its gradient.
+_TINY = float(np.finfo(np.float32).tiny)
+
+
+def one_hot_loss(
+    logits: Array, labels: Array | None = None, *, where: Array | None = None
+) -> Array:
+    """Cross-entropy of the guide's logits to its own first choice, or to the class asked for.
+
+    Source: Chen et al., "Data-Free Learning of Student Networks" (ICCV 2019). With
+    `labels`, the classes that a conditional generator was given, it is our reconstruction. Keep
+    its weight small: a generator trained hard on it makes images that only the guide can read.
+
+    Args:
+      logits: `[..., K]`, any float dtype.
+      labels: integers `[...]` in [0, K), or None for the argmax (the first of equals).
+      where: bool `[...]`; False entries give 0.
+
+    Returns:
+      float32 `[...]`, in nats.
+
+    Raises:
+      ValueError: shapes that do not belong together, or labels that are not integers.
+
+    >>> print(one_hot_loss(jnp.array([[0., jnp.log(3.)]])).round(3))
+    [0.288]
+    """
+    if labels is None:
+        leading_shape(where, logits=logits)
+        labels = jnp.argmax(logits, axis=-1)
+    return cross_entropy(logits, labels, where=where)
+
+
+def balance_loss(logits: Array, where: Array | None = None, axis_name: str | None = None) -> Array:
+    """Σ_k p̄_k log p̄_k: the negative entropy of the mean prediction over the *whole batch*.
+
+    Least, −log K, where the guide sees all classes equally often. The mean goes over the unmasked
+    examples of all devices, so that the value is equal on all of them. Its gradient is right where
+    each device weighs it by its share of the examples (added to each example's value, then summed
+    over all devices) or where the devices' gradients are averaged.
+
+    Source: Chen et al., 2019, in nats; their code takes log₁₀.
+
+    Args:
+      logits: `[..., K]`, any float dtype.
+      where: bool `[...]`, the examples that count.
+      axis_name: mapped axis of the devices, or None.
+
+    Returns:
+      float32 `[]` in [−log K, 0], one value of the batch; 0 if no example counts.
+
+    Raises:
+      ValueError: no class axis, or a mask of another shape.
+
+    >>> print(balance_loss(jnp.array([[9., -9.], [-9., 9.]])).round(3))
+    -0.693
+    """
+    leading = leading_shape(where, logits=logits)
+    where = jnp.ones(leading, bool) if where is None else where
+    probs = jax.nn.softmax(_masked(logits, where), axis=-1)
+    axes = tuple(range(len(leading)))
+    total = jnp.sum(jnp.where(where[..., None], probs, 0.0), axes)  # [K]
+    count = jnp.sum(where, dtype=jnp.float32)
+    if axis_name is not None:
+        total, count = jax.lax.psum((total, count), axis_name)
+    mean = total / jnp.where(count > 0, count, 1.0)
+    # p log p and its share of the gradient vanish with p.
+    live = mean > _TINY
+    return jnp.sum(jnp.where(live, mean * jnp.log(jnp.where(live, mean, 1.0)), 0.0))
+
+
+def activation_loss(features: Array, *, where: Array | None = None) -> Array:
+    """−mean |f|: images of the real kind excite the guide's features more than others do.
+
+    Source: Chen et al., 2019; the mean over the features is that of their code.
+
+    Args:
+      features: `[..., D]`, such as `distill_core.models.features` gives, any float dtype.
+      where: bool `[...]`; False entries give 0.
+
+    Returns:
+      float32 `[...]`.
+
+    Raises:
+      ValueError: no feature axis, or a mask of another shape.
+
+    >>> print(activation_loss(jnp.array([[3., -1.]])))
+    [-2.]
+    """
+    leading_shape(where, features=features)
+    return _zero_masked(-jnp.mean(jnp.abs(_masked(features, where)), axis=-1), where)
+
+
+def diversity_loss(images: Array, z: Array, *, where: Array | None = None) -> Array:
+    """−‖x − x′‖ / ‖z − z′‖ with the image half a batch away: different z, different images.
+
+    Norms are root mean squares, so that a weight serves every size of image and of z. The two of a
+    pair have the same value (with an odd B each image meets two others). A pair counts only if
+    both are unmasked; one that agrees in z or in its images has 0 and gradient 0. No gradient
+    flows into z. For a conditional generator give both halves of the batch the same labels, or
+    the classes' differences are taken for variety.
+
+    Source: the mode-seeking ratio of Mao et al., "Mode Seeking GANs" (CVPR 2019); the pairing, the
+    norm and the sign in place of their reciprocal are our reconstruction.
+
+    Args:
+      images: `[B, ...]`, any float dtype.
+      z: latent vectors, `[B, ...]`.
+      where: bool `[B]`.
+
+    Returns:
+      float32 `[B]`, at most 0.
+
+    Raises:
+      ValueError: shapes that do not belong together.
+
+    >>> images, z = jnp.array([[0., 0.], [1., 1.]]), jnp.array([[0.], [2.]])
+    >>> print(diversity_loss(images, z))
+    [-0.5 -0.5]
+    """
+    if images.ndim < 2 or z.ndim < 2 or len(images) != len(z):
+        raise ValueError(f"images {images.shape} and z {z.shape}: must be [B, ...] with one B")
+    _check_mask(where, len(images))
+    if not len(images):
+        return jnp.zeros(0)
+    between_images = _distance_to_partner(images, where)
+    between_z = jax.lax.stop_gradient(_distance_to_partner(z, where))
+    ratio = jnp.where(between_z > 0, between_images / jnp.where(between_z > 0, between_z, 1.0), 0.0)
+    both = None if where is None else where & _partners(where)
+    return _zero_masked(-ratio, both)
+
+
+def smoothness_loss(images: Array, *, where: Array | None = None) -> Array:
+    """Total variation: Σ |down − here| + |right − here|, by the number of pixels and channels.
+
+    Source: the (anisotropic) total variation of Rudin et al., 1992; as a term of the generator's
+    loss it is our reconstruction.
+
+    Args:
+      images: `[B, H, W, C]`, any float dtype.
+      where: bool `[B]`; False entries give 0.
+
+    Returns:
+      float32 `[B]`, at least 0.
+
+    Raises:
+      ValueError: other shapes.
+
+    >>> print(smoothness_loss(jnp.array([[0., 1.], [1., 1.]]).reshape(1, 2, 2, 1)))
+    [0.5]
+    """
+    if images.ndim != 4:
+        raise ValueError(f"images: got shape {images.shape}; must be [B, H, W, C]")
+    _check_mask(where, len(images))
+    images = _masked(images, where)
+    down = jnp.abs(images[:, 1:] - images[:, :-1]).sum((1, 2, 3))
+    right = jnp.abs(images[:, :, 1:] - images[:, :, :-1]).sum((1, 2, 3))
+    return _zero_masked((down + right) / np.prod(images.shape[1:]), where)
+
+
+def generator_loss(
+    terms: Mapping[str, Array],
+    weights: Mapping[str, float | Array],
+    *,
+    where: Array | None = None,
+) -> tuple[Array, dict[str, Array]]:
+    """Weighted sum of named terms, with what each contributes.
+
+    Args:
+      terms: values per example, all of one shape `[...]`, and scalars, which belong to the batch
+        and are added to every example's value, so that the mean over examples is the loss.
+      weights: one per term, a scalar of at least 0. A term of Python weight 0 is left out, even if
+        it is NaN, and need not be in `terms`.
+      where: bool `[...]`; False entries of the sum and of the parts give 0.
+
+    Returns:
+      (loss, parts): float32 `[...]`, and weight · term by name, each float32 `[...]`, in the
+      order of the terms; the parts add up to the loss.
+
+    Raises:
+      ValueError: a term without a weight, a weight without a term, a weight below 0, or shapes
+        that do not belong together.
+
+    >>> loss, parts = generator_loss(
+    ...     {"one_hot": jnp.array([1., 2.]), "balance": jnp.array(-0.5)},
+    ...     {"one_hot": 1.0, "balance": 4.0},
+    ... )
+    >>> print(loss, parts["balance"])
+    [-1. 0.] [-2. -2.]
+    """
+    if missing := sorted(terms.keys() - weights.keys()):
+        raise ValueError(f"weights: got none for {', '.join(missing)}; every term needs one")
+    needed = {
+        name for name, weight in weights.items() if not isinstance(weight, int | float) or weight
+    }
+    if missing := sorted(needed - terms.keys()):
+        raise ValueError(f"terms: got none for {', '.join(missing)}; only weight 0 needs no term")
+    shapes = {jnp.shape(term) for term in terms.values()} - {()}
+    if where is not None:
+        shapes |= {jnp.shape(where)}
+    if len(shapes) > 1:
+        found = ", ".join(f"{name} {jnp.shape(term)}" for name, term in terms.items())
+        raise ValueError(f"terms: got {found}; must be scalars or of one shape, also the mask's")
+    shape = shapes.pop() if shapes else ()
+
+    parts = {}
+    for name, term in terms.items():
+        weight = coefficient(f"weights.{name}", weights[name], (), None, low=0.0)
+        term = jnp.broadcast_to(jnp.asarray(term, jnp.float32), shape)
+        part = weight * _zero_masked(term, where) if name in needed else jnp.zeros(shape)
+        parts[name] = part
+    return sum(parts.values(), jnp.zeros(shape)), parts
+
+
+def _partners(x: Array) -> Array:
+    """For each of the B entries the one half a batch further on."""
+    return jnp.roll(x, -(len(x) // 2), axis=0)
+
+
+def _distance_to_partner(x: Array, where: Array | None) -> Array:
+    """Root mean square difference of [B, ...] to the partners, [B]; gradient 0 where it is 0."""
+    x = _masked(x, where).reshape(len(x), -1)
+    squared = jnp.mean(jnp.square(x - _partners(x)), axis=-1)
+    apart = squared > _TINY
+    return jnp.where(apart, jnp.sqrt(jnp.where(apart, squared, 1.0)), 0.0)
+
+
+def _masked(values: Array, where: Array | None) -> Array:
+    """float32 with masked entries replaced by zeros, before anything can turn them into NaN."""
+    values = jnp.asarray(values, jnp.float32)
+    if where is None:
+        return values
+    trailing = tuple(range(where.ndim, values.ndim))
+    return jnp.where(jnp.expand_dims(where, trailing), values, 0.0)
+
+
+def _zero_masked(values: Array, where: Array | None) -> Array:
+    return values if where is None else jnp.where(where, values, 0.0)
+
+
+def _check_mask(where: Array | None, batch: int) -> None:
+    if where is not None and jnp.shape(where) != (batch,):
+        raise ValueError(f"where: got shape {jnp.shape(where)}; must be ({batch},)")

@@ -1,0 +1,166 @@
+"""Composition and calibration, against other accountants and formulas of their own.
+
+Gaussian mechanisms of one strength: tests/swingdistill/test_budget.py.
+"""
+
+import math
+
+import dp_accounting
+import pytest
+import scipy.stats
+from dp_accounting import rdp
+from dp_accounting.pld import PLDAccountant
+
+from distill_core.config import InputError
+from distill_core.privacy import accountants
+from distill_core.privacy.accountants import Noised
+
+MIXED = [Noised(0.1, 30), Noised(0.02, 500), Noised(0.5)]  # Σ count·ratio² = 0.75
+
+
+def delta_of(epsilon, mu):
+    """δ(ε) of μ-Gaussian privacy (Balle and Wang, 2018, theorem 8)."""
+    cdf = scipy.stats.norm.cdf
+    return cdf(mu / 2 - epsilon / mu) - math.exp(epsilon) * cdf(-mu / 2 - epsilon / mu)
+
+
+def from_other(accountant, noised, delta):
+    for ratio, count, rate in noised:
+        event = dp_accounting.GaussianDpEvent(1 / ratio)
+        event = event if rate == 1 else dp_accounting.PoissonSampledDpEvent(rate, event)
+        accountant.compose(event, count)
+    return accountant.get_epsilon(delta)
+
+
+def test_squared_ratios_add():
+    assert math.isclose(accountants.composed_mu(MIXED), math.sqrt(0.75))
+    assert accountants.composed_mu([]) == 0
+    assert math.isclose(accountants.composed_mu([Noised(0.3), Noised(0.4)]), 0.5)
+
+
+@pytest.mark.parametrize("delta", [1e-4, 1e-8])
+@pytest.mark.parametrize("noised", [MIXED, [Noised(0.05, 100)], [Noised(1.5, 2)]])
+def test_the_exact_formula_is_that_of_privacy_loss_distributions(noised, delta):
+    exact = accountants.composed_epsilon(noised, delta)
+    assert math.isclose(delta_of(exact, accountants.composed_mu(noised)), delta, rel_tol=1e-6)
+    discretised = from_other(PLDAccountant(), noised, delta)
+    assert exact <= discretised * (1 + 1e-6), "that one is an upper bound"
+    assert math.isclose(exact, discretised, rel_tol=1e-3)
+
+
+@pytest.mark.parametrize(
+    ("ratio", "rate", "count"), [(0.8, 0.01, 1000), (0.5, 0.004, 300), (1.0, 0.1, 20)]
+)
+def test_sampled_noise_lies_below_renyi_and_above_the_finer_grid(ratio, rate, count):
+    found = accountants.poisson_gaussian_epsilon(ratio, rate, count, 1e-5)
+    assert found < from_other(rdp.RdpAccountant(), [Noised(ratio, count, rate)], 1e-5)
+    finer = from_other(
+        PLDAccountant(value_discretization_interval=1e-4), [Noised(ratio, count, rate)], 1e-5
+    )
+    assert finer * (1 - 3e-4) <= found <= finer * (1 + 2e-3)
+
+
+def test_sampling_costs_less_and_at_rate_one_nothing_less():
+    assert accountants.poisson_gaussian_epsilon(0.5, 1.0, 9, 1e-5) == pytest.approx(
+        accountants.gaussian_epsilon(0.5, 9, 1e-5), rel=1e-12
+    )
+    nearly = accountants.poisson_gaussian_epsilon(0.5, 0.999, 9, 1e-5)
+    whole = accountants.gaussian_epsilon(0.5, 9, 1e-5)
+    assert 0.98 * whole < nearly < whole * 1.001
+
+
+def test_a_ledger_of_both_kinds_costs_more_than_each():
+    sampled, whole = Noised(1.0, 100, 0.02), Noised(0.2, 4)
+    both = accountants.composed_epsilon([sampled, whole], 1e-5)
+    for alone in ([sampled], [whole]):
+        assert accountants.composed_epsilon(alone, 1e-5) < both
+    assert both == pytest.approx(from_other(PLDAccountant(), [sampled, whole], 1e-5), rel=0.002)
+
+
+def test_much_more_noise_or_much_less_is_no_trouble():
+    assert accountants.composed_epsilon([], 1e-5) == 0
+    assert accountants.composed_epsilon([Noised(1e-7)], 1e-5) == 0
+    # μ²/2 + 4.26 μ, and the grid grows with the loss instead of filling the memory.
+    assert accountants.gaussian_epsilon(1e3, 1, 1e-5) == pytest.approx(504_264, rel=1e-5)
+    large = accountants.poisson_gaussian_epsilon(100.0, 0.5, 2, 1e-5)
+    assert 5_000 < large < accountants.gaussian_epsilon(100.0, 2, 1e-5)
+
+
+@pytest.mark.parametrize("what", ["ratio", "count", "sampling_rate", "delta"])
+@pytest.mark.parametrize("sampled", [False, True])
+def test_epsilon_moves_the_right_way(what, sampled):
+    def epsilon(ratio=0.4, count=10, sampling_rate=0.1, delta=1e-6):
+        rate = sampling_rate if sampled or what == "sampling_rate" else 1.0
+        return accountants.composed_epsilon([Noised(ratio, count, rate)], delta)
+
+    more = {"ratio": 0.41, "count": 11, "sampling_rate": 0.11, "delta": 0.9e-6}
+    assert epsilon(**{what: more[what]}) > epsilon()
+
+
+@pytest.mark.parametrize("epsilon", [0.01, 1.0, 300.0])
+@pytest.mark.parametrize("delta", [1e-3, 1e-5, 1e-9])
+@pytest.mark.parametrize("count", [1, 1_000, 10**7])
+def test_gaussian_noise_composes_back_to_its_budget(epsilon, delta, count):
+    multiplier = accountants.calibrate_gaussian(epsilon, delta, count)
+    back = accountants.gaussian_epsilon(1 / multiplier, count, delta)
+    assert math.isclose(back, epsilon, rel_tol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("epsilon", "delta", "rate", "count"),
+    [
+        (0.1, 1e-6, 0.05, 200),
+        (1.0, 1e-5, 0.02, 100),
+        (1.0, 1e-9, 0.2, 10),
+        (5.0, 1e-5, 256 / 60_000, 400),
+        (1.0, 1e-5, 0.003, 2_000),
+    ],
+)
+def test_sampled_noise_composes_back_to_its_budget_and_never_above(epsilon, delta, rate, count):
+    multiplier = accountants.calibrate_poisson_gaussian(epsilon, delta, rate, count)
+    back = accountants.poisson_gaussian_epsilon(1 / multiplier, rate, count, delta)
+    assert 0.99 * epsilon < back <= epsilon
+    without = accountants.calibrate_gaussian(epsilon, delta, count)
+    assert multiplier < without, "sampling amplifies"
+
+
+@pytest.mark.parametrize("epsilon", [0.5, 5.0])
+def test_unequal_noises_keep_their_proportions_and_meet_the_budget(epsilon):
+    factor = accountants.calibrate(MIXED, epsilon, 1e-5)
+    scaled = [each._replace(ratio=each.ratio / factor) for each in MIXED]
+    assert math.isclose(accountants.composed_epsilon(scaled, 1e-5), epsilon, rel_tol=1e-6)
+
+
+@pytest.mark.parametrize("rate", [1.0, 0.05])
+def test_what_is_spent_is_left_as_it_was_and_paid_from_the_budget(rate):
+    spent = [Noised(0.05, 20)]
+    factor = accountants.calibrate([Noised(1.0, 50, rate)], 1.5, 1e-5, spent=spent)
+    assert factor > 1.02 * accountants.calibrate([Noised(1.0, 50, rate)], 1.5, 1e-5)
+    together = accountants.composed_epsilon([Noised(1 / factor, 50, rate), *spent], 1e-5)
+    assert 0.99 * 1.5 < together <= 1.5 * (1 + 1e-9)
+    with pytest.raises(InputError, match=r"^epsilon: got 0\.5; must be above the 0\.8"):
+        accountants.calibrate([Noised(1.0, 50, rate)], 0.5, 1e-5, spent=spent)
+
+
+@pytest.mark.parametrize(
+    ("call", "field"),
+    [
+        (lambda: accountants.gaussian_mu(0.0, 1e-5), "epsilon"),
+        (lambda: accountants.gaussian_mu(float("nan"), 1e-5), "epsilon"),
+        (lambda: accountants.gaussian_mu(1.0, 1.0), "delta"),
+        (lambda: accountants.gaussian_mu(1.0, "1e-5"), "delta"),
+        (lambda: accountants.composed_epsilon([], 0.0), "delta"),
+        (lambda: accountants.composed_epsilon([Noised(-1.0)], 1e-5), "ratio"),
+        (lambda: accountants.composed_epsilon([Noised(1.0, 0)], 1e-5), "count"),
+        (lambda: accountants.composed_mu([Noised(1.0, 1, 0.5)]), "sampling_rate"),
+        (lambda: accountants.poisson_gaussian_epsilon(1.0, 0.0, 1, 1e-5), "sampling_rate"),
+        (lambda: accountants.poisson_gaussian_epsilon(1.0, 1.5, 1, 1e-5), "sampling_rate"),
+        (lambda: accountants.calibrate_poisson_gaussian(-1.0, 1e-5, 0.1, 1), "epsilon"),
+        (lambda: accountants.calibrate_poisson_gaussian(1.0, 1e-5, 0.1, 0.5), "count"),
+        (lambda: accountants.calibrate([], 1.0, 1e-5), "noised"),
+    ],
+)
+def test_bad_input_is_one_line_that_names_it(call, field):
+    with pytest.raises(InputError, match=f"^{field}: got") as caught:
+        call()
+    assert "\n" not in str(caught.value)

@@ -1,0 +1,190 @@
+"""What a ledger keeps, what it inherits, and the claims that it refuses."""
+
+import dataclasses
+import json
+import math
+
+import pytest
+
+from distill_core.config import InputError
+from distill_core.privacy import accountants, ledger
+from distill_core.privacy.ledger import Entry, Ledger
+
+STEP = Entry("gaussian", 20.0, 2.0, 1, "query", ledger.REPLACE_ONE, note="a step", batch_size=8)
+SGD = Entry("poisson_gaussian", 1.0, 1.0, 50, "record", ledger.ADD_REMOVE, sampling_rate=0.02)
+QUERIES = Entry("gaussian", 3.0, 0.5, 1, "record", ledger.REPLACE_AT_INDEX)
+TEACHER = Ledger().charge(SGD)
+
+
+def epsilon_of(ratio_squared):
+    return accountants.gaussian_epsilon(math.sqrt(ratio_squared), 1, 1e-5)
+
+
+def test_equal_entries_are_one_with_both_counts_and_nothing_else_merges():
+    first = Ledger().charge(STEP)
+    found = first.charge(STEP.times(4)).charge(QUERIES).charge(STEP)
+    assert found.mechanisms == (STEP.times(6), QUERIES)
+    assert first.mechanisms == (STEP,), "immutable"
+    for other in ({"std": 21.0}, {"sensitivity": 1.0}, {"unit": "record"}, {"note": ""}):
+        assert len(first.charge(dataclasses.replace(STEP, **other)).mechanisms) == 2
+
+
+def test_json_brings_it_back_and_a_bare_ledger_is_what_checkpoints_hold():
+    assert Ledger().to_json() == {"mechanisms": [], "ancestors": []}
+    full = (
+        Ledger(public=True, restarts=2)
+        .charge(dataclasses.replace(STEP, std=0.1 + 0.2, record_sensitivity=3.0))
+        .charge(SGD)
+        .descend("aa", TEACHER.descend("bb", Ledger()))
+        .descend("cc", Ledger(), role="mechanism")
+        .expose("labels")
+    )
+    assert ledger.read(json.loads(json.dumps(full.to_json()))) == full
+    assert ledger.read({}) == ledger.read(Ledger().to_json()) == Ledger()
+    assert set(TEACHER.descend("bb", Ledger()).to_json()["ancestors"][0]) == {"digest", "ledger"}
+
+
+def test_what_is_inherited_is_paid_for_once():
+    parent = Ledger().charge(QUERIES.times(3))
+    middle = Ledger(public=True).descend("parent", parent)
+    child = Ledger().charge(QUERIES.times(5)).descend("parent", parent).descend("middle", middle)
+    assert sum(entry.count for entry in ledger.charged(child)) == 8
+    expected = epsilon_of(8 * (0.5 / 3.0) ** 2)
+    assert ledger.epsilon(child, 1e-5) == pytest.approx(expected, rel=1e-9)
+    assert ledger.epsilon(child.to_json(), 1e-5) == pytest.approx(expected, rel=1e-9)
+    # Two runs that cost the same are still two.
+    two = Ledger(public=True).descend("one", parent).descend("other", parent)
+    assert sum(entry.count for entry in ledger.charged(two)) == 6
+
+
+def test_post_processing_costs_what_its_ancestor_cost():
+    student = Ledger(public=True).descend("teacher", TEACHER)
+    assert ledger.charged(student) == (SGD,)
+    assert ledger.epsilon(student, 1e-5) == ledger.epsilon(TEACHER, 1e-5)
+
+
+def test_a_teacher_behind_the_mechanism_needs_no_ledger_and_a_direct_one_does():
+    noised = Ledger().charge(STEP)
+    assert ledger.charged(noised.descend("abc", Ledger(), role="mechanism")) == (STEP,)
+    with pytest.raises(InputError, match="^ancestor: got 'abc'; .* saw private data"):
+        ledger.charged(noised.descend("abc", Ledger()))
+    deep = noised.descend("aa", Ledger(public=True).descend("deep", Ledger()))
+    with pytest.raises(InputError, match="^ancestor: got 'deep'"):
+        ledger.charged(deep)
+    as_stored = noised.to_json() | {"ancestors": [{"digest": "old", "ledger": {}}]}
+    with pytest.raises(InputError, match="^ancestor: got 'old'"):
+        ledger.epsilon(as_stored, 1e-5)
+    assert ledger.charged(noised.descend("public", Ledger(public=True))) == (STEP,)
+
+
+@pytest.mark.parametrize(
+    ("found", "message"),
+    [
+        (Ledger(), "^ledger: .* saw private data and has no mechanism"),
+        (Ledger(public=True), "^ledger: got 'no mechanism'; nothing was noised"),
+        (Ledger().charge(STEP).expose("private labels"), "^ledger: .*no ε holds: private labels"),
+        (Ledger().charge(STEP).descend("d", TEACHER.expose("logs")), "^ancestor: got 'd'; .*logs"),
+        (Ledger(public=True).descend("t", TEACHER, role="mechanism"), "^ancestor: got 't'; no ε"),
+        (Ledger().descend("t", TEACHER), "^ledger: .* saw private data"),  # trained on, plainly
+        (Ledger().charge(STEP).charge(QUERIES), "^ledger: .*more than one unit"),
+        (Ledger().charge(QUERIES).charge(SGD), "^ledger: .*more than one adjacency"),
+        (Ledger().charge(QUERIES).descend("t", TEACHER), "^ledger: .*more than one adjacency"),
+    ],
+)
+def test_a_claim_that_does_not_hold_is_refused_with_its_reason(found, message):
+    with pytest.raises(InputError, match=message) as caught:
+        ledger.epsilon(found, 1e-5)
+    assert "\n" not in str(caught.value)
+
+
+def test_training_stops_before_the_step_that_overspends():
+    multiplier = accountants.calibrate_gaussian(1.0, 1e-5, 7)
+    step = dataclasses.replace(STEP, std=multiplier * STEP.sensitivity)
+    spent, steps = Ledger(), 0
+    assert ledger.affordable_steps(spent, step, 1.0, 1e-5, most=1000) == 7
+    while ledger.affordable(spent, step, 1.0, 1e-5):
+        spent, steps = spent.charge(step), steps + 1
+    assert steps == 7
+    assert ledger.epsilon(spent, 1e-5) == pytest.approx(1.0, rel=1e-6)
+    assert ledger.affordable_steps(spent, step, 1.0, 1e-5, most=3) == 0
+    assert ledger.affordable_steps(Ledger(), step, 1.0, 1e-5, most=5) == 5
+
+
+def test_the_budget_counts_what_ancestors_spent():
+    multiplier = accountants.calibrate_gaussian(1.0, 1e-5, 7)
+    step = dataclasses.replace(QUERIES, std=multiplier * QUERIES.sensitivity)
+    child = Ledger().descend("parent", Ledger().charge(step.times(5)))
+    assert ledger.affordable_steps(child, step, 1.0, 1e-5, most=10) == 2
+    with pytest.raises(InputError, match="^ancestor: got 'bare'"):
+        ledger.affordable(Ledger().descend("bare", Ledger()), step, 1.0, 1e-5)
+
+
+def test_sampled_steps_stop_too():
+    multiplier = accountants.calibrate_poisson_gaussian(1.0, 1e-5, 0.1, 20)
+    step = dataclasses.replace(SGD, std=multiplier, count=1, sampling_rate=0.1)
+    assert ledger.affordable_steps(Ledger(), step, 1.0, 1e-5, most=22) == 20
+
+
+def test_a_restart_on_another_topology_charges_replayed_steps_again():
+    at_checkpoint = Ledger().charge(STEP.times(10))
+    resumed = at_checkpoint.restart(STEP, 4)
+    assert (resumed.restarts, resumed.mechanisms) == (1, (STEP.times(14),))
+    again = ledger.read(resumed.to_json()).restart(STEP, 0)
+    assert (again.restarts, again.mechanisms) == (2, (STEP.times(14),))
+    with pytest.raises(InputError, match="^count: got -1"):
+        resumed.restart(STEP, -1)
+
+
+def test_a_record_is_charged_by_how_far_it_moves_the_same_vector():
+    beside = Ledger().charge(dataclasses.replace(STEP, record_sensitivity=16.0))
+    assert ledger.epsilon(beside, 1e-5) == pytest.approx(epsilon_of(0.01), rel=1e-9)
+    assert ledger.epsilon(beside, 1e-5, for_record=True) == pytest.approx(
+        epsilon_of(0.64), rel=1e-9
+    )
+    with pytest.raises(InputError, match="^record_sensitivity: got None"):
+        ledger.epsilon(Ledger().charge(STEP), 1e-5, for_record=True)
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        ("mechanism", "laplace"), ("std", 0.0), ("std", float("inf")), ("sensitivity", -1.0),
+        ("sensitivity", "2"), ("count", 0), ("count", 1.5), ("unit", ""), ("adjacency", None),
+        ("sampling_rate", 0.5), ("batch_size", 0), ("record_sensitivity", 0.0), ("note", 3),
+    ],
+)  # fmt: skip
+def test_an_entry_refuses_what_it_cannot_be(field, value):
+    with pytest.raises(InputError, match=f"^{field}: "):
+        dataclasses.replace(STEP, **{field: value})
+
+
+@pytest.mark.parametrize(
+    ("field", "value"), [("sampling_rate", None), ("sampling_rate", 1.1), ("adjacency", "x")]
+)
+def test_sampled_noise_has_a_rate_and_is_about_records_added_or_removed(field, value):
+    with pytest.raises(InputError, match=f"^{field}: got"):
+        dataclasses.replace(SGD, **{field: value})
+
+
+@pytest.mark.parametrize(
+    ("stored", "field"),
+    [
+        ({"mechanism": []}, "mechanism"),
+        ({"mechanisms": {}}, "mechanisms"),
+        ({"mechanisms": [{"mechanism": "gaussian"}]}, "std"),
+        ({"mechanisms": [{**dataclasses.asdict(STEP), "amplified": True}]}, "amplified"),
+        ({"ancestors": [{"digest": "a"}]}, "ledger"),
+        ({"ancestors": [{"ledger": {}}]}, "digest"),
+        ({"ancestors": [{"digest": "a", "ledger": {}, "role": "public"}]}, "role"),
+        ({"public": "yes"}, "public"),
+        ({"restarts": -1}, "restarts"),
+    ],
+)
+def test_a_stored_ledger_that_is_not_understood_is_refused(stored, field):
+    with pytest.raises(InputError, match=f"^{field}: got"):
+        ledger.read(stored)
+
+
+def test_a_role_is_checked_where_it_is_made():
+    with pytest.raises(InputError, match="^role: got 'behind'"):
+        Ledger().descend("a", TEACHER, role="behind")

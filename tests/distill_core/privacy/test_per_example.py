@@ -1,0 +1,349 @@
+"""Bounded sums of per-example gradients: the formula, the bound under attack, and the noise."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import scipy.stats
+from jax_privacy import clipping
+
+from distill_core.losses import cross_entropy
+from distill_core.models import create_model
+from distill_core.models.apply import apply_model, init_model
+from distill_core.privacy.per_example import (
+    SLACK,
+    bounded_gradient_sum,
+    bounded_gradients,
+    noisy_sum,
+)
+
+B = 12
+MODES = ["normalize", "clip"]
+KEY = jax.random.key(5)
+
+
+def draw_mlp(seed=0, width=7):
+    rng = np.random.default_rng(seed)
+    params = {
+        "first": rng.normal(size=(4, width)).astype(np.float32),
+        "bias": rng.normal(size=width).astype(np.float32),
+        "last": rng.normal(size=(width, 3)).astype(np.float32),
+    }
+    batch = {
+        "x": rng.normal(size=(B, 4)).astype(np.float32),
+        "y": rng.integers(0, 3, B),
+        "scale": np.float32(10) ** rng.integers(-6, 3, B),
+    }
+    return params, batch
+
+
+def mlp_loss(params, example):
+    hidden = jnp.tanh(example["x"] @ params["first"] + params["bias"])
+    return example["scale"] * cross_entropy(hidden @ params["last"], example["y"])
+
+
+def contributions(loss_fn, params, batch, **settings):
+    """What each example puts into the sum of the whole batch, float64 [B, P]."""
+    rows = jax.tree.leaves(batch)[0].shape[0]
+
+    @jax.jit
+    def alone(where):
+        return bounded_gradient_sum(loss_fn, params, batch, where=where, **settings)
+
+    found = [jax.tree.leaves(alone(where)) for where in jnp.eye(rows, dtype=bool)]
+    return np.array([np.concatenate([np.ravel(g) for g in leaves]) for leaves in found], float)
+
+
+def direct(loss_fn, params, batch, norm, mode, where):
+    """The formula, from `vmap(grad)`, in float64."""
+    grads = jax.vmap(jax.grad(loss_fn), in_axes=(None, 0))(params, batch)
+    grads = jax.tree.map(lambda g: np.asarray(g, np.float64), grads)
+    norms = np.sqrt(sum((g.reshape(len(g), -1) ** 2).sum(1) for g in jax.tree.leaves(grads)))
+    weights = norm / norms if mode == "normalize" else np.minimum(1, norm / norms)
+    weights = np.where(where, weights, 0)
+    return jax.tree.map(lambda g: np.tensordot(weights, g, 1), grads)
+
+
+def assert_close(found, expected, rtol=1e-5, atol=1e-6):
+    jax.tree.map(
+        lambda f, e: np.testing.assert_allclose(f, e, rtol=rtol, atol=atol), found, expected
+    )
+
+
+@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize("microbatch_size", [None, 3, 5, B, 100])
+def test_it_is_the_formula_for_any_microbatch(mode, microbatch_size):
+    params, batch = draw_mlp()
+    where = np.arange(B) % 5 != 2
+
+    def found(norm):
+        return bounded_gradient_sum(
+            mlp_loss,
+            params,
+            batch,
+            norm=norm,
+            mode=mode,
+            where=where,
+            microbatch_size=microbatch_size,
+        )
+
+    expected = direct(mlp_loss, params, batch, 0.3, mode, where)
+    assert_close(jax.jit(found)(0.3), expected)
+
+
+@pytest.mark.filterwarnings("ignore:optax.global_norm:DeprecationWarning")  # jax_privacy's
+@pytest.mark.parametrize("mode", MODES)
+def test_on_a_convolutional_network_it_is_what_jax_privacy_computes(mode):
+    module = create_model("cnn", num_classes=3, widths=[4, 8], hidden=8, norm="group")
+    params, model_state = init_model(module, jax.random.key(0), (8, 8, 1))
+    assert not model_state, "a network with batch statistics cannot be used"
+    rng = np.random.default_rng(1)
+    batch = rng.normal(size=(B, 8, 8, 1)).astype(np.float32), rng.integers(0, 3, B)
+
+    def loss_fn(params, example):
+        logits = apply_model(module, {"params": params}, example[0][None], train=False)
+        return cross_entropy(logits[0], example[1])
+
+    norm = 1.0 if mode == "normalize" else 0.5
+    oracle = clipping.clipped_grad(
+        loss_fn,
+        l2_clip_norm=0.0 if mode == "normalize" else norm,
+        rescale_to_unit_norm=mode == "normalize",
+        keep_batch_dim=False,
+    )
+    expected = jax.jit(oracle)(params, batch)
+
+    @jax.jit
+    def ours(params, batch):
+        return bounded_gradient_sum(loss_fn, params, batch, norm=norm, mode=mode, microbatch_size=4)
+
+    assert_close(ours(params, batch), expected, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_what_is_not_a_gradient_counts_as_exactly_nothing_and_touches_no_other(mode):
+    tiny, huge = 1e-30, 1e30  # a square of either is lost
+    rows = np.array(
+        [[3, 4], [0, 0], [np.nan, 1], [np.inf, 0], [1, -np.inf], [tiny, 0], [huge, 1], [0, 0.01]],
+        np.float32,
+    )
+    where = np.arange(len(rows)) < 7
+
+    def found(rows, where=None):
+        call = jax.jit(
+            lambda w: bounded_gradient_sum(
+                lambda w, x: jnp.sum(w * x),
+                w,
+                rows,
+                norm=0.5,
+                mode=mode,
+                where=where,
+                microbatch_size=3,
+            )
+        )
+        return np.asarray(call(jnp.ones(2)))
+
+    np.testing.assert_array_equal(found(rows, where), found(rows[:1]))
+    np.testing.assert_allclose(found(rows, where), [0.3, 0.4], rtol=1e-6)
+    np.testing.assert_array_equal(found(rows[1:7]), 0.0)
+    masked = np.where(where[:, None], rows, np.nan)
+    np.testing.assert_array_equal(found(masked, where), found(rows, where))
+
+
+def agreeing(precision):
+    """A teacher that returns what the student does: gradients are little more than rounding."""
+    rng = np.random.default_rng(0)
+    params = rng.normal(size=(30, 10)).astype(np.float32)
+    x = rng.normal(size=(8, 30)).astype(np.float32)
+
+    def logits(params, x):
+        if precision == "params":
+            params, x = params.astype(jnp.bfloat16), x.astype(jnp.bfloat16)
+        return jnp.tanh(x @ params).astype(jnp.float32)
+
+    def loss_fn(params, example):
+        x, probs = example
+        return -jnp.sum(probs * jax.nn.log_softmax(logits(params, x)))
+
+    return loss_fn, params, (x, jax.nn.softmax(logits(params, x)))
+
+
+@pytest.mark.parametrize("microbatch_size", [2, 8])
+@pytest.mark.parametrize("precision", ["float32", "bfloat16", "params"])
+def test_no_teacher_and_no_precision_carries_a_contribution_beyond_the_norm(
+    precision, microbatch_size
+):
+    with jax.default_matmul_precision("bfloat16" if precision == "bfloat16" else "highest"):
+        loss_fn, params, batch = agreeing(precision)
+        found = contributions(
+            loss_fn, params, batch, norm=0.7, mode="normalize", microbatch_size=microbatch_size
+        )
+    norms = np.linalg.norm(found, axis=1)
+    assert np.count_nonzero(norms) > 4, "nothing was tried"
+    np.testing.assert_allclose(norms[norms > 0], 0.7, rtol=SLACK / 50)
+
+
+def test_the_same_sum_from_one_reweighted_gradient_would_not_be_bounded():
+    loss_fn, params, batch = agreeing("float32")
+
+    @jax.jit
+    def reweighted(where):
+        grads = jax.vmap(jax.grad(loss_fn), in_axes=(None, 0))(params, batch)
+        weights = jnp.where(where, 1 / jnp.linalg.norm(grads, axis=(1, 2)), 0.0)
+
+        def total(params):
+            return jnp.sum(weights * jax.vmap(loss_fn, in_axes=(None, 0))(params, batch))
+
+        return jnp.linalg.norm(jax.grad(total)(params))
+
+    assert max(reweighted(where) for where in jnp.eye(8, dtype=bool)) > 2
+
+
+@pytest.mark.parametrize("exponent", [-25, -19, -14, -9, 0, 16])
+@pytest.mark.parametrize("mode", MODES)
+def test_the_bound_holds_at_any_scale(exponent, mode):
+    rng = np.random.default_rng(0)
+    rows = (rng.normal(size=(4, 5000)) * 10.0**exponent).astype(np.float32)
+    rows[0] = np.float32(10.0**exponent)  # each sum of equal terms is rounded the same way
+    found = contributions(lambda w, x: jnp.sum(w * x), jnp.zeros(5000), rows, norm=1e-3, mode=mode)
+    norms = np.linalg.norm(found, axis=1)
+    if exponent < -13:
+        np.testing.assert_array_equal(norms, 0.0)
+    elif mode == "clip" and exponent < -4:
+        np.testing.assert_allclose(found, rows, rtol=1e-6)
+    else:
+        np.testing.assert_allclose(norms, 1e-3, rtol=SLACK / 50)
+
+
+def test_losses_norms_and_aux_come_out_per_example_and_examples_may_bring_keys():
+    params = jnp.ones(3)
+    rows = np.arange(15, dtype=np.float32).reshape(5, 3)
+    keys = jax.random.split(KEY, 5)
+    where = np.array([True, True, False, True, True])
+
+    def loss_fn(w, example):
+        x, key = example
+        x = x * jax.random.bernoulli(key, 0.5, x.shape)
+        return jnp.sum(w * x), {"kept": x}
+
+    @jax.jit
+    def found(rows, keys):
+        return bounded_gradients(
+            loss_fn,
+            params,
+            (rows, keys),
+            norm=1.0,
+            mode="clip",
+            where=where,
+            microbatch_size=2,
+            has_aux=True,
+        )
+
+    _, private = found(rows, keys)
+    kept = private.aux["kept"]
+    np.testing.assert_allclose(private.losses, np.where(where, kept.sum(1), 0))
+    np.testing.assert_allclose(private.norms, np.where(where, np.linalg.norm(kept, axis=1), 0))
+    assert private.losses.dtype == private.norms.dtype == jnp.float32
+    assert 0 < np.count_nonzero(kept) < 14
+
+
+def test_on_accelerators_microbatches_run_in_a_loop_with_the_same_result(monkeypatch):
+    params, batch = draw_mlp()
+    where = np.arange(B) != 3
+
+    def found():
+        return bounded_gradients(
+            lambda p, e: (mlp_loss(p, e), e["x"]),
+            params,
+            batch,
+            norm=1.0,
+            mode="normalize",
+            where=where,
+            microbatch_size=5,
+            has_aux=True,
+        )
+
+    expected = jax.jit(found)()
+    monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
+    assert "scan" in str(jax.make_jaxpr(lambda: found())())
+    assert_close(jax.jit(lambda: found())(), expected)
+
+
+def test_gradients_of_the_whole_batch_are_never_held_at_once():
+    rows, width = 64, 128
+    params = {"a": jnp.ones((width, width)), "b": jnp.ones((width, width))}
+
+    def loss_fn(params, x):
+        return jnp.sum(jnp.tanh(jnp.tanh(x @ params["a"]) @ params["b"]))
+
+    def temporary(microbatch_size):
+        def found(params, x):
+            return bounded_gradient_sum(
+                loss_fn, params, x, norm=1.0, mode="clip", microbatch_size=microbatch_size
+            )
+
+        compiled = jax.jit(found).lower(params, jnp.ones((rows, 16, width))).compile()
+        return compiled.memory_analysis().temp_size_in_bytes
+
+    whole = rows * 2 * width**2 * 4
+    assert temporary(rows) > whole / 2, "the measure measures"
+    assert temporary(4) < whole / 4
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"mode": "norm"}, "mode: got 'norm'; must be one of normalize, clip"),
+        ({"norm": 0.0}, "norm: got 0.0; must be finite and above 0"),
+        ({"norm": np.inf}, "norm: got inf; must be finite"),
+        ({"microbatch_size": 0}, "microbatch_size: got 0; must be an integer of at least 1"),
+        ({"where": np.ones(3, bool)}, "must share their leading axis"),
+        ({"loss_fn": lambda w, x: w * x}, r"got a loss of shape \(2,\); must be a scalar"),
+    ],
+)
+def test_wrong_arguments_are_refused(settings, message):
+    wanted = {"loss_fn": lambda w, x: jnp.sum(w * x), "norm": 1.0, "mode": "clip", **settings}
+    loss_fn = wanted.pop("loss_fn")
+    with pytest.raises(ValueError, match=message):
+        bounded_gradient_sum(loss_fn, jnp.ones(2), jnp.ones((4, 2)), **wanted)
+
+
+def test_the_noise_is_gaussian_of_the_given_scale_once_and_new_for_each_leaf_and_key():
+    tree = {"a": jnp.full((50, 200), 3.0, jnp.bfloat16), "b": jnp.zeros(10_000)}
+
+    def noise(key, multiplier=1.5):
+        found = jax.jit(lambda key: noisy_sum(key, tree, norm=0.4, noise_multiplier=multiplier))(
+            key
+        )
+        assert found["a"].dtype == jnp.float32
+        return np.array([np.ravel(found["a"] - 3.0), found["b"]])
+
+    found = noise(KEY)
+    assert scipy.stats.kstest(found.ravel(), "norm", (0, 0.6)).pvalue > 0.01
+    for wrong in (0.94, 1.06):
+        assert scipy.stats.kstest(found.ravel(), "norm", (0, wrong * 0.6)).pvalue < 0.01
+    together = np.corrcoef(np.concatenate([found, noise(jax.random.key(6))])) - np.eye(4)
+    assert np.abs(together).max() < 5 / 10_000**0.5
+    np.testing.assert_array_equal(noise(KEY, 0.0), 0.0)
+    with pytest.raises(ValueError, match="noise_multiplier: got -1"):
+        noise(KEY, -1)
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_eight_devices_give_the_numbers_of_one(mode):
+    params, batch = draw_mlp()
+    batch = jax.tree.map(lambda x: np.concatenate([x, x])[:24], batch)
+    where = np.arange(24) % 7 != 0
+    where[3:6] = False  # one device has nothing
+
+    def step(batch, where, axis_name):
+        total = bounded_gradient_sum(mlp_loss, params, batch, norm=1.0, mode=mode, where=where)
+        return noisy_sum(KEY, total, norm=1.0, noise_multiplier=0.1, axis_name=axis_name)
+
+    expected = jax.jit(lambda b, w: step(b, w, None))(batch, where)
+    split = jax.tree.map(lambda x: x.reshape(8, 3, *x.shape[1:]), (batch, where))
+    found = jax.pmap(lambda b, w: step(b, w, "devices"), axis_name="devices")(*split)
+    for device in range(8):
+        assert_close(jax.tree.map(lambda g, d=device: g[d], found), expected)
+    moved = noisy_sum(jax.random.key(9), expected, norm=1.0, noise_multiplier=0.1)
+    assert np.abs(moved["bias"] - expected["bias"]).max() > 0.05, "the noise is seen"

@@ -1,0 +1,395 @@
+"""The generator's terms against their formulas, their gradients, and at the edges of float32."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from distill_core import cross_entropy
+from distill_core.training import make_train_step
+from dpdfd import losses
+
+B, K, IMAGE, Z = 6, 4, (3, 5, 2), 3
+
+
+def np_probs(logits):
+    logits = np.asarray(logits, np.float64)
+    z = np.exp(logits - logits.max(-1, keepdims=True))
+    return z / z.sum(-1, keepdims=True)
+
+
+def np_one_hot(logits):
+    return -np.log(np_probs(logits).max(-1))
+
+
+def np_balance(logits):
+    mean = np_probs(logits).reshape(-1, np.shape(logits)[-1]).mean(0)
+    return np.sum(mean * np.log(np.where(mean > 0, mean, 1)))
+
+
+def np_activation(features):
+    return -np.abs(features).mean(-1)
+
+
+def np_diversity(images, z):
+    def distance(x):
+        x = np.asarray(x, np.float64).reshape(len(x), -1)
+        other = x[(np.arange(len(x)) + len(x) // 2) % len(x)]
+        return np.sqrt(np.square(x - other).mean(1))
+
+    return -distance(images) / distance(z)
+
+
+def np_smoothness(images):
+    total = np.zeros(len(images))
+    for i, image in enumerate(np.asarray(images, np.float64)):
+        height, width, _ = image.shape
+        for h in range(height):
+            for w in range(width):
+                total[i] += np.abs(image[min(h + 1, height - 1), w] - image[h, w]).sum()
+                total[i] += np.abs(image[h, min(w + 1, width - 1)] - image[h, w]).sum()
+    return total / np.prod(images.shape[1:])
+
+
+def draw(*shape, seed=0, scale=2.0):
+    return np.random.default_rng(seed).normal(scale=scale, size=shape).astype(np.float32)
+
+
+LATENT = draw(B, Z, seed=1)
+
+
+def diversity(images, where=None):
+    return losses.diversity_loss(images, LATENT[: len(images)], where=where)
+
+
+# name: (loss of one array, its formula, the array)
+TERMS = {
+    "one_hot": (losses.one_hot_loss, np_one_hot, draw(B, K)),
+    "balance": (losses.balance_loss, np_balance, draw(B, K)),
+    "activation": (losses.activation_loss, np_activation, draw(B, 7)),
+    "diversity": (diversity, lambda x: np_diversity(x, LATENT), draw(B, *IMAGE)),
+    "smoothness": (losses.smoothness_loss, np_smoothness, draw(B, *IMAGE)),
+}
+each = pytest.mark.parametrize("name", TERMS)
+PER_EXAMPLE = [name for name in TERMS if name != "balance"]
+
+
+def summed_gradient(loss, x, **options):
+    return jax.jit(jax.grad(lambda x: jnp.sum(loss(x, **options))))(x)
+
+
+def central_differences(f, x, eps=1e-6):
+    x = np.asarray(x, np.float64)
+    gradient = np.zeros_like(x)
+    for i in np.ndindex(x.shape):
+        step = np.zeros_like(x)
+        step[i] = eps
+        gradient[i] = (np.sum(f(x + step)) - np.sum(f(x - step))) / (2 * eps)
+    return gradient
+
+
+@each
+def test_it_is_the_formula_under_jit(name):
+    loss, formula, x = TERMS[name]
+    found = jax.jit(loss)(x)
+    assert found.shape == (() if name == "balance" else (B,))
+    assert found.dtype == jnp.float32
+    np.testing.assert_allclose(found, formula(x), rtol=1e-5, atol=1e-6)
+
+
+@each
+def test_its_gradient_is_that_of_the_formula(name):
+    loss, formula, x = TERMS[name]
+    expected = central_differences(formula, x)
+    assert np.abs(expected).max() > 0.01
+    np.testing.assert_allclose(summed_gradient(loss, x), expected, rtol=1e-3, atol=1e-5)
+
+
+@each
+@pytest.mark.parametrize("dtype", [jnp.bfloat16, jnp.float16], ids=lambda d: d.__name__)
+def test_it_is_computed_in_float32(name, dtype):
+    loss, formula, x = TERMS[name]
+    x = jnp.asarray(x, dtype)
+    found = jax.jit(loss)(x)
+    assert found.dtype == jnp.float32
+    expected = formula(np.asarray(x, np.float64))
+    np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-5)
+    gradient = summed_gradient(loss, x)
+    assert gradient.dtype == dtype
+    exact = summed_gradient(loss, np.asarray(x, np.float32))
+    np.testing.assert_allclose(np.asarray(gradient, np.float32), exact, rtol=0.01, atol=1e-3)
+
+
+@each
+@pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16], ids=lambda d: d.__name__)
+def test_it_stays_finite_at_huge_values(name, dtype):
+    loss, formula, x = TERMS[name]
+    x = jnp.asarray(1e4 * np.sign(x), dtype)
+    found = jax.jit(loss)(x)
+    np.testing.assert_allclose(found, formula(np.asarray(x, np.float64)), rtol=1e-4, atol=1e-6)
+    assert np.isfinite(np.asarray(summed_gradient(loss, x), np.float32)).all()
+
+
+@each
+def test_masked_examples_are_zero_and_harmless_whatever_they_hold(name):
+    loss, _, x = TERMS[name]
+    # Half a batch apart, so that sliced pairs are the same.
+    where = np.array([True, False, True, True, False, True])
+    expected = loss(x[where]) if name != "diversity" else loss(x)[where]
+    whole = summed_gradient(loss, x) if name == "diversity" else None
+    sliced = summed_gradient(loss, x[where]) if whole is None else whole[where]
+    x = x.copy()
+    x[~where] = np.nan
+    found = jax.jit(loss)(x, where=where)
+    gradient = summed_gradient(loss, x, where=where)
+    np.testing.assert_array_equal(gradient[~where], 0)
+    np.testing.assert_allclose(gradient[where], sliced, rtol=1e-4, atol=1e-6)
+    if name == "balance":
+        np.testing.assert_allclose(found, expected, rtol=1e-5)
+    else:
+        np.testing.assert_array_equal(found[~where], 0)
+        np.testing.assert_allclose(found[where], expected, rtol=1e-5)
+
+
+@each
+def test_where_nothing_counts_it_is_zero(name):
+    loss, _, x = TERMS[name]
+    where = np.zeros(B, bool)
+    x = np.full_like(x, np.nan)
+    np.testing.assert_array_equal(loss(x, where=where), 0)
+    np.testing.assert_array_equal(summed_gradient(loss, x, where=where), 0)
+
+
+@pytest.mark.parametrize("name", ["one_hot", "activation"])
+@pytest.mark.parametrize("shape", [(), (2, 3)], ids=str)
+def test_leading_axes_are_free(name, shape):
+    loss, formula, _ = TERMS[name]
+    x = draw(*shape, K)
+    assert loss(x).shape == shape
+    np.testing.assert_allclose(loss(x), formula(x), rtol=1e-5)
+
+
+def test_vmap_over_a_leading_axis_changes_nothing():
+    for name in ("one_hot", "activation"):
+        loss, _, x = TERMS[name]
+        np.testing.assert_allclose(jax.vmap(loss)(x), loss(x), rtol=1e-6)
+    logits = draw(5, B, K)
+    alone = [losses.balance_loss(x) for x in logits]
+    np.testing.assert_allclose(jax.vmap(losses.balance_loss)(logits), alone, rtol=1e-5)
+
+
+def test_the_class_asked_for_replaces_the_first_choice():
+    logits, labels = draw(B, K), np.arange(B) % K
+    np.testing.assert_array_equal(
+        losses.one_hot_loss(logits, labels), cross_entropy(logits, labels)
+    )
+    where = np.arange(B) % 2 == 0
+    labels = np.where(where, labels, 99)
+    found = losses.one_hot_loss(logits, labels, where=where)
+    np.testing.assert_array_equal(found, cross_entropy(logits, labels, where=where))
+    assert np.isnan(losses.one_hot_loss(logits, labels)[~where]).all()
+
+
+def test_the_guide_may_exclude_classes():
+    logits = draw(B, K)
+    logits[:, 1] = -np.inf
+    others = np.delete(logits, 1, axis=1)
+    for name in ("one_hot", "balance"):
+        loss, _, _ = TERMS[name]
+        np.testing.assert_allclose(loss(logits), loss(others), rtol=1e-5)
+        found = summed_gradient(loss, logits)
+        np.testing.assert_array_equal(found[:, 1], 0)
+        np.testing.assert_allclose(
+            np.delete(found, 1, axis=1), summed_gradient(loss, others), rtol=1e-4, atol=1e-6
+        )
+
+
+def test_balance_is_least_where_all_classes_are_equally_often():
+    even = 100 * jnp.eye(K)
+    np.testing.assert_allclose(losses.balance_loss(even), -np.log(K), rtol=1e-6)
+    np.testing.assert_allclose(losses.balance_loss(even[:1]), 0, atol=1e-6)
+    np.testing.assert_allclose(losses.balance_loss(jnp.zeros((B, K))), -np.log(K), rtol=1e-6)
+
+
+@pytest.mark.parametrize("exponent", [-80, -88, -95, -103, -110])
+def test_balance_keeps_its_gradient_where_a_class_all_but_vanishes(exponent):
+    """Between normal numbers and 0 a logarithm may say −∞ of what a comparison calls positive."""
+    logits = jnp.zeros((B, K)).at[:, 0].set(exponent)
+    assert np.isfinite(losses.balance_loss(logits))
+    gradient = summed_gradient(losses.balance_loss, logits)
+    np.testing.assert_allclose(gradient, 0, atol=1e-6)
+
+
+def test_balance_is_over_all_devices():
+    logits, where = draw(8, 3, K), np.ones((8, 3), bool)
+    where[1, 2:], where[5] = False, False
+    logits[~where] = np.nan
+    flat = logits.reshape(24, K), where.reshape(24)
+
+    def of_device(logits, where):
+        return losses.balance_loss(logits, where, "devices")
+
+    found = jax.pmap(of_device, axis_name="devices")(logits, where)
+    np.testing.assert_allclose(found, np.full(8, losses.balance_loss(*flat)), rtol=1e-6)
+
+
+def test_terms_train_alike_on_one_device_and_on_eight():
+    """Values per example and those of the batch, in the project's own step."""
+    optax = pytest.importorskip("optax")
+    images, where = draw(8, 3, 5), np.ones((8, 3), bool)
+    where[1, 2:], where[5] = False, False
+
+    def loss_fn(params, model_state, frozen, batch, key, *, axis_name):
+        logits = batch["image"] @ params["kernel"]
+        terms = {
+            "one_hot": losses.one_hot_loss(logits, where=batch["where"]),
+            "balance": losses.balance_loss(logits, batch["where"], axis_name),
+        }
+        weights = {"one_hot": 0.3, "balance": 5.0}
+        values, parts = losses.generator_loss(terms, weights, where=batch["where"])
+        return values, batch["where"].astype(jnp.float32), model_state, parts
+
+    def step(axis_name):
+        from distill_core.training import TrainState
+
+        params = {"kernel": jnp.asarray(draw(5, K, seed=2))}
+        tx = optax.sgd(0.1)
+        state = TrainState.create(params=params, model_state={}, tx=tx, rng=jax.random.key(0))
+        loss = lambda *args: loss_fn(*args, axis_name=axis_name)  # noqa: E731
+        return make_train_step(loss, tx, axis_name=axis_name), state
+
+    one, state = step(None)
+    batch = {"image": images.reshape(24, 5), "where": where.reshape(24)}
+    expected, metrics = one(state, {}, batch)
+    many, state = step("devices")
+    found, many_metrics = jax.pmap(
+        many, axis_name="devices", in_axes=(None, None, 0), out_axes=(None, None)
+    )(state, {}, {"image": images, "where": where})
+    np.testing.assert_allclose(found.params["kernel"], expected.params["kernel"], rtol=1e-5)
+    assert np.abs(expected.params["kernel"] - state.params["kernel"]).max() > 0.01
+    for name in ("loss", "one_hot", "balance", "grad_norm"):
+        np.testing.assert_allclose(many_metrics[name], metrics[name], rtol=1e-4, atol=1e-6)
+    np.testing.assert_allclose(metrics["loss"], metrics["one_hot"] + metrics["balance"], rtol=1e-5)
+
+
+def test_diversity_pairs_halves_and_lets_no_gradient_into_the_latent_vectors():
+    images, z = draw(4, *IMAGE), draw(4, Z, seed=2)
+    values = losses.diversity_loss(images, z)
+    np.testing.assert_array_equal(values[:2], values[2:])
+    gradient = jax.grad(lambda z: losses.diversity_loss(images, z).sum())(z)
+    np.testing.assert_array_equal(gradient, 0)
+    # A weight serves every size: repeated entries change nothing.
+    repeated = losses.diversity_loss(np.tile(images, (1, 2, 2, 1)), np.tile(z, 3))
+    np.testing.assert_allclose(repeated, values, rtol=1e-5)
+
+
+def test_diversity_of_an_odd_batch_still_pairs_every_image():
+    images, z = draw(5, *IMAGE), draw(5, Z, seed=2)
+    np.testing.assert_allclose(losses.diversity_loss(images, z), np_diversity(images, z), rtol=1e-5)
+
+
+@pytest.mark.parametrize("far", [0.0, 1e-21, 1e-30])
+def test_diversity_of_equals_is_zero_with_gradient_zero(far):
+    images = np.zeros((2, *IMAGE), np.float32)
+    images[1] += far
+    z = draw(2, Z)
+    for images_, z_ in ((images, z), (draw(2, *IMAGE), np.ones((2, Z)))):
+        np.testing.assert_array_equal(losses.diversity_loss(images_, z_), 0)
+        gradient = summed_gradient(lambda x, z=z_: losses.diversity_loss(x, z), images_)
+        np.testing.assert_array_equal(gradient, 0)
+    single = losses.diversity_loss(images[:1], z[:1])
+    np.testing.assert_array_equal(single, 0)
+    assert losses.diversity_loss(images[:0], z[:0]).shape == (0,)
+
+
+def test_a_pair_counts_only_whole():
+    where = np.array([True, True, False, True])
+    found = losses.diversity_loss(draw(4, *IMAGE), draw(4, Z), where=where)
+    np.testing.assert_array_equal(found != 0, [False, True, False, True])
+
+
+@pytest.mark.parametrize("shape", [(1, 1, 1), (1, 4, 2), (4, 1, 1)])
+def test_smoothness_of_one_line_is_finite(shape):
+    images = draw(2, *shape)
+    np.testing.assert_allclose(losses.smoothness_loss(images), np_smoothness(images), rtol=1e-5)
+
+
+def test_the_sum_is_weighted_and_the_parts_add_up():
+    terms = {"a": draw(B), "b": jnp.float32(-0.5), "c": draw(B, seed=1).astype(jnp.bfloat16)}
+    weights = {"a": 0.5, "b": jnp.float32(4), "c": 2}
+    loss, parts = jax.jit(losses.generator_loss)(terms, weights)
+    assert list(parts) == ["a", "b", "c"]
+    assert all(part.shape == (B,) and part.dtype == jnp.float32 for part in (loss, *parts.values()))
+    expected = 0.5 * terms["a"] - 2 + 2 * np.asarray(terms["c"], np.float32)
+    np.testing.assert_allclose(loss, expected, rtol=1e-6)
+    np.testing.assert_allclose(sum(parts.values()), loss, rtol=1e-6)
+    np.testing.assert_array_equal(parts["b"], np.full(B, -2))
+
+
+def test_a_sum_of_scalars_is_a_scalar():
+    loss, parts = losses.generator_loss({"balance": jnp.float32(-1)}, {"balance": 3.0})
+    assert loss.shape == parts["balance"].shape == ()
+    assert loss == -3
+    loss, parts = losses.generator_loss({}, {})
+    assert (loss, parts) == (0, {})
+
+
+def test_a_term_of_weight_zero_is_left_out():
+    terms = {"a": np.ones(B, np.float32), "b": np.full(B, np.nan, np.float32)}
+    loss, parts = losses.generator_loss(terms, {"a": 1.0, "b": 0.0, "c": 0})
+    np.testing.assert_array_equal(loss, 1)
+    np.testing.assert_array_equal(parts["b"], 0)
+    gradient = jax.grad(
+        lambda b: losses.generator_loss({**terms, "b": b}, {"a": 1.0, "b": 0})[0].sum()
+    )(terms["b"])
+    np.testing.assert_array_equal(gradient, 0)
+
+
+def test_the_mask_holds_for_the_sum_and_its_parts():
+    where = np.arange(B) % 3 > 0
+    values = np.where(where, draw(B), np.nan).astype(np.float32)
+
+    def total(values, balance):
+        terms = {"values": values, "balance": balance}
+        loss, parts = losses.generator_loss(terms, {"values": 2.0, "balance": 1.0}, where=where)
+        return loss.sum(), (loss, parts)
+
+    gradients, (loss, parts) = jax.grad(total, (0, 1), has_aux=True)(values, jnp.float32(-1))
+    for part in (loss, *parts.values()):
+        np.testing.assert_array_equal(part[~where], 0)
+    np.testing.assert_allclose(loss[where], 2 * values[where] - 1, rtol=1e-6)
+    np.testing.assert_array_equal(gradients[0], 2.0 * where)
+    np.testing.assert_array_equal(gradients[1], where.sum())
+
+
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        (lambda: losses.one_hot_loss(jnp.zeros(())), "class axis|one shape"),
+        (lambda: losses.one_hot_loss(draw(B, K), np.zeros(B + 1, int)), "labels: got"),
+        (lambda: losses.one_hot_loss(draw(B, K), np.zeros(B)), "labels: got float"),
+        (lambda: losses.one_hot_loss(draw(B, K), where=np.ones(K, bool)), "where: got shape"),
+        (lambda: losses.balance_loss(draw(B, K), np.ones(K, bool)), r"where: .* must be \(6,\)"),
+        (lambda: losses.activation_loss(jnp.zeros(())), "one shape"),
+        (lambda: losses.smoothness_loss(draw(B, K)), r"images: got shape \(6, 4\); must be \[B, H"),
+        (lambda: losses.smoothness_loss(draw(B, *IMAGE), where=np.ones(2, bool)), "where: got"),
+        (lambda: losses.diversity_loss(draw(B, 4), draw(B + 1, Z)), r"must be \[B, ...\]"),
+        (lambda: losses.diversity_loss(draw(B), draw(B, Z)), r"must be \[B, ...\]"),
+        (lambda: losses.diversity_loss(draw(B, 4), draw(B, Z), where=np.ones(2, bool)), "where"),
+        (lambda: losses.generator_loss({"a": draw(B)}, {}), "weights: got none for a; every"),
+        (lambda: losses.generator_loss({}, {"a": 1.0}), "terms: got none for a; only weight 0"),
+        (lambda: losses.generator_loss({"a": draw(B)}, {"a": -1.0}), "weights.a: got -1.0"),
+        (lambda: losses.generator_loss({"a": draw(B)}, {"a": draw(B)}), "weights.a: got shape"),
+        (
+            lambda: losses.generator_loss({"a": draw(B), "b": draw(K)}, {"a": 1.0, "b": 1.0}),
+            r"terms: got a \(6,\), b \(4,\); must be scalars or of one shape",
+        ),
+        (
+            lambda: losses.generator_loss({"a": draw(B)}, {"a": 1.0}, where=np.ones(2, bool)),
+            "also the mask's",
+        ),
+    ],
+)
+def test_what_does_not_belong_together_is_refused(call, message):
+    with pytest.raises(ValueError, match=message):
+        call()
