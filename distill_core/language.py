@@ -34,6 +34,7 @@ def train(
     objective: Callable,
     frozen: Any,
     ancestors: tuple[Mapping[str, Any], ...] = (),
+    description: str = "",
     mode: str | None = None,
 ) -> str:
     """Trains a language model by an objective, or resumes it; returns the checkpoint's digest.
@@ -49,6 +50,7 @@ def train(
       objective: see above; a module-level or cached function, since compiled steps are reused.
       frozen: what the objective reads, e.g. a teacher's variables.
       ancestors: metadata of the checkpoints that this one is made from.
+      description: a line for the console, printed when all has been checked.
       mode: see `parallel.choose_mode`.
 
     Raises:
@@ -71,9 +73,12 @@ def train(
         return _measure(key, variables, validation, hp["eval_batch_size"], mode, stopped)
 
     text = {name: rows[name] for name in ("tokens", "labels", "segments", "weights")}
+    state = run_state.initial_state(hp, workdir, network, tx)
+    if description and parallel.is_main():
+        print(description, flush=True)
     loop.run(
         workdir=workdir,
-        state=run_state.initial_state(hp, workdir, network, tx),
+        state=state,
         step_fn=_compiled_step(key, optimizer, objective, mode),
         frozen=frozen,
         batch_fn=batch_fn,

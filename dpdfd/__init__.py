@@ -19,7 +19,7 @@ __all__ = [
     "bounded_gradient_sum",
     "ensemble_gradients",
     "noisy_sum",
-    "private_answers",
     "privacy_spent",
+    "private_answers",
     "privatize_logit_gradients",
 ]

@@ -44,9 +44,20 @@ def test_metrics(
       {"perplexity", "accuracy", "num_tokens", and "…_perplexity" of `CLASSES`}; None where there is
       no such token.
     """
-    rows, lines, fill = private_text.to_rows(hp, examples, loaded.tokenizer)
-    classes = private_text.token_classes(lines, fill, hp.get("expressions", ()))
-    found = language.measure(loaded, {**rows, **classes}, mode=mode)
+    return rows_metrics(loaded, test_rows(hp, examples, loaded.tokenizer), mode=mode)
+
+
+def test_rows(hp: Mapping[str, Any], examples: Sequence[Example], tokenizer: Any) -> dict:
+    """A text in rows, with the classes of its tokens; see `language.measure`."""
+    rows, lines, fill = private_text.to_rows(hp, examples, tokenizer)
+    return {**rows, **private_text.token_classes(lines, fill, hp.get("expressions", ()))}
+
+
+def rows_metrics(
+    loaded: checkpoint.LoadedModel, rows: language.Rows, *, mode: str | None = None
+) -> dict[str, Any]:
+    """`test_metrics` of rows from `test_rows`."""
+    found = language.measure(loaded, rows, mode=mode)
 
     def perplexity(name):
         value = found[name]
@@ -130,9 +141,7 @@ def _compiled_last(network: str):
 
 
 def _classifier(loaded, hp, secrets, candidates, num_samples, batch_size):
-    num_classes = 1 + max(
-        example.label or 0 for example in private_text.load({**hp, "num_train": 10**9}).test
-    )
+    num_classes = len(private_text.load(hp).classes)
     answers = np.array(
         [text_tasks.class_token(loaded.tokenizer, k) for k in range(num_classes)], np.int32
     )
@@ -194,6 +203,8 @@ def evaluate_checkpoint(
     if canaries is not None:
         with run_state.about("canaries", str(canaries)):
             _, metadata = checkpoint.find(canaries)
+        if "canaries_per_level" not in metadata["config"]:
+            raise InputError("canaries", str(canaries), "must be a run of swingdistill.train")
         theirs = {**hp, **_known(metadata["config"])}
         hp = {**theirs, "length": hp["length"]}
     if not hp["canaries_per_level"]:

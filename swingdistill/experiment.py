@@ -83,10 +83,11 @@ def runs(hp: Mapping[str, Any], workdir: epath.Path) -> list[Run]:
     base = {name: hp[name] for name in train.FIELDS if name in hp}
     student = base | {name: hp[f"student_{name}"] for name in _NETWORK}
     first = hp["seeds"][0]
+    plain = {name: value for name, value in base.items() if name not in train.METHOD_FIELDS}
     reference = Run(
         "reference",
         0,
-        base | {"half": "second", "transfer_set": "public", "canary_seed": 0, "seed": 0},
+        plain | {"half": "second", "transfer_set": "public", "canary_seed": 0, "seed": 0},
         {},
     )
     found = [reference]
@@ -94,7 +95,7 @@ def runs(hp: Mapping[str, Any], workdir: epath.Path) -> list[Run]:
     settings_of = arms_lib.ablations({**hp, "reference": "given"})
     for seed in hp["seeds"]:
         own = {"half": "first", "transfer_set": "private", "canary_seed": seed}
-        found.append(Run("teacher", seed, base | own | {"seed": 10 * seed + 1}, {}))
+        found.append(Run("teacher", seed, plain | own | {"seed": 10 * seed + 1}, {}))
         inputs = {"teacher": _directory(workdir, "teacher", seed), **public}
         mine = {arm: settings_of[arm] for arm in arms_lib.HEADLINE}
         if seed == first and hp["ablations"]:
@@ -107,20 +108,23 @@ def runs(hp: Mapping[str, Any], workdir: epath.Path) -> list[Run]:
         if seed == first and hp["decoys"]:
             own["transfer_set"] = "decoy"
             for arm, like in arms_lib.decoys().items():
-                found.append(_student(arm, seed, student | own | settings_of[like], inputs))
+                if like in settings_of:
+                    found.append(_student(arm, seed, student | own | settings_of[like], inputs))
     return found
 
 
 def _student(arm, seed, settings, inputs) -> Run:
     kept = {name: path for name, path in inputs.items() if name not in settings}
     settings = {k: v for k, v in settings.items() if k not in inputs}
+    if not kept:  # it learns from labels alone, whatever the method's settings are
+        settings = {k: v for k, v in settings.items() if k not in train.METHOD_FIELDS}
+        return Run(arm, seed, settings, {})
     if "reference" in kept and not train.asks_reference(settings):
         kept = {"teacher": kept["teacher"]}
     return Run(arm, seed, settings, kept)
 
 
 def _complete(each: Run, directory, fingerprint: int, mode: str | None) -> dict[str, Any]:
-    known_by = {k: v for k, v in each.settings.items() if k not in _NOT_IN_DIGEST}
     paths = {name: str(path) for name, path in each.inputs.items()}
 
     def train_and_measure():
@@ -130,7 +134,7 @@ def _complete(each: Run, directory, fingerprint: int, mode: str | None) -> dict[
 
     return run_stage(
         directory,
-        config={"binary": "swingdistill.train", "text": fingerprint, **known_by},
+        config={"binary": "swingdistill.train", "text": fingerprint, **_known_by(each.settings)},
         inputs=[checkpoint.find(path)[1]["digest"] for path in paths.values()],
         run=train_and_measure,
         say=_say,
@@ -148,11 +152,15 @@ def _study(hp, workdir, seed: int, fingerprint: int) -> dict[str, Any]:
     digests = [checkpoint.find(path)[1]["digest"] for path in paths.values()]
     return run_stage(
         _directory(workdir, "scorers", seed),
-        config={"study": "scorers", "text": fingerprint, **settings},
+        config={"study": "scorers", "text": fingerprint, **_known_by(settings)},
         inputs=digests,
         run=lambda: scorer_study.study(settings, *paths.values()),
         say=_say,
     ).result
+
+
+def _known_by(settings: Mapping[str, Any]) -> dict[str, Any]:
+    return {name: value for name, value in settings.items() if name not in _NOT_IN_DIGEST}
 
 
 def _directory(workdir: epath.Path, arm: str, seed: int) -> epath.Path:

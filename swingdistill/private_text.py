@@ -37,6 +37,12 @@ FIELDS = {
     "num_decoys": config.integer(0, default=1000),
 }
 TRAINED = ("words", "byte_pairs")
+_FIELD_OF = {
+    "per_level": "canaries_per_level",
+    "levels": "canary_levels",
+    "num_digits": "canary_digits",
+    "format": "canary_format",
+}
 _NOTE = Example("", fields={"note": "number"})  # what a canary is generated from
 
 
@@ -65,6 +71,8 @@ def load(hp: Mapping[str, Any]) -> Texts:
       InputError: on the text or on the canaries.
     """
     corpus = corpora.load_corpus(hp["dataset"])
+    if hp["task"] == "classification" and not corpus.classes:
+        raise InputError("task", hp["task"], "needs labelled text: records or tsv:PATH")
     drawn = draw(hp)
     middle = len(corpus.train) // 2
     chosen = {"all": slice(None), "first": slice(middle), "second": slice(middle, None)}
@@ -93,13 +101,16 @@ def draw(hp: Mapping[str, Any]) -> tuple[canaries_lib.Canary, ...]:
     """The canaries of a config, () if it has none."""
     if not hp["canaries_per_level"]:
         return ()
-    return canaries_lib.draw_canaries(
-        hp["canary_seed"],
-        per_level=hp["canaries_per_level"],
-        levels=hp["canary_levels"],
-        num_digits=hp["canary_digits"],
-        format=hp["canary_format"],
-    )
+    try:
+        return canaries_lib.draw_canaries(
+            hp["canary_seed"],
+            per_level=hp["canaries_per_level"],
+            levels=hp["canary_levels"],
+            num_digits=hp["canary_digits"],
+            format=hp["canary_format"],
+        )
+    except InputError as error:
+        raise InputError(_FIELD_OF[error.field], error.given, error.allowed) from None
 
 
 def canary_example(line: str, hp: Mapping[str, Any], classes: Sequence[str]) -> Example:
@@ -124,19 +135,22 @@ def canary_label(secret: str, hp: Mapping[str, Any], num_classes: int) -> int:
 def secret_candidates(
     hp: Mapping[str, Any], tokenizer: tokenizers.Tokenizer, drawn: Sequence[canaries_lib.Canary]
 ) -> canaries_lib.Candidates:
-    """What the secrets are ranked among, in the task's own lines."""
-    suffix = []
-    context: list[int] = [tokenizer.bos_id]
-    if hp["task"] == "generation":
-        context += tokenizer.encode(
-            text_tasks.prompt(Example("", fields={"note": "number"}))
-        ).tolist()
-    if hp["task"] == "classification":
-        suffix = [tokenizer.eos_id]
-    found = canaries_lib.candidates(tokenizer, drawn, context=context)
-    return dataclasses.replace(
-        found, suffix=np.concatenate([found.suffix, np.array(suffix, np.int32)])
+    """What the secrets are ranked among, in the task's own lines.
+
+    Raises:
+      InputError: on `tokenizer`, if it splits them; on `length`, if they are longer than a row.
+    """
+    before = text_tasks.prompt(_NOTE) if hp["task"] == "generation" else ""
+    whole = [dataclasses.replace(canary, format=before + canary.format) for canary in drawn]
+    found = canaries_lib.candidates(tokenizer, whole, context=[tokenizer.bos_id])
+    ending = [tokenizer.eos_id] if hp["task"] == "classification" else []
+    found = dataclasses.replace(
+        found, suffix=np.concatenate([found.suffix, np.array(ending, np.int32)])
     )
+    needed = len(found.prefix) + len(found.symbols) + len(found.suffix) + len(ending)
+    if needed > hp["length"]:
+        raise InputError("length", hp["length"], f"must be at least {needed}, a canary's")
+    return found
 
 
 def get_tokenizer(hp: Mapping[str, Any], teacher: Any = None) -> tokenizers.Tokenizer:
@@ -179,6 +193,12 @@ def check_vocabularies(hp: Mapping[str, Any], tokenizer: tokenizers.Tokenizer, *
             allowed = (
                 f"has another vocabulary ({theirs.vocab_size:,} tokens) than the student "
                 f"({tokenizer.vocab_size:,}); all three need one tokenizer"
+            )
+            raise InputError(field, hp[field], allowed)
+        if loaded.spec["num_classes"] != tokenizer.vocab_size:
+            allowed = (
+                f"has embeddings for {loaded.spec['num_classes']:,} tokens and a tokenizer of "
+                f"{tokenizer.vocab_size:,}; they must agree"
             )
             raise InputError(field, hp[field], allowed)
         if loaded.spec["max_length"] < hp["length"]:

@@ -7,6 +7,7 @@ Without a teacher it is plain training: so teachers and references are made.
 """
 
 import json
+import re
 from collections.abc import Mapping
 from typing import Any
 
@@ -17,7 +18,6 @@ from etils import epath
 
 from distill_core import checkpoint, cli, config, language, run_state, spec
 from distill_core.config import InputError
-from distill_core.parallel import is_main
 from distill_core.training import stream_key
 from swingdistill import budget, evaluate, private_text, scoring, variants
 from swingdistill.losses import context_ids, token_temperatures
@@ -74,11 +74,15 @@ def train_and_evaluate(
         max_length=hp["length"],
     )
     spec.check(network)
+    if hp["entries"] > network["num_classes"]:
+        allowed = f"must be at most the size of the vocabulary, {network['num_classes']:,}"
+        raise InputError("entries", hp["entries"], allowed)
     texts = private_text.load(hp)
     if texts.canaries:
         private_text.secret_candidates(hp, tokenizer, texts.canaries)  # refuses before training
     rows, lines, fill = private_text.to_rows(hp, texts.train, tokenizer)
     public, _, _ = private_text.to_rows(hp, texts.validation, tokenizer)
+    judged = evaluate.test_rows(hp, texts.test, tokenizer)
     if teacher is None:
         objective, frozen, report = plain_objective(network["num_classes"]), {}, None
         share = 0.0
@@ -87,8 +91,6 @@ def train_and_evaluate(
         share = float(np.mean(scores[rows["weights"] > 0] > 0.5))
         rows, report = _with_noise(hp, rows, scores)
         objective, frozen = _student(hp, network, teacher, reference)
-    if is_main():
-        print(_describe(hp, report, share), flush=True)
     digest = language.train(
         hp,
         workdir,
@@ -99,10 +101,10 @@ def train_and_evaluate(
         objective=objective,
         frozen=frozen,
         ancestors=tuple(m.metadata for m in (teacher, reference) if m is not None),
+        description=_describe(hp, report, share),
         mode=parallel,
     )
-    loaded = checkpoint.load_model(workdir)
-    found = evaluate.test_metrics(loaded, hp, texts.test, mode=parallel)
+    found = evaluate.rows_metrics(checkpoint.load_model(workdir), judged, mode=parallel)
     evaluate.say(found)
     return {**found, "digest": digest, "budget": report}
 
@@ -118,6 +120,12 @@ def check(hp: Mapping[str, Any]):
     low_high = hp["quantiles"]
     if len(low_high) != 2 or not low_high[0] < low_high[1]:
         raise InputError("quantiles", low_high, "must be two in ascending order, in [0, 1]")
+    for pattern in hp["expressions"]:
+        try:
+            re.compile(pattern)
+        except re.error as error:
+            allowed = f"must be regular expressions ({error})"
+            raise InputError("expressions", pattern, allowed) from None
     if hp["teacher"] is None:
         return
     asks = asks_reference(hp)

@@ -75,7 +75,8 @@ def test_axis_name_goes_to_those_who_take_it(networks):
     [
         (
             "resnet19",
-            "must be one of cnn, resnetc20, resnetc32, resnet18, transformer, or package.module:factory",
+            "must be one of cnn, resnetc20, resnetc32, resnet18, transformer, "
+            "or package.module:factory",
         ),
         (":factory", "must be one of cnn"),
         ("users_networks:", "must be one of cnn"),

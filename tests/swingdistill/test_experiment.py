@@ -1,0 +1,274 @@
+"""The whole comparison: what it writes, and which runs a second call does again."""
+
+import json
+import re
+import shutil
+from pathlib import Path
+
+import pytest
+
+from distill_core import load_model as load
+from distill_core.config import InputError, validate
+from swingdistill import arms, experiment, private_text, scorer_study, summary, train
+
+ARMS = ("reference", "teacher", *arms.HEADLINE)
+_NETWORK = ("model", "model_kwargs", "optimizer", "learning_rate", "num_steps", "batch_size")
+
+
+@pytest.fixture(scope="module")
+def given(settings):
+    """A comparison that takes no time; teacher and students are one network, to compile once."""
+    base = settings(canary_digits=3, scorers=("rules", "divergence"), t_max=8.0, eval_every=2)
+    return {
+        **base,
+        **{f"student_{name}": base[name] for name in _NETWORK},
+        "seeds": (1,),
+        "ablations": False,
+        "decoys": False,
+    }
+
+
+@pytest.fixture(scope="module")
+def finished(given, tmp_path_factory):
+    """The workdir of a finished experiment, not to be touched."""
+    workdir = tmp_path_factory.mktemp("finished")
+    experiment.run(given, workdir)
+    return workdir
+
+
+def _seed(arm):
+    return "0" if arm == "reference" else "1"
+
+
+def statuses(err):
+    """{status: arms} of what was said on stderr."""
+    found = {}
+    for line in err.splitlines():
+        if said := re.match(r"(\w+)/seed\d+: (starting|up to date|redoing|resuming)", line):
+            found.setdefault(said[2], []).append(said[1])
+    return found
+
+
+@pytest.fixture
+def again(given, finished, tmp_path, monkeypatch, capsys):
+    """`again(…)` runs a copy of the experiment under changed settings, and says what became of its
+    stages: {status: arms}. Nothing is trained: a run that is done again gives what it gave."""
+    shutil.copytree(finished, tmp_path / "copy")
+    kept = {
+        path.parent: json.loads(path.read_text())["result"]
+        for path in (tmp_path / "copy").glob("runs/*/*/stage.json")
+    }
+    monkeypatch.setattr(
+        experiment.train, "train_and_evaluate", lambda settings, workdir, **_: kept[Path(workdir)]
+    )
+    monkeypatch.setattr(experiment.evaluate, "exposures", lambda _, hp: {})
+    monkeypatch.setattr(experiment.checkpoint, "load_model", lambda path: None)
+    find = experiment.checkpoint.find
+    # A stage that is done again is emptied; its checkpoint would be the same.
+    monkeypatch.setattr(
+        experiment.checkpoint,
+        "find",
+        lambda path: find(finished / Path(path).relative_to(tmp_path / "copy")),
+    )
+    monkeypatch.setattr(
+        scorer_study,
+        "study",
+        lambda hp, teacher, reference: kept[tmp_path / "copy" / "runs" / "scorers" / "seed1"],
+    )
+    monkeypatch.setattr(summary, "write", lambda *_: None)
+
+    def again(**changes):
+        capsys.readouterr()
+        experiment.run({**given, **changes}, tmp_path / "copy")
+        return statuses(capsys.readouterr().err)
+
+    return again
+
+
+def test_results_hold_every_arm_its_secrets_and_the_gates(finished, given):
+    results = json.loads((finished / "results.json").read_text())
+    assert (results["method"], results["dataset"]) == ("swingdistill", given["dataset"])
+    assert [row["arm"] for row in results["rows"]] == list(ARMS)
+    for row in results["rows"]:
+        metrics = row["metrics"]
+        assert {"perplexity", "accuracy", "public_perplexity"} <= set(metrics)
+        bits = [f"{kind}exposure_{n}" for n in (1, 4) for kind in ("", "worst_")]
+        assert set(bits) <= set(metrics)
+        for level in ("1", "4"):
+            values = results["exposure"][row["arm"]][_seed(row["arm"])][level]
+            assert len(values) == 2
+            assert metrics[f"worst_exposure_{level}"]["values"] == [max(values)]
+    assert all(set(gate) == {"name", "passed", "value", "needed"} for gate in results["gates"])
+    assert "leak" in results["gates"][0]["name"] and not results["gates"][0]["passed"]
+    assert set(results["scorers"]["1"]) >= {"rules", "divergence", "combined"}
+    rows = {row["arm"]: row["settings"] for row in results["rows"]}
+    budget = {"mode": "empirical", "noise_scale": 1.0}
+    assert rows["swing"] == {"model": "transformer", **budget}
+    assert rows["kd"] == {"model": "transformer", **budget, "noise_scale": 0.0}
+    assert rows["teacher"] == rows["student_ce"] == {"model": "transformer"}
+
+
+def test_the_report_holds_the_figures_and_says_first_that_nothing_is_claimed(finished):
+    page = (finished / "report.html").read_text()
+    figures = sorted(path.name for path in (finished / "figures").iterdir())
+    assert figures == ["exposure.png", "scorers.png"]
+    assert page.count("data:image/png;base64,") == 2
+    assert "http" not in re.sub(r"https?://www\.w3\.org", "", page)
+    assert all(arm in page for arm in ARMS)
+    assert "our reconstruction" in page and "Sample text as the scores see it" in page
+    places = [page.index(words) for words in ("Nothing can be claimed", "Results by arm")]
+    assert places == sorted(places)
+
+
+def test_every_run_is_made_from_the_right_ones(finished):
+    models = {arm: load(finished / "runs" / arm / f"seed{int(arm != 'reference')}") for arm in ARMS}
+    names = {model.metadata["digest"]: arm for arm, model in models.items()}
+    made_from = {
+        arm: [names[a["digest"]] for a in model.metadata["ledger"]["ancestors"]]
+        for arm, model in models.items()
+    }
+    assert made_from == {
+        "reference": [],
+        "teacher": [],
+        "student_ce": [],
+        "kd": ["teacher"],
+        "ce_dropped": ["teacher", "reference"],
+        "mask": ["teacher", "reference"],
+        "swing": ["teacher", "reference"],
+    }
+    of = {arm: model.metadata["config"] for arm, model in models.items()}
+    halves = {arm: (c["half"], c["transfer_set"]) for arm, c in of.items()}
+    assert halves == {
+        arm: ("second", "public") if arm == "reference" else ("first", "private") for arm in ARMS
+    }
+    compared = {of[arm]["seed"] for arm in arms.HEADLINE}
+    assert len({of["teacher"]["seed"], of["reference"]["seed"], *compared}) == 3
+    assert len({model.tokenizer.to_json() for model in models.values()}) == 1
+
+
+def test_a_second_call_runs_nothing(given, finished, tmp_path, capsys, monkeypatch):
+    shutil.copytree(finished, tmp_path / "moved")
+    monkeypatch.setattr(train, "train_and_evaluate", lambda *_, **__: pytest.fail("trains"))
+    monkeypatch.setattr(summary, "_figures", lambda *_: [])
+    capsys.readouterr()
+    experiment.run(given, tmp_path / "moved")
+    out, err = capsys.readouterr()
+    assert statuses(err) == {"up to date": [*ARMS, "scorers"]}
+    assert "nothing can be claimed from this run: the first gate is missed" in out
+    assert f"report: {tmp_path}/moved/report.html" in out
+    old, new = (
+        json.loads((folder / "results.json").read_text())
+        for folder in (finished, tmp_path / "moved")
+    )
+    assert (new["rows"], new["gates"], new["scorers"]) == (
+        old["rows"],
+        old["gates"],
+        old["scorers"],
+    )
+
+
+def test_how_often_is_logged_changes_nothing(again):
+    changes = {"log_every": 3, "eval_every": 4, "save_every": 2, "eval_batch_size": 16}
+    assert again(**changes) == {"up to date": [*ARMS, "scorers"]}
+
+
+def test_another_highest_temperature_redoes_what_has_it_and_nothing_else(again):
+    found = again(t_max=4.0)
+    assert "swing" in found["redoing"]
+    fixed = {"reference", "teacher", "student_ce", "kd", "ce_dropped"}
+    assert fixed <= set(found["up to date"])
+
+
+def test_other_noise_redoes_what_has_it_and_nothing_else(again):
+    found = again(noise_scale=2.0)
+    assert "swing" in found["redoing"]
+    fixed = {"reference", "teacher", "student_ce", "kd", "ce_dropped"}
+    assert fixed <= set(found["up to date"])
+
+
+def test_another_highest_temperature_redoes_swing_and_not_plain_distillation(again):
+    found = again(t_max=4.0)
+    assert "swing" in found["redoing"]
+    assert {"kd", "ce_dropped"} <= set(found["up to date"])
+
+
+def test_another_student_redoes_the_students_only(again):
+    found = again(student_learning_rate=0.02)
+    assert found["redoing"] == list(arms.HEADLINE)
+    assert found["up to date"] == ["reference", "teacher", "scorers"]
+
+
+def test_other_text_under_the_same_name_redoes_everything(again, monkeypatch):
+    original = experiment.corpora.load_corpus
+
+    def load_corpus(name):
+        corpus = original(name)
+        first = corpus.test[0]
+        changed = type(first)(first.text + "!")
+        return type(corpus)(corpus.name, corpus.train, corpus.validation, (changed,))
+
+    monkeypatch.setattr(experiment.corpora, "load_corpus", load_corpus)
+    assert again() == {"redoing": [*ARMS, "scorers"]}
+
+
+def planned(given, folder, **changes):
+    return experiment.runs(validate({**given, **changes}, experiment.FIELDS), folder)
+
+
+def test_only_the_first_seed_has_ablations_decoys_and_the_sweep(given, tmp_path):
+    found = planned(given, tmp_path, seeds=(3, 4), ablations=True, decoys=True, sweep=(0.1, 10.0))
+    of = {seed: [run.arm for run in found if run.seed == seed] for seed in (3, 4)}
+    assert of[4] == ["teacher", *arms.HEADLINE]
+    assert {"uniform_noise", "swing_keep_ce", "swing_anchored", "kd_decoy"} <= set(of[3])
+    assert {"swing_noise0.1", "constant_noise10"} <= set(of[3])
+    assert len(of[3]) == len(set(of[3]))
+    assert [run.arm for run in found].count("reference") == 1
+    assert found[0].arm == "reference", "inputs come first"
+
+
+def test_every_seed_has_secrets_of_its_own_and_its_students_share_their_teachers(given, tmp_path):
+    found = planned(given, tmp_path, seeds=(3, 4), decoys=True)
+    drawn = {
+        seed: {private_text.draw(r.settings) for r in found if (r.seed, r.arm) != (0, "reference")
+               and r.seed == seed}
+        for seed in (3, 4)
+    }  # fmt: skip
+    assert len(drawn[3]) == len(drawn[4]) == 1 and drawn[3] != drawn[4]
+    for run in found:
+        decoy = run.arm.endswith("_decoy")
+        expected = "public" if run.arm == "reference" else "decoy" if decoy else "private"
+        assert run.settings["transfer_set"] == expected
+        if "teacher" in run.inputs:
+            assert run.inputs["teacher"] == tmp_path / "runs" / "teacher" / f"seed{run.seed}"
+
+
+def test_every_planned_run_is_one_that_the_binary_takes(given, tmp_path):
+    for run in planned(given, tmp_path, ablations=True, decoys=True, sweep=(0.5,)):
+        paths = {name: str(path) for name, path in run.inputs.items()}
+        train.check(validate(run.settings | paths, train.FIELDS))
+
+
+def test_without_scorers_of_text_there_is_no_arm_of_the_divergence_alone(given, tmp_path):
+    found = {run.arm for run in planned(given, tmp_path, scorers=("divergence",), decoys=True)}
+    assert "swing_divergence" not in found and "swing_decoy" in found
+
+
+@pytest.mark.parametrize(
+    ("changes", "field"),
+    [
+        ({"seeds": ()}, "seeds"),
+        ({"canaries_per_level": 0}, "canaries_per_level"),
+        ({"t_min": 9.0}, "t_max"),
+        ({"quantiles": (0.9, 0.5)}, "quantiles"),
+        ({"epsilon": 1.0}, "entries"),
+        ({"dataset": "text:nowhere"}, "dataset"),
+        ({"seed": 3}, "seed"),
+        ({"teacher": "runs/x"}, "teacher"),
+        ({"student_t_max": 3.0}, "student_t_max"),
+    ],
+)
+def test_wrong_settings_are_refused_before_anything_is_made(given, tmp_path, changes, field):
+    with pytest.raises(InputError) as error:
+        experiment.run({**given, **changes}, tmp_path / "run")
+    assert error.value.field == field
+    assert not (tmp_path / "run").exists()

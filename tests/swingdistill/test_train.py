@@ -1,0 +1,374 @@
+"""A student's run: its loss is the formula's, its teacher stays as it was, each arm is its own."""
+
+import json
+import types
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from distill_core import checkpoint, config, spec
+from distill_core.data import sampling
+from distill_core.losses import cross_entropy, distillation_loss, kl_divergence
+from distill_core.training import STREAM_INIT, STREAM_TRAIN, stream_key
+from swingdistill import (
+    arms,
+    context_ids,
+    soft_targets,
+    swing_loss,
+    token_temperatures,
+    train,
+)
+
+
+class StopError(Exception):
+    """Where training would begin."""
+
+
+@pytest.fixture
+def prepared(settings, tmp_path, monkeypatch):
+    """`prepared(…)`: what a run of these settings would train on, without training it."""
+
+    def stop(hp, workdir, **given):
+        raise StopError(types.SimpleNamespace(hp=hp, **given))
+
+    def prepared(**changes):
+        with monkeypatch.context() as patch:
+            patch.setattr(train.language, "train", stop)
+            with pytest.raises(StopError) as stopped:
+                train.train_and_evaluate(settings(**changes), tmp_path / "never")
+        assert not (tmp_path / "never").exists()
+        made = stopped.value.args[0]
+        made.module = spec.build(made.network)
+        return made
+
+    return prepared
+
+
+@pytest.fixture(scope="module")
+def first(untrained, tmp_path_factory):
+    """The path of the weights that students start from."""
+    return untrained(tmp_path_factory.mktemp("first"), 3)
+
+
+def logged(workdir):
+    lines = (workdir / "metrics.jsonl").read_text().splitlines()
+    return [row for row in map(json.loads, lines) if row["split"] == "train"]
+
+
+def batch_of(made):
+    """The rows of a run's first batch."""
+    num = len(made.rows["tokens"])
+    index = sampling.batch_indices(made.hp["seed"], 0, made.hp["batch_size"], num)
+    return {name: array[index] for name, array in made.rows.items()}
+
+
+def test_without_scores_noise_and_heat_a_step_is_one_of_plain_distillation(
+    settings, prepared, teacher, first, tmp_path
+):
+    given = settings(
+        teacher=teacher,
+        scorers=(),
+        t_min=2.0,
+        t_max=2.0,
+        noise_scale=0.0,
+        alpha=0.6,
+        init_from=first,
+        optimizer="sgd",
+        momentum=0.0,
+        learning_rate=0.5,
+        num_steps=1,
+        seed=5,
+    )
+    made = prepared(**given)
+
+    @jax.jit
+    @jax.value_and_grad
+    def plain(student, taught, batch):
+        inputs = (batch["tokens"], batch["segments"])
+        values = distillation_loss(
+            made.module.apply({"params": student}, *inputs),
+            made.module.apply(taught, *inputs),
+            batch["labels"],
+            temperature=2.0,
+            alpha=0.6,
+        )
+        return jnp.sum(values * batch["weights"]) / jnp.sum(batch["weights"])
+
+    before = checkpoint.load_model(first).variables["params"]
+    loss, gradient = plain(before, checkpoint.load_model(teacher).variables, batch_of(made))
+    found = train.train_and_evaluate(given, tmp_path / "run")
+    assert found["budget"] == {"mode": "empirical", "noise_scale": 0.0}
+    assert logged(tmp_path / "run")[0]["loss"] == pytest.approx(float(loss), rel=1e-5)
+    after = checkpoint.load_model(tmp_path / "run").variables["params"]
+    for one, other, g in zip(*map(jax.tree.leaves, (after, before, gradient)), strict=True):
+        np.testing.assert_allclose(one, other - 0.5 * np.asarray(g), atol=2e-5, rtol=0)
+    assert np.abs(after["wte"] - before["wte"]).max() > 1e-3, "or any gradient would do"
+
+
+@pytest.fixture(scope="module")
+def swing(settings, teacher, reference, first, tmp_path_factory):
+    """A finished Swing run: its settings, workdir and result, and the models that it loaded."""
+    workdir = tmp_path_factory.mktemp("swing")
+    given = settings(
+        teacher=teacher, reference=reference, init_from=first, quantiles=(0.5, 0.9), t_max=8.0
+    )
+    loaded, load = {}, train._load
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(train, "_load", lambda hp, field: loaded.setdefault(field, load(hp, field)))
+        result = train.train_and_evaluate(given, workdir)
+    return types.SimpleNamespace(given=given, workdir=workdir, result=result, **loaded)
+
+
+def test_the_loss_of_a_swing_run_is_the_formula_on_whole_logits(swing, prepared):
+    made = prepared(**swing.given)
+    batch, seed = batch_of(made), made.hp["seed"]
+    private = batch["scores"] > 0
+    assert 0.1 < private[batch["weights"] > 0].mean() < 0.9
+    np.testing.assert_array_equal(batch["noise_scale"], np.where(private, 1.0, 0.0))
+
+    @jax.jit
+    def formula(student, taught, batch):
+        scores, inputs = batch["scores"], (batch["tokens"], batch["segments"])
+        target = soft_targets(
+            stream_key(jax.random.key(seed), train.STREAM_NOISE, 0),
+            made.module.apply(taught, *inputs),
+            token_temperatures(scores, t_min=1.0, t_max=8.0),
+            noise_scale=batch["noise_scale"],
+            clip=10.0,
+            noise_ids=context_ids(*inputs),
+        )
+        logits = made.module.apply(student, *inputs)
+        values = {
+            "loss": swing_loss(logits, target, batch["labels"], scores, alpha=0.7, temperature=1.0),
+            "kl": kl_divergence(target, logits),
+            "cross_entropy": cross_entropy(logits, batch["labels"]),
+        }
+        weights = batch["weights"]
+        return jax.tree.map(lambda x: jnp.sum(weights * x) / jnp.sum(weights), values)
+
+    student = checkpoint.load_model(swing.given["init_from"])
+    expected = formula(student.variables, swing.teacher.variables, batch)
+    found = logged(swing.workdir)[0]
+    for name, value in expected.items():
+        assert found[name] == pytest.approx(float(value), rel=2e-5), name
+    assert swing.result["budget"] == {"mode": "empirical", "noise_scale": 1.0}
+
+
+def test_a_students_checkpoint_holds_the_student_alone(swing):
+    path, metadata = checkpoint.find(swing.workdir)
+    found = checkpoint._orbax().load_checkpointables(path, {"model": None, "train": None})
+    expected = spec.variable_shapes(metadata["parts"]["model"])["params"]
+    assert list(metadata["parts"]) == list(found["model"]) == ["model"]
+    shapes = jax.tree.map(lambda x: x.shape, found["model"]["model"])
+    assert shapes == {
+        "params": jax.tree.map(lambda x: x.shape, expected),
+        "model_state": {},
+    }
+    assert {name.split("/")[0] for name in found["train"]} == {"step", "opt_state", "rng"}
+    size = sum(x.size for x in jax.tree.leaves(expected))
+    kept = sum(np.size(x) for name, x in found["train"].items() if name.startswith("opt_state"))
+    assert kept == 2 * size + 2, "Adam's two moments, and how often it and its schedule stepped"
+    models = (swing.teacher, swing.reference)
+    theirs = [model.variables["params"]["wte"] for model in models]
+    ours = found["model"]["model"]["params"]["wte"]
+    assert all(np.abs(ours - other).max() > 0.1 for other in theirs)
+    made_from = [ancestor["digest"] for ancestor in metadata["ledger"]["ancestors"]]
+    assert made_from == [model.metadata["digest"] for model in models]
+
+
+def test_training_leaves_teacher_and_reference_as_they_were(swing):
+    for used, path in ((swing.teacher, "teacher"), (swing.reference, "reference")):
+        stored = checkpoint.load_model(swing.given[path])
+        assert checkpoint.digest(used.variables) == checkpoint.digest(stored.variables)
+    student = checkpoint.load_model(swing.given["init_from"]).variables
+    trained = checkpoint.load_model(swing.workdir).variables
+    assert checkpoint.digest(trained) != checkpoint.digest(student)
+
+
+def test_a_finished_run_started_again_gives_the_same_result(swing, capsys):
+    assert train.train_and_evaluate(swing.given, swing.workdir) == swing.result
+    assert "finished at step 4, nothing to do" in capsys.readouterr().err
+
+
+def test_the_noise_has_a_stream_of_its_own_that_the_seed_decides(prepared, teacher):
+    def key(seed):
+        made = prepared(teacher=teacher, scorers=("rules",), seed=seed)
+        return tuple(jax.random.key_data(made.frozen["noise_key"]).tolist())
+
+    assert key(0) == key(0) != key(1)
+    assert len({train.STREAM_NOISE, STREAM_INIT, STREAM_TRAIN}) == 3
+
+
+def test_in_classification_a_private_text_makes_its_answer_private(prepared, teacher, folder):
+    made = prepared(
+        teacher=teacher,
+        scorers=("rules",),
+        task="classification",
+        dataset=f"tsv:{folder}/labelled",
+    )
+    rows, tokenizer = made.rows, checkpoint.load_model(teacher).tokenizer
+    answers = np.argwhere(rows["weights"] > 0)
+    numbers = 2 * (1 + 4) + 10  # canaries, and other numbers
+    assert len(answers) == 60 + numbers
+    my = int(tokenizer.encode("my")[0])
+    for row, place in answers:
+        line = rows["segments"][row] == rows["segments"][row, place]
+        holds_number = my in rows["tokens"][row][line]
+        assert rows["scores"][row, place] == rows["noise_scale"][row, place] == holds_number
+    assert rows["scores"].sum() == numbers
+
+
+def test_a_run_without_a_teacher_learns_from_labels_alone(prepared):
+    made = prepared()
+    assert set(made.rows) == {"tokens", "labels", "segments", "weights"}
+    assert (made.frozen, made.ancestors) == ({}, ())
+
+
+def test_networks_are_measured_on_public_text(prepared, teacher):
+    """Validation text has no canaries: it decides which checkpoint is best, and the ramps."""
+    one, other = (prepared(teacher=teacher, scorers=(), canary_seed=seed) for seed in (1, 2))
+    assert not np.array_equal(one.rows["tokens"], other.rows["tokens"])
+    np.testing.assert_array_equal(one.validation["tokens"], other.validation["tokens"])
+
+
+@pytest.fixture(scope="module")
+def of_arm(values, teacher, reference):
+    """Arm -> what it changes, for students of one teacher."""
+    return arms.ablations(values(teacher=teacher, reference=reference) | {"uniform_temperature": 4})
+
+
+def test_the_settings_of_every_arm_are_a_runs(settings, teacher, reference, of_arm):
+    for changes in of_arm.values():
+        given = settings(teacher=teacher, reference=reference) | changes
+        train.check(config.validate(given, train.FIELDS))
+    assert of_arm["swing"] == {} and of_arm["student_ce"]["teacher"] is None
+    assert set(arms.HEADLINE) <= set(of_arm)
+    assert {"swing_divergence", "swing_anchored"} <= set(of_arm)
+
+
+def test_arms_that_need_what_is_not_there_are_left_out(values):
+    made = arms.ablations(values(scorers=("divergence",)) | {"uniform_temperature": 4.0})
+    assert not {"swing_divergence", "swing_anchored"} & set(made)
+
+
+@pytest.fixture
+def arm(prepared, teacher, reference, of_arm):
+    """`arm(name)`: what the arm would train on, and which of its tokens are private."""
+    secrets = {"scorers": ("rules",), "canary_levels": (1, 30), "noise_scale": 0.5, "t_max": 8.0}
+
+    def arm(name):
+        changes = {"teacher": teacher, "reference": reference, **secrets, **of_arm[name]}
+        made = prepared(**changes)
+        swing = prepared(teacher=teacher, reference=reference, **secrets)
+        private = swing.rows["scores"] > 0
+        assert 0.05 < private.mean() < 0.9
+        made.private, made.plain_weights = private, swing.rows["weights"]
+        made.heats = token_temperatures(
+            jnp.asarray(made.rows["scores"]), t_min=made.hp["t_min"], t_max=made.hp["t_max"]
+        )
+        return made
+
+    return arm
+
+
+def test_plain_distillation_knows_no_private_tokens(arm):
+    made = arm("kd")
+    np.testing.assert_array_equal(made.rows["scores"], 0)
+    np.testing.assert_array_equal(made.rows["noise_scale"], 0)
+    np.testing.assert_array_equal(made.heats, made.hp["t_min"])
+    assert "reference" not in made.frozen
+
+
+def test_the_control_drops_labels_of_private_tokens_and_nothing_else(arm):
+    made = arm("ce_dropped")
+    np.testing.assert_array_equal(made.rows["scores"], made.private)
+    np.testing.assert_array_equal(made.rows["noise_scale"], 0)
+    np.testing.assert_array_equal(made.heats, made.hp["t_min"])
+    np.testing.assert_array_equal(made.rows["weights"], made.plain_weights)
+
+
+def test_the_mask_takes_private_tokens_out_of_the_loss(arm):
+    made = arm("mask")
+    np.testing.assert_array_equal(
+        made.rows["weights"], np.where(made.private, 0, made.plain_weights)
+    )
+    np.testing.assert_array_equal(made.rows["scores"], 0)
+    np.testing.assert_array_equal(made.rows["noise_scale"], 0)
+
+
+def test_swing_heats_and_noises_private_tokens(arm):
+    made = arm("swing")
+    np.testing.assert_array_equal(made.rows["noise_scale"], np.where(made.private, 0.5, 0))
+    np.testing.assert_array_equal(made.heats, np.where(made.private, 8.0, 1.0))
+
+
+def test_the_uniform_arms_treat_every_token_alike(arm):
+    made = arm("uniform_noise")
+    np.testing.assert_array_equal(made.rows["noise_scale"], 0.5)
+    np.testing.assert_array_equal(made.heats, 1.0)
+    made = arm("uniform_temperature")
+    np.testing.assert_array_equal(made.rows["noise_scale"], 0)
+    np.testing.assert_array_equal(made.heats, 4.0)
+
+
+def test_the_sweep_pairs_swing_with_a_constant_temperature_of_the_same_noise():
+    assert arms.sweep((0.1, 3.0), 1.5) == {
+        "swing_noise0.1": {"noise_scale": 0.1},
+        "constant_noise0.1": {"noise_scale": 0.1, "t_max": 1.5},
+        "swing_noise3": {"noise_scale": 3.0},
+        "constant_noise3": {"noise_scale": 3.0, "t_max": 1.5},
+    }
+
+
+def test_only_measures_two_variants_and_a_formal_budget_ask_for_a_reference():
+    asks = train.asks_reference
+    base = {"scorers": ("rules", "oracle"), "variant": "swing", "entries": 0}
+    assert asks(base) == []
+    assert asks(base | {"scorers": ("rules", "surprisal", "divergence")}) == [
+        "surprisal",
+        "divergence",
+    ]
+    assert [asks(base | {"variant": v}) for v in ("anchored", "reference_mix", "mask")] == [
+        ["anchored"],
+        ["reference_mix"],
+        [],
+    ]
+    assert asks(base | {"entries": 4}) == ["entries"]
+
+
+@pytest.mark.parametrize("scorers", [("rules",), ("rules", "divergence")])
+def test_a_formal_budget_counts_the_contexts_that_get_noise(
+    prepared, teacher, reference, scorers, monkeypatch
+):
+    """By the rules alone, which are public, those of private tokens; else all, at one scale."""
+    asked, formal = [], train.budget.formal
+    monkeypatch.setattr(
+        train.budget, "formal", lambda **given: asked.append(given) or formal(**given)
+    )
+    given = {"scorers": scorers, "epsilon": 8.0, "delta": 1e-6, "entries": 5, "quantiles": (0, 1)}
+    made = prepared(teacher=teacher, reference=reference, clip=2.0, **given)
+    rows, public = made.rows, scorers == ("rules",)
+    counted = (rows["weights"] > 0) & ((rows["scores"] > 0) | (not public))
+    contexts = set()
+    for tokens, lines, live in zip(rows["tokens"], rows["segments"], counted, strict=True):
+        for end in np.flatnonzero(live):
+            contexts.add(tuple(tokens[: end + 1][lines[: end + 1] == lines[end]]))
+    assert asked == [
+        {
+            "epsilon": 8.0,
+            "delta": 1e-6,
+            "positions": len(contexts),
+            "entries": 5,
+            "clip": 2.0,
+            "t_min": 1.0,
+            "public_scores": public,
+        }
+    ]
+    scale = rows["noise_scale"]
+    np.testing.assert_array_equal(scale > 0, (rows["scores"] > 0) | (not public))
+    assert 0 < len(contexts) < counted.sum(), "some contexts are met several times"
+    if not public:
+        assert len(np.unique(scale)) == 1
+    assert set(made.frozen) >= {"teacher", "reference"}
