@@ -219,6 +219,7 @@ def test_a_checkpoint_knows_its_text_and_its_canaries(learnt, fresh, values):
     hp = values(**HARD)
     metrics = evaluate.test_metrics(checkpoint.load_model(learnt), hp, private_text.load(hp).test)
     assert found == {**metrics, "exposure": {"20": exposures(learnt, hp)[20]}}
+    assert evaluate.exposures(checkpoint.load_model(learnt)) == exposures(learnt, hp)
     asked = evaluate.evaluate_checkpoint(fresh, canaries=learnt)
     assert asked["exposure"] == {"20": exposures(fresh, hp)[20]}
 

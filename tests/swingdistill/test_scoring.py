@@ -183,7 +183,10 @@ def test_quality_without_anything_to_divide_by_is_not_a_number():
 
 @pytest.fixture(scope="module")
 def studied(values, teacher, reference):
-    hp = values(scorers=("rules",), t_max=8.0)
+    """Of numbers that the rules do not know, but for those of one level, by an expression."""
+    hp = values(scorers=("rules",), t_max=8.0, canary_digits=3)
+    known = "|".join(c.secret for c in private_text.draw(hp) if c.repetitions == 4)
+    hp |= {"expressions": (f"(?<=my id is )(?:{known})",)}
     return hp, scorer_study.study(hp, teacher, reference)
 
 
@@ -192,11 +195,16 @@ def test_a_study_says_how_well_each_scorer_finds_each_levels_secrets(studied):
     quality = study["quality"]
     assert list(quality) == ["rules", *scoring.MEASURES, "combined"]
     assert all(list(by_level) == ["1", "4"] for by_level in quality.values())
-    # Six digits in a row are what the rules look for, and the text has no others.
-    perfect = {"precision": 1.0, "recall": 1.0, "auc": 1.0}
-    assert quality["rules"] == quality["combined"] == {"1": perfect, "4": perfect}
+    assert (
+        quality["rules"]
+        == quality["combined"]
+        == {
+            "1": {"precision": None, "recall": 0.0, "auc": 0.5},
+            "4": {"precision": 1.0, "recall": 1.0, "auc": 1.0},
+        }
+    )
     # Nobody trained the networks, and so they know nothing of the secrets.
-    assert quality["differential"]["4"] != perfect
+    assert quality["differential"]["4"]["auc"] < 1
 
 
 def test_a_studys_samples_show_a_canary_of_every_level_and_ordinary_text(studied):
@@ -204,12 +212,13 @@ def test_a_studys_samples_show_a_canary_of_every_level_and_ordinary_text(studied
     titles = [sample["title"] for sample in study["samples"]]
     assert titles[:2] == ["canary, 1 ×", "canary, 4 ×"]
     assert len(titles) > 4 and set(titles[2:]) == {"ordinary text"}
-    secrets = {canary.secret for canary in private_text.draw(hp)}
-    for sample in study["samples"][:2]:
+    repetitions = {canary.secret: canary.repetitions for canary in private_text.draw(hp)}
+    for sample, level in zip(study["samples"], (1, 4), strict=False):
         words, scores, heats = zip(*sample["tokens"], strict=True)
-        assert words[:3] == ("my", "id", "is") and "".join(words[3:9]) in secrets
-        assert words[9] == "<eos>"
-        assert scores == (0, 0, 0, 1, 1, 1, 1, 1, 1, 0)
-        assert heats == (1, 1, 1, 8, 8, 8, 8, 8, 8, 1)
+        assert words[:3] == ("my", "id", "is") and words[6:] == ("<eos>",)
+        assert repetitions["".join(words[3:6])] == level
+        found = level == 4
+        assert scores == (0, 0, 0, found, found, found, 0)
+        assert heats == tuple(8 if score else 1 for score in scores)
     for sample in study["samples"][2:]:
         assert {heat for _, _, heat in sample["tokens"]} == {1.0}
