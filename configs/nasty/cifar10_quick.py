@@ -4,8 +4,9 @@ python -m nasty.experiment --config configs/nasty/cifar10_quick.py --workdir run
     --config.data_dir=DIRECTORY
 
 DIRECTORY holds the prepared TFDS data set. Not the paper's recipe (that is cifar10.py): a schedule
-of ours, for two CPU cores, with ω chosen on held-out images. 17 minutes. Expect 73.9% for the normal
-teacher, 72.4% for the nasty one, 66.0% and 55.7% for their students, 66.3% for the student alone.
+of ours, for two CPU cores, with ω chosen on held-out images. 17 minutes. Expect 73.9% for the
+normal teacher, 72.4% for the nasty one, 66.0% and 55.7% for their students, 66.3% for the student
+alone.
 """
 
 from ml_collections import config_dict
