@@ -203,8 +203,9 @@ def evaluate_checkpoint(
     if canaries is not None:
         with run_state.about("canaries", str(canaries)):
             _, metadata = checkpoint.find(canaries)
-        if "canaries_per_level" not in metadata["config"]:
-            raise InputError("canaries", str(canaries), "must be a run of swingdistill.train")
+        if not metadata["config"].get("canaries_per_level"):
+            allowed = "must be a run of swingdistill.train that plants canaries"
+            raise InputError("canaries", str(canaries), allowed)
         theirs = {**hp, **_known(metadata["config"])}
         hp = {**theirs, "length": hp["length"]}
     if not hp["canaries_per_level"]:

@@ -35,6 +35,7 @@ FIELDS = {
     "canary_format": config.text(default=canaries_lib.FORMAT),
     "canary_seed": config.integer(0, default=0),
     "num_decoys": config.integer(0, default=1000),
+    "expressions": config.sequence(config.text(), default=()),
 }
 TRAINED = ("words", "byte_pairs")
 _FIELD_OF = {

@@ -29,7 +29,6 @@ METHOD_FIELDS = {
     "alpha": config.number(0.0, 1.0, default=0.7),
     "scorers": config.sequence(config.choice(*scoring.SCORERS), default=("rules", "divergence")),
     "quantiles": config.sequence(config.number(0.0, 1.0), default=(0.99, 0.999)),
-    "expressions": config.sequence(config.text(), default=()),
     "t_min": config.number(0.0, above=True, default=1.0),
     "t_max": config.number(0.0, above=True, default=16.0),
     "gamma": config.number(0.0, above=True, default=1.0),

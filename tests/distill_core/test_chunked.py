@@ -45,14 +45,14 @@ def by_chunks(chunk):
     return form
 
 
-@pytest.mark.parametrize("chunk", [1, 4, 7, 14, 100])
+@pytest.mark.parametrize("chunk", [1, 4, 100])
 def test_values_and_gradients_are_those_of_whole_logits_for_a_chunk_of_any_size(drawn, chunk):
     hidden, embedding, labels, _ = drawn
     values, correct = jax.jit(
         lambda *arrays: chunked.cross_entropy_from_hidden(*arrays, chunk=chunk)
     )(hidden, embedding, labels)
     assert (values.shape, values.dtype, correct.dtype) == ((B, L), jnp.float32, jnp.float32)
-    np.testing.assert_allclose(values, direct(hidden, embedding, labels), rtol=1e-5)
+    np.testing.assert_allclose(values, jax.jit(direct)(hidden, embedding, labels), rtol=1e-5)
     best = np.argmax(logits_of(hidden, embedding), axis=-1)
     np.testing.assert_array_equal(correct, best == labels)
     assert 0 < correct.sum() < B * L
@@ -65,16 +65,16 @@ def test_values_and_gradients_are_those_of_whole_logits_for_a_chunk_of_any_size(
 def test_states_in_bfloat16_give_values_in_float32(drawn):
     hidden, embedding, labels, _ = drawn
     hidden = jnp.asarray(hidden, jnp.bfloat16)
-    values, _ = chunked.cross_entropy_from_hidden(hidden, embedding, labels, chunk=4)
-    expected = direct(hidden, jnp.asarray(embedding, jnp.bfloat16), labels)
+    values = jax.jit(by_chunks(4))(hidden, embedding, labels)
+    expected = jax.jit(direct)(hidden, jnp.asarray(embedding, jnp.bfloat16), labels)
     assert values.dtype == jnp.float32
     np.testing.assert_allclose(values, expected, rtol=1e-5)
 
 
 def test_labels_may_have_any_leading_axes(drawn):
     hidden, embedding, labels, _ = drawn
-    whole, _ = chunked.cross_entropy_from_hidden(hidden, embedding, labels, chunk=4)
-    one, _ = chunked.cross_entropy_from_hidden(hidden[0], embedding, labels[0], chunk=4)
+    values = jax.jit(by_chunks(4))
+    whole, one = values(hidden, embedding, labels), values(hidden[0], embedding, labels[0])
     np.testing.assert_allclose(one, whole[0], rtol=1e-6)
 
 

@@ -242,6 +242,14 @@ def test_every_seed_has_secrets_of_its_own_and_its_students_share_their_teachers
             assert run.inputs["teacher"] == tmp_path / "runs" / "teacher" / f"seed{run.seed}"
 
 
+def test_what_counts_as_private_in_the_test_text_is_the_same_for_all_runs(given, tmp_path):
+    """Else their perplexities of private and of public tokens could not be compared."""
+    expressions = (r"cat \w+",)
+    for run in planned(given, tmp_path, ablations=True, decoys=True, expressions=expressions):
+        hp = validate(run.settings, train.FIELDS)
+        assert hp["expressions"] == expressions, run.arm
+
+
 def test_every_planned_run_is_one_that_the_binary_takes(given, tmp_path):
     for run in planned(given, tmp_path, ablations=True, decoys=True, sweep=(0.5,)):
         paths = {name: str(path) for name, path in run.inputs.items()}

@@ -129,7 +129,7 @@ def generated():
     return load_corpus("records")
 
 
-def test_records_are_generated_in_three_parts_that_share_no_line_by_place(generated):
+def test_records_are_generated_in_three_parts(generated):
     sizes = tuple(len(s) for s in (generated.train, generated.validation, generated.test))
     assert sizes == corpus.NUM_RECORDS
     made = records.generate_records(sum(sizes), seed=0)
