@@ -12,6 +12,7 @@ import logging
 import os
 import re
 import sys
+import time
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -119,7 +120,10 @@ def save(
             finish(path, metadata)
         parallel.barrier(f"checkpoint-{step}-end")
     except Exception as error:
-        remove_unfinished(workdir)
+        for _ in range(3):  # writers that Orbax gave up on may make their files anew
+            with contextlib.suppress(OSError):
+                remove_unfinished(workdir)
+            time.sleep(0.2)
         raise CheckpointError(
             f"could not write checkpoint {path}: {_reason(error)}; earlier checkpoints are intact"
         ) from error
