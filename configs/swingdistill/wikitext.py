@@ -4,7 +4,7 @@ python -m swingdistill.experiment --config configs/swingdistill/wikitext.py \
     --workdir runs/wikitext --config.dataset=text:DIRECTORY
 
 DIRECTORY holds wiki.train.tokens, wiki.valid.tokens and wiki.test.tokens. A vocabulary of 2,000
-words and 3,000 lines each for teacher and reference, to fit two CPU cores: about 70 minutes for 35
+words and 3,000 lines each for teacher and reference, to fit two CPU cores: about 70 minutes for 37
 runs. Expect 19 and 20 bits of exposure at 10 and 100 repetitions for plain distillation, 1.4 for
 Swing, at a perplexity of 38.2 against 38.3.
 """
