@@ -15,6 +15,12 @@ def chunk_for(vocab_size: int) -> int:
     return 1 << (chunk.bit_length() - 1)
 
 
+def logits(hidden: Array, embedding: Array) -> Array:
+    """hidden `[..., D]` · embedding `[V, D]`ᵀ in the dtype of `hidden`, as float32 `[..., V]`."""
+    weights = embedding.astype(hidden.dtype)
+    return jnp.einsum("...d,vd->...v", hidden, weights, preferred_element_type=jnp.float32)
+
+
 def cross_entropy_from_hidden(
     hidden: Array, embedding: Array, labels: Array, *, chunk: int
 ) -> tuple[Array, Array]:
@@ -35,14 +41,13 @@ def cross_entropy_from_hidden(
     padding = -num % size
     flat = jnp.pad(hidden.reshape(num, -1), ((0, padding), (0, 0)))
     wanted = jnp.pad(labels.reshape(num), (0, padding))
-    weights = embedding.astype(hidden.dtype)
 
     @jax.checkpoint
     def one(part):
         states, targets = part
-        logits = jnp.einsum("nd,vd->nv", states, weights, preferred_element_type=jnp.float32)
-        correct = (jnp.argmax(logits, axis=-1) == targets).astype(jnp.float32)
-        return cross_entropy(logits, targets), correct
+        found = logits(states, embedding)
+        correct = (jnp.argmax(found, axis=-1) == targets).astype(jnp.float32)
+        return cross_entropy(found, targets), correct
 
     parts = (flat.reshape(-1, size, flat.shape[-1]), wanted.reshape(-1, size))
     values, correct = jax.lax.map(one, parts)

@@ -59,8 +59,8 @@ def train(
     parallel.check_batch_size(hp["batch_size"])
     mode = parallel.choose_mode(mode)
     key = json.dumps(dict(network))
-    tx = optimizers.make_optimizer(**{name: hp[name] for name in run_state.OPTIMIZER_FIELDS})
     optimizer = json.dumps({name: hp[name] for name in run_state.OPTIMIZER_FIELDS})
+    step_fn, tx = _compiled_step(key, optimizer, objective, mode)
     num_rows = len(rows["tokens"])
 
     def batch_fn(step):
@@ -79,7 +79,7 @@ def train(
     loop.run(
         workdir=workdir,
         state=state,
-        step_fn=_compiled_step(key, optimizer, objective, mode),
+        step_fn=step_fn,
         frozen=frozen,
         batch_fn=batch_fn,
         num_steps=hp["num_steps"],
@@ -146,7 +146,7 @@ def _compiled_step(network: str, optimizer: str, objective: Callable, mode: str)
         sums = {name: (value[None] / known, weight[None]) for name, value in sums.items()}
         return total[None] / known, weight[None], model_state, sums
 
-    return parallel.wrap(make_train_step(loss_fn, tx, axis_name=axis), mode, donate=True)
+    return parallel.wrap(make_train_step(loss_fn, tx, axis_name=axis), mode, donate=True), tx
 
 
 @functools.lru_cache(maxsize=16)

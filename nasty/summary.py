@@ -9,7 +9,7 @@ import jax
 import numpy as np
 from etils import epath
 
-from distill_core import checkpoint, evaluate, models, report, spec
+from distill_core import checkpoint, console, evaluate, models, report, spec
 from distill_core.data import Dataset, preprocess
 from nasty import figures, representations
 
@@ -186,8 +186,6 @@ def write(
     minutes: float,
 ):
     """results.json, report.html, and the table and gates on the console."""
-    from rich.console import Console
-
     environment = report.environment()
     report.write_results(
         workdir / "results.json",
@@ -224,10 +222,5 @@ def write(
         environment=environment,
         command=" ".join(["python -m nasty.experiment", *sys.argv[1:]]),
     )
-    console = Console()
-    console.print(report.console_table(rows, ["accuracy"], f"Nasty teachers on {dataset.name}"))
-    for gate in gates:
-        word = "passed" if gate.passed else "MISSED"
-        line = f"{word}  {gate.name}: {gate.value}, needed {gate.needed}"
-        console.print(line, highlight=False, soft_wrap=True)
-    console.print(f"\nreport: {workdir / 'report.html'}", highlight=False, soft_wrap=True)
+    title = f"Nasty teachers on {dataset.name}"
+    console.conclude(workdir, rows, ["accuracy"], gates, title)

@@ -35,11 +35,10 @@ def ablations(hp: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
         "swing_no_temperature": {"t_max": t_min},
         "swing_no_noise": {"noise_scale": 0.0, "epsilon": 0.0},
         "swing_keep_ce": {"keep_ce": True},
+        "swing_anchored": {"variant": "anchored"},
     }
-    if any(name in scoring.TEXT_SCORERS for name in hp["scorers"]) and hp["reference"]:
+    if any(name in scoring.TEXT_SCORERS for name in hp["scorers"]):
         arms["swing_divergence"] = {"scorers": ("divergence",)}
-    if hp["reference"]:
-        arms["swing_anchored"] = {"variant": "anchored"}
     return arms
 
 

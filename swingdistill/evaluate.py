@@ -10,12 +10,12 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from etils import epath
 
-from distill_core import checkpoint, cli, config, language, parallel, run_state, spec
+from distill_core import checkpoint, chunked, cli, config, language, parallel, run_state, spec
 from distill_core.config import InputError
+from distill_core.data import corpus as corpora
 from distill_core.data import text_tasks
 from distill_core.data.corpus import Example
 from swingdistill import estimators, private_text
@@ -134,25 +134,25 @@ def _compiled_last(network: str):
     @jax.jit
     def last(variables, tokens):
         states, embedding = hidden_fn(variables, tokens)
-        weights = embedding.astype(states.dtype)
-        return jnp.einsum("bd,vd->bv", states[:, -1], weights, preferred_element_type=jnp.float32)
+        return chunked.logits(states[:, -1], embedding)
 
     return last
 
 
 def _classifier(loaded, hp, secrets, candidates, num_samples, batch_size):
-    num_classes = len(private_text.load(hp).classes)
+    num_classes = len(corpora.load_corpus(hp["dataset"]).classes)
     answers = np.array(
         [text_tasks.class_token(loaded.tokenizer, k) for k in range(num_classes)], np.int32
     )
+    from scipy import special  # slow to import
+
     labels = [private_text.canary_label(secret, hp, num_classes) for secret in secrets]
     logits_fn = last_logits(loaded)
 
     def loss_fn(tokens, labels):
+        # In float64: losses near 0 would tie, and ties count as exposed.
         logits = np.asarray(logits_fn(tokens), np.float64)[:, answers]
-        logits -= logits.max(axis=-1, keepdims=True)
-        log_sum = np.log(np.exp(logits).sum(axis=-1))
-        return log_sum - logits[np.arange(len(labels)), labels]
+        return -special.log_softmax(logits, axis=-1)[np.arange(len(labels)), labels]
 
     return estimators.classifier_exposure(
         loss_fn, secrets, labels, candidates, num_samples=num_samples, batch_size=batch_size

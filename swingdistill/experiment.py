@@ -92,7 +92,7 @@ def runs(hp: Mapping[str, Any], workdir: epath.Path) -> list[Run]:
     )
     found = [reference]
     public = {"reference": _directory(workdir, "reference", 0)}
-    settings_of = arms_lib.ablations({**hp, "reference": "given"})
+    settings_of = arms_lib.ablations(hp)
     for seed in hp["seeds"]:
         own = {"half": "first", "transfer_set": "private", "canary_seed": seed}
         found.append(Run("teacher", seed, plain | own | {"seed": 10 * seed + 1}, {}))

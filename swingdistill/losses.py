@@ -11,6 +11,7 @@ import jax
 import jax.numpy as jnp
 
 from distill_core.losses import coefficient, cross_entropy, kl_divergence
+from distill_core.segments import places_in_line
 
 Array = jax.Array
 
@@ -73,11 +74,11 @@ def context_ids(tokens: Array, segments: Array | None = None) -> Array:
         raise ValueError(f"tokens: got {given}; must be integers [..., L]")
     tokens = jnp.asarray(tokens).astype(jnp.uint32)
     index = jnp.broadcast_to(jnp.arange(tokens.shape[-1]), tokens.shape)
-    start = jnp.zeros_like(index) if segments is None else _starts(jnp.asarray(segments), index)
-    mixed = _mix(tokens + _mix((index - start + 1).astype(jnp.uint32)))
+    places = index if segments is None else places_in_line(jnp.asarray(segments))
+    mixed = _mix(tokens + _mix((places + 1).astype(jnp.uint32)))
     sums = jnp.cumsum(mixed, axis=-1, dtype=jnp.uint32)
     before = sums - mixed  # of what stands before a position in the row
-    return _mix(sums - jnp.take_along_axis(before, start, axis=-1))
+    return _mix(sums - jnp.take_along_axis(before, index - places, axis=-1))
 
 
 def soft_targets(
@@ -225,13 +226,6 @@ def integers(name: str, value, leading: tuple[int, ...]) -> Array:
         given = found and f"{found[0]} {found[1]}"
         raise ValueError(f"{name}: got {given}; must be integers {leading}")
     return jnp.asarray(value)
-
-
-def _starts(segments: Array, index: Array) -> Array:
-    """Where each position's line begins in the row, int32 `[..., L]`."""
-    edges = [(0, 0)] * (segments.ndim - 1) + [(1, 0)]
-    changes = jnp.pad(segments[..., 1:] != segments[..., :-1], edges, constant_values=True)
-    return jax.lax.cummax(jnp.where(changes, index, 0), axis=segments.ndim - 1)
 
 
 def _mix(x: Array) -> Array:

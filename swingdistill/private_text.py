@@ -169,13 +169,11 @@ def get_tokenizer(hp: Mapping[str, Any], teacher: Any = None) -> tokenizers.Toke
         return _of(teacher, "teacher", hp["teacher"])
     if wanted not in TRAINED:
         return _stored(wanted)
-    text = [example.text for example in corpora.load_corpus(hp["dataset"]).train]
-    if hp["task"] == "generation":
-        text = [text_tasks.prompt(e) + e.text for e in corpora.load_corpus(hp["dataset"]).train]
-    form = hp["canary_format"].replace("{}", "0")
-    if hp["task"] == "generation":
-        form = text_tasks.prompt(_NOTE) + form
-    lines = [*text, *[form] * (len(text) if hp["canaries_per_level"] else 0)]
+    corpus = corpora.load_corpus(hp["dataset"]).train
+    form = dataclasses.replace(_NOTE, text=hp["canary_format"].replace("{}", "0"))
+    examples = [*corpus, *[form] * (len(corpus) if hp["canaries_per_level"] else 0)]
+    before = text_tasks.prompt if hp["task"] == "generation" else lambda example: ""
+    lines = [before(example) + example.text for example in examples]
     trainer = tokenizers.train_words if wanted == "words" else tokenizers.train_byte_pairs
     return trainer(lines, vocab_size=hp["vocab_size"])
 

@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from distill_core import checkpoint, spec
+from distill_core import checkpoint, chunked, spec
 from distill_core.config import InputError
 from distill_core.data import sampling
 from distill_core.data.text_tasks import Line
@@ -165,12 +165,7 @@ def _compiled(name: str, specs: tuple[tuple[str, str], ...]):
         logits = {}
         for field, fn in hidden.items():
             states, embedding = fn(variables[field], batch["tokens"], batch["segments"])
-            logits[field] = jnp.einsum(
-                "bld,vd->blv",
-                states,
-                embedding.astype(states.dtype),
-                preferred_element_type=jnp.float32,
-            )
+            logits[field] = chunked.logits(states, embedding)
         if name == "surprisal":
             return scorers.surprisal(logits["reference"], batch["labels"], where=where)
         pair = (logits["teacher"], logits["reference"])

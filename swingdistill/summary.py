@@ -8,7 +8,7 @@ from typing import Any
 
 from etils import epath
 
-from distill_core import report
+from distill_core import console, report
 from swingdistill import arms, claims, evaluate, figures, samples
 
 Results = Mapping[tuple[str, int], Mapping[str, Any]]
@@ -96,7 +96,9 @@ def write(
         extra_tables=[_scorer_table(first["quality"])],
         sections=[("Sample text as the scores see it", samples.shaded_html(first["samples"]))],
     )
-    _print(workdir, rows, metrics, gates, title)
+    console.conclude(workdir, rows, metrics, gates, title)
+    if not gates[0].passed:
+        print("nothing can be claimed from this run: the first gate is missed", flush=True)
 
 
 def _num_candidates(hp) -> int:
@@ -205,17 +207,3 @@ def _notes(hp, minutes: float) -> list[str]:
             "label, not digits; the first gate asks that it can be told from chance, a bar of ours."
         )
     return notes
-
-
-def _print(workdir, rows, metrics, gates, title):
-    from rich.console import Console
-
-    console = Console()
-    console.print(report.console_table(rows, metrics, title))
-    for gate in gates:
-        word = "passed" if gate.passed else "MISSED"
-        line = f"{word}  {gate.name}: {gate.value}, needed {gate.needed}"
-        console.print(line, highlight=False, soft_wrap=True)
-    if not gates[0].passed:
-        console.print("nothing can be claimed from this run: the first gate is missed")
-    console.print(f"\nreport: {workdir / 'report.html'}", highlight=False, soft_wrap=True)

@@ -1,14 +1,23 @@
 """Swing distillation on generated customer-service text: the demo, one seed of secrets.
 
 python -m swingdistill.experiment --config configs/swingdistill/records.py --workdir runs/swing
+python -m swingdistill.experiment --config configs/swingdistill/records.py:generation \
+    --workdir runs/swing_generation
+python -m swingdistill.experiment --config configs/swingdistill/records.py:classification \
+    --workdir runs/swing_classification
+
+Each takes about 2 minutes on two CPU cores; the first leaves 1.5 to 1.6 of 19.9 bits of exposure at
+10 and 100 repetitions. In `generation`, fields to sentence, names and numbers are copied from the
+fields, and in `classification` most texts hold something that the rules find: there the divergence
+is the only scorer.
 """
 
 from ml_collections import config_dict
 
 
 def get_config(arg=""):
-    if arg not in ("", "smoke"):
-        raise ValueError(f"unknown argument {arg!r}; known: smoke")
+    if arg not in ("", "smoke", "generation", "classification"):
+        raise ValueError(f"unknown argument {arg!r}; known: smoke, generation, classification")
     config = config_dict.ConfigDict()
     config.dataset = "records"
     config.task = "language"
@@ -48,4 +57,8 @@ def get_config(arg=""):
     config.log_every = 100
     if arg == "smoke":
         config.num_steps = config.student_num_steps = 4
+    elif arg:
+        config.task = arg
+        config.length = 96
+        config.scorers = ("divergence",)
     return config.lock()

@@ -1,16 +1,21 @@
 """Image data by name: `load_dataset("digits")`, `"tfds:NAME"`, `"npz:PATH"`, `"folder:PATH"`."""
 
+from collections.abc import Mapping
+
 from distill_core.config import InputError
 from distill_core.data.dataset import Dataset, Split, hold_out
 
 __all__ = ["Dataset", "Split", "hold_out", "load_dataset", "split_name"]
 
 # What follows the colon, by kind; None where nothing does.
-KINDS = {"digits": None, "tfds": "NAME", "npz": "PATH", "folder": "PATH"}
+KINDS: dict[str, str | None] = {"digits": None, "tfds": "NAME", "npz": "PATH", "folder": "PATH"}
 
 
-def split_name(name: str) -> tuple[str, str]:
+def split_name(name: str, kinds: Mapping[str, str | None] = KINDS) -> tuple[str, str]:
     """Splits a name into (kind, path); the path is "" for a kind without one.
+
+    `kinds` are those that there are, and what follows the colon of each; those of images if not
+    given.
 
     Raises:
       InputError: on `dataset`, if the kind is unknown or the path is missing or superfluous.
@@ -19,9 +24,9 @@ def split_name(name: str) -> tuple[str, str]:
     ('tfds', 'cifar10')
     """
     kind, colon, path = name.partition(":")
-    if kind not in KINDS or bool(path) != (KINDS[kind] is not None) or (colon and not path):
-        kinds = ", ".join(k if what is None else f"{k}:{what}" for k, what in KINDS.items())
-        raise InputError("dataset", name, f"must be one of {kinds}")
+    if kind not in kinds or bool(path) != (kinds[kind] is not None) or (colon and not path):
+        known = ", ".join(k if what is None else f"{k}:{what}" for k, what in kinds.items())
+        raise InputError("dataset", name, f"must be one of {known}")
     return kind, path
 
 

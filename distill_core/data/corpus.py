@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from etils import epath
 
 from distill_core.config import InputError
-from distill_core.data import records, text
+from distill_core.data import records, split_name, text
 
 KINDS = {"records": None, "text": "PATH", "tsv": "PATH"}
 NUM_RECORDS = (12_000, 1_000, 2_000)  # train, validation, test
@@ -55,10 +55,7 @@ def load_corpus(name: str) -> Corpus:
       InputError: on `dataset`: no such kind, or text that is missing, empty, unreadable or too
         short to be split.
     """
-    kind, colon, path = name.partition(":")
-    if kind not in KINDS or bool(path) != (KINDS[kind] is not None) or (colon and not path):
-        kinds = ", ".join(k if what is None else f"{k}:{what}" for k, what in KINDS.items())
-        raise InputError("dataset", name, f"must be one of {kinds}")
+    kind, path = split_name(name, KINDS)
     if kind == "records":
         return _records()
     splits, classes = (_text if kind == "text" else _labelled)(_files(name, path))

@@ -158,27 +158,6 @@ def pack(
     return _rows(ids, starts, -(-end // length), length, bos_id, eos_id, pad_id)
 
 
-def pad(
-    ids: Sequence[np.ndarray], length: int, *, bos_id: int, eos_id: int, pad_id: int
-) -> TokenRows:
-    """One line a row, padded to `length`; otherwise as `pack`.
-
-    Raises:
-      InputError: on `length`, if it is less than 1 or a line needs more; on `ids`, if there are no
-        lines.
-    """
-    _check(ids, length)
-    longest = max(range(len(ids)), key=lambda i: len(ids[i]))
-    if len(ids[longest]) + 1 > length:
-        allowed = (
-            f"line {longest + 1} needs {len(ids[longest]) + 1} positions; raise it to that, "
-            "cut the line or leave it out"
-        )
-        raise InputError("length", length, allowed)
-    starts = np.arange(len(ids)) * length
-    return _rows(ids, starts, len(ids), length, bos_id, eos_id, pad_id)
-
-
 def _rows(ids, starts, num_rows: int, length: int, bos_id, eos_id, pad_id) -> TokenRows:
     """Each line written at its place in the flat text."""
     tokens = np.full(num_rows * length, pad_id, np.int32)

@@ -7,6 +7,7 @@ import jax.numpy as jnp
 from flax import linen as nn
 
 from distill_core.config import InputError
+from distill_core.segments import places_in_line
 
 Array = jax.Array
 _INIT = nn.initializers.normal(0.02)
@@ -106,17 +107,6 @@ class Block(nn.Module):
         y = nn.LayerNorm(epsilon=1e-5, use_fast_variance=False, name="ln_2")(x)
         y = nn.gelu(dense(4 * width, name="mlp_c_fc")(y), approximate=True)
         return x + dense(width, kernel_init=shrunk, name="mlp_c_proj")(y)
-
-
-def places_in_line(segments: Array) -> Array:
-    """int32 `[B, L]`: how many positions of its line stand before each in the row.
-
-    >>> print(places_in_line(jnp.array([[7, 7, 7, 8, 8, -1]])))
-    [[0 1 2 0 1 0]]
-    """
-    index = jnp.arange(segments.shape[-1])[None]
-    changes = jnp.pad(segments[:, 1:] != segments[:, :-1], ((0, 0), (1, 0)), constant_values=True)
-    return index - jax.lax.cummax(jnp.where(changes, index, 0), axis=1)
 
 
 def _heads(x: Array, num_heads: int) -> Array:

@@ -3,14 +3,15 @@
 import json
 import math
 import shutil
+import time
 
 import jax
 import numpy as np
 import pytest
 
-from distill_core import checkpoint, integrity
+from distill_core import checkpoint, config, integrity, spec
 from distill_core.config import InputError
-from distill_core.data import text_tasks
+from distill_core.data import text_tasks, tokenizers
 from distill_core.data.corpus import Example
 from swingdistill import evaluate, private_text, train
 
@@ -264,3 +265,22 @@ def test_the_line_names_digits_where_there_are_any(capsys):
     )
     expected = "test perplexity 12.000  of digits 9.50  accuracy 0.2500  (12,345 tokens)\n"
     assert capsys.readouterr().out == expected
+
+
+def test_exact_exposure_of_24_secrets_of_six_digits_takes_less_than_a_minute():
+    """For a student as large as the demo's; a few seconds on two free cores."""
+    lines = ["my id is 0", *(f"w{i} x{i}" for i in range(480))]
+    tokenizer = tokenizers.train_words(lines, vocab_size=1000)
+    network = spec.text_spec(
+        model="transformer",
+        model_kwargs={"width": 64, "num_layers": 1, "num_heads": 4},
+        tokenizer=tokenizer,
+        max_length=64,
+    )
+    params, _ = spec.init(network, jax.random.key(0))
+    loaded = checkpoint.LoadedModel({"params": params}, network, spec.make_apply(network), tokenizer)
+    given = {"dataset": "records", "canaries_per_level": 8}
+    began = time.monotonic()
+    found = evaluate.exposures(loaded, config.validate(given, private_text.FIELDS))
+    assert time.monotonic() - began < 60
+    assert [len(bits) for bits in found.values()] == [8, 8, 8]

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from distill_core.config import InputError
-from distill_core.data.text import pack, pad, read_labelled, read_lines
+from distill_core.data.text import pack, read_labelled, read_lines
 
 SPECIAL = {"bos_id": 100, "eos_id": 101, "pad_id": 102}
 IDS = [np.array(ids, np.int32) for ids in ([1, 2, 3], [4], [], [5, 6, 7, 8, 9])]
@@ -165,7 +165,7 @@ def test_a_line_that_fits_into_a_row_is_never_cut_and_looks_as_it_does_alone(len
             assert len(set(places[:, 0])) > 1, "a longer line goes on in the next row"
             continue
         assert len(set(places[:, 0])) == 1
-        alone = pad([line], length, **SPECIAL)
+        alone = pack([line], length, **SPECIAL)
         for one, other in ((packed.tokens, alone.tokens), (packed.labels, alone.labels)):
             np.testing.assert_array_equal(one[packed.lines == i], other[alone.lines == 0])
     if length < 12:
@@ -176,15 +176,6 @@ def test_a_line_that_fits_into_a_row_is_never_cut_and_looks_as_it_does_alone(len
     for row in gaps:
         needed = len(ids[packed.lines[row + 1, 0]]) + 1
         assert np.sum(~packed.mask[row]) < needed <= length
-
-
-def test_one_line_a_row():
-    rows = pad(IDS, 6, **SPECIAL)
-    assert rows.tokens.shape == (4, 6)
-    np.testing.assert_array_equal(rows.tokens[0], [100, 1, 2, 3, 102, 102])
-    np.testing.assert_array_equal(rows.labels[0], [1, 2, 3, 101, 102, 102])
-    np.testing.assert_array_equal(rows.mask.sum(1), [4, 2, 1, 6])
-    np.testing.assert_array_equal(rows.labels[3], [5, 6, 7, 8, 9, 101])
 
 
 @pytest.mark.parametrize("length", [1, 2, 5, 6, 12, 100])
@@ -198,23 +189,16 @@ def test_labels_are_what_the_logits_at_the_same_place_predict(length):
     assert rows.mask[-1].any(), "no row of padding alone"
 
 
-@pytest.mark.parametrize("rows_of", [pack, pad])
-def test_values_of_tokens_find_their_labels(rows_of):
-    rows = rows_of(IDS, 6, **SPECIAL)
+def test_values_of_tokens_find_their_labels():
+    rows = pack(IDS, 6, **SPECIAL)
     values = np.zeros(rows.mask.shape)
     values[rows.mask] = np.concatenate([[*(ids * 10.0), -1.0] for ids in IDS])
     expected = np.where(rows.labels == 101, -1.0, rows.labels * 10.0)
     np.testing.assert_array_equal(values, np.where(rows.mask, expected, 0.0))
 
 
-def test_refuses_a_line_that_is_longer_than_the_model():
-    with pytest.raises(InputError, match="length: got 5; line 4 needs 6 positions"):
-        pad(IDS, 5, **SPECIAL)
-
-
-@pytest.mark.parametrize("rows_of", [pack, pad])
-def test_refuses_no_rows(rows_of):
+def test_refuses_no_rows():
     with pytest.raises(InputError, match="length: got 0"):
-        rows_of(IDS, 0, **SPECIAL)
+        pack(IDS, 0, **SPECIAL)
     with pytest.raises(InputError, match="ids: got"):
-        rows_of([], 5, **SPECIAL)
+        pack([], 5, **SPECIAL)
