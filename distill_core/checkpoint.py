@@ -158,7 +158,7 @@ def load_model(
     Args:
       path: a workdir or one of its checkpoints, local or `gs://…`; or a local `.safetensors` file
         with GPT-2's weights, see `models.gpt2`.
-      part: which network; may be left out where the checkpoint holds one.
+      part: which network; by default the first, e.g. the student before its generator.
       step: which checkpoint; by default the newest undamaged one.
 
     Raises:
@@ -171,8 +171,7 @@ def load_model(
         return gpt2.load_model(path, part=part, step=step)
     path, metadata = find(path, step=step)
     specs = metadata["parts"]
-    if part is None and len(specs) == 1:
-        part = next(iter(specs))
+    part = next(iter(specs)) if part is None else part
     if part not in specs:
         raise InputError("part", part, f"{path} holds {', '.join(sorted(specs))}")
     spec = specs[part]

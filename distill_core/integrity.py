@@ -6,6 +6,7 @@ deletion) and counts for nothing. It holds a checksum of every other file and of
 
 import json
 import logging
+import os
 import zlib
 from collections.abc import Mapping
 from typing import Any
@@ -152,11 +153,17 @@ def find(path: epath.PathLike, *, step: int | None = None) -> tuple[epath.Path, 
     raise InputError("checkpoint", str(path), allowed)
 
 
-def write_atomically(path: epath.PathLike, text: str):
-    """Writes a text file so that a reader sees the old or the new one, never half."""
+def write_atomically(path: epath.PathLike, text: str, *, mode: int | None = None):
+    """Writes a text file so that a reader sees the old or the new one, never half.
+
+    `mode` is that of a local file, such as 0o600.
+    """
     path = epath.Path(path)
     temporary = path.parent / f".{path.name}.tmp"
     try:
+        if mode is not None:
+            temporary.touch()
+            os.chmod(temporary, mode)
         temporary.write_text(text)
         temporary.replace(path)
     except OSError:

@@ -6,7 +6,7 @@ import math
 import signal
 import threading
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -26,6 +26,20 @@ class StoppedError(RuntimeError):
     """A signal ended the run; everything up to then is saved."""
 
 
+class Plan(NamedTuple):
+    """What a run can only say once it holds its workdir and knows from which step it starts.
+
+    Attributes:
+      frozen: what the step reads, in place of `run`'s.
+      ledger: step -> the ledger of a checkpoint of that step, in place of the metadata's.
+      num_steps: where to end; at most `run`'s.
+    """
+
+    frozen: PyTree
+    ledger: Callable[[int], Mapping[str, Any]]
+    num_steps: int
+
+
 def run(
     *,
     workdir: epath.PathLike,
@@ -38,6 +52,7 @@ def run(
     split: Callable[[PyTree], tuple[dict, PyTree]],
     merge: Callable[[PyTree, dict, PyTree], PyTree],
     evaluate: Callable[..., dict[str, float]] | None = None,
+    plan: Callable[[int], Plan] | None = None,
     best: str | None = None,
     mode: str = "jit",
     log_every: int = 50,
@@ -59,6 +74,7 @@ def run(
       split: state -> (parts, train) as `checkpoint.save` takes them.
       merge: (state, parts, train) -> state, the inverse.
       evaluate: `evaluate(state, stopped) -> {name: value}`; may raise StoppedError if `stopped()`.
+      plan: for private runs: step to start from -> `Plan`; not asked where nothing is left to do.
       best: name of the evaluated metric (higher is better) whose best checkpoint is kept, too; a
         new best is saved at once, whatever `save_every`.
       mode: as for `parallel.wrap`.
@@ -93,6 +109,7 @@ def run(
         found = _newest(workdir, metadata["config"])
         checkpoint.remove_unfinished(workdir)
         start, top, window, unevaluated = 0, None, _Window(), False
+        ledger_at: Callable[[int], Mapping[str, Any]] | None = None
         if found is not None:
             path, old = found
             start, top, window = old["step"], old["best"], _Window(old["pending"], old["last_loss"])
@@ -104,6 +121,8 @@ def run(
             if start >= num_steps and not unevaluated:
                 report.say(f"{where}; finished at step {start}, nothing to do")
                 return parallel.place(state, mode)
+        if plan is not None and start < num_steps:
+            frozen, ledger_at, num_steps = plan(start)
         metrics.rewind(start, evaluated=not unevaluated)
         report.say(f"{where}; {f'resumes from step {start}' if start else 'starts from step 0'}")
         state = parallel.place(state, mode)
@@ -138,6 +157,8 @@ def run(
                 "best": top,
                 "evaluated": evaluated_at == step,
             }
+            if ledger_at is not None:
+                so_far["ledger"] = dict(ledger_at(step))
             checkpoint.save(
                 workdir, step, parts=parts, train=train, metadata={**metadata, **so_far}
             )

@@ -171,6 +171,15 @@ def is_main() -> bool:
     return jax.process_index() == 0
 
 
+def from_main(values: np.ndarray) -> np.ndarray:
+    """Process 0's array, in every process; all give one of its shape."""
+    if jax.process_count() == 1:
+        return values
+    from jax.experimental import multihost_utils
+
+    return np.asarray(multihost_utils.broadcast_one_to_all(values))
+
+
 def barrier(name: str):
     """Waits for all processes."""
     if jax.process_count() > 1:

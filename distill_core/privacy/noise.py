@@ -1,0 +1,146 @@
+"""Where a private run's noise comes from, and how often it was drawn.
+
+The root is 64 bits from the operating system, drawn by process 0 and kept in
+`<workdir>/private/noise.json` (mode 0600), in no checkpoint and no release: whoever knows it
+subtracts the noise. A resume that repeats the earlier bits draws the same noise on the same values,
+which gives nothing more away. On other devices the values differ in their last bits, and the same
+noise on both would give the difference away: then the key folds in a restart counter, and what may
+have been drawn beyond the checkpoint is charged again.
+"""
+
+import dataclasses
+import hashlib
+import json
+import os
+import platform
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+import numpy as np
+from etils import epath
+
+from distill_core import integrity, parallel
+from distill_core.config import InputError
+
+FOLDER = "private"
+_FILE = "noise.json"
+_AHEAD = 16  # steps that are written down as drawn before the first of them is
+
+
+@dataclasses.dataclass
+class Noise:
+    """The noise of one run, as `open_noise` gives it.
+
+    Attributes:
+      key: typed key, equal on all processes; fold the step in.
+      restarts: how often the run went on without repeating its bits.
+      replayed: steps that are charged beyond the run's own number of steps.
+    """
+
+    key: jax.Array
+    restarts: int
+    replayed: int
+    _path: epath.Path
+    _record: dict[str, Any] | None  # None in processes that do not write
+
+    def reserve(self, step: int):
+        """Writes down that the noise of `step` is about to be drawn; call before every step."""
+        if self._record is None or step < self._record["reserved"]:
+            return
+        self._record["reserved"] = step + _AHEAD
+        _write(self._path, self._record)
+
+
+def open_noise(
+    workdir: epath.PathLike,
+    *,
+    decides: Mapping[str, Any],
+    start: int,
+    mode: str,
+    seed: int | None = None,
+) -> Noise:
+    """The noise of the run in `workdir`, drawn now or read back; call holding the run's lock.
+
+    Args:
+      workdir: the run's directory.
+      decides: JSON-able, everything that decides what is noised: settings, data, teachers.
+      start: step that the run starts from.
+      mode: as for `parallel.wrap`.
+      seed: instead of the operating system's bits, for reproduction: whoever knows it, knows the
+        noise.
+
+    Raises:
+      InputError: a run with a checkpoint has lost its root, or the root there belongs to another.
+    """
+    path = epath.Path(workdir) / FOLDER / _FILE
+    numbers = np.zeros(4, np.uint32)
+    record, here = None, machine(mode)
+    if parallel.is_main():
+        digest = hashlib.sha256(json.dumps(dict(decides), sort_keys=True).encode()).hexdigest()
+        record = _read(path, digest, start)
+        if record is None:
+            record = {
+                "root": os.urandom(8).hex(),
+                "digest": digest,
+                "machine": here,
+                "restarts": 0,
+                "replayed": 0,
+                "reserved": start,
+            }
+        elif record["machine"] != here:
+            record["restarts"] += 1
+            record["replayed"] += max(0, record["reserved"] - start)
+            record["machine"], record["reserved"] = here, start
+        _write(path, record)
+        if seed is None:
+            root = np.frombuffer(bytes.fromhex(record["root"]), np.uint32)
+        else:
+            root = np.asarray(jax.random.key_data(jax.random.key(seed)), np.uint32)
+        numbers = np.array([*root, record["restarts"], record["replayed"]], np.uint32)
+    numbers = parallel.from_main(numbers)
+    restarts, replayed = (int(number) for number in numbers[2:])
+    key = jax.random.fold_in(jax.random.wrap_key_data(numbers[:2]), restarts)
+    return Noise(key, restarts, replayed, path, record)
+
+
+def machine(mode: str) -> list[Any]:
+    """What has to be the same for a resume to repeat the earlier bits."""
+    devices = jax.devices()
+    versions = [jax.__version__, os.environ.get("XLA_FLAGS", "").split()]
+    kinds = sorted({device.device_kind for device in devices})
+    return [mode, kinds, len(devices), jax.process_count(), _processor(), *versions]
+
+
+def _processor() -> str:
+    try:
+        with open("/proc/cpuinfo") as lines:
+            names = [line.partition(":")[2].strip() for line in lines if "model name" in line]
+    except OSError:
+        names = []
+    return names[0] if names else platform.processor() or platform.machine()
+
+
+def _read(path: epath.Path, digest: str, start: int) -> dict[str, Any] | None:
+    if not path.exists():
+        if start:
+            allowed = f"is missing, and with it the noise of this run's first {start} steps"
+            raise InputError("workdir", str(path), f"{allowed}; take another workdir")
+        return None
+    try:
+        record = json.loads(path.read_text())
+        fits = record["digest"] == digest
+    except (ValueError, KeyError, TypeError):
+        raise InputError("workdir", str(path), "cannot be read; take another workdir") from None
+    if not fits:
+        allowed = "holds the noise of a run with other settings, data or teachers"
+        raise InputError("workdir", str(path), f"{allowed}; take another workdir")
+    return record
+
+
+def _write(path: epath.Path, record: Mapping[str, Any]):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    local = "://" not in str(path)  # object stores have rights of their own
+    if local:
+        os.chmod(path.parent, 0o700)
+    integrity.write_atomically(path, json.dumps(dict(record)), mode=0o600 if local else None)
