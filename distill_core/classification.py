@@ -15,7 +15,17 @@ import jax.numpy as jnp
 import numpy as np
 from etils import epath
 
-from distill_core import checkpoint, data, loop, optimizers, parallel, run_state, spec
+from distill_core import (
+    checkpoint,
+    data,
+    dp_gradient,
+    dp_sgd,
+    loop,
+    optimizers,
+    parallel,
+    run_state,
+    spec,
+)
 from distill_core import metrics as metrics_lib
 from distill_core.data import augment, sampling
 from distill_core.losses import cross_entropy
@@ -47,7 +57,8 @@ def check(hp: Mapping[str, Any], dataset: data.Dataset) -> dict[str, Any]:
     Raises:
       InputError: on `batch_size`, `model` or `model_kwargs`.
     """
-    parallel.check_batch_size(hp["batch_size"])
+    if not hp.get("dp"):  # else it is an expected size
+        parallel.check_batch_size(hp["batch_size"])
     network = spec.image_spec(model=hp["model"], model_kwargs=hp["model_kwargs"], dataset=dataset)
     spec.check(network)
     return network
@@ -69,7 +80,8 @@ def train(
     """Trains a classifier by an objective, or resumes it, and measures it on the test split.
 
     Args:
-      hp: validated values of `config.TRAINING` and the method's own.
+      hp: validated values of `config.TRAINING` and the method's own; with a group `dp` (see
+        `dp_sgd`) the training is differentially private.
       workdir: the run's directory.
       method: written into the checkpoint.
       dataset, splits: as `load_splits` gives them.
@@ -82,13 +94,28 @@ def train(
 
     Returns:
       {"accuracy", "validation_accuracy" (None without one), "num_test", "digest"}, JSON-able; all
-      of the last step.
+      of the last step; of a private run also what `dp_sgd.report` says.
 
     Raises:
       InputError: before anything is written; and what `loop.run` raises.
     """
     mode = parallel.choose_mode(mode)
     network = check(hp, dataset)
+    metadata = run_state.metadata(
+        hp,
+        method=method,
+        network=network,
+        note=dataset.note,
+        ancestors=ancestors,
+        extra=None if hp.get("dp") else extra,  # whose digest would tell of records
+        start=run_state.starting_point(hp, workdir),
+    )
+    metadata["num_examples"] = len(splits.train)
+    private = None
+    if hp.get("dp"):
+        arrays = {"images": splits.train.images, "labels": splits.train.labels, **(extra or {})}
+        private = dp_sgd.PrivateRun(hp, workdir, metadata, network, data=arrays, mode=mode)
+        metadata = private.metadata
     step_fn, eval_step, tx = compiled(
         json.dumps(network),
         json.dumps({name: hp[name] for name in run_state.OPTIMIZER_FIELDS}),
@@ -96,19 +123,23 @@ def train(
         hp["crop_padding"],
         hp["flip"],
         mode,
+        private.augmentations if private else None,
     )
     state = run_state.initial_state(hp, workdir, network, tx)
 
-    def batch_fn(step):
-        rows = sampling.batch_indices(hp["seed"], step, hp["batch_size"], len(splits.train))
-        rows = rows[parallel.local_rows(hp["batch_size"])]
-        batch = {
+    def take_train(rows):
+        return {
             "image": splits.train.images[rows],
             "label": splits.train.labels[rows],
             "index": rows.astype(np.int32),
             "extra": {name: array[rows] for name, array in (extra or {}).items()},
         }
-        return parallel.feed(batch, mode)
+
+    def batch_fn(step):
+        if private:
+            return parallel.feed(private.batch(step, take_train), mode)
+        rows = sampling.batch_indices(hp["seed"], step, hp["batch_size"], len(splits.train))
+        return parallel.feed(take_train(rows[parallel.local_rows(hp["batch_size"])]), mode)
 
     def measure(state, split, stopped=lambda: False):
         variables = {"params": state.params, **state.model_state}
@@ -133,19 +164,13 @@ def train(
         frozen=frozen,
         batch_fn=batch_fn,
         num_steps=hp["num_steps"],
-        metadata=run_state.metadata(
-            hp,
-            method=method,
-            network=network,
-            note=dataset.note,
-            ancestors=ancestors,
-            extra=extra,
-        ),
+        metadata=metadata,
         split=run_state.split_state,
         merge=run_state.merge_state,
         evaluate=(lambda state, stopped: measure(state, splits.validation, stopped))
         if len(splits.validation)
         else None,
+        plan=private.plan(frozen) if private else None,
         best="accuracy",
         mode=mode,
         log_every=hp["log_every"],
@@ -164,15 +189,18 @@ def train(
         "validation_accuracy": held,
         "num_test": len(splits.test),
         "digest": metadata["digest"],
+        **(dp_sgd.report(workdir) if private else {}),
     }
 
 
 @functools.lru_cache(maxsize=16)
-def compiled(network: str, optimizer: str, objective: Callable, crop_padding, flip, mode: str):
+def compiled(
+    network: str, optimizer: str, objective: Callable, crop_padding, flip, mode: str, copies=None
+):
     """(train step, evaluation step, optimiser) for one set of static choices, compiled once.
 
     Runs that differ only in seed, teacher or traced settings share them. `network` and `optimizer`
-    are JSON, to be hashable.
+    are JSON, to be hashable; `copies` of each record make a step of a private run.
     """
     axis = parallel.axis_name(mode)
     apply = spec.make_apply(json.loads(network), axis_name=axis)
@@ -197,7 +225,8 @@ def compiled(network: str, optimizer: str, objective: Callable, crop_padding, fl
             "cross_entropy": (cross_entropy(logits, batch["label"], where=batch["mask"]), weight),
         }
 
-    step = make_train_step(loss_fn, tx, axis_name=axis)
+    gradient_fn = dp_gradient.gradient_fn(copies) if copies else None
+    step = make_train_step(loss_fn, tx, axis_name=axis, gradient_fn=gradient_fn)
     eval_step = make_eval_step(eval_fn, axis_name=axis)
     return parallel.wrap(step, mode, donate=True), parallel.wrap(eval_step, mode), tx
 

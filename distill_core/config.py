@@ -54,9 +54,11 @@ class Field:
 
 
 def number(low: float, high: float = math.inf, *, default=_REQUIRED, above: bool = False) -> Field:
-    """A float in [low, high], or above `low` if `above`."""
+    """A float in [low, high], or above `low` if `above`; None where that is the default."""
 
     def read(value):
+        if value is None and default is None:
+            return None
         if isinstance(value, bool) or not isinstance(value, int | float):
             raise TypeError
         value = float(value)
@@ -72,9 +74,11 @@ def number(low: float, high: float = math.inf, *, default=_REQUIRED, above: bool
 
 
 def integer(low: int, high: int | None = None, *, default=_REQUIRED) -> Field:
-    """An integer in [low, high]."""
+    """An integer in [low, high]; None where that is the default."""
 
     def read(value):
+        if value is None and default is None:
+            return None
         if isinstance(value, bool) or not isinstance(value, int):
             raise TypeError
         if value < low or (high is not None and value > high):

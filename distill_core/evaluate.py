@@ -55,10 +55,13 @@ def evaluate_checkpoint(
     if spec.is_text(loaded.spec):
         allowed = "is a language model; python -m swingdistill.evaluate measures those"
         raise config.InputError("checkpoint", str(path), allowed)
+    if loaded.spec.get("outputs") == "images":
+        raise config.InputError("part", part, "makes images and classifies none")
     settings = loaded.metadata["config"]
-    source = data.load_dataset(
-        dataset or settings["dataset"], data_dir=data_dir or settings.get("data_dir")
-    )
+    name = dataset or settings["dataset"]
+    if name is None:
+        raise config.InputError("dataset", None, "is required: the run itself had none")
+    source = data.load_dataset(name, data_dir=data_dir or settings.get("data_dir"))
     spec.check_fits("checkpoint", str(path), loaded.spec, source)
     examples = getattr(source, split)
     logits = compute_logits(loaded, examples.images, batch_size)

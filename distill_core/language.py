@@ -15,7 +15,17 @@ import jax.numpy as jnp
 import numpy as np
 from etils import epath
 
-from distill_core import checkpoint, chunked, loop, optimizers, parallel, run_state, spec
+from distill_core import (
+    checkpoint,
+    chunked,
+    dp_gradient,
+    dp_sgd,
+    loop,
+    optimizers,
+    parallel,
+    run_state,
+    spec,
+)
 from distill_core.data import sampling
 from distill_core.training import make_eval_step, make_train_step
 
@@ -40,13 +50,14 @@ def train(
     """Trains a language model by an objective, or resumes it; returns the checkpoint's digest.
 
     Args:
-      hp: validated values of `config.MODEL`, `OPTIMIZER` and `RUN`, and the method's own.
+      hp: validated values of `config.MODEL`, `OPTIMIZER` and `RUN`, and the method's own; with a
+        group `dp` (see `dp_sgd`) the training is differentially private, and a record is a line.
       workdir: the run's directory.
       method: written into the checkpoint.
       network: spec of the network to train.
       rows: `tokens`, `labels`, `segments` int32 [N, L], `weights` float32 [N, L], and what else the
-        objective reads, [N, L] each.
-      validation: likewise, without the objective's own; see `measure`.
+        objective reads, [N, L] each. With `dp` a row is one whole line (`text_tasks.line_rows`).
+      validation: likewise, without the objective's own; see `measure`. Public, also with `dp`.
       objective: see above; a module-level or cached function, since compiled steps are reused.
       frozen: what the objective reads, e.g. a teacher's variables.
       ancestors: metadata of the checkpoints that this one is made from.
@@ -56,14 +67,35 @@ def train(
     Raises:
       InputError: before anything is written; and what `loop.run` raises.
     """
-    parallel.check_batch_size(hp["batch_size"])
     mode = parallel.choose_mode(mode)
     key = json.dumps(dict(network))
     optimizer = json.dumps({name: hp[name] for name in run_state.OPTIMIZER_FIELDS})
-    step_fn, tx = _compiled_step(key, optimizer, objective, mode)
+    text = {name: rows[name] for name in ("tokens", "labels", "segments", "weights")}
+    metadata = run_state.metadata(
+        hp,
+        method=method,
+        network=network,
+        ancestors=ancestors,
+        extra=None if hp.get("dp") else text,  # a digest of private lines would tell them
+        start=run_state.starting_point(hp, workdir),
+    )
+    private = None
+    if hp.get("dp"):
+        _check_lines(rows["segments"])
+        private = dp_sgd.PrivateRun(hp, workdir, metadata, network, data=dict(rows), mode=mode)
+        metadata = private.metadata
+    else:
+        parallel.check_batch_size(hp["batch_size"])
+    copies = private.augmentations if private else None
+    step_fn, tx = _compiled_step(key, optimizer, objective, mode, copies)
     num_rows = len(rows["tokens"])
 
     def batch_fn(step):
+        if private:
+            batch = private.batch(
+                step, lambda index: {k: array[index] for k, array in rows.items()}
+            )
+            return parallel.feed(batch, mode)
         index = sampling.batch_indices(hp["seed"], step, hp["batch_size"], num_rows)
         index = index[parallel.local_rows(hp["batch_size"])]
         return parallel.feed({name: array[index] for name, array in rows.items()}, mode)
@@ -72,7 +104,6 @@ def train(
         variables = {"params": state.params, **state.model_state}
         return _measure(key, variables, validation, hp["eval_batch_size"], mode, stopped)
 
-    text = {name: rows[name] for name in ("tokens", "labels", "segments", "weights")}
     state = run_state.initial_state(hp, workdir, network, tx)
     if description and parallel.is_main():
         print(description, flush=True)
@@ -83,12 +114,11 @@ def train(
         frozen=frozen,
         batch_fn=batch_fn,
         num_steps=hp["num_steps"],
-        metadata=run_state.metadata(
-            hp, method=method, network=network, ancestors=ancestors, extra=text
-        ),
+        metadata=metadata,
         split=run_state.split_state,
         merge=run_state.merge_state,
         evaluate=evaluate,
+        plan=private.plan(frozen) if private else None,
         best="accuracy",
         mode=mode,
         log_every=hp["log_every"],
@@ -97,6 +127,21 @@ def train(
         label=method,
     )
     return checkpoint.find(workdir)[1]["digest"]
+
+
+@functools.cache
+def label_objective(vocab_size: int) -> Callable:
+    """An objective: cross-entropy with the labels alone."""
+    chunk = chunked.chunk_for(vocab_size)
+
+    def objective(hidden, embedding, batch, frozen):
+        values, correct = chunked.cross_entropy_from_hidden(
+            hidden, embedding, batch["labels"], chunk=chunk
+        )
+        weights = batch["weights"]
+        return jnp.sum(values * weights), {"accuracy": jnp.sum(correct * weights)}
+
+    return objective
 
 
 def measure(
@@ -116,6 +161,13 @@ def measure(
     return _measure(json.dumps(dict(loaded.spec)), variables, rows, batch_size, mode)
 
 
+def _check_lines(segments: np.ndarray):
+    """A claim about lines needs rows of one whole line each."""
+    known = np.where(segments >= 0, segments, segments.max(1, keepdims=True))
+    if (known != known[:, :1]).any() or len(np.unique(known[:, 0])) < len(known):
+        raise ValueError("rows: got several lines in a row, or a line in several; see line_rows")
+
+
 def _measure(key, variables, rows, batch_size, mode, stopped=lambda: False):
     names = ["tokens", "labels", "segments", "weights"]
     names += [name for name in rows if name.startswith(CLASS)]
@@ -132,7 +184,9 @@ def _measure(key, variables, rows, batch_size, mode, stopped=lambda: False):
 
 
 @functools.lru_cache(maxsize=16)
-def _compiled_step(network: str, optimizer: str, objective: Callable, mode: str):
+def _compiled_step(
+    network: str, optimizer: str, objective: Callable, mode: str, copies: int | None
+):
     axis = parallel.axis_name(mode)
     hidden_fn = spec.make_hidden(json.loads(network))
     tx = optimizers.make_optimizer(**json.loads(optimizer))
@@ -146,7 +200,9 @@ def _compiled_step(network: str, optimizer: str, objective: Callable, mode: str)
         sums = {name: (value[None] / known, weight[None]) for name, value in sums.items()}
         return total[None] / known, weight[None], model_state, sums
 
-    return parallel.wrap(make_train_step(loss_fn, tx, axis_name=axis), mode, donate=True), tx
+    gradient_fn = dp_gradient.gradient_fn(copies) if copies else None
+    step = make_train_step(loss_fn, tx, axis_name=axis, gradient_fn=gradient_fn)
+    return parallel.wrap(step, mode, donate=True), tx
 
 
 @functools.lru_cache(maxsize=16)

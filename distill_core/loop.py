@@ -96,9 +96,8 @@ def run(
     report = progress.Reporter(num_steps, active=main, label=label)
     metrics = progress.MetricsFile(workdir / "metrics.jsonl", active=main)
     template = split(state)
-    count = sum(
-        leaf.size for part in template[0].values() for leaf in jax.tree.leaves(part["params"])
-    )
+    params = [part["params"] for part in template[0].values()]
+    count = sum(leaf.size for leaf in jax.tree.leaves(params))
     where = f"{parallel.describe()}; {count:,} parameters; writing to {workdir}"
 
     def is_due(step, every):
@@ -152,6 +151,7 @@ def run(
             parts, train = split(state)
             _check_finite(parts, step, window.last_loss)
             so_far = {
+                **metadata,
                 "pending": window.pending,
                 "last_loss": window.last_loss,
                 "best": top,
@@ -159,9 +159,7 @@ def run(
             }
             if ledger_at is not None:
                 so_far["ledger"] = dict(ledger_at(step))
-            checkpoint.save(
-                workdir, step, parts=parts, train=train, metadata={**metadata, **so_far}
-            )
+            checkpoint.save(workdir, step, parts=parts, train=train, metadata=so_far)
             saved_at = step
             tidy()
 
@@ -224,18 +222,20 @@ class _Window:
         for step, arrays in self._on_device:
             # By NumPy: JAX's own `item` and `device_get` are 8 and 30 times as slow for scalars.
             values = {name: np.asarray(value).item() for name, value in arrays.items()}
-            if not (math.isfinite(values["loss"]) and math.isfinite(values["grad_norm"])):
+            if not all(math.isfinite(values.get(name, 0.0)) for name in ("loss", "grad_norm")):
                 raise DivergedError(_diverged(step, self.last_loss))
-            self.last_loss = values["loss"]
+            self.last_loss = values.get("loss")  # a private run has none to tell
             self.pending.append(values)
         self._on_device = []
 
     def close(self) -> dict[str, float]:
         self.fetch()
-        names = self.pending[0]
-        means = {n: sum(row[n] for row in self.pending) / len(self.pending) for n in names}
+        found: dict[str, list[float]] = {}
+        for row in self.pending:  # a step may have metrics that another lacks
+            for name, value in row.items():
+                found.setdefault(name, []).append(value)
         self.pending = []
-        return means
+        return {name: sum(values) / len(values) for name, values in found.items()}
 
 
 def _diverged(step: int, last_loss: float | None) -> str:

@@ -5,12 +5,13 @@
 No random key, seed, optimiser state, data order, path or training setting goes in. The release
 loads without this project: `model.safetensors` holds the variables under names like
 `params/Dense_0/kernel`, `model.stablehlo` the whole network as a program (`jax.export`), from
-float32 images in [0, 1], `[B, H, W, C]`, or int32 token ids `[B, L]`, to logits. A language
-model's `tokenizer.json` is read by the `tokenizers` library.
+float32 images in [0, 1], `[B, H, W, C]`, or int32 token ids `[B, L]`, to logits; of a generator
+from latent vectors to images. A language model's `tokenizer.json` is read by the `tokenizers`
+library.
 """
 
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -19,14 +20,27 @@ import numpy as np
 from etils import epath
 
 from distill_core import checkpoint, cli, config, spec
+from distill_core.privacy import ledger as ledger_lib
 
 CARD_FIELDS = ("model", "model_kwargs", "num_classes")
 IMAGE_FIELDS = (*CARD_FIELDS, "input_shape", "mean", "std", "classes")
 TEXT_FIELDS = (*CARD_FIELDS, "max_length")
+GENERATOR_FIELDS = (*CARD_FIELDS, "classes")
+_ASSUMPTIONS = (
+    "Every noise in the ledger was drawn independently, and nobody who reads this knows it.",
+    "Each sensitivity bounds what one unit moves between neighbours.",
+    "Strengths and the number of steps were fixed before the run.",
+    "The run touched private data in no other way; choosing its settings is not covered.",
+)
 
 
 def release(
-    path: epath.PathLike, out: epath.PathLike, *, part: str | None = None, step: int | None = None
+    path: epath.PathLike,
+    out: epath.PathLike,
+    *,
+    part: str | None = None,
+    step: int | None = None,
+    delta: float | None = None,
 ) -> dict[str, Any]:
     """Writes the release of one network into a new or empty directory and returns its card.
 
@@ -35,9 +49,10 @@ def release(
       out: the directory; made if missing.
       part: which network.
       step: which checkpoint; by default the newest.
+      delta: δ of the card's claim; by default the run's, if it has one.
 
     Raises:
-      InputError: no such checkpoint, or `out` holds files.
+      InputError: no such checkpoint, δ outside (0, 1), or `out` holds files.
     """
     out = epath.Path(out)
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
@@ -47,22 +62,19 @@ def release(
         "/".join(jax.tree_util.keystr((k,), simple=True) for k in keypath): np.asarray(leaf)
         for keypath, leaf in jax.tree_util.tree_flatten_with_path(loaded.variables)[0]
     }
-    text = spec.is_text(loaded.spec)
+    fields, inputs, outputs = _described(loaded.spec)
     card = {
         "method": loaded.metadata["method"],
-        "network": {name: loaded.spec[name] for name in (TEXT_FIELDS if text else IMAGE_FIELDS)},
-        "inputs": "int32 token ids of tokenizer.json, [B, L], <bos> first"
-        if text
-        else "float32 images in [0, 1], [B, H, W, C]; preprocessing is in model.stablehlo",
-        "outputs": "float32 logits [B, L, V], at each position for the next token"
-        if text
-        else "float32 logits [B, K] in the order of classes",
+        "network": {name: loaded.spec[name] for name in fields},
+        "inputs": inputs,
+        "outputs": outputs,
         "parameters": int(sum(np.size(v) for k, v in flat.items() if k.startswith("params/"))),
         "files": {
             "model.safetensors": "variables by name; HWIO convolution kernels",
             "model.stablehlo": "jax.export of the network: jax.export.deserialize(bytes).call",
         },
         "ledger": loaded.metadata["ledger"],
+        "privacy": _privacy(loaded.metadata, delta),
         "note": loaded.metadata["data_note"],
     }
     from safetensors.numpy import save
@@ -78,25 +90,88 @@ def release(
     return card
 
 
+def _described(network: Mapping[str, Any]) -> tuple[Sequence[str], str, str]:
+    """(what the card repeats of the spec, inputs in words, outputs in words)."""
+    if spec.is_text(network):
+        inputs = "int32 token ids of tokenizer.json, [B, L], <bos> first"
+        return TEXT_FIELDS, inputs, "float32 logits [B, L, V], at each position for the next token"
+    if network.get("outputs") == "images":
+        inputs = f"float32 latent vectors, draws of N(0, I), [B, {network['input_shape'][0]}]"
+        if network.get("labelled"):
+            inputs += "; second, int32 labels [B], the classes to draw"
+        return GENERATOR_FIELDS, inputs, "float32 images in [0, 1], [B, H, W, C]"
+    inputs = "float32 images in [0, 1], [B, H, W, C]; preprocessing is in model.stablehlo"
+    return IMAGE_FIELDS, inputs, "float32 logits [B, K] in the order of classes"
+
+
+def _privacy(metadata: Mapping[str, Any], delta: float | None) -> dict[str, Any]:
+    """What the ledger guarantees, for somebody who does not have this project.
+
+    An ε with its unit, adjacency, δ and assumptions, and with what it is for a record where the
+    unit is another; or None and why.
+    """
+    settings = metadata["config"]
+    group = settings.get("dp") or {}
+    if delta is None:
+        delta = settings.get("delta", group.get("delta"))
+    elif not 0.0 < delta < 1.0:
+        raise config.InputError("delta", delta, "must be in (0, 1)")
+    try:
+        entry = ledger_lib.charged(metadata["ledger"])[0]
+    except config.InputError as error:
+        return {"epsilon": None, "why": str(error)}
+    about = {"privacy_unit": entry.unit, "adjacency": entry.adjacency}
+    if delta is None:
+        return {"epsilon": None, "why": "no delta was given to compute it at", **about}
+    spent = {"epsilon": ledger_lib.epsilon(metadata["ledger"], delta), "delta": delta, **about}
+    assumptions: list[str] = list(_ASSUMPTIONS)
+    if entry.unit != "record":
+        assumptions.insert(0, f"Epsilon is about one {entry.unit}: it protects no training record.")
+        spent["record_epsilon"] = ledger_lib.epsilon(metadata["ledger"], delta, for_record=True)
+    if settings.get("noise_seed", group.get("seed")) is not None:
+        assumptions.append(
+            "The noise has a given seed, to reproduce the run; whoever knows it subtracts it."
+        )
+    return {**spent, "assumptions": assumptions}
+
+
 def _export(loaded: checkpoint.LoadedModel) -> bytes:
     """The network with its weights as StableHLO, for any batch size and platform.
 
     Text has rows of `max_length`, padded at the end: what stands behind a position does not count.
     """
     (batch,) = jax.export.symbolic_shape("b")
-    if spec.is_text(loaded.spec):
-        inputs = jax.ShapeDtypeStruct((batch, loaded.spec["max_length"]), jnp.int32)
+    network, function = loaded.spec, loaded.apply
+    if spec.is_text(network):
+        inputs = [jax.ShapeDtypeStruct((batch, network["max_length"]), jnp.int32)]
     else:
-        inputs = jax.ShapeDtypeStruct((batch, *loaded.spec["input_shape"]), jnp.float32)
-    program = jax.jit(lambda inputs: loaded.apply(loaded.variables, inputs))
+        inputs = [jax.ShapeDtypeStruct((batch, *network["input_shape"]), jnp.float32)]
+    if network.get("outputs") == "images":
+        function = _one_by_one(network)
+        if network.get("labelled"):
+            inputs.append(jax.ShapeDtypeStruct((batch,), jnp.int32))
+    program = jax.jit(lambda *inputs: function(loaded.variables, *inputs))
     settings: Any = jax.config
     limit = settings.jax_traceback_in_locations_limit
     jax.config.update("jax_traceback_in_locations_limit", 0)  # else our file paths travel along
     try:
-        exported = jax.export.export(program, platforms=("cpu", "cuda", "rocm", "tpu"))(inputs)
+        exported = jax.export.export(program, platforms=("cpu", "cuda", "rocm", "tpu"))(*inputs)
     finally:
         jax.config.update("jax_traceback_in_locations_limit", limit)
     return bytes(exported.serialize())
+
+
+def _one_by_one(network: Mapping[str, Any]) -> Callable:
+    """`images(variables, z, labels)` of a generator, which may need to know the batch's size."""
+    module = spec.build(network)
+
+    def images(variables, *inputs):
+        def one(*example):
+            return module.apply(variables, *(each[None] for each in example))[0]
+
+        return jax.vmap(one)(*inputs)
+
+    return images
 
 
 def main(argv: Sequence[str]):
@@ -105,8 +180,9 @@ def main(argv: Sequence[str]):
     flags.add_argument("--checkpoint", metavar="DIR", help="a workdir or one of its checkpoints")
     flags.add_argument("--out", metavar="DIR", help="a new or empty directory")
     flags.add_argument("--part", help="which network, where the checkpoint holds several")
+    flags.add_argument("--delta", type=float, help="of the privacy claim; by default the run's")
     given = flags.read(argv, required=("checkpoint", "out"))
-    card = release(given.checkpoint, given.out, part=given.part)
+    card = release(given.checkpoint, given.out, part=given.part, delta=given.delta)
     print(f"released {card['parameters']:,} parameters to {given.out}")
 
 

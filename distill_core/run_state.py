@@ -36,7 +36,7 @@ def initial_state(
 ) -> TrainState:
     """Fresh, or with the weights of `init_from` if the workdir has no checkpoint of its own."""
     rng = jax.random.key(hp["seed"])
-    if hp["init_from"] and not _has_checkpoint(workdir):
+    if hp["init_from"] and not has_checkpoint(workdir):
         with about("init_from", hp["init_from"]):
             found = checkpoint.load_model(hp["init_from"]).variables
             model_state = checkpoint.fit(hp["init_from"], spec.variable_shapes(network), found)
@@ -44,6 +44,21 @@ def initial_state(
     else:
         params, model_state = spec.init(network, stream_key(rng, STREAM_INIT, 0))
     return TrainState.create(params=params, model_state=model_state, tx=tx, rng=rng)
+
+
+def starting_point(hp: Mapping[str, Any], workdir: epath.PathLike) -> list[dict[str, Any]]:
+    """{"digest", "ledger"} of the checkpoint that the run's first weights are from, if any.
+
+    Of a run with a checkpoint of its own: all ancestors that its ledger names, for the path may
+    hold something else by now.
+    """
+    if has_checkpoint(workdir):
+        return list(checkpoint.find(workdir)[1]["ledger"].get("ancestors", []))
+    if not hp["init_from"]:
+        return []
+    with about("init_from", hp["init_from"]):
+        found = checkpoint.load_model(hp["init_from"]).metadata
+    return [_ancestor(found)]
 
 
 def split_state(state: TrainState):
@@ -65,6 +80,7 @@ def metadata(
     note: str = "",
     ancestors: Sequence[Mapping[str, Any]] = (),
     extra: Mapping[str, np.ndarray] | None = None,
+    start: Sequence[Mapping[str, Any]] = (),
 ) -> dict[str, Any]:
     """What the checkpoints of a run say of it.
 
@@ -76,7 +92,9 @@ def metadata(
       ancestors: metadata of the checkpoints that this one is made from.
       extra: arrays that it is made from. Both are kept by content: when the run is resumed, a path
         may hold something else.
+      start: what `starting_point` gave; stands in the ledger beside the ancestors.
     """
+    known = {each["digest"] for each in ancestors}
     digests = [each["digest"] for each in ancestors]
     digests += [checkpoint.digest(dict(extra))] if extra else []
     inputs = {"inputs": digests} if digests else {}
@@ -87,7 +105,10 @@ def metadata(
         "data_note": note,
         "ledger": {
             "mechanisms": [],
-            "ancestors": [{"digest": a["digest"], "ledger": a["ledger"]} for a in ancestors],
+            "ancestors": [
+                *map(_ancestor, ancestors),
+                *(dict(each) for each in start if each["digest"] not in known),
+            ],
         },
     }
 
@@ -140,7 +161,13 @@ def about(field: str, path: str):
         raise InputError(field, path, error.allowed) from None
 
 
-def _has_checkpoint(workdir) -> bool:
+def _ancestor(metadata: Mapping[str, Any]) -> dict[str, Any]:
+    """How a ledger names a checkpoint that a run is made from."""
+    return {"digest": metadata["digest"], "ledger": metadata["ledger"]}
+
+
+def has_checkpoint(workdir: epath.PathLike) -> bool:
+    """Whether there is a whole one, so that a run would resume from it."""
     try:
         checkpoint.find(workdir)
     except InputError:

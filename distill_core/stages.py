@@ -4,15 +4,19 @@ import dataclasses
 import hashlib
 import json
 import os
+import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 from etils import epath
 
+from distill_core import integrity
 from distill_core.config import InputError
 
 FORMAT = 1  # raise it when finished stages of an older version must not be reused
 
+# These change no number, and input checkpoints are known by content, not by path.
+NOT_IN_DIGEST = ("data_dir", "log_every", "eval_every", "save_every", "eval_batch_size")
 _RECORD = "stage.json"
 _UNFINISHED = ".stage.json.tmp"
 
@@ -24,6 +28,47 @@ class StageResult:
     result: dict[str, Any]
     status: Literal["done", "skipped", "redone", "resumed"]
     digest: str
+
+
+class Run(NamedTuple):
+    """A training run as a stage: a binary, its settings, and those that name input checkpoints."""
+
+    arm: str
+    seed: int
+    binary: Callable[..., dict[str, Any]]
+    settings: dict[str, Any]
+    inputs: dict[str, epath.Path]
+
+
+def complete(run: Run, workdir: epath.Path, data: Any, mode: str | None) -> dict[str, Any]:
+    """The result of a run in `<workdir>/runs/ARM/seedN`, which goes on or is up to date.
+
+    Args:
+      run: what to run.
+      workdir: the experiment's.
+      data: JSON-able, by which the run's data is known.
+      mode: as for `parallel.wrap`.
+    """
+    directory = run_directory(workdir, run.arm, run.seed)
+    known_by = {k: v for k, v in run.settings.items() if k not in NOT_IN_DIGEST}
+    paths = {name: str(path) for name, path in run.inputs.items()}
+    return run_stage(
+        directory,
+        config={"binary": run.binary.__module__, "data": data, **known_by},
+        inputs=[integrity.find(path)[1]["digest"] for path in paths.values()],
+        run=lambda: run.binary(run.settings | paths, directory, parallel=mode),
+        say=say,
+    ).result
+
+
+def run_directory(workdir: epath.PathLike, arm: str, seed: int) -> epath.Path:
+    """Where a run of an experiment lies."""
+    return epath.Path(workdir) / "runs" / arm / f"seed{seed}"
+
+
+def say(line: str):
+    """On stderr, beside the table that goes to stdout."""
+    print(line, file=sys.stderr, flush=True)
 
 
 def run_stage(

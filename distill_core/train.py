@@ -1,4 +1,4 @@
-"""Trains a plain classifier.
+"""Trains a plain classifier, or a plain language model; differentially privately with `dp`.
 
 python -m distill_core.train --config configs/distill_core/digits.py --workdir runs/plain
 """
@@ -7,10 +7,12 @@ from typing import Any
 
 from etils import epath
 
-from distill_core import classification, cli, config
+from distill_core import classification, cli, config, dp_sgd, plain_text
+from distill_core.config import InputError
 from distill_core.losses import cross_entropy
 
-FIELDS = config.TRAINING
+FIELDS = {**config.TRAINING, **dp_sgd.FIELDS, **plain_text.FIELDS}
+_IMAGES_ALONE = ("data_dir", "num_validation", *config.AUGMENTATION)
 
 
 def objective(logits, images, labels, frozen, extra):
@@ -21,8 +23,18 @@ def objective(logits, images, labels, frozen, extra):
 def train_and_evaluate(
     settings: Any, workdir: epath.PathLike, *, parallel: str | None = None
 ) -> dict[str, Any]:
-    """Trains to the end or resumes; returns the test accuracy and the checkpoint."""
+    """Trains to the end or resumes; returns what was found on the test split and the checkpoint."""
     hp = config.validate(settings, FIELDS)
+    text = plain_text.is_text(hp["dataset"])
+    strange = _IMAGES_ALONE if text else tuple(plain_text.FIELDS)
+    for name in strange:
+        if hp[name]:
+            allowed = f"belongs to {'images' if text else 'text'}, not to {hp['dataset']}"
+            raise InputError(name, hp[name], allowed)
+    unused = {*strange, *(() if hp["dp"] else dp_sgd.FIELDS)}
+    hp = {name: value for name, value in hp.items() if name not in unused}
+    if text:
+        return plain_text.train(hp, workdir, method="distill_core.train", mode=parallel)
     dataset, splits = classification.load_splits(hp)
     return classification.train(
         hp,

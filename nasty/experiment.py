@@ -8,18 +8,16 @@ attacker's choice of (α, τ_S) on held-out data. Every run is a stage in `<work
 finished one is skipped while its settings, data and input checkpoints stay the same.
 """
 
-import sys
 import time
-import zlib
-from collections.abc import Callable, Mapping
-from typing import Any, NamedTuple
+from collections.abc import Mapping
+from typing import Any
 
 import jax
 from etils import epath
 
-from distill_core import checkpoint, classification, cli, config, distill, train
+from distill_core import classification, cli, config, distill, stages, train
 from distill_core.config import InputError
-from distill_core.stages import run_stage
+from distill_core.stages import Run, run_directory
 from nasty import summary
 from nasty import train as nasty_train
 
@@ -35,18 +33,6 @@ FIELDS = {
     "attack_alphas": config.sequence(config.number(0.0, 1.0), default=()),
     "attack_temperatures": config.sequence(config.number(0.0, above=True), default=()),
 }
-# These change no number, and input checkpoints are known by content, not by path.
-_NOT_IN_DIGEST = ("data_dir", "log_every", "eval_every", "save_every", "eval_batch_size")
-
-
-class Stage(NamedTuple):
-    """One run: a binary, its settings, and the settings that name input checkpoints."""
-
-    arm: str
-    seed: int
-    binary: Callable[..., dict[str, Any]]
-    settings: dict[str, Any]
-    inputs: dict[str, epath.Path]
 
 
 def run(
@@ -63,10 +49,10 @@ def run(
     for stage in paper_stages(hp, workdir, hp["seeds"][0]):
         # Before hours of teachers, not after them.
         classification.check(stage.settings, dataset)
-    fingerprint = _fingerprint(dataset)
+    fingerprint = dataset.fingerprint()
 
-    def complete(stage: Stage) -> dict[str, Any]:
-        return _complete(stage, workdir, fingerprint, parallel)
+    def complete(stage: Run) -> dict[str, Any]:
+        return stages.complete(stage, workdir, fingerprint, parallel)
 
     results = {}
     for seed in hp["seeds"]:
@@ -83,14 +69,14 @@ def run(
     minutes = (time.monotonic() - began) / 60
     rows, gates = summary.rows_and_gates(results, hp, attack)
     normal, nasty = (
-        _directory(workdir, f"teacher_{kind}", hp["seeds"][0]) for kind in ("normal", "nasty")
+        run_directory(workdir, f"teacher_{kind}", hp["seeds"][0]) for kind in ("normal", "nasty")
     )
     figures = summary.draw_figures(workdir, dataset, rows, normal, nasty, hp["temperature"])
     summary.write(workdir, hp, dataset, rows, gates, figures, minutes)
     return results
 
 
-def paper_stages(hp: Mapping[str, Any], workdir: epath.Path, seed: int) -> list[Stage]:
+def paper_stages(hp: Mapping[str, Any], workdir: epath.Path, seed: int) -> list[Run]:
     """The seven runs of one seed, in an order in which inputs come first."""
     teacher = {name: hp[name] for name in config.TRAINING if name in hp}
     student = teacher | {name: hp[f"student_{name}"] for name in _STUDENT_ONLY}
@@ -98,24 +84,26 @@ def paper_stages(hp: Mapping[str, Any], workdir: epath.Path, seed: int) -> list[
     distilled = softened | {"alpha": hp["alpha"]}
     # Networks that are compared share a seed; a teacher, its adversary and its students do not.
     seeds = [{"seed": 10 * seed + k} for k in range(4)]
-    normal, nasty = (_directory(workdir, f"teacher_{kind}", seed) for kind in ("normal", "nasty"))
+    normal, nasty = (
+        run_directory(workdir, f"teacher_{kind}", seed) for kind in ("normal", "nasty")
+    )
     fit, undermine, copy = (m.train_and_evaluate for m in (train, nasty_train, distill))
     of_normal, of_nasty = {"teacher": normal}, {"teacher": nasty}
     undermining = softened | {"omega": hp["omega"]}
     return [
-        Stage("teacher_normal", seed, fit, teacher | seeds[0], {}),
-        Stage(
+        Run("teacher_normal", seed, fit, teacher | seeds[0], {}),
+        Run(
             "teacher_nasty",
             seed,
             undermine,
             teacher | undermining | seeds[1],
             {"adversary": normal},
         ),
-        Stage("student_alone", seed, fit, student | seeds[2], {}),
-        Stage("student_of_normal", seed, copy, student | distilled | seeds[2], of_normal),
-        Stage("student_of_nasty", seed, copy, student | distilled | seeds[2], of_nasty),
-        Stage("self_of_normal", seed, copy, teacher | distilled | seeds[3], of_normal),
-        Stage("self_of_nasty", seed, copy, teacher | distilled | seeds[3], of_nasty),
+        Run("student_alone", seed, fit, student | seeds[2], {}),
+        Run("student_of_normal", seed, copy, student | distilled | seeds[2], of_normal),
+        Run("student_of_nasty", seed, copy, student | distilled | seeds[2], of_nasty),
+        Run("self_of_normal", seed, copy, teacher | distilled | seeds[3], of_normal),
+        Run("self_of_nasty", seed, copy, teacher | distilled | seeds[3], of_nasty),
     ]
 
 
@@ -126,7 +114,7 @@ def attack_stage(
     teacher: str,
     alpha: float,
     temperature: float,
-) -> Stage:
+) -> Run:
     """The student of one teacher at one (α, τ_S); that of the paper's table where they agree."""
     arm = f"student_of_{teacher}"
     (stage,) = (s for s in paper_stages(hp, workdir, seed) if s.arm == arm)
@@ -146,33 +134,6 @@ def _attackers_choice(hp, workdir, teacher, complete) -> tuple[float, float]:
             stage = attack_stage(hp, workdir, hp["seeds"][0], teacher, alpha, temperature)
             accuracies[alpha, temperature] = complete(stage)["validation_accuracy"]
     return max(accuracies, key=lambda choice: accuracies[choice])
-
-
-def _complete(stage: Stage, workdir, fingerprint: int, mode: str | None) -> dict[str, Any]:
-    directory = _directory(workdir, stage.arm, stage.seed)
-    binary = stage.binary.__module__
-    known_by = {k: v for k, v in stage.settings.items() if k not in _NOT_IN_DIGEST}
-    paths = {name: str(path) for name, path in stage.inputs.items()}
-    done = run_stage(
-        directory,
-        config={"binary": binary, "data": fingerprint, **known_by},
-        inputs=[checkpoint.find(path)[1]["digest"] for path in paths.values()],
-        run=lambda: stage.binary(stage.settings | paths, directory, parallel=mode),
-        say=lambda line: print(line, file=sys.stderr, flush=True),
-    )
-    return done.result
-
-
-def _directory(workdir: epath.Path, arm: str, seed: int) -> epath.Path:
-    return epath.Path(workdir) / "runs" / arm / f"seed{seed}"
-
-
-def _fingerprint(dataset) -> int:
-    value = 0
-    for split in (dataset.train, dataset.test):
-        for array in (split.images, split.labels):
-            value = zlib.crc32(array.tobytes(), value)
-    return value
 
 
 def _check(hp: Mapping[str, Any]):

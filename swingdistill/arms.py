@@ -9,6 +9,7 @@ from typing import Any
 from swingdistill import scoring
 
 PLAIN = {"scorers": (), "noise_scale": 0.0, "epsilon": 0.0}
+PRIVATE = "dp_sgd"  # labels alone as `student_ce`, differentially privately
 HEADLINE = ("student_ce", "kd", "ce_dropped", "mask", "swing")
 
 

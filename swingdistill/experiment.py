@@ -33,6 +33,10 @@ _SET_HERE = ("seed", "init_from", "teacher", "reference", "half", "transfer_set"
 FIELDS = {
     **{name: field for name, field in train.FIELDS.items() if name not in _SET_HERE},
     **{f"student_{name}": field for name, field in _NETWORK.items()},
+    # Of the arm dp_sgd, which there is with a group dp; None: as the students.
+    "dp_batch_size": config.integer(1, default=None),
+    "dp_num_steps": config.integer(1, default=None),
+    "dp_learning_rate": config.number(0.0, above=True, default=None),
     "seeds": config.sequence(config.integer(0)),
     "ablations": config.boolean(default=True),
     "decoys": config.boolean(default=True),
@@ -80,7 +84,7 @@ def runs(hp: Mapping[str, Any], workdir: epath.Path) -> list[Run]:
     Every seed has its own secrets, teacher and students; the first also has the ablations, the
     decoys and the sweep. All share one reference.
     """
-    base = {name: hp[name] for name in train.FIELDS if name in hp}
+    base = _base(hp)
     student = base | {name: hp[f"student_{name}"] for name in _NETWORK}
     first = hp["seeds"][0]
     plain = {name: value for name, value in base.items() if name not in train.METHOD_FIELDS}
@@ -105,12 +109,27 @@ def runs(hp: Mapping[str, Any], workdir: epath.Path) -> list[Run]:
         own["seed"] = 10 * seed + 2
         for arm, changes in mine.items():
             found.append(_student(arm, seed, student | own | changes, inputs))
+        if hp["dp"]:
+            found.append(_private(hp, seed, student | own))
         if seed == first and hp["decoys"]:
             own["transfer_set"] = "decoy"
             for arm, like in arms_lib.decoys().items():
                 if like in settings_of:
                     found.append(_student(arm, seed, student | own | settings_of[like], inputs))
     return found
+
+
+def _base(hp: Mapping[str, Any]) -> dict[str, Any]:
+    """What all training runs have in common; `dp` is one arm's alone."""
+    return {name: hp[name] for name in train.FIELDS if name in hp and name != "dp"}
+
+
+def _private(hp, seed, settings) -> Run:
+    given = {"dp": hp["dp"]}
+    for name in ("batch_size", "num_steps", "learning_rate"):
+        if hp[f"dp_{name}"] is not None:
+            given[name] = hp[f"dp_{name}"]
+    return _student(arms_lib.PRIVATE, seed, settings | given, {})
 
 
 def _student(arm, seed, settings, inputs) -> Run:
@@ -144,7 +163,7 @@ def _complete(each: Run, directory, fingerprint: int, mode: str | None) -> dict[
 def _study(hp, workdir, seed: int, fingerprint: int) -> dict[str, Any]:
     """What each scorer finds, and sample sentences, for one seed."""
     own = {"half": "first", "transfer_set": "private", "canary_seed": seed}
-    settings = {name: hp[name] for name in train.FIELDS if name in hp} | own
+    settings = _base(hp) | own
     paths = {
         "teacher": _directory(workdir, "teacher", seed),
         "reference": _directory(workdir, "reference", 0),
@@ -184,7 +203,7 @@ def _check(hp: Mapping[str, Any]):
     if jax.process_count() > 1:
         allowed = "an experiment runs on one host; start the training binaries on several"
         raise InputError("multihost", jax.process_count(), allowed)
-    train.check({**hp, "teacher": "given", "reference": "given"})
+    train.check({**_base(hp), "teacher": "given", "reference": "given"})
 
 
 def _say(line: str):

@@ -1,28 +1,11 @@
-"""What a language model's training step minimises: cross-entropy alone, or the Swing loss."""
+"""What a student's training step minimises: the Swing loss against its teacher."""
 
 import functools
 import json
 
-import jax.numpy as jnp
-
-from distill_core import chunked, spec
+from distill_core import spec
 from swingdistill.chunked_loss import swing_loss_from_hidden
 from swingdistill.losses import context_ids
-
-
-@functools.cache
-def plain_objective(vocab_size: int):
-    """Cross-entropy alone."""
-    chunk = chunked.chunk_for(vocab_size)
-
-    def objective(hidden, embedding, batch, frozen):
-        values, correct = chunked.cross_entropy_from_hidden(
-            hidden, embedding, batch["labels"], chunk=chunk
-        )
-        weights = batch["weights"]
-        return jnp.sum(values * weights), {"accuracy": jnp.sum(correct * weights)}
-
-    return objective
 
 
 @functools.cache

@@ -9,9 +9,8 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
-from etils import epath
 
-from distill_core import checkpoint, config, run_state
+from distill_core import config, plain_text
 from distill_core.config import InputError
 from distill_core.data import corpus as corpora
 from distill_core.data import text_tasks, tokenizers
@@ -37,7 +36,6 @@ FIELDS = {
     "num_decoys": config.integer(0, default=1000),
     "expressions": config.sequence(config.text(), default=()),
 }
-TRAINED = ("words", "byte_pairs")
 _FIELD_OF = {
     "per_level": "canaries_per_level",
     "levels": "canary_levels",
@@ -166,9 +164,9 @@ def get_tokenizer(hp: Mapping[str, Any], teacher: Any = None) -> tokenizers.Toke
     """
     wanted = hp["tokenizer"] or ("words" if teacher is None else None)
     if wanted is None:
-        return _of(teacher, "teacher", hp["teacher"])
-    if wanted not in TRAINED:
-        return _stored(wanted)
+        return plain_text.tokenizer_of(teacher, "teacher", hp["teacher"])
+    if wanted not in plain_text.TRAINERS:
+        return plain_text.stored_tokenizer(wanted)
     corpus = corpora.load_corpus(hp["dataset"]).train
     form = dataclasses.replace(_NOTE, text=hp["canary_format"].replace("{}", "0"))
     examples = [*corpus, *[form] * (len(corpus) if hp["canaries_per_level"] else 0)]
@@ -187,7 +185,7 @@ def check_vocabularies(hp: Mapping[str, Any], tokenizer: tokenizers.Tokenizer, *
     for field, loaded in others.items():
         if loaded is None:
             continue
-        theirs = _of(loaded, field, hp[field])
+        theirs = plain_text.tokenizer_of(loaded, field, hp[field])
         if theirs.to_json() != tokenizer.to_json():
             allowed = (
                 f"has another vocabulary ({theirs.vocab_size:,} tokens) than the student "
@@ -205,10 +203,18 @@ def check_vocabularies(hp: Mapping[str, Any], tokenizer: tokenizers.Tokenizer, *
             raise InputError("length", hp["length"], allowed)
 
 
-def to_rows(hp: Mapping[str, Any], examples: Sequence[Example], tokenizer: tokenizers.Tokenizer):
-    """(arrays [N, L], lines, fill) of examples; see `text_tasks.to_rows`."""
+def to_rows(
+    hp: Mapping[str, Any],
+    examples: Sequence[Example],
+    tokenizer: tokenizers.Tokenizer,
+    *,
+    apart: bool = False,
+):
+    """(arrays [N, L], lines, fill) of examples; see `text_tasks.to_rows`, or `line_rows` if
+    `apart`."""
     lines = [text_tasks.encode(example, tokenizer, hp["task"]) for example in examples]
-    arrays, fill = text_tasks.to_rows(lines, tokenizer, hp["length"], cut=hp["task"] == "language")
+    lay = text_tasks.line_rows if apart else text_tasks.to_rows
+    arrays, fill = lay(lines, tokenizer, hp["length"], cut=hp["task"] == "language")
     return arrays, lines, fill
 
 
@@ -241,21 +247,3 @@ def token_classes(lines: Sequence[Line], fill: Any, expressions: Sequence[str] =
         "class_public": ~is_private,
         "class_public_digit": is_digit & ~is_private,
     }
-
-
-def _stored(path: str) -> tokenizers.Tokenizer:
-    file = epath.Path(path).expanduser()
-    if file.is_file():
-        try:
-            return tokenizers.Tokenizer.from_json(file.read_text())
-        except (InputError, UnicodeDecodeError):
-            raise InputError("tokenizer", path, "must be a tokenizer of `tokenizers`") from None
-    with run_state.about("tokenizer", path):
-        loaded = checkpoint.load_model(str(file))
-    return _of(loaded, "tokenizer", path)
-
-
-def _of(loaded: Any, field: str, path: str) -> tokenizers.Tokenizer:
-    if loaded.tokenizer is None:
-        raise InputError(field, path, "has no tokenizer: it must be a language model's checkpoint")
-    return loaded.tokenizer

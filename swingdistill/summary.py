@@ -30,6 +30,8 @@ def rows_of(hp: Mapping[str, Any], results: Results) -> list[report.Row]:
         metrics |= {name: [values[name] for values in each] for name in each[0]}
         settings = {"model": hp["model" if arm in ("teacher", "reference") else "student_model"]}
         budget = found[0]["budget"]
+        if arm == arms.PRIVATE:
+            metrics["epsilon"] = [r["budget"]["epsilon"] for r in found]
         rows.append(report.Row(arm, settings | (budget or {}), metrics))
     return rows
 
@@ -114,6 +116,7 @@ def _shown(hp, rows, levels) -> list[str]:
     perplexities = ["public_perplexity" if private else "digit_perplexity"]
     task = ["perplexity", *perplexities] if hp["task"] == "language" else ["accuracy"]
     metrics = [*task, *(f"exposure_{n}" for n in levels), f"worst_exposure_{max(levels)}"]
+    metrics.append("epsilon")
     return [name for name in metrics if any(name in row.metrics for row in rows)]
 
 
@@ -196,10 +199,18 @@ def _notes(hp, minutes: float) -> list[str]:
         "Exposure is log₂ of the candidates less log₂ of the secret's rank among them; a secret "
         "that was not learnt has 1.44 bits on average. Reductions are given raw and measured from "
         "there. Perplexity is that of the test text, a token.",
-        "The noise scale is empirical: no ε is claimed from it, and nothing here is record-level "
-        "differential privacy.",
+        "The noise scale is empirical: no ε is claimed from it, and no arm with a teacher has "
+        "record-level differential privacy.",
         f"This call took {minutes:.1f} minutes; stages finished before it are not counted.",
     ]
+    if hp["dp"]:
+        notes.append(
+            "dp_sgd learns from labels alone; its ε is for a line of the text, added or removed. A "
+            "secret that stands 10 or 100 times is as many lines: for all of them together only "
+            "group privacy holds, at 10 or 100 times ε and a larger δ. Lines are cut after "
+            f"{hp['length']} tokens. The vocabulary, which is made of the text without the "
+            "secrets, and the held-out text count as public."
+        )
     if hp["task"] == "classification":
         notes.append(
             "A classifier's secrets are ranked among 10,000 sampled numbers by the loss of the "

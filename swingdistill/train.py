@@ -16,12 +16,12 @@ import jax.numpy as jnp
 import numpy as np
 from etils import epath
 
-from distill_core import checkpoint, cli, config, language, run_state, spec
+from distill_core import checkpoint, cli, config, dp_sgd, language, run_state, spec
 from distill_core.config import InputError
 from distill_core.training import stream_key
 from swingdistill import budget, evaluate, private_text, scoring, variants
 from swingdistill.losses import context_ids, token_temperatures
-from swingdistill.objectives import plain_objective, swing_objective
+from swingdistill.objectives import swing_objective
 
 STREAM_NOISE = 2  # beside the streams of distill_core.training
 
@@ -49,6 +49,7 @@ FIELDS = {
     **config.RUN,
     "teacher": config.text(default=None),
     "reference": config.text(default=None),
+    **dp_sgd.FIELDS,
     **METHOD_FIELDS,
 }
 
@@ -59,10 +60,14 @@ def train_and_evaluate(
     """Trains to the end or resumes; returns metrics on the test text and the checkpoint's digest.
 
     The result's `budget` says what noise there was and, with `epsilon` above 0, what (ε, δ) holds
-    of which released vectors.
+    of which released vectors; with a group `dp` (see `distill_core.dp_sgd`), what holds of a line
+    of the training text. There the vocabulary, and the text for validation, count as public.
     """
     hp = config.validate(settings, FIELDS)
     check(hp)
+    private = bool(hp["dp"])
+    if not private:
+        del hp["dp"]  # as before there was such a field
     teacher, reference = (_load(hp, field) for field in ("teacher", "reference"))
     tokenizer = private_text.get_tokenizer(hp, teacher)
     private_text.check_vocabularies(hp, tokenizer, teacher=teacher, reference=reference)
@@ -79,11 +84,11 @@ def train_and_evaluate(
     texts = private_text.load(hp)
     if texts.canaries:
         private_text.secret_candidates(hp, tokenizer, texts.canaries)  # refuses before training
-    rows, lines, fill = private_text.to_rows(hp, texts.train, tokenizer)
+    rows, lines, fill = private_text.to_rows(hp, texts.train, tokenizer, apart=private)
     public, _, _ = private_text.to_rows(hp, texts.validation, tokenizer)
     judged = evaluate.test_rows(hp, texts.test, tokenizer)
     if teacher is None:
-        objective, frozen, report = plain_objective(network["num_classes"]), {}, None
+        objective, frozen, report = language.label_objective(network["num_classes"]), {}, None
         share = 0.0
     else:
         scores = score_rows(hp, rows, lines, fill, public, teacher, reference)
@@ -105,6 +110,7 @@ def train_and_evaluate(
     )
     found = evaluate.rows_metrics(checkpoint.load_model(workdir), judged, mode=parallel)
     evaluate.say(found)
+    report = dp_sgd.report(workdir) if private else report
     return {**found, "digest": digest, "budget": report}
 
 
@@ -127,6 +133,9 @@ def check(hp: Mapping[str, Any]):
             raise InputError("expressions", pattern, allowed) from None
     if hp["teacher"] is None:
         return
+    if hp.get("dp"):
+        allowed = "is for training on labels alone: a teacher saw the private text without noise"
+        raise InputError("dp", hp["dp"], allowed)
     asks = asks_reference(hp)
     if asks and hp["reference"] is None:
         raise InputError("reference", None, f"{asks[0]} needs one: a checkpoint on public text")

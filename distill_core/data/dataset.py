@@ -1,5 +1,6 @@
 """What a data set is, whatever it was read from, and what is checked of each one."""
 
+import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -57,6 +58,14 @@ class Dataset:
         """(H, W, C) of one image."""
         height, width, channels = self.train.images.shape[1:]
         return height, width, channels
+
+    def fingerprint(self) -> int:
+        """A checksum of all images and labels."""
+        value = 0
+        for split in (self.train, self.test):
+            for array in (split.images, split.labels):
+                value = zlib.crc32(np.ascontiguousarray(array).view(np.uint8).data, value)
+        return value
 
 
 def make_dataset(

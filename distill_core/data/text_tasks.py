@@ -93,15 +93,7 @@ def to_rows(lines: Sequence[Line], tokenizer: Tokenizer, length: int, *, cut: bo
     Raises:
       InputError: on `length`, if a line is longer and must not be cut; on `dataset` without lines.
     """
-    if not lines:
-        raise InputError("dataset", "no text", "must hold at least one line")
-    if not cut:
-        longest = max(range(len(lines)), key=lambda i: len(lines[i].ids))
-        needed = len(lines[longest].ids) + 1
-        if needed > length:
-            shown = lines[longest].text[:40]
-            allowed = f"the line {shown!r}… needs {needed} positions; raise it, or cut the line"
-            raise InputError("length", length, allowed)
+    _check(lines, length, cut)
     rows = text.pack(
         [line.ids for line in lines],
         length,
@@ -122,6 +114,56 @@ def to_rows(lines: Sequence[Line], tokenizer: Tokenizer, length: int, *, cut: bo
         "weights": fill([line.weights for line in lines]),
     }
     return arrays, fill
+
+
+def line_rows(lines: Sequence[Line], tokenizer: Tokenizer, length: int, *, cut: bool):
+    """A row for each line, in their order, and nothing of another line in it.
+
+    For differentially private training, where a row is what is protected.
+
+    Args:
+      lines: of `encode`.
+      tokenizer: theirs.
+      length: L.
+      cut: whether a line longer than a row loses its end; else it is refused.
+
+    Returns:
+      As `to_rows`; `fill` leaves out what the rows leave out. Raises what it raises.
+    """
+    _check(lines, length, cut)
+    shape = (len(lines), length)
+    tokens, labels = (np.full(shape, tokenizer.pad_id, np.int32) for _ in range(2))
+    kept = np.minimum([len(line.weights) for line in lines], length)
+    for i, (line, n) in enumerate(zip(lines, kept, strict=True)):
+        tokens[i, :n] = [tokenizer.bos_id, *line.ids[: n - 1]]
+        labels[i, :n] = [*line.ids, tokenizer.eos_id][:n]
+    mask = np.arange(length) < kept[:, None]
+
+    def fill(values: Sequence[np.ndarray]) -> np.ndarray:
+        filled = np.zeros(shape, np.float32)
+        cut = [value[:n] for value, n in zip(values, kept, strict=True)]
+        filled[mask] = np.concatenate(cut)
+        return filled
+
+    arrays = {
+        "tokens": tokens,
+        "labels": labels,
+        "segments": np.where(mask, np.arange(len(lines))[:, None], -1).astype(np.int32),
+        "weights": fill([line.weights for line in lines]),
+    }
+    return arrays, fill
+
+
+def _check(lines: Sequence[Line], length: int, cut: bool):
+    if not lines:
+        raise InputError("dataset", "no text", "must hold at least one line")
+    if not cut:
+        longest = max(range(len(lines)), key=lambda i: len(lines[i].ids))
+        needed = len(lines[longest].ids) + 1
+        if needed > length:
+            shown = lines[longest].text[:40]
+            allowed = f"the line {shown!r}… needs {needed} positions; raise it, or cut the line"
+            raise InputError("length", length, allowed)
 
 
 def _labelled(example: Example, tokenizer: Tokenizer) -> Line:

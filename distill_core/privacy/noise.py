@@ -17,6 +17,7 @@ from collections.abc import Mapping
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from etils import epath
 
@@ -25,7 +26,7 @@ from distill_core.config import InputError
 
 FOLDER = "private"
 _FILE = "noise.json"
-_AHEAD = 16  # steps that are written down as drawn before the first of them is
+_FIELDS = {"root", "digest", "machine", "restarts", "replayed", "reserved"}
 
 
 @dataclasses.dataclass
@@ -44,11 +45,14 @@ class Noise:
     _path: epath.Path
     _record: dict[str, Any] | None  # None in processes that do not write
 
-    def reserve(self, step: int):
-        """Writes down that the noise of `step` is about to be drawn; call before every step."""
+    def reserve(self, step: int, ahead: int = 16):
+        """Writes down that the noise of `step` is about to be drawn; call before every step.
+
+        So that not every step writes, `ahead` steps count as drawn with it.
+        """
         if self._record is None or step < self._record["reserved"]:
             return
-        self._record["reserved"] = step + _AHEAD
+        self._record["reserved"] = step + ahead
         _write(self._path, self._record)
 
 
@@ -100,7 +104,7 @@ def open_noise(
         numbers = np.array([*root, record["restarts"], record["replayed"]], np.uint32)
     numbers = parallel.from_main(numbers)
     restarts, replayed = (int(number) for number in numbers[2:])
-    key = jax.random.fold_in(jax.random.wrap_key_data(numbers[:2]), restarts)
+    key = jax.random.fold_in(jax.random.wrap_key_data(jnp.asarray(numbers[:2])), restarts)
     return Noise(key, restarts, replayed, path, record)
 
 
@@ -109,7 +113,15 @@ def machine(mode: str) -> list[Any]:
     devices = jax.devices()
     versions = [jax.__version__, os.environ.get("XLA_FLAGS", "").split()]
     kinds = sorted({device.device_kind for device in devices})
-    return [mode, kinds, len(devices), jax.process_count(), _processor(), *versions]
+    # On a CPU, how a sum is split follows the cores that the process may use.
+    cores = _cores() if devices[0].platform == "cpu" else 0
+    return [mode, kinds, len(devices), jax.process_count(), _processor(), cores, *versions]
+
+
+def _cores() -> int:
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 0
 
 
 def _processor() -> str:
@@ -130,6 +142,9 @@ def _read(path: epath.Path, digest: str, start: int) -> dict[str, Any] | None:
     try:
         record = json.loads(path.read_text())
         fits = record["digest"] == digest
+        whole = record.keys() >= _FIELDS and len(bytes.fromhex(record["root"])) == 8
+        if not whole:
+            raise ValueError
     except (ValueError, KeyError, TypeError):
         raise InputError("workdir", str(path), "cannot be read; take another workdir") from None
     if not fits:

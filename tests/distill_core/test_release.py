@@ -12,6 +12,7 @@ import pytest
 
 from distill_core import checkpoint, config, release, spec, train
 from distill_core.data import tokenizers
+from distill_core.privacy import ledger as ledger_lib
 
 ROOT = Path(__file__).parents[2]
 SEED = 1592594996
@@ -39,7 +40,8 @@ def released(tmp_path_factory):
 def _run_elsewhere(code: str, cwd: Path):
     """Runs a program that cannot import this project."""
     blocked = (
-        "import sys; sys.modules |= {'distill_core': None, 'nasty': None, 'swingdistill': None}\n"
+        "import sys; sys.modules |= "
+        "dict.fromkeys(('distill_core', 'nasty', 'swingdistill', 'dpdfd'))\n"
     )
     env = {k: v for k, v in os.environ.items() if k != "PYTHONPATH"}
     done = subprocess.run(
@@ -254,3 +256,123 @@ np.testing.assert_array_equal(weights["params/wte"], np.load("weights.npz")["wte
 """,
         tmp_path,
     )
+
+
+@pytest.fixture(scope="module", params=[False, True], ids=["unlabelled", "labelled"])
+def generator(request, tmp_path_factory):
+    """(a checkpoint with a generator, its released folder, the card, whether it takes labels)."""
+    folder = tmp_path_factory.mktemp("generator")
+    sizes = {"image_shape": [8, 8, 1], "latent_size": 3, "width": 4, "norm": "batch"}
+    network = {
+        "model": "dpdfd.generator:Generator",
+        "model_kwargs": {**sizes, "conditional": request.param},
+        "num_classes": 10,
+        "input_shape": [3],
+        "mean": [0.0] * 3,
+        "std": [1.0] * 3,
+        "outputs": "images",
+        "labelled": request.param,
+        "classes": [str(i) for i in range(10)],
+    }
+    rng = np.random.default_rng(0)
+    shapes = spec.variable_shapes(network)
+    variables = {
+        name: jax.tree.map(lambda x, low=low: rng.uniform(low, 1, x.shape).astype(x.dtype), tree)
+        for (name, tree), low in zip(shapes.items(), (-1.0, 0.5), strict=True)  # of positive spread
+    }
+    _save(folder / "run", {"generator": (network, variables)}, QUERY, {"delta": 1e-5})
+    return folder / "run", folder / "out", release.release(folder / "run", folder / "out")
+
+
+# One query's answer moves the noised vector by 2, one record all 64 of them.
+QUERY = ledger_lib.Ledger().charge(
+    ledger_lib.Entry(
+        "gaussian", 10.0, 2.0, 50, "query", "replace one", batch_size=64, record_sensitivity=16.0
+    )
+)
+
+
+def _save(run, networks, ledger, settings):
+    metadata = {
+        "method": "dpdfd.train",
+        "parts": {name: network for name, (network, _) in networks.items()},
+        "config": settings,
+        "data_note": "",
+        "ledger": ledger.to_json(),
+    }
+    parts = {
+        name: {"params": v["params"], "model_state": {k: v[k] for k in v if k != "params"}}
+        for name, (_, v) in networks.items()
+    }
+    checkpoint.save(run, 0, parts=parts, train={"step": np.int32(0)}, metadata=metadata)
+
+
+def test_a_generators_card_says_what_goes_in_and_what_comes_out(generator):
+    run, out, card = generator
+    labelled = checkpoint.load_model(run).spec["labelled"]
+    assert card["inputs"].startswith("float32 latent vectors, draws of N(0, I), [B, 3]")
+    assert ("int32 labels [B]" in card["inputs"]) == labelled
+    assert card["outputs"] == "float32 images in [0, 1], [B, H, W, C]"
+    fields = {"model", "model_kwargs", "num_classes", "classes"}
+    assert set(card["network"]) == fields
+    assert card["network"]["model_kwargs"]["image_shape"] == [8, 8, 1]
+    assert json.loads((out / "card.json").read_text()) == json.loads(json.dumps(card))
+
+
+def test_a_generators_release_draws_its_images_without_the_project(generator, tmp_path):
+    run, out, _ = generator
+    loaded = checkpoint.load_model(run)
+    rng = np.random.default_rng(1)
+    given = [rng.normal(size=(5, 3)).astype(np.float32)]
+    if loaded.spec["labelled"]:
+        given.append(np.array([3, 1, 4, 1, 9], np.int32))
+    images = spec.build(loaded.spec).apply(loaded.variables, *given)
+    assert np.ptp(images, axis=0).max() > 0.01  # another vector, another image
+    np.savez(tmp_path / "given.npz", *given)
+    np.save(tmp_path / "images.npy", np.asarray(images))
+    _run_elsewhere(
+        f"""
+import jax, jax.export, numpy as np
+program = jax.export.deserialize(bytearray(open({str(out / "model.stablehlo")!r}, "rb").read()))
+given = list(np.load("given.npz").values())
+images = np.load("images.npy")
+np.testing.assert_allclose(program.call(*given), images, rtol=0, atol=1e-5)
+two = program.call(*(each[:2] for each in given))  # any batch size, every image for itself
+np.testing.assert_allclose(two, images[:2], rtol=0, atol=1e-5)
+""",
+        tmp_path,
+    )
+
+
+def test_the_card_states_the_claim_with_all_that_it_needs(generator):
+    _, _, card = generator
+    assert card["ledger"] == QUERY.to_json()
+    claim = card["privacy"]
+    assert (claim["privacy_unit"], claim["adjacency"]) == ("query", "replace one")
+    assert claim["delta"] == 1e-5
+    assert claim["epsilon"] == ledger_lib.epsilon(QUERY, 1e-5)
+    assert claim["record_epsilon"] > 8 * claim["epsilon"]  # eight times the sensitivity
+    assert claim["assumptions"][0] == "Epsilon is about one query: it protects no training record."
+
+
+@pytest.mark.parametrize("given", [{"noise_seed": 3}, {"dp": {"seed": 3}}, {"seed": 3}])
+def test_the_card_owns_up_to_a_given_noise(given):
+    metadata = {"config": {"delta": 1e-5, **given}, "ledger": QUERY.to_json()}
+    assumptions = " ".join(release._privacy(metadata, None)["assumptions"])
+    assert ("given seed" in assumptions) == ("seed" not in given)  # that one is of the weights
+
+
+def test_another_delta_can_be_named(generator, tmp_path):
+    run, _, card = generator
+    release.main([f"--checkpoint={run}", f"--out={tmp_path / 'out'}", "--delta=0.001"])
+    claim = json.loads((tmp_path / "out" / "card.json").read_text())["privacy"]
+    assert claim["delta"] == 0.001 and claim["epsilon"] < card["privacy"]["epsilon"]
+    with pytest.raises(config.InputError, match="delta: got 1.5; must be in"):
+        release.release(run, tmp_path / "another", delta=1.5)
+    assert not (tmp_path / "another").exists()
+
+
+def test_without_a_claim_the_card_says_why(released):
+    _, _, card = released
+    assert card["privacy"]["epsilon"] is None
+    assert "saw private data and has no mechanism" in card["privacy"]["why"]

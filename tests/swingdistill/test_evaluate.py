@@ -278,7 +278,9 @@ def test_exact_exposure_of_24_secrets_of_six_digits_takes_less_than_a_minute():
         max_length=64,
     )
     params, _ = spec.init(network, jax.random.key(0))
-    loaded = checkpoint.LoadedModel({"params": params}, network, spec.make_apply(network), tokenizer)
+    loaded = checkpoint.LoadedModel(
+        {"params": params}, network, spec.make_apply(network), tokenizer
+    )
     given = {"dataset": "records", "canaries_per_level": 8}
     began = time.monotonic()
     found = evaluate.exposures(loaded, config.validate(given, private_text.FIELDS))

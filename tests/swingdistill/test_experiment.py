@@ -9,7 +9,7 @@ import pytest
 
 from distill_core import load_model as load
 from distill_core.config import InputError, validate
-from swingdistill import arms, experiment, private_text, scorer_study, summary, train
+from swingdistill import arms, evaluate, experiment, private_text, scorer_study, summary, train
 
 ARMS = ("reference", "teacher", *arms.HEADLINE)
 _NETWORK = ("model", "model_kwargs", "optimizer", "learning_rate", "num_steps", "batch_size")
@@ -280,3 +280,28 @@ def test_wrong_settings_are_refused_before_anything_is_made(given, tmp_path, cha
         experiment.run({**given, **changes}, tmp_path / "run")
     assert error.value.field == field
     assert not (tmp_path / "run").exists()
+
+
+def test_a_group_dp_adds_a_student_that_learns_privately_from_labels(given, tmp_path):
+    dp = {"epsilon": 8.0, "delta": 1e-3, "norm": 1.0}
+    hp = validate({**given, "dp": dp, "dp_batch_size": 20, "dp_num_steps": 9}, experiment.FIELDS)
+    made = {run.arm: run for run in experiment.runs(hp, tmp_path)}
+    without = {run.arm: run for run in experiment.runs({**hp, "dp": None}, tmp_path)}
+    private = made.pop("dp_sgd")
+    assert made == without
+    assert "dp" not in made["student_ce"].settings and not private.inputs
+    changed = {"dp": dp, "batch_size": 20, "num_steps": 9}
+    assert private.settings == {**made["student_ce"].settings, **changed}
+
+    spent = {"epsilon": 7.99, "privacy_unit": "record", "adjacency": "add/remove", "delta": 1e-3}
+    found = {"perplexity": 9.0, "accuracy": 0.5, "exposure": {"1": [1.0], "4": [2.0]}}
+    found |= {f"{name}_perplexity": None for name in evaluate.CLASSES}
+    results = {
+        ("student_ce", 1): {**found, "budget": None},
+        ("dp_sgd", 1): {**found, "budget": spent},
+    }
+    rows = summary.rows_of(hp, results)
+    assert rows[1].metrics["epsilon"] == [7.99] and "epsilon" not in rows[0].metrics
+    assert spent.items() <= rows[1].settings.items()
+    assert "epsilon" in summary._shown(hp, rows, [1, 4])
+    assert any("group privacy" in note for note in summary._notes(hp, 1.0))

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from distill_core import checkpoint, config, spec
+from distill_core.config import InputError
 from distill_core.data import sampling
 from distill_core.losses import cross_entropy, distillation_loss, kl_divergence
 from distill_core.training import STREAM_INIT, STREAM_TRAIN, stream_key
@@ -175,7 +176,8 @@ def test_a_students_checkpoint_holds_the_student_alone(swing):
     ours = found["model"]["model"]["params"]["wte"]
     assert all(np.abs(ours - other).max() > 0.1 for other in theirs)
     made_from = [ancestor["digest"] for ancestor in metadata["ledger"]["ancestors"]]
-    assert made_from == [model.metadata["digest"] for model in models]
+    start = checkpoint.load_model(swing.given["init_from"])
+    assert made_from == [model.metadata["digest"] for model in (*models, start)]
 
 
 def test_training_leaves_teacher_and_reference_as_they_were(swing):
@@ -374,3 +376,27 @@ def test_a_formal_budget_counts_the_contexts_that_get_noise(
     if not public:
         assert len(np.unique(scale)) == 1
     assert set(made.frozen) >= {"teacher", "reference"}
+
+
+DP = {"epsilon": 8.0, "delta": 1e-3, "norm": 1.0}
+
+
+def test_with_dp_a_line_is_a_record_and_the_budget_says_so(settings, prepared, tmp_path):
+    made = prepared(dp=DP)
+    lines = 60 + 2 * (1 + 4)  # of the text, and the canaries'
+    assert len(made.rows["tokens"]) == lines
+    assert {len(set(row[row >= 0])) for row in made.rows["segments"]} == {1}
+    found = train.train_and_evaluate(settings(dp=DP), tmp_path / "run")
+    budget = found["budget"]
+    assert 7.9 < budget["epsilon"] <= 8.0
+    told = {name: budget[name] for name in ("privacy_unit", "adjacency", "delta")}
+    assert told == {"privacy_unit": "record", "adjacency": "add/remove", "delta": 1e-3}
+    (entry,) = checkpoint.find(tmp_path / "run")[1]["ledger"]["mechanisms"]
+    assert (entry["count"], entry["sampling_rate"]) == (4, 8 / lines)
+
+
+def test_with_dp_there_is_no_teacher(settings, teacher, reference, tmp_path):
+    given = settings(dp=DP, teacher=teacher, reference=reference)
+    with pytest.raises(InputError, match="^dp: got .*; is for training on labels alone"):
+        train.train_and_evaluate(given, tmp_path / "run")
+    assert not (tmp_path / "run").exists()

@@ -1,0 +1,22 @@
+"""Twenty teachers on disjoint parts of scikit-learn's digits, fitted in closed form.
+
+python -m dpdfd.ensemble --config configs/dpdfd/ensemble_digits.py --workdir runs/ensemble
+
+On 2 CPU cores about 10 seconds; expect about 98% on test from the vote, and 94% from a teacher.
+"""
+
+from ml_collections import config_dict
+
+
+def get_config(arg=""):
+    if arg not in ("", "smoke"):
+        raise ValueError(f"unknown argument {arg!r}; known: smoke")
+    config = config_dict.ConfigDict()
+    config.dataset = "digits"
+    config.model = "dpdfd.features:FeatureRidge"
+    config.model_kwargs = config_dict.ConfigDict({"num_random": 100 if arg == "smoke" else 1000})
+    config.num_teachers = 4 if arg == "smoke" else 20
+    config.copies = 2 if arg == "smoke" else 8
+    config.ridge = 1e-3
+    config.seed = 0
+    return config.lock()

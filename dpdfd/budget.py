@@ -1,0 +1,127 @@
+"""A conversion's privacy from its first step to its last: noise, ledger, and where it must end."""
+
+import dataclasses
+import math
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from etils import epath
+
+from distill_core import config, parallel
+from distill_core.config import InputError
+from distill_core.loop import Plan
+from distill_core.privacy import ledger as ledger_lib
+from distill_core.privacy import noise as noise_lib
+from distill_core.privacy.ledger import Ledger
+from dpdfd.units import UNITS, Release, calibrate
+
+
+class Budget:
+    """What a run releases and when.
+
+    Attributes:
+      release: what one release gives away; None where no noise is drawn.
+      noise_multiplier: of its noise; 0.0 without.
+      releases_at: step -> how many releases the steps before it made.
+    """
+
+    def __init__(
+        self,
+        hp: Mapping[str, Any],
+        release: Release | None,
+        releases_at: Callable[[int], int],
+        teacher: Mapping[str, Any],
+    ):
+        """`teacher` is its checkpoint's metadata.
+
+        Raises:
+          InputError: the teacher's own ledger does not carry the claim.
+        """
+        self.release, self.releases_at, self._hp, self._teacher = release, releases_at, hp, teacher
+        self._noise: noise_lib.Noise | None = None
+        self.noise_multiplier = 0.0
+        if release is not None:
+            total = releases_at(hp["num_steps"])
+            found = calibrate(release, epsilon=hp["epsilon"], delta=hp["delta"], steps=total)
+            # Rounded up, so that another machine's last bits do not make it another run.
+            digits = 6 - math.ceil(math.log10(found))
+            self.noise_multiplier = math.ceil(found * 10**digits) / 10**digits
+        elif hp["privacy_unit"] == "record_dp_teacher":
+            self._check_dp_teacher()
+
+    @property
+    def answer_std(self) -> float:
+        """Standard deviation of the noise in each entry of an answer; 0.0 without."""
+        return 0.0 if self.release is None else self.release.charge(self.noise_multiplier).std
+
+    def ledger(self, count: int, restarts: int = 0) -> Ledger:
+        """After `count` releases."""
+        theirs = ledger_lib.read(self._teacher["ledger"])
+        digest = self._teacher["digest"]
+        if self.release is None:
+            public = self._hp["privacy_unit"] == "record_dp_teacher"
+            return Ledger(public=public).descend(digest, theirs)
+        entry = self.release.charge(self.noise_multiplier)
+        spent = Ledger().descend(digest, theirs, role=ledger_lib.BEHIND_MECHANISM)
+        spent = spent.charge(entry.times(count)) if count else spent
+        return dataclasses.replace(spent, restarts=restarts)
+
+    def plan(self, workdir: epath.Path, frozen: Mapping[str, Any], mode: str, decides: Mapping):
+        """`loop.run`'s plan; None where no noise is drawn. `decides`: the checkpoint's config."""
+        if self.release is None:
+            return None
+        release = self.release
+        decides = {name: v for name, v in decides.items() if name not in config.MAY_CHANGE}
+
+        def plan(start: int) -> Plan:
+            done = self.releases_at(start)
+            noise = noise_lib.open_noise(
+                workdir, decides=decides, start=done, mode=mode, seed=self._hp["noise_seed"]
+            )
+            self._noise = noise
+            entry, total = release.charge(self.noise_multiplier), self._total() + noise.replayed
+            afford = ledger_lib.affordable_steps(
+                Ledger(), entry, self._hp["epsilon"], self._hp["delta"], most=total
+            )
+            last = self._last_step(afford - noise.replayed)
+            if last < self._hp["num_steps"] and parallel.is_main():
+                again = f"{noise.replayed} releases were charged again after a restart elsewhere"
+                print(f"{again}: the budget ends at step {max(start, last)}", flush=True)
+            scales = {"norm": self._hp["norm"], "noise_multiplier": self.noise_multiplier}
+            return Plan(
+                {**frozen, "noise": {"key": noise.key, **scales}},
+                lambda step: self.ledger(
+                    self.releases_at(step) + noise.replayed, noise.restarts
+                ).to_json(),
+                last,
+            )
+
+        return plan
+
+    def reserve(self, release: int, ahead: int):
+        """Before the noise of a release, counted from 0, is drawn."""
+        if self._noise is not None:  # what is never drawn need not be charged after a restart
+            self._noise.reserve(release, min(ahead, self._total() - release))
+
+    def _total(self) -> int:
+        return self.releases_at(self._hp["num_steps"])
+
+    def _last_step(self, affordable: int) -> int:
+        low, high = 0, self._hp["num_steps"]  # releases_at rises
+        while low < high:
+            middle = (low + high + 1) // 2
+            low, high = (
+                (middle, high) if self.releases_at(middle) <= affordable else (low, middle - 1)
+            )
+        return low
+
+    def _check_dp_teacher(self):
+        given = self._hp["teacher"]
+        try:
+            entries = ledger_lib.charged(self.ledger(0))
+        except InputError as error:
+            allowed = f"its ledger makes no claim ({error.allowed}); train it with dp"
+            raise InputError("teacher", given, allowed) from None
+        if (entries[0].unit, entries[0].adjacency) != UNITS["record_dp_teacher"]:
+            allowed = "was not trained with DP-SGD; its ledger is about another unit"
+            raise InputError("teacher", given, allowed)

@@ -1,0 +1,263 @@
+"""Measures a conversion: the student, a fresh classifier on generated samples, and the privacy.
+
+    python -m dpdfd.evaluate --checkpoint runs/student [--dataset digits] [--out DIR] \
+        [--export samples.npz --num_samples 5000]
+
+All that it does with the checkpoint is post-processing: the privacy that it prints is that of
+everything it writes, too. The data set's test split only measures; nothing is trained on it.
+"""
+
+import io
+import json
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+from etils import epath
+
+from distill_core import checkpoint, cli, config, data, parallel, spec
+from distill_core.config import InputError
+from distill_core.data.dataset import Dataset
+from dpdfd import fresh
+from dpdfd.units import privacy_spent
+
+
+def evaluate(
+    path: epath.PathLike,
+    dataset: str | Dataset | None = None,
+    *,
+    data_dir: str | None = None,
+    out: epath.PathLike | None = None,
+    export: epath.PathLike | None = None,
+    delta: float | None = None,
+    model: str | None = None,
+    model_kwargs: Mapping[str, Any] | None = None,
+    num_samples: int = 5000,
+    num_steps: int = 1000,
+    batch_size: int = 128,
+    learning_rate: float = 2e-3,
+    crop_padding: int | None = None,
+    seed: int = 0,
+) -> dict[str, Any]:
+    """Everything that the binary prints.
+
+    Args:
+      path: a workdir or checkpoint of `dpdfd.train`.
+      dataset: whose test split measures, or its name; by default the run's.
+      data_dir: of a name; likewise.
+      out: a folder for `evaluation.json`, `samples.png` and, where the run's metrics lie beside
+        the checkpoint, `convergence.png`.
+      export: an .npz file for the samples, see `export_samples`.
+      delta: δ of the claim; by default the run's.
+      model, model_kwargs: of the fresh classifier; by default the student's network.
+      num_samples: N, generated images.
+      num_steps, batch_size, learning_rate, seed: as for `fresh.fit_soft_labels`.
+      crop_padding: likewise; by default a fourteenth of the image's side.
+
+    Returns:
+      {"accuracy", "fresh_classifier_accuracy", "num_test", "num_samples", "samples_per_class",
+      "note", "dataset", "step", "privacy"}, the last from `privacy`.
+
+    Raises:
+      InputError: before anything is computed, but for what a network of the user's own raises.
+    """
+    given = {"num_samples": num_samples, "num_steps": num_steps, "batch_size": batch_size}
+    config.validate({**given, "learning_rate": learning_rate, "seed": seed}, fresh.FIELDS)
+    if out is not None and epath.Path(out).exists() and not epath.Path(out).is_dir():
+        raise InputError("out", str(out), "must be a folder, not a file")
+    if export is not None:
+        _check_export(epath.Path(export))
+    folder, metadata = checkpoint.find(path)
+    student, generator = _load(path, folder, metadata)
+    source = _dataset(path, student, metadata["config"], dataset, data_dir)
+    network = fresh.network(student, model, model_kwargs)
+    spent = privacy(metadata, delta=delta)
+    images, probs = fresh.draw_samples(student, generator, num_samples=num_samples, seed=seed)
+    classifier = fresh.fit_soft_labels(
+        network,
+        images,
+        probs,
+        num_steps=num_steps,
+        batch_size=batch_size,
+        learning_rate=learning_rate,
+        seed=seed,
+        crop_padding=min(images.shape[1:3]) // 14 if crop_padding is None else crop_padding,
+    )
+    labels, classes = probs.argmax(-1), student.spec["classes"]
+    result = {
+        "accuracy": fresh.accuracy(student, source.test),
+        "fresh_classifier_accuracy": fresh.accuracy(classifier, source.test),
+        "num_test": len(source.test),
+        "num_samples": num_samples,
+        "samples_per_class": np.bincount(labels, minlength=len(classes)).tolist(),
+        "note": source.note,
+        "dataset": source.name,
+        "step": metadata["step"],
+        "privacy": spent,
+    }
+    if export is not None:
+        export_samples(export, images, probs, classes, metadata["ledger"], describe(spent))
+    if out is not None:
+        _write_folder(epath.Path(out), folder.parent.parent, result, images, labels, classes)
+    return result
+
+
+def privacy(metadata: Mapping[str, Any], *, delta: float | None = None) -> dict[str, Any]:
+    """What a checkpoint's ledger guarantees, as a table takes it.
+
+    Args:
+      metadata: of the checkpoint.
+      delta: δ; by default that of the run's config.
+
+    Returns:
+      what `PrivacyReport.report` gives: "epsilon" with "privacy_unit", "adjacency", "delta",
+      "assumptions", "record_epsilon" and more; or, where no claim can be made, {"epsilon": None,
+      "why"}.
+
+    Raises:
+      InputError: δ is missing or outside its range.
+    """
+    settings = metadata["config"]
+    delta = settings.get("delta") if delta is None else delta
+    if delta is None:
+        raise InputError("delta", None, "the run names none; must be in (0, 1)")
+    try:
+        report = privacy_spent(
+            metadata["ledger"],
+            delta=delta,
+            num_examples=settings.get("num_examples"),
+            seed_given=settings.get("noise_seed") is not None,
+        )
+    except InputError as error:
+        if error.field == "delta":
+            raise
+        return {"epsilon": None, "why": str(error)}
+    return {**report.report(), "assumptions": list(report.assumptions)}
+
+
+def describe(spent: Mapping[str, Any]) -> str:
+    """`privacy` in words: the statement that goes with whatever is given away."""
+    if spent["epsilon"] is None:
+        return f"No privacy is claimed: {spent['why']}"
+    lines = [
+        f"Differential privacy: epsilon {spent['epsilon']:.4g} at delta {spent['delta']:g}; "
+        f"unit: {spent['privacy_unit']}; adjacency: {spent['adjacency']}."
+    ]
+    if spent["privacy_unit"] != "record":
+        lines.append(
+            f"For a training record the same noise is epsilon {spent['record_epsilon']:,.4g}."
+        )
+    return "\n".join(
+        [*lines, "What it means and rests on:", *(f"- {each}" for each in spent["assumptions"])]
+    )
+
+
+def export_samples(
+    path: epath.PathLike,
+    images: np.ndarray,
+    probs: np.ndarray,
+    classes: Sequence[str],
+    ledger: Mapping[str, Any],
+    statement: str,
+):
+    """Writes labelled samples, in one stroke, as an .npz that needs no pickle.
+
+    It holds `images` uint8 [N, H, W, C], `soft_labels` float32 [N, K], `labels` int32 [N] (the
+    likeliest), `classes` [K], and as texts `ledger` (JSON) and `statement`.
+
+    Args:
+      path: the file; its folder must be there.
+      images, probs: from `fresh.draw_samples`.
+      classes: names, in the order of the labels.
+      ledger: of the checkpoint that they are from.
+      statement: from `describe`.
+
+    Raises:
+      InputError: there is no such folder.
+    """
+    path = epath.Path(path)
+    _check_export(path)
+    buffer = io.BytesIO()
+    np.savez_compressed(
+        buffer,
+        images=np.asarray(images, np.uint8),
+        soft_labels=np.asarray(probs, np.float32),
+        labels=np.asarray(probs).argmax(-1).astype(np.int32),
+        classes=np.array(list(classes), np.str_),
+        ledger=np.array(json.dumps(ledger)),
+        statement=np.array(statement),
+    )
+    temporary = path.parent / f".{path.name}.tmp"
+    try:
+        temporary.write_bytes(buffer.getvalue())
+        temporary.replace(path)
+    except OSError:
+        temporary.unlink(missing_ok=True)  # e.g. the disk is full
+        raise
+
+
+def _check_export(path: epath.Path):
+    if not path.parent.is_dir() or path.is_dir():
+        raise InputError("export", str(path), "must be a file in an existing directory")
+
+
+def _load(path: epath.PathLike, folder: epath.Path, metadata: Mapping[str, Any]):
+    """(student, generator) of one checkpoint."""
+    parts = metadata["parts"]
+    if not {"student", "generator"} <= parts.keys():
+        allowed = f"holds {', '.join(parts)}; needs student and generator, as dpdfd.train writes"
+        raise InputError("checkpoint", str(path), allowed)
+    return tuple(checkpoint.load_model(folder, part=part) for part in ("student", "generator"))
+
+
+def _dataset(path, student, settings, dataset, data_dir) -> Dataset:
+    source = settings.get("dataset") if dataset is None else dataset
+    if source is None:
+        raise InputError("dataset", None, "is required: the run itself had none to measure on")
+    if isinstance(source, str):
+        source = data.load_dataset(source, data_dir=data_dir or settings.get("data_dir"))
+    spec.check_fits("checkpoint", str(path), student.spec, source)
+    return source
+
+
+def _write_folder(out: epath.Path, workdir: epath.Path, result, images, labels, classes):
+    from dpdfd import figures
+
+    out.mkdir(parents=True, exist_ok=True)
+    figures.sample_grid(out / "samples.png", images, labels, classes)
+    lines = workdir / "metrics.jsonl"
+    rows = [json.loads(line) for line in lines.read_text().splitlines()] if lines.exists() else []
+    if any(name in row for row in rows for name in figures.QUANTITIES):
+        figures.convergence(out / "convergence.png", rows)
+    text = json.dumps(result, indent=1, ensure_ascii=False)
+    checkpoint.write_atomically(out / "evaluation.json", f"{text}\n")
+
+
+def main(argv: Sequence[str]):
+    """The binary."""
+    flags = cli.Flags(__doc__)
+    flags.add_argument("--checkpoint", metavar="DIR", help="a workdir or one of its checkpoints")
+    flags.add_argument("--dataset", metavar="NAME", help="by default the run's own")
+    flags.add_argument("--data_dir", metavar="DIR", help="of a tfds:… data set")
+    flags.add_argument("--out", metavar="DIR", help="where evaluation.json and the pictures go")
+    flags.add_argument("--export", metavar="FILE.npz", help="where labelled samples go")
+    flags.add_argument("--num_samples", type=int, default=5000, metavar="N", help="default 5000")
+    flags.add_argument("--num_steps", type=int, default=1000, metavar="N", help="default 1000")
+    flags.add_argument("--model", metavar="NAME", help="fresh classifier; by default the student's")
+    flags.add_argument("--delta", type=float, help="of the claim; by default the run's")
+    flags.add_argument("--seed", type=int, default=0, help="of samples and fresh classifier")
+    given = flags.read(argv, required=("checkpoint",))
+    names = ("dataset", "data_dir", "out", "export", "num_samples", "num_steps", "model", "delta")
+    settings = {name: getattr(given, name) for name in (*names, "seed")}
+    found = evaluate(given.checkpoint, **settings)
+    note = f"; {found['note']}" if found["note"] else ""
+    measured = f"({found['num_test']} examples{note}; {parallel.describe()})"
+    print(f"student accuracy {found['accuracy']:.4f}  {measured}")
+    fresh_accuracy = f"{found['fresh_classifier_accuracy']:.4f}"
+    samples = f"{found['num_samples']} generated samples with the student's soft labels"
+    print(f"fresh classifier accuracy {fresh_accuracy}  (trained on {samples})")
+    print(describe(found["privacy"]))
+
+
+if __name__ == "__main__":
+    cli.launch(main)

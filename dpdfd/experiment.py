@@ -1,0 +1,217 @@
+"""From a teacher to private students: all privacy units in one table.
+
+    python -m dpdfd.experiment --config configs/dpdfd/digits.py --workdir runs/dpdfd_demo
+
+Per seed: the teachers (plain, DP-SGD, ensembles), trained on data with planted canaries; then every
+arm's student, what it makes of the generator, and what an audit finds. Every run is a stage in
+`<workdir>/runs/`: a finished one is skipped while its settings, data and input checkpoints stay the
+same.
+"""
+
+import time
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+from etils import epath
+
+from distill_core import checkpoint, classification, cli, config, data, stages, train
+from distill_core.config import InputError
+from distill_core.stages import Run, run_directory
+from dpdfd import audit, ensemble, evaluate, settings, summary
+from dpdfd import train as conversion
+from dpdfd.units import UNITS
+
+FIELDS = {
+    "dataset": config.text(),
+    "data_dir": config.text(default=None),
+    "seeds": config.sequence(config.integer(0)),
+    "delta": config.number(0.0, 1.0, default=1e-5, above=True),
+    "num_canaries": config.integer(0, default=0),
+    "configurations_tried": config.integer(0, default=None),
+    # Name -> settings of the binary that trains it; an ensemble has `num_teachers`.
+    "teachers": config.mapping(),
+    # What all arms share, and arm -> `teacher` (a name from above) and its own settings.
+    "student": config.mapping(),
+    "arms": config.mapping(),
+    # Teachers and arms that run with the first seed alone.
+    "once": config.sequence(config.text(), default=()),
+    "fresh": config.mapping(default={}),
+    # Arm -> metric -> at least.
+    "bars": config.mapping(default={}),
+}
+FRESH = {
+    "model": config.text(default=None),
+    "model_kwargs": config.mapping(default={}),
+    "num_samples": config.integer(1, default=2000),
+    "num_steps": config.integer(1, default=400),
+}
+
+
+def run(
+    given: Any, workdir: epath.PathLike, *, parallel: str | None = None
+) -> dict[tuple[str, int], dict[str, Any]]:
+    """Runs or completes the experiment; writes results.json, report.html and the figures.
+
+    Returns each run's result by (teacher or arm, seed).
+    """
+    hp = config.validate(given, FIELDS)
+    hp["fresh"] = settings.group("fresh", hp["fresh"], FRESH)
+    workdir, began = epath.Path(workdir), time.monotonic()
+    dataset = data.load_dataset(hp["dataset"], data_dir=hp["data_dir"])
+    _check(hp, dataset)
+    planted = _planted(hp, workdir, dataset)
+    fingerprint = dataset.fingerprint()
+    results: dict[tuple[str, int], dict[str, Any]] = {}
+    # What runs once comes last: it is slow.
+    for seed, once in [*((seed, False) for seed in hp["seeds"]), (hp["seeds"][0], True)]:
+        for each in teachers(hp, planted, seed, once=once):
+            found = stages.complete(each, workdir, fingerprint, parallel)
+            _, metadata = checkpoint.find(run_directory(workdir, each.arm, seed))
+            results[each.arm, seed] = {**found, "ledger": metadata["ledger"]}
+        for each in students(hp, workdir, seed, once=once):
+            found = stages.complete(each, workdir, fingerprint, parallel)
+            results[each.arm, seed] = found | _evaluated(hp, workdir, dataset, each.arm, seed)
+    for name, absent in _audited(hp).items():
+        bound = _audit(hp, workdir, planted, name, absent)
+        results[name, hp["seeds"][0]] |= bound
+    minutes = (time.monotonic() - began) / 60
+    summary.write(workdir, hp, dataset, results, minutes)
+    return results
+
+
+def teachers(
+    hp: Mapping[str, Any],
+    planted: Mapping[str, tuple[str, str]],
+    seed: int,
+    *,
+    once: bool = False,
+) -> list[Run]:
+    """The runs of one seed's teachers, of those that run once or of the others."""
+    found = []
+    for k, (name, mine) in enumerate(hp["teachers"].items()):
+        if (name in hp["once"]) != once:
+            continue
+        binary = ensemble if "num_teachers" in mine else train
+        source = {"dataset": hp["dataset"], "data_dir": hp["data_dir"]}
+        if planted:
+            source = {"dataset": planted[_absent(mine)][0]}
+        own = {"seed": 100 * seed + k}
+        found.append(Run(name, seed, binary.train_and_evaluate, {**mine, **source, **own}, {}))
+    return found
+
+
+def students(
+    hp: Mapping[str, Any], workdir: epath.Path, seed: int, *, once: bool = False
+) -> list[Run]:
+    """The conversions of one seed, of the arms that run once or of the others."""
+    found = []
+    for arm, mine in sorted(hp["arms"].items(), key=_place):
+        if (arm in hp["once"]) != once:
+            continue
+        own = {**hp["student"], **mine}
+        teacher = run_directory(workdir, own.pop("teacher"), seed)
+        own |= {
+            "dataset": hp["dataset"],
+            "data_dir": hp["data_dir"],
+            "seed": 100 * seed + 50,
+            "delta": hp["delta"],
+        }
+        binary = conversion.train_and_evaluate
+        found.append(Run(arm, seed, binary, own, {"teacher": teacher}))
+    return found
+
+
+def _place(arm: tuple[str, Mapping[str, Any]]) -> tuple[int, str]:
+    """Arms in the order of their units: configs do not keep one."""
+    return ("none", *UNITS).index(arm[1]["privacy_unit"]), arm[0]
+
+
+def _absent(teacher: Mapping[str, Any]) -> str:
+    """What stands for a canary that is not in the data: as the teacher's adjacency has it."""
+    return "removed" if teacher.get("dp") else "replaced"
+
+
+def _planted(hp, workdir: epath.Path, dataset) -> dict[str, tuple[str, str]]:
+    """`absent` -> (name of the data set, path of its canaries)."""
+    if not hp["num_canaries"]:
+        return {}
+    return {
+        absent: audit.write(
+            workdir / "data" / absent,
+            dataset,
+            audit.plant(
+                dataset.train.images,
+                dataset.train.labels,
+                num_canaries=hp["num_canaries"],
+                num_classes=dataset.num_classes,
+                seed=0,
+                absent=absent,
+            ),
+        )
+        for absent in sorted({_absent(mine) for mine in hp["teachers"].values()})
+    }
+
+
+def _evaluated(hp, workdir, dataset, arm: str, seed: int) -> dict[str, Any]:
+    """What a fresh classifier learns from the arm's generator; a stage of its own."""
+    source = run_directory(workdir, arm, seed)
+    own = {**hp["fresh"], "seed": 100 * seed + 51}
+    return stages.run_stage(
+        run_directory(workdir, f"{arm}_evaluated", seed),
+        config={"binary": "dpdfd.evaluate", "data": dataset.fingerprint(), **own},
+        inputs=[checkpoint.find(source)[1]["digest"]],
+        run=lambda: evaluate.evaluate(
+            source, dataset, out=run_directory(workdir, f"{arm}_evaluated", seed), **own
+        ),
+        say=stages.say,
+    ).result
+
+
+def _audited(hp: Mapping[str, Any]) -> dict[str, str]:
+    """Teacher or arm -> the kind of canaries that its training data had."""
+    if not hp["num_canaries"]:
+        return {}
+    of = {name: _absent(mine) for name, mine in hp["teachers"].items()}
+    named = {name: absent for name, absent in of.items() if absent == "removed"}
+    control = summary.control(hp)
+    named |= {name: of[name] for name in (control,) if name}
+    return named | {arm: of[mine["teacher"]] for arm, mine in hp["arms"].items()}
+
+
+def _audit(hp, workdir, planted, name: str, absent: str) -> dict[str, Any]:
+    loaded = checkpoint.load_model(run_directory(workdir, name, hp["seeds"][0]))
+    return audit.audit(loaded, planted[absent][1], delta=hp["delta"], comparisons=len(_audited(hp)))
+
+
+def _check(hp: Mapping[str, Any], dataset):
+    if not hp["seeds"]:
+        raise InputError("seeds", hp["seeds"], "must name at least one seed")
+    if jax.process_count() > 1:
+        allowed = "an experiment runs on one host; start the training binaries on several"
+        raise InputError("multihost", jax.process_count(), allowed)
+    if hp["delta"] * len(dataset.train) >= 1:
+        allowed = f"must be below 1/N = {1 / len(dataset.train):.3g}"
+        raise InputError("delta", hp["delta"], allowed)
+    for name, mine in hp["teachers"].items():
+        fields = ensemble.FIELDS if "num_teachers" in mine else train.FIELDS
+        filled = settings.group(f"teachers.{name}", {"dataset": "given", **mine}, fields)
+        if "num_teachers" not in mine:
+            classification.check(filled, dataset)
+    names = ", ".join(hp["teachers"])
+    for arm, mine in hp["arms"].items():
+        teacher = mine.get("teacher")
+        if teacher not in hp["teachers"]:
+            raise InputError(f"arms.{arm}.teacher", teacher, f"is one of {names}")
+        if teacher in hp["once"] and arm not in hp["once"]:
+            allowed = f"must have {arm}, too: its teacher runs with the first seed alone"
+            raise InputError("once", hp["once"], allowed)
+        own = {name: value for name, value in mine.items() if name != "teacher"}
+        try:
+            settings.validate({**hp["student"], **own, "teacher": "given", "delta": hp["delta"]})
+        except InputError as error:
+            raise InputError(f"arms.{arm}.{error.field}", error.given, error.allowed) from None
+
+
+if __name__ == "__main__":
+    cli.launch_training(run, FIELDS)

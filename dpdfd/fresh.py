@@ -1,0 +1,210 @@
+"""A fresh classifier: what generated samples, labelled by the student, are worth to somebody else.
+
+Student and generator are public after a private run, so that everything here is post-processing:
+it spends nothing. All of it is our reconstruction.
+"""
+
+import functools
+import json
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from distill_core import config, metrics, optimizers, spec
+from distill_core.checkpoint import LoadedModel
+from distill_core.data import augment, sampling
+from distill_core.data.dataset import Split
+from distill_core.evaluate import compute_logits
+from distill_core.losses import kl_divergence
+from distill_core.training import STREAM_INIT, TrainState, make_train_step, stream_key
+from dpdfd.rounds import choose_balanced
+
+_DRAWN = 9  # stream of the draws; the network's own keys fold in others
+_CANDIDATES = 4  # draws for a sample at most, where a class is rare
+
+FIELDS = {
+    "num_samples": config.integer(1, default=5000),
+    "num_steps": config.integer(1, default=1000),
+    "batch_size": config.integer(1, default=128),
+    "learning_rate": config.number(0.0, above=True, default=2e-3),
+    "crop_padding": config.integer(0, default=0),
+    "seed": config.integer(0, 2**32 - 1, default=0),
+}
+
+
+def draw_samples(
+    student: LoadedModel, generator: LoadedModel, *, num_samples: int, seed: int
+) -> tuple[np.ndarray, np.ndarray]:
+    """Images of the generator, as equally over the student's classes as four draws each allow.
+
+    Args:
+      student: names the classes.
+      generator: a network of `dpdfd.generator`.
+      num_samples: N, at least 1.
+      seed: of the draws, at least 0.
+
+    Returns:
+      uint8 [N, H, W, C], and the student's probabilities of those very pixels, float32 [N, K].
+
+    Raises:
+      InputError: an argument outside its range.
+    """
+    _check(num_samples=num_samples, seed=seed)
+    key = jax.random.fold_in(jax.random.key(seed), _DRAWN)
+    images, probs = [], []
+    for i in range(_CANDIDATES):
+        images.append(_draw(generator, jax.random.fold_in(key, i), num_samples))
+        logits = compute_logits(student, images[-1])
+        probs.append(np.asarray(jax.nn.softmax(logits), np.float32))
+        found = np.bincount(np.concatenate(probs).argmax(-1), minlength=logits.shape[1])
+        if found.min() >= num_samples // logits.shape[1]:
+            break
+    rows = choose_balanced(np.concatenate(probs), num_samples)
+    return np.concatenate(images)[rows], np.concatenate(probs)[rows]
+
+
+def fresh_classifier(
+    student: LoadedModel,
+    generator: LoadedModel,
+    *,
+    model: str | None = None,
+    model_kwargs: Mapping[str, Any] | None = None,
+    num_samples: int = 5000,
+    num_steps: int = 1000,
+    batch_size: int = 128,
+    learning_rate: float = 2e-3,
+    seed: int = 0,
+    crop_padding: int = 0,
+) -> LoadedModel:
+    """A new network, trained on generated samples alone.
+
+    Args:
+      student: labels the samples by its probabilities.
+      generator: draws them, see `draw_samples`.
+      model: of the new network; by default the student's, from new weights.
+      model_kwargs: its settings.
+      num_samples: N, at least 1.
+      num_steps, batch_size, learning_rate, seed, crop_padding: as for `fit_soft_labels`.
+
+    Returns:
+      The network, of the student's inputs and classes; it has no checkpoint and no metadata.
+
+    Raises:
+      InputError: an argument outside its range, or a network that cannot be built.
+    """
+    described = network(student, model, model_kwargs)
+    images, probs = draw_samples(student, generator, num_samples=num_samples, seed=seed)
+    return fit_soft_labels(
+        described,
+        images,
+        probs,
+        num_steps=num_steps,
+        batch_size=batch_size,
+        learning_rate=learning_rate,
+        seed=seed,
+        crop_padding=crop_padding,
+    )
+
+
+def network(
+    student: LoadedModel, model: str | None, model_kwargs: Mapping[str, Any] | None
+) -> dict[str, Any]:
+    """The spec of a network with the student's inputs and classes; by default the student's own.
+
+    Raises:
+      InputError: it cannot be built, or settings without a model.
+    """
+    if model is None:
+        if model_kwargs:
+            allowed = "belong to a model: name it, or leave them out"
+            raise config.InputError("model_kwargs", dict(model_kwargs), allowed)
+        return dict(student.spec)
+    described = {**student.spec, "model": model, "model_kwargs": dict(model_kwargs or {})}
+    spec.check(described)
+    return described
+
+
+def fit_soft_labels(
+    described: Mapping[str, Any],
+    images: np.ndarray,
+    probs: np.ndarray,
+    *,
+    num_steps: int = 1000,
+    batch_size: int = 128,
+    learning_rate: float = 2e-3,
+    seed: int = 0,
+    crop_padding: int = 0,
+) -> LoadedModel:
+    """A network trained by KL(labels ‖ network) on softly labelled images, on one device.
+
+    Args:
+      described: spec of the network.
+      images: uint8 [N, H, W, C].
+      probs: float [N, K], rows of the probability simplex.
+      num_steps: of Adam, at least 1.
+      batch_size: B, at least 1.
+      learning_rate: above 0, of the first step; it falls to 0 along a cosine.
+      seed: of the weights, the order and the shifts, at least 0.
+      crop_padding: every image is shifted by up to so many pixels, anew at every step.
+
+    Raises:
+      InputError: an argument outside its range, or a network that cannot be built.
+    """
+    _check(
+        num_steps=num_steps,
+        batch_size=batch_size,
+        learning_rate=learning_rate,
+        seed=seed,
+        crop_padding=crop_padding,
+    )
+    tx, step_fn = _step(json.dumps(dict(described)), learning_rate, num_steps, crop_padding)
+    rng = jax.random.key(seed)
+    params, model_state = spec.init(described, stream_key(rng, STREAM_INIT, 0))
+    state = TrainState.create(params=params, model_state=model_state, tx=tx, rng=rng)
+    samples = jax.device_put({"images": images, "probs": np.asarray(probs, np.float32)})
+    for i in range(num_steps):
+        rows = sampling.batch_indices(seed, i, batch_size, len(images)).astype(np.int32)
+        state, _ = step_fn(state, samples, rows)
+    variables = jax.device_get({"params": state.params, **state.model_state})
+    return LoadedModel(variables, dict(described), spec.make_apply(described))
+
+
+def accuracy(model: LoadedModel, split: Split) -> float:
+    """The part of a split, whole and unaugmented, that a network classifies rightly."""
+    logits = compute_logits(model, split.images)
+    return float(np.mean(metrics.correct(jnp.asarray(logits), jnp.asarray(split.labels))))
+
+
+def _draw(generator: LoadedModel, key: jax.Array, num: int) -> np.ndarray:
+    module = spec.build(generator.spec)
+    images = module.sample(jax.device_put(generator.variables), key, num)
+    return np.round(np.asarray(images) * 255).astype(np.uint8)
+
+
+@functools.lru_cache(maxsize=16)
+def _step(network: str, learning_rate: float, num_steps: int, crop_padding: int):
+    """Optimiser and compiled update, shared by all fresh classifiers of one (JSON) spec."""
+    apply = spec.make_apply(json.loads(network))
+    tx = optimizers.make_optimizer(
+        optimizer="adam", learning_rate=learning_rate, schedule="cosine", num_steps=num_steps
+    )
+
+    def loss_fn(params, model_state, samples, rows, key):
+        images, probs = samples["images"][rows], samples["probs"][rows]
+        place = jnp.arange(len(rows))
+        if crop_padding:
+            images = augment.augment(key, images, place, crop_padding=crop_padding)
+        variables = {"params": params, **model_state}
+        dropout = jax.random.fold_in(key, 1)
+        logits, model_state = apply(variables, images, train=True, key=dropout)
+        log_probs = jnp.log(jnp.maximum(probs, 1e-30))
+        return kl_divergence(log_probs, logits), jnp.ones(len(rows)), model_state, {}
+
+    return tx, jax.jit(make_train_step(loss_fn, tx), donate_argnums=0)
+
+
+def _check(**given: Any):
+    config.validate(given, {name: FIELDS[name] for name in given})

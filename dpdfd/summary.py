@@ -1,0 +1,241 @@
+"""An experiment's runs to table, gates, results.json and report.html."""
+
+import json
+import sys
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from etils import epath
+
+from distill_core import console, report
+from distill_core.config import InputError
+from distill_core.stages import run_directory
+from dpdfd import arms_figure
+from dpdfd.units import privacy_spent
+
+Results = Mapping[tuple[str, int], Mapping[str, Any]]
+
+METRICS = (
+    "accuracy",
+    "epsilon",
+    "record_epsilon",
+    "fresh_classifier_accuracy",
+    "audit_epsilon_lower",
+)
+LEAST_CONTROL = 1.0  # what the audit has to find in a teacher trained without privacy
+# Accuracy of classifiers trained on private synthetic data, by methods that see the data:
+# DPImageBench's figures, percent at ε = 1 and 10.
+_PUBLISHED = {
+    "mnist": [
+        ("DP-MERF", 80.3, 81.3),
+        ("GS-WGAN", 72.4, 75.3),
+        ("DPDM", 89.2, 97.7),
+        ("DP-FETA", 95.6, 98.1),
+    ],
+    "fashion_mnist": [
+        ("DP-MERF", 62.2, 62.2),
+        ("GS-WGAN", 52.7, 56.7),
+        ("DPDM", 76.4, 85.6),
+        ("DP-FETA", 81.7, 87.3),
+    ],
+}
+
+
+def rows_and_gates(
+    results: Results, hp: Mapping[str, Any]
+) -> tuple[list[report.Row], list[report.Gate]]:
+    """One row a teacher or arm over its seeds, and what the experiment has to show.
+
+    Args:
+      results: each run's result by (teacher or arm, seed); accuracies are on the test split.
+      hp: the experiment's values.
+    """
+    runs: dict[str, list[Mapping[str, Any]]] = {}
+    for (arm, _), result in results.items():
+        runs.setdefault(arm, []).append(result)
+    rows = [_row(arm, found, hp) for arm, found in runs.items()]
+    gates = []
+    for row in rows:
+        gates += _budget_gates(row, hp)
+    for row in rows:
+        if "audit_epsilon_lower" in row.metrics:
+            gates += _audit_gates(row, control(hp))
+    for arm, wanted in hp["bars"].items():
+        for metric, least in wanted.items():
+            gates.append(_bar(arm, metric, least, {row.arm: row for row in rows}))
+    return rows, gates
+
+
+def control(hp: Mapping[str, Any]) -> str | None:
+    """The audit's positive control: a single teacher trained without privacy, if there is one."""
+    plain = (name for name, mine in hp["teachers"].items() if not mine.get("dp"))
+    return next((name for name in plain if "num_teachers" not in hp["teachers"][name]), None)
+
+
+def _row(arm: str, runs: Sequence[Mapping[str, Any]], hp: Mapping[str, Any]) -> report.Row:
+    conversion = arm in hp["arms"]
+    own = {**hp["student"], **hp["arms"][arm]} if conversion else hp["teachers"][arm]
+    about = {name: own[name] for name in ("teacher", "model", "mechanism") if name in own}
+    about |= {name: own[name] for name in ("num_teachers",) if name in own}
+    metrics: dict[str, list[float]] = {}
+    for name in ("accuracy", "fresh_classifier_accuracy", "audit_epsilon_lower"):
+        found = [run[name] for run in runs if run.get(name) is not None]
+        if found:
+            metrics[name] = found
+    spent = [_spent(run, hp) for run in runs]
+    claims = [each for each in spent if each is not None]
+    if claims:
+        told = claims[0].report()
+        names = ("privacy_unit", "adjacency", "delta", "batch_size", "assumptions", "claim")
+        about |= {name: told[name] for name in names}
+        metrics["epsilon"] = [each.epsilon for each in claims]
+        metrics["record_epsilon"] = [each.record_epsilon for each in claims]
+    elif conversion:
+        about["privacy"] = "no claim"
+    return report.Row(arm, about, metrics)
+
+
+def _spent(run: Mapping[str, Any], hp: Mapping[str, Any]):
+    """The report of a run's ledger, or None where it makes no claim."""
+    if "ledger" not in run:
+        return None
+    tried = hp["configurations_tried"]
+    try:
+        return privacy_spent(run["ledger"], delta=hp["delta"], configurations_tried=tried)
+    except InputError:
+        return None
+
+
+def _budget_gates(row: report.Row, hp: Mapping[str, Any]) -> list[report.Gate]:
+    asked = hp["arms"].get(row.arm, {}).get("epsilon")
+    if asked is None:
+        return []
+    most = max(row.metrics["epsilon"])
+    name = f"{row.arm} spends no more than its ε"
+    return [report.Gate(name, most <= asked * (1 + 1e-6), f"{most:.4g}", f"at most {asked:g}")]
+
+
+def _audit_gates(row: report.Row, control: str | None) -> list[report.Gate]:
+    found = max(row.metrics["audit_epsilon_lower"])
+    if row.arm == control:
+        name = f"the audit sees that {row.arm} is not private"
+        return [
+            report.Gate(name, found > LEAST_CONTROL, f"{found:.2f}", f"above {LEAST_CONTROL:g}")
+        ]
+    if "record_epsilon" not in row.metrics:
+        return []
+    bound = min(row.metrics["record_epsilon"])
+    name = f"the audit of {row.arm} stays below its ε for a record"
+    return [report.Gate(name, found <= bound, f"{found:.2f}", f"at most {bound:,.4g}")]
+
+
+def _bar(arm: str, metric: str, least: float, rows: Mapping[str, report.Row]) -> report.Gate:
+    values = rows[arm].metrics[metric] if arm in rows else [float("nan")]
+    mean = sum(values) / len(values)
+    name = f"{metric.replace('_', ' ')} of {arm}"
+    return report.Gate(name, mean >= least, f"{100 * mean:.2f}%", f"at least {100 * least:g}%")
+
+
+def write(workdir: epath.Path, hp: Mapping[str, Any], dataset, results: Results, minutes: float):
+    """results.json, report.html with its figures, and the table and gates on the console."""
+    rows, gates = rows_and_gates(results, hp)
+    environment = report.environment()
+    report.write_results(
+        workdir / "results.json",
+        method="dpdfd",
+        dataset=dataset.name,
+        rows=rows,
+        gates=gates,
+        environment=environment,
+        extra={"settings": json.loads(json.dumps(dict(hp))), "minutes": minutes},
+    )
+    title = f"Data-free conversion of a teacher on {dataset.name}"
+    shown = [name for name in METRICS if any(name in row.metrics for row in rows)]
+    report.write_html(
+        workdir / "report.html",
+        title=title,
+        summary=_summary(rows, hp),
+        rows=rows,
+        metrics=shown,
+        gates=gates,
+        figures=_figures(workdir, hp, rows),
+        notes=_notes(hp, dataset, minutes),
+        environment=environment,
+        command=" ".join(["python -m dpdfd.experiment", *sys.argv[1:]]),
+        extra_tables=_tables(rows, dataset),
+    )
+    console.conclude(workdir, rows, shown, gates, title)
+
+
+def _summary(rows: Sequence[report.Row], hp: Mapping[str, Any]) -> str:
+    private = [row for row in rows if row.settings.get("privacy_unit") == "record"]
+    private = [row for row in private if row.arm in hp["arms"]]
+    if not private:
+        return "No arm protects records."
+    best = max(private, key=lambda row: report.summarize(row.metrics["accuracy"])["mean"])
+    accuracy = report.summarize(best.metrics["accuracy"])["mean"]
+    return (
+        "From one existing teacher only the figure per query is useful, and it protects no record: "
+        "protecting records needs the training data once, for an ensemble or a teacher trained "
+        f"with DP-SGD. Of the students that protect records, {best.arm} is right on "
+        f"{accuracy:.1%} of the test images at ε = {max(best.metrics['epsilon']):.3g}."
+    )
+
+
+def _figures(workdir: epath.Path, hp, rows) -> list[tuple[str, epath.Path]]:
+    folder = workdir / "figures"
+    folder.mkdir(parents=True, exist_ok=True)
+    made = [
+        (
+            "Accuracy of every arm's student, and of a fresh classifier trained on what its "
+            "generator makes; one dot a seed.",
+            arms_figure.arm_accuracies(folder / "arms.png", rows),
+        )
+    ]
+    for arm in hp["arms"]:
+        out = run_directory(workdir, f"{arm}_evaluated", hp["seeds"][0])
+        about = {"samples.png": "What the generator makes", "convergence.png": "The run"}
+        for name, what in about.items():
+            if (out / name).exists() and (name == "samples.png" or arm == next(iter(hp["arms"]))):
+                made.append((f"{what}, arm {arm}.", out / name))
+    return made
+
+
+def _tables(rows: Sequence[report.Row], dataset):
+    tables = []
+    claims = [row for row in rows if "assumptions" in row.settings]
+    if claims:
+        lines = [
+            (row.arm, f"{row.settings['claim']}: " + " ".join(row.settings["assumptions"]))
+            for row in claims
+        ]
+        tables.append(
+            ("What each ε says, and under which assumptions", ("arm", "assumptions"), lines)
+        )
+    for name, published in _PUBLISHED.items():
+        if dataset.name.endswith(f":{name}"):
+            lines = [(method, f"{one:.1f}", f"{ten:.1f}") for method, one, ten in published]
+            head = ("method", "accuracy at ε = 1, %", "at ε = 10, %")
+            title = "Methods that see the data (DPImageBench, downstream classifiers)"
+            tables.append((title, head, lines))
+    return tables
+
+
+def _notes(hp: Mapping[str, Any], dataset, minutes: float) -> list[str]:
+    notes = [
+        "The idea is that of Liu et al., IJCAI 2023, as its abstract and introduction state it. "
+        "Formulas, accounting, procedural priors, answers bought in rounds, ensembles and the "
+        "audit are our reconstruction.",
+        "Accuracies are fractions of all test examples at the last step; nothing was chosen on the "
+        "test split.",
+        "ε per query counts one query replaced in every step; record epsilon is what the same "
+        "noise is worth for one record of the training set.",
+        "An audit's lower bound stands beside the accountant's ε, never instead of it.",
+        f"This call took {minutes:.1f} minutes; stages finished before it are not counted.",
+    ]
+    if hp["num_canaries"]:
+        notes.append(
+            f"{hp['num_canaries']} training images were given a wrong label, each with probability "
+            "½, in all teachers' data: the audit's canaries."
+        )
+    return notes + ([dataset.note] if dataset.note else [])

@@ -1,0 +1,237 @@
+"""Converts a teacher into a student without data: privately, if asked to.
+
+    python -m dpdfd.train --config configs/dpdfd/convert_digits.py \
+        --config.teacher=runs/plain --workdir runs/student
+
+Without rounds, student and generator alternate: every step asks the teacher about fresh queries of
+the generator, under noise on gradients. With rounds, noisy answers are bought for a set of queries,
+kept, and trained on many times. The checkpoint holds `student`, `generator` and the ledger.
+"""
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import jax
+import numpy as np
+from etils import epath
+
+from distill_core import checkpoint, cli, data, loop, parallel, run_state, spec
+from distill_core import metrics as metrics_lib
+from distill_core.config import InputError
+from distill_core.data.dataset import Dataset
+from distill_core.training import STREAM_INIT, TrainState, make_eval_step, stream_key
+from dpdfd import conversion, programs, rounds, settings, steps
+from dpdfd.budget import Budget
+from dpdfd.settings import FIELDS
+from dpdfd.warm_start import warm_start
+
+_ENSEMBLE = "dpdfd.ensemble:Ensemble"
+_WARM_START_IMAGES = 10_000
+
+
+def train_and_evaluate(
+    given: Any, workdir: epath.PathLike, *, parallel: str | None = None
+) -> dict[str, Any]:
+    """Converts to the end or resumes; returns the checkpoint's digest and what was spent.
+
+    Returns:
+      {"digest", "noise_multiplier", "ledger"} and, where the config has a data set, "accuracy" and
+      "num_test" on its test split.
+
+    Raises:
+      InputError: before anything is written; and what `loop.run` raises.
+    """
+    hp = settings.validate(given)
+    workdir, mode = epath.Path(workdir), _mode(hp, parallel)
+    with run_state.about("teacher", hp["teacher"]):
+        teacher = checkpoint.load_model(hp["teacher"])
+    dataset = _dataset(hp, teacher)
+    student, generator = _specs(hp, teacher)
+    run = _prepare(hp, teacher, student, generator, mode)
+    state = _initial_state(run, workdir, student, generator)
+    metadata = run_state.metadata(
+        hp, method="dpdfd.train", network=student, ancestors=(teacher.metadata,)
+    )
+    metadata["parts"] = {"student": student, "generator": generator}
+    if run.budget.release is not None or hp["num_rounds"]:
+        # Noise was scaled, and queries are bought, for this many: it is no run to prolong.
+        metadata["config"]["planned_num_steps"] = hp["num_steps"]
+    metadata["config"]["noise_multiplier"] = run.budget.noise_multiplier
+    metadata["ledger"] = run.budget.ledger(0).to_json()
+    metadata["data_note"] = dataset.note if dataset else ""
+    measure = None if dataset is None else _accuracy(run, student, dataset)
+    final = loop.run(
+        workdir=workdir,
+        state=state,
+        step_fn=steps.make_step(run),
+        frozen=run.frozen,
+        batch_fn=steps.make_batches(run),
+        num_steps=hp["num_steps"],
+        metadata=metadata,
+        split=conversion.split_state,
+        merge=conversion.merge_state,
+        evaluate=measure,
+        plan=run.budget.plan(workdir, run.frozen, mode, metadata["config"]),
+        mode=mode,
+        log_every=hp["log_every"],
+        eval_every=hp["eval_every"],
+        save_every=hp["save_every"],
+        label="dpdfd.train",
+    )
+    _, found = checkpoint.find(workdir)
+    result = {
+        "digest": found["digest"],
+        "ledger": found["ledger"],
+        "noise_multiplier": run.budget.noise_multiplier,
+    }
+    if measure is not None and dataset is not None:
+        result |= {"accuracy": measure(final)["accuracy"], "num_test": len(dataset.test)}
+        _say(f"test accuracy {result['accuracy']:.4f} ({len(dataset.test)} examples)")
+    return result
+
+
+def _mode(hp: Mapping[str, Any], mode: str | None) -> str:
+    parallel.check_batch_size(hp["batch_size"])
+    mode = parallel.choose_mode(mode)
+    if (hp["mechanism"], mode) == ("param", "mesh"):
+        # Seen with JAX 0.10: per-example gradients of convolutions come out wrong there.
+        raise InputError("parallel", mode, "per-example gradients take pmap or shard_map")
+    return mode
+
+
+def _dataset(hp: Mapping[str, Any], teacher: checkpoint.LoadedModel) -> Dataset | None:
+    """Only its test split is used, to measure; the conversion itself needs no data."""
+    if spec.is_text(teacher.spec):
+        raise InputError("teacher", hp["teacher"], "is a language model; images are converted")
+    if hp["dataset"] is None:
+        return None
+    dataset = data.load_dataset(hp["dataset"], data_dir=hp["data_dir"])
+    spec.check_fits("teacher", hp["teacher"], teacher.spec, dataset)
+    return dataset
+
+
+def _specs(hp: Mapping[str, Any], teacher: checkpoint.LoadedModel) -> tuple[dict, dict]:
+    """Of student and generator: inputs and classes are the teacher's."""
+    names = ("num_classes", "input_shape", "mean", "std", "classes")
+    about = {name: teacher.spec[name] for name in names}
+    student = {"model": hp["model"], "model_kwargs": dict(hp["model_kwargs"]), **about}
+    spec.check(student)
+    if set(spec.variable_shapes(student)) != {"params"}:
+        allowed = "has statistics of a batch, which mix examples: take norm 'group' or 'none'"
+        raise InputError("model", hp["model"], allowed)
+    group = hp["generator"]
+    settings_of = {name: group[name] for name in ("conditional", "latent_size", "width", "norm")}
+    generator = {
+        "model": "dpdfd.generator:Generator",
+        "model_kwargs": {"image_shape": list(about["input_shape"]), **settings_of},
+        "num_classes": about["num_classes"],
+        "input_shape": [group["latent_size"]],
+        "mean": [0.0] * group["latent_size"],
+        "std": [1.0] * group["latent_size"],
+        "outputs": "images",
+        "labelled": group["conditional"],
+        "classes": about["classes"],
+    }
+    spec.variable_shapes(generator)  # refuses an image shape that it cannot make
+    return student, generator
+
+
+def _prepare(hp, teacher, student, generator, mode) -> steps.Run:
+    members = 1
+    if teacher.spec["model"] == _ENSEMBLE:
+        members = teacher.spec["model_kwargs"]["num_teachers"]
+    elif hp["mechanism"] == "answers":
+        allowed = "is a single network; 'record_ensemble' needs a checkpoint of dpdfd.ensemble"
+        raise InputError("teacher", hp["teacher"], allowed)
+    num_examples = hp["num_examples"] or teacher.metadata.get("num_examples")
+    release = settings.release(hp, num_teachers=members, num_examples=num_examples)
+    each, per_round = hp["num_steps"], 0
+    if hp["num_rounds"]:
+        each = hp["num_steps"] // hp["num_rounds"]
+        per_round = hp["num_queries"] // hp["num_rounds"] // hp["batch_size"]
+
+    def releases_at(step: int) -> int:
+        return -(-step // each) * per_round if per_round else step
+
+    run = steps.Run(
+        hp,
+        programs.compile_all(hp, student, generator, teacher.spec, mode),
+        {"teacher": teacher.variables},
+        mode,
+        Budget(hp, release, releases_at, teacher.metadata),
+        tuple(teacher.spec["input_shape"]),
+    )
+    if hp["prior"]:
+        steps.prior_images(run, 0, 0)  # refuses what it cannot draw before anything is written
+    return run
+
+
+def _initial_state(run: steps.Run, workdir: epath.Path, student, generator):
+    hp = run.hp
+    rng = jax.random.key(hp["seed"])
+    params, model_state = spec.init(student, stream_key(rng, STREAM_INIT, 0))
+    learner = TrainState.create(
+        params=params, model_state=model_state, tx=run.programs.student_tx, rng=rng
+    )
+    params, model_state = spec.init(generator, stream_key(rng, STREAM_INIT, 1))
+    num_steps = hp["generator"]["warm_start_steps"]
+    if num_steps and not run_state.has_checkpoint(workdir):
+        _say(f"warm-starts the generator: {num_steps} steps on images that code draws")
+        module: Any = spec.build(generator)
+        variables = warm_start(
+            module,
+            {"params": params, **model_state},
+            steps.prior_images(run, 0, _WARM_START_IMAGES),
+            seed=hp["seed"],
+            num_steps=num_steps,
+        )
+        params = variables.pop("params")
+        model_state = variables
+    maker = TrainState.create(
+        params=params,
+        model_state=model_state,
+        tx=run.programs.generator_tx,
+        rng=jax.random.fold_in(rng, 1),
+    )
+    bank = {}
+    if hp["num_rounds"]:
+        bank = rounds.empty_bank(hp["num_queries"], run.image_shape, student["num_classes"])
+    return conversion.ConversionState(learner, maker, bank)
+
+
+def _accuracy(run: steps.Run, student: Mapping[str, Any], dataset: Dataset) -> Callable:
+    apply = spec.make_apply(student)
+
+    def eval_fn(variables, frozen, batch):
+        logits = apply(variables, batch["image"])
+        weight = batch["mask"].astype(np.float32)
+        return {"accuracy": (metrics_lib.correct(logits, batch["label"]), weight)}
+
+    step = parallel.wrap(make_eval_step(eval_fn, axis_name=parallel.axis_name(run.mode)), run.mode)
+
+    def measure(state, stopped=lambda: False):
+        split = dataset.test
+
+        def take(rows, mask):
+            return {"image": split.images[rows], "label": split.labels[rows], "mask": mask}
+
+        return run_state.evaluate(
+            step,
+            {"params": state.student.params},
+            take,
+            len(split),
+            batch_size=run.hp["eval_batch_size"],
+            mode=run.mode,
+            stopped=stopped,
+        )
+
+    return measure
+
+
+def _say(line: str):
+    if parallel.is_main():
+        print(line, flush=True)
+
+
+if __name__ == "__main__":
+    cli.launch_training(train_and_evaluate, FIELDS)

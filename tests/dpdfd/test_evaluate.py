@@ -1,0 +1,232 @@
+"""What the evaluation of a conversion says, writes and gives away."""
+
+import io
+import json
+import shutil
+
+import numpy as np
+import pytest
+
+from distill_core import checkpoint, cli, data, release
+from distill_core import evaluate as core_evaluate
+from distill_core import train as plain
+from distill_core.config import InputError
+from dpdfd import evaluate, figures, train
+from dpdfd.units import privacy_spent
+
+MLP = {"model": "dpdfd.features:FeatureMLP", "model_kwargs": {"hidden": (8,)}}
+QUICK = {"num_samples": 30, "num_steps": 2, "batch_size": 16}
+DELTA = 1e-4
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory):
+    """A folder with a teacher and a private conversion of it, both hardly trained."""
+    folder = tmp_path_factory.mktemp("conversion")
+    settings = {**MLP, "dataset": "digits", "batch_size": 16, "learning_rate": 0.1}
+    plain.train_and_evaluate({**settings, "num_steps": 2}, folder / "teacher")
+    settings |= {
+        "teacher": str(folder / "teacher"),
+        "num_steps": 4,
+        "log_every": 1,
+        "save_every": 4,
+        "eval_every": 4,
+        "privacy_unit": "query",
+        "mechanism": "logit",
+        "epsilon": 8.0,
+        "delta": DELTA,
+        "num_examples": 1437,
+        "generator": {"width": 4, "latent_size": 4, "norm": "none"},
+    }
+    train.train_and_evaluate(settings, folder / "run")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def evaluated(place, tmp_path_factory):
+    """(result, folder of pictures, exported file)."""
+    folder = tmp_path_factory.mktemp("evaluated")
+    out, export = folder / "out", folder / "samples.npz"
+    return evaluate.evaluate(place / "run", out=out, export=export, **QUICK), out, export
+
+
+def _noise_roots(place):
+    root = json.loads((place / "run" / "private" / "noise.json").read_text())["root"]
+    assert len(root) == 16
+    return root.encode(), bytes.fromhex(root), bytes.fromhex(root)[::-1]
+
+
+def test_the_students_accuracy_is_that_of_the_plain_evaluation(place, evaluated):
+    found = core_evaluate.evaluate_checkpoint(place / "run", part="student", dataset="digits")
+    assert evaluated[0]["accuracy"] == pytest.approx(found["accuracy"], rel=1e-6)
+    assert evaluated[0]["num_test"] == found["examples"] == 360
+    assert 0 <= evaluated[0]["fresh_classifier_accuracy"] <= 1
+    assert sum(evaluated[0]["samples_per_class"]) == evaluated[0]["num_samples"] == 30
+
+
+def test_the_epsilon_stands_with_all_that_it_needs(place, evaluated):
+    _, metadata = checkpoint.find(place / "run")
+    report = privacy_spent(metadata["ledger"], delta=DELTA, num_examples=1437)
+    spent = evaluated[0]["privacy"]
+    assert spent["epsilon"] == report.epsilon == pytest.approx(8, rel=1e-3)
+    assert (spent["privacy_unit"], spent["adjacency"]) == ("query", "replace one")
+    assert spent["delta"] == DELTA and spent["assumptions"] == list(report.assumptions)
+    # Sixteen queries move at once if a record changes: far more than one query's.
+    assert spent["record_epsilon"] == report.record_epsilon > 4 * report.epsilon
+    statement = evaluate.describe(spent)
+    for part in ("epsilon 8 at", "delta 0.0001", "unit: query", "adjacency: replace one"):
+        assert part in statement
+    assert f"record the same noise is epsilon {spent['record_epsilon']:.4g}" in statement
+    assert all(f"\n- {each}" in statement for each in report.assumptions)
+
+
+def test_another_delta_gives_another_epsilon(place, evaluated):
+    _, metadata = checkpoint.find(place / "run")
+    looser = evaluate.privacy(metadata, delta=5e-4)
+    assert looser["delta"] == 5e-4
+    assert looser["epsilon"] < evaluated[0]["privacy"]["epsilon"]
+    with pytest.raises(InputError, match="delta: got 0.01; must be below 1/N"):
+        evaluate.privacy(metadata, delta=0.01)
+    without = {**metadata, "config": {}}
+    with pytest.raises(InputError, match="delta: got None; the run names none"):
+        evaluate.privacy(without)
+
+
+def test_without_a_claim_it_says_so_and_why(place):
+    _, metadata = checkpoint.find(place / "teacher")
+    spent = evaluate.privacy(metadata, delta=DELTA)
+    assert spent["epsilon"] is None
+    assert evaluate.describe(spent).startswith("No privacy is claimed: ledger: got")
+    assert "saw private data" in spent["why"]
+
+
+def test_the_export_is_read_without_pickle_and_labels_its_own_pixels(place, evaluated):
+    stored = np.load(evaluated[2], allow_pickle=False)
+    student = checkpoint.load_model(place / "run", part="student")
+    images, soft = stored["images"], stored["soft_labels"]
+    assert (images.dtype, images.shape) == (np.uint8, (30, 8, 8, 1))
+    assert (soft.dtype, soft.shape) == (np.float32, (30, 10))
+    logits = core_evaluate.compute_logits(student, images)
+    odds = np.exp(logits - logits.max(1, keepdims=True))
+    np.testing.assert_allclose(soft, odds / odds.sum(1, keepdims=True), atol=1e-5)
+    assert stored["labels"].dtype == np.int32
+    np.testing.assert_array_equal(stored["labels"], soft.argmax(1))
+    assert stored["classes"].tolist() == [str(i) for i in range(10)]
+    assert json.loads(str(stored["ledger"])) == student.metadata["ledger"]
+    assert str(stored["statement"]) == evaluate.describe(evaluated[0]["privacy"])
+    assert set(stored.files) == {
+        "images", "soft_labels", "labels", "classes", "ledger", "statement",
+    }  # fmt: skip
+    assert [path.name for path in evaluated[2].parent.iterdir() if path.is_file()] == [
+        "samples.npz"
+    ]
+
+
+def test_an_export_that_fails_leaves_the_old_file(evaluated, tmp_path, monkeypatch):
+    path = tmp_path / "samples.npz"
+    path.write_bytes(b"old")
+    stored = np.load(evaluated[2])
+    real = type(evaluate.epath.Path(path)).write_bytes
+
+    def full(self, content):
+        real(self, content[:10])
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(type(evaluate.epath.Path(path)), "write_bytes", full)
+    with pytest.raises(OSError, match="No space"):
+        evaluate.export_samples(path, stored["images"], stored["soft_labels"], "ab", {}, "")
+    assert path.read_bytes() == b"old" and [p.name for p in tmp_path.iterdir()] == ["samples.npz"]
+
+
+def test_neither_export_nor_releases_hold_the_noises_root(place, evaluated, tmp_path):
+    _, metadata = checkpoint.find(place / "run")
+    given = [np.load(evaluated[2])[name].tobytes() for name in np.load(evaluated[2]).files]
+    given.append(evaluated[2].read_bytes())
+    for part in ("student", "generator"):
+        card = release.release(place / "run", tmp_path / part, part=part)
+        assert card["ledger"] == metadata["ledger"]
+        assert card["privacy"]["epsilon"] == pytest.approx(8, rel=1e-3)
+        assert card["privacy"]["record_epsilon"] == evaluated[0]["privacy"]["record_epsilon"]
+        given += [path.read_bytes() for path in (tmp_path / part).iterdir()]
+    assert not [root for root in _noise_roots(place) for content in given if root in content]
+
+
+def test_the_folder_holds_the_numbers_and_two_pictures(evaluated):
+    result, out, _ = evaluated
+    names = {"evaluation.json", "samples.png", "convergence.png"}
+    assert {path.name for path in out.iterdir()} == names
+    assert json.loads((out / "evaluation.json").read_text()) == result
+    for name in ("samples.png", "convergence.png"):
+        assert (out / name).read_bytes().startswith(b"\x89PNG")
+
+
+def test_a_checkpoint_that_was_carried_away_has_no_convergence(place, tmp_path):
+    source, _ = checkpoint.find(place / "run")
+    shutil.copytree(source, tmp_path / "4")
+    digits = data.load_dataset("digits")
+    found = evaluate.evaluate(tmp_path / "4", digits, out=tmp_path / "out", **QUICK)
+    names = {path.name for path in (tmp_path / "out").iterdir()}
+    assert names == {"evaluation.json", "samples.png"}
+    assert (found["step"], found["dataset"]) == (4, "digits")
+
+
+def test_a_sample_stands_in_the_row_of_its_class(tmp_path):
+    from PIL import Image
+
+    images = np.zeros((3, 4, 4, 1), np.uint8)
+    path = figures.sample_grid(tmp_path / "grid.png", images, [1, 1, 1], ["a", "b"], columns=3)
+    pixels = np.asarray(Image.open(io.BytesIO(path.read_bytes())).convert("L"))
+    right = pixels[:, pixels.shape[1] // 5 :]  # without title and names, which are on the left
+    dark = np.flatnonzero((right < 10).mean(1) > 0.5)
+    assert len(dark) and dark.min() > 0.45 * len(pixels)
+    with pytest.raises(ValueError, match="images: got"):
+        figures.sample_grid(tmp_path / "grid.png", images, [1, 1], ["a", "b"])
+    with pytest.raises(ValueError, match="rows: got none"):
+        figures.convergence(tmp_path / "curve.png", [{"step": 3, "seconds": 1.0}])
+
+
+@pytest.mark.parametrize(
+    ("flags", "line"),
+    [
+        (["--checkpoint={place}/teacher"], "checkpoint: got '{place}/teacher'; holds model; needs"),
+        (["--checkpoint={place}/run", "--num_samples=0"], "num_samples: got 0; must be"),
+        (["--checkpoint={place}/run", "--num_samples=few"], "num_samples: got 'few'; "),
+        (
+            ["--checkpoint={place}/run", "--dataset=npz:{place}/other.npz"],
+            "checkpoint: got '{place}/run'; has num_classes 10 where",
+        ),
+        (
+            ["--checkpoint={place}/run", "--export={place}/none/samples.npz"],
+            "export: got '{place}/none/samples.npz'; must be a file in an existing directory",
+        ),
+        (["--checkpoint={place}/run", "--out={place}/other.npz"], "out: got"),
+        (["--checkpoint={place}/run", "--delta=2"], "delta: got 2.0; must be in (0, 1)"),
+        (["--checkpoint={place}/nowhere"], "checkpoint: got '{place}/nowhere'; does not exist"),
+        ([], "checkpoint: got None; --checkpoint is required"),
+    ],
+)
+def test_wrong_input_is_one_line(place, capsys, flags, line):
+    digits = data.load_dataset("digits")
+    few = {"x_train": digits.train.images[:9], "x_test": digits.test.images[:9]}
+    np.savez(place / "other.npz", y_train=np.arange(9) % 3, y_test=np.arange(9) % 3, **few)
+    code = cli.exit_code(evaluate.main, [flag.format(place=place) for flag in flags])
+    printed = capsys.readouterr()
+    assert (code, printed.out, printed.err.count("\n")) == (cli.EXIT_INPUT, "", 1)
+    assert printed.err.startswith(f"error: {line.format(place=place)}")
+
+
+def test_the_plain_evaluation_refuses_a_generator_in_one_line(place, capsys):
+    flags = [f"--checkpoint={place}/run", "--part=generator"]
+    assert cli.exit_code(core_evaluate.main, flags) == cli.EXIT_INPUT
+    printed = capsys.readouterr().err
+    assert printed == "error: part: got 'generator'; makes images and classifies none\n"
+
+
+def test_the_binary_prints_accuracies_and_the_claim(place, evaluated, capsys):
+    flags = [f"--checkpoint={place}/run", "--num_samples=30", "--num_steps=2"]
+    assert cli.exit_code(evaluate.main, flags) == 0
+    lines = capsys.readouterr().out.splitlines()
+    student = f"student accuracy {evaluated[0]['accuracy']:.4f}  (360 examples; 8 cpu devices)"
+    assert lines[0] == student
+    assert lines[1].startswith("fresh classifier accuracy 0.")
+    assert "\n".join(lines[2:]) == evaluate.describe(evaluated[0]["privacy"])

@@ -1,0 +1,130 @@
+"""A fresh classifier learns from generated samples, and only from them, what the student knows."""
+
+import jax
+import numpy as np
+import pytest
+
+from distill_core import data, spec
+from distill_core.checkpoint import LoadedModel
+from distill_core.config import InputError
+from dpdfd import fresh
+from dpdfd.warm_start import warm_start
+
+CLASSES = [str(i) for i in range(10)]
+STUDENT = {
+    "model": "dpdfd.features:FeatureMLP",
+    "model_kwargs": {"hidden": [64]},
+    "num_classes": 10,
+    "input_shape": [8, 8, 1],
+    "mean": [0.5],
+    "std": [0.5],
+    "classes": CLASSES,
+}
+GENERATOR = {
+    "model": "dpdfd.generator:Generator",
+    "model_kwargs": {
+        "image_shape": [8, 8, 1],
+        "latent_size": 8,
+        "width": 8,
+        "norm": "group",
+        "conditional": False,
+    },
+    "num_classes": 10,
+    "input_shape": [8],
+    "mean": [0.0] * 8,
+    "std": [1.0] * 8,
+    "outputs": "images",
+    "labelled": False,
+    "classes": CLASSES,
+}
+DIGITS = data.load_dataset("digits")
+
+
+@pytest.fixture(scope="module")
+def student():
+    """A network that has learnt the digits themselves."""
+    hard = np.eye(10, dtype=np.float32)[DIGITS.train.labels]
+    return fresh.fit_soft_labels(STUDENT, DIGITS.train.images, hard, num_steps=300)
+
+
+@pytest.fixture(scope="module")
+def generator():
+    """A network that draws something like digits: it has seen their train split."""
+    params, _ = spec.init(GENERATOR, jax.random.key(0))
+    images = DIGITS.train.images.astype(np.float32) / 255
+    variables = warm_start(spec.build(GENERATOR), {"params": params}, images, seed=0, num_steps=800)
+    return LoadedModel(variables, GENERATOR, spec.make_apply(GENERATOR))
+
+
+@pytest.fixture(scope="module")
+def samples(student, generator):
+    return fresh.draw_samples(student, generator, num_samples=1000, seed=0)
+
+
+def test_labels_of_the_data_itself_train_a_good_network(student):
+    assert fresh.accuracy(student, DIGITS.test) > 0.95  # seen: 0.98
+    assert student.apply(student.variables, DIGITS.test.images[:3]).shape == (3, 10)
+
+
+def test_it_is_far_above_chance_where_student_and_generator_are_good(student, generator):
+    found = fresh.fresh_classifier(student, generator, num_samples=1000, num_steps=300)
+    assert found.spec == student.spec
+    assert fresh.accuracy(found, DIGITS.test) > 0.7  # seen: 0.92
+    ours, theirs = (jax.tree.leaves(model.variables) for model in (found, student))
+    assert all(np.abs(a - b).max() > 0.01 for a, b in zip(ours, theirs, strict=True))
+
+
+def test_it_knows_nothing_that_the_samples_do_not_show(samples):
+    images, probs = samples
+    labels = probs.argmax(-1)
+    kept, hard = labels < 5, np.eye(10, dtype=np.float32)[labels]
+    found = fresh.fit_soft_labels(STUDENT, images[kept], hard[kept], num_steps=300)
+    logits = found.apply(found.variables, DIGITS.test.images)
+    assert np.max(np.argmax(logits, -1)) < 5
+
+
+def test_samples_are_balanced_and_labelled_by_the_student_on_their_very_pixels(samples, student):
+    images, probs = samples
+    assert (images.dtype, images.shape) == (np.uint8, (1000, 8, 8, 1))
+    assert (probs.dtype, probs.shape) == (np.float32, (1000, 10))
+    expected = jax.nn.softmax(student.apply(student.variables, images))
+    np.testing.assert_allclose(probs, expected, atol=1e-5)
+    np.testing.assert_allclose(probs.sum(-1), 1, atol=1e-5)
+    counts = np.bincount(probs.argmax(-1), minlength=10)
+    assert counts.min() >= 90 and counts.max() <= 110  # four draws a sample found all classes
+
+
+def test_samples_are_a_function_of_the_seed(student, generator, samples):
+    again, _ = fresh.draw_samples(student, generator, num_samples=1000, seed=0)
+    np.testing.assert_array_equal(again, samples[0])
+    other, _ = fresh.draw_samples(student, generator, num_samples=1000, seed=1)
+    assert np.mean(other != samples[0]) > 0.3
+
+
+def test_fewer_samples_than_a_batch_do(samples):
+    images, probs = samples
+    found = fresh.fit_soft_labels(STUDENT, images[:3], probs[:3], num_steps=2, crop_padding=1)
+    assert np.isfinite(found.apply(found.variables, images[:3])).all()
+
+
+def test_another_network_with_batch_statistics_can_be_named(student, samples):
+    described = fresh.network(student, "cnn", {"widths": [2], "hidden": 4, "norm": "batch"})
+    found = fresh.fit_soft_labels(described, *samples, num_steps=2)
+    assert set(found.variables) == {"params", "batch_stats"}
+    assert found.apply(found.variables, samples[0][:2]).shape == (2, 10)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"num_samples": 0}, "num_samples: got 0; must be .*at least 1"),
+        ({"num_steps": 0}, "num_steps: got 0"),
+        ({"learning_rate": 0.0}, "learning_rate: got 0.0"),
+        ({"model": "vgg"}, "model: got 'vgg'"),
+        ({"model_kwargs": {"hidden": [3]}}, "model_kwargs: got .*name it"),
+    ],
+)
+def test_wrong_arguments_are_refused(student, generator, arguments, message):
+    settings = {"num_samples": 10, "num_steps": 1, **arguments}
+    with pytest.raises(InputError, match=message):
+        fresh.fresh_classifier(student, generator, **settings)

@@ -1,0 +1,140 @@
+"""What a conversion can be told: which settings go together, and what the others are told."""
+
+import math
+
+import pytest
+
+from distill_core.config import InputError
+from dpdfd import settings, units
+
+PARAM = {
+    "teacher": "runs/teacher", "model": "cnn", "learning_rate": 0.1, "batch_size": 16,
+    "num_steps": 8, "privacy_unit": "query", "mechanism": "param", "epsilon": 1.0,
+}  # fmt: skip
+LOGIT = {**PARAM, "mechanism": "logit"}
+ROUNDS = {**LOGIT, "num_rounds": 2, "num_queries": 64}
+ANSWERS = {**ROUNDS, "privacy_unit": "record_ensemble", "mechanism": "answers"}
+PUBLIC = {**PARAM, "privacy_unit": "none", "mechanism": "none", "epsilon": None}
+DP_TEACHER = {**PUBLIC, "privacy_unit": "record_dp_teacher"}
+
+
+@pytest.mark.parametrize("given", [PARAM, LOGIT, ROUNDS, ANSWERS, PUBLIC, DP_TEACHER])
+def test_defaults_fill_what_is_not_given_also_in_the_generators_group(given):
+    found = settings.validate({**given, "generator": {"width": 3}})
+    assert set(found) == set(settings.FIELDS)
+    assert set(found["generator"]) == set(settings.GENERATOR)
+    assert (found["generator"]["width"], found["generator"]["latent_size"]) == (3, 100)
+    assert settings.validate(found) == found
+    assert not found["prior"]
+
+
+@pytest.mark.parametrize(
+    ("given", "changes", "field"),
+    [
+        (PARAM, {"epsilon": 0.0}, "epsilon"),
+        (PARAM, {"epsilon": -1.0}, "epsilon"),
+        (PARAM, {"epsilon": None}, "epsilon"),
+        (PUBLIC, {"epsilon": 1.0}, "epsilon"),
+        (DP_TEACHER, {"epsilon": 1.0}, "epsilon"),
+        (PARAM, {"delta": 0.0}, "delta"),
+        (PARAM, {"delta": 1.0}, "delta"),
+        (PARAM, {"delta": 1.5}, "delta"),
+        (PARAM, {"delta": -1e-5}, "delta"),
+        (PARAM, {"norm": 0.0}, "norm"),
+        (PARAM, {"norm": -1.0}, "norm"),
+        (PARAM, {"noise_seed": -1}, "noise_seed"),
+        (PARAM, {"noise_seed": 2**32}, "noise_seed"),
+        (PARAM, {"privacy_unit": "record"}, "privacy_unit"),
+        (PARAM, {"mechanism": "answers"}, "mechanism"),
+        (PARAM, {"mechanism": "none"}, "mechanism"),
+        (PARAM, {"privacy_unit": "record_single", "mechanism": "answers"}, "mechanism"),
+        (ANSWERS, {"mechanism": "logit"}, "mechanism"),
+        (PUBLIC, {"mechanism": "param"}, "mechanism"),
+        (DP_TEACHER, {"mechanism": "logit"}, "mechanism"),
+        (PARAM, {"guide": "teacher"}, "guide"),
+        (ANSWERS, {"guide": "teacher"}, "guide"),
+        (DP_TEACHER, {"guide": "teacher"}, "guide"),
+        (PARAM, {"num_rounds": 2, "num_queries": 64}, "num_rounds"),
+        (ANSWERS, {"num_rounds": 0}, "num_rounds"),
+        (ROUNDS, {"num_queries": None}, "num_queries"),
+        (ROUNDS, {"num_queries": 65}, "num_queries"),
+        (ROUNDS, {"num_queries": 48}, "num_queries"),
+        (ROUNDS, {"num_steps": 9}, "num_steps"),
+        (ROUNDS, {"candidates": 0}, "candidates"),
+        (ROUNDS, {"prior": {"flowers": 1.0}}, "prior.flowers"),
+        (ROUNDS, {"prior": {"strokes": "many"}}, "prior.strokes"),
+        (ROUNDS, {"prior": {"strokes": -1.0}}, "prior.strokes"),
+        (ROUNDS, {"prior_extent": (0.0, 1.0)}, "prior_extent"),
+        (PARAM, {"prior": {"strokes": 1.0}}, "prior"),
+        (PARAM, {"generator": {"warm_start_steps": 5}}, "generator.warm_start_steps"),
+        (PARAM, {"generator": {"depth": 2}}, "generator.depth"),
+        (PARAM, {"generator": {"width": 0}}, "generator.width"),
+        (PARAM, {"generator": {"balance": -1.0}}, "generator.balance"),
+        (PARAM, {"generator": {"every": 0}}, "generator.every"),
+        (LOGIT, {"smooth": True}, "smooth"),
+        (PUBLIC, {"smooth": True, "num_rounds": 2, "num_queries": 64}, "smooth"),
+        (PARAM, {"bound": "cut"}, "bound"),
+        (PARAM, {"loss": "mse"}, "loss"),
+        (PARAM, {"noise_multiplier": 1.0}, "noise_multiplier"),
+        (PARAM, {"init_from": "runs/student"}, "init_from"),
+    ],
+)
+def test_what_is_wrong_is_named_in_one_line(given, changes, field):
+    settings.validate(given)  # nothing else is
+    with pytest.raises(InputError) as caught:
+        settings.validate({**given, **changes})
+    assert caught.value.field == field
+    assert "\n" not in str(caught.value)
+
+
+def test_the_generators_field_that_is_unknown_is_told_its_likeliest_name():
+    with pytest.raises(InputError, match=r"^generator\.widht: .*width"):
+        settings.validate({**PARAM, "generator": {"widht": 3}})
+
+
+def test_a_guiding_teacher_is_for_runs_that_claim_nothing():
+    assert settings.validate({**PUBLIC, "guide": "teacher"})["guide"] == "teacher"
+    with pytest.raises(InputError, match="without noise, so no ε holds"):
+        settings.validate({**LOGIT, "guide": "teacher"})
+
+
+def test_rounds_may_come_without_a_generator_that_learns():
+    found = settings.validate({**ROUNDS, "prior": {"strokes": 1}, "generator": {"every": 0}})
+    assert found["prior"] == {"strokes": 1}
+
+
+@pytest.mark.parametrize(
+    ("given", "bound", "moves", "count"),
+    [
+        (PARAM, "clip", 2 * 0.5, 1),
+        (LOGIT, "clip", 2 * 0.5, 1),
+        ({**LOGIT, "norm": 3.0}, "clip", math.sqrt(2), 1),
+        ({**LOGIT, "norm": 3.0}, "normalize", 6.0, 1),
+        ({**PARAM, "privacy_unit": "record_single"}, "normalize", 2 * 16 * 0.5, 1),
+        ({**LOGIT, "privacy_unit": "record_single"}, "normalize", 2 * 0.5, 16),
+        (ANSWERS, "normalize", math.sqrt(2) / 20, 16),
+    ],
+)
+def test_a_release_moves_as_far_as_its_unit_and_mechanism_let_it(given, bound, moves, count):
+    hp = settings.validate({"norm": 0.5, "bound": bound, **given})
+    entry = settings.release(hp, num_teachers=20, num_examples=1000).charge(2.0)
+    assert entry.sensitivity == pytest.approx(moves, rel=2e-4)
+    assert entry.sensitivity > moves
+    assert (entry.count, entry.unit, entry.adjacency) == (
+        count,
+        *units.UNITS[given["privacy_unit"]],
+    )
+
+
+@pytest.mark.parametrize("given", [PUBLIC, DP_TEACHER])
+def test_where_no_noise_is_drawn_nothing_is_released(given):
+    assert settings.release(settings.validate(given), num_teachers=1, num_examples=9) is None
+
+
+@pytest.mark.parametrize("given", [PARAM, ANSWERS])
+def test_delta_stays_below_one_over_the_number_of_records(given):
+    hp = settings.validate({**given, "delta": 0.01})
+    assert settings.release(hp, num_teachers=2, num_examples=99)
+    for records in (100, 101):
+        with pytest.raises(InputError, match="^delta: got 0.01; must be below 1/N = 0.0"):
+            settings.release(hp, num_teachers=2, num_examples=records)
