@@ -1,10 +1,7 @@
 """The training loop: resume → batch → step → log → evaluate → save. It knows no method."""
 
 import contextlib
-import fcntl
 import math
-import signal
-import threading
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -13,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 from etils import epath
 
-from distill_core import checkpoint, config, integrity, parallel, progress
+from distill_core import checkpoint, config, integrity, parallel, process, progress
 
 PyTree = Any
 
@@ -54,6 +51,7 @@ def run(
     evaluate: Callable[..., dict[str, float]] | None = None,
     plan: Callable[[int], Plan] | None = None,
     best: str | None = None,
+    evaluated_on: str = "validation",
     mode: str = "jit",
     log_every: int = 50,
     eval_every: int = 1000,
@@ -77,6 +75,7 @@ def run(
       plan: for private runs: step to start from -> `Plan`; not asked where nothing is left to do.
       best: name of the evaluated metric (higher is better) whose best checkpoint is kept, too; a
         new best is saved at once, whatever `save_every`.
+      evaluated_on: the split that `evaluate` measures, for the log.
       mode: as for `parallel.wrap`.
       log_every, eval_every, save_every: in steps; the last step does all three.
       label: what the bar calls this.
@@ -104,7 +103,7 @@ def run(
         return step % every == 0 or step == num_steps
 
     with contextlib.ExitStack() as stack:
-        stack.enter_context(_lock(workdir))
+        stack.enter_context(process.hold(workdir))
         found = _newest(workdir, metadata["config"])
         checkpoint.remove_unfinished(workdir)
         start, top, window, unevaluated = 0, None, _Window(), False
@@ -130,7 +129,7 @@ def run(
         stack.callback(report.end)
         stack.callback(metrics.flush)
         stack.callback(board.flush)
-        stopped = stack.enter_context(_signals())
+        stopped = stack.enter_context(process.watch_signals())
         saved_at = evaluated_at = start
 
         def record(row):
@@ -169,7 +168,7 @@ def run(
             window.fetch()  # no evaluation of a diverged state
             assert evaluate is not None
             values = evaluate(state, stopped)
-            record({"step": step, "split": "validation", **values})
+            record({"step": step, "split": evaluated_on, **values})
             evaluated_at = step
             if best is None or not values[best] > (top["value"] if top else -math.inf):
                 return False
@@ -264,59 +263,3 @@ def _newest(workdir: epath.Path, settings: Mapping[str, Any]):
         for step in saved:
             integrity.set_aside(folder / str(step))
     return found
-
-
-@contextlib.contextmanager
-def _lock(workdir: epath.Path):
-    """Holds the workdir for this run. The system frees the lock when the process ends, however.
-
-    Object stores have no locks: there two live runs in one workdir are not noticed.
-    """
-    handle, refusal = None, ""
-    if parallel.is_main():
-        try:
-            workdir.mkdir(parents=True, exist_ok=True)
-            if "://" not in str(workdir):
-                handle = open(workdir / ".lock", "w")  # noqa: SIM115 - held until the run ends
-                fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            refusal = "is in use by a live process"
-        except (FileExistsError, NotADirectoryError, PermissionError) as error:
-            refusal = f"is no directory to write to: {error.strerror}"
-    try:
-        if refusal:
-            raise config.InputError("workdir", str(workdir), refusal)
-        yield
-    finally:
-        if handle is not None:
-            handle.close()
-
-
-@contextlib.contextmanager
-def _signals():
-    """Yields `stopped()`: whether SIGTERM or SIGINT came. A second SIGINT acts at once.
-
-    With several processes JAX's own service watches SIGTERM and makes all of them stop at one
-    step (see `parallel.should_stop`), so that none may stop by itself.
-    """
-    came = threading.Event()
-    several = jax.process_count() > 1
-    stopped = (lambda: False) if several else came.is_set
-    if threading.current_thread() is not threading.main_thread():
-        yield stopped
-        return
-
-    def handler(signum, _):
-        if came.is_set() and signum == signal.SIGINT:
-            raise KeyboardInterrupt
-        came.set()
-        if several:
-            signal.raise_signal(signal.SIGTERM)
-
-    watched = [signal.SIGINT] if several else [signal.SIGINT, signal.SIGTERM]
-    old = {s: signal.signal(s, handler) for s in watched}
-    try:
-        yield stopped
-    finally:
-        for s, previous in old.items():
-            signal.signal(s, previous or signal.SIG_DFL)  # None: it was not put in from Python

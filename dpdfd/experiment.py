@@ -8,17 +8,28 @@ arm's student, what it makes of the generator, and what an audit finds. Every ru
 same.
 """
 
+import contextlib
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import jax
 from etils import epath
 
-from distill_core import checkpoint, classification, cli, config, data, stages, train
+from distill_core import (
+    checkpoint,
+    classification,
+    cli,
+    config,
+    data,
+    dp_sgd,
+    spec,
+    stages,
+    train,
+)
 from distill_core.config import InputError
 from distill_core.stages import Run, run_directory
-from dpdfd import audit, ensemble, evaluate, settings, summary
+from dpdfd import audit, ensemble, evaluate, partitions, settings, summary
 from dpdfd import train as conversion
 from dpdfd.units import UNITS
 
@@ -40,6 +51,7 @@ FIELDS = {
     # Arm -> metric -> at least.
     "bars": config.mapping(default={}),
 }
+_COMMON = ("dataset", "data_dir", "seed", "delta")  # the same in all runs, or made from `seeds`
 FRESH = {
     "model": config.text(default=None),
     "model_kwargs": config.mapping(default={}),
@@ -106,10 +118,10 @@ def students(
 ) -> list[Run]:
     """The conversions of one seed, of the arms that run once or of the others."""
     found = []
-    for arm, mine in sorted(hp["arms"].items(), key=_place):
+    arms = {arm: {**hp["student"], **mine} for arm, mine in hp["arms"].items()}
+    for arm, own in sorted(arms.items(), key=_place):
         if (arm in hp["once"]) != once:
             continue
-        own = {**hp["student"], **mine}
         teacher = run_directory(workdir, own.pop("teacher"), seed)
         own |= {
             "dataset": hp["dataset"],
@@ -134,23 +146,29 @@ def _absent(teacher: Mapping[str, Any]) -> str:
 
 def _planted(hp, workdir: epath.Path, dataset) -> dict[str, tuple[str, str]]:
     """`absent` -> (name of the data set, path of its canaries)."""
-    if not hp["num_canaries"]:
-        return {}
-    return {
-        absent: audit.write(
-            workdir / "data" / absent,
-            dataset,
-            audit.plant(
-                dataset.train.images,
-                dataset.train.labels,
-                num_canaries=hp["num_canaries"],
-                num_classes=dataset.num_classes,
-                seed=0,
-                absent=absent,
-            ),
+    found, count = {}, hp["num_canaries"]
+    if not count:
+        return found
+    for absent in sorted({_absent(mine) for mine in hp["teachers"].values()}):
+        folder = workdir / "data" / absent
+        _check_planted(folder / "private" / "canaries.npz", count)
+        planted = audit.plant(
+            dataset.train.images,
+            dataset.train.labels,
+            num_canaries=count,
+            num_classes=dataset.num_classes,
+            seed=0,
+            absent=absent,
         )
-        for absent in sorted({_absent(mine) for mine in hp["teachers"].values()})
-    }
+        found[absent] = audit.write(folder, dataset, planted)
+    return found
+
+
+def _check_planted(path: epath.Path, count: int):
+    """Finished teachers are known by the data set that they came from: not by these canaries."""
+    if path.exists() and (before := len(audit.load_canaries(path).index)) != count:
+        allowed = f"this workdir's teachers have {before}; keep it or take another workdir"
+        raise InputError("num_canaries", count, allowed)
 
 
 def _evaluated(hp, workdir, dataset, arm: str, seed: int) -> dict[str, Any]:
@@ -184,7 +202,7 @@ def _audit(hp, workdir, planted, name: str, absent: str) -> dict[str, Any]:
     return audit.audit(loaded, planted[absent][1], delta=hp["delta"], comparisons=len(_audited(hp)))
 
 
-def _check(hp: Mapping[str, Any], dataset):
+def _check(hp: Mapping[str, Any], dataset: data.Dataset):
     if not hp["seeds"]:
         raise InputError("seeds", hp["seeds"], "must name at least one seed")
     if jax.process_count() > 1:
@@ -193,24 +211,80 @@ def _check(hp: Mapping[str, Any], dataset):
     if hp["delta"] * len(dataset.train) >= 1:
         allowed = f"must be below 1/N = {1 / len(dataset.train):.3g}"
         raise InputError("delta", hp["delta"], allowed)
+    for group in ("teachers", "arms", "bars"):
+        for name, mine in hp[group].items():
+            if not isinstance(mine, Mapping):
+                raise InputError(f"{group}.{name}", mine, config.mapping().allowed)
+    runs = {**hp["teachers"], **hp["arms"]}
+    for name in hp["once"]:
+        if name not in runs:
+            raise InputError("once", name, config.suggest(name, runs))
     for name, mine in hp["teachers"].items():
-        fields = ensemble.FIELDS if "num_teachers" in mine else train.FIELDS
-        filled = settings.group(f"teachers.{name}", {"dataset": "given", **mine}, fields)
-        if "num_teachers" not in mine:
-            classification.check(filled, dataset)
-    names = ", ".join(hp["teachers"])
+        if name in hp["arms"]:
+            raise InputError(f"arms.{name}", name, "must be named otherwise: a teacher is")
+        with _within(f"teachers.{name}"):
+            _check_teacher(mine, dataset)
     for arm, mine in hp["arms"].items():
-        teacher = mine.get("teacher")
-        if teacher not in hp["teachers"]:
-            raise InputError(f"arms.{arm}.teacher", teacher, f"is one of {names}")
-        if teacher in hp["once"] and arm not in hp["once"]:
+        with _within(f"arms.{arm}"):
+            _check_arm({**hp["student"], **mine}, hp, dataset)
+        if mine["teacher"] in hp["once"] and arm not in hp["once"]:
             allowed = f"must have {arm}, too: its teacher runs with the first seed alone"
             raise InputError("once", hp["once"], allowed)
-        own = {name: value for name, value in mine.items() if name != "teacher"}
-        try:
-            settings.validate({**hp["student"], **own, "teacher": "given", "delta": hp["delta"]})
-        except InputError as error:
-            raise InputError(f"arms.{arm}.{error.field}", error.given, error.allowed) from None
+    if hp["fresh"]["model"]:
+        with _within("fresh"):
+            _check_network(hp["fresh"], dataset)
+    rates = {name: config.number(0.0, 1.0, default=None) for name in summary.RATES}
+    for name, wanted in hp["bars"].items():
+        if name not in runs:
+            raise InputError(f"bars.{name}", wanted, config.suggest(name, runs))
+        settings.group(f"bars.{name}", wanted, rates)
+
+
+def _check_teacher(mine: Mapping[str, Any], dataset: data.Dataset):
+    _check_common(mine, ("dataset", "data_dir", "seed"))
+    several = "num_teachers" in mine
+    fields = ensemble.FIELDS if several else train.FIELDS
+    filled = config.validate({"dataset": "given", **mine}, fields)
+    if several:
+        _check_network(filled, dataset)
+        partitions.members_of(dataset.train.index, filled["num_teachers"])
+    else:
+        classification.check(filled, dataset)
+    if filled.get("dp"):
+        dp_sgd.read_group(filled["dp"], len(dataset.train))
+
+
+def _check_arm(own: Mapping[str, Any], hp: Mapping[str, Any], dataset: data.Dataset):
+    _check_common(own, _COMMON)
+    name, teachers = own.get("teacher"), hp["teachers"]
+    if name not in teachers:
+        raise InputError("teacher", name, f"is one of {', '.join(teachers)}")
+    filled = settings.validate({**own, "delta": hp["delta"]})
+    if filled["mechanism"] == "answers" and "num_teachers" not in teachers[name]:
+        raise InputError("teacher", name, "is a single network; answers need num_teachers of them")
+    if filled["privacy_unit"] == "record_dp_teacher" and not teachers[name].get("dp"):
+        raise InputError("teacher", name, "is not trained with DP-SGD; it needs a group dp")
+    _check_network(filled, dataset)
+
+
+def _check_common(mine: Mapping[str, Any], fields: tuple[str, ...]):
+    for field in fields:
+        if field in mine:
+            raise InputError(field, mine[field], "is what the experiment makes it for all runs")
+
+
+def _check_network(mine: Mapping[str, Any], dataset: data.Dataset):
+    kwargs = mine["model_kwargs"]
+    spec.check(spec.image_spec(model=mine["model"], model_kwargs=kwargs, dataset=dataset))
+
+
+@contextlib.contextmanager
+def _within(group: str) -> Iterator[None]:
+    """Errors name a field of the group as `group.field`."""
+    try:
+        yield
+    except InputError as error:
+        raise InputError(f"{group}.{error.field}", error.given, error.allowed) from None
 
 
 if __name__ == "__main__":

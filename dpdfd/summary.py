@@ -22,6 +22,7 @@ METRICS = (
     "fresh_classifier_accuracy",
     "audit_epsilon_lower",
 )
+RATES = ("accuracy", "fresh_classifier_accuracy")
 LEAST_CONTROL = 1.0  # what the audit has to find in a teacher trained without privacy
 # Accuracy of classifiers trained on private synthetic data, by methods that see the data:
 # DPImageBench's figures, percent at ε = 1 and 10.
@@ -107,8 +108,8 @@ def _spent(run: Mapping[str, Any], hp: Mapping[str, Any]):
 
 
 def _budget_gates(row: report.Row, hp: Mapping[str, Any]) -> list[report.Gate]:
-    asked = hp["arms"].get(row.arm, {}).get("epsilon")
-    if asked is None:
+    asked = {**hp["student"], **hp["arms"].get(row.arm, {})}.get("epsilon")
+    if asked is None or row.arm not in hp["arms"]:
         return []
     most = max(row.metrics["epsilon"])
     name = f"{row.arm} spends no more than its ε"
@@ -130,7 +131,7 @@ def _audit_gates(row: report.Row, control: str | None) -> list[report.Gate]:
 
 
 def _bar(arm: str, metric: str, least: float, rows: Mapping[str, report.Row]) -> report.Gate:
-    values = rows[arm].metrics[metric] if arm in rows else [float("nan")]
+    values = rows[arm].metrics.get(metric, [float("nan")])
     mean = sum(values) / len(values)
     name = f"{metric.replace('_', ' ')} of {arm}"
     return report.Gate(name, mean >= least, f"{100 * mean:.2f}%", f"at least {100 * least:g}%")

@@ -71,6 +71,7 @@ def train_and_evaluate(
         split=conversion.split_state,
         merge=conversion.merge_state,
         evaluate=measure,
+        evaluated_on="test",
         plan=run.budget.plan(workdir, run.frozen, mode, metadata["config"]),
         mode=mode,
         log_every=hp["log_every"],

@@ -91,7 +91,8 @@ def get_config(arg=""):
     ten = {**ensemble, "epsilon": 10.0, "num_queries": 8192}
     if fashion:
         ten |= {**short, "num_queries": 4096}
-    one = {**ensemble, **short, "epsilon": 1.0, "num_queries": 4096, "smooth": True}
+    one = {**ensemble, "epsilon": 1.0, "smooth": True}
+    one |= {"num_queries": 2048} if fashion else {**short, "num_queries": 4096}
     clipped = {"mechanism": "logit", "bound": "clip", "norm": 1.4143, "smooth": True}
     logit = {**ROUNDS, **clipped, "epsilon": 10.0, "num_queries": 4096, "teacher": "teacher"}
     config.arms = {
@@ -118,6 +119,8 @@ def get_config(arg=""):
             "privacy_unit": "record_dp_teacher",
         },
     }
+    if fashion:
+        del config.teachers["dp_teacher"], config.arms["record_dp_teacher_eps10"]
     # Slow, or of no use: with the first seed alone.
     config.once = (
         "ensemble_cnn",
