@@ -226,7 +226,7 @@ def _check(hp: Mapping[str, Any], dataset: data.Dataset):
             _check_teacher(mine, dataset)
     for arm, mine in hp["arms"].items():
         with _within(f"arms.{arm}"):
-            _check_arm({**hp["student"], **mine}, hp, dataset)
+            _check_arm(mine, hp, dataset)
         if mine["teacher"] in hp["once"] and arm not in hp["once"]:
             allowed = f"must have {arm}, too: its teacher runs with the first seed alone"
             raise InputError("once", hp["once"], allowed)
@@ -254,9 +254,10 @@ def _check_teacher(mine: Mapping[str, Any], dataset: data.Dataset):
         dp_sgd.read_group(filled["dp"], len(dataset.train))
 
 
-def _check_arm(own: Mapping[str, Any], hp: Mapping[str, Any], dataset: data.Dataset):
+def _check_arm(mine: Mapping[str, Any], hp: Mapping[str, Any], dataset: data.Dataset):
+    own = {**hp["student"], **mine}
     _check_common(own, _COMMON)
-    name, teachers = own.get("teacher"), hp["teachers"]
+    name, teachers = mine.get("teacher"), hp["teachers"]
     if name not in teachers:
         raise InputError("teacher", name, f"is one of {', '.join(teachers)}")
     filled = settings.validate({**own, "delta": hp["delta"]})

@@ -33,23 +33,31 @@ class Run:
         return self.hp["num_queries"] // self.hp["num_rounds"] // self.hp["batch_size"]
 
 
-def prior_images(run: Run, stream: int, num: int) -> np.ndarray:
-    """Images that code draws, float32 [num, H, W, C]; every stream has its own.
+def prior_images(
+    hp: Mapping[str, Any], image_shape: tuple[int, int, int], stream: int, num: int
+) -> np.ndarray:
+    """Images that code draws, float32 [num, H, W, C], of a seed's stream.
+
+    Args:
+      hp: `seed`, `prior` and `prior_extent`.
+      image_shape: (H, W, C).
+      stream: from 0; each has images of its own.
+      num: how many.
 
     Raises:
       InputError: on `prior` or `prior_extent`.
     """
-    height, width, channels = run.image_shape
+    height, width, channels = image_shape
     if height != width:
-        raise InputError("prior", run.hp["prior"], f"draws squares, not {height}×{width}")
-    extent = tuple(run.hp["prior_extent"]) or None
+        raise InputError("prior", hp["prior"], f"draws squares, not {height}×{width}")
+    extent = tuple(hp["prior_extent"]) or None
     try:
         return priors.mixture(
-            run.hp["seed"] * 1000 + stream,
+            hp["seed"] * 1000 + stream,
             num,
             size=height,
             channels=channels,
-            weights=run.hp["prior"],
+            weights=hp["prior"],
             extent=extent,  # pyright: ignore[reportArgumentType]: it checks the length
         )
     except InputError as error:
@@ -97,7 +105,7 @@ def _buy(run: Run, state, frozen, number: int):
     num = run.releases_per_round * size
     candidates = num * (hp["candidates"] if number else 1)  # an untrained student cannot choose
     if hp["prior"]:
-        queries = prior_images(run, 1 + number, candidates)
+        queries = prior_images(hp, run.image_shape, 1 + number, candidates)
     else:
         queries = _drawn(run, state, number, candidates)
     queries = np.round(queries * 255).astype(np.uint8)  # as the bank keeps them

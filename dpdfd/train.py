@@ -8,6 +8,8 @@ the generator, under noise on gradients. With rounds, noisy answers are bought f
 kept, and trained on many times. The checkpoint holds `student`, `generator` and the ledger.
 """
 
+import functools
+import json
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -163,7 +165,8 @@ def _prepare(hp, teacher, student, generator, mode) -> steps.Run:
         tuple(teacher.spec["input_shape"]),
     )
     if hp["prior"]:
-        steps.prior_images(run, 0, 0)  # refuses what it cannot draw before anything is written
+        # Refuses what it cannot draw before anything is written.
+        steps.prior_images(hp, run.image_shape, 0, 0)
     return run
 
 
@@ -174,20 +177,12 @@ def _initial_state(run: steps.Run, workdir: epath.Path, student, generator):
     learner = TrainState.create(
         params=params, model_state=model_state, tx=run.programs.student_tx, rng=rng
     )
-    params, model_state = spec.init(generator, stream_key(rng, STREAM_INIT, 1))
     num_steps = hp["generator"]["warm_start_steps"]
-    if num_steps and not run_state.has_checkpoint(workdir):
-        _say(f"warm-starts the generator: {num_steps} steps on images that code draws")
-        module: Any = spec.build(generator)
-        variables = warm_start(
-            module,
-            {"params": params, **model_state},
-            steps.prior_images(run, 0, _WARM_START_IMAGES),
-            seed=hp["seed"],
-            num_steps=num_steps,
-        )
-        params = variables.pop("params")
-        model_state = variables
+    begun = run_state.has_checkpoint(workdir)  # then only shapes count
+    chosen = {name: hp[name] for name in ("seed", "prior", "prior_extent")}
+    made = _first_generator(json.dumps(generator), json.dumps(chosen), 0 if begun else num_steps)
+    model_state = jax.tree.map(np.array, made)  # copies: steps may use their arguments up
+    params = model_state.pop("params")
     maker = TrainState.create(
         params=params,
         model_state=model_state,
@@ -198,6 +193,21 @@ def _initial_state(run: steps.Run, workdir: epath.Path, student, generator):
     if hp["num_rounds"]:
         bank = rounds.empty_bank(hp["num_queries"], run.image_shape, student["num_classes"])
     return conversion.ConversionState(learner, maker, bank)
+
+
+@functools.lru_cache(maxsize=2)  # an experiment's arms start from the same
+def _first_generator(generator: str, chosen: str, num_steps: int) -> dict[str, Any]:
+    """Variables of a (JSON) spec, on the host, warm-started on its seed's images."""
+    described, hp = json.loads(generator), json.loads(chosen)
+    key = stream_key(jax.random.key(hp["seed"]), STREAM_INIT, 1)
+    params, model_state = spec.init(described, key)
+    variables = {"params": params, **model_state}
+    if num_steps:
+        _say(f"warm-starts the generator: {num_steps} steps on images that code draws")
+        module: Any = spec.build(described)
+        images = steps.prior_images(hp, tuple(module.image_shape), 0, _WARM_START_IMAGES)
+        variables = warm_start(module, variables, images, seed=hp["seed"], num_steps=num_steps)
+    return jax.tree.map(np.asarray, variables)
 
 
 def _accuracy(run: steps.Run, student: Mapping[str, Any], dataset: Dataset) -> Callable:

@@ -4,8 +4,9 @@ python -m dpdfd.train --config configs/dpdfd/convert_digits.py \
     --config.teacher=runs/plain --workdir runs/converted
 
 On 2 CPU cores about 30 seconds. The teacher comes from
-`python -m distill_core.train --config configs/distill_core/digits.py --workdir runs/plain`; its data
-set is read to measure the student, and for nothing else (`--config.dataset=None` leaves it out).
+`python -m distill_core.train --config configs/distill_core/digits.py --workdir runs/plain`; its
+data set is read to measure the student, and for nothing else (`--config.dataset=None` leaves it
+out).
 
 `convert_digits.py:private` buys the answers of an ensemble under noise, at ε = 10 for a record:
 `python -m dpdfd.ensemble --config configs/dpdfd/ensemble_digits.py --workdir runs/ensemble`.

@@ -121,9 +121,13 @@ def get_config(arg=""):
     }
     if fashion:
         del config.teachers["dp_teacher"], config.arms["record_dp_teacher_eps10"]
-    # Slow, or of no use: with the first seed alone.
+    # Slow, or beside the point: with the first seed alone.
     config.once = (
+        "teacher",
         "ensemble_cnn",
+        "no_privacy",
+        "paper_no_privacy",
+        "query_eps10",
         "paper_query_eps1",
         "paper_query_eps10",
         "record_single_eps10",
