@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from distill_core import models, optimizers, parallel, spec
+from distill_core import models, optimizers, parallel, run_state, spec
 from distill_core.data import preprocess
 from distill_core.training import stream_key
 from dpdfd import conversion, rounds
@@ -53,24 +53,13 @@ def compile_all(
       student, generator, teacher: specs.
       mode: as for `parallel.wrap`.
     """
-    optimizer = {name: hp[name] for name in (*_OPTIMIZER, "num_steps")}
+    optimizer = {name: hp[name] for name in run_state.OPTIMIZER_FIELDS}
     names = ("batch_size", "mechanism", "bound", "loss", "crop_padding", "guide")
     chosen = {name: hp[name] for name in names}
     chosen["terms"] = {name: hp["generator"][name] for name in TERMS}
     chosen["generator_rate"] = hp["generator"]["learning_rate"]
     texts = [json.dumps(each) for each in (chosen, optimizer, student, generator, teacher)]
     return _compiled(*texts, mode)
-
-
-_OPTIMIZER = (
-    "optimizer",
-    "learning_rate",
-    "momentum",
-    "weight_decay",
-    "schedule",
-    "drop_steps",
-    "drop_factor",
-)
 
 
 def teacher_outputs(described: Mapping[str, Any]) -> Callable:
