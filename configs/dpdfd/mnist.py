@@ -93,6 +93,7 @@ def get_config(arg=""):
         ten |= {**short, "num_queries": 4096}
     one = {**ensemble, "epsilon": 1.0, "smooth": True}
     one |= {"num_queries": 2048} if fashion else {**short, "num_queries": 4096}
+    plain_cnn = {**CNN, "teacher": "ensemble_cnn", "num_steps": 800, "schedule": "constant"}
     clipped = {"mechanism": "logit", "bound": "clip", "norm": 1.4143, "smooth": True}
     logit = {**ROUNDS, **clipped, "epsilon": 10.0, "num_queries": 4096, "teacher": "teacher"}
     config.arms = {
@@ -111,8 +112,8 @@ def get_config(arg=""):
         "record_single_eps10": {**logit, "privacy_unit": "record_single"},
         "record_ensemble_eps1": {**one, "teacher": "ensemble_1000"},
         "record_ensemble_eps10": {**ten, "teacher": "ensemble_500"},
-        "record_ensemble_eps1_cnn": {**one, **CNN, "teacher": "ensemble_cnn"},
-        "record_ensemble_eps10_cnn": {**ten, **CNN, "teacher": "ensemble_cnn"},
+        "record_ensemble_eps1_cnn": {**one, **plain_cnn},
+        "record_ensemble_eps10_cnn": {**ten, **plain_cnn},
         "record_dp_teacher_eps10": {
             **EXACT,
             "teacher": "dp_teacher",
