@@ -15,8 +15,8 @@ from distill_core.config import InputError
 
 FORMAT = 1  # raise it when finished stages of an older version must not be reused
 
-# These change no number, and input checkpoints are known by content, not by path.
-NOT_IN_DIGEST = ("data_dir", "log_every", "eval_every", "save_every", "eval_batch_size")
+# These change no number; data and input checkpoints are known by content, not by name or path.
+NOT_IN_DIGEST = ("dataset", "data_dir", "log_every", "eval_every", "save_every", "eval_batch_size")
 _RECORD = "stage.json"
 _UNFINISHED = ".stage.json.tmp"
 

@@ -68,9 +68,13 @@ def rows_and_gates(
 
 
 def control(hp: Mapping[str, Any]) -> str | None:
-    """The audit's positive control: a single teacher trained without privacy, if there is one."""
-    plain = (name for name, mine in hp["teachers"].items() if not mine.get("dp"))
-    return next((name for name in plain if "num_teachers" not in hp["teachers"][name]), None)
+    """The audit's positive control: a single teacher trained without privacy, if there is one.
+
+    It is the one called `teacher_control`, else the first by name.
+    """
+    single = (name for name, mine in hp["teachers"].items() if "num_teachers" not in mine)
+    plain = sorted(name for name in single if not hp["teachers"][name].get("dp"))
+    return "teacher_control" if "teacher_control" in plain else next(iter(plain), None)
 
 
 def _row(arm: str, runs: Sequence[Mapping[str, Any]], hp: Mapping[str, Any]) -> report.Row:

@@ -9,7 +9,7 @@ import shutil
 import numpy as np
 import pytest
 
-from distill_core import classification, distill, train
+from distill_core import classification, distill, integrity, train
 from distill_core import load_model as load
 from distill_core.config import InputError
 from nasty import experiment, nastiness, summary
@@ -183,7 +183,7 @@ def test_other_data_under_the_same_name_redoes_everything(again, monkeypatch):
     monkeypatch.setattr(classification, "load_splits", load_splits)
     for module in (train, nasty_train, distill):
         monkeypatch.setattr(module, "train_and_evaluate", fake(module.train_and_evaluate))
-    monkeypatch.setattr(experiment.checkpoint, "find", lambda path: (path, {"digest": str(path)}))
+    monkeypatch.setattr(integrity, "find", lambda path: (path, {"digest": str(path)}))
     assert again() == {"redoing": list(ARMS)}
 
 
@@ -217,7 +217,7 @@ def test_the_attacker_chooses_on_held_out_data_of_the_first_seed(settings, tmp_p
     calls, written = [], {}
     for module in (train, nasty_train, distill):
         monkeypatch.setattr(module, "train_and_evaluate", fake(module.train_and_evaluate, calls))
-    monkeypatch.setattr(experiment.checkpoint, "find", lambda path: (path, {"digest": str(path)}))
+    monkeypatch.setattr(integrity, "find", lambda path: (path, {"digest": str(path)}))
     monkeypatch.setattr(summary, "draw_figures", lambda *_: [])
     monkeypatch.setattr(
         summary, "write", lambda workdir, hp, dataset, rows, *_: written.update(rows=rows)
