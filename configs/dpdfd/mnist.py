@@ -108,7 +108,9 @@ def get_config(arg=""):
         ten |= {**short, "num_queries": 4096}
     one = {**ensemble, "epsilon": 1.0, "smooth": True}
     one |= {"num_queries": 2048} if fashion else {**short, "num_queries": 4096}
-    plain_cnn = {**CNN, "teacher": "ensemble_cnn", "num_steps": 800, "schedule": "constant"}
+    plain_cnn = {**CNN, "teacher": "ensemble_cnn"}
+    if fashion:
+        plain_cnn |= {"num_steps": 800, "schedule": "constant"}
     clipped = {"mechanism": "logit", "bound": "clip", "norm": 1.4143, "smooth": True}
     logit = {**ROUNDS, **clipped, "epsilon": 10.0, "num_queries": 4096, "teacher": "teacher"}
     config.arms = {
