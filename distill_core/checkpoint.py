@@ -157,7 +157,8 @@ def load_model(
 
     Args:
       path: a workdir or one of its checkpoints, local or `gs://…`; or a local `.safetensors` file
-        with GPT-2's weights, see `models.gpt2`.
+        with GPT-2's weights, see `models.gpt2`, or an image network's from PyTorch, see
+        `models.torch_weights`.
       part: which network; by default the first, e.g. the student before its generator.
       step: which checkpoint; by default the newest undamaged one.
 
@@ -165,10 +166,11 @@ def load_model(
       InputError: no such checkpoint or part, another format, or a leaf that does not fit.
     """
     from distill_core import spec as spec_lib
-    from distill_core.models import gpt2
+    from distill_core.models import gpt2, torch_weights
 
     if str(path).endswith(".safetensors"):
-        return gpt2.load_model(path, part=part, step=step)
+        reader = torch_weights if torch_weights.is_torch(path) else gpt2
+        return reader.load_model(path, part=part, step=step)
     path, metadata = find(path, step=step)
     specs = metadata["parts"]
     part = next(iter(specs)) if part is None else part

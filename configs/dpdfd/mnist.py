@@ -118,7 +118,7 @@ def get_config(arg=""):
             **turns,
             **CNN,
             "privacy_unit": "none",
-            "num_steps": 400,
+            "num_steps": 400 if fashion else 1000,
             "eval_every": 100,
             "schedule": "cosine",
         },

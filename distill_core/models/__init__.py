@@ -3,17 +3,24 @@
 from distill_core.models.apply import apply_model, count_parameters, features, init_model
 from distill_core.models.cnn import CNN
 from distill_core.models.create import MODEL_NAMES, create_model
+from distill_core.models.mobilenetv2 import MobileNetV2
 from distill_core.models.norm import BatchNorm, make_norm
-from distill_core.models.resnet import ResNet
+from distill_core.models.resnet import Bottleneck, ResNet
 from distill_core.models.resnetc import ResNetC
+from distill_core.models.resnext import ResNeXt
+from distill_core.models.shufflenetv2 import ShuffleNetV2
 from distill_core.models.transformer import Transformer
 
 __all__ = [
     "CNN",
     "MODEL_NAMES",
     "BatchNorm",
+    "Bottleneck",
+    "MobileNetV2",
+    "ResNeXt",
     "ResNet",
     "ResNetC",
+    "ShuffleNetV2",
     "Transformer",
     "apply_model",
     "count_parameters",

@@ -9,8 +9,11 @@ from flax import linen as nn
 
 from distill_core.config import InputError
 from distill_core.models.cnn import CNN
-from distill_core.models.resnet import resnet18
+from distill_core.models.mobilenetv2 import mobilenetv2
+from distill_core.models.resnet import resnet18, resnet34, resnet50
 from distill_core.models.resnetc import resnetc20, resnetc32
+from distill_core.models.resnext import resnext29
+from distill_core.models.shufflenetv2 import shufflenetv2
 from distill_core.models.transformer import Transformer
 
 
@@ -23,6 +26,11 @@ _FACTORIES: dict[str, Callable[..., nn.Module]] = {
     "resnetc20": resnetc20,
     "resnetc32": resnetc32,
     "resnet18": resnet18,
+    "resnet34": resnet34,
+    "resnet50": resnet50,
+    "resnext29": resnext29,
+    "mobilenetv2": mobilenetv2,
+    "shufflenetv2": shufflenetv2,
     "transformer": _transformer,
 }
 MODEL_NAMES = tuple(_FACTORIES)

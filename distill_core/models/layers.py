@@ -18,22 +18,27 @@ def conv(
     *,
     kernel: int = 3,
     stride: int = 1,
+    padding: int | None = None,
+    groups: int = 1,
     use_bias: bool = False,
     kernel_init: jax.nn.initializers.Initializer = torch_kernel_init,
 ) -> jax.Array:
     """Square convolution of [B, H, W, C] to [B, ceil(H/stride), ceil(W/stride), features].
 
-    To be called in a compact method. It pads by `kernel // 2` on every side, as PyTorch's
-    `padding=kernel // 2`: `SAME` pads a strided convolution on one side only.
+    To be called in a compact method. It pads by `padding`, by default `kernel // 2`, on every side,
+    as PyTorch does: `SAME` pads a strided convolution on one side only. Each of the `groups` of
+    output channels sees its own group of input channels alone.
     """
+    padding = kernel // 2 if padding is None else padding
     return nn.Conv(
         features,
         kernel_size=(kernel, kernel),
         strides=(stride, stride),
-        padding=[(kernel // 2, kernel // 2)] * 2,
+        padding=[(padding, padding)] * 2,
+        feature_group_count=groups,
         use_bias=use_bias,
         kernel_init=kernel_init,
-        bias_init=_torch_bias_init(kernel * kernel * x.shape[-1]),
+        bias_init=_torch_bias_init(kernel * kernel * x.shape[-1] // groups),
     )(x)
 
 

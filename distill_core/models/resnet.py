@@ -1,4 +1,4 @@
-"""The wide ResNets for small images: resnet18."""
+"""The wide ResNets for small images: resnet18, resnet34, resnet50."""
 
 from collections.abc import Callable
 
@@ -29,12 +29,38 @@ class BasicBlock(nn.Module):
         return nn.relu(x + y)
 
 
+class Bottleneck(nn.Module):
+    """1×1, 3×3 and 1×1 convolution, each with norm, ReLU between; plus the shortcut; ReLU.
+
+    The 3×3 convolution has the stride; the output has 4 · `features` channels.
+    """
+
+    features: int
+    stride: int = 1
+    norm: str = "batch"
+    axis_name: str | None = None
+
+    @nn.compact
+    def __call__(self, x: jax.Array, *, train: bool, where: jax.Array | None) -> jax.Array:
+        def norm(x: jax.Array) -> jax.Array:
+            return make_norm(self.norm, axis_name=self.axis_name)(x, train=train, where=where)
+
+        wide = 4 * self.features
+        y = nn.relu(norm(conv(x, self.features, kernel=1)))
+        y = nn.relu(norm(conv(y, self.features, stride=self.stride)))
+        y = norm(conv(y, wide, kernel=1))
+        if self.stride != 1 or x.shape[-1] != wide:
+            x = norm(conv(x, wide, kernel=1, stride=self.stride))
+        return nn.relu(x + y)
+
+
 class ResNet(nn.Module):
     """ResNet whose stem keeps the image: 3×3 convolution with stride 1, norm, ReLU, no pooling.
 
     Four stages of 64, 128, 256 and 512 features, the last three starting with stride 2; then the
-    average over all pixels and a dense layer, the only one with a bias. resnet18 has 11,173,962
-    parameters on 32×32×3 with 10 classes.
+    average over all pixels and a dense layer, the only one with a bias. Parameters on images of 3
+    channels: 11,173,962 of resnet18 and 21,282,122 of resnet34 with 10 classes, 23,705,252 of
+    resnet50 with 100.
 
     Source: He et al., "Deep Residual Learning" (2015), with the stem of the reference code of
     Ma et al., "Undistillable" (ICLR 2021).
@@ -42,7 +68,7 @@ class ResNet(nn.Module):
     Attributes:
       num_classes: C.
       stage_sizes: blocks of each stage.
-      block: (features, stride, norm, axis_name) -> module, such as `BasicBlock`.
+      block: (features, stride, norm, axis_name) -> module, `BasicBlock` or `Bottleneck`.
       norm: "batch", "group" or "none".
       axis_name: mapped axis of the batch statistics.
     """
@@ -77,3 +103,13 @@ class ResNet(nn.Module):
 def resnet18(*, num_classes: int, norm: str = "batch", axis_name: str | None = None) -> ResNet:
     """ResNet of two basic blocks a stage."""
     return ResNet(num_classes, stage_sizes=(2, 2, 2, 2), norm=norm, axis_name=axis_name)
+
+
+def resnet34(*, num_classes: int, norm: str = "batch", axis_name: str | None = None) -> ResNet:
+    """ResNet of 3, 4, 6 and 3 basic blocks."""
+    return ResNet(num_classes, stage_sizes=(3, 4, 6, 3), norm=norm, axis_name=axis_name)
+
+
+def resnet50(*, num_classes: int, norm: str = "batch", axis_name: str | None = None) -> ResNet:
+    """ResNet of 3, 4, 6 and 3 bottlenecks."""
+    return ResNet(num_classes, (3, 4, 6, 3), block=Bottleneck, norm=norm, axis_name=axis_name)

@@ -45,7 +45,10 @@ def networks(tmp_path, monkeypatch):
 
 
 def test_ours_by_name():
-    assert MODEL_NAMES == ("cnn", "resnetc20", "resnetc32", "resnet18", "transformer")
+    assert (
+        *("cnn", "resnetc20", "resnetc32", "resnet18", "resnet34", "resnet50", "resnext29"),
+        *("mobilenetv2", "shufflenetv2", "transformer"),
+    ) == MODEL_NAMES
     assert create_model("cnn", num_classes=4, axis_name="devices", hidden=8) == CNN(
         num_classes=4, axis_name="devices", hidden=8
     )
@@ -75,8 +78,8 @@ def test_axis_name_goes_to_those_who_take_it(networks):
     [
         (
             "resnet19",
-            "must be one of cnn, resnetc20, resnetc32, resnet18, transformer, "
-            "or package.module:factory",
+            "must be one of cnn, resnetc20, resnetc32, resnet18, resnet34, resnet50, resnext29, "
+            "mobilenetv2, shufflenetv2, transformer, or package.module:factory",
         ),
         (":factory", "must be one of cnn"),
         ("users_networks:", "must be one of cnn"),
@@ -103,7 +106,7 @@ def test_wrong_models_are_refused(networks, name, message):
     assert "\n" not in str(caught.value)
 
 
-@pytest.mark.parametrize("name", ["cnn", "resnet18", "users_networks:Linear"])
+@pytest.mark.parametrize("name", ["cnn", "resnet18", "mobilenetv2", "users_networks:Linear"])
 def test_wrong_settings_are_refused(networks, name):
     with pytest.raises(InputError, match="model_kwargs: got {'depth': 3}; .* 'depth'") as caught:
         create_model(name, num_classes=4, depth=3)

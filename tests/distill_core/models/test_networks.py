@@ -7,8 +7,11 @@ from distill_core.config import InputError
 from distill_core.models import (
     CNN,
     MODEL_NAMES,
+    MobileNetV2,
     ResNet,
     ResNetC,
+    ResNeXt,
+    ShuffleNetV2,
     apply_model,
     count_parameters,
     create_model,
@@ -19,6 +22,8 @@ from distill_core.models import (
 _SMALL_CNN = CNN(num_classes=3, widths=(4, 6), hidden=5)
 _SMALL_RESNETC = ResNetC(num_classes=3, blocks_per_stage=1)
 _SMALL_RESNET = ResNet(num_classes=3, stage_sizes=(1,))
+_SMALL_MOBILENET = MobileNetV2(num_classes=3, stages=((2, 8, 1, 2),), head=6)
+_SMALL_SHUFFLENET = ShuffleNetV2(num_classes=3, widths=(8,), stage_sizes=(2,), head=6)
 
 
 def _initialised(module, shape):
@@ -34,11 +39,21 @@ def _shapes(name, *, shape, num_classes, **kwargs):
 
 
 @pytest.mark.parametrize(
-    ("name", "count"),
-    [("cnn", 357_514), ("resnetc20", 272_282), ("resnetc32", 466_714), ("resnet18", 11_173_962)],
+    ("name", "num_classes", "count"),
+    [
+        ("cnn", 10, 357_514),
+        ("resnetc20", 10, 272_282),
+        ("resnetc32", 10, 466_714),
+        ("resnet18", 10, 11_173_962),
+        ("resnet34", 10, 21_282_122),
+        ("resnet50", 100, 23_705_252),
+        ("resnext29", 100, 34_518_948),
+        ("mobilenetv2", 100, 2_369_380),
+        ("shufflenetv2", 100, 1_360_896),
+    ],
 )
-def test_parameter_counts(name, count):
-    params, state = _shapes(name, shape=(32, 32, 3), num_classes=10)
+def test_parameter_counts(name, num_classes, count):
+    params, state = _shapes(name, shape=(32, 32, 3), num_classes=num_classes)
     assert count_parameters(params) == count
     assert list(state) == ["batch_stats"]
 
@@ -62,7 +77,8 @@ def test_every_network_takes_every_norm_and_size(name, norm, shape):
 
 
 @pytest.mark.parametrize(
-    "module", [_SMALL_CNN, _SMALL_CNN.copy(norm="group"), _SMALL_RESNETC, _SMALL_RESNET]
+    "module",
+    [_SMALL_CNN, _SMALL_CNN.copy(norm="group"), _SMALL_RESNETC, _SMALL_RESNET, _SMALL_MOBILENET],
 )
 def test_masked_is_sliced_in_training_even_with_nan(module):
     variables = _initialised(module, (8, 8, 2))
@@ -114,7 +130,10 @@ def test_training_on_8_devices_is_training_on_one():
     )
 
 
-@pytest.mark.parametrize(("module", "width"), [(_SMALL_CNN, 5), (_SMALL_RESNETC, 64)])
+@pytest.mark.parametrize(
+    ("module", "width"),
+    [(_SMALL_CNN, 5), (_SMALL_RESNETC, 64), (_SMALL_MOBILENET, 6), (_SMALL_SHUFFLENET, 6)],
+)
 def test_features_feed_the_last_dense_layer(module, width):
     variables = _initialised(module, (8, 8, 1))
     x = np.random.default_rng(0).normal(size=(4, 8, 8, 1)).astype(np.float32)
@@ -138,6 +157,24 @@ def test_cnn_takes_any_number_of_widths_and_refuses_small_images():
             _shapes("cnn", shape=(size, size - 1, 1), num_classes=2, widths=widths)
     with pytest.raises(InputError, match="widths: got \\(\\); must name at least one width"):
         _shapes("cnn", shape=(8, 8, 1), num_classes=2, widths=[])
+
+
+def test_resnext_starts_from_the_reference_codes_distribution():
+    module = ResNeXt(num_classes=20, blocks_per_stage=1, cardinality=2, base_width=8)
+    params = _initialised(module, (8, 8, 1))["params"]
+    grouped = params["GroupedBottleneck_2"]["Conv_1"]["kernel"]
+    assert grouped.shape == (3, 3, 32, 64)
+    np.testing.assert_allclose(grouped.std(), np.sqrt(2 / (3 * 3 * 64)), rtol=0.02)
+    np.testing.assert_allclose(params["Dense_0"]["kernel"].std(), np.sqrt(2 / 1024), rtol=0.02)
+    assert not params["Dense_0"]["bias"].any()
+
+
+def test_depthwise_convolutions_start_from_pytorchs_distribution():
+    params = _initialised(MobileNetV2(3, stages=((6, 8, 1, 1),)), (4, 4, 1))["params"]
+    layer = params["InvertedResidual_0"]["Conv_1"]
+    assert layer["kernel"].shape == (3, 3, 1, 192)
+    for values in layer.values():  # U(-1/3, 1/3): nine inputs each
+        assert 0.95 / 3 < np.abs(values).max() <= 1 / 3
 
 
 def test_resnetc_starts_from_the_reference_codes_distribution():

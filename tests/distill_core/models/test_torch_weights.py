@@ -1,0 +1,241 @@
+"""Weights out of a file that PyTorch wrote: a network with its preprocessing, and refused files."""
+
+import json
+import re
+
+import jax
+import ml_dtypes
+import numpy as np
+import pytest
+from safetensors.numpy import load_file, save_file
+
+import distill_core
+from distill_core import spec as spec_lib
+from distill_core.config import InputError
+from distill_core.models import CNN, create_model
+from distill_core.models.torch_weights import convert, load_torch
+
+_SPEC = {
+    "model": "cnn",
+    "model_kwargs": {"widths": [3, 4], "hidden": 6},
+    "input_shape": [8, 12, 2],
+    "mean": [0.4, 0.5],
+    "std": [0.2, 0.3],
+    "classes": ["cat", "dog", "ship"],
+}
+
+
+def _state_dict():
+    """The CNN's of `_SPEC`, under PyTorch's names, with PyTorch's shapes."""
+    rng = np.random.default_rng(0)
+    layers = {"conv1": (3, 2, 3, 3), "conv2": (4, 3, 3, 3), "fc1": (6, 4 * 2 * 3), "fc2": (3, 6)}
+    tensors = {}
+    for name, shape in layers.items():
+        tensors[f"{name}.weight"] = rng.normal(size=shape)
+        tensors[f"{name}.bias"] = rng.normal(size=shape[0])
+    for name, width in {"bn1": 3, "bn2": 4, "fcbn1": 6}.items():
+        for kind in ("weight", "bias", "running_mean", "running_var"):
+            tensors[f"{name}.{kind}"] = rng.uniform(0.5, 1.5, width)
+    counts = {f"{name}.num_batches_tracked": np.int64(3) for name in ("bn1", "bn2", "fcbn1")}
+    return {name: value.astype(np.float32) for name, value in tensors.items()} | {
+        name: np.array(value) for name, value in counts.items()
+    }
+
+
+def _write(folder, tensors=None, spec=_SPEC, **changes):
+    file = folder / "teacher.safetensors"
+    save_file(_state_dict() if tensors is None else tensors, file)
+    if spec is not None:
+        (folder / "teacher.json").write_text(json.dumps({**spec, **changes}))
+    return file
+
+
+def _in_torch(torch, tensors, images):
+    """Logits of the file's network, by PyTorch's functions alone."""
+    functional = torch.nn.functional
+    t = {name: torch.tensor(value) for name, value in tensors.items()}
+
+    def norm(x, name):
+        moments = t[f"{name}.running_mean"], t[f"{name}.running_var"]
+        return functional.batch_norm(x, *moments, t[f"{name}.weight"], t[f"{name}.bias"])
+
+    mean, std = (np.float32(_SPEC[name]).reshape(1, 1, 1, 2) for name in ("mean", "std"))
+    x = torch.tensor(((images - mean) / std).transpose(0, 3, 1, 2))
+    for i in (1, 2):
+        x = functional.conv2d(x, t[f"conv{i}.weight"], t[f"conv{i}.bias"], padding=1)
+        x = torch.relu(functional.max_pool2d(norm(x, f"bn{i}"), 2))
+    x = torch.relu(norm(x.flatten(1) @ t["fc1.weight"].T + t["fc1.bias"], "fcbn1"))
+    return (x @ t["fc2.weight"].T + t["fc2.bias"]).numpy()
+
+
+def test_load_model_gives_the_network_with_its_preprocessing(tmp_path):
+    torch = pytest.importorskip("torch")
+    loaded = distill_core.load_model(_write(tmp_path))
+    assert loaded.spec == {**_SPEC, "num_classes": 3}
+    assert loaded.tokenizer is None
+    images = np.random.default_rng(1).uniform(size=(5, 8, 12, 2)).astype(np.float32)
+    found = jax.jit(loaded.apply)(loaded.variables, images)
+    np.testing.assert_allclose(found, _in_torch(torch, _state_dict(), images), atol=1e-4)
+    assert loaded.metadata["parts"] == {"model": loaded.spec}
+    assert {leaf.dtype for leaf in jax.tree.leaves(loaded.variables)} == {np.dtype(np.float32)}
+
+
+def test_the_description_may_be_in_the_header(tmp_path):
+    beside = load_torch(_write(tmp_path))
+    file = tmp_path / "alone.safetensors"
+    save_file(_state_dict(), file, metadata={"spec": json.dumps(_SPEC), "format": "pt"})
+    spec, variables = load_torch(str(file))
+    assert spec == beside[0]
+    jax.tree.map(np.testing.assert_array_equal, variables, beside[1])
+
+
+@pytest.mark.parametrize("dtype", [np.float16, ml_dtypes.bfloat16])
+def test_half_precision_becomes_float32(tmp_path, dtype):
+    tensors = {name: value.astype(dtype) for name, value in _state_dict().items() if value.ndim}
+    _, variables = load_torch(_write(tmp_path, tensors))
+    kernel = variables["params"]["Conv_0"]["kernel"]
+    assert kernel.dtype == np.float32
+    np.testing.assert_array_equal(
+        kernel, tensors["conv1.weight"].astype(np.float32).transpose(2, 3, 1, 0)
+    )
+
+
+def _resnet18_names():
+    """Of every tensor of a resnet18 PyTorch's name and shape."""
+    shapes = {"conv1.weight": (64, 3, 3, 3), "linear.weight": (5, 512), "linear.bias": (5,)}
+    norms, inputs = {"bn1": 64}, 64
+    for stage in (1, 2, 3, 4):
+        width = 32 * 2**stage
+        for block in (0, 1):
+            name = f"layer{stage}.{block}"
+            shapes[f"{name}.conv1.weight"] = (width, inputs, 3, 3)
+            shapes[f"{name}.conv2.weight"] = (width, width, 3, 3)
+            norms |= {f"{name}.bn1": width, f"{name}.bn2": width}
+            if inputs != width:
+                shapes[f"{name}.shortcut.0.weight"] = (width, inputs, 1, 1)
+                norms[f"{name}.shortcut.1"] = width
+            inputs = width
+    for name, width in norms.items():
+        for kind in ("weight", "bias", "running_mean", "running_var"):
+            shapes[f"{name}.{kind}"] = (width,)
+    return shapes
+
+
+def _torchvision(name):
+    return name.replace("linear.", "fc.").replace("shortcut", "downsample")
+
+
+def _pytorch_cifar100(name):
+    for theirs, ours in [
+        (r"^conv1\.", "conv1.0."),
+        (r"^bn1\.", "conv1.1."),
+        (r"\.conv1\.w", ".residual_function.0.w"),
+        (r"\.bn1\.", ".residual_function.1."),
+        (r"\.conv2\.w", ".residual_function.3.w"),
+        (r"\.bn2\.", ".residual_function.4."),
+        (r"^layer(\d)", lambda found: f"conv{int(found[1]) + 1}_x"),
+        (r"^linear", "fc"),
+    ]:
+        name = re.sub(theirs, ours, name)
+    return name
+
+
+@pytest.mark.parametrize(
+    "rename",
+    [str, "module.{}".format, _torchvision, _pytorch_cifar100],
+    ids=["reference", "data_parallel", "torchvision", "pytorch-cifar100"],
+)
+def test_resnets_under_every_common_name(rename):
+    module = create_model("resnet18", num_classes=5)
+    tensors = {name: np.full(shape, 1.0, np.float32) for name, shape in _resnet18_names().items()}
+    tensors["layer3.0.shortcut.0.weight"] *= 2
+    tensors["layer4.1.bn2.running_var"] *= 3
+    renamed = {rename(name): value for name, value in tensors.items()}
+    assert rename is str or renamed.keys() != tensors.keys()
+    variables = convert(module, (32, 32, 3), renamed)
+    assert variables["params"]["BasicBlock_4"]["Conv_2"]["kernel"].mean() == 2
+    assert variables["batch_stats"]["BasicBlock_7"]["BatchNorm_1"]["var"].mean() == 3
+    renamed[rename("layer2.1.conv2.weight")] = np.zeros((128, 128, 1, 1), np.float32)
+    named = re.escape(f"tensor {rename('layer2.1.conv2.weight')} is [128, 128, 1, 1]; [128, 128, 3")
+    with pytest.raises(InputError, match=named):
+        convert(module, (32, 32, 3), renamed)
+
+
+def _refused(file, message, **options):
+    with pytest.raises(InputError, match=re.escape(message)) as caught:
+        distill_core.load_model(file, **options)
+    assert "\n" not in str(caught.value)
+    return str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        (
+            {"model": "resnet18", "model_kwargs": {}},
+            "tensor conv1.weight is [3, 2, 3, 3]; [64, 2, 3, 3] is needed",
+        ),
+        (
+            {"model": "shufflenetv2", "model_kwargs": {}},
+            "has no tensor pre.0.weight, which a ShuffleNetV2 has",
+        ),
+        (
+            {"model_kwargs": {"widths": [3], "hidden": 6}},
+            "tensor fc1.weight is [6, 24]; [6, 72] is needed",
+        ),
+        ({"input_shape": [12, 12, 2]}, "tensor fc1.weight is [6, 24]; [6, 36] is needed"),
+        ({"classes": ["cat"]}, "tensor fc2.weight is [3, 6]; [1, 6] is needed"),
+        ({"model": "transformer"}, "has model 'transformer'; must be one of cnn, resnetc20"),
+        ({"model": "os:system"}, "has model 'os:system'; must be one of cnn"),
+        (
+            {"model_kwargs": {"depth": 3}},
+            "its description is refused (model_kwargs: got {'depth': 3}",
+        ),
+        (
+            {"model_kwargs": {"norm": "group"}},
+            "its norm is 'group'; weights of PyTorch need \"batch\"",
+        ),
+        ({"model_kwargs": {"widths": "ab"}}, "its description is refused (model_kwargs"),
+        ({"mean": [0.5]}, "teacher.json beside it has mean [0.5]; must be one number a channel"),
+        ({"std": [0.0, 1.0]}, "has std [0.0, 1.0]; must be one positive number a channel"),
+        ({"input_shape": [8, 12]}, "has input_shape [8, 12]; must be [height, width, channels]"),
+        ({"classes": 3}, "has classes 3; must be a list of names"),
+        ({"lr": 0.1}, "teacher.json beside it has lr; known are model, model_kwargs"),
+    ],
+)
+def test_another_networks_description_is_refused(tmp_path, changes, message):
+    assert str(tmp_path) in _refused(_write(tmp_path, **changes), message)
+
+
+def test_wrong_tensors_are_refused_by_name(tmp_path):
+    tensors = _state_dict()
+    more = {**tensors, "fc3.weight": tensors["fc2.weight"]}
+    _refused(_write(tmp_path, more), "tensor fc3.weight is not one of a CNN's")
+    more = {**tensors, "module.fc2.bias": tensors["fc2.bias"]}
+    _refused(_write(tmp_path, more), "tensors fc2.bias and module.fc2.bias stand for the same")
+    whole = {**tensors, "fc2.bias": np.zeros(3, np.int64)}
+    _refused(_write(tmp_path, whole), "tensor fc2.bias is I64; must be F32, F16, BF16")
+    del tensors["bn2.running_var"]
+    _refused(_write(tmp_path, tensors), "has no tensor bn2.running_var, which a CNN has")
+
+
+def test_what_is_no_such_file_is_refused(tmp_path):
+    file = _write(tmp_path, spec=None)
+    _refused(
+        file, "nothing says which network this is; teacher.json must lie beside it, with model"
+    )
+    (tmp_path / "teacher.json").write_text("{")
+    _refused(file, "teacher.json beside it cannot be read (")
+    (tmp_path / "teacher.json").write_text("[1]")
+    _refused(file, "teacher.json beside it must hold names and values")
+    (tmp_path / "teacher.json").write_text("{}")
+    _refused(file, "teacher.json beside it lacks model")
+    _write(tmp_path)
+    _refused(file, "is a file of one network; leave it out", part="student")
+    _refused(file, "is a file of one network; leave it out", step=3)
+    file.write_bytes(file.read_bytes()[:500])
+    _refused(file, "cannot be read as a .safetensors file")
+    with pytest.raises(InputError, match="CNN.*; its norm is 'none'"):
+        convert(CNN(3, norm="none"), (8, 8, 1), load_file(_write(tmp_path)))
+    with pytest.raises(InputError, match="weights of PyTorch can be had for CNN, MobileNetV2"):
+        convert(spec_lib, (8, 8, 1), {})
