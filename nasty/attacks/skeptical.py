@@ -1,0 +1,149 @@
+"""The skeptical student: its final head trusts labels only, an inner one listens to the teacher."""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import linen as nn
+
+from distill_core.config import InputError
+from distill_core.losses import (
+    coefficient,
+    cross_entropy,
+    distillation_loss,
+    kl_divergence,
+    leading_shape,
+)
+from distill_core.models.layers import check_images, conv, dense, mask_examples, max_pool_2x2
+from distill_core.models.norm import make_norm
+
+Array = jax.Array
+# Where a student's network sows its auxiliary head's logits [B, C].
+SOWN = "auxiliary_logits"
+
+
+def skeptical_loss(
+    student_logits: Array,
+    auxiliary_logits: Array,
+    teacher_logits: Array,
+    labels: Array,
+    *,
+    temperature,
+    alpha,
+    self_weight=0.3,
+    awake=1.0,
+    where: Array | None = None,
+) -> Array:
+    """CE(final) + awake·(KD(teacher → auxiliary) + self-distillation(final → auxiliary)).
+
+    KD is `distillation_loss(auxiliary, teacher)`: α τ² KL + (1 − α) CE. Self-distillation is
+    β KL(softmax(final/τ) ‖ softmax(auxiliary/τ)) + (1 − β) CE(auxiliary), without τ². During the
+    delay `awake` is 0 and only the cross-entropy of the final head is left.
+
+    Source: Kundu et al., "Analyzing the Confidentiality of Undistillable Teachers in Knowledge
+    Distillation", NeurIPS 2021, as in its reference code, with two readings of ours: one auxiliary
+    head takes both terms (there they may be two), and the final head gets no gradient from the
+    self-distillation (there it does), so that it learns from labels alone.
+
+    Args:
+      student_logits: of the final head, `[..., C]`.
+      auxiliary_logits: of the head at an inner block, `[..., C]`.
+      teacher_logits: `[..., C]`; no gradient, −∞ excludes classes.
+      labels: integers `[...]` in [0, C).
+      temperature: τ > 0, a scalar or `[...]`.
+      alpha: weight of the teacher in [0, 1], a scalar or `[...]`.
+      self_weight: β in [0, 1], a scalar or `[...]`.
+      awake: 0 during the delay, then 1; a scalar or `[...]`.
+      where: bool `[...]`; False entries give exactly 0.
+
+    Returns:
+      float32 `[...]`, one value per example.
+
+    Raises:
+      ValueError: shapes that do not belong together, or a Python scalar outside its range.
+    """
+    leading = leading_shape(
+        where,
+        student_logits=student_logits,
+        auxiliary_logits=auxiliary_logits,
+        teacher_logits=teacher_logits,
+    )
+    beta = coefficient("self_weight", self_weight, leading, where, low=0.0, high=1.0)
+    awake = coefficient("awake", awake, leading, where, low=0.0, high=1.0)
+    kd = distillation_loss(
+        auxiliary_logits,
+        teacher_logits,
+        labels,
+        temperature=temperature,
+        alpha=alpha,
+        where=where,
+    )
+    from_final = kl_divergence(
+        jax.lax.stop_gradient(student_logits),
+        auxiliary_logits,
+        temperature=temperature,
+        where=where,
+    )
+    own = beta * from_final + (1.0 - beta) * cross_entropy(auxiliary_logits, labels, where=where)
+    return cross_entropy(student_logits, labels, where=where) + awake * (kd + own)
+
+
+class SkepticalCNN(nn.Module):
+    """`distill_core.models.CNN` with an auxiliary head after an inner block.
+
+    The auxiliary head has the form of the final one: a hidden dense layer with norm and ReLU, then
+    one to the classes. It is sown as `auxiliary_logits` and costs nothing at inference.
+
+    Attributes:
+      num_classes: C.
+      widths: channels of each convolution; each block halves the image.
+      hidden: width of the dense layer of each head, also of the features.
+      auxiliary_block: after which block the auxiliary head sits, from 1; 0 is the last but one (of
+        a single block, that one).
+      norm: "batch", "group" or "none".
+      axis_name: mapped axis of the batch statistics.
+    """
+
+    num_classes: int
+    widths: tuple[int, ...] = (32, 64, 128)
+    hidden: int = 128
+    auxiliary_block: int = 0
+    norm: str = "batch"
+    axis_name: str | None = None
+
+    @nn.compact
+    def __call__(
+        self, x: jax.Array, *, train: bool = False, where: jax.Array | None = None
+    ) -> jax.Array:
+        """Images float32 [B, H, W, channels] to logits [B, C]; `where` bool [B] masks examples.
+
+        Raises:
+          InputError: if the images do not survive the pooling, or there is no such block.
+        """
+
+        def norm(x: jax.Array) -> jax.Array:
+            return make_norm(self.norm, axis_name=self.axis_name)(x, train=train, where=where)
+
+        def hidden(x: jax.Array) -> jax.Array:
+            return nn.relu(norm(dense(x.reshape(x.shape[0], -1), self.hidden)))
+
+        blocks = len(self.widths)
+        if not 0 <= self.auxiliary_block <= blocks or not blocks:
+            allowed = f"must be a block of widths, in [1, {blocks}], or 0 for the last but one"
+            raise InputError("model_kwargs.auxiliary_block", self.auxiliary_block, allowed)
+        inner = self.auxiliary_block or max(blocks - 1, 1)
+        check_images(x, min_size=2**blocks)
+        x = mask_examples(x, where)
+        for block, width in enumerate(self.widths, start=1):
+            x = nn.relu(max_pool_2x2(norm(conv(x, width, use_bias=True))))
+            if block == inner:
+                self.sow("intermediates", SOWN, dense(hidden(x), self.num_classes))
+        x = hidden(x)
+        self.sow("intermediates", "features", x)
+        return dense(x, self.num_classes)
+
+
+def auxiliary_logits(collections: Any) -> Array | None:
+    """The auxiliary head's logits [B, C] among what a network sowed, or None."""
+    sown = collections.get("intermediates", {}).get(SOWN)
+    return None if sown is None else jnp.asarray(sown[-1], jnp.float32)
