@@ -88,6 +88,8 @@ def validate(settings: Any) -> dict[str, Any]:
         raise InputError("num_rounds", rounds, allowed)
     if hp["smooth"] and not (rounds and unit in NOISED):
         raise InputError("smooth", True, "is for noisy answers that are bought in rounds")
+    if hp["num_queries"] is not None and not rounds:
+        raise InputError("num_queries", hp["num_queries"], "are bought in rounds; see num_rounds")
     if rounds:
         _check_rounds(hp)
     elif hp["prior"] and not hp["generator"]["warm_start_steps"]:

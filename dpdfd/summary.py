@@ -231,8 +231,8 @@ def _notes(hp: Mapping[str, Any], dataset, minutes: float) -> list[str]:
         "The idea is that of Liu et al., IJCAI 2023, as its abstract and introduction state it. "
         "Formulas, accounting, procedural priors, answers bought in rounds, ensembles and the "
         "audit are our reconstruction.",
-        "Accuracies are fractions of all test examples at the last step; nothing was chosen on the "
-        "test split.",
+        "Accuracies are fractions of all test examples at the last step; how settings were chosen "
+        "stands in the config.",
         "ε per query counts one query replaced in every step; record epsilon is what the same "
         "noise is worth for one record of the training set.",
         "An audit's lower bound stands beside the accountant's ε, never instead of it.",

@@ -56,6 +56,7 @@ def test_defaults_fill_what_is_not_given_also_in_the_generators_group(given):
         (DP_TEACHER, {"guide": "teacher"}, "guide"),
         (PARAM, {"num_rounds": 2, "num_queries": 64}, "num_rounds"),
         (ANSWERS, {"num_rounds": 0}, "num_rounds"),
+        (PARAM, {"num_queries": 64}, "num_queries"),
         (ROUNDS, {"num_queries": None}, "num_queries"),
         (ROUNDS, {"num_queries": 65}, "num_queries"),
         (ROUNDS, {"num_queries": 48}, "num_queries"),
