@@ -135,7 +135,6 @@ def test_a_part_is_restored_alone(tmp_path, monkeypatch):
     ("changes", "words"),
     [
         ({"part": "teacher"}, ["part: got 'teacher'", "generator, student"]),
-        ({}, ["part: got None", "generator, student"]),
         ({"part": "student", "step": 9}, ["checkpoint: got", "no checkpoint of step 9"]),
     ],
 )
@@ -147,6 +146,14 @@ def test_an_unknown_part_or_step_is_refused(tmp_path_factory, changes, words):
         checkpoint.load_model(workdir, **changes)
     assert all(word in str(refused.value) for word in words)
     assert "\n" not in str(refused.value)
+
+
+def test_the_first_part_is_the_one_that_is_meant(tmp_path):
+    parts = _parts(0, "student", "generator")
+    _save(tmp_path, parts=parts)
+    found = checkpoint.load_model(tmp_path).variables["params"]
+    wanted = checkpoint.to_host(parts["student"]["params"])
+    jax.tree.map(np.testing.assert_array_equal, found, wanted)
 
 
 @pytest.mark.parametrize("make", [lambda path: None, Path.mkdir, Path.touch])

@@ -90,7 +90,7 @@ def _tiny_contents(workdir: Path) -> dict:
 
 
 def test_a_dozen_kills_change_nothing(tmp_path):
-    settings = json.dumps({"num_steps": 48, "log_every": 5, "eval_every": 6, "save_every": 1})
+    settings = json.dumps({"num_steps": 118, "log_every": 5, "eval_every": 6, "save_every": 1})
     driver = ROOT / "tests" / "e2e" / "kill_driver.py"
     seed = 0
     runs = {
@@ -110,7 +110,7 @@ def test_a_dozen_kills_change_nothing(tmp_path):
     assert killed == straight
     rows = [json.loads(line) for line in killed["metrics"].splitlines()]
     trained = [row["step"] for row in rows if row["split"] == "train"]
-    assert trained == [*range(5, 48, 5), 48]  # neither gaps nor doubles
+    assert trained == [*range(5, 118, 5), 118]  # neither gaps nor doubles
 
 
 # -- the binaries ------------------------------------------------------------------------------
