@@ -20,7 +20,7 @@ from distill_core import (
     data,
     dp_gradient,
     dp_sgd,
-    loop,
+    fitting,
     optimizers,
     parallel,
     run_state,
@@ -28,8 +28,7 @@ from distill_core import (
 )
 from distill_core import metrics as metrics_lib
 from distill_core.data import augment, sampling
-from distill_core.losses import cross_entropy
-from distill_core.training import make_eval_step, make_train_step
+from distill_core.training import make_train_step
 
 
 class Splits(NamedTuple):
@@ -101,22 +100,22 @@ def train(
     """
     mode = parallel.choose_mode(mode)
     network = check(hp, dataset)
-    metadata = run_state.metadata(
+    about = metadata(
         hp,
+        workdir,
         method=method,
+        dataset=dataset,
+        splits=splits,
         network=network,
-        note=dataset.note,
         ancestors=ancestors,
         extra=None if hp.get("dp") else extra,  # whose digest would tell of records
-        start=run_state.starting_point(hp, workdir),
     )
-    metadata["num_examples"] = len(splits.train)
     private = None
     if hp.get("dp"):
         arrays = {"images": splits.train.images, "labels": splits.train.labels, **(extra or {})}
-        private = dp_sgd.PrivateRun(hp, workdir, metadata, network, data=arrays, mode=mode)
-        metadata = private.metadata
-    step_fn, eval_step, tx = compiled(
+        private = dp_sgd.PrivateRun(hp, workdir, about, network, data=arrays, mode=mode)
+        about = private.metadata
+    step_fn, tx = compiled(
         json.dumps(network),
         json.dumps({name: hp[name] for name in run_state.OPTIMIZER_FIELDS}),
         objective,
@@ -141,63 +140,51 @@ def train(
         rows = sampling.batch_indices(hp["seed"], step, hp["batch_size"], len(splits.train))
         return parallel.feed(take_train(rows[parallel.local_rows(hp["batch_size"])]), mode)
 
-    def measure(state, split, stopped=lambda: False):
-        variables = {"params": state.params, **state.model_state}
-
-        def take(rows, mask):
-            return {"image": split.images[rows], "label": split.labels[rows], "mask": mask}
-
-        return run_state.evaluate(
-            eval_step,
-            variables,
-            take,
-            len(split),
-            batch_size=hp["eval_batch_size"],
-            mode=mode,
-            stopped=stopped,
-        )
-
-    final = loop.run(
-        workdir=workdir,
+    result = fitting.fit(
+        hp,
+        workdir,
+        metadata=about,
+        validation=splits.validation,
+        test=splits.test,
         state=state,
         step_fn=step_fn,
-        frozen=frozen,
         batch_fn=batch_fn,
-        num_steps=hp["num_steps"],
-        metadata=metadata,
-        split=run_state.split_state,
-        merge=run_state.merge_state,
-        evaluate=(lambda state, stopped: measure(state, splits.validation, stopped))
-        if len(splits.validation)
-        else None,
+        frozen=frozen,
         plan=private.plan(frozen) if private else None,
-        best="accuracy",
         mode=mode,
-        log_every=hp["log_every"],
-        eval_every=hp["eval_every"],
-        save_every=hp["save_every"],
-        label=method,
     )
-    _, metadata = checkpoint.find(workdir)
-    accuracy = measure(final, splits.test)["accuracy"]
-    held = measure(final, splits.validation)["accuracy"] if len(splits.validation) else None
-    if parallel.is_main():
-        note = f"; {dataset.note}" if dataset.note else ""
-        print(f"test accuracy {accuracy:.4f} ({len(splits.test)} examples{note})", flush=True)
-    return {
-        "accuracy": accuracy,
-        "validation_accuracy": held,
-        "num_test": len(splits.test),
-        "digest": metadata["digest"],
-        **(dp_sgd.report(workdir) if private else {}),
-    }
+    return {**result, **(dp_sgd.report(workdir) if private else {})}
+
+
+def metadata(
+    hp: Mapping[str, Any],
+    workdir: epath.PathLike,
+    *,
+    method: str,
+    dataset: data.Dataset,
+    splits: Splits,
+    network: Mapping[str, Any],
+    ancestors: tuple[Mapping[str, Any], ...],
+    extra: Mapping[str, np.ndarray] | None = None,
+) -> dict[str, Any]:
+    """What the checkpoints of a classifier's run say of it; see `run_state.metadata`."""
+    about = run_state.metadata(
+        hp,
+        method=method,
+        network=network,
+        note=dataset.note,
+        ancestors=ancestors,
+        extra=extra,
+        start=run_state.starting_point(hp, workdir),
+    )
+    return {**about, "num_examples": len(splits.train)}
 
 
 @functools.lru_cache(maxsize=16)
 def compiled(
     network: str, optimizer: str, objective: Callable, crop_padding, flip, mode: str, copies=None
 ):
-    """(train step, evaluation step, optimiser) for one set of static choices, compiled once.
+    """(train step, optimiser) for one set of static choices, compiled once.
 
     Runs that differ only in seed, teacher or traced settings share them. `network` and `optimizer`
     are JSON, to be hashable; `copies` of each record make a step of a private run.
@@ -217,18 +204,9 @@ def compiled(
         aux = {"accuracy": metrics_lib.correct(logits, batch["label"])}
         return values, jnp.ones_like(values), model_state, aux
 
-    def eval_fn(variables, frozen, batch):
-        logits = apply(variables, batch["image"], where=batch["mask"])
-        weight = batch["mask"].astype(jnp.float32)
-        return {
-            "accuracy": (metrics_lib.correct(logits, batch["label"]), weight),
-            "cross_entropy": (cross_entropy(logits, batch["label"], where=batch["mask"]), weight),
-        }
-
     gradient_fn = dp_gradient.gradient_fn(copies) if copies else None
     step = make_train_step(loss_fn, tx, axis_name=axis, gradient_fn=gradient_fn)
-    eval_step = make_eval_step(eval_fn, axis_name=axis)
-    return parallel.wrap(step, mode, donate=True), parallel.wrap(eval_step, mode), tx
+    return parallel.wrap(step, mode, donate=True), tx
 
 
 def load_network(path: str, *, field: str, dataset: data.Dataset) -> checkpoint.LoadedModel:

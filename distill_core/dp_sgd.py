@@ -14,7 +14,6 @@ covered. Time and memory are no secret, either: they follow the size of a batch.
 """
 
 import dataclasses
-import math
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -112,9 +111,7 @@ class PrivateRun:
           InputError: on `dp.…`, `parallel`, `batch_size`, `num_validation`, `model`, or on
             `init_from` where no ε could be claimed of what is made from it.
         """
-        if mode == "mesh":
-            # XLA splits the gradients of single records wrongly there, those of convolutions.
-            raise InputError("parallel", mode, "with dp must be pmap or shard_map")
+        parallel.check_per_example(mode)
         num = len(next(iter(data.values())))
         dp = read_group(hp["dp"], num)
         _check(hp, network, num)
@@ -222,9 +219,7 @@ class PrivateRun:
             )
         except InputError as error:
             raise InputError(f"dp.{error.field}", error.given, error.allowed) from None
-        # Rounded up, so that another machine's last bits do not make it another run.
-        digits = 6 - math.ceil(math.log10(found))
-        return math.ceil(found * 10**digits) / 10**digits
+        return accountants.round_up(found)
 
     def _ledger(self, step: int) -> ledger_lib.Ledger:
         assert self._noise is not None

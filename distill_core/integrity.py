@@ -153,8 +153,8 @@ def find(path: epath.PathLike, *, step: int | None = None) -> tuple[epath.Path, 
     raise InputError("checkpoint", str(path), allowed)
 
 
-def write_atomically(path: epath.PathLike, text: str, *, mode: int | None = None):
-    """Writes a text file so that a reader sees the old or the new one, never half.
+def write_atomically(path: epath.PathLike, content: str | bytes, *, mode: int | None = None):
+    """Writes a file so that a reader sees the old or the new one, never half.
 
     `mode` is that of a local file, such as 0o600.
     """
@@ -164,7 +164,7 @@ def write_atomically(path: epath.PathLike, text: str, *, mode: int | None = None
         if mode is not None:
             temporary.touch()
             os.chmod(temporary, mode)
-        temporary.write_text(text)
+        temporary.write_bytes(content.encode() if isinstance(content, str) else content)
         temporary.replace(path)
     except OSError:
         temporary.unlink(missing_ok=True)  # e.g. the disk is full

@@ -166,6 +166,15 @@ def check_batch_size(batch_size: int, field: str = "batch_size"):
         )
 
 
+def check_per_example(mode: str):
+    """Refuses a mode in which gradients of single examples come out wrong.
+
+    Over a mesh XLA splits `vmap(grad)` of convolutions wrongly (seen with JAX 0.10 on CPUs).
+    """
+    if mode == "mesh":
+        raise InputError("parallel", mode, "gradients of single examples take pmap or shard_map")
+
+
 def is_main() -> bool:
     """Process 0 owns the lock, the metrics, the bar and the report."""
     return jax.process_index() == 0

@@ -61,7 +61,7 @@ def make_train_step(
         named extra metrics, each an array of the shape of `values`, or a pair (values, weights)
         of its own shape. `key` is the step's; it is equal on all devices.
       tx: Optax optimiser.
-      axis_name: the mapped axis (pmap, shard_map) that holds the devices; None inside plain jit.
+      axis_name: the mapped axis that holds the devices; None inside plain jit.
       gradient_fn: how to get gradients from a loss_fn, by default `mean_gradient`, with its
         signature; differentially private training enters here.
 

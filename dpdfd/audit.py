@@ -10,14 +10,14 @@ guesses are fixed are our reconstruction.
 """
 
 import dataclasses
-import os
+import io
 from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
 from etils import epath
 
-from distill_core import config
+from distill_core import config, integrity
 from distill_core.checkpoint import LoadedModel
 from distill_core.config import InputError
 from distill_core.data import Dataset
@@ -286,14 +286,7 @@ def _one_run(num: int, guesses: int, right: int, significance: float, delta: flo
 
 def _write(path: epath.Path, arrays: Mapping[str, Any]):
     """An uncompressed archive that its owner alone reads; the old one or the new, never half."""
-    temporary = path.parent / f".{path.name}.tmp"
-    try:
-        if "://" not in str(path):  # object stores have rights of their own
-            temporary.unlink(missing_ok=True)
-            os.close(os.open(temporary, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o600))
-        with temporary.open("wb") as stream:
-            np.savez(stream, **arrays)
-        temporary.replace(path)
-    except OSError:
-        temporary.unlink(missing_ok=True)  # e.g. the disk is full
-        raise
+    buffer = io.BytesIO()
+    np.savez(buffer, **arrays)
+    local = "://" not in str(path)  # object stores have rights of their own
+    integrity.write_atomically(path, buffer.getvalue(), mode=0o600 if local else None)

@@ -1,7 +1,6 @@
 """A conversion's privacy from its first step to its last: noise, ledger, and where it must end."""
 
 import dataclasses
-import math
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -10,6 +9,7 @@ from etils import epath
 from distill_core import config, parallel
 from distill_core.config import InputError
 from distill_core.loop import Plan
+from distill_core.privacy import accountants
 from distill_core.privacy import ledger as ledger_lib
 from distill_core.privacy import noise as noise_lib
 from distill_core.privacy.ledger import Ledger
@@ -43,9 +43,7 @@ class Budget:
         if release is not None:
             total = releases_at(hp["num_steps"])
             found = calibrate(release, epsilon=hp["epsilon"], delta=hp["delta"], steps=total)
-            # Rounded up, so that another machine's last bits do not make it another run.
-            digits = 6 - math.ceil(math.log10(found))
-            self.noise_multiplier = math.ceil(found * 10**digits) / 10**digits
+            self.noise_multiplier = accountants.round_up(found)
         elif hp["privacy_unit"] == "record_dp_teacher":
             self._check_dp_teacher()
 

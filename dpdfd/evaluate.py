@@ -187,13 +187,7 @@ def export_samples(
         ledger=np.array(json.dumps(ledger)),
         statement=np.array(statement),
     )
-    temporary = path.parent / f".{path.name}.tmp"
-    try:
-        temporary.write_bytes(buffer.getvalue())
-        temporary.replace(path)
-    except OSError:
-        temporary.unlink(missing_ok=True)  # e.g. the disk is full
-        raise
+    checkpoint.write_atomically(path, buffer.getvalue())
 
 
 def _check_export(path: epath.Path):

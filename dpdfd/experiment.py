@@ -85,7 +85,8 @@ def run(
             results[each.arm, seed] = {**found, "ledger": metadata["ledger"]}
         for each in students(hp, workdir, seed, once=once):
             found = stages.complete(each, workdir, fingerprint, parallel)
-            results[each.arm, seed] = found | _evaluated(hp, workdir, dataset, each.arm, seed)
+            made = _evaluated(hp, workdir, dataset, fingerprint, each.arm, seed)
+            results[each.arm, seed] = found | made
     for name, absent in _audited(hp).items():
         bound = _audit(hp, workdir, planted, name, absent)
         results[name, hp["seeds"][0]] |= bound
@@ -165,13 +166,13 @@ def _planted(hp, workdir: epath.Path, dataset) -> dict[str, tuple[str, str]]:
     return found
 
 
-def _evaluated(hp, workdir, dataset, arm: str, seed: int) -> dict[str, Any]:
+def _evaluated(hp, workdir, dataset, fingerprint: int, arm: str, seed: int) -> dict[str, Any]:
     """What a fresh classifier learns from the arm's generator; a stage of its own."""
     source = run_directory(workdir, arm, seed)
     own = {**hp["fresh"], "seed": 100 * seed + 51}
     return stages.run_stage(
         run_directory(workdir, f"{arm}_evaluated", seed),
-        config={"binary": "dpdfd.evaluate", "data": dataset.fingerprint(), **own},
+        config={"binary": "dpdfd.evaluate", "data": fingerprint, **own},
         inputs=[checkpoint.find(source)[1]["digest"]],
         run=lambda: evaluate.evaluate(
             source, dataset, out=run_directory(workdir, f"{arm}_evaluated", seed), **own

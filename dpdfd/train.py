@@ -17,11 +17,10 @@ import jax
 import numpy as np
 from etils import epath
 
-from distill_core import checkpoint, cli, data, loop, parallel, run_state, spec
-from distill_core import metrics as metrics_lib
+from distill_core import checkpoint, cli, data, fitting, loop, parallel, run_state, spec
 from distill_core.config import InputError
 from distill_core.data.dataset import Dataset
-from distill_core.training import STREAM_INIT, TrainState, make_eval_step, stream_key
+from distill_core.training import STREAM_INIT, TrainState, stream_key
 from dpdfd import conversion, programs, rounds, settings, steps
 from dpdfd.budget import Budget
 from dpdfd.settings import FIELDS
@@ -96,9 +95,8 @@ def train_and_evaluate(
 def _mode(hp: Mapping[str, Any], mode: str | None) -> str:
     parallel.check_batch_size(hp["batch_size"])
     mode = parallel.choose_mode(mode)
-    if (hp["mechanism"], mode) == ("param", "mesh"):
-        # Seen with JAX 0.10: per-example gradients of convolutions come out wrong there.
-        raise InputError("parallel", mode, "per-example gradients take pmap or shard_map")
+    if hp["mechanism"] == "param":
+        parallel.check_per_example(mode)
     return mode
 
 
@@ -211,26 +209,11 @@ def _first_generator(generator: str, chosen: str, num_steps: int) -> dict[str, A
 
 
 def _accuracy(run: steps.Run, student: Mapping[str, Any], dataset: Dataset) -> Callable:
-    apply = spec.make_apply(student)
-
-    def eval_fn(variables, frozen, batch):
-        logits = apply(variables, batch["image"])
-        weight = batch["mask"].astype(np.float32)
-        return {"accuracy": (metrics_lib.correct(logits, batch["label"]), weight)}
-
-    step = parallel.wrap(make_eval_step(eval_fn, axis_name=parallel.axis_name(run.mode)), run.mode)
-
     def measure(state, stopped=lambda: False):
-        split = dataset.test
-
-        def take(rows, mask):
-            return {"image": split.images[rows], "label": split.labels[rows], "mask": mask}
-
-        return run_state.evaluate(
-            step,
+        return fitting.measure(
+            student,
             {"params": state.student.params},
-            take,
-            len(split),
+            dataset.test,
             batch_size=run.hp["eval_batch_size"],
             mode=run.mode,
             stopped=stopped,

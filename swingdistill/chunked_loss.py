@@ -64,7 +64,7 @@ def swing_loss_from_hidden(
     teacher_embedding.T, token_temperatures(privacy_scores, …), …), …)`, weighted and summed, in the
     value and in the gradients of `student_hidden` and `student_embedding`. Everything else is
     frozen: zero gradient. Divide by the sum of the weights over *all* devices for a mean. Under
-    `pmap` and `shard_map` it works on each device's own tokens.
+    a mapped axis it works on each device's own tokens.
 
     Source: the loss is our reconstruction (see `losses`).
 

@@ -15,8 +15,8 @@ from typing import Any
 import numpy as np
 
 from distill_core import checkpoint
-from distill_core import spec as spec_lib
 from distill_core.config import InputError
+from distill_core.models import weights_file
 
 PyTree = Any
 HEAD_WIDTH = 64  # in every published size
@@ -86,21 +86,7 @@ def load_model(
     Raises:
       InputError: from `load_gpt2`; or a part or a step is asked for, and a file has neither.
     """
-    for name, value in (("part", part), ("step", step)):
-        if value is not None:
-            raise InputError(name, value, f"{path} is a file of one network; leave it out")
-    spec, variables = load_gpt2(path)
-    metadata = {
-        "method": "gpt2",
-        "parts": {"model": spec},
-        "config": {},
-        "ledger": {"mechanisms": [], "ancestors": []},
-        "data_note": "",
-        "step": 0,
-        "digest": checkpoint.digest(variables),
-    }
-    apply, tokenizer = spec_lib.make_apply(spec), spec_lib.tokenizer(spec)
-    return checkpoint.LoadedModel(variables, spec, apply, tokenizer, metadata)
+    return weights_file.load_model(path, load_gpt2, method="gpt2", part=part, step=step)
 
 
 def _read_tensors(file: pathlib.Path) -> dict[str, Any]:

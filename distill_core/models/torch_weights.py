@@ -23,6 +23,7 @@ import numpy as np
 from distill_core import checkpoint
 from distill_core import spec as spec_lib
 from distill_core.config import InputError
+from distill_core.models import weights_file
 from distill_core.models.cnn import CNN
 from distill_core.models.create import MODEL_NAMES
 from distill_core.models.torch_layout import NETWORKS, canonical, layers
@@ -111,20 +112,7 @@ def load_model(
     Raises:
       InputError: from `load_torch`; or a part or a step is asked for, and a file has neither.
     """
-    for name, value in (("part", part), ("step", step)):
-        if value is not None:
-            raise InputError(name, value, f"{path} is a file of one network; leave it out")
-    spec, variables = load_torch(path)
-    metadata = {
-        "method": "torch",
-        "parts": {"model": spec},
-        "config": {},
-        "ledger": {"mechanisms": [], "ancestors": []},
-        "data_note": "",
-        "step": 0,
-        "digest": checkpoint.digest(variables),
-    }
-    return checkpoint.LoadedModel(variables, spec, spec_lib.make_apply(spec), None, metadata)
+    return weights_file.load_model(path, load_torch, method="torch", part=part, step=step)
 
 
 def is_torch(path: str | os.PathLike) -> bool:

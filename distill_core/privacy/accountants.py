@@ -221,6 +221,16 @@ def calibrate(
     return _least(fine, goal, start=_least(coarse, goal, start=1.0, step=1.5), step=1.01)
 
 
+def round_up(noise_multiplier: float) -> float:
+    """To six significant digits: another machine's last bits must not make it another run.
+
+    >>> round_up(1.2345678)
+    1.23457
+    """
+    digits = 5 - math.floor(math.log10(noise_multiplier))
+    return math.ceil(noise_multiplier * 10**digits) / 10**digits
+
+
 def _least(cost: Callable[[float], float], epsilon: float, *, start: float, step: float) -> float:
     """About the least factor whose cost, falling in it, is at most ε and not 0.1% below."""
     high, below = start, cost(start)

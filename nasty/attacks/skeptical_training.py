@@ -14,6 +14,7 @@ from distill_core import (
     checkpoint,
     classification,
     data,
+    fitting,
     metrics,
     models,
     optimizers,
@@ -24,7 +25,6 @@ from distill_core import (
 from distill_core.config import InputError
 from distill_core.data import augment, preprocess, sampling
 from distill_core.training import make_train_step
-from nasty import fitting
 from nasty.attacks.skeptical import SOWN, auxiliary_logits, skeptical_loss
 from nasty.defences.stingy import release_top_k
 
@@ -53,18 +53,16 @@ def train(
     mode = parallel.choose_mode(mode)
     network = classification.check(hp, dataset)
     _check_auxiliary(network)
-    ancestors = (teacher.metadata,)
-    metadata = fitting.describe(
+    metadata = classification.metadata(
         hp,
         workdir,
         method=method,
         dataset=dataset,
         splits=splits,
         network=network,
-        ancestors=ancestors,
+        ancestors=(teacher.metadata,),
     )
-    eval_step, tx = fitting.compiled(hp, network, mode)
-    step_fn = _compiled_step(
+    step_fn, tx = _compiled_step(
         json.dumps(network),
         json.dumps(teacher.spec),
         json.dumps({name: hp[name] for name in run_state.OPTIMIZER_FIELDS}),
@@ -91,8 +89,8 @@ def train(
         hp,
         workdir,
         metadata=metadata,
-        splits=splits,
-        eval_step=eval_step,
+        validation=splits.validation,
+        test=splits.test,
         state=run_state.initial_state(hp, workdir, network, tx),
         step_fn=step_fn,
         batch_fn=batch_fn,
@@ -124,7 +122,7 @@ def _check_auxiliary(network: Mapping[str, Any]):
 def _compiled_step(
     network: str, teacher: str, optimizer: str, crop_padding, flip, top_k: int | None, mode: str
 ):
-    """The wrapped step of one set of static choices, compiled once."""
+    """(wrapped step, optimiser) of one set of static choices, compiled once."""
     axis = parallel.axis_name(mode)
     student = json.loads(network)
     module = spec.build(student, axis_name=axis)
@@ -165,4 +163,4 @@ def _compiled_step(
         aux = {"accuracy": metrics.correct(logits, labels)}
         return values, jnp.ones_like(values), model_state, aux
 
-    return parallel.wrap(make_train_step(loss_fn, tx, axis_name=axis), mode, donate=True)
+    return parallel.wrap(make_train_step(loss_fn, tx, axis_name=axis), mode, donate=True), tx

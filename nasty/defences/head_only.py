@@ -18,8 +18,10 @@ from etils import epath
 from distill_core import (
     checkpoint,
     classification,
+    config,
     data,
     evaluate,
+    fitting,
     metrics,
     models,
     optimizers,
@@ -30,7 +32,6 @@ from distill_core import (
 from distill_core.config import InputError
 from distill_core.data import preprocess, sampling
 from distill_core.training import TrainState, make_train_step
-from nasty import fitting
 from nasty.losses import nasty_loss
 
 PyTree = Any
@@ -67,7 +68,7 @@ def train(
     mode = parallel.choose_mode(mode)
     _check(hp)
     network = classification.check(hp, dataset)
-    metadata = fitting.describe(
+    metadata = classification.metadata(
         hp,
         workdir,
         method=method,
@@ -76,7 +77,11 @@ def train(
         network=network,
         ancestors=(adversary.metadata,),
     )
-    eval_step, tx = fitting.compiled(hp, network, mode)
+    if run_state.has_checkpoint(workdir):  # said before any of the settings is used
+        config.check_resume(checkpoint.find(workdir)[1]["config"], metadata["config"])
+    step_fn, tx = _compiled_step(
+        json.dumps({name: hp[name] for name in run_state.OPTIMIZER_FIELDS}), mode
+    )
     body = _starting_variables(hp, workdir, network, tx)
     images = splits.train.images
     features = compute_features(network, body, images)
@@ -111,12 +116,10 @@ def train(
         hp,
         workdir,
         metadata=metadata,
-        splits=splits,
-        eval_step=eval_step,
+        validation=splits.validation,
+        test=splits.test,
         state=TrainState.create(params=head, model_state={}, tx=tx, rng=rng),
-        step_fn=_compiled_step(
-            json.dumps({name: hp[name] for name in run_state.OPTIMIZER_FIELDS}), mode
-        ),
+        step_fn=step_fn,
         batch_fn=batch_fn,
         frozen={name: jnp.float32(hp[name]) for name in ("temperature", "omega")},
         split=split,
@@ -204,7 +207,7 @@ def _jitted_features(network: str):
 
 @functools.lru_cache(maxsize=8)
 def _compiled_step(optimizer: str, mode: str):
-    """The wrapped step of the head alone, the same for all networks."""
+    """(wrapped step, optimiser) of the head alone, the same for all networks."""
     axis = parallel.axis_name(mode)
     tx = optimizers.make_optimizer(**json.loads(optimizer))
 
@@ -220,7 +223,7 @@ def _compiled_step(optimizer: str, mode: str):
         aux = {"accuracy": metrics.correct(logits, batch["label"])}
         return values, jnp.ones_like(values), model_state, aux
 
-    return parallel.wrap(make_train_step(loss_fn, tx, axis_name=axis), mode, donate=True)
+    return parallel.wrap(make_train_step(loss_fn, tx, axis_name=axis), mode, donate=True), tx
 
 
 def _dense_layers(tree: PyTree, place: tuple[str, ...] = ()):

@@ -399,13 +399,13 @@ def test_write_atomically_leaves_the_old_text_when_the_disk_is_full(tmp_path, mo
     path = integrity.epath.Path(tmp_path / "card.json")
     integrity.write_atomically(path, "old")
 
-    def half(self, text):
-        with self.open("w") as file:
-            file.write(text[:1])
+    def half(self, content):
+        with self.open("wb") as file:
+            file.write(content[:1])
         raise OSError(errno.ENOSPC, "full")
 
     with monkeypatch.context() as patch, pytest.raises(OSError, match="full"):
-        patch.setattr(type(path), "write_text", half)
+        patch.setattr(type(path), "write_bytes", half)
         integrity.write_atomically(path, "new")
     assert path.read_text() == "old"
     assert [p.name for p in tmp_path.iterdir()] == ["card.json"]

@@ -429,7 +429,7 @@ def test_what_cannot_be_done_is_refused_before_anything_is_written(
 
 
 def test_the_mode_in_which_xla_splits_gradients_of_records_wrongly_is_refused(fit, tmp_path):
-    with pytest.raises(InputError, match=r"^parallel: got 'mesh'; with dp must be pmap or shard"):
+    with pytest.raises(InputError, match=r"^parallel: got 'mesh'; gradients of single examples"):
         fit(tmp_path / "run", parallel="mesh")
 
 
