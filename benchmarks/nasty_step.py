@@ -49,7 +49,7 @@ def jax_step(model: str, images: np.ndarray, labels: np.ndarray):
         "schedule": "constant",
         "num_steps": 1000,
     }
-    step, _, tx = classification.compiled(
+    step, tx = classification.compiled(
         key, json.dumps(optimizer), objective_against(key), 0, False, "jit"
     )
     module = spec.build(network)
