@@ -1,36 +1,57 @@
 """Our nasty training step against the same step in PyTorch, on this machine, in one run.
 
     pip install -e '.[torch]'
-    python benchmarks/nasty_step.py [--model cnn|resnet18] [--batch 128] [--rounds 15]
+    python benchmarks/nasty_step.py
+    python benchmarks/nasty_step.py --model resnet18 --dtype bfloat16 --batch 512
 
 Both sides: batch of 32×32×3 images already on the device, adversary in inference mode, nasty loss
-(ω 0.04, τ 4), SGD with momentum 0.9 and weight decay 5e-4, float32, all cores. The two are
-interleaved round by round, and medians are compared; the machine may be shared, so the ratio is
-what counts. PyTorch runs eagerly, convolutions in channels_last.
+(ω 0.04, τ 4), SGD with momentum 0.9 and weight decay 5e-4, all cores. The sides are interleaved
+round by round, and medians are compared; the machine may be shared, so the ratios are what counts.
+
+PyTorch runs as it is written and compiled (`torch.compile` of forward pass and loss, default mode),
+convolutions in channels_last. In float32 both may use a GPU's TF32; in bfloat16 ours computes in it
+where its specs say so, PyTorch under autocast, and parameters stay float32 on both sides.
+
+A share of the chip's peak is the flops of our compiled step, as XLA counts them, by our time and by
+the peak: dense, of TF32 or of bfloat16.
 """
 
 import argparse
 import json
+import os
 import statistics
 import time
+from collections.abc import Callable
 from typing import Any
+
+# Two frameworks share a GPU: before JAX starts, which else takes most of its memory.
+os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import torch
-from torch import nn
+import torch_networks
 from torch.nn import functional
 
 from distill_core import classification, models, spec
+from distill_core.data import augment
 from distill_core.training import TrainState
 from nasty.train import objective_against
 
 OMEGA, TEMPERATURE = 0.04, 4.0
+SIDES = ("ours", "torch", "torch.compile")
+# By a part of the device's name: TFLOP/s without sparsity, as NVIDIA gives them.
+PEAKS = {
+    "H200": {"float32": 494.7, "bfloat16": 989.4},
+    "H100 80GB HBM3": {"float32": 494.7, "bfloat16": 989.4},
+    "H100 PCIe": {"float32": 378.0, "bfloat16": 756.0},
+    "A100": {"float32": 156.0, "bfloat16": 312.0},
+}
 
 
-def jax_step(model: str, images: np.ndarray, labels: np.ndarray):
-    """A function that does one of our steps and waits for it."""
+def jax_step(model: str, dtype: str, images: np.ndarray, labels: np.ndarray):
+    """(a function that does one of our steps and waits for it, flops of a step, parameters)."""
     network = {
         "model": model,
         "model_kwargs": {},
@@ -39,6 +60,7 @@ def jax_step(model: str, images: np.ndarray, labels: np.ndarray):
         "mean": [0.5] * 3,
         "std": [0.25] * 3,
         "classes": [str(i) for i in range(10)],
+        **({} if dtype == "float32" else {"compute_dtype": dtype}),
     }
     key = json.dumps(network)
     optimizer = {
@@ -50,7 +72,7 @@ def jax_step(model: str, images: np.ndarray, labels: np.ndarray):
         "num_steps": 1000,
     }
     step, tx = classification.compiled(
-        key, json.dumps(optimizer), objective_against(key), 0, False, "jit"
+        key, json.dumps(optimizer), objective_against(key), augment.Augmentation(), "jit"
     )
     module = spec.build(network)
     params, model_state = models.init_model(module, jax.random.key(0), (32, 32, 3))
@@ -70,99 +92,152 @@ def jax_step(model: str, images: np.ndarray, labels: np.ndarray):
     )
     rng = jax.random.key(2)
     state = TrainState.create(params=params, model_state=model_state, tx=tx, rng=rng)
+    lowered = step.lower(state, frozen, batch)
+    if dtype == "bfloat16" and "bf16" not in lowered.as_text():
+        raise SystemExit("our step holds no bfloat16: this version's specs know no compute_dtype")
+    compiled = lowered.compile()
 
     def run():
         nonlocal state
-        state, metrics = step(state, frozen, batch)
+        state, metrics = compiled(state, frozen, batch)
         jax.block_until_ready((state.params, metrics))
 
-    return run
+    return run, _flops(compiled), models.count_parameters(params)
 
 
-class TorchCNN(nn.Module):
-    """The method's plain CNN."""
-
-    def __init__(self):
-        super().__init__()
-        layers = []
-        for before, after in ((3, 32), (32, 64), (64, 128)):
-            layers += [nn.Conv2d(before, after, 3, padding=1), nn.BatchNorm2d(after)]
-            layers += [nn.MaxPool2d(2), nn.ReLU()]
-        layers += [nn.Flatten(), nn.Linear(2048, 128), nn.BatchNorm1d(128), nn.ReLU()]
-        self.layers = nn.Sequential(*layers, nn.Linear(128, 10))
-
-    def forward(self, x):
-        return self.layers(x)
+def _flops(compiled: Any) -> float:
+    counted = compiled.cost_analysis() or {}
+    return float(counted.get("flops", 0.0))
 
 
-class TorchBlock(nn.Module):
-    """ResNet-18's basic block."""
+class TorchStep:
+    """PyTorch's side: networks, optimiser and batch on the device."""
 
-    def __init__(self, before: int, after: int, stride: int):
-        super().__init__()
-        self.conv1 = nn.Conv2d(before, after, 3, stride, 1, bias=False)
-        self.norm1 = nn.BatchNorm2d(after)
-        self.conv2 = nn.Conv2d(after, after, 3, 1, 1, bias=False)
-        self.norm2 = nn.BatchNorm2d(after)
-        self.shortcut = nn.Sequential()
-        if stride > 1 or before != after:
-            self.shortcut = nn.Sequential(
-                nn.Conv2d(before, after, 1, stride, bias=False), nn.BatchNorm2d(after)
-            )
+    def __init__(self, model: str, dtype: str, images: np.ndarray, labels: np.ndarray, device: str):
+        networks: Any = [torch_networks.make(model).to(device) for _ in range(2)]
+        self.network, self.adversary = (
+            each.to(memory_format=torch.channels_last) for each in networks
+        )
+        self.adversary.eval()
+        parameters = list(self.network.parameters())
+        self.num_parameters = sum(each.numel() for each in parameters)
+        self.optimizer = torch.optim.SGD(parameters, 0.01, momentum=0.9, weight_decay=5e-4)
+        pixels = torch.from_numpy(images).permute(0, 3, 1, 2).to(device)
+        self.pixels = pixels.contiguous(memory_format=torch.channels_last)
+        self.labels = torch.from_numpy(labels).long().to(device)
+        self.autocast = {
+            "device_type": device, "dtype": torch.bfloat16, "enabled": dtype == "bfloat16",
+        }  # fmt: skip
 
-    def forward(self, x):
-        y = functional.relu(self.norm1(self.conv1(x)))
-        return functional.relu(self.norm2(self.conv2(y)) + self.shortcut(x))
-
-
-class TorchResNet18(nn.Module):
-    """ResNet-18 with a 3×3 stride-1 stem."""
-
-    def __init__(self):
-        super().__init__()
-        layers = [nn.Conv2d(3, 64, 3, 1, 1, bias=False), nn.BatchNorm2d(64), nn.ReLU()]
-        before = 64
-        for after, first in ((64, 1), (128, 2), (256, 2), (512, 2)):
-            for stride in (first, 1):
-                layers.append(TorchBlock(before, after, stride))
-                before = after
-        layers += [nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(512, 10)]
-        self.layers = nn.Sequential(*layers)
-
-    def forward(self, x):
-        return self.layers(x)
-
-
-def torch_step(model: str, images: np.ndarray, labels: np.ndarray):
-    """A function that does one of PyTorch's steps and waits for it."""
-    device = "cuda" if torch.cuda.is_available() and jax.default_backend() == "gpu" else "cpu"
-    make = TorchCNN if model == "cnn" else TorchResNet18
-    networks: Any = [make().to(device) for _ in range(2)]
-    network, adversary = (each.to(memory_format=torch.channels_last) for each in networks)
-    adversary.eval()
-    optimizer = torch.optim.SGD(network.parameters(), 0.01, momentum=0.9, weight_decay=5e-4)
-    pixels = (torch.from_numpy(images).permute(0, 3, 1, 2).float() / 255 - 0.5) / 0.25
-    pixels = pixels.to(device).contiguous(memory_format=torch.channels_last)
-    targets = torch.from_numpy(labels).long().to(device)
-
-    def run():
-        with torch.no_grad():
-            reference = adversary(pixels)
-        logits = network(pixels)
+    def loss(self, pixels, labels):
+        """Ours, from uint8 images on."""
+        pixels = (pixels.float() / 255 - 0.5) / 0.25
+        with torch.autocast(**self.autocast):
+            with torch.no_grad():
+                reference = self.adversary(pixels)
+            logits = self.network(pixels)
+        logits, reference = logits.float(), reference.float()
         divergence = functional.kl_div(
             functional.log_softmax(reference / TEMPERATURE, 1),
             functional.log_softmax(logits / TEMPERATURE, 1),
             log_target=True,
             reduction="batchmean",
         )
-        loss = functional.cross_entropy(logits, targets)
-        loss = loss - OMEGA * TEMPERATURE**2 * divergence
-        optimizer.zero_grad()
-        loss.backward()
-        optimizer.step()
-        loss.item()
+        return functional.cross_entropy(logits, labels) - OMEGA * TEMPERATURE**2 * divergence
 
-    return run
+    def runner(self, loss: Callable) -> Callable[[], None]:
+        """A function that does one step and waits for it."""
+
+        def run():
+            found = loss(self.pixels, self.labels)
+            self.optimizer.zero_grad()
+            found.backward()
+            self.optimizer.step()
+            found.item()
+            if self.pixels.is_cuda:
+                torch.cuda.synchronize()
+
+        return run
+
+    def compiled_runner(self) -> Callable[[], None] | None:
+        """The same of the compiled loss, already compiled; None, and a line, where none works."""
+        run = self.runner(torch.compile(self.loss, dynamic=False))
+        try:
+            run()
+        except Exception as error:  # whatever is wrong with a machine's compilers
+            reason = f"{type(error).__name__}: {error}".splitlines()[0][:120]
+            print(f"torch.compile is skipped, it works not here ({reason})", flush=True)
+            return None
+        return run
+
+
+def choose_device(asked: str) -> str:
+    """ "cuda" or "cpu", for both sides; JAX is told so.
+
+    Raises:
+      SystemExit: a GPU is asked for that not both see.
+    """
+    seen = asked != "cpu" and torch.cuda.is_available() and jax.default_backend() == "gpu"
+    if asked == "cuda" and not seen:
+        raise SystemExit("--device cuda: PyTorch and JAX do not both see a GPU")
+    if not seen:
+        jax.config.update("jax_default_device", jax.devices("cpu")[0])
+    torch.set_float32_matmul_precision("high")
+    torch.backends.cudnn.benchmark = True
+    return "cuda" if seen else "cpu"
+
+
+def known_peak(kind: str, dtype: str) -> float | None:
+    """TFLOP/s of a device of this name, where we know it."""
+    return next((peak[dtype] for name, peak in PEAKS.items() if name in kind), None)
+
+
+def measure(model: str, options: argparse.Namespace, device: str, peak: float | None) -> dict:
+    """Medians of one network's steps, milliseconds, and what follows from them."""
+    rng = np.random.default_rng(0)
+    images = rng.integers(0, 256, (options.batch, 32, 32, 3), dtype=np.uint8)
+    labels = rng.integers(0, 10, options.batch).astype(np.int32)
+    ours, flops, parameters = jax_step(model, options.dtype, images, labels)
+    theirs = TorchStep(model, options.dtype, images, labels, device)
+    if parameters != theirs.num_parameters:
+        raise SystemExit(f"{model}: {parameters:,} parameters, PyTorch's {theirs.num_parameters:,}")
+    runs = {"ours": ours, "torch": theirs.runner(theirs.loss)}
+    if compiled := theirs.compiled_runner():
+        runs["torch.compile"] = compiled
+    times: dict[str, list[float]] = {name: [] for name in runs}
+    for i in range(options.rounds + 2):
+        for name, run in runs.items():
+            start = time.perf_counter()
+            run()
+            if i >= 2:  # the first rounds warm up
+                times[name].append(time.perf_counter() - start)
+    seconds = {name: statistics.median(each) for name, each in times.items()}
+    share = flops / seconds["ours"] / (peak * 1e12) if peak and flops else None
+    return {
+        "model": model,
+        "parameters": parameters,
+        "ms": {name: 1e3 * each for name, each in seconds.items()},
+        "images_per_second": {name: options.batch / each for name, each in seconds.items()},
+        "ratio": {f"ours/{n}": seconds["ours"] / seconds[n] for n in seconds if n != "ours"},
+        "flops": flops or None,
+        "share_of_peak": share,
+    }
+
+
+def show(found: dict):
+    """A network's lines of the table."""
+    for name in SIDES:
+        if name not in found["ms"]:
+            continue
+        ratio = found["ratio"].get(f"ours/{name}")
+        share = found["share_of_peak"] if name == "ours" else None
+        print(
+            f"{found['model']:<13}{name:<15}{found['ms'][name]:>10.1f}"
+            f"{found['images_per_second'][name]:>12,.0f}"
+            f"{'' if ratio is None else f'{ratio:.2f}':>12}"
+            f"{'' if share is None else f'{share:.1%}':>10}",
+            flush=True,
+        )
 
 
 def main():
@@ -170,29 +245,32 @@ def main():
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawTextHelpFormatter
     )
-    parser.add_argument("--model", choices=["cnn", "resnet18"], action="append")
+    parser.add_argument("--model", choices=list(torch_networks.NETWORKS), action="append")
     parser.add_argument("--batch", type=int, default=128)
     parser.add_argument("--rounds", type=int, default=15)
+    parser.add_argument("--dtype", choices=["float32", "bfloat16"], default="float32")
+    parser.add_argument("--device", choices=["auto", "cuda", "cpu"], default="auto")
+    parser.add_argument("--peak_tflops", type=float, help="of the device, where it is not known")
     options = parser.parse_args()
-    rng = np.random.default_rng(0)
-    images = rng.integers(0, 256, (options.batch, 32, 32, 3), dtype=np.uint8)
-    labels = rng.integers(0, 10, options.batch).astype(np.int32)
-    print(f"{jax.devices()[0].device_kind}, PyTorch on {torch.get_num_threads()} threads")
+    device = choose_device(options.device)
+    kind = jax.devices("gpu" if device == "cuda" else "cpu")[0].device_kind
+    peak = options.peak_tflops or known_peak(kind, options.dtype)
+    about = f"{kind}, {options.dtype}, batch {options.batch}, medians of {options.rounds} rounds"
+    print(f"{about}, {torch.get_num_threads()} threads of PyTorch")
+    print(f"{'':<28}{'ms a step':>10}{'images/s':>12}{'ours/this':>12}{'of peak':>10}", flush=True)
+    results = []
     for model in options.model or ["cnn", "resnet18"]:
-        runs = {"ours": jax_step(model, images, labels), "torch": torch_step(model, images, labels)}
-        times: dict[str, list[float]] = {name: [] for name in runs}
-        for i in range(options.rounds + 2):
-            for name, run in runs.items():
-                start = time.perf_counter()
-                run()
-                if i >= 2:  # the first rounds compile and warm up
-                    times[name].append(time.perf_counter() - start)
-        ours, theirs = (statistics.median(times[name]) for name in ("ours", "torch"))
-        print(
-            f"{model}, batch {options.batch}: ours {1e3 * ours:.1f} ms, PyTorch {1e3 * theirs:.1f} "
-            f"ms, ratio {ours / theirs:.2f} (medians of {options.rounds})",
-            flush=True,
-        )
+        results.append(measure(model, options, device, peak))
+        show(results[-1])
+    summary = {
+        "device": kind,
+        "dtype": options.dtype,
+        "batch": options.batch,
+        "rounds": options.rounds,
+        "peak_tflops": peak,
+        "results": results,
+    }
+    print(json.dumps(summary))
 
 
 if __name__ == "__main__":

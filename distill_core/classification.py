@@ -11,13 +11,16 @@ import json
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 from etils import epath
 
 from distill_core import (
     checkpoint,
+    config,
     data,
+    dispatch,
     dp_gradient,
     dp_sgd,
     fitting,
@@ -43,10 +46,14 @@ def load_splits(hp: Mapping[str, Any]) -> tuple[data.Dataset, Splits]:
     """The config's data set, with `num_validation` training examples held out.
 
     Which examples are held out does not depend on the run's seed: teachers and students of an
-    experiment never see them.
+    experiment never see them. With `train_share` below 1 the run trains on so much of the rest,
+    larger shares holding the smaller ones.
     """
     dataset = data.load_dataset(hp["dataset"], data_dir=hp["data_dir"])
     train, validation = data.hold_out(dataset.train, hp["num_validation"], seed=0)
+    if hp.get("train_share", 1.0) < 1:
+        left_out = len(train) - max(1, round(hp["train_share"] * len(train)))
+        train, _ = data.hold_out(train, left_out, seed=1)
     return dataset, Splits(train, validation, dataset.test)
 
 
@@ -58,7 +65,12 @@ def check(hp: Mapping[str, Any], dataset: data.Dataset) -> dict[str, Any]:
     """
     if not hp.get("dp"):  # else it is an expected size
         parallel.check_batch_size(hp["batch_size"])
-    network = spec.image_spec(model=hp["model"], model_kwargs=hp["model_kwargs"], dataset=dataset)
+    network = spec.image_spec(
+        model=hp["model"],
+        model_kwargs=hp["model_kwargs"],
+        dataset=dataset,
+        compute_dtype=hp.get("compute_dtype", "float32"),
+    )
     spec.check(network)
     return network
 
@@ -110,8 +122,9 @@ def train(
         ancestors=ancestors,
         extra=None if hp.get("dp") else extra,  # whose digest would tell of records
     )
-    private = None
+    private, several, resident = None, hp["steps_per_dispatch"], hp["data_on_device"]
     if hp.get("dp"):
+        _check_fed_from_host(hp)
         arrays = {"images": splits.train.images, "labels": splits.train.labels, **(extra or {})}
         private = dp_sgd.PrivateRun(hp, workdir, about, network, data=arrays, mode=mode)
         about = private.metadata
@@ -119,26 +132,34 @@ def train(
         json.dumps(network),
         json.dumps({name: hp[name] for name in run_state.OPTIMIZER_FIELDS}),
         objective,
-        hp["crop_padding"],
-        hp["flip"],
+        augment.from_settings(hp),
         mode,
         private.augmentations if private else None,
+        gather=resident,
+        repeat=several > 1,
     )
     state = run_state.initial_state(hp, workdir, network, tx)
 
+    examples = {"image": splits.train.images, "label": splits.train.labels, "extra": extra or {}}
+    if resident:
+        frozen = {"frozen": frozen, "data": examples}
+
     def take_train(rows):
-        return {
-            "image": splits.train.images[rows],
-            "label": splits.train.labels[rows],
-            "index": rows.astype(np.int32),
-            "extra": {name: array[rows] for name, array in (extra or {}).items()},
-        }
+        taken = jax.tree.map(lambda array: array[rows], examples)
+        return {**taken, "index": rows.astype(np.int32)}
+
+    def one_batch(step):
+        rows = sampling.batch_indices(hp["seed"], step, hp["batch_size"], len(splits.train))
+        rows = rows[parallel.local_rows(hp["batch_size"])]
+        return rows.astype(np.int32) if resident else take_train(rows)
 
     def batch_fn(step):
         if private:
             return parallel.feed(private.batch(step, take_train), mode)
-        rows = sampling.batch_indices(hp["seed"], step, hp["batch_size"], len(splits.train))
-        return parallel.feed(take_train(rows[parallel.local_rows(hp["batch_size"])]), mode)
+        if several == 1:
+            return parallel.feed(one_batch(step), mode)
+        steps = range(step, step + dispatch.length(step, several, hp["num_steps"]))
+        return parallel.feed(dispatch.stacked([one_batch(each) for each in steps]), mode)
 
     result = fitting.fit(
         hp,
@@ -151,6 +172,7 @@ def train(
         batch_fn=batch_fn,
         frozen=frozen,
         plan=private.plan(frozen) if private else None,
+        steps_per_dispatch=several,
         mode=mode,
     )
     return {**result, **(dp_sgd.report(workdir) if private else {})}
@@ -182,12 +204,21 @@ def metadata(
 
 @functools.lru_cache(maxsize=16)
 def compiled(
-    network: str, optimizer: str, objective: Callable, crop_padding, flip, mode: str, copies=None
+    network: str,
+    optimizer: str,
+    objective: Callable,
+    augmentation: augment.Augmentation,
+    mode: str,
+    copies: int | None = None,
+    *,
+    gather: bool = False,
+    repeat: bool = False,
 ):
     """(train step, optimiser) for one set of static choices, compiled once.
 
     Runs that differ only in seed, teacher or traced settings share them. `network` and `optimizer`
-    are JSON, to be hashable; `copies` of each record make a step of a private run.
+    are JSON, to be hashable; `copies` of each record make a step of a private run. With `gather`
+    and `repeat` the step takes its batches as `dispatch` says.
     """
     axis = parallel.axis_name(mode)
     apply = spec.make_apply(json.loads(network), axis_name=axis)
@@ -195,10 +226,8 @@ def compiled(
 
     def loss_fn(params, model_state, frozen, batch, key):
         images = batch["image"]
-        if crop_padding or flip:
-            images = augment.augment(
-                key, images, batch["index"], crop_padding=crop_padding, flip=flip
-            )
+        if any(augmentation):
+            images = augment.augment(key, images, batch["index"], **augmentation._asdict())
         logits, model_state = apply({"params": params, **model_state}, images, train=True, key=key)
         values = objective(logits, images, batch["label"], frozen, batch["extra"])
         aux = {"accuracy": metrics_lib.correct(logits, batch["label"])}
@@ -206,7 +235,16 @@ def compiled(
 
     gradient_fn = dp_gradient.gradient_fn(copies) if copies else None
     step = make_train_step(loss_fn, tx, axis_name=axis, gradient_fn=gradient_fn)
+    step = dispatch.gathered(step) if gather else step
+    step = dispatch.repeated(step) if repeat else step
     return parallel.wrap(step, mode, donate=True), tx
+
+
+def _check_fed_from_host(hp: Mapping[str, Any]):
+    """A private run's batches have sizes of their own, and its ledger counts every step."""
+    for name in ("data_on_device", "steps_per_dispatch"):
+        if hp[name] != config.CLASSIFIER[name].default:
+            raise config.InputError(name, hp[name], "is not for private training (dp)")
 
 
 def load_network(path: str, *, field: str, dataset: data.Dataset) -> checkpoint.LoadedModel:

@@ -173,11 +173,26 @@ RUN = {
     "save_every": integer(1, default=1000),
     "init_from": text(default=None),
 }
-AUGMENTATION = {"crop_padding": integer(0, default=0), "flip": boolean(default=False)}
-TRAINING = {**DATA, **MODEL, **OPTIMIZER, **RUN, **AUGMENTATION}
+AUGMENTATION = {
+    "crop_padding": integer(0, default=0),
+    "flip": boolean(default=False),
+    "rotation": number(0.0, 180.0, default=0.0),
+}
+# Of image classifiers: numbers to compute in, and how steps reach the device. A step that is a
+# method's own (a skeptical student's, a head's) takes its batches from the host, one at a time.
+CLASSIFIER = {
+    "train_share": number(0.0, 1.0, above=True, default=1.0),
+    "compute_dtype": choice("float32", "bfloat16", default="float32"),
+    "data_on_device": boolean(default=False),
+    "steps_per_dispatch": integer(1, default=1),
+}
+TRAINING = {**DATA, **MODEL, **OPTIMIZER, **RUN, **AUGMENTATION, **CLASSIFIER}
 
 # A resumed run may change these; everything else decides the numbers.
-MAY_CHANGE = frozenset({"num_steps", "log_every", "eval_every", "save_every"})
+_FEEDING = {"data_on_device", "steps_per_dispatch"}
+MAY_CHANGE = frozenset({"num_steps", "log_every", "eval_every", "save_every"} | _FEEDING)
+# Fields that older runs do not name, and what they would say.
+ABSENT_MEANS = {"rotation": 0.0, "train_share": 1.0, "compute_dtype": "float32"}
 
 
 def validate(config: Any, fields: Mapping[str, Field]) -> dict[str, Any]:
@@ -233,6 +248,7 @@ def check_resume(old: Mapping[str, Any], new: Mapping[str, Any]):
     Raises:
       InputError: the first field that differs and decides the numbers.
     """
+    old, new = {**ABSENT_MEANS, **old}, {**ABSENT_MEANS, **new}
     for name in [*new, *(name for name in old if name not in new)]:
         if name not in MAY_CHANGE and _plain(old.get(name)) != _plain(new.get(name)):
             raise InputError(

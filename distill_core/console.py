@@ -13,12 +13,26 @@ def conclude(
     metrics: Sequence[str],
     gates: Sequence[report.Gate],
     title: str,
+    further: Sequence[tuple[str, Sequence[str], Sequence[Sequence[str | None]]]] = (),
 ):
-    """Prints the table, what was to be shown, and where the report lies."""
+    """Prints the table, `further` ones (caption, head, rows), what was to be shown, and where the
+    report lies."""
+    from rich import box
     from rich.console import Console
+    from rich.table import Table
+    from rich.text import Text
 
     console = Console()
     console.print(report.console_table(rows, metrics, title))
+    for caption, head, lines in further:
+        if not lines:
+            continue
+        table = Table(title=Text(caption), title_justify="left", box=box.SIMPLE_HEAD)
+        for name in head:
+            table.add_column(Text(name))
+        for line in lines:
+            table.add_row(*(Text("–" if cell is None else cell) for cell in line))
+        console.print(table)
     for gate in gates:
         word = "passed" if gate.passed else "MISSED"
         line = f"{word}  {gate.name}: {gate.value}, needed {gate.needed}"

@@ -76,6 +76,7 @@ def fit(
     plan: Callable[[int], loop.Plan] | None = None,
     split: Callable[[PyTree], tuple[dict, PyTree]] = run_state.split_state,
     merge: Callable[[PyTree, dict, PyTree], PyTree] = run_state.merge_state,
+    steps_per_dispatch: int = 1,
     mode: str,
 ) -> dict[str, Any]:
     """Trains or resumes, then measures on the test split.
@@ -86,8 +87,8 @@ def fit(
       metadata: for the checkpoints, which name the network.
       validation: what is watched; may be empty.
       test: what the result is measured on.
-      state, step_fn, batch_fn, frozen, plan, split, merge: as `loop.run` takes them; the part of
-        `split` is the whole network.
+      state, step_fn, batch_fn, frozen, plan, split, merge, steps_per_dispatch: as `loop.run` takes
+        them; the part of `split` is the whole network.
       mode: from `parallel.choose_mode`.
 
     Returns:
@@ -127,6 +128,7 @@ def fit(
         log_every=hp["log_every"],
         eval_every=hp["eval_every"],
         save_every=hp["save_every"],
+        steps_per_dispatch=steps_per_dispatch,
         label=metadata["method"],
     )
     accuracy = measured(final, test)["accuracy"]

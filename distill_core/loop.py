@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 from etils import epath
 
-from distill_core import checkpoint, config, integrity, parallel, process, progress
+from distill_core import checkpoint, config, dispatch, integrity, parallel, process, progress
 
 PyTree = Any
 
@@ -56,6 +56,7 @@ def run(
     log_every: int = 50,
     eval_every: int = 1000,
     save_every: int = 1000,
+    steps_per_dispatch: int = 1,
     label: str = "training",
 ) -> PyTree:
     """Trains to `num_steps`, from the newest whole checkpoint in `workdir` if there is one.
@@ -65,8 +66,10 @@ def run(
       state: fresh state; has `step` and is what a resumed state is shaped like. A step that donates
         uses it up.
       step_fn: a wrapped step, `(state, frozen, batch) -> (state, metrics)`; may donate the state.
+        With several steps a dispatch it takes those of `batch_fn`, and metrics are one an update.
       frozen: what the step reads and nothing trains, e.g. a teacher; never saved.
-      batch_fn: step -> batch, a pure function, ready for `step_fn`.
+      batch_fn: step -> batch, a pure function, ready for `step_fn`; with several steps a dispatch
+        the batches of `dispatch.length` steps.
       num_steps: updates in all.
       metadata: for the checkpoints; `metadata["config"]` is what a resume is checked against.
       split: state -> (parts, train) as `checkpoint.save` takes them.
@@ -78,6 +81,8 @@ def run(
       evaluated_on: the split that `evaluate` measures, for the log.
       mode: as for `parallel.wrap`.
       log_every, eval_every, save_every: in steps; the last step does all three.
+      steps_per_dispatch: updates that one call of `step_fn` makes; the three above are multiples
+        of it.
       label: what the bar calls this.
 
     Returns:
@@ -85,13 +90,17 @@ def run(
 
     Raises:
       InputError: the workdir is in use or cannot be written, the settings differ from those it was
-        started with, or a checkpoint does not fit the state.
+        started with, a checkpoint does not fit the state, or dispatches would step over an end.
       DivergedError: after NaN or infinity; the last good checkpoint is kept.
       StoppedError: after SIGTERM or SIGINT, everything saved.
       CheckpointError: a checkpoint could not be written.
     """
     workdir = epath.Path(workdir)
     main = parallel.is_main()
+    for name, every in (("log", log_every), ("eval", eval_every), ("save", save_every)):
+        if every % steps_per_dispatch and every < num_steps:
+            allowed = f"must divide {name}_every, {every}"
+            raise config.InputError("steps_per_dispatch", steps_per_dispatch, allowed)
     report = progress.Reporter(num_steps, active=main, label=label)
     metrics = progress.MetricsFile(workdir / "metrics.jsonl", active=main)
     template = split(state)
@@ -183,19 +192,21 @@ def run(
                     integrity.amend(path, {"best": top, "evaluated": True})
                 tidy()
             report.begin(start)
-            for step in range(start, num_steps):
+            step = start
+            while step < num_steps:
                 if parallel.should_stop(stopped()):
                     raise StoppedError
                 state, values = step_fn(state, frozen, batch_fn(step))
-                window.add(step + 1, values)
-                report.advance(step + 1)
-                if is_due(step + 1, log_every):
-                    record({"step": step + 1, "split": "train", **window.close()})
+                step += dispatch.length(step, steps_per_dispatch, num_steps)
+                window.add(step, values)
+                report.advance(step)
+                if is_due(step, log_every):
+                    record({"step": step, "split": "train", **window.close()})
                 is_best = False
-                if evaluate and is_due(step + 1, eval_every):
-                    is_best = evaluate_at(step + 1)
-                if is_best or is_due(step + 1, save_every):
-                    save(step + 1)
+                if evaluate and is_due(step, eval_every):
+                    is_best = evaluate_at(step)
+                if is_best or is_due(step, save_every):
+                    save(step)
             if stopped():
                 raise StoppedError
         except StoppedError:
@@ -215,16 +226,20 @@ class _Window:
         self._on_device: list[tuple[int, dict]] = []
 
     def add(self, step: int, values: Mapping[str, jax.Array]):
+        """Of the dispatch that ended at `step`: scalars, or [K] of several updates."""
         self._on_device.append((step, dict(values)))
 
     def fetch(self):
-        for step, arrays in self._on_device:
+        for last, arrays in self._on_device:
             # By NumPy: JAX's own `item` and `device_get` are 8 and 30 times as slow for scalars.
-            values = {name: np.asarray(value).item() for name, value in arrays.items()}
-            if not all(math.isfinite(values.get(name, 0.0)) for name in ("loss", "grad_norm")):
-                raise DivergedError(_diverged(step, self.last_loss))
-            self.last_loss = values.get("loss")  # a private run has none to tell
-            self.pending.append(values)
+            columns = {name: np.asarray(value).reshape(-1) for name, value in arrays.items()}
+            count = max(map(len, columns.values()), default=0)
+            for i in range(count):
+                values = {name: column[i].item() for name, column in columns.items()}
+                if not all(math.isfinite(values.get(name, 0.0)) for name in ("loss", "grad_norm")):
+                    raise DivergedError(_diverged(last - count + i + 1, self.last_loss))
+                self.last_loss = values.get("loss")  # a private run has none to tell
+                self.pending.append(values)
         self._on_device = []
 
     def close(self) -> dict[str, float]:

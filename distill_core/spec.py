@@ -25,8 +25,14 @@ _RESERVED = {
 }
 
 
-def image_spec(*, model: str, model_kwargs: Mapping[str, Any], dataset) -> dict:
-    """The JSON-able spec of an image classifier trained on `dataset`."""
+def image_spec(
+    *, model: str, model_kwargs: Mapping[str, Any], dataset, compute_dtype: str = "float32"
+) -> dict:
+    """The JSON-able spec of an image classifier trained on `dataset`.
+
+    One trained in bfloat16 says so, and computes in it wherever it is loaded.
+    """
+    precision = {} if compute_dtype == "float32" else {"compute_dtype": compute_dtype}
     return {
         "model": model,
         "model_kwargs": dict(model_kwargs),
@@ -35,6 +41,7 @@ def image_spec(*, model: str, model_kwargs: Mapping[str, Any], dataset) -> dict:
         "mean": list(dataset.mean),
         "std": list(dataset.std),
         "classes": list(dataset.classes),
+        **precision,
     }
 
 
@@ -168,9 +175,10 @@ def make_hidden(spec: Mapping[str, Any]) -> Callable:
 def make_apply(spec: Mapping[str, Any], *, axis_name: str | None = None) -> Callable:
     """`apply(variables, inputs, *, train=False, where=None, key=None)`; preprocessing is inside.
 
-    Images are uint8 or floats in [0, 1], `[B, H, W, C]`; returns logits `[B, K]`, with
-    `train=True` (logits, updated model_state). Text is token ids `[B, L]`, one line a row; returns
-    logits `[B, L, V]`.
+    Images are uint8 or floats in [0, 1], `[B, H, W, C]`; returns float32 logits `[B, K]`, with
+    `train=True` (logits, updated model_state). With a `compute_dtype` in the spec, parameters and
+    pixels are rounded to it; parameters as stored, batch statistics and logits stay float32.
+    Text is token ids `[B, L]`, one line a row; returns logits `[B, L, V]`.
     """
     from distill_core import models
     from distill_core.data import preprocess
@@ -189,6 +197,7 @@ def make_apply(spec: Mapping[str, Any], *, axis_name: str | None = None) -> Call
         if tuple(inputs.shape[1:]) != shape:
             raise ValueError(f"inputs {tuple(inputs.shape)}: this network takes [B, {shape}]")
         images = preprocess.preprocess(inputs, mean, std)
+        variables, images = rounded(spec, variables, images)
         if not train:
             logits = models.apply_model(module, variables, images, train=False, where=where)
             return logits.astype(jnp.float32)
@@ -198,6 +207,15 @@ def make_apply(spec: Mapping[str, Any], *, axis_name: str | None = None) -> Call
         return logits.astype(jnp.float32), model_state
 
     return apply
+
+
+def rounded(spec: Mapping[str, Any], variables: PyTree, images: jax.Array) -> tuple[PyTree, Any]:
+    """Parameters and preprocessed images in the spec's `compute_dtype`; other collections stay."""
+    dtype = jnp.dtype(spec.get("compute_dtype", "float32"))
+    if dtype == jnp.float32:
+        return variables, images
+    params = jax.tree.map(lambda leaf: leaf.astype(dtype), variables["params"])
+    return {**variables, "params": params}, images.astype(dtype)
 
 
 def check_fits(field: str, path: str, spec: Mapping[str, Any], dataset):

@@ -5,29 +5,44 @@ import hashlib
 import json
 import os
 import sys
+import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, Literal, NamedTuple
 
 from etils import epath
 
 from distill_core import integrity
-from distill_core.config import InputError
+from distill_core.config import ABSENT_MEANS, InputError
 
 FORMAT = 1  # raise it when finished stages of an older version must not be reused
 
 # These change no number; data and input checkpoints are known by content, not by name or path.
-NOT_IN_DIGEST = ("dataset", "data_dir", "log_every", "eval_every", "save_every", "eval_batch_size")
+NOT_IN_DIGEST = (
+    "dataset",
+    "data_dir",
+    "log_every",
+    "eval_every",
+    "save_every",
+    "eval_batch_size",
+    "data_on_device",
+    "steps_per_dispatch",
+)
 _RECORD = "stage.json"
 _UNFINISHED = ".stage.json.tmp"
 
 
 @dataclasses.dataclass(frozen=True)
 class StageResult:
-    """What a stage gave, how it came about, and the digest it is known by."""
+    """What a stage gave, how it came about, the digest it is known by, and how long it took.
+
+    `seconds` are of the wall clock, compilation included; None where a go was killed and so not
+    counted.
+    """
 
     result: dict[str, Any]
     status: Literal["done", "skipped", "redone", "resumed"]
     digest: str
+    seconds: float | None = None
 
 
 class Run(NamedTuple):
@@ -43,6 +58,8 @@ class Run(NamedTuple):
 def complete(run: Run, workdir: epath.Path, data: Any, mode: str | None) -> dict[str, Any]:
     """The result of a run in `<workdir>/runs/ARM/seedN`, which goes on or is up to date.
 
+    With "seconds", see `StageResult`.
+
     Args:
       run: what to run.
       workdir: the experiment's.
@@ -50,15 +67,20 @@ def complete(run: Run, workdir: epath.Path, data: Any, mode: str | None) -> dict
       mode: as for `parallel.wrap`.
     """
     directory = run_directory(workdir, run.arm, run.seed)
-    known_by = {k: v for k, v in run.settings.items() if k not in NOT_IN_DIGEST}
+    known_by = {
+        k: v
+        for k, v in run.settings.items()
+        if k not in NOT_IN_DIGEST and (k, v) not in ABSENT_MEANS.items()
+    }
     paths = {name: str(path) for name, path in run.inputs.items()}
-    return run_stage(
+    found = run_stage(
         directory,
         config={"binary": run.binary.__module__, "data": data, **known_by},
         inputs=[integrity.find(path)[1]["digest"] for path in paths.values()],
         run=lambda: run.binary(run.settings | paths, directory, parallel=mode),
         say=say,
-    ).result
+    )
+    return {**found.result, "seconds": found.seconds}
 
 
 def run_directory(workdir: epath.PathLike, arm: str, seed: int) -> epath.Path:
@@ -117,15 +139,26 @@ def run_stage(
         _empty(directory)
     elif found["status"] == "done":
         say(f"{name}: up to date")
-        return StageResult(found["result"], "skipped", digest)
+        return StageResult(found["result"], "skipped", digest, found.get("seconds"))
     else:
         status = "resumed"
         say(f"{name}: resuming")
 
+    before = found.get("seconds") if found is not None and status == "resumed" else 0.0
+    began = time.monotonic()
+
+    def so_far() -> float | None:
+        return None if before is None else round(before + time.monotonic() - began, 3)
+
     _write(directory, begun)
-    result = _json(run(), "result")
-    _write(directory, begun | {"status": "done", "result": result})
-    return StageResult(result, status, digest)
+    try:
+        result = _json(run(), "result")
+    except BaseException:
+        _write(directory, begun | {"seconds": so_far()})
+        raise
+    seconds = so_far()
+    _write(directory, begun | {"status": "done", "result": result, "seconds": seconds})
+    return StageResult(result, status, digest, seconds)
 
 
 def _read(directory: epath.Path) -> dict[str, Any] | None:

@@ -12,7 +12,7 @@ from distill_core.config import InputError
 from distill_core.losses import cross_entropy
 
 FIELDS = {**config.TRAINING, **dp_sgd.FIELDS, **plain_text.FIELDS}
-_IMAGES_ALONE = ("data_dir", "num_validation", *config.AUGMENTATION)
+_IMAGES_ALONE = ("data_dir", "num_validation", *config.AUGMENTATION, *config.CLASSIFIER)
 
 
 def objective(logits, images, labels, frozen, extra):
@@ -28,7 +28,7 @@ def train_and_evaluate(
     text = plain_text.is_text(hp["dataset"])
     strange = _IMAGES_ALONE if text else tuple(plain_text.FIELDS)
     for name in strange:
-        if hp[name]:
+        if hp[name] != FIELDS[name].default:
             allowed = f"belongs to {'images' if text else 'text'}, not to {hp['dataset']}"
             raise InputError(name, hp[name], allowed)
     unused = {*strange, *(() if hp["dp"] else dp_sgd.FIELDS)}

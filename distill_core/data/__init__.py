@@ -36,7 +36,8 @@ def load_dataset(name: str, *, data_dir: str | None = None) -> Dataset:
     Args:
       name: `digits` (scikit-learn's, embedded), `tfds:NAME` (a prepared directory, read without
         TensorFlow; NAME as TensorFlow Datasets writes it), `npz:PATH` (arrays as Keras or MedMNIST
-        write them) or `folder:PATH` (PATH/train/CLASS/*.png and PATH/test/CLASS/*.png).
+        write them) or `folder:PATH` (PATH/train/CLASS/*.png and PATH/test/CLASS/*.png, or
+        Tiny-ImageNet as it is distributed).
       data_dir: where `tfds:NAME` was prepared; by default `$TFDS_DATA_DIR`, else
         `~/tensorflow_datasets`. The other kinds do not read it.
 
@@ -62,6 +63,6 @@ def load_dataset(name: str, *, data_dir: str | None = None) -> Dataset:
         from distill_core.data import npz
 
         return npz.load(path)
-    from distill_core.data import folder
+    from distill_core.data import folder, tiny_imagenet
 
-    return folder.load(path)
+    return (tiny_imagenet if tiny_imagenet.recognises(path) else folder).load(path)

@@ -1,6 +1,8 @@
-"""Random crops and flips of images, on the device."""
+"""Random rotations, crops and flips of images, on the device."""
 
+from collections.abc import Mapping
 from functools import partial
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -8,7 +10,20 @@ import jax.numpy as jnp
 from distill_core.config import InputError
 
 
-@partial(jax.jit, static_argnames=("crop_padding", "flip"))
+class Augmentation(NamedTuple):
+    """How a run augments its images: the settings of `augment`, hashable."""
+
+    crop_padding: int = 0
+    flip: bool = False
+    rotation: float = 0.0
+
+
+def from_settings(hp: Mapping[str, Any]) -> Augmentation:
+    """What validated values of `config.AUGMENTATION` say."""
+    return Augmentation(*(hp[name] for name in Augmentation._fields))
+
+
+@partial(jax.jit, static_argnames=Augmentation._fields)
 def augment(
     key: jax.Array,
     images: jax.Array,
@@ -16,12 +31,13 @@ def augment(
     *,
     crop_padding: int = 0,
     flip: bool = False,
+    rotation: float = 0.0,
 ) -> jax.Array:
-    """Augments each image by randomness of its own, `fold_in(key, index[i])`.
+    """Rotates, crops, then flips each image by randomness of its own, `fold_in(key, index[i])`.
 
     An image's result is a function of the key, its index and its pixels alone: the number of
-    devices, the size of the batch and the place in it change nothing. Switching the flip on or off
-    does not change the crops.
+    devices, the size of the batch and the place in it change nothing. Switching one of the three on
+    or off does not change the others.
 
     Args:
       key: one key a training step.
@@ -29,16 +45,23 @@ def augment(
       index: int32 [B], the examples' global indices.
       crop_padding: see `random_crop`; 0 does not crop.
       flip: see `random_flip`.
+      rotation: each image is turned, see `rotate`, by an angle in degrees that is uniform in
+        [-rotation, rotation]; 0 does not rotate.
 
     Returns:
       [B, H, W, C] of the type given.
 
     Raises:
-      InputError: on `crop_padding`, if negative.
+      InputError: on `crop_padding`, if negative; on `rotation`, outside [0, 180].
     """
     if crop_padding < 0:
         raise InputError("crop_padding", crop_padding, "must be at least 0")
+    if not 0 <= rotation <= 180:
+        raise InputError("rotation", rotation, "must be in [0, 180]")
     keys = jax.vmap(jax.random.fold_in, (None, 0))(key, index)
+    if rotation:
+        draw = partial(jax.random.uniform, shape=(), minval=-rotation, maxval=rotation)
+        images = rotate(images, jax.vmap(draw)(_stream(keys, 2)))
     if crop_padding:
         images = _crop(_stream(keys, 0), images, crop_padding)
     if flip:
@@ -78,6 +101,44 @@ def random_flip(key: jax.Array, images: jax.Array) -> jax.Array:
       [B, H, W, C] of the type given.
     """
     return _flip(jax.random.split(key, images.shape[0]), images)
+
+
+@jax.jit
+def rotate(images: jax.Array, degrees: jax.Array) -> jax.Array:
+    """Turns each image about its centre, interpolating bilinearly; outside of it all is black.
+
+    Args:
+      images: uint8 or floating [B, H, W, C].
+      degrees: float32 [B].
+
+    Returns:
+      [B, H, W, C] of the type given; uint8 is rounded.
+    """
+    height, width = images.shape[1:3]
+    # The axes through the centre, as a column and a row.
+    y = (jnp.arange(height) - (height - 1) / 2)[:, None]
+    x = (jnp.arange(width) - (width - 1) / 2)[None, :]
+
+    def one(image: jax.Array, angle: jax.Array) -> jax.Array:
+        # Each pixel of the result comes from the place turned back by the angle.
+        cos, sin = jnp.cos(angle), jnp.sin(angle)
+        rows = cos * y + sin * x + (height - 1) / 2  # [H, W]
+        columns = cos * x - sin * y + (width - 1) / 2
+        top, left = jnp.floor(rows), jnp.floor(columns)
+        down, right = (rows - top)[..., None], (columns - left)[..., None]  # [H, W, 1]
+        black = jnp.pad(image, ((1, 1), (1, 1), (0, 0)))
+
+        def pixels(row: jax.Array, column: jax.Array) -> jax.Array:
+            row = jnp.clip(row.astype(jnp.int32) + 1, 0, height + 1)
+            column = jnp.clip(column.astype(jnp.int32) + 1, 0, width + 1)
+            return black[row, column].astype(jnp.float32)
+
+        above = (1 - right) * pixels(top, left) + right * pixels(top, left + 1)
+        below = (1 - right) * pixels(top + 1, left) + right * pixels(top + 1, left + 1)
+        turned = (1 - down) * above + down * below
+        return (jnp.round(turned) if image.dtype == jnp.uint8 else turned).astype(image.dtype)
+
+    return jax.vmap(one)(images, jnp.deg2rad(degrees))
 
 
 def _stream(keys: jax.Array, stream: int) -> jax.Array:

@@ -1,6 +1,8 @@
 """A folder of image files of a user's own: PATH/train/CLASS/*.png, PATH/test/CLASS/*.png."""
 
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from typing import Literal
 
 import numpy as np
 from etils import epath
@@ -36,26 +38,18 @@ def load(path: str) -> Dataset:
     """
     name = f"folder:{path}"
     root = epath.Path(path).expanduser()
-    classes = [folder.name for folder in _folders(name, root / "train")]
+    classes = [folder.name for folder in class_folders(name, root / "train")]
     files = {which: _files(name, root / which, classes) for which in ("train", "test")}
-    flat = [file for which in files for file, _ in files[which]]
-    with ThreadPoolExecutor(_THREADS) as pool:
-        headers = list(pool.map(lambda file: _header(name, file), flat))
-        mode = "L" if all(grey for _, grey in headers) else "RGB"
-        size = headers[0][0]
-        for file, (other, _) in zip(flat, headers, strict=True):
-            if other != size:
-                message = (
-                    f"all images must have one size: {flat[0]} is {size[0]}x{size[1]} "
-                    f"and {file} is {other[0]}x{other[1]}"
-                )
-                raise InputError("dataset", name, message)
-        splits = [_decode(name, pool, files[which], size, mode) for which in ("train", "test")]
-    return make_dataset(name, splits[0], splits[1], classes=classes)
+    train, test = read(name, files)
+    return make_dataset(name, train, test, classes=classes)
 
 
-def _folders(name: str, parent: epath.Path) -> list[epath.Path]:
-    """The class folders of one split, sorted."""
+def class_folders(name: str, parent: epath.Path) -> list[epath.Path]:
+    """The class folders of one split, sorted.
+
+    Raises:
+      InputError: on `dataset` (`name`), if there is none.
+    """
     if not parent.is_dir():
         message = f"must hold train/CLASS/ and test/CLASS/, and {parent} is no folder"
         raise InputError("dataset", name, message)
@@ -65,23 +59,65 @@ def _folders(name: str, parent: epath.Path) -> list[epath.Path]:
     return sorted(found, key=lambda folder: folder.name)
 
 
+def images_in(name: str, folder: epath.Path) -> list[epath.Path]:
+    """The image files of one folder, sorted.
+
+    Raises:
+      InputError: on `dataset` (`name`), if there is none.
+    """
+    found = [
+        file
+        for file in (folder.iterdir() if folder.is_dir() else ())
+        if file.name.lower().endswith(SUFFIXES) and not file.name.startswith(".")
+    ]
+    if not found:
+        message = f"{folder} must hold images ({', '.join(SUFFIXES)}), and holds none"
+        raise InputError("dataset", name, message)
+    return sorted(found, key=lambda file: file.name)
+
+
+def read(
+    name: str,
+    files: Mapping[str, Sequence[tuple[epath.Path, int]]],
+    *,
+    mode: Literal["L", "RGB"] | None = None,
+) -> list[tuple[np.ndarray, np.ndarray]]:
+    """(uint8 [N, H, W, C], int32 [N]) of each split, every file decoded once.
+
+    Args:
+      name: of the data set, for messages.
+      files: (file, label) of each split.
+      mode: grey (C = 1) or colour (C = 3); by default grey where every image is.
+
+    Raises:
+      InputError: on `dataset`: the first file that cannot be read, that differs in size or has
+        more than 8 bits a value.
+    """
+    flat = [file for split in files.values() for file, _ in split]
+    with ThreadPoolExecutor(_THREADS) as pool:
+        headers = list(pool.map(lambda file: _header(name, file), flat))
+        if mode is None:
+            mode = "L" if all(grey for _, grey in headers) else "RGB"
+        size = headers[0][0]
+        for file, (other, _) in zip(flat, headers, strict=True):
+            if other != size:
+                message = (
+                    f"all images must have one size: {flat[0]} is {size[0]}x{size[1]} "
+                    f"and {file} is {other[0]}x{other[1]}"
+                )
+                raise InputError("dataset", name, message)
+        return [_decode(name, pool, split, size, mode) for split in files.values()]
+
+
 def _files(name: str, parent: epath.Path, classes: list[str]) -> list[tuple[epath.Path, int]]:
     """(file, label) of one split."""
     result = []
-    for folder in _folders(name, parent):
+    for folder in class_folders(name, parent):
         if folder.name not in classes:
             message = f"{folder} is a class that the train split does not have"
             raise InputError("dataset", name, message)
-        found = [
-            file
-            for file in folder.iterdir()
-            if file.name.lower().endswith(SUFFIXES) and not file.name.startswith(".")
-        ]
-        if not found:
-            message = f"{folder} must hold images ({', '.join(SUFFIXES)}), and holds none"
-            raise InputError("dataset", name, message)
         label = classes.index(folder.name)
-        result += [(file, label) for file in sorted(found, key=lambda file: file.name)]
+        result += [(file, label) for file in images_in(name, folder)]
     return result
 
 
@@ -101,7 +137,7 @@ def _header(name: str, file: epath.Path) -> tuple[tuple[int, int], bool]:
 def _decode(
     name: str,
     pool: ThreadPoolExecutor,
-    files: list[tuple[epath.Path, int]],
+    files: Sequence[tuple[epath.Path, int]],
     size: tuple[int, int],
     mode: str,
 ) -> tuple[np.ndarray, np.ndarray]:

@@ -16,6 +16,7 @@ from distill_core.data.dataset import Dataset, make_dataset
 # (mean, std) of the pixels in [0, 1], as the literature uses them.
 CONSTANTS = {
     "cifar10": ((0.4914, 0.4822, 0.4465), (0.247, 0.243, 0.261)),
+    "cifar100": ((0.5071, 0.4865, 0.4409), (0.2673, 0.2564, 0.2762)),
     "mnist": ((0.1307,), (0.3081,)),
     "fashion_mnist": ((0.2860,), (0.3530,)),
 }
@@ -23,6 +24,7 @@ CONSTANTS = {
 # How many examples were published, which a directory that lost some does not say.
 PUBLISHED = {
     "cifar10": {"train": 50_000, "test": 10_000},
+    "cifar100": {"train": 50_000, "test": 10_000},
     "mnist": {"train": 60_000, "test": 10_000},
     "fashion_mnist": {"train": 60_000, "test": 10_000},
 }

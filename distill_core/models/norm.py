@@ -30,13 +30,13 @@ class BatchNorm(nn.Module):
         `train=True`; inference needs no axis.
       momentum: weight of the old running value.
       epsilon: added to the variance.
-      dtype: of the result. Everything inside is float32.
+      dtype: of the result, by default the input's. Everything inside is float32.
     """
 
     axis_name: str | None = None
     momentum: float = 0.9
     epsilon: float = 1e-5
-    dtype: Any = jnp.float32
+    dtype: Any = None
 
     @nn.compact
     def __call__(
@@ -54,6 +54,7 @@ class BatchNorm(nn.Module):
         running_mean = self.variable("batch_stats", "mean", jnp.zeros, (channels,), jnp.float32)
         running_var = self.variable("batch_stats", "var", jnp.ones, (channels,), jnp.float32)
 
+        dtype = self.dtype or x.dtype
         x = mask_examples(x.astype(jnp.float32), where)
         if train:
             mean, var, count = self._statistics(x, where)
@@ -67,7 +68,7 @@ class BatchNorm(nn.Module):
 
         factor = scale * lax.rsqrt(var + self.epsilon)
         y = (x - _along_channels(mean, x)) * _along_channels(factor, x)
-        return (y + _along_channels(bias, x)).astype(self.dtype)
+        return (y + _along_channels(bias, x)).astype(dtype)
 
     def _statistics(
         self, x: jax.Array, where: jax.Array | None

@@ -52,7 +52,7 @@ def train(
     """
     mode = parallel.choose_mode(mode)
     network = classification.check(hp, dataset)
-    _check_auxiliary(network)
+    check_auxiliary(network)
     metadata = classification.metadata(
         hp,
         workdir,
@@ -66,8 +66,7 @@ def train(
         json.dumps(network),
         json.dumps(teacher.spec),
         json.dumps({name: hp[name] for name in run_state.OPTIMIZER_FIELDS}),
-        hp["crop_padding"],
-        hp["flip"],
+        augment.from_settings(hp),
         hp["top_k"],
         mode,
     )
@@ -99,7 +98,12 @@ def train(
     )
 
 
-def _check_auxiliary(network: Mapping[str, Any]):
+def check_auxiliary(network: Mapping[str, Any]):
+    """Refuses, on shapes alone, a network (its spec) without the head that the attack needs.
+
+    Raises:
+      InputError: on `model`.
+    """
     module = spec.build(network)
 
     def look(variables, images):
@@ -120,7 +124,12 @@ def _check_auxiliary(network: Mapping[str, Any]):
 
 @functools.lru_cache(maxsize=16)
 def _compiled_step(
-    network: str, teacher: str, optimizer: str, crop_padding, flip, top_k: int | None, mode: str
+    network: str,
+    teacher: str,
+    optimizer: str,
+    augmentation: augment.Augmentation,
+    top_k: int | None,
+    mode: str,
 ):
     """(wrapped step, optimiser) of one set of static choices, compiled once."""
     axis = parallel.axis_name(mode)
@@ -132,20 +141,23 @@ def _compiled_step(
 
     def loss_fn(params, model_state, frozen, batch, key):
         images, labels = batch["image"], batch["label"]
-        if crop_padding or flip:
-            images = augment.augment(
-                key, images, batch["index"], crop_padding=crop_padding, flip=flip
-            )
-        logits, collections = models.apply_model(
-            module,
+        if any(augmentation):
+            images = augment.augment(key, images, batch["index"], **augmentation._asdict())
+        variables, pixels = spec.rounded(
+            student,
             {"params": params, **model_state},
             preprocess.preprocess(images, mean, std),
+        )
+        logits, collections = models.apply_model(
+            module,
+            variables,
+            pixels,
             train=True,
             mutable=("intermediates",),
             key=key,
         )
         auxiliary = auxiliary_logits(collections)
-        assert auxiliary is not None  # so _check_auxiliary has found
+        assert auxiliary is not None  # so check_auxiliary has found
         teacher_logits = answer(frozen["teacher"], images)
         if top_k is not None:
             teacher_logits = release_top_k(teacher_logits, top_k)

@@ -184,6 +184,19 @@ def test_accuracies_are_of_the_test_and_of_the_held_out_examples(fit, path, tmp_
     assert (result["num_test"], fit("other")["validation_accuracy"]) == (21, None)
 
 
+def test_a_run_takes_all_its_augmentations(fit, monkeypatch):
+    settings = {"crop_padding": 1, "flip": True, "rotation": 17.0}
+    given = []
+
+    def record(key, images, index, **how):
+        given.append(how)
+        return images
+
+    monkeypatch.setattr(classification.augment, "augment", record)
+    fit("augmented", num_steps=1, **settings)
+    assert given and all(how == settings for how in given)
+
+
 def test_runs_that_differ_in_seed_and_traced_settings_compile_once(path, tmp_path):
     traces = []
 

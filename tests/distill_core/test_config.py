@@ -153,6 +153,15 @@ def test_a_resumed_run_may_change_its_length_and_cadence_only():
         assert str(error.value).startswith(f"{field}: got {value!r}; this run was started with")
 
 
+def test_a_run_from_before_a_field_existed_is_resumed_unless_the_field_is_used():
+    new = validate()
+    old = {name: value for name, value in new.items() if name != "rotation"}
+    config.check_resume(old, new)
+    config.check_resume(new, old)
+    with pytest.raises(InputError, match="^rotation: got 20.0; .*started with 0.0"):
+        config.check_resume(old, {**new, "rotation": 20.0})
+
+
 def test_a_resume_with_two_changes_always_names_the_same():
     old = validate()
     new = {**old, "omega": 1.0, "dataset": "other", "seed": 3}

@@ -54,6 +54,23 @@ def test_finished_stage_is_skipped(stage):
     assert stage.said == ["teacher_normal/seed1: starting", "teacher_normal/seed1: up to date"]
 
 
+def test_a_run_from_before_a_field_existed_is_kept_unless_the_field_is_used(tmp_path):
+    runs = []
+
+    def binary(settings, directory, *, parallel):
+        runs.append(settings)
+        return {}
+
+    for settings in (
+        {"omega": 1.0},
+        {"omega": 1.0, "rotation": 0.0},
+        {"omega": 1.0, "rotation": 1.0},
+    ):
+        run = stages.Run("teacher_normal", 1, binary, settings, {})
+        stages.complete(run, epath.Path(tmp_path), "data", None)
+    assert runs == [{"omega": 1.0}, {"omega": 1.0, "rotation": 1.0}]
+
+
 def test_order_of_fields_does_not_matter(stage):
     stage({"omega": 0.04, "adversary": {"model": "cnn", "steps": 3}})
     again = stage({"adversary": {"steps": 3, "model": "cnn"}, "omega": 0.04})
@@ -106,6 +123,25 @@ def test_crash_leaves_started_and_the_next_call_resumes(stage):
     assert stage.left == ["file1", "stage.json"]  # what the crashed run left is there
     assert stage.said[-1] == "teacher_normal/seed1: resuming"
     assert stage().status == "skipped"
+
+
+def test_the_time_of_several_goes_is_added_up(stage, monkeypatch):
+    clock = iter([0.0, 5.0, 100.0, 103.0])
+    monkeypatch.setattr(stages.time, "monotonic", lambda: next(clock))
+    with pytest.raises(RuntimeError):
+        stage(fails=True)
+    assert stage.record()["seconds"] == 5.0
+    assert stage().seconds == 8.0
+    assert stage().seconds == 8.0  # skipped: as remembered
+
+
+def test_the_time_of_a_go_that_was_killed_is_not_known(stage):
+    with pytest.raises(RuntimeError):
+        stage(fails=True)
+    record = stage.record()
+    del record["seconds"]  # as a kill leaves it, which writes nothing
+    (stage.directory / "stage.json").write_text(json.dumps(record))
+    assert stage().seconds is None
 
 
 def test_crash_then_other_settings_redoes(stage):

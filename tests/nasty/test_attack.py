@@ -115,6 +115,8 @@ def test_a_skeptical_student_wakes_at_its_step_also_when_it_is_resumed(place):
     _, other = attacked(place, "other", **SKEPTICAL, delay_steps=4, top_k=5, alpha=0.1)
     assert not differ(slept, other), "asleep, it has heard the teacher"
     assert differ(slept, student)
+    _, turned = attacked(place, "turned", **SKEPTICAL, delay_steps=4, top_k=5, rotation=45.0)
+    assert differ(slept, turned), "its images were not turned"
 
 
 @pytest.mark.parametrize(

@@ -130,6 +130,14 @@ def test_published_constants_and_counts(tmp_path):
     assert dataset.note == "; ".join(notes)
 
 
+def test_cifar100s_constants_and_counts(tmp_path):
+    _prepare(tmp_path, "cifar100", "3.0.2")
+    dataset = load_dataset("tfds:cifar100", data_dir=str(tmp_path))
+    assert dataset.mean == (0.5071, 0.4865, 0.4409)
+    assert dataset.std == (0.2673, 0.2564, 0.2762)
+    assert dataset.note.startswith("train split has 6 of 50,000 images; test split has 3 of 10,000")
+
+
 def test_a_complete_split_needs_no_note(tmp_path, monkeypatch):
     published = {"cifar10": {"train": 6, "test": 4}}
     monkeypatch.setattr("distill_core.data.tfds_source.PUBLISHED", published)

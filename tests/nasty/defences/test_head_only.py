@@ -107,6 +107,22 @@ def test_a_step_is_that_of_the_nasty_loss_through_the_whole_network(place):
         )
 
 
+def test_an_adversary_with_the_same_features_takes_no_second_pass(place, monkeypatch):
+    own = {"adversary": str(place / "normal"), "num_steps": 2}
+    undermine(place, "one_pass", **own)
+    fast = load(place / "one_pass").variables["params"][HEAD]
+    with monkeypatch.context() as patch:
+        patch.setattr(head_only, "_same_features", lambda *_: False)
+        undermine(place, "two_passes", **own)
+    slow = load(place / "two_passes").variables["params"][HEAD]
+    for name in fast:
+        np.testing.assert_allclose(fast[name], slow[name], atol=1e-5)
+    monkeypatch.setattr(head_only.evaluate, "compute_logits", None)
+    undermine(place, "none_left", **own)
+    with pytest.raises(TypeError):  # another adversary has to be asked
+        undermine(place, "asked", num_steps=2)
+
+
 def test_a_resumed_run_needs_its_own_checkpoint_only(place):
     start = place / "moved"
     shutil.copytree(place / "normal", start)
@@ -134,6 +150,10 @@ def test_a_full_run_keeps_the_settings_that_it_had_before_this_existed(place):
         (
             {"flip": True},
             "flip: got True; train_only_head takes no augmentation: it computes features once",
+        ),
+        (
+            {"rotation": 20.0},
+            "rotation: got 20.0; train_only_head takes no augmentation: it computes features once",
         ),
     ],
 )
