@@ -86,8 +86,7 @@ def train_and_evaluate(
     settings: Any, workdir: epath.PathLike, *, parallel: str | None = None
 ) -> dict[str, Any]:
     """Attacks to the end or resumes; returns the student's test accuracy and the checkpoint."""
-    hp = config.validate(settings, FIELDS)
-    _check(hp)
+    hp = validate(settings)
     dataset, splits = classification.load_splits(hp)
     teacher = classification.load_network(hp["teacher"], field="teacher", dataset=dataset)
     check_top_k(hp["top_k"], dataset.num_classes)
@@ -147,10 +146,17 @@ def _traced(hp: Mapping[str, Any], *names: str) -> dict[str, Any]:
     return {name: jnp.float32(hp[name]) for name in names}
 
 
-def _check(hp: Mapping[str, Any]):
+def validate(settings: Any) -> dict[str, Any]:
+    """Checked values of `FIELDS`.
+
+    Raises:
+      InputError: as `config.validate`; and on what belongs to another attack.
+    """
+    hp = config.validate(settings, FIELDS)
     for name, attack in _OF_ONE_ATTACK.items():
         if hp["attack"] != attack and hp[name] != FIELDS[name].default:
             raise config.InputError(name, hp[name], f"belongs to the attack {attack}")
+    return hp
 
 
 if __name__ == "__main__":

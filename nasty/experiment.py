@@ -3,22 +3,37 @@
     python -m nasty.experiment --config configs/nasty/digits.py --workdir runs/demo
 
 Per seed: normal teacher → nasty teacher (the normal one is its adversary) → student alone, of the
-normal, of the nasty teacher → students of the teachers' own architecture; then, if asked for, the
-attacker's choice of (α, τ_S) on held-out data. Every run is a stage in `<workdir>/runs/`: a
-finished one is skipped while its settings, data and input checkpoints stay the same.
+normal, of the nasty teacher → students of the teachers' own architecture → further students. Then
+what the config asks for: the attacker's choice of (α, τ_S) on held-out data, ablations, every
+attack on every defence, distillation without data, images reconstructed from the teachers. Every
+run is a stage in `<workdir>/runs/`: a finished one is skipped while its settings, data and input
+checkpoints stay the same.
 """
 
+import contextlib
+import os
+import signal
+import threading
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
+import numpy as np
 from etils import epath
 
-from distill_core import classification, cli, config, distill, stages, train
+from distill_core import checkpoint, classification, cli, config, distill, loop, stages, train
 from distill_core.config import InputError
 from distill_core.stages import Run, run_directory
-from nasty import summary
+from nasty import (
+    ablations,
+    contest,
+    data_free,
+    further_results,
+    inversion_stage,
+    summary,
+    throughput,
+)
 from nasty import train as nasty_train
 
 _NETWORK = {**config.MODEL, **config.OPTIMIZER}
@@ -32,7 +47,17 @@ FIELDS = {
     "seeds": config.sequence(config.integer(0)),
     "attack_alphas": config.sequence(config.number(0.0, 1.0), default=()),
     "attack_temperatures": config.sequence(config.number(0.0, above=True), default=()),
+    "students": config.mapping(default={}),  # name: what it sets of a student's training
+    "ablations": config.mapping(default={}),  # axis: values
+    "attacks": config.mapping(default={}),  # name: what it sets of nasty.attack
+    "defences": config.mapping(default={}),  # name: what it sets of nasty.train; top_k
+    "data_free": config.mapping(default={}),  # what dpdfd.train takes
+    "inversion": config.mapping(default={}),  # what nasty.inversion.invert takes
+    "targets": config.mapping(default={}),  # arm: the paper's accuracy, a fraction
+    "max_minutes": config.number(0.0, default=None, above=True),
 }
+_TAKEN = ("teacher", "student", "self", "attacker", "data_free")
+Complete = Callable[[Run], dict[str, Any]]
 
 
 def run(
@@ -40,44 +65,69 @@ def run(
 ) -> dict[tuple[str, int], dict[str, Any]]:
     """Runs or completes the experiment; writes results.json, report.html and the figures.
 
-    Returns each run's result by (arm, seed).
+    After `max_minutes` it stops as on SIGTERM, everything saved: the same call goes on.
+
+    Returns each run of the comparison's result by (arm, seed).
     """
     hp = config.validate(settings, FIELDS)
+    workdir, began = epath.Path(workdir), time.monotonic()
     _check(hp)
     dataset, _ = classification.load_splits(hp)
-    workdir, began = epath.Path(workdir), time.monotonic()
-    for stage in paper_stages(hp, workdir, hp["seeds"][0]):
+    plan = {seed: _by_arm(paper_stages(hp, workdir, seed)) for seed in hp["seeds"]}
+    first = plan[hp["seeds"][0]]
+    for stage in first.values():
         # Before hours of teachers, not after them.
         classification.check(stage.settings, dataset)
+    contest.check_settings(hp, first, workdir, dataset)
     fingerprint = dataset.fingerprint()
 
-    def complete(stage: Run) -> dict[str, Any]:
-        return stages.complete(stage, workdir, fingerprint, parallel)
+    with _stopping_after(hp["max_minutes"]) as check_time:
 
-    results = {}
-    for seed in hp["seeds"]:
-        for stage in paper_stages(hp, workdir, seed):
-            results[stage.arm, seed] = complete(stage)
-    attack = {}
-    for teacher in ("normal", "nasty") if hp["attack_alphas"] else ():
-        chosen = _attackers_choice(hp, workdir, teacher, complete)
-        for seed in hp["seeds"]:
-            found = complete(attack_stage(hp, workdir, seed, teacher, *chosen))
-            results[f"attacker_of_{teacher}", seed] = found
-        attack[teacher] = dict(zip(("alpha", "temperature"), chosen, strict=True))
+        def complete(stage: Run) -> dict[str, Any]:
+            check_time()
+            return stages.complete(stage, workdir, fingerprint, parallel)
+
+        results = {
+            (arm, seed): complete(stage)
+            for seed, runs in plan.items()
+            for arm, stage in runs.items()
+        }
+        choice = {}
+        for teacher in ("normal", "nasty") if hp["attack_alphas"] else ():
+            arm = f"student_of_{teacher}"
+            choice[teacher] = _attackers_choice(hp, first[arm], complete)
+            for seed, runs in plan.items():
+                found = complete(ablations.student_stage(runs[arm], **choice[teacher]))
+                results[f"attacker_of_{teacher}", seed] = found
+        for teacher in ("normal", "nasty") if hp["data_free"] else ():
+            for seed in hp["seeds"]:
+                stage = _data_free_stage(hp, workdir, seed, teacher)
+                results[stage.arm, seed] = complete(stage)
+        axes = [name for name in ablations.AXES if name in hp["ablations"]]
+        sweeps = {name: _sweep(hp, name, plan, workdir, complete) for name in axes}
+        fought = _contest(hp, plan, workdir, results, complete) if hp["attacks"] else None
+        inverted = complete(inversion_stage.stage(hp, workdir)) if hp["inversion"] else None
 
     minutes = (time.monotonic() - began) / 60
-    rows, gates = summary.rows_and_gates(results, hp, attack)
-    normal, nasty = (
-        run_directory(workdir, f"teacher_{kind}", hp["seeds"][0]) for kind in ("normal", "nasty")
+    rows, gates = summary.rows_and_gates(results, hp, choice)
+    normal, nasty, alone = (
+        run_directory(workdir, arm, hp["seeds"][0])
+        for arm in ("teacher_normal", "teacher_nasty", "student_alone")
     )
     figures = summary.draw_figures(workdir, dataset, rows, normal, nasty, hp["temperature"])
-    summary.write(workdir, hp, dataset, rows, gates, figures, minutes)
+    further = further_results.collect(
+        workdir, results, sweeps=sweeps, fought=fought, inverted=inverted, targets=hp["targets"]
+    )
+    device, *others = jax.devices()
+    if peak := throughput.peak(device.device_kind):
+        pair = (checkpoint.load_model(path) for path in (normal, alone))
+        further.tables.append(throughput.table(results, hp, *pair, peak=peak * (1 + len(others))))
+    summary.write(workdir, hp, dataset, rows, gates, figures, further, minutes)
     return results
 
 
 def paper_stages(hp: Mapping[str, Any], workdir: epath.Path, seed: int) -> list[Run]:
-    """The seven runs of one seed, in an order in which inputs come first."""
+    """The seven runs of one seed and those of further students; inputs come first."""
     teacher = {name: hp[name] for name in config.TRAINING if name in hp}
     student = teacher | {name: hp[f"student_{name}"] for name in _STUDENT_ONLY}
     softened = {"temperature": hp["temperature"]}
@@ -90,6 +140,14 @@ def paper_stages(hp: Mapping[str, Any], workdir: epath.Path, seed: int) -> list[
     fit, undermine, copy = (m.train_and_evaluate for m in (train, nasty_train, distill))
     of_normal, of_nasty = {"teacher": normal}, {"teacher": nasty}
     undermining = softened | {"omega": hp["omega"]}
+    further = []
+    for name, own in hp["students"].items():
+        mine = student | _student_settings(name, own, student) | seeds[2]
+        further += [
+            Run(f"{name}_alone", seed, fit, mine, {}),
+            Run(f"{name}_of_normal", seed, copy, mine | distilled, of_normal),
+            Run(f"{name}_of_nasty", seed, copy, mine | distilled, of_nasty),
+        ]
     return [
         Run("teacher_normal", seed, fit, teacher | seeds[0], {}),
         Run(
@@ -104,36 +162,99 @@ def paper_stages(hp: Mapping[str, Any], workdir: epath.Path, seed: int) -> list[
         Run("student_of_nasty", seed, copy, student | distilled | seeds[2], of_nasty),
         Run("self_of_normal", seed, copy, teacher | distilled | seeds[3], of_normal),
         Run("self_of_nasty", seed, copy, teacher | distilled | seeds[3], of_nasty),
+        *further,
     ]
 
 
-def attack_stage(
-    hp: Mapping[str, Any],
-    workdir: epath.Path,
-    seed: int,
-    teacher: str,
-    alpha: float,
-    temperature: float,
-) -> Run:
-    """The student of one teacher at one (α, τ_S); that of the paper's table where they agree."""
-    arm = f"student_of_{teacher}"
-    (stage,) = (s for s in paper_stages(hp, workdir, seed) if s.arm == arm)
-    if (alpha, temperature) == (hp["alpha"], hp["temperature"]):
-        return stage
-    return stage._replace(
-        arm=f"{arm}_alpha{alpha:g}_temperature{temperature:g}",
-        settings=stage.settings | {"alpha": alpha, "temperature": temperature},
-    )
+def _student_settings(name: str, own: Any, student: Mapping[str, Any]) -> dict[str, Any]:
+    """What a further student changes in the settings of the student."""
+    if name in _TAKEN:
+        raise InputError(f"students.{name}", own, "is the name of an arm; take another")
+    if not isinstance(own, Mapping) or "model" not in own:
+        raise InputError(f"students.{name}", own, "must be a group of settings, with model")
+    try:
+        found = config.validate({**student, **own}, {**config.TRAINING})
+    except InputError as error:
+        raise InputError(f"students.{name}.{error.field}", error.given, error.allowed) from None
+    return {field: found[field] for field in own}
 
 
-def _attackers_choice(hp, workdir, teacher, complete) -> tuple[float, float]:
-    """The (α, τ_S) of the best student on held-out data, tried on the first seed."""
-    accuracies = {}
-    for alpha in hp["attack_alphas"]:
-        for temperature in hp["attack_temperatures"]:
-            stage = attack_stage(hp, workdir, hp["seeds"][0], teacher, alpha, temperature)
-            accuracies[alpha, temperature] = complete(stage)["validation_accuracy"]
-    return max(accuracies, key=lambda choice: accuracies[choice])
+def _by_arm(runs: list[Run]) -> dict[str, Run]:
+    return {run.arm: run for run in runs}
+
+
+def _attackers_choice(hp: Mapping[str, Any], base: Run, complete: Complete) -> dict[str, float]:
+    """The (α, τ_S) of the best student on held-out data, tried on one seed."""
+    grid = [
+        {"alpha": alpha, "temperature": temperature}
+        for alpha in hp["attack_alphas"]
+        for temperature in hp["attack_temperatures"]
+    ]
+    held = [complete(ablations.student_stage(base, **each))["validation_accuracy"] for each in grid]
+    return grid[int(np.argmax(held))]
+
+
+def _sweep(hp, name: str, plan, workdir: epath.Path, complete: Complete) -> list[ablations.Point]:
+    """The points of one ablation, over all seeds."""
+    points = []
+    for value in ablations.values_of(name, hp["ablations"][name]):
+        accuracies: dict[str, list[float]] = {}
+        for runs in plan.values():
+            for series, stage in ablations.AXES[name].stages(runs, workdir, value).items():
+                accuracies.setdefault(series, []).append(complete(stage)["accuracy"])
+        points.append(ablations.Point(value, accuracies))
+    return points
+
+
+def _contest(hp, plan, workdir: epath.Path, results, complete: Complete) -> contest.Contest:
+    """Every attack on every defence, over all seeds."""
+    found = [
+        {place: complete(stage) for place, stage in contest.all_stages(hp, runs, workdir).items()}
+        for runs in plan.values()
+    ]
+    return contest.collect(found, [results["student_alone", seed]["accuracy"] for seed in plan])
+
+
+def _data_free_stage(hp: Mapping[str, Any], workdir: epath.Path, seed: int, teacher: str) -> Run:
+    """The student that a process distils from one teacher's checkpoint alone."""
+    own = {"seed": 10 * seed + 4, "dataset": hp["dataset"], "data_dir": hp["data_dir"]}
+    place = run_directory(workdir, f"teacher_{teacher}", seed)
+    settings = {**hp["data_free"], **own}
+    binary = data_free.train_and_evaluate
+    return Run(f"data_free_of_{teacher}", seed, binary, settings, {"teacher": place})
+
+
+@contextlib.contextmanager
+def _stopping_after(minutes: float | None):
+    """Yields `check()`, to be called between stages: raises StoppedError once the time is over.
+
+    Within a stage it acts as SIGTERM does, on which training loops save and end.
+    """
+    over, done = threading.Event(), threading.Event()
+
+    def check():
+        if over.is_set():
+            raise loop.StoppedError(f"stopped after {minutes:g} minutes; the same call goes on")
+
+    if minutes is None:
+        yield check
+        return
+
+    def send():
+        done.wait(60 * minutes)
+        while not done.is_set():
+            os.kill(os.getpid(), signal.SIGTERM)
+            done.wait(1)  # again: a loop that was just about to begin did not hear of it
+
+    old = signal.signal(signal.SIGTERM, lambda *_: over.set())
+    sender = threading.Thread(target=send, daemon=True)
+    sender.start()
+    try:
+        yield check
+    finally:
+        done.set()
+        sender.join()
+        signal.signal(signal.SIGTERM, old or signal.SIG_DFL)
 
 
 def _check(hp: Mapping[str, Any]):
@@ -147,6 +268,9 @@ def _check(hp: Mapping[str, Any]):
     if jax.process_count() > 1:
         allowed = "an experiment runs on one host; start the training binaries on several"
         raise InputError("multihost", jax.process_count(), allowed)
+    ablations.check(hp["ablations"])
+    inversion_stage.check(hp["inversion"])
+    contest.check(hp["attacks"], hp["defences"])
 
 
 if __name__ == "__main__":

@@ -22,6 +22,7 @@ from flax import linen as nn
 from distill_core import checkpoint, classification, evaluate, parallel
 from distill_core.data import Split, sampling
 from distill_core.losses import distillation_loss
+from nasty import throughput
 
 ALPHA = 0.9  # the paper's weight of the distillation term
 # Small batches: many updates for the arithmetic. Below MIN_STEPS proxies of two normal networks
@@ -115,7 +116,7 @@ def check(
       seed: of the proxies and of the choice of images.
     """
     shape = images.images.shape[1:]
-    forward = [_forward_flops(model, shape) for model in (teacher, adversary)]
+    forward = [throughput.forward_flops(model, shape) for model in (teacher, adversary)]
     # A backward pass counts as two forward passes. Every network answers an image once.
     training = training_examples * (3 * forward[0] + forward[1])
     proxy = 2 * HIDDEN * (math.prod(shape) + teacher.spec["num_classes"])
@@ -182,13 +183,3 @@ def _flat(pixels: np.ndarray) -> np.ndarray:
     scale = 255.0 if pixels.dtype == np.uint8 else 1.0
     flat = pixels.reshape(len(pixels), -1).astype(np.float32) / scale
     return flat - 0.5
-
-
-def _forward_flops(model: checkpoint.LoadedModel, shape: tuple[int, ...]) -> float:
-    """Floating-point operations of one image's logits, as XLA counts them."""
-    apply = classification.cached_apply(json.dumps(model.spec))
-    image = jax.ShapeDtypeStruct((1, *shape), jnp.float32)
-    lowered = jax.jit(apply).lower(model.variables, image)
-    # Some backends count only what is compiled.
-    cost: Any = lowered.cost_analysis() or lowered.compile().cost_analysis()
-    return float(cost["flops"])

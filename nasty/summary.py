@@ -12,6 +12,7 @@ from etils import epath
 from distill_core import checkpoint, console, evaluate, models, report, spec
 from distill_core.data import Dataset, preprocess
 from nasty import figures, representations
+from nasty.further_results import Further
 
 MOST_LOST, LEAST_GAP, MOST_BELOW_ALONE = 0.02, 0.05, 0.005  # fractions
 _INPUTS, _POINTS = 6, 1000
@@ -46,8 +47,12 @@ def rows_and_gates(
 
 
 def _settings(arm: str, hp, attack) -> dict[str, Any]:
+    if arm.startswith("data_free"):
+        return {"model": hp["data_free"]["model"], "data": "none"}
     own = arm.startswith(("teacher", "self"))
-    settings = {"model": hp["model" if own else "student_model"]}
+    name = arm.removesuffix("_alone").removesuffix("_of_normal").removesuffix("_of_nasty")
+    further = hp["students"].get(name, {"model": hp["student_model"]})
+    settings = {"model": hp["model"] if own else further["model"]}
     if arm == "teacher_nasty":
         settings |= {"omega": hp["omega"], "temperature": hp["temperature"]}
     elif arm.startswith("attacker"):
@@ -183,9 +188,10 @@ def write(
     rows: Sequence[report.Row],
     gates: Sequence[report.Gate],
     drawn: Sequence[tuple[str, epath.Path]],
+    further: Further,
     minutes: float,
 ):
-    """results.json, report.html, and the table and gates on the console."""
+    """results.json, report.html, and the tables and gates on the console."""
     environment = report.environment()
     report.write_results(
         workdir / "results.json",
@@ -194,19 +200,25 @@ def write(
         rows=rows,
         gates=gates,
         environment=environment,
-        extra={"settings": json.loads(json.dumps(dict(hp))), "minutes": minutes},
+        extra={
+            "settings": json.loads(json.dumps(dict(hp))),
+            "minutes": minutes,
+            **further.fields,
+        },
     )
     notes = [
         "Accuracies are fractions of all test examples, at the last step; nothing was chosen on "
         "the test split.",
         "The method and the loss are those of Ma et al., ICLR 2021; the recipe is the config's. "
-        "The nastiness check and the attacker's choice are our reconstruction.",
+        "The nastiness check, the attacker's choice, and attacks and defences other than the "
+        "paper's in their details are our reconstruction.",
         f"This call took {minutes:.1f} minutes; stages finished before it are not counted.",
     ] + ([dataset.note] if dataset.note else [])
     mean = {row.arm: report.summarize(row.metrics["accuracy"])["mean"] for row in rows}
+    title = f"Nasty teachers on {dataset.name}"
     report.write_html(
         workdir / "report.html",
-        title=f"Nasty teachers on {dataset.name}",
+        title=title,
         summary=(
             f"The nasty teacher classifies {mean['teacher_nasty']:.1%} of the test images right, "
             f"the normal one {mean['teacher_normal']:.1%}. A student distilled from the normal "
@@ -217,10 +229,10 @@ def write(
         rows=rows,
         metrics=["accuracy"],
         gates=gates,
-        figures=drawn,
+        figures=[*drawn, *further.figures],
+        extra_tables=further.tables,
         notes=notes,
         environment=environment,
         command=" ".join(["python -m nasty.experiment", *sys.argv[1:]]),
     )
-    title = f"Nasty teachers on {dataset.name}"
-    console.conclude(workdir, rows, ["accuracy"], gates, title)
+    console.conclude(workdir, rows, ["accuracy"], gates, title, further.tables)

@@ -4,7 +4,8 @@
         --workdir runs/nasty
 
 With train_only_head (and init_from, a normal teacher) only the last layer is trained: a mildly
-nasty teacher for a small part of the time.
+nasty teacher for a small part of the time. With defence "cmim" the teacher needs no adversary: its
+answers to all images of a class are made alike, so that they tell a student little.
 """
 
 import functools
@@ -16,18 +17,26 @@ import jax.numpy as jnp
 from etils import epath
 
 from distill_core import classification, cli, config
+from distill_core.config import InputError
 from nasty import nastiness
-from nasty.defences import head_only
+from nasty.defences import cmim_training, head_only
 from nasty.losses import nasty_loss
 
 FIELDS = {
+    "defence": config.choice("nasty", "cmim", default="nasty"),
     **config.TRAINING,
-    "adversary": config.text(),
-    "temperature": config.number(0.0, above=True),
-    "omega": config.number(0.0),
+    "adversary": config.text(default=None),
+    "temperature": config.number(0.0, default=None, above=True),
+    "omega": config.number(0.0, default=None),
     "check_nastiness": config.boolean(default=True),
     "train_only_head": config.boolean(default=False),
+    # Chosen by us on held-out images of digits.
+    "cmim_weight": config.number(0.0, default=30.0),
+    "cmim_temperatures": config.sequence(config.number(0.0, above=True), default=(4.0, 20.0)),
 }
+# What one defence reads and the other has no use for.
+_OF_NASTY = ("adversary", "temperature", "omega", "train_only_head")
+_OF_CMIM = ("cmim_weight", "cmim_temperatures")
 
 
 @functools.cache
@@ -51,9 +60,16 @@ def objective_against(network: str) -> Callable:
 def train_and_evaluate(
     settings: Any, workdir: epath.PathLike, *, parallel: str | None = None
 ) -> dict[str, Any]:
-    """Trains to the end or resumes; returns test accuracy, checkpoint and the nastiness check."""
-    hp = config.validate(settings, FIELDS)
+    """Trains to the end or resumes; returns test accuracy, checkpoint and the nastiness check.
+
+    A run of defence "cmim" has no adversary to be compared with, and so no nastiness check.
+    """
+    hp = validate(settings)
     dataset, splits = classification.load_splits(hp)
+    if hp.get("defence") == "cmim":
+        return cmim_training.train(
+            hp, workdir, method="nasty.train", dataset=dataset, splits=splits, mode=parallel
+        )
     adversary = classification.load_network(hp["adversary"], field="adversary", dataset=dataset)
     if hp["train_only_head"]:
         return _train_only_head(hp, workdir, dataset, splits, adversary, parallel)
@@ -78,6 +94,34 @@ def train_and_evaluate(
     if hp["check_nastiness"]:
         result["nastiness"] = nastiness.check_run(workdir, adversary, splits, hp)
     return result
+
+
+def validate(settings: Any) -> dict[str, Any]:
+    """Checked values of the fields that the chosen defence reads.
+
+    Raises:
+      InputError: as `config.validate`; and on what the defence has no use for, or needs but lacks.
+    """
+    hp = config.validate(settings, FIELDS)
+    if hp["defence"] == "cmim":
+        _refuse(hp, _OF_NASTY, "nasty")
+        # Without an adversary there is nothing to check the teacher against.
+        left_out = (*_OF_NASTY, "check_nastiness")
+    else:
+        _refuse(hp, _OF_CMIM, "cmim")
+        for name in ("adversary", "temperature", "omega"):
+            if hp[name] is None:
+                allowed = f"is required by the defence nasty; {FIELDS[name].allowed}"
+                raise InputError(name, None, allowed)
+        # Runs from before there was another defence can be resumed.
+        left_out = ("defence", *_OF_CMIM)
+    return {name: value for name, value in hp.items() if name not in left_out}
+
+
+def _refuse(hp: dict[str, Any], names: tuple[str, ...], defence: str):
+    for name in names:
+        if hp[name] != FIELDS[name].default:
+            raise InputError(name, hp[name], f"belongs to the defence {defence}; leave it out")
 
 
 def _train_only_head(hp, workdir, dataset, splits, adversary, parallel) -> dict[str, Any]:

@@ -33,6 +33,8 @@ def split_name(name: str, kinds: Mapping[str, str | None] = KINDS) -> tuple[str,
 def load_dataset(name: str, *, data_dir: str | None = None) -> Dataset:
     """Loads a whole data set of labelled images into memory.
 
+    One that takes long to decode is remembered until another is loaded or its files change.
+
     Args:
       name: `digits` (scikit-learn's, embedded), `tfds:NAME` (a prepared directory, read without
         TensorFlow; NAME as TensorFlow Datasets writes it), `npz:PATH` (arrays as Keras or MedMNIST
@@ -63,6 +65,7 @@ def load_dataset(name: str, *, data_dir: str | None = None) -> Dataset:
         from distill_core.data import npz
 
         return npz.load(path)
-    from distill_core.data import folder, tiny_imagenet
+    from distill_core.data import folder, memory, tiny_imagenet
 
-    return (tiny_imagenet if tiny_imagenet.recognises(path) else folder).load(path)
+    source = tiny_imagenet if tiny_imagenet.recognises(path) else folder
+    return memory.remembered(name, path, lambda: source.load(path))

@@ -11,6 +11,7 @@ import numpy as np
 from etils import epath
 
 from distill_core.config import InputError
+from distill_core.data import memory
 from distill_core.data.dataset import Dataset, make_dataset
 
 # (mean, std) of the pixels in [0, 1], as the literature uses them.
@@ -51,7 +52,10 @@ def load(name: str, data_dir: str | None) -> Dataset:
     full = f"tfds:{name}"
     data_dir = data_dir or os.environ.get("TFDS_DATA_DIR") or "~/tensorflow_datasets"
     folder = _prepared(name, data_dir)
+    return memory.remembered(full, folder, lambda: _load(name, full, data_dir, folder))
 
+
+def _load(name: str, full: str, data_dir: str, folder: epath.Path) -> Dataset:
     import tensorflow_datasets as tfds
 
     with _readable(name, data_dir, "the directory"):

@@ -5,14 +5,15 @@ import functools
 import json
 import re
 import shutil
+import signal
 
 import numpy as np
 import pytest
 
-from distill_core import classification, distill, integrity, train
+from distill_core import classification, distill, integrity, loop, train
 from distill_core import load_model as load
 from distill_core.config import InputError
-from nasty import experiment, nastiness, summary
+from nasty import data_free, experiment, nastiness, summary
 from nasty import train as nasty_train
 
 ARMS = (
@@ -258,6 +259,14 @@ def test_the_attacker_chooses_on_held_out_data_of_the_first_seed(settings, tmp_p
         ),
         ({"seed": 3}, "seed"),
         ({"student_omega": 3}, "student_omega"),
+        ({"ablations": {"omgea": (0.0, 1.0)}}, "ablations.omgea"),
+        ({"attacks": {"kd": {}}}, "attacks"),
+        ({"attacks": {"kd": {}}, "defences": {"stingy": {"top_k": 4}}}, "defences.stingy.top_k"),
+        ({"attacks": {"skeptical": {}}, "defences": {"none": {}}}, "attacks.skeptical.model"),
+        ({"inversion": {"steps": 3}}, "inversion.steps"),
+        ({"students": {"small": {}}}, "students.small"),
+        ({"students": {"self": {"model": "cnn"}}}, "students.self"),
+        ({"students": {"a": {"model": "cnn", "learning_rate": -1}}}, "students.a.learning_rate"),
     ],
 )
 def test_wrong_settings_are_refused_before_anything_is_made(settings, tmp_path, changes, field):
@@ -265,6 +274,122 @@ def test_wrong_settings_are_refused_before_anything_is_made(settings, tmp_path, 
         experiment.run({**settings, **changes}, tmp_path / "run")
     assert error.value.field == field
     assert not (tmp_path / "run").exists()
+
+
+EXTRAS = {
+    "students": {"wide": {"model_kwargs": {"widths": (6,), "norm": "none"}, "model": "cnn"}},
+    "ablations": {
+        "adversary": {
+            "same": {"model": "cnn", "model_kwargs": {"widths": (4,), "hidden": 8, "norm": "none"}},
+            "wide": {"model": "cnn", "model_kwargs": {"widths": (6,), "norm": "none"}},
+        },
+        "omega": (0.0, 0.01),
+        "temperature": (1.0, 4.0),
+        "alpha": (0.5, 0.9),
+        "data_share": (0.5, 1.0),
+    },
+    "attacks": {
+        "kd": {},
+        "htc": {"temperature": 9.0},
+        "averager": {},
+        "skeptical": {
+            "model": "nasty.attacks.skeptical:SkepticalCNN",
+            "model_kwargs": {"widths": (4,), "hidden": 8},
+        },
+        "scm": {"num_intermediates": 1},
+    },
+    "defences": {
+        "none": {},
+        "nasty": {},
+        "stingy": {"top_k": 2},
+        "head_only": {"omega": 0.1},
+        "cmim": {},
+    },
+}
+
+
+@pytest.fixture(scope="module")
+def all_of_it(settings, tmp_path_factory):
+    """A finished experiment with every extra but those that need other networks or processes."""
+    workdir = tmp_path_factory.mktemp("extras")
+    experiment.run({**settings, **EXTRAS}, workdir)
+    return workdir
+
+
+def test_ablations_attacks_and_defences_end_in_results_and_report(all_of_it):
+    found = json.loads((all_of_it / "results.json").read_text())
+    assert set(found["ablations"]) == set(EXTRAS["ablations"])
+    assert set(found["trends"]) == {*EXTRAS["ablations"], "student"}
+    fought = {(e["attack"], e["defence"]) for e in found["attacks_and_defences"]["attacked"]}
+    assert fought == {(a, d) for a in EXTRAS["attacks"] for d in EXTRAS["defences"]}
+    rows = [row["arm"] for row in found["rows"]]
+    assert rows == [*ARMS, "wide_alone", "wide_of_normal", "wide_of_nasty"]
+    page = (all_of_it / "report.html").read_text()
+    assert page.count("data:image/png;base64,") == 3 + 5 + 1
+    for text in ("Attacks × defences", "Trends of the paper", "rank correlation", "skeptical"):
+        assert text in page
+
+
+def test_students_without_data_and_reconstructed_images_join_the_report(
+    settings, tmp_path, monkeypatch
+):
+    calls = []
+    monkeypatch.setattr(data_free, "train_and_evaluate", fake(data_free.train_and_evaluate, calls))
+    network = {"widths": (4,), "hidden": 8, "norm": "batch"}
+    own = {"model_kwargs": network, "student_model_kwargs": network}
+    own |= {"data_free": {"model": "cnn"}, "inversion": {"num_steps": 2, "images_per_class": 2}}
+    experiment.run({**settings, **own}, tmp_path)
+    kinds = ("normal", "nasty")
+    places = [str(tmp_path / "runs" / f"teacher_{kind}" / "seed1") for kind in kinds]
+    assert [given["teacher"] for _, given in calls] == places
+    assert {given["dataset"] for _, given in calls} == {settings["dataset"]}
+    found = json.loads((tmp_path / "results.json").read_text())
+    rows = {row["arm"]: row for row in found["rows"]}
+    for kind in kinds:
+        assert rows[f"data_free_of_{kind}"]["settings"] == {"model": "cnn", "data": "none"}
+        assert set(found["inversion"][kind]) == {"confidence", "noisiness", "judge_accuracy"}
+    with np.load(tmp_path / "runs" / "inversion" / "seed1" / "images.npz") as arrays:
+        assert arrays["normal"].shape == arrays["nasty"].shape == (6, 8, 8, 1)
+        assert arrays["labels"].tolist() == [0, 0, 1, 1, 2, 2]
+        assert not np.array_equal(arrays["normal"], arrays["nasty"])
+    assert "Reconstructed images" in (tmp_path / "report.html").read_text()
+
+
+def test_finished_points_are_skipped_and_a_new_one_runs_alone(
+    all_of_it, settings, tmp_path, capsys
+):
+    shutil.copytree(all_of_it, tmp_path / "copy")
+    changes = {"ablations": {**EXTRAS["ablations"], "omega": (0.0, 0.01, 0.02)}}
+    capsys.readouterr()
+    experiment.run({**settings, **EXTRAS, **changes}, tmp_path / "copy")
+    lines = [line for line in capsys.readouterr().err.splitlines() if re.match(r"\S+/seed1:", line)]
+    begun = [line.split("/")[0] for line in lines if not line.endswith("up to date")]
+    assert begun == ["omega0.02_teacher", "omega0.02_student"]
+
+
+def test_a_sweep_of_numbers_compiles_once(all_of_it, settings, tmp_path, monkeypatch):
+    traces = []
+    original = distill.distillation_loss
+
+    def loss(*args, **kwargs):
+        traces.append(args)
+        return original(*args, **kwargs)
+
+    monkeypatch.setattr(distill, "distillation_loss", loss)
+    distill.live_objective.cache_clear()
+    shutil.copytree(all_of_it, tmp_path / "copy")
+    wide = {"temperature": (1.0, 2.0, 3.0, 5.0, 6.0), "alpha": (0.2, 0.4, 0.5, 0.6)}
+    experiment.run({**settings, **EXTRAS, "ablations": wide}, tmp_path / "copy")
+    assert len(traces) == 1
+
+
+def test_it_stops_in_time_and_goes_on(settings, tmp_path):
+    with pytest.raises(loop.StoppedError):
+        experiment.run({**settings, "max_minutes": 1e-4}, tmp_path / "run")
+    assert not (tmp_path / "run" / "results.json").exists()
+    experiment.run({**settings, "max_minutes": 60.0}, tmp_path / "run")
+    assert (tmp_path / "run" / "results.json").exists()
+    assert signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
 
 
 def test_nasty_teachers_that_differ_in_omega_temperature_and_seed_compile_once(

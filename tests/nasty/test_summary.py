@@ -8,6 +8,7 @@ import pytest
 from distill_core import data, report, train
 from distill_core import load_model as load
 from nasty import summary
+from nasty.further_results import Further
 
 HP = {
     "model": "resnet18",
@@ -17,6 +18,7 @@ HP = {
     "alpha": 0.9,
     "seeds": (1, 2),
     "num_steps": 4,
+    "students": {},
 }
 GOOD = {
     "teacher_normal": 0.95,
@@ -146,12 +148,13 @@ def dataset(tmp_path_factory):
 
 def test_files_say_what_was_measured(dataset, tmp_path, capsys):
     rows, found = summary.rows_and_gates(results(student_of_normal=0.894), HP, {})
-    summary.write(tmp_path, HP, dataset, rows, found, [], 1.5)
+    summary.write(tmp_path, HP, dataset, rows, found, [], Further([], [], {"more": 3}), 1.5)
     written = json.loads((tmp_path / "results.json").read_text())
     assert written["method"] == "nasty"
     assert written["dataset"] == dataset.name
     assert written["settings"]["omega"] == 0.04
     assert written["minutes"] == 1.5
+    assert written["more"] == 3
     by_arm = {row["arm"]: row["metrics"]["accuracy"] for row in written["rows"]}
     assert by_arm["teacher_nasty"] == report.summarize([0.939, 0.941])
     assert [gate["passed"] for gate in written["gates"]].count(False) == 1

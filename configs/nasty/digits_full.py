@@ -1,0 +1,74 @@
+"""All that the paper shows, and what came after, on scikit-learn's digits: ablations, attacks ×
+defences, distillation without data, reconstructed images.
+
+python -m nasty.experiment --config configs/nasty/digits_full.py --workdir runs/digits_full
+"""
+
+from ml_collections import config_dict
+
+
+def get_config(arg=""):
+    if arg not in ("", "smoke"):
+        raise ValueError(f"unknown argument {arg!r}; known: smoke")
+    config = config_dict.ConfigDict()
+    config.dataset = "digits"
+    config.seeds = (1, 2)
+    config.num_validation = 287
+
+    config.model = "cnn"
+    config.model_kwargs = config_dict.ConfigDict({"widths": (16, 32), "hidden": 64})
+    config.optimizer = "adam"
+    config.learning_rate = 3e-3
+    config.schedule = "onecycle"
+    config.batch_size = 64
+    config.num_steps = 2100
+
+    config.omega = 0.03
+    config.temperature = 20.0
+    config.alpha = 0.9
+
+    config.student_model = "cnn"
+    config.student_model_kwargs = config_dict.ConfigDict({"widths": (8, 16), "hidden": 32})
+    config.student_optimizer = "adam"
+    config.student_learning_rate = 3e-3
+    config.student_schedule = "onecycle"
+    config.student_batch_size = 64
+    config.student_num_steps = 220
+
+    config.ablations = {
+        "adversary": {
+            "cnn": {"model": "cnn", "model_kwargs": {"widths": (16, 32), "hidden": 64}},
+            "small_cnn": {"model": "cnn", "model_kwargs": {"widths": (4,), "hidden": 16}},
+            "resnet": {
+                "model": "distill_core.models.resnetc:ResNetC",
+                "model_kwargs": {"blocks_per_stage": 1},
+            },
+        },
+        "omega": (0.0, 0.01, 0.02, 0.03, 0.05),
+        "temperature": (1.0, 4.0, 10.0, 20.0),
+        "alpha": (0.1, 0.3, 0.5, 0.7, 0.9, 1.0),
+        "data_share": (0.1, 0.25, 0.5, 1.0),
+    }
+    skeptical = {"model": "nasty.attacks.skeptical:SkepticalCNN", "delay_steps": 40}
+    config.attacks = {
+        "kd": {},
+        "htc": {"temperature": 50.0},
+        "averager": {},
+        "skeptical": skeptical,
+        "scm": {},
+    }
+    config.defences = {
+        "none": {},
+        "nasty": {},
+        "stingy": {"top_k": 2},
+        "nasty_stingy": {"top_k": 2},
+        "head_only": {"omega": 0.03, "num_steps": 400, "learning_rate": 0.01},
+        "cmim": {},
+    }
+    config.inversion = {"num_steps": 300}
+
+    config.log_every = 1050
+    if arg == "smoke":
+        config.seeds = (1,)
+        config.num_steps = config.student_num_steps = 4
+    return config.lock()

@@ -1,0 +1,177 @@
+"""What an experiment found beyond the comparison, as tables, figures and JSON."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+from etils import epath
+
+from distill_core import report
+from nasty import ablations, sweep_figures
+from nasty.ablations import AXES, Point, shown
+from nasty.contest import Contest
+
+LEAST_DATA_FREE_GAP = 0.05  # the paper's, in its table for DAFL
+
+
+class Further(NamedTuple):
+    """Tables as `report.write_html` takes them, (caption, PNG), and fields of results.json."""
+
+    tables: list[tuple[str, Sequence[str], Sequence[Sequence[str | None]]]]
+    figures: list[tuple[str, epath.Path]]
+    fields: dict[str, Any]
+
+
+def collect(
+    workdir: epath.Path,
+    results: Mapping[tuple[str, int], Mapping[str, Any]],
+    *,
+    sweeps: Mapping[str, Sequence[Point]],
+    fought: Contest | None,
+    inverted: Mapping[str, Any] | None,
+    targets: Mapping[str, float],
+) -> Further:
+    """Everything that the experiment's config asked for beside the comparison.
+
+    Args:
+      workdir: the experiment's; pictures go to its `figures/`.
+      results: of the comparison, by (arm, seed).
+      sweeps: points of each ablation.
+      fought: attacks against defences.
+      inverted: what `inversion_stage.reconstruct` returned.
+      targets: arm -> the paper's accuracy, as we remember it.
+    """
+    accuracies: dict[str, list[float]] = {}
+    for (arm, _), result in results.items():
+        accuracies.setdefault(arm, []).append(result["accuracy"])
+    means = {arm: float(np.mean(values)) for arm, values in accuracies.items()}
+    found = Further([], [], {})
+    _add_targets(found, accuracies, targets)
+    if sweeps:
+        _add_trends(found, sweeps, means)
+    for name, points in sweeps.items():
+        _add_sweep(found, workdir, name, points, means)
+    if fought is not None:
+        _add_contest(found, workdir, fought)
+    if inverted is not None:
+        _add_inversion(found, workdir, inverted)
+    return found
+
+
+def _add_targets(found: Further, accuracies, targets: Mapping[str, float]):
+    rows = [
+        [arm, _percent(accuracies[arm]), f"{100 * paper:.2f}"]
+        for arm, paper in targets.items()
+        if arm in accuracies
+    ]
+    if rows:
+        caption = "Beside the paper's table, as we remember it: test accuracy, %"
+        found.tables.append((caption, ["arm", "ours", "the paper's"], rows))
+
+
+def _add_trends(found: Further, sweeps: Mapping[str, Sequence[Point]], means: Mapping[str, float]):
+    rows, fields = [], {}
+    judged = {name: ablations.judge(name, points, means) for name, points in sweeps.items()}
+    papers = {name: AXES[name].paper for name in judged}
+    papers["student"] = "a weaker student suffers more than one of the teacher's architecture"
+    judged["student"] = _weaker_suffer_more(means)
+    if "data_free_of_nasty" in means:
+        papers["data_free"] = "without data, too, the nasty teacher's student ends 5 points lower"
+        gap = means["data_free_of_normal"] - means["data_free_of_nasty"]
+        judged["data_free"] = ablations.Trend(
+            gap > LEAST_DATA_FREE_GAP, f"{100 * gap:.1f} points below the normal teacher's"
+        )
+    for name, trend in judged.items():
+        label = AXES[name].label if name in AXES else name.replace("_", " ")
+        rows.append([label, papers[name], trend.measured, "yes" if trend.agrees else "no"])
+        fields[name] = {"paper": papers[name], "agrees": trend.agrees, "measured": trend.measured}
+    caption = "Trends of the paper, as we remember them, and whether ours agree"
+    found.tables.append((caption, ["varied", "paper", "ours", "agrees"], rows))
+    found.fields["trends"] = fields
+
+
+def _weaker_suffer_more(means: Mapping[str, float]) -> ablations.Trend:
+    student, own = (means[f"{x}_of_normal"] - means[f"{x}_of_nasty"] for x in ("student", "self"))
+    text = f"gaps of {100 * student:.1f} points (student) and {100 * own:.1f} (teacher's own)"
+    return ablations.Trend(student > own, text)
+
+
+def _add_sweep(found: Further, workdir, name: str, points: Sequence[Point], means):
+    axis = AXES[name]
+    values = [shown(point.value) for point in points]
+    series = {
+        label: [point.accuracies[key] for point in points] for key, label in axis.series.items()
+    }
+    rows = [
+        [value, *(_percent(runs[i]) for runs in series.values())] for i, value in enumerate(values)
+    ]
+    found.tables.append((f"Test accuracy, %, by {axis.label}", [axis.label, *series], rows))
+    path = workdir / "figures" / f"ablation_{name}.png"
+    caption = f"Test accuracy by {axis.label}. The paper: {axis.paper}."
+    alone = means["student_alone"]
+    connected = not isinstance(points[0].value, Mapping)
+    drawn = sweep_figures.sweep(path, axis.label, values, series, alone, connected=connected)
+    found.figures.append((caption, drawn))
+    found.fields.setdefault("ablations", {})[name] = [
+        {"value": value, **{k: report.summarize(v) for k, v in point.accuracies.items()}}
+        for value, point in zip(values, points, strict=True)
+    ]
+
+
+def _add_contest(found: Further, workdir, fought: Contest):
+    defences = fought.defences
+    rows = [[attack, *(_percent(fought.attacked[attack, d]) for d in defences)]
+            for attack in fought.attacks]  # fmt: skip
+    rows.append(["the teacher itself", *(_percent(fought.teachers[d]) for d in defences)])
+    full, times = fought.seconds.get("nasty"), []
+    for defence in defences:
+        own = fought.seconds[defence]
+        share = f" ({own / full:.0%} of nasty)" if own is not None and full else ""
+        times.append(None if own is None else f"{own:.0f} s{share}")
+    rows.append(["training the teacher", *times])
+    caption = (
+        "Attacks × defences: test accuracy of the attacker's student, %; alone it has "
+        f"{_percent(fought.alone)}. Times are of the wall clock, compilation included"
+    )
+    head = ["attack", *(defence.replace("_", " ") for defence in defences)]
+    found.tables.append((caption, head, rows))
+    alone = float(np.mean(fought.alone))
+    path = sweep_figures.contest(workdir / "figures" / "contest.png", fought.attacked, alone)
+    found.figures.append(("What every attack got out of every defence.", path))
+    found.fields["attacks_and_defences"] = {
+        "attacked": [
+            {"attack": attack, "defence": defence, "accuracy": report.summarize(values)}
+            for (attack, defence), values in fought.attacked.items()
+        ],
+        "teachers": {d: report.summarize(values) for d, values in fought.teachers.items()},
+        "seconds": fought.seconds,
+        "alone": report.summarize(fought.alone),
+    }
+
+
+def _add_inversion(found: Further, workdir, inverted: Mapping[str, Any]):
+    numbers = {name: inverted[name] for name in ("normal", "nasty")}
+    rows = [
+        [
+            f"{name} teacher",
+            f"{100 * each['confidence']:.1f}%",
+            f"{each['noisiness']:.3f}",
+            f"{100 * each['judge_accuracy']:.1f}%",
+        ]
+        for name, each in numbers.items()
+    ]
+    head = ["images from", "its own confidence", "total variation", "right to the student alone"]
+    found.tables.append(("Reconstructed images (DeepInversion)", head, rows))
+    (picture,) = sorted((workdir / "runs" / "inversion").glob("*/inversion.png"))
+    caption = (
+        "Images that both teachers take for the classes, reconstructed from the same noise. The "
+        "paper: those of the nasty teacher are noisier, with features of wrong classes."
+    )
+    found.figures.append((caption, picture))
+    found.fields["inversion"] = numbers
+
+
+def _percent(values: Sequence[float]) -> str:
+    summary = report.summarize(values)
+    spread = f" ± {100 * summary['std']:.2f}" if summary["n"] > 1 else ""
+    return f"{100 * summary['mean']:.2f}{spread}"

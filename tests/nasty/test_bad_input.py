@@ -1,0 +1,185 @@
+"""What a user of the nasty binaries gets wrong: one line, exit code 2, and nothing is written.
+
+Weights out of PyTorch's files among it, which every binary takes for a network by its path.
+"""
+
+import json
+
+import numpy as np
+import pytest
+from safetensors.numpy import save_file
+
+from distill_core import cli, distill, train
+from nasty import attack
+from nasty import train as nasty_train
+
+CONFIG = """
+from ml_collections import config_dict
+
+def get_config(arg=""):
+    settings = {settings!r}
+    return config_dict.ConfigDict(settings).lock()
+"""
+SETTINGS = {
+    "dataset": "digits",
+    "model": "cnn",
+    "model_kwargs": {"widths": (4,), "hidden": 8},
+    "learning_rate": 0.05,
+    "batch_size": 16,
+    "num_steps": 4,
+}
+
+
+def write_weights(folder, name, *, hidden=8, classes=10, **changes):
+    """A CNN of `SETTINGS` as PyTorch's state dict, and what lies beside it to describe it."""
+    tensors = {
+        "conv1.weight": np.zeros((4, 1, 3, 3), np.float32),
+        "fc1.weight": np.zeros((hidden, 64), np.float32),
+        "fc2.weight": np.zeros((classes, hidden), np.float32),
+    }
+    tensors |= {
+        name.replace("weight", "bias"): np.zeros(len(value), np.float32)
+        for name, value in tensors.items()
+    }
+    for norm, width in (("bn1", 4), ("fcbn1", hidden)):
+        for kind in ("weight", "bias", "running_mean", "running_var"):
+            tensors[f"{norm}.{kind}"] = np.ones(width, np.float32)
+    described = {
+        "model": "cnn",
+        "model_kwargs": {"widths": [4], "hidden": hidden},
+        "input_shape": [8, 8, 1],
+        "mean": [0.5],
+        "std": [0.5],
+        "classes": [str(i) for i in range(classes)],
+        **changes,
+    }
+    save_file(tensors, folder / f"{name}.safetensors")
+    (folder / f"{name}.json").write_text(json.dumps(described))
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory):
+    """A folder with a config for every binary, and weights that fit and that do not."""
+    place = tmp_path_factory.mktemp("place")
+    write_weights(place, "fits")
+    write_weights(place, "other", model="resnetc20", model_kwargs={})
+    write_weights(place, "wide", hidden=12)
+    write_weights(place, "three", classes=3)
+    fits = str(place / "fits.safetensors")
+    for binary, more in (
+        (train, {}),
+        (distill, {"teacher": fits}),
+        (attack, {"teacher": fits, "attack": "kd"}),
+        (nasty_train, {"adversary": fits, "temperature": 4.0, "omega": 0.1}),
+    ):
+        path = place / f"{binary.__name__}.py"
+        path.write_text(CONFIG.format(settings={**SETTINGS, **more}))
+    return place
+
+
+def wrong(binary, *arguments, line):
+    return pytest.param(binary, arguments, line, id=f"{binary.__name__} {' '.join(arguments)}")
+
+
+SKEPTICAL = ["--config.attack=skeptical", "--config.model=nasty.attacks.skeptical:SkepticalCNN"]
+NO_HEAD = (
+    "a skeptical student needs an auxiliary head that sows `auxiliary_logits` [B, 10]; "
+    "take nasty.attacks.skeptical:SkepticalCNN"
+)
+TENSOR = "tensor conv1.weight is [4, 1, 3, 3]; [16, 1, 3, 3] is needed"
+CLASSES = (
+    "has num_classes 3 where digits needs 10 (leaf params/Dense_1/bias has shape (3,), not (10,))"
+)
+LEAF = "leaf batch_stats/BatchNorm_1/mean is float32[12]; float32[8] is needed"
+HEAD_ONLY = ["--config.train_only_head=True"]
+
+
+@pytest.mark.parametrize(
+    ("binary", "arguments", "line"),
+    [
+        *(
+            wrong(
+                attack,
+                f"--config.attack={name}",
+                "--config.top_k=11",
+                line="top_k: got 11; must be an integer in [1, 10], the number of classes",
+            )
+            for name in ("kd", "htc", "averager", "scm")
+        ),
+        wrong(
+            attack,
+            *SKEPTICAL,
+            "--config.top_k=11",
+            line="top_k: got 11; must be an integer in [1, 10], the number of classes",
+        ),
+        wrong(attack, "--config.top_k=0", line="top_k: got 0; must be an integer of at least 1"),
+        wrong(attack, "--config.attack=skeptical", line=f"model: got 'cnn'; {NO_HEAD}"),
+        wrong(
+            attack,
+            *SKEPTICAL,
+            "--config.model_kwargs.auxiliary_block=3",
+            line="model_kwargs.auxiliary_block: got 3; must be a block of widths, in [1, 1], or 0",
+        ),
+        # The file itself is of another network than it says.
+        *(
+            wrong(
+                binary,
+                f"--config.{field}={{place}}/other.safetensors",
+                line=f"{field}: got '{{place}}/other.safetensors'; {TENSOR}",
+            )
+            for binary, field in (
+                (train, "init_from"),
+                (distill, "teacher"),
+                (distill, "init_from"),
+                (attack, "teacher"),
+                (attack, "init_from"),
+                (nasty_train, "adversary"),
+                (nasty_train, "init_from"),
+            )
+        ),
+        # It is what it says, but no network for this data, …
+        *(
+            wrong(
+                binary,
+                f"--config.{field}={{place}}/three.safetensors",
+                line=f"{field}: got '{{place}}/three.safetensors'; {CLASSES}",
+            )
+            for binary, field in (
+                (distill, "teacher"),
+                (attack, "teacher"),
+                (nasty_train, "adversary"),
+            )
+        ),
+        # … or not the one that is to be trained.
+        *(
+            wrong(
+                binary,
+                *more,
+                "--config.init_from={place}/wide.safetensors",
+                line=f"init_from: got '{{place}}/wide.safetensors'; {LEAF}",
+            )
+            for binary, more in (
+                (train, []),
+                (attack, []),
+                (attack, SKEPTICAL),
+                (nasty_train, []),
+                (nasty_train, HEAD_ONLY),
+            )
+        ),
+    ],
+)
+def test_wrong_input_costs_one_line_and_leaves_no_workdir(
+    place, tmp_path, capsys, binary, arguments, line
+):
+    given = [argument.format(place=place) for argument in arguments]
+    config, workdir = f"--config={place}/{binary.__name__}.py", f"--workdir={tmp_path}/run"
+    capsys.readouterr()
+    code = cli.exit_code(
+        lambda argv: cli.run_training(binary.train_and_evaluate, binary.FIELDS, argv),
+        [config, workdir, *given],
+    )
+    out, err = capsys.readouterr()
+    assert (code, out, err.count("\n")) == (2, "", 1)
+    assert err.startswith("error: ")
+    assert line.format(place=place) in err
+    assert list(tmp_path.iterdir()) == []
