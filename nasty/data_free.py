@@ -66,10 +66,7 @@ def train_and_evaluate(
       DivergedError, StoppedError: as of `loop.run`.
       RuntimeError: the process failed otherwise; its last line.
     """
-    chosen = _plain(settings)
-    for name, value in FIXED.items():
-        if chosen.setdefault(name, value) != value:
-            raise InputError(name, chosen[name], f"is {value!r} without data; leave it out")
+    chosen = _fixed(settings)
     name, folder = (chosen.pop(field, None) for field in _MEASURING)
     if not name:
         raise InputError("dataset", name, "is required: the student is measured on its test split")
@@ -90,6 +87,36 @@ def train_and_evaluate(
         "num_test": found["examples"],
         "digest": checkpoint.find(workdir)[1]["digest"],
     }
+
+
+def check(settings: Mapping[str, Any]):
+    """Asks the binary itself whether it would take these settings, for any teacher.
+
+    Raises:
+      InputError: on `data_free.FIELD`, in the words of the binary.
+    """
+    try:
+        chosen = {**_fixed(settings), "teacher": os.devnull}
+        for name in _MEASURING:
+            chosen.pop(name, None)
+        with tempfile.TemporaryDirectory() as folder:
+            place = epath.Path(folder)
+            with _config_file(place, chosen) as config:
+                code, lines, came = _run(_command(config, place / "run", None), show=False)
+        _raise_for(code, lines, came)
+    except InputError as error:
+        if error.field != "teacher":  # which it only looks at when all else is right
+            field = f"data_free.{error.field}"
+            raise InputError(field, error.given, error.allowed) from None
+
+
+def _fixed(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """The settings, with what makes a run of the binary one without data."""
+    chosen = _plain(settings)
+    for name, value in FIXED.items():
+        if chosen.setdefault(name, value) != value:
+            raise InputError(name, chosen[name], f"is {value!r} without data; leave it out")
+    return chosen
 
 
 def _command(config: Path, workdir: epath.Path, parallel: str | None) -> list[str]:
@@ -114,7 +141,7 @@ def _config_file(workdir: epath.Path, settings: Mapping[str, Any]) -> Iterator[P
         yield path
 
 
-def _run(command: Sequence[str]) -> tuple[int, list[str], bool]:
+def _run(command: Sequence[str], *, show: bool = True) -> tuple[int, list[str], bool]:
     """Runs a process to its end, its stderr shown as it comes.
 
     Returns its exit code, the last lines of its stderr, and whether a signal came for it.
@@ -138,7 +165,8 @@ def _run(command: Sequence[str]) -> tuple[int, list[str], bool]:
         assert process.stderr is not None
         try:
             for line in process.stderr:
-                print(line, end="", file=sys.stderr, flush=True)
+                if show:
+                    print(line, end="", file=sys.stderr, flush=True)
                 lines = [*lines, line.rstrip()][-_KEPT_LINES:]
         except BaseException:  # nobody to show it to: it shall not live on
             process.terminate()

@@ -79,6 +79,8 @@ def run(
         # Before hours of teachers, not after them.
         classification.check(stage.settings, dataset)
     contest.check_settings(hp, first, workdir, dataset)
+    if hp["data_free"]:
+        data_free.check(hp["data_free"])
     fingerprint = dataset.fingerprint()
 
     with _stopping_after(hp["max_minutes"]) as check_time:

@@ -16,11 +16,12 @@ TEACHERS = ("normal", "nasty")
 FIELDS = {
     "seed": config.integer(0),
     "images_per_class": config.integer(1, default=10),
-    "num_steps": config.integer(1, default=500),
-    "learning_rate": config.number(0.0, above=True, default=0.05),
-    "statistics": config.number(0.0, default=1.0),
-    "total_variation": config.number(0.0, default=0.05),
-    "l2": config.number(0.0, default=0.01),
+    # As `inversion.invert` has them where not given.
+    "num_steps": config.integer(1, default=None),
+    "learning_rate": config.number(0.0, above=True, default=None),
+    "statistics": config.number(0.0, default=None),
+    "total_variation": config.number(0.0, default=None),
+    "l2": config.number(0.0, default=None),
     "normal": config.text(),
     "nasty": config.text(),
     "judge": config.text(),
@@ -63,7 +64,7 @@ def reconstruct(
     teachers = {name: checkpoint.load_model(hp[name]) for name in TEACHERS}
     judge, classes = checkpoint.load_model(hp["judge"]), teachers["normal"].spec["classes"]
     labels = np.repeat(np.arange(len(classes)), hp["images_per_class"])
-    weights = {name: hp[name] for name in _WEIGHTS}
+    weights = {name: hp[name] for name in _WEIGHTS if hp[name] is not None}
     made, found = {}, {}
     for name, teacher in teachers.items():
         print(f"reconstructs {len(labels)} images from the {name} teacher", flush=True)

@@ -17,8 +17,8 @@ EPOCH = 50_000 // 128
 TEACHERS = ("resnet18", "resnet50", "resnext29")
 
 
-def get_config(arg="resnet18"):
-    if arg not in (*TEACHERS, "smoke"):
+def get_config(arg=""):
+    if arg not in ("", *TEACHERS, "smoke"):
         raise ValueError(f"unknown argument {arg!r}; known: {', '.join(TEACHERS)}, smoke")
     config = config_dict.ConfigDict()
     config.dataset = "tfds:cifar100"
@@ -39,7 +39,7 @@ def get_config(arg="resnet18"):
     }
     config.update(recipe)
     config.update({f"student_{name}": value for name, value in recipe.items()})
-    config.model = "resnet18" if arg == "smoke" else arg
+    config.model = arg if arg in TEACHERS else "resnet18"
     config.model_kwargs = config_dict.ConfigDict()
     config.student_model = "shufflenetv2"
     config.students = {name: {"model": name} for name in ("mobilenetv2", "resnet18")}

@@ -48,11 +48,13 @@ def plain(tmp_path_factory):
     return run(tmp_path_factory.mktemp("plain"))
 
 
-@pytest.mark.parametrize("parallel", [None, "shard_map", "mesh"])
 @pytest.mark.parametrize(
-    "changes",
-    [{"steps_per_dispatch": 4}, {"data_on_device": True, "steps_per_dispatch": 2}],
-    ids=["several", "on the device"],
+    ("changes", "parallel"),
+    [
+        ({"steps_per_dispatch": 4, "data_on_device": True}, None),
+        ({"steps_per_dispatch": 2}, "shard_map"),
+        ({"data_on_device": True}, "mesh"),
+    ],
 )
 def test_dispatch_changes_no_number(plain, tmp_path, changes, parallel):
     variables, lines = run(tmp_path, **changes, parallel=parallel)
@@ -115,7 +117,7 @@ def test_bfloat16_keeps_parameters_statistics_and_logits_in_float32(plain, tmp_p
     assert logits.dtype == jnp.float32
 
 
-@pytest.mark.parametrize("name", ["cnn", "resnetc20", "resnet18", "mobilenetv2", "shufflenetv2"])
+@pytest.mark.parametrize("name", ["cnn", "resnetc20", "shufflenetv2"])
 def test_bfloat16_reaches_every_product_of_a_network(name):
     described = {
         "model": name,

@@ -84,7 +84,7 @@ def test_a_student_comes_out_of_the_teachers_checkpoint_alone(teacher, tmp_path,
 def test_the_process_gets_the_settings_in_a_config_file(teacher, tmp_path, monkeypatch):
     commands = []
 
-    def run(command):
+    def run(command, **_):
         commands.append(command)
         path = command[command.index("--config") + 1]
         commands.append(config_file.read(path, [], {}).to_dict())
@@ -176,3 +176,14 @@ def test_what_makes_no_sense_is_refused_before_anything_is_written(
         data_free.train_and_evaluate(settings(teacher, **changes), tmp_path / "refused")
     assert str(error.value) == line
     assert not (tmp_path / "refused").exists()
+
+
+def test_right_settings_pass_the_binarys_own_check(monkeypatch):
+    monkeypatch.setenv("XLA_FLAGS", "")
+    given = settings("")
+    del given["teacher"]
+    data_free.check(given)
+    with pytest.raises(InputError, match="data_free.generator.widht: .* did you mean width"):
+        data_free.check({**given, "generator": {"widht": 4}})
+    with pytest.raises(InputError, match="data_free.privacy_unit: .* is 'none' without data"):
+        data_free.check({**given, "privacy_unit": "query"})

@@ -335,6 +335,7 @@ def test_students_without_data_and_reconstructed_images_join_the_report(
 ):
     calls = []
     monkeypatch.setattr(data_free, "train_and_evaluate", fake(data_free.train_and_evaluate, calls))
+    monkeypatch.setattr(data_free, "check", lambda given: calls.clear())
     network = {"widths": (4,), "hidden": 8, "norm": "batch"}
     own = {"model_kwargs": network, "student_model_kwargs": network}
     own |= {"data_free": {"model": "cnn"}, "inversion": {"num_steps": 2, "images_per_class": 2}}
