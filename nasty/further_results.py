@@ -60,9 +60,9 @@ def collect(
 
 def _add_targets(found: Further, accuracies, targets: Mapping[str, float]):
     rows = [
-        [arm, _percent(accuracies[arm]), f"{100 * paper:.2f}"]
-        for arm, paper in targets.items()
-        if arm in accuracies
+        [arm, _percent(values), f"{100 * targets[arm]:.2f}"]
+        for arm, values in accuracies.items()
+        if arm in targets
     ]
     if rows:
         caption = "Beside the paper's table, as we remember it: test accuracy, %"
