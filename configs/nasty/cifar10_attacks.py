@@ -1,6 +1,6 @@
 """Attacks × defences on CIFAR-10 on a CPU: a small ResNet as teacher, CNN students, one seed.
 
-python -m nasty.experiment --config configs/nasty/cifar10_attacks.py --workdir runs/cifar10_attacks \
+python -m nasty.experiment --config configs/nasty/cifar10_attacks.py --workdir runs/cifar10_all \
     --config.data_dir=DIRECTORY
 
 DIRECTORY holds the prepared TFDS data set. Not the paper's recipe: the teacher is an eight-layer
