@@ -46,7 +46,7 @@ def table(label: str, head: Sequence[str], rows: Sequence[Sequence[Sequence[str]
     names = "".join(f"<th scope=col>{_text(name)}</th>" for name in head)
     lines = []
     for (name, *_), *cells in rows:
-        line = "".join(f"<td>{_cell(*cell)}</td>" for cell in cells)
+        line = "".join(_column(cell) + f"{_cell(*cell)}</td>" for cell in cells)
         lines.append(f"<tr><th scope=row>{_text(name)}</th>{line}</tr>")
     return (
         f'<div class=scroll tabindex=0 role=region aria-label="{_text(label)}"><table>\n'
@@ -101,6 +101,11 @@ def facts(items: Mapping[str, str]) -> str:
     return "<dl>" + "\n".join(pairs) + "</dl>" if items else ""
 
 
+def _column(cell: Sequence[str]) -> str:
+    """The opening tag: numbers stand in one line, to the right, and sentences wrap."""
+    return "<td class=words>" if len(cell[0]) > _LONG else "<td>"
+
+
 def _cell(value: str, spread: str = "", under: str = "") -> str:
     beside = f" <i>{_text(spread)}</i>" if spread else ""
     return _text(value) + beside + (f"<small>{_text(under)}</small>" if under else "")
@@ -109,6 +114,8 @@ def _cell(value: str, spread: str = "", under: str = "") -> str:
 def _text(value: str) -> str:
     return html.escape(str(value))
 
+
+_LONG = 30  # characters
 
 _PAGE = """<!doctype html>
 <html lang=en>
@@ -155,6 +162,7 @@ th, td { padding:.55rem .9rem; text-align:right; vertical-align:top; white-space
 th { font-weight:600 } thead th { color:var(--dim); font-size:.85rem; vertical-align:bottom }
 th:first-child { text-align:left; position:sticky; left:0; background:var(--card) }
 tbody tr:not(:first-child) > * , thead + tbody tr > * { border-top:1px solid var(--line) }
+td.words { white-space:normal; text-align:left; min-width:13rem }
 td i { color:var(--dim); font-style:normal; font-size:.88rem }
 details td, details thead th { text-align:left } details td { white-space:normal;
   min-width:16rem; font-size:.88rem }

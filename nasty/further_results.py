@@ -83,10 +83,10 @@ def _add_trends(found: Further, sweeps: Mapping[str, Sequence[Point]], means: Ma
         )
     for name, trend in judged.items():
         label = AXES[name].label if name in AXES else name.replace("_", " ")
-        rows.append([label, papers[name], trend.measured, "yes" if trend.agrees else "no"])
+        rows.append([label, "yes" if trend.agrees else "no", papers[name], trend.measured])
         fields[name] = {"paper": papers[name], "agrees": trend.agrees, "measured": trend.measured}
     caption = "Trends of the paper, as we remember them, and whether ours agree"
-    found.tables.append((caption, ["varied", "paper", "ours", "agrees"], rows))
+    found.tables.append((caption, ["varied", "agrees", "the paper", "ours"], rows))
     found.fields["trends"] = fields
 
 
@@ -123,12 +123,11 @@ def _add_contest(found: Further, workdir, fought: Contest):
     rows = [[attack, *(_percent(fought.attacked[attack, d]) for d in defences)]
             for attack in fought.attacks]  # fmt: skip
     rows.append(["the teacher itself", *(_percent(fought.teachers[d]) for d in defences)])
-    full, times = fought.seconds.get("nasty"), []
-    for defence in defences:
-        own = fought.seconds[defence]
-        share = f" ({own / full:.0%} of nasty)" if own is not None and full else ""
-        times.append(None if own is None else f"{own:.0f} s{share}")
-    rows.append(["training the teacher", *times])
+    full, times = fought.seconds.get("nasty"), [fought.seconds[d] for d in defences]
+    rows.append(["making it, seconds", *(None if t is None else f"{t:.1f}" for t in times)])
+    if full:
+        shares = [None if t is None else f"{t / full:.0%}" for t in times]
+        rows.append(["… of the nasty one's", *shares])
     caption = (
         "Attacks × defences: test accuracy of the attacker's student, %; alone it has "
         f"{_percent(fought.alone)}. Times are of the wall clock, compilation included"

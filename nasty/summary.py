@@ -207,8 +207,8 @@ def write(
         },
     )
     notes = [
-        "Accuracies are fractions of all test examples, at the last step; nothing was chosen on "
-        "the test split.",
+        "Accuracies are fractions of all test examples, at the last step; this run chose nothing "
+        "on the test split. How the config's values were chosen, its docstring says.",
         "The method and the loss are those of Ma et al., ICLR 2021; the recipe is the config's. "
         "The nastiness check, the attacker's choice, and attacks and defences other than the "
         "paper's in their details are our reconstruction.",

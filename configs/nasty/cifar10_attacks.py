@@ -4,7 +4,7 @@ python -m nasty.experiment --config configs/nasty/cifar10_attacks.py --workdir r
     --config.data_dir=DIRECTORY
 
 DIRECTORY holds the prepared TFDS data set. Not the paper's recipe: the teacher is an eight-layer
-pre-activation ResNet, trained for some five and a half epochs. ω was chosen on 5,000 held-out
+pre-activation ResNet, trained for some three and a half epochs. ω was chosen on 5,000 held-out
 training images: below the value here nothing happens, above it the teacher is ruined.
 """
 
@@ -28,9 +28,9 @@ def get_config(arg=""):
     config.learning_rate = 3e-3
     config.schedule = "onecycle"
     config.batch_size = 64
-    config.num_steps = 4000
+    config.num_steps = 2500
 
-    config.omega = 0.052
+    config.omega = 0.062
     config.temperature = 20.0
     config.alpha = 0.9
 
@@ -69,7 +69,7 @@ def get_config(arg=""):
     }
 
     config.log_every = 500
-    config.eval_every = config.save_every = 4000
+    config.eval_every = config.save_every = 2500
     if arg == "smoke":
         config.num_steps = config.student_num_steps = 4
         config.defences.head_only.num_steps = 4
