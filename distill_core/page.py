@@ -115,7 +115,7 @@ def _text(value: str) -> str:
     return html.escape(str(value))
 
 
-_LONG = 30  # characters
+_LONG = 20  # characters
 
 _PAGE = """<!doctype html>
 <html lang=en>
