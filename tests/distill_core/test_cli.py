@@ -300,7 +300,8 @@ def test_help_lists_flags_and_fields(capsys, flag):
     out = capsys.readouterr().out
     assert "python -m nasty.train --config" in out
     assert "--workdir DIR" in out
-    assert "omega: must be a number at least 0; required" in out
+    assert "learning_rate: must be a number above 0; required" in out
+    assert "omega: must be a number at least 0; default None" in out
     assert "optimizer: must be one of sgd, adam; default 'sgd'" in out
 
 
