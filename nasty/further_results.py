@@ -120,8 +120,10 @@ def _add_sweep(found: Further, workdir, name: str, points: Sequence[Point], mean
 
 def _add_contest(found: Further, workdir, fought: Contest):
     defences = fought.defences
-    rows = [[attack, *(_percent(fought.attacked[attack, d]) for d in defences)]
-            for attack in fought.attacks]  # fmt: skip
+    rows: list[list[str | None]] = [
+        [attack, *(_percent(fought.attacked[attack, d]) for d in defences)]
+        for attack in fought.attacks
+    ]
     rows.append(["the teacher itself", *(_percent(fought.teachers[d]) for d in defences)])
     full, times = fought.seconds.get("nasty"), [fought.seconds[d] for d in defences]
     rows.append(["making it, seconds", *(None if t is None else f"{t:.1f}" for t in times)])
