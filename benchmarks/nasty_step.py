@@ -37,17 +37,11 @@ from torch.nn import functional
 from distill_core import classification, models, spec
 from distill_core.data import augment
 from distill_core.training import TrainState
+from nasty import throughput
 from nasty.train import objective_against
 
 OMEGA, TEMPERATURE = 0.04, 4.0
 SIDES = ("ours", "torch", "torch.compile")
-# By a part of the device's name: TFLOP/s without sparsity, as NVIDIA gives them.
-PEAKS = {
-    "H200": {"float32": 494.7, "bfloat16": 989.4},
-    "H100 80GB HBM3": {"float32": 494.7, "bfloat16": 989.4},
-    "H100 PCIe": {"float32": 378.0, "bfloat16": 756.0},
-    "A100": {"float32": 156.0, "bfloat16": 312.0},
-}
 
 
 def jax_step(model: str, dtype: str, images: np.ndarray, labels: np.ndarray):
@@ -188,8 +182,9 @@ def choose_device(asked: str) -> str:
 
 
 def known_peak(kind: str, dtype: str) -> float | None:
-    """TFLOP/s of a device of this name, where we know it."""
-    return next((peak[dtype] for name, peak in PEAKS.items() if name in kind), None)
+    """TFLOP/s of a GPU of this name, where we know it; of TF32 half of bfloat16's."""
+    peak = throughput.peak(kind)
+    return peak and peak / 1e12 / (1 if dtype == "bfloat16" else 2)
 
 
 def measure(model: str, options: argparse.Namespace, device: str, peak: float | None) -> dict:

@@ -30,7 +30,7 @@ from distill_core import (
     spec,
 )
 from distill_core import metrics as metrics_lib
-from distill_core.data import augment, sampling
+from distill_core.data import augment
 from distill_core.training import make_train_step
 
 
@@ -149,8 +149,7 @@ def train(
         return {**taken, "index": rows.astype(np.int32)}
 
     def one_batch(step):
-        rows = sampling.batch_indices(hp["seed"], step, hp["batch_size"], len(splits.train))
-        rows = rows[parallel.local_rows(hp["batch_size"])]
+        rows = fitting.batch_rows(hp, step, len(splits.train))
         return rows.astype(np.int32) if resident else take_train(rows)
 
     def batch_fn(step):

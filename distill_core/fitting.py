@@ -10,10 +10,12 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax.numpy as jnp
+import numpy as np
 from etils import epath
 
 from distill_core import checkpoint, data, loop, parallel, run_state, spec
 from distill_core import metrics as metrics_lib
+from distill_core.data import sampling
 from distill_core.losses import cross_entropy
 from distill_core.training import make_eval_step
 
@@ -60,6 +62,12 @@ def measure(
         mode=mode,
         stopped=stopped,
     )
+
+
+def batch_rows(hp: Mapping[str, Any], step: int, num_examples: int) -> np.ndarray:
+    """This process's rows of the batch of a step: a pure function of (seed, step)."""
+    rows = sampling.batch_indices(hp["seed"], step, hp["batch_size"], num_examples)
+    return rows[parallel.local_rows(hp["batch_size"])]
 
 
 def fit(

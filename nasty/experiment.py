@@ -175,7 +175,7 @@ def _student_settings(name: str, own: Any, student: Mapping[str, Any]) -> dict[s
     if not isinstance(own, Mapping) or "model" not in own:
         raise InputError(f"students.{name}", own, "must be a group of settings, with model")
     try:
-        found = config.validate({**student, **own}, {**config.TRAINING})
+        found = config.validate({**student, **own}, config.TRAINING)
     except InputError as error:
         raise InputError(f"students.{name}.{error.field}", error.given, error.allowed) from None
     return {field: found[field] for field in own}

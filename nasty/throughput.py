@@ -14,6 +14,7 @@ from distill_core import checkpoint, classification
 PEAKS = {
     "NVIDIA H200": 989e12,
     "NVIDIA H100": 989e12,
+    "NVIDIA H100 PCIe": 756e12,
     "NVIDIA A100": 312e12,
     "NVIDIA L4": 121e12,
     "TPU v4": 275e12,

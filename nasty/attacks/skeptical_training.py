@@ -23,7 +23,7 @@ from distill_core import (
     spec,
 )
 from distill_core.config import InputError
-from distill_core.data import augment, preprocess, sampling
+from distill_core.data import augment, preprocess
 from distill_core.training import make_train_step
 from nasty.attacks.skeptical import SOWN, auxiliary_logits, skeptical_loss
 from nasty.defences.stingy import release_top_k
@@ -73,8 +73,7 @@ def train(
     frozen = {name: jnp.float32(hp[name]) for name in ("temperature", "alpha", "self_weight")}
 
     def batch_fn(step):
-        rows = sampling.batch_indices(hp["seed"], step, hp["batch_size"], len(splits.train))
-        rows = rows[parallel.local_rows(hp["batch_size"])]
+        rows = fitting.batch_rows(hp, step, len(splits.train))
         batch = {
             "image": splits.train.images[rows],
             "label": splits.train.labels[rows],

@@ -20,7 +20,7 @@ from distill_core import (
     spec,
 )
 from distill_core.config import InputError
-from distill_core.data import augment, sampling
+from distill_core.data import augment
 from distill_core.training import TrainState, make_train_step
 from nasty.defences.cmim import cmim_loss, uniform_centroids, update_centroids
 
@@ -81,8 +81,7 @@ def train(
     state = run_state.initial_state(hp, workdir, network, tx)
 
     def batch_fn(step):
-        rows = sampling.batch_indices(hp["seed"], step, hp["batch_size"], len(splits.train))
-        rows = rows[parallel.local_rows(hp["batch_size"])]
+        rows = fitting.batch_rows(hp, step, len(splits.train))
         batch = {
             "image": splits.train.images[rows],
             "label": splits.train.labels[rows],

@@ -101,8 +101,7 @@ def train(
         return state.replace(params=_at(place, found), **train)
 
     def batch_fn(step):
-        rows = sampling.batch_indices(hp["seed"], step, hp["batch_size"], len(features))
-        rows = rows[parallel.local_rows(hp["batch_size"])]
+        rows = fitting.batch_rows(hp, step, len(features))
         batch = {
             "features": features[rows],
             "adversary_logits": answers[rows],

@@ -130,6 +130,7 @@ def test_speed_counts_every_pass_of_every_network(monkeypatch):
         ["teacher_nasty", "20", "25", f"{25 * 400 / 1e6:.1%}"],
     ]
     assert throughput.peak("NVIDIA H200") == 989e12
+    assert throughput.peak("NVIDIA H100 PCIe") == 756e12  # not the other H100's
     assert throughput.peak("TPU v5 lite") == 197e12
     assert throughput.peak("AMD EPYC") is None
     assert np.isfinite(list(throughput.PEAKS.values())).all()
