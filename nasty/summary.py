@@ -121,8 +121,8 @@ def draw_figures(
             figures.arm_accuracies(folder / "arms.png", rows),
         ),
         (
-            f"What both teachers tell a student, softened at temperature {temperature:g}. The paper "
-            "shows one peak from a normal teacher, and several from a nasty one.",
+            f"What both teachers tell a student, softened at temperature {temperature:g}. The "
+            "paper shows one peak from a normal teacher, and several from a nasty one.",
             figures.logit_response(
                 folder / "logit_response.png",
                 images[shown],
