@@ -1,4 +1,5 @@
 # Needs Python 3.11 or newer (with venv), pip and make. `make help` lists the targets.
+# Takes the newest Python that it finds, also among pyenv's.
 # PYTHON=python3.12 make demo   picks the interpreter (and makes .venv anew if it has another one)
 # make test ARGS="-k nasty"     passes arguments on to pytest
 
@@ -34,11 +35,8 @@ define install
 	  [ "$$(cat $(VENV)/stamp-$(firstword $(1)) 2>/dev/null)" != "$$wanted" ] || exit 0; \
 	else \
 	  python="$(PYTHON)"; \
-	  for each in python3.13 python3.12 python3.11 python3 python; do \
-	    [ -z "$$python" ] || break; \
-	    if $$each -c "$$fits" 2>/dev/null; then python=$$each; fi; \
-	  done; \
-	  [ -n "$$python" ] || fail "no Python >= 3.11 with the venv module found; name one: make PYTHON=/path/to/python"; \
+	  [ -n "$$python" ] || python=$$(.ci/newest_python 3.11) \
+	    || fail "no Python >= 3.11 with the venv module found; name one: make PYTHON=/path/to/python"; \
 	  echo "Making $(VENV) with $$($$python -V)"; \
 	  $$python -m venv --clear $(VENV) || fail "could not make $(VENV)"; \
 	fi; \
