@@ -121,7 +121,7 @@ def compare(share: float, *, chunk: int, repeats: int, batch: int, length: int, 
         f"noise on {share:4.0%}, {chunk} tokens at a time: "
         f"memory {memory['chunked']:,.0f} of {memory['direct']:,.0f} MB = "
         f"1/{memory['direct'] / memory['chunked']:.1f}; "
-        f"time {times['chunked']:.2f} of {times['direct']:.2f} s = "
+        f"time {1e3 * times['chunked']:.1f} of {1e3 * times['direct']:.1f} ms = "
         f"{times['chunked'] / times['direct']:.2f}; "
         f"difference: value {apart[0]:.0e}, hidden {apart[1]:.0e}, embedding {apart[2]:.0e}",
         flush=True,
@@ -140,6 +140,7 @@ def main():
     parser.add_argument("--length", type=int, default=512)
     parser.add_argument("--vocabulary", type=int, default=50_257)
     options = vars(parser.parse_args())
+    print(jax.devices()[0].device_kind)
     shares, chunks = options.pop("noise"), options.pop("chunk")
     for share in shares:
         for chunk in chunks:

@@ -1,6 +1,5 @@
 """How fast the runs of an experiment were: images a second, and the share of the chip's peak."""
 
-import json
 from collections.abc import Mapping
 from typing import Any
 
@@ -8,7 +7,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from distill_core import checkpoint, classification
+from distill_core import checkpoint
+from distill_core.flops import count_flops
 
 # Dense bfloat16 peak of one chip in FLOP/s, by the vendors' data sheets.
 PEAKS = {
@@ -35,13 +35,9 @@ def peak(device_kind: str) -> float | None:
 
 
 def forward_flops(model: checkpoint.LoadedModel, shape: tuple[int, ...]) -> float:
-    """Floating-point operations of one image's logits, as XLA counts them."""
-    apply = classification.cached_apply(json.dumps(model.spec))
+    """Operations of one image's logits: see `distill_core.flops`."""
     image = jax.ShapeDtypeStruct((1, *shape), jnp.float32)
-    lowered = jax.jit(apply).lower(model.variables, image)
-    # Some backends count only what is compiled.
-    cost: Any = lowered.cost_analysis() or lowered.compile().cost_analysis()
-    return float(cost["flops"])
+    return count_flops(model.apply, model.variables, image)
 
 
 def table(
