@@ -37,10 +37,11 @@ def _of(jaxpr: Any) -> float:
     for equation in jaxpr.eqns:
         name, params = equation.primitive.name, equation.params
         if name == "dot_general":
-            total += _product(*(v.aval.shape for v in equation.invars), params)
+            left, right = (v.aval.shape for v in equation.invars)
+            total += _product(left, right, params)
         elif name == "conv_general_dilated":
-            out = equation.outvars[0].aval.shape
-            total += _convolution(*(v.aval.shape for v in equation.invars), out, params)
+            image, kernel = (v.aval.shape for v in equation.invars)
+            total += _convolution(image, kernel, equation.outvars[0].aval.shape, params)
         elif name == "cond":
             total += max(_of(branch.jaxpr) for branch in params["branches"])
         else:
