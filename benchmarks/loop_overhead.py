@@ -1,7 +1,7 @@
 """How much of a run is spent outside its jitted step.
 
     python benchmarks/loop_overhead.py --dataset digits
-    python benchmarks/loop_overhead.py --dataset tfds:cifar10 --data_dir ../shared/data/tfds
+    python benchmarks/loop_overhead.py --dataset tfds:cifar10 --data_dir DIRECTORY
 
 Trains through `distill_core.train` and, right after, calls the same compiled step as often on
 batches made before, with nothing around it. What the run took longer, evaluation apart, is the

@@ -1,9 +1,9 @@
 """Ablations of the paper: one setting varied, all else as in the comparison, and what it does.
 
 Each axis names the stages of one of its values, and judges whether our points follow the trend that
-the paper shows. Trends are as we remember them from the paper; how agreement is judged is ours.
-Stages that the comparison has anyway are used, not run again; settings that are numbers are traced,
-so that a sweep compiles once.
+the paper shows. The paper's trends (†) are from a secondary source and were not checked against the
+paper; how agreement is judged is ours. Stages that the comparison has anyway are used, not run
+again; settings that are numbers are traced, so that a sweep compiles once.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -33,7 +33,7 @@ class Axis(NamedTuple):
 
     Attributes:
       label: of the axis in tables and figures.
-      paper: the paper's trend in words, as we remember it.
+      paper: the paper's trend (†) in words.
       series: the columns: name in `stages` -> how a table calls it.
       stages: (comparison's stages of a seed by arm, workdir, value) -> this point's, in an order in
         which inputs come first.
