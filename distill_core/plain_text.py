@@ -2,7 +2,7 @@
 
 import functools
 import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 from etils import epath
@@ -19,6 +19,7 @@ FIELDS = {
     "length": config.integer(2, default=None),
     "tokenizer": config.text(default=None),
     "vocab_size": config.integer(15, default=None),
+    "public_text": config.boolean(default=False),
 }
 
 
@@ -34,7 +35,8 @@ def train(
 
     With a group `dp` a record is a line: each has a row of its own, cut after `length` tokens. A
     vocabulary made of the private lines would give their words away, so then it has to come from
-    elsewhere. Validation and test text are public.
+    elsewhere. Validation and test text are public. `public_text` says that the training text is,
+    too: then a release may carry the vocabulary made of it.
 
     Args:
       hp: validated values of `config.MODEL`, `OPTIMIZER` and `RUN`, of `FIELDS`, and `dataset`.
@@ -51,13 +53,10 @@ def train(
     defaults = {"length": _LENGTH, "tokenizer": TRAINERS[0], "vocab_size": _VOCAB_SIZE}
     hp = {**hp, **{name: hp[name] or value for name, value in defaults.items()}}
     private, wanted = bool(hp.get("dp")), hp["tokenizer"]
-    if private and wanted in TRAINERS:
-        allowed = "with dp must be a PATH: a vocabulary made of the private lines tells their words"
-        raise InputError("tokenizer", wanted, allowed)
+    check_private(hp)
     corpus = corpora.load_corpus(hp["dataset"])
     if wanted in TRAINERS:
-        make = tokenizers.train_words if wanted == "words" else tokenizers.train_byte_pairs
-        tokenizer = make([line.text for line in corpus.train], vocab_size=hp["vocab_size"])
+        tokenizer = new_tokenizer(hp, wanted, [line.text for line in corpus.train])
     else:
         tokenizer = stored_tokenizer(wanted)
     network = spec.text_spec(
@@ -92,6 +91,30 @@ def train(
         print(f"test perplexity {perplexity:.3f}  accuracy {found['accuracy']:.4f}", flush=True)
     spent = dp_sgd.report(workdir) if private else {}
     return {"perplexity": perplexity, "accuracy": found["accuracy"], "digest": digest, **spent}
+
+
+def check_private(hp: Mapping[str, Any]):
+    """With a group `dp` the vocabulary comes from elsewhere, and the text is not public.
+
+    Raises:
+      InputError: on `tokenizer` or `public_text`.
+    """
+    if not hp.get("dp"):
+        return
+    if hp["tokenizer"] is None or hp["tokenizer"] in TRAINERS:
+        allowed = "with dp must be a PATH: a vocabulary made of the private lines tells their words"
+        raise InputError("tokenizer", hp["tokenizer"], allowed)
+    if hp["public_text"]:
+        raise InputError("public_text", True, "must be False with dp, which protects the text")
+
+
+def new_tokenizer(hp: Mapping[str, Any], kind: str, lines: Iterable[str]) -> tokenizers.Tokenizer:
+    """A tokenizer of one of `TRAINERS`, trained on lines; it remembers whether they are public."""
+    make = tokenizers.train_words if kind == "words" else tokenizers.train_byte_pairs
+    tokenizer = make(lines, vocab_size=hp["vocab_size"])
+    public = hp["public_text"]
+    tokenizer.made_from = tokenizers.PUBLIC_TEXT if public else tokenizers.TRAINING_TEXT
+    return tokenizer
 
 
 def stored_tokenizer(path: str) -> tokenizers.Tokenizer:

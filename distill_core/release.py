@@ -20,6 +20,7 @@ import numpy as np
 from etils import epath
 
 from distill_core import checkpoint, cli, config, spec
+from distill_core.data.tokenizers import ELSEWHERE, PUBLIC_TEXT, TRAINING_TEXT
 from distill_core.privacy import ledger as ledger_lib
 
 CARD_FIELDS = ("model", "model_kwargs", "num_classes")
@@ -33,6 +34,13 @@ _ASSUMPTIONS = (
     "The run touched private data in no other way; choosing its settings is not covered.",
 )
 
+_VOCABULARY = {
+    TRAINING_TEXT: "made from training text without noise: it tells words of that text, and no "
+    "epsilon covers it",
+    PUBLIC_TEXT: "made from text that was declared public",
+    ELSEWHERE: "given to the run from elsewhere; what it was made from is not known here",
+}
+
 
 def release(
     path: epath.PathLike,
@@ -41,6 +49,7 @@ def release(
     part: str | None = None,
     step: int | None = None,
     delta: float | None = None,
+    with_private_tokenizer: bool = False,
 ) -> dict[str, Any]:
     """Writes the release of one network into a new or empty directory and returns its card.
 
@@ -50,14 +59,25 @@ def release(
       part: which network.
       step: which checkpoint; by default the newest.
       delta: δ of the card's claim; by default the run's, if it has one.
+      with_private_tokenizer: whether a vocabulary may go out whose words were chosen by a training
+        text that nobody called public (`public_text`): it tells which words stand there.
 
     Raises:
-      InputError: no such checkpoint, δ outside (0, 1), or `out` holds files.
+      InputError: no such checkpoint, δ outside (0, 1), `out` holds files, or such a vocabulary.
     """
     out = epath.Path(out)
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise config.InputError("out", str(out), "must be a new or an empty directory")
     loaded = checkpoint.load_model(path, part=part, step=step)
+    tokenizer = loaded.tokenizer
+    told = tokenizer is not None and tokenizer.made_from == TRAINING_TEXT
+    if told and not with_private_tokenizer:
+        allowed = (
+            "its vocabulary was made from training text and tells words of it; train with a "
+            "tokenizer from elsewhere or, where that text is public, with public_text=True; or "
+            "release it all the same by --with_private_tokenizer"
+        )
+        raise config.InputError("checkpoint", str(path), allowed)
     flat = {
         "/".join(jax.tree_util.keystr((k,), simple=True) for k in keypath): np.asarray(leaf)
         for keypath, leaf in jax.tree_util.tree_flatten_with_path(loaded.variables)[0]
@@ -80,9 +100,10 @@ def release(
     from safetensors.numpy import save
 
     files = {"model.safetensors": save(flat), "model.stablehlo": _export(loaded)}
-    if loaded.tokenizer is not None:
-        files["tokenizer.json"] = loaded.tokenizer.to_json().encode()
+    if tokenizer is not None:
+        files["tokenizer.json"] = tokenizer.to_json().encode()
         card["files"]["tokenizer.json"] = "of the library tokenizers"
+        card["vocabulary"] = _VOCABULARY.get(tokenizer.made_from, _VOCABULARY[ELSEWHERE])
     out.mkdir(parents=True, exist_ok=True)
     for name, content in files.items():
         (out / name).write_bytes(content)
@@ -181,8 +202,19 @@ def main(argv: Sequence[str]):
     flags.add_argument("--out", metavar="DIR", help="a new or empty directory")
     flags.add_argument("--part", help="which network, where the checkpoint holds several")
     flags.add_argument("--delta", type=float, help="of the privacy claim; by default the run's")
+    flags.add_argument(
+        "--with_private_tokenizer",
+        action="store_true",
+        help="release a vocabulary made from training text, too",
+    )
     given = flags.read(argv, required=("checkpoint", "out"))
-    card = release(given.checkpoint, given.out, part=given.part, delta=given.delta)
+    card = release(
+        given.checkpoint,
+        given.out,
+        part=given.part,
+        delta=given.delta,
+        with_private_tokenizer=given.with_private_tokenizer,
+    )
     print(f"released {card['parameters']:,} parameters to {given.out}")
 
 

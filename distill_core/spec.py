@@ -55,6 +55,7 @@ def text_spec(
         "num_classes": tokenizer.vocab_size,
         "max_length": max_length,
         "tokenizer": tokenizer.to_json(),
+        "tokenizer_from": tokenizer.made_from,
     }
 
 
@@ -67,9 +68,9 @@ def tokenizer(spec: Mapping[str, Any]):
     """The tokenizer of a network of text; None for images, or if the spec has none."""
     if not spec.get("tokenizer"):
         return None
-    from distill_core.data.tokenizers import Tokenizer
+    from distill_core.data.tokenizers import ELSEWHERE, Tokenizer
 
-    return Tokenizer.from_json(spec["tokenizer"])
+    return Tokenizer.from_json(spec["tokenizer"], spec.get("tokenizer_from", ELSEWHERE))
 
 
 def build(spec: Mapping[str, Any], *, axis_name: str | None = None):

@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 import jax
 from etils import epath
 
-from distill_core import checkpoint, cli, config
+from distill_core import checkpoint, cli, config, plain_text
 from distill_core.config import InputError
 from distill_core.data import corpus as corpora
 from distill_core.stages import run_stage
@@ -29,7 +29,10 @@ _NETWORK = {
     "num_steps": config.integer(1),
     "batch_size": config.integer(1),
 }
-_SET_HERE = ("seed", "init_from", "teacher", "reference", "half", "transfer_set", "canary_seed")
+_SET_HERE = (
+    *("seed", "init_from", "teacher", "reference", "half", "transfer_set", "canary_seed"),
+    "public_text",
+)
 FIELDS = {
     **{name: field for name, field in train.FIELDS.items() if name not in _SET_HERE},
     **{f"student_{name}": field for name, field in _NETWORK.items()},
@@ -82,7 +85,8 @@ def runs(hp: Mapping[str, Any], workdir: epath.Path) -> list[Run]:
     """All training runs, in an order in which inputs come first.
 
     Every seed has its own secrets, teacher and students; the first also has the ablations, the
-    decoys and the sweep. All share one reference.
+    decoys and the sweep. All share one reference and its vocabulary, which is made of its own half
+    of the text: no word in it is there because the teacher's half has it.
     """
     base = _base(hp)
     student = base | {name: hp[f"student_{name}"] for name in _NETWORK}
@@ -91,16 +95,20 @@ def runs(hp: Mapping[str, Any], workdir: epath.Path) -> list[Run]:
     reference = Run(
         "reference",
         0,
-        plain | {"half": "second", "transfer_set": "public", "canary_seed": 0, "seed": 0},
+        plain
+        | {"half": "second", "transfer_set": "public", "canary_seed": 0, "seed": 0}
+        | {"public_text": True},
         {},
     )
     found = [reference]
     public = {"reference": _directory(workdir, "reference", 0)}
+    vocabulary = {} if _is_path(hp["tokenizer"]) else {"tokenizer": public["reference"]}
     settings_of = arms_lib.ablations(hp)
     for seed in hp["seeds"]:
         own = {"half": "first", "transfer_set": "private", "canary_seed": seed}
-        found.append(Run("teacher", seed, plain | own | {"seed": 10 * seed + 1}, {}))
-        inputs = {"teacher": _directory(workdir, "teacher", seed), **public}
+        settings = _without(plain | own | {"seed": 10 * seed + 1}, vocabulary)
+        found.append(Run("teacher", seed, settings, vocabulary))
+        inputs = {"teacher": _directory(workdir, "teacher", seed), **public, **vocabulary}
         mine = {arm: settings_of[arm] for arm in arms_lib.HEADLINE}
         if seed == first and hp["ablations"]:
             mine |= settings_of
@@ -110,7 +118,7 @@ def runs(hp: Mapping[str, Any], workdir: epath.Path) -> list[Run]:
         for arm, changes in mine.items():
             found.append(_student(arm, seed, student | own | changes, inputs))
         if hp["dp"]:
-            found.append(_private(hp, seed, student | own))
+            found.append(_private(hp, seed, student | own, inputs))
         if seed == first and hp["decoys"]:
             own["transfer_set"] = "decoy"
             for arm, like in arms_lib.decoys().items():
@@ -124,23 +132,34 @@ def _base(hp: Mapping[str, Any]) -> dict[str, Any]:
     return {name: hp[name] for name in train.FIELDS if name in hp and name != "dp"}
 
 
-def _private(hp, seed, settings) -> Run:
-    given = {"dp": hp["dp"]}
+def _private(hp, seed, settings, inputs) -> Run:
+    given = {"dp": hp["dp"], "teacher": None, "reference": None}
     for name in ("batch_size", "num_steps", "learning_rate"):
         if hp[f"dp_{name}"] is not None:
             given[name] = hp[f"dp_{name}"]
-    return _student(arms_lib.PRIVATE, seed, settings | given, {})
+    return _student(arms_lib.PRIVATE, seed, settings | given, inputs)
 
 
 def _student(arm, seed, settings, inputs) -> Run:
-    kept = {name: path for name, path in inputs.items() if name not in settings}
-    settings = {k: v for k, v in settings.items() if k not in inputs}
-    if not kept:  # it learns from labels alone, whatever the method's settings are
-        settings = {k: v for k, v in settings.items() if k not in train.METHOD_FIELDS}
-        return Run(arm, seed, settings, {})
-    if "reference" in kept and not train.asks_reference(settings):
-        kept = {"teacher": kept["teacher"]}
-    return Run(arm, seed, settings, kept)
+    """A run with those `inputs` that it asks for; `settings` may say that it has no teacher."""
+    kept = dict(inputs)
+    if "teacher" in settings:  # it learns from labels alone, whatever the method's settings are
+        del kept["teacher"], kept["reference"]
+        settings = _without(settings, train.METHOD_FIELDS)
+    else:
+        if kept.pop("tokenizer", None):  # it has its teacher's
+            settings = _without(settings, ("tokenizer",))
+        if not train.asks_reference(settings):
+            del kept["reference"]
+    return Run(arm, seed, _without(settings, inputs), kept)
+
+
+def _without(settings: Mapping[str, Any], names) -> dict[str, Any]:
+    return {name: value for name, value in settings.items() if name not in names}
+
+
+def _is_path(tokenizer: str | None) -> bool:
+    return tokenizer is not None and tokenizer not in plain_text.TRAINERS
 
 
 def _complete(each: Run, directory, fingerprint: int, mode: str | None) -> dict[str, Any]:

@@ -27,6 +27,7 @@ FIELDS = {
     "length": config.integer(2, default=64),
     "tokenizer": config.text(default=None),
     "vocab_size": config.integer(15, default=2000),
+    "public_text": config.boolean(default=False),
     "transfer_set": config.choice(*canaries_lib.TRANSFER_SETS, default="private"),
     "canaries_per_level": config.integer(0, default=0),
     "canary_levels": config.sequence(config.integer(1), default=(1, 10, 100)),
@@ -73,11 +74,7 @@ def load(hp: Mapping[str, Any]) -> Texts:
     if hp["task"] == "classification" and not corpus.classes:
         raise InputError("task", hp["task"], "needs labelled text: records or tsv:PATH")
     drawn = draw(hp)
-    middle = len(corpus.train) // 2
-    chosen = {"all": slice(None), "first": slice(middle), "second": slice(middle, None)}
-    lines = corpus.train[chosen[hp["half"]]][: hp["num_train"]]
-    if not lines:
-        raise InputError("half", hp["half"], f"has no line of {hp['dataset']}; take all")
+    lines = _half(hp, corpus.train)[: hp["num_train"]]
     mixed: Sequence[Any] = lines
     for name in _mixed_in(hp) if drawn else ():
         mixed = canaries_lib.transfer_set(
@@ -88,6 +85,15 @@ def load(hp: Mapping[str, Any]) -> Texts:
         for line in mixed
     )
     return Texts(train, corpus.validation, corpus.test, drawn, corpus.classes)
+
+
+def _half(hp: Mapping[str, Any], lines: tuple[Example, ...]) -> tuple[Any, ...]:
+    middle = len(lines) // 2
+    chosen = {"all": slice(None), "first": slice(middle), "second": slice(middle, None)}
+    found = lines[chosen[hp["half"]]]
+    if not found:
+        raise InputError("half", hp["half"], f"has no line of {hp['dataset']}; take all")
+    return found
 
 
 def _mixed_in(hp: Mapping[str, Any]) -> tuple[str, ...]:
@@ -153,11 +159,13 @@ def secret_candidates(
 
 
 def get_tokenizer(hp: Mapping[str, Any], teacher: Any = None) -> tokenizers.Tokenizer:
-    """The tokenizer of a run: the teacher's, one from a file, or one trained on public text.
+    """The tokenizer of a run: the teacher's, a stored one, or one trained on the corpus.
 
     `tokenizer` in the config is `words`, `byte_pairs`, the path of a checkpoint or of a
     `tokenizer.json`; None means the teacher's, and `words` without a teacher. A new one is trained
-    on the corpus without canaries, and on the words of their format.
+    on the corpus without canaries, and on the words of their format: on the lines of both halves,
+    so that runs on either have one vocabulary, which then tells words of both; or with
+    `public_text` on the run's own half alone, which the user says is public.
 
     Raises:
       InputError: on `tokenizer` or on the text.
@@ -168,12 +176,13 @@ def get_tokenizer(hp: Mapping[str, Any], teacher: Any = None) -> tokenizers.Toke
     if wanted not in plain_text.TRAINERS:
         return plain_text.stored_tokenizer(wanted)
     corpus = corpora.load_corpus(hp["dataset"]).train
+    if hp["public_text"]:
+        corpus = _half(hp, corpus)
     form = dataclasses.replace(_NOTE, text=hp["canary_format"].replace("{}", "0"))
     examples = [*corpus, *[form] * (len(corpus) if hp["canaries_per_level"] else 0)]
     before = text_tasks.prompt if hp["task"] == "generation" else lambda example: ""
     lines = [before(example) + example.text for example in examples]
-    trainer = tokenizers.train_words if wanted == "words" else tokenizers.train_byte_pairs
-    return trainer(lines, vocab_size=hp["vocab_size"])
+    return plain_text.new_tokenizer(hp, wanted, lines)
 
 
 def check_vocabularies(hp: Mapping[str, Any], tokenizer: tokenizers.Tokenizer, **others: Any):

@@ -208,8 +208,8 @@ def _notes(hp, minutes: float) -> list[str]:
             "dp_sgd learns from labels alone; its ε is for a line of the text, added or removed. A "
             "secret that stands 10 or 100 times is as many lines: for all of them together only "
             "group privacy holds, at 10 or 100 times ε and a larger δ. Lines are cut after "
-            f"{hp['length']} tokens. The vocabulary, which is made of the text without the "
-            "secrets, and the held-out text count as public."
+            f"{hp['length']} tokens. The vocabulary, which is the reference's, made of lines that "
+            "no other run trains on, and the held-out text count as public."
         )
     if hp["task"] == "classification":
         notes.append(

@@ -16,7 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 from etils import epath
 
-from distill_core import checkpoint, cli, config, dp_sgd, language, run_state, spec
+from distill_core import checkpoint, cli, config, dp_sgd, language, plain_text, run_state, spec
 from distill_core.config import InputError
 from distill_core.training import stream_key
 from swingdistill import budget, evaluate, private_text, scoring, variants
@@ -61,7 +61,8 @@ def train_and_evaluate(
 
     The result's `budget` says what noise there was and, with `epsilon` above 0, what (ε, δ) holds
     of which released vectors; with a group `dp` (see `distill_core.dp_sgd`), what holds of a line
-    of the training text. There the vocabulary, and the text for validation, count as public.
+    of the training text. There the vocabulary, which has to come from elsewhere, and the text for
+    validation count as public.
     """
     hp = config.validate(settings, FIELDS)
     check(hp)
@@ -131,11 +132,12 @@ def check(hp: Mapping[str, Any]):
         except re.error as error:
             allowed = f"must be regular expressions ({error})"
             raise InputError("expressions", pattern, allowed) from None
-    if hp["teacher"] is None:
-        return
-    if hp.get("dp"):
+    if hp.get("dp") and hp["teacher"] is not None:
         allowed = "is for training on labels alone: a teacher saw the private text without noise"
         raise InputError("dp", hp["dp"], allowed)
+    plain_text.check_private(hp)
+    if hp["teacher"] is None:
+        return
     asks = asks_reference(hp)
     if asks and hp["reference"] is None:
         raise InputError("reference", None, f"{asks[0]} needs one: a checkpoint on public text")

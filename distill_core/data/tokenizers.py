@@ -16,6 +16,8 @@ from distill_core.config import InputError
 SPECIALS = ("<pad>", "<unk>", "<bos>", "<eos>")
 GPT2_SPECIAL = "<|endoftext|>"  # the only special token of GPT-2
 DIGITS = tuple("0123456789")
+# Where a vocabulary's words are from: one made of private lines tells words of theirs.
+TRAINING_TEXT, PUBLIC_TEXT, ELSEWHERE = "training text", "public text", "elsewhere"
 NUM_BYTES = 256
 
 # A digit, a word (with WikiText's `@-@` and the apostrophes of "don't" and "'s"), or a sign.
@@ -34,9 +36,12 @@ class Tokenizer:
     Attributes:
       vocab_size: number of tokens; ids are 0 to vocab_size − 1.
       pad_id, unk_id, bos_id, eos_id: ids of the special tokens.
+      made_from: `TRAINING_TEXT` of a run, `PUBLIC_TEXT` if its user says that it is public, or
+        `ELSEWHERE`. Not in `to_json`; it travels in checkpoints, and from teacher to student.
     """
 
-    def __init__(self, inner: tokenizers.Tokenizer):
+    def __init__(self, inner: tokenizers.Tokenizer, made_from: str = ELSEWHERE):
+        self.made_from = made_from
         specials, tokens = SPECIALS, inner.get_vocab().keys()
         if GPT2_SPECIAL in tokens and tokens.isdisjoint(SPECIALS):
             specials, inner = (GPT2_SPECIAL,) * len(SPECIALS), _plain(inner)
@@ -75,7 +80,7 @@ class Tokenizer:
         return self._inner.to_str()
 
     @classmethod
-    def from_json(cls, text: str) -> "Tokenizer":
+    def from_json(cls, text: str, made_from: str = ELSEWHERE) -> "Tokenizer":
         """The tokenizer that `to_json` wrote.
 
         Raises:
@@ -85,7 +90,7 @@ class Tokenizer:
             inner = tokenizers.Tokenizer.from_str(text)
         except Exception as error:  # the library raises a bare Exception
             raise InputError("tokenizer", text[:40], f"cannot be read ({error})") from None
-        return cls(inner)
+        return cls(inner, made_from)
 
 
 def train_words(lines: Iterable[str], *, vocab_size: int) -> Tokenizer:

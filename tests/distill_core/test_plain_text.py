@@ -97,6 +97,21 @@ def test_plain_training_learns_and_resumes(fit, tmp_path):
     assert load_model(tmp_path / "run").tokenizer is not None
 
 
+def test_a_checkpoint_says_what_its_vocabulary_was_made_from(fit, folder, tmp_path):
+    for name, changes, told in (
+        ("own", {}, "training text"),
+        (
+            "public",
+            {"public_text": True, "tokenizer": "byte_pairs", "vocab_size": 300},
+            "public text",
+        ),
+        ("file", {"tokenizer": str(folder / "tokenizer.json")}, "elsewhere"),
+        ("from own", {"tokenizer": str(tmp_path / "own")}, "training text"),
+    ):
+        fit(tmp_path / name, num_steps=1, **changes)
+        assert load_model(tmp_path / name).spec["tokenizer_from"] == told
+
+
 def test_private_training_claims_for_a_line(fit, folder, tmp_path):
     result = fit(tmp_path / "run", dp=DP, tokenizer=str(folder / "tokenizer.json"))
     assert 7.9 < result["epsilon"] <= 8.0

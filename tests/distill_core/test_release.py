@@ -10,7 +10,7 @@ import jax
 import numpy as np
 import pytest
 
-from distill_core import checkpoint, config, release, spec, train
+from distill_core import checkpoint, cli, config, release, spec, train
 from distill_core.data import tokenizers
 from distill_core.privacy import ledger as ledger_lib
 
@@ -223,6 +223,45 @@ def test_a_language_models_folder_holds_its_tokenizer_and_no_settings(language_m
     everything = b"".join(path.read_bytes() for path in out.iterdir())
     for secret in (b"letters", b"canary", str(SEED).encode(), b"alpha", str(ROOT).encode()):
         assert secret not in everything
+
+
+def _made_from(run, made_from, out):
+    """A language model's run whose vocabulary has that origin."""
+    loaded = checkpoint.load_model(run)
+    loaded.tokenizer.made_from = made_from
+    network = spec.text_spec(
+        model="transformer",
+        model_kwargs=loaded.spec["model_kwargs"],
+        tokenizer=loaded.tokenizer,
+        max_length=8,
+    )
+    variables = {"params": loaded.variables["params"]}
+    _save(out, {"model": (network, variables)}, ledger_lib.Ledger(), {})
+    return out
+
+
+def test_a_vocabulary_made_from_training_text_goes_out_by_a_flag_alone(
+    language_model, tmp_path, capsys
+):
+    run = _made_from(language_model[0], tokenizers.TRAINING_TEXT, tmp_path / "run")
+    arguments = [f"--checkpoint={run}", f"--out={tmp_path / 'out'}"]
+    assert cli.exit_code(release.main, arguments) == 2
+    error = capsys.readouterr().err
+    assert error.startswith("error: checkpoint: got") and error.count("\n") == 1
+    assert "--with_private_tokenizer" in error and not (tmp_path / "out").exists()
+    assert cli.exit_code(release.main, [*arguments, "--with_private_tokenizer"]) == 0
+    card = json.loads((tmp_path / "out" / "card.json").read_text())
+    assert "tells words of that text" in card["vocabulary"]
+    assert (tmp_path / "out" / "tokenizer.json").exists()
+
+
+@pytest.mark.parametrize("made_from", [tokenizers.PUBLIC_TEXT, tokenizers.ELSEWHERE])
+def test_another_vocabulary_goes_out_and_the_card_says_where_it_is_from(
+    language_model, made_from, tmp_path
+):
+    run = _made_from(language_model[0], made_from, tmp_path / "run")
+    card = release.release(run, tmp_path / "out")
+    assert ("declared public" in card["vocabulary"]) == (made_from == tokenizers.PUBLIC_TEXT)
 
 
 def test_a_language_models_release_gives_its_logits_without_the_project(language_model, tmp_path):

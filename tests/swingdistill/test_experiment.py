@@ -256,6 +256,33 @@ def test_every_planned_run_is_one_that_the_binary_takes(given, tmp_path):
         train.check(validate(run.settings | paths, train.FIELDS))
 
 
+def test_no_vocabulary_of_a_comparison_tells_a_word_of_the_teachers_half(given, folder, tmp_path):
+    """The reference's is made of its own half, and all other runs have it."""
+    private = tmp_path / "text"
+    shutil.copytree(folder, private)
+    lines = (private / "train.txt").read_text().splitlines()
+    lines[0] = "the patient Zyxomatic"
+    (private / "train.txt").write_text("\n".join(lines))
+    dp = {"epsilon": 8.0, "delta": 1e-3, "norm": 1.0}
+    changes = {"dataset": f"text:{private}", "tokenizer": "words", "dp": dp, "ablations": True}
+    made = {run.arm: run for run in planned(given, tmp_path, **changes)}
+    hp = validate(made["reference"].settings, train.FIELDS)
+    tokenizer = private_text.get_tokenizer(hp)
+    assert tokenizer.unk_id in tokenizer.encode("Zyxomatic") and hp["public_text"]
+    whole = private_text.get_tokenizer(hp | {"public_text": False})
+    assert whole.unk_id not in whole.encode("Zyxomatic")
+    made.pop("reference")
+    for arm, run in made.items():
+        taken = {"teacher", "tokenizer"} & set(run.inputs)
+        assert len(taken) == 1 and "tokenizer" not in run.settings, arm
+
+
+def test_a_tokenizer_of_the_users_own_is_every_runs(given, tmp_path):
+    for run in planned(given, tmp_path, tokenizer="mine.json"):
+        assert "tokenizer" not in run.inputs
+        assert run.settings["tokenizer"] == "mine.json"
+
+
 def test_without_scorers_of_text_there_is_no_arm_of_the_divergence_alone(given, tmp_path):
     found = {run.arm for run in planned(given, tmp_path, scorers=("divergence",), decoys=True)}
     assert "swing_divergence" not in found and "swing_decoy" in found
@@ -289,7 +316,8 @@ def test_a_group_dp_adds_a_student_that_learns_privately_from_labels(given, tmp_
     without = {run.arm: run for run in experiment.runs({**hp, "dp": None}, tmp_path)}
     private = made.pop("dp_sgd")
     assert made == without
-    assert "dp" not in made["student_ce"].settings and not private.inputs
+    reference = {"tokenizer": tmp_path / "runs" / "reference" / "seed0"}
+    assert "dp" not in made["student_ce"].settings and private.inputs == reference
     changed = {"dp": dp, "batch_size": 20, "num_steps": 9}
     assert private.settings == {**made["student_ce"].settings, **changed}
 

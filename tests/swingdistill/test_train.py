@@ -381,18 +381,45 @@ def test_a_formal_budget_counts_the_contexts_that_get_noise(
 DP = {"epsilon": 8.0, "delta": 1e-3, "norm": 1.0}
 
 
-def test_with_dp_a_line_is_a_record_and_the_budget_says_so(settings, prepared, tmp_path):
-    made = prepared(dp=DP)
+def test_with_dp_a_line_is_a_record_and_the_budget_says_so(settings, prepared, reference, tmp_path):
+    made = prepared(dp=DP, tokenizer=reference)
     lines = 60 + 2 * (1 + 4)  # of the text, and the canaries'
     assert len(made.rows["tokens"]) == lines
     assert {len(set(row[row >= 0])) for row in made.rows["segments"]} == {1}
-    found = train.train_and_evaluate(settings(dp=DP), tmp_path / "run")
+    found = train.train_and_evaluate(settings(dp=DP, tokenizer=reference), tmp_path / "run")
     budget = found["budget"]
     assert 7.9 < budget["epsilon"] <= 8.0
     told = {name: budget[name] for name in ("privacy_unit", "adjacency", "delta")}
     assert told == {"privacy_unit": "record", "adjacency": "add/remove", "delta": 1e-3}
     (entry,) = checkpoint.find(tmp_path / "run")[1]["ledger"]["mechanisms"]
     assert (entry["count"], entry["sampling_rate"]) == (4, 8 / lines)
+
+
+@pytest.mark.parametrize("tokenizer", [None, "words", "byte_pairs"])
+def test_with_dp_no_vocabulary_is_made_of_the_protected_lines(settings, tokenizer, tmp_path):
+    given = settings(dp=DP, tokenizer=tokenizer, vocab_size=300)
+    with pytest.raises(InputError, match="^tokenizer: got .*; with dp must be a PATH"):
+        train.train_and_evaluate(given, tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
+def test_text_that_dp_protects_is_not_public(settings, reference, tmp_path):
+    given = settings(dp=DP, tokenizer=reference, public_text=True)
+    with pytest.raises(InputError, match="^public_text: got True; must be False with dp"):
+        train.train_and_evaluate(given, tmp_path / "run")
+
+
+@pytest.mark.parametrize("public", [False, True])
+def test_a_student_inherits_where_its_teachers_vocabulary_is_from(
+    settings, prepared, untrained, public, tmp_path
+):
+    taught = untrained(tmp_path / "teacher", 1, public_text=public)
+    made = prepared(teacher=taught, scorers=())
+    told = "public text" if public else "training text"
+    assert made.network["tokenizer_from"] == told
+    (tmp_path / "tokenizer.json").write_text(checkpoint.load_model(taught).tokenizer.to_json())
+    file = prepared(tokenizer=str(tmp_path / "tokenizer.json"))
+    assert file.network["tokenizer_from"] == "elsewhere"
 
 
 def test_with_dp_there_is_no_teacher(settings, teacher, reference, tmp_path):
