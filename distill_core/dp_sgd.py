@@ -6,11 +6,13 @@ Learning with Differential Privacy", 2016; multiplicity of augmentations: De et 
 High-Accuracy Differentially Private Image Classification through Scale", 2022.
 
 Formal guarantee: every checkpoint, and all that a run logs, is (ε, δ)-differentially private for a
-record added or removed. It assumes that a record reaches one example alone; that the number of
-records, the configuration, the preprocessing and the test data are public; that the noise's root
-(`<workdir>/private`, 64 bits) stays secret, and its generators, which are not cryptographic, are
-taken for ideal; and float32 noise for real numbers. Choosing hyper-parameters on the records is not
-covered. Time and memory are no secret, either: they follow the size of a batch.
+record zeroed out: replaced by an empty one, which counts nothing, at its place (where it stands
+decides its augmentation, and N the sampling rate). It assumes that a record reaches one example
+alone; that the number of records, the configuration, the preprocessing and the test data are
+public; that the noise's root (`<workdir>/private`, 64 bits) stays secret, and its generators, which
+are not cryptographic, are taken for ideal; and float32 noise for real numbers. Choosing
+hyper-parameters on the records is not covered. Time and memory are no secret, either: they follow
+the size of a batch.
 """
 
 import dataclasses
@@ -22,60 +24,16 @@ import jax.numpy as jnp
 import numpy as np
 from etils import epath
 
-from distill_core import checkpoint, config, loop, parallel, spec
+from distill_core import checkpoint, config, loop, parallel
 from distill_core.config import InputError
+from distill_core.dp_settings import check, live_records, read_group
 from distill_core.privacy import accountants, poisson
 from distill_core.privacy import ledger as ledger_lib
 from distill_core.privacy import noise as noise_lib
 from distill_core.privacy.per_example import SLACK
 
-GROUP = {
-    "epsilon": config.number(0.0, above=True),
-    "delta": config.number(0.0, 1.0, above=True),
-    "norm": config.number(0.0, above=True),
-    "noise_multiplier": config.number(0.0, above=True, default=None),
-    "augmentations": config.integer(1, default=1),
-    "seed": config.integer(0, 2**32 - 1, default=None),
-    "public_start": config.boolean(default=False),
-}
-_ALLOWED = (
-    "must be a group: epsilon, delta and norm (C), and perhaps noise_multiplier (std/C; else "
-    "calibrated), augmentations (copies of a record a step), seed (of the noise, to reproduce), "
-    "public_start (init_from saw public data alone); or None"
-)
-
-
-def _read(value: Any) -> dict[str, Any] | None:
-    if value is None:
-        return None
-    if not value:  # an empty group asks for privacy, but not for how much
-        raise ValueError
-    return config.mapping().read(value)
-
-
-FIELDS = {"dp": config.Field(_read, _ALLOWED, None)}
 # Two uses of the run's root: the noise, and who is in a batch.
 _NOISE, _SAMPLING = 0, 1
-
-
-def read_group(given: Mapping[str, Any], num_examples: int) -> dict[str, Any]:
-    """Checked values of the group `dp`.
-
-    Args:
-      given: as in the config.
-      num_examples: N, private training records.
-
-    Raises:
-      InputError: on `dp.NAME`: unknown, missing or outside its range; `delta` not below 1/N.
-    """
-    try:
-        found = config.validate(given, GROUP)
-    except InputError as error:
-        raise InputError(f"dp.{error.field}", error.given, error.allowed) from None
-    if found["delta"] * num_examples >= 1:
-        allowed = f"must be below 1/N = {1 / num_examples:.3g}, N training records"
-        raise InputError("dp.delta", found["delta"], allowed)
-    return found
 
 
 class PrivateRun:
@@ -114,10 +72,11 @@ class PrivateRun:
         parallel.check_per_example(mode)
         num = len(next(iter(data.values())))
         dp = read_group(hp["dp"], num)
-        _check(hp, network, num)
+        check(hp, network, num)
         self.augmentations: int = dp["augmentations"]
         self._hp, self._dp, self._num, self._mode = hp, dp, num, mode
         self._workdir, self._rate = workdir, hp["batch_size"] / num
+        self._live = live_records(dp["masked"], num)
         self._before = _before(metadata["ledger"], public=dp["public_start"])
         inherited = self._inherited()
         self._noise_multiplier = dp["noise_multiplier"] or self._calibrated(inherited)
@@ -132,7 +91,7 @@ class PrivateRun:
         self._decides = {
             "config": {**decides, **plan},
             "network": dict(network),
-            "data": checkpoint.digest(dict(data)),
+            "data": checkpoint.digest({**data, "live": self._live}),
             "ancestors": ancestors,
         }
         self._noise: noise_lib.Noise | None = None
@@ -181,6 +140,7 @@ class PrivateRun:
         self._noise.reserve(step)
         drawn = poisson.draw(self._root, step, self._rate, self._num)
         records, where = poisson.pad(drawn, self._rows)
+        where &= self._live[records]
         here = parallel.local_rows(len(records))
         records, where = records[here], where[here]
         rows = {**take(records), "index": records.astype(np.int32)}
@@ -195,10 +155,11 @@ class PrivateRun:
             norm * (1 + SLACK),
             1,
             "record",
-            ledger_lib.ADD_REMOVE,
+            ledger_lib.ZERO_OUT,
             self._rate,
             "training_gradients, clip",
             self._hp["batch_size"],
+            num_examples=self._num,
         )
 
     def _inherited(self) -> list[accountants.Noised]:
@@ -232,9 +193,9 @@ class PrivateRun:
             return
         short = end < self._hp["num_steps"]
         print(
-            f"epsilon {self._dp['epsilon']:g} at delta {self._dp['delta']:g}, a record added or "
-            f"removed: noise of {self._noise_multiplier:.4g} times the norm {self._dp['norm']:g}, "
-            f"records drawn with probability {self._rate:.4g}"
+            f"asked for epsilon {self._dp['epsilon']:g} at delta {self._dp['delta']:g}, "
+            f"{ledger_lib.ZERO_OUT}: noise of {self._noise_multiplier:.4g} times the norm "
+            f"{self._dp['norm']:g}, records drawn with probability {self._rate:.4g}"
             + (f"; the budget ends at step {end} of {self._hp['num_steps']}" if short else ""),
             flush=True,
         )
@@ -261,8 +222,8 @@ def report(workdir: epath.PathLike) -> dict[str, Any]:
     """What a private run's newest checkpoint cost, for tables; with a line on the console.
 
     Returns:
-      {"epsilon", "privacy_unit", "adjacency", "delta", "noise_multiplier"} for the δ of the run's
-      config; {} where no step was done.
+      {"epsilon", "replace_one_epsilon", "privacy_unit", "adjacency", "delta", "noise_multiplier"}
+      for the δ of the run's config; {} where no step was done.
     """
     _, metadata = checkpoint.find(workdir)
     ledger, settings = metadata["ledger"], metadata["config"]
@@ -270,34 +231,18 @@ def report(workdir: epath.PathLike) -> dict[str, Any]:
         return {}
     entry, delta = ledger_lib.charged(ledger)[0], settings["dp"]["delta"]
     spent = ledger_lib.epsilon(ledger, delta)
+    replaced = ledger_lib.epsilon(ledger, delta, replace_one=True)
     if parallel.is_main():
         print(
-            f"epsilon {spent:.4g} at delta {delta:g}, a {entry.unit} added or removed", flush=True
+            f"epsilon {spent:.4g} at delta {delta:g}, per {entry.unit}, {entry.adjacency}; "
+            f"{replaced:.4g} with one {entry.unit} replaced by another",
+            flush=True,
         )
     return {
         "epsilon": spent,
+        "replace_one_epsilon": replaced,
         "privacy_unit": entry.unit,
         "adjacency": entry.adjacency,
         "delta": delta,
         "noise_multiplier": settings["dp.noise_multiplier"],
     }
-
-
-def _check(hp: Mapping[str, Any], network: Mapping[str, Any], num_examples: int):
-    if hp["batch_size"] > num_examples:
-        allowed = (
-            f"must be at most the {num_examples:,} records: it is the expected size of a batch"
-        )
-        raise InputError("batch_size", hp["batch_size"], allowed)
-    if hp.get("num_validation"):
-        allowed = "must be 0 with dp: held-out records would be looked at without noise"
-        raise InputError("num_validation", hp["num_validation"], allowed)
-    if state := sorted(spec.variable_shapes(network).keys() - {"params"}):
-        kwargs = network["model_kwargs"]
-        allowed = (
-            f"keeps statistics of batches ({', '.join(state)}), which mix records; with dp take "
-            "model_kwargs.norm 'group' or 'none'"
-        )
-        if "norm" in kwargs:
-            raise InputError("model_kwargs.norm", kwargs["norm"], allowed)
-        raise InputError("model", network["model"], allowed)

@@ -27,6 +27,10 @@ CARD_FIELDS = ("model", "model_kwargs", "num_classes")
 IMAGE_FIELDS = (*CARD_FIELDS, "input_shape", "mean", "std", "classes")
 TEXT_FIELDS = (*CARD_FIELDS, "max_length")
 GENERATOR_FIELDS = (*CARD_FIELDS, "classes")
+ZERO_OUT_SAYS = (
+    "Zero-out: neighbours differ in one record, replaced by an empty one at its place; the number "
+    "of records is public. replace_one_epsilon is for one record replaced by any other."
+)
 _ASSUMPTIONS = (
     "Every noise in the ledger was drawn independently, and nobody who reads this knows it.",
     "Each sensitivity bounds what one unit moves between neighbours.",
@@ -128,8 +132,8 @@ def _described(network: Mapping[str, Any]) -> tuple[Sequence[str], str, str]:
 def _privacy(metadata: Mapping[str, Any], delta: float | None) -> dict[str, Any]:
     """What the ledger guarantees, for somebody who does not have this project.
 
-    An ε with its unit, adjacency, δ and assumptions, and with what it is for a record where the
-    unit is another; or None and why.
+    An ε with its unit, adjacency, δ and assumptions, with what it is for a record where the unit
+    is another and for a replacement where the adjacency is zero-out; or None and why.
     """
     settings = metadata["config"]
     group = settings.get("dp") or {}
@@ -144,11 +148,16 @@ def _privacy(metadata: Mapping[str, Any], delta: float | None) -> dict[str, Any]
     about = {"privacy_unit": entry.unit, "adjacency": entry.adjacency}
     if delta is None:
         return {"epsilon": None, "why": "no delta was given to compute it at", **about}
-    spent = {"epsilon": ledger_lib.epsilon(metadata["ledger"], delta), "delta": delta, **about}
+    ledger = metadata["ledger"]
+    spent = {"epsilon": ledger_lib.epsilon(ledger, delta), "delta": delta, **about}
+    if entry.adjacency == ledger_lib.ZERO_OUT:
+        spent["replace_one_epsilon"] = ledger_lib.epsilon(ledger, delta, replace_one=True)
     assumptions: list[str] = list(_ASSUMPTIONS)
+    if "replace_one_epsilon" in spent:
+        assumptions.insert(0, ZERO_OUT_SAYS)
     if entry.unit != "record":
         assumptions.insert(0, f"Epsilon is about one {entry.unit}: it protects no training record.")
-        spent["record_epsilon"] = ledger_lib.epsilon(metadata["ledger"], delta, for_record=True)
+        spent["record_epsilon"] = ledger_lib.epsilon(ledger, delta, for_record=True)
     if settings.get("noise_seed", group.get("seed")) is not None:
         assumptions.append(
             "The noise has a given seed, to reproduce the run; whoever knows it subtracts it."

@@ -7,11 +7,11 @@ from typing import Any
 
 from etils import epath
 
-from distill_core import classification, cli, config, dp_sgd, plain_text
+from distill_core import classification, cli, config, dp_settings, plain_text
 from distill_core.config import InputError
 from distill_core.losses import cross_entropy
 
-FIELDS = {**config.TRAINING, **dp_sgd.FIELDS, **plain_text.FIELDS}
+FIELDS = {**config.TRAINING, **dp_settings.FIELDS, **plain_text.FIELDS}
 _IMAGES_ALONE = ("data_dir", "num_validation", *config.AUGMENTATION, *config.CLASSIFIER)
 
 
@@ -31,7 +31,7 @@ def train_and_evaluate(
         if hp[name] != FIELDS[name].default:
             allowed = f"belongs to {'images' if text else 'text'}, not to {hp['dataset']}"
             raise InputError(name, hp[name], allowed)
-    unused = {*strange, *(() if hp["dp"] else dp_sgd.FIELDS)}
+    unused = {*strange, *(() if hp["dp"] else dp_settings.FIELDS)}
     hp = {name: value for name, value in hp.items() if name not in unused}
     if text:
         return plain_text.train(hp, workdir, method="distill_core.train", mode=parallel)

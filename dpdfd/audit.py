@@ -21,10 +21,10 @@ from distill_core import config, integrity
 from distill_core.checkpoint import LoadedModel
 from distill_core.config import InputError
 from distill_core.data import Dataset
-from distill_core.privacy.ledger import ADD_REMOVE, REPLACE_AT_INDEX
+from distill_core.privacy.ledger import REPLACE_AT_INDEX, ZERO_OUT
 
 # What stands in an absent canary's place -> the adjacency whose ε is bounded, as ledgers write it.
-ADJACENCY = {"replaced": REPLACE_AT_INDEX, "removed": ADD_REMOVE}
+ADJACENCY = {"replaced": REPLACE_AT_INDEX, "masked": ZERO_OUT}
 _SHARES = (1 / 3, 1 / 10)  # of the canaries, guessed to be in; as many are guessed to be out
 
 
@@ -35,7 +35,7 @@ class Canaries:
     Attributes:
       canary_images: [m, H, W, C], as the training set has them.
       canary_labels: int32 [m], the wrong labels.
-      included: bool [m], whether the training set has the image with the wrong label.
+      included: bool [m], whether the teacher trains on the image with the wrong label.
       index: int32 [m], rows of the original training set, increasing.
       absent: what became of those not included, of `ADJACENCY`.
     """
@@ -49,7 +49,7 @@ class Canaries:
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Planted(Canaries):
-    """A training set, images [n, H, W, C] and labels int32 [n], with its canaries."""
+    """A training set, images [N, H, W, C] and labels int32 [N], with its canaries."""
 
     images: np.ndarray
     labels: np.ndarray
@@ -77,9 +77,9 @@ def plant(
       seed: at least 0; whoever knows it knows the coins.
       absent: what is in an absent canary's place. "replaced": the example with its true label, at
         the same index; no other row depends on the coins, and partitions by index stay. For
-        `record_ensemble` and `record_single`. "removed": nothing; the others move up in order. For
-        `record_dp_teacher`; the number of rows depends on the coins, so that neither a sampling
-        rate nor a held-out part may come from it.
+        `record_ensemble` and `record_single`. "masked": an empty record, which counts nothing, at
+        the same index. For `record_dp_teacher`, whose config names the file of them as `dp.masked`;
+        the training set itself has every canary and depends on no coin.
 
     Raises:
       InputError: an argument outside its range.
@@ -100,18 +100,18 @@ def plant(
     canary_labels = ((true[index] + shift) % num_classes).astype(np.int32)
     included = coins.random(num_canaries) < 0.5
     labels = true.astype(np.int32)
-    labels[index[included]] = canary_labels[included]
-    keep = np.ones(count, bool)
-    keep[index] = included | (absent == "replaced")
+    wrongly = included | (absent == "masked")
+    labels[index[wrongly]] = canary_labels[wrongly]
     canaries = Canaries(train_images[index], canary_labels, included, index, absent)
-    return Planted(**vars(canaries), images=train_images[keep], labels=labels[keep])
+    return Planted(**vars(canaries), images=train_images, labels=labels)
 
 
 def write(directory: epath.PathLike, dataset: Dataset, planted: Planted) -> tuple[str, str]:
     """Stores a planted training set with the data set's own test split, and the list of canaries.
 
-    Both give the coins away, so only their owner may read them (mode 0600). What `npz:PATH` does
-    not read is lost: the data set's note, and its mean and std, in whose place comes 0.5.
+    They give the coins away, so only their owner may read them (mode 0600). What `npz:PATH` does
+    not read is lost: the data set's note, and its mean and std, in whose place comes 0.5. Where
+    absent canaries are masked, `private/masked.npy` beside the list holds their rows.
 
     Args:
       directory: made if it is missing; local or `gs://…`.
@@ -125,10 +125,17 @@ def write(directory: epath.PathLike, dataset: Dataset, planted: Planted) -> tupl
     (root / "private").mkdir(mode=0o700, parents=True, exist_ok=True)
     canaries, data = root / "private" / "canaries.npz", root / "planted.npz"
     _write(canaries, {f.name: getattr(planted, f.name) for f in dataclasses.fields(Canaries)})
+    if planted.absent == "masked":
+        _write(masked_file(canaries), planted.index[~planted.included])
     train = {"x_train": planted.images, "y_train": planted.labels}
     test = {"x_test": dataset.test.images, "y_test": dataset.test.labels}
     _write(data, {**train, **test, "classes": np.array(dataset.classes)})
     return f"npz:{data}", str(canaries)
+
+
+def masked_file(canaries: epath.PathLike) -> epath.Path:
+    """Where the rows of masked canaries lie, beside the list that `write` gave."""
+    return epath.Path(canaries).with_name("masked.npy")
 
 
 def load_canaries(path: epath.PathLike) -> Canaries:
@@ -194,8 +201,8 @@ def epsilon_lower_bound(
     looking at the coins, and scores saw them only through the mechanism's output. All that the
     proof asks of "included" is that turning *one* coin leads to a neighbour. So, in our reading, it
     bounds the ε of replacing one record at a fixed index where absent canaries are "replaced" (a
-    coin chooses between a record's two versions), as of adding or removing one where they are
-    "removed". Compare an ε of the same adjacency: a replacement may cost two additions.
+    coin chooses between a record's two versions), as of zeroing one out where they are "masked".
+    Compare an ε of the same adjacency: a replacement may cost zeroing out twice.
 
     Guesses are fixed before scores are seen: the third of the canaries with the highest scores is
     in, the third with the lowest is out; and again with tenths. The significance is divided by
@@ -284,9 +291,12 @@ def _one_run(num: int, guesses: int, right: int, significance: float, delta: flo
     return float(auditor.epsilon_one_run(significance, delta, threshold_strategy=threshold))
 
 
-def _write(path: epath.Path, arrays: Mapping[str, Any]):
-    """An uncompressed archive that its owner alone reads; the old one or the new, never half."""
+def _write(path: epath.Path, arrays: Mapping[str, Any] | np.ndarray):
+    """An uncompressed file that its owner alone reads; the old one or the new, never half."""
     buffer = io.BytesIO()
-    np.savez(buffer, **arrays)
+    if isinstance(arrays, np.ndarray):
+        np.save(buffer, arrays)
+    else:
+        np.savez(buffer, **arrays)
     local = "://" not in str(path)  # object stores have rights of their own
     integrity.write_atomically(path, buffer.getvalue(), mode=0o600 if local else None)

@@ -111,8 +111,8 @@ def privacy(metadata: Mapping[str, Any], *, delta: float | None = None) -> dict[
 
     Returns:
       what `PrivacyReport.report` gives: "epsilon" with "privacy_unit", "adjacency", "delta",
-      "assumptions", "record_epsilon" and more; or, where no claim can be made, {"epsilon": None,
-      "why"}.
+      "assumptions", "record_epsilon", "replace_one_epsilon" and more; or, where no claim can be
+      made, {"epsilon": None, "why"}.
 
     Raises:
       InputError: δ is missing or outside its range.
@@ -143,6 +143,8 @@ def describe(spent: Mapping[str, Any]) -> str:
         f"Differential privacy: epsilon {spent['epsilon']:.4g} at delta {spent['delta']:g}; "
         f"unit: {spent['privacy_unit']}; adjacency: {spent['adjacency']}."
     ]
+    if spent["replace_one_epsilon"] != spent["epsilon"]:
+        lines.append(f"With one record replaced: epsilon {spent['replace_one_epsilon']:.4g}.")
     if spent["privacy_unit"] != "record":
         lines.append(
             f"For a training record the same noise is epsilon {spent['record_epsilon']:,.4g}."

@@ -22,7 +22,7 @@ from distill_core import (
     cli,
     config,
     data,
-    dp_sgd,
+    dp_settings,
     spec,
     stages,
     train,
@@ -109,9 +109,12 @@ def teachers(
             continue
         binary = ensemble if "num_teachers" in mine else train
         source = {"dataset": hp["dataset"], "data_dir": hp["data_dir"]}
+        own: dict[str, Any] = {"seed": 100 * seed + k}
         if planted:
-            source = {"dataset": planted[_absent(mine)][0]}
-        own = {"seed": 100 * seed + k}
+            dataset, canaries = planted[_absent(mine)]
+            source = {"dataset": dataset}
+            if mine.get("dp"):
+                own["dp"] = {**mine["dp"], "masked": str(audit.masked_file(canaries))}
         found.append(Run(name, seed, binary.train_and_evaluate, {**mine, **source, **own}, {}))
     return found
 
@@ -144,7 +147,7 @@ def _place(arm: tuple[str, Mapping[str, Any]]) -> tuple[int, str]:
 
 def _absent(teacher: Mapping[str, Any]) -> str:
     """What stands for a canary that is not in the data: as the teacher's adjacency has it."""
-    return "removed" if teacher.get("dp") else "replaced"
+    return "masked" if teacher.get("dp") else "replaced"
 
 
 def _planted(hp, workdir: epath.Path, dataset) -> dict[str, tuple[str, str]]:
@@ -186,7 +189,7 @@ def _audited(hp: Mapping[str, Any]) -> dict[str, str]:
     if not hp["num_canaries"]:
         return {}
     of = {name: _absent(mine) for name, mine in hp["teachers"].items()}
-    named = {name: absent for name, absent in of.items() if absent == "removed"}
+    named = {name: absent for name, absent in of.items() if absent == "masked"}
     control = summary.control(hp)
     named |= {name: of[name] for name in (control,) if name}
     return named | {arm: of[mine["teacher"]] for arm, mine in hp["arms"].items()}
@@ -246,7 +249,7 @@ def _check_teacher(mine: Mapping[str, Any], dataset: data.Dataset):
     else:
         classification.check(filled, dataset)
     if filled.get("dp"):
-        dp_sgd.read_group(filled["dp"], len(dataset.train))
+        dp_settings.read_group(filled["dp"], len(dataset.train))
 
 
 def _check_arm(mine: Mapping[str, Any], hp: Mapping[str, Any], dataset: data.Dataset):

@@ -11,11 +11,11 @@ from typing import Any
 from distill_core import config
 from distill_core.config import InputError
 from distill_core.privacy.ledger import (
-    ADD_REMOVE,
     GAUSSIAN,
     POISSON_GAUSSIAN,
     REPLACE_AT_INDEX,
     REPLACE_ONE,
+    ZERO_OUT,
     Entry,
 )
 from distill_core.privacy.per_example import SLACK
@@ -25,7 +25,7 @@ UNITS = {
     "query": ("query", REPLACE_ONE),
     "record_single": ("record", REPLACE_ONE),
     "record_ensemble": ("record", REPLACE_AT_INDEX),
-    "record_dp_teacher": ("record", ADD_REMOVE),
+    "record_dp_teacher": ("record", ZERO_OUT),
 }
 _SINGLE = ("gradient_sum", "query_gradients")
 _ENSEMBLE = ("mean_answer", "vote_counts", "mean_of_gradients", "gradient_of_mean")
@@ -75,7 +75,7 @@ def sensitivity(
     | `mean_of_gradients`, each teacher's p_S − p_T bounded first | 2C/M, clipped: min(2C, √2)/M |
     | `gradient_of_mean`, p_S − mean probabilities, clipped after | min(2C, √2/M) a query |
     | … normalised after | 2C whatever M is: refused for M > 1 |
-    | `training_gradients`, DP-SGD, one record added or removed | C |
+    | `training_gradients`, DP-SGD, one record zeroed out | C |
 
     Guaranteed if student and queries are public up to the step, and one record reaches at most one
     of M teachers. Source: our reconstruction (triangle inequality; two points of the probability
@@ -215,6 +215,7 @@ class Release:
             note if self.num_teachers is None else f"{note}, {self.num_teachers} teachers",
             self.batch_size,
             record,
+            self.num_examples,
         )
 
     def _bound(self, released: str | None = None) -> float:

@@ -9,6 +9,7 @@ from etils import epath
 
 from distill_core import console, report
 from distill_core.config import InputError
+from distill_core.privacy.ledger import ZERO_OUT
 from distill_core.stages import run_directory
 from dpdfd import arms_figure
 from dpdfd.units import privacy_spent
@@ -18,6 +19,7 @@ Results = Mapping[tuple[str, int], Mapping[str, Any]]
 METRICS = (
     "accuracy",
     "epsilon",
+    "replace_one_epsilon",
     "record_epsilon",
     "fresh_classifier_accuracy",
     "audit_epsilon_lower",
@@ -94,6 +96,8 @@ def _row(arm: str, runs: Sequence[Mapping[str, Any]], hp: Mapping[str, Any]) -> 
         names = ("privacy_unit", "adjacency", "delta", "batch_size", "assumptions", "claim")
         about |= {name: told[name] for name in names}
         metrics["epsilon"] = [each.epsilon for each in claims]
+        if claims[0].adjacency == ZERO_OUT:
+            metrics["replace_one_epsilon"] = [each.replace_one_epsilon for each in claims]
         metrics["record_epsilon"] = [each.record_epsilon for each in claims]
     elif conversion:
         about["privacy"] = "no claim"

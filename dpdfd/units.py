@@ -10,7 +10,7 @@ another:
 | `query` | any | the answer to one synthetic query in every step: **no** record | replace one |
 | `record_single` | any | a training record (large) | replace one |
 | `record_ensemble` | M, on disjoint fixed partitions | a training record | … at a fixed index |
-| `record_dp_teacher` | trained by DP-SGD; the rest is post-processing | … | add/remove |
+| `record_dp_teacher` | trained by DP-SGD; the rest is post-processing | … | zero-out |
 
 All of it is our reconstruction: the paper's own accounting could not be read.
 """
@@ -58,6 +58,8 @@ _ABOUT = {
         "Preprocessing statistics are public constants.",
     ),
     "record_dp_teacher": (
+        "Neighbours differ in one record, replaced by an empty one at its place; their number is "
+        "public.",
         "Each record entered each batch independently with the stated probability, one gradient "
         "per record was clipped, and sums were divided by the expected batch size.",
         "Everything after the teacher is post-processing without its private data.",
@@ -83,7 +85,7 @@ def calibrate(
     Raises:
       InputError: an argument outside its range; nothing is left of ε; no claim can be made.
     """
-    _check_delta(delta, release.num_examples)
+    ledger_lib.check_delta(delta, release.num_examples)
     config.validate({"steps": steps}, {"steps": config.integer(1)})
     step = release.charge(1.0)
     spent: list[Entry] = []
@@ -107,6 +109,8 @@ class PrivacyReport:
       claim: of `UNITS`.
       batch_size: B, queries in a step; the largest, where entries differ.
       record_epsilon: for unit "query", what the same noise is worth for a record; else `epsilon`.
+      replace_one_epsilon: for adjacency "zero-out", ε with one record replaced by any other; else
+        `epsilon`, which is about replacing already.
     """
 
     unit: str
@@ -117,6 +121,7 @@ class PrivacyReport:
     claim: str
     batch_size: int | None
     record_epsilon: float
+    replace_one_epsilon: float
 
     def report(self) -> dict[str, object]:
         """What a table says of it: ε never without its unit, adjacency and δ."""
@@ -145,19 +150,22 @@ def privacy_spent(
       InputError: δ outside its range, or there is no claim to make (`ledger.charged` has the
         cases: also a generator guided by the teacher, which the run's ledger keeps as exposed).
     """
-    _check_delta(delta, num_examples)
+    ledger_lib.check_delta(delta, num_examples)
     entries = ledger_lib.charged(ledger)
     kind = (entries[0].unit, entries[0].adjacency)
     claims = [claim for claim, pair in UNITS.items() if pair == kind]
     if not claims:
         raise InputError("ledger", kind, f"units here are {', '.join(map(str, UNITS.values()))}")
-    epsilon = record = ledger_lib.epsilon(ledger, delta)
+    epsilon = record = replaced = ledger_lib.epsilon(ledger, delta)
     sizes = [entry.batch_size for entry in entries if entry.batch_size]
     size = max(sizes, default=None)
     about = _ABOUT[claims[0]]
     if claims[0] == "query":
         record = ledger_lib.epsilon(ledger, delta, for_record=True)
         about += (f"For a record the same noise is ε = {record:,.4g}, B = {size} queries a step.",)
+    if claims[0] == "record_dp_teacher":
+        replaced = ledger_lib.epsilon(ledger, delta, replace_one=True)
+        about += (f"With one record replaced by any other it is ε = {replaced:,.4g}.",)
     if restarts := ledger_lib.read(ledger).restarts:
         about += (f"Restarts: {restarts}; steps done again are charged again.",)
     if seed_given:
@@ -165,7 +173,7 @@ def privacy_spent(
     tried = "not counted" if configurations_tried is None else configurations_tried
     selection = f"Choosing hyper-parameters is not covered; configurations tried: {tried}."
     assumptions = (*about, *_ALWAYS, selection)
-    return PrivacyReport(*kind, epsilon, delta, assumptions, claims[0], size, record)
+    return PrivacyReport(*kind, epsilon, delta, assumptions, claims[0], size, record, replaced)
 
 
 def accuracy_bound(epsilon: float, delta: float, num_classes: int) -> float:
@@ -192,10 +200,3 @@ def accuracy_bound(epsilon: float, delta: float, num_classes: int) -> float:
     config.validate({"num_classes": num_classes}, {"num_classes": config.integer(2)})
     normal = statistics.NormalDist()
     return normal.cdf(normal.inv_cdf(1 / num_classes) + accountants.gaussian_mu(epsilon, delta))
-
-
-def _check_delta(delta: float, num_examples: int | None):
-    if isinstance(delta, bool | str) or not 0.0 < delta < 1.0:
-        raise InputError("delta", delta, "must be in (0, 1)")
-    if num_examples is not None and delta * num_examples >= 1:
-        raise InputError("delta", delta, f"must be below 1/N = {1 / num_examples:.3g}")

@@ -31,7 +31,8 @@ def rows_of(hp: Mapping[str, Any], results: Results) -> list[report.Row]:
         settings = {"model": hp["model" if arm in ("teacher", "reference") else "student_model"]}
         budget = found[0]["budget"]
         if arm == arms.PRIVATE:
-            metrics["epsilon"] = [r["budget"]["epsilon"] for r in found]
+            for name in ("epsilon", "replace_one_epsilon"):
+                metrics[name] = [r["budget"][name] for r in found]
         rows.append(report.Row(arm, settings | (budget or {}), metrics))
     return rows
 
@@ -116,7 +117,7 @@ def _shown(hp, rows, levels) -> list[str]:
     perplexities = ["public_perplexity" if private else "digit_perplexity"]
     task = ["perplexity", *perplexities] if hp["task"] == "language" else ["accuracy"]
     metrics = [*task, *(f"exposure_{n}" for n in levels), f"worst_exposure_{max(levels)}"]
-    metrics.append("epsilon")
+    metrics += ["epsilon", "replace_one_epsilon"]
     return [name for name in metrics if any(name in row.metrics for row in rows)]
 
 
@@ -205,7 +206,7 @@ def _notes(hp, minutes: float) -> list[str]:
     ]
     if hp["dp"]:
         notes.append(
-            "dp_sgd learns from labels alone; its ε is for a line of the text, added or removed. A "
+            "dp_sgd learns from labels alone; its ε is for a line of the text, zeroed out. A "
             "secret that stands 10 or 100 times is as many lines: for all of them together only "
             "group privacy holds, at 10 or 100 times ε and a larger δ. Lines are cut after "
             f"{hp['length']} tokens. The vocabulary, which is the reference's, made of lines that "

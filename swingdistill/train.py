@@ -16,7 +16,17 @@ import jax.numpy as jnp
 import numpy as np
 from etils import epath
 
-from distill_core import checkpoint, cli, config, dp_sgd, language, plain_text, run_state, spec
+from distill_core import (
+    checkpoint,
+    cli,
+    config,
+    dp_settings,
+    dp_sgd,
+    language,
+    plain_text,
+    run_state,
+    spec,
+)
 from distill_core.config import InputError
 from distill_core.training import stream_key
 from swingdistill import budget, evaluate, private_text, scoring, variants
@@ -49,7 +59,7 @@ FIELDS = {
     **config.RUN,
     "teacher": config.text(default=None),
     "reference": config.text(default=None),
-    **dp_sgd.FIELDS,
+    **dp_settings.FIELDS,
     **METHOD_FIELDS,
 }
 

@@ -2,7 +2,7 @@
 
 python -m distill_core.train --config configs/distill_core/dp_digits.py --workdir runs/dp_digits
 
-The group `dp` asks for ε = 10 at δ = 1e-5, for a record added or removed. On one CPU core about 25
+The group `dp` asks for ε = 10 at δ = 1e-5, for a record zeroed out. On one CPU core about 25
 seconds; expect about 96% on test (96.1 and 96.4 in two runs, whose noise is not the same).
 """
 

@@ -4,7 +4,7 @@ python -m distill_core.train --config configs/distill_core/dp_mnist.py --workdir
     --config.data_dir=DIRECTORY
 
 DIRECTORY holds MNIST as TensorFlow Datasets prepares it. The group `dp` asks for ε = 10 at
-δ = 1e-5, for a record added or removed. On one CPU core about 4 minutes; expect about 97.5% on
+δ = 1e-5, for a record zeroed out. On one CPU core about 4 minutes; expect about 97.5% on
 test (97.6% in one run). Of two settings, chosen on 10,000 held-out training images: 97.3% there.
 """
 

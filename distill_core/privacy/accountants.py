@@ -20,7 +20,7 @@ class Noised(NamedTuple):
       ratio: Δ/σ, above 0: the L2 sensitivity of a vector over the noise's standard deviation.
       count: how many, at least 1.
       sampling_rate: below 1 for sums over Poisson samples of the records, as in DP-SGD; then Δ is
-        what one record *added or removed* moves, and ε is for such neighbours.
+        what one record moves by being replaced by an *empty* one, and ε is for such neighbours.
     """
 
     ratio: float
@@ -109,7 +109,7 @@ def composed_mu(noised: Sequence[Noised]) -> float:
     return math.sqrt(math.fsum(each.count * each.ratio**2 for each in noised))
 
 
-def composed_epsilon(noised: Sequence[Noised], delta: float) -> float:
+def composed_epsilon(noised: Sequence[Noised], delta: float, *, replace_one: bool = False) -> float:
     """ε at δ of everything together.
 
     Exact without sampling (`composed_mu`). With Poisson sampling from privacy loss distributions,
@@ -118,11 +118,13 @@ def composed_epsilon(noised: Sequence[Noised], delta: float) -> float:
 
     Guaranteed if each record enters each batch independently with the stated probability, and noise
     strengths and rates are fixed beforehand. With a sampling rate below 1 anywhere, all ratios must
-    be for neighbours of which one has a record more.
+    be for neighbours of which one has an empty record in place of the other's.
 
     Args:
       noised: what left; empty costs 0.
       delta: δ in (0, 1).
+      replace_one: ε for neighbours that differ in a record, each of its versions at most Δ from an
+        empty one: 2Δ without sampling, and with it the two mixtures of that.
 
     Raises:
       InputError: an argument outside its range.
@@ -133,9 +135,9 @@ def composed_epsilon(noised: Sequence[Noised], delta: float) -> float:
     if not noised:
         return 0.0
     if all(each.sampling_rate == 1.0 for each in noised):
-        return gaussian_epsilon(composed_mu(noised), 1, delta)
+        return gaussian_epsilon((1 + replace_one) * composed_mu(noised), 1, delta)
     interval = _interval(noised)
-    epsilon = _pld_epsilon(noised, delta, interval)
+    epsilon = _pld_epsilon(noised, delta, interval, replace_one)
     sampled = sum(each.count for each in noised if each.sampling_rate < 1.0)
     least = interval / 20  # finer takes minutes
     while epsilon > 0.0:
@@ -144,7 +146,7 @@ def composed_epsilon(noised: Sequence[Noised], delta: float) -> float:
         if needed > 0.9 * interval:
             break
         interval = needed
-        epsilon = min(epsilon, _pld_epsilon(noised, delta, interval))
+        epsilon = min(epsilon, _pld_epsilon(noised, delta, interval, replace_one))
     return epsilon
 
 
@@ -154,7 +156,7 @@ def poisson_gaussian_epsilon(
     """ε of DP-SGD: `count` steps of noise on sums over Poisson samples; see `composed_epsilon`.
 
     Args:
-      sensitivity_over_std: Δ/σ above 0; Δ is the clipping norm (one record added or removed).
+      sensitivity_over_std: Δ/σ above 0; Δ is the clipping norm (one record zeroed out).
       sampling_rate: probability in (0, 1] that a record is in a batch.
       count: steps, at least 1.
       delta: δ in (0, 1).
@@ -256,11 +258,16 @@ def _least(cost: Callable[[float], float], epsilon: float, *, start: float, step
     return high
 
 
-def _pld_epsilon(noised: Sequence[Noised], delta: float, interval: float) -> float:
-    from dp_accounting import GaussianDpEvent, PoissonSampledDpEvent
+def _pld_epsilon(
+    noised: Sequence[Noised], delta: float, interval: float, replace_one: bool = False
+) -> float:
+    from dp_accounting import GaussianDpEvent, NeighboringRelation, PoissonSampledDpEvent
     from dp_accounting.pld import PLDAccountant
 
-    accountant = PLDAccountant(value_discretization_interval=interval)  # neighbours: add or remove
+    # REPLACE_SPECIAL is zero-out; its numbers are those of a record added or removed.
+    neighbours = NeighboringRelation.REPLACE_SPECIAL
+    neighbours = NeighboringRelation.REPLACE_ONE if replace_one else neighbours
+    accountant = PLDAccountant(neighbours, value_discretization_interval=interval)
     whole = [each for each in noised if each.sampling_rate == 1.0]
     if whole:
         accountant.compose(GaussianDpEvent(1.0 / composed_mu(whole)))

@@ -16,26 +16,37 @@ from typing import Any
 from distill_core import config
 from distill_core.config import InputError
 from distill_core.privacy import accountants
+from distill_core.privacy.entry import (
+    GAUSSIAN,
+    POISSON_GAUSSIAN,
+    REPLACE_AT_INDEX,
+    REPLACE_ONE,
+    ZERO_OUT,
+    Entry,
+    read_entry,
+)
 
-GAUSSIAN, POISSON_GAUSSIAN = "gaussian", "poisson_gaussian"
-ADD_REMOVE = "add/remove"
-REPLACE_ONE = "replace one"
-REPLACE_AT_INDEX = "replace one, at a fixed index"
+__all__ = [
+    "BEHIND_MECHANISM",
+    "DIRECT",
+    "GAUSSIAN",
+    "POISSON_GAUSSIAN",
+    "REPLACE_AT_INDEX",
+    "REPLACE_ONE",
+    "ZERO_OUT",
+    "Ancestor",
+    "Entry",
+    "Ledger",
+    "affordable",
+    "affordable_steps",
+    "charged",
+    "check_delta",
+    "epsilon",
+    "read",
+]
+
 DIRECT, BEHIND_MECHANISM = "direct", "mechanism"  # how an ancestor was used
 
-_POSITIVE = config.number(0.0, above=True)
-_ENTRY = {
-    "mechanism": config.choice(GAUSSIAN, POISSON_GAUSSIAN),
-    "std": _POSITIVE,
-    "sensitivity": _POSITIVE,
-    "count": config.integer(1),
-    "unit": config.text(),
-    "adjacency": config.text(),
-    "sampling_rate": config.number(0.0, 1.0, above=True, default=None),
-    "note": config.text(default=""),
-    "batch_size": config.integer(1, default=None),
-    "record_sensitivity": config.number(0.0, above=True, default=None),
-}
 _ANCESTOR = {
     "digest": config.text(),
     "ledger": config.mapping(),
@@ -48,55 +59,6 @@ _LEDGER = {
     "unprotected": config.sequence(config.text(), default=()),
     "restarts": config.integer(0, default=0),
 }
-
-
-@dataclasses.dataclass(frozen=True)
-class Entry:
-    """One mechanism, `count` times.
-
-    Attributes:
-      mechanism: "gaussian", or "poisson_gaussian" over Poisson samples of the records.
-      std: standard deviation of the noise in each entry of the vector, above 0.
-      sensitivity: Δ, how far (L2) the vector moves between neighbours, above 0.
-      count: how many vectors left, at least 1.
-      unit: what Δ and so ε is about, such as "record" or "query".
-      adjacency: what neighbours are; "add/remove" for "poisson_gaussian".
-      sampling_rate: in (0, 1], for "poisson_gaussian" alone.
-      note: free text.
-      batch_size: examples or queries a step, where a report prints it.
-      record_sensitivity: where the unit is no record, how far one record may move the same vector.
-    """
-
-    mechanism: str
-    std: float
-    sensitivity: float
-    count: int
-    unit: str
-    adjacency: str
-    sampling_rate: float | None = None
-    note: str = ""
-    batch_size: int | None = None
-    record_sensitivity: float | None = None
-
-    def __post_init__(self):
-        config.validate(_said(dataclasses.asdict(self)), _ENTRY)
-        sampled = self.mechanism == POISSON_GAUSSIAN
-        if sampled != (self.sampling_rate is not None):
-            allowed = "belongs to 'poisson_gaussian', and that has one"
-            raise InputError("sampling_rate", self.sampling_rate, allowed)
-        if sampled and self.adjacency != ADD_REMOVE:
-            raise InputError("adjacency", self.adjacency, f"Poisson sampling has {ADD_REMOVE!r}")
-
-    def times(self, count: int) -> "Entry":
-        """The same mechanism, `count` times as often; raises InputError below 1."""
-        return dataclasses.replace(self, count=self.count * count)
-
-    def noised(self, *, for_record: bool = False) -> accountants.Noised:
-        """As the accountants take it; by `record_sensitivity` if `for_record`."""
-        bound = self.record_sensitivity if for_record else self.sensitivity
-        if bound is None:
-            raise InputError("record_sensitivity", None, f"the {self.unit} entry does not have it")
-        return accountants.Noised(bound / self.std, self.count, self.sampling_rate or 1.0)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -180,7 +142,7 @@ class Ledger:
         told = {name: getattr(self, name) for name in ("public", "restarts")}
         told["unprotected"] = list(self.unprotected)
         return {
-            "mechanisms": [_said(dataclasses.asdict(entry)) for entry in self.mechanisms],
+            "mechanisms": [entry.to_json() for entry in self.mechanisms],
             "ancestors": [ancestor.to_json() for ancestor in self.ancestors],
             **{name: value for name, value in told.items() if value},
         }
@@ -196,7 +158,7 @@ def read(ledger: Ledger | Mapping[str, Any]) -> Ledger:
     given = config.validate(ledger, _LEDGER)
     found = Ledger(public=given["public"], unprotected=given["unprotected"])
     for each in given["mechanisms"]:
-        found = found.charge(Entry(**config.validate(each, _ENTRY)))
+        found = found.charge(read_entry(each))
     for each in given["ancestors"]:
         each = config.validate(each, _ANCESTOR)
         found = found.descend(each["digest"], read(each["ledger"]), role=each["role"])
@@ -224,14 +186,50 @@ def charged(ledger: Ledger | Mapping[str, Any]) -> tuple[Entry, ...]:
     return tuple(found)
 
 
-def epsilon(ledger: Ledger | Mapping[str, Any], delta: float, *, for_record: bool = False) -> float:
-    """ε at δ of all that was charged, for the ledger's unit, or for a record if `for_record`.
+def epsilon(
+    ledger: Ledger | Mapping[str, Any],
+    delta: float,
+    *,
+    for_record: bool = False,
+    replace_one: bool = False,
+) -> float:
+    """ε at δ of all that was charged, for the ledger's unit and adjacency.
 
-    Exact for Gaussian entries, an upper bound with Poisson sampling (`accountants`). Raises
-    InputError as `charged` does, on δ outside (0, 1), and where a record's Δ is asked and missing.
+    Exact for Gaussian entries, an upper bound with Poisson sampling (`accountants`).
+
+    Args:
+      ledger: as an object or as metadata holds it.
+      delta: δ in (0, 1), below 1/N of every entry that knows its N.
+      for_record: for a record, where the unit is another.
+      replace_one: for a record that is replaced by any other, where the adjacency is `ZERO_OUT`:
+        replacing is zeroing out and then in, 2Δ. Other adjacencies replace one already.
+
+    Raises:
+      InputError: as `charged` does, on δ, and where a record's Δ is asked and missing.
     """
-    found = [entry.noised(for_record=for_record) for entry in charged(ledger)]
-    return accountants.composed_epsilon(found, delta)
+    entries = charged(ledger)
+    check_delta(delta, *(entry.num_examples for entry in entries))
+    found = [entry.noised(for_record=for_record) for entry in entries]
+    both = replace_one and entries[0].adjacency == ZERO_OUT
+    return accountants.composed_epsilon(found, delta, replace_one=both)
+
+
+def check_delta(delta: float, *num_examples: int | None):
+    """Refuses δ outside (0, 1), or not below 1/N, at which giving away a record is no breach.
+
+    Args:
+      delta: δ.
+      num_examples: N of the private data sets that are known.
+
+    Raises:
+      InputError: on `delta`.
+    """
+    if isinstance(delta, bool | str) or not 0.0 < delta < 1.0:
+        raise InputError("delta", delta, "must be in (0, 1)")
+    most = max((num for num in num_examples if num is not None), default=None)
+    if most is not None and delta * most >= 1:
+        allowed = f"must be below 1/N = {1 / most:.3g}, N = {most:,} private records"
+        raise InputError("delta", delta, allowed)
 
 
 def affordable(ledger: Ledger, entry: Entry, epsilon: float, delta: float) -> bool:
@@ -258,11 +256,12 @@ def affordable_steps(
     Raises:
       InputError: an argument outside its range, or as from `charged`.
     """
-    fields = {"epsilon": _POSITIVE, "most": config.integer(1)}
+    fields = {"epsilon": config.number(0.0, above=True), "most": config.integer(1)}
     config.validate({"epsilon": epsilon, "most": most}, fields)
 
     def fits(count: int) -> bool:
         found = charged(ledger.charge(entry.times(count)))
+        check_delta(delta, *(each.num_examples for each in found))
         spent = accountants.composed_epsilon([each.noised() for each in found], delta)
         return spent <= epsilon * (1 + 1e-6)
 
@@ -293,7 +292,3 @@ def _collect(ledger: Ledger, digest: str, seen: set[tuple[str, Ledger]]) -> Iter
     for ancestor in ledger.ancestors:
         if ancestor.role != BEHIND_MECHANISM:
             yield from _collect(ancestor.ledger, ancestor.digest, seen)
-
-
-def _said(values: dict[str, Any]) -> dict[str, Any]:
-    return {name: value for name, value in values.items() if value is not None and value != ""}

@@ -65,7 +65,7 @@ def bounded_gradient_sum(
 
     | between neighbours | Δ |
     |---|---|
-    | one example is added or removed (or masked) | C |
+    | one example is masked: an empty one is in its place | C |
     | one example is replaced | 2C |
     | all B change, as when a record of their common teacher changes | 2BC |
 
@@ -201,7 +201,7 @@ def noisy_sum(
     The noise has standard deviation `noise_multiplier`·C in every coordinate, C = `norm`. What that
     is worth is std/Δ, and Δ depends on what changes between neighbours (`bounded_gradient_sum`):
     2BC for a record behind a single teacher, that is noise_multiplier/(2B); 2C for one query of
-    the step, which protects no record; C or 2C for an example of private data, added or replaced.
+    the step, which protects no record; C or 2C for an example of private data, masked or replaced.
     B is the global batch.
 
     The noise is float32, from a counter-based generator that is not cryptographic; values beyond

@@ -279,11 +279,17 @@ def test_a_run_logs_nothing_private_and_its_ledger_says_what_it_cost(finished):
     (entry,) = Ledger(mechanisms=(unit.charge(sigma).times(6),)).to_json()["mechanisms"]
     assert metadata["ledger"] == {"mechanisms": [entry], "ancestors": []}
     spent = dpdfd.privacy_spent(metadata["ledger"], delta=DELTA, num_examples=N)
-    assert (spent.unit, spent.adjacency) == ("record", "add/remove")
+    assert (spent.unit, spent.adjacency) == ("record", "zero-out")
     assert 0.99 * 6.0 <= spent.epsilon <= 6.0
     direct = accountants.poisson_gaussian_epsilon((1 + SLACK) / sigma, B / N, 6, DELTA)
     assert direct == pytest.approx(spent.epsilon)
-    told = {"epsilon": spent.epsilon, "privacy_unit": "record", "adjacency": "add/remove"}
+    told = {
+        "epsilon": spent.epsilon,
+        "replace_one_epsilon": spent.replace_one_epsilon,
+        "privacy_unit": "record",
+        "adjacency": "zero-out",
+    }
+    assert spent.epsilon < spent.replace_one_epsilon < 2 * spent.epsilon + 1
     assert {name: result[name] for name in told} == told
     assert (result["delta"], result["noise_multiplier"]) == (DELTA, sigma)
     assert metadata["last_loss"] is None and metadata["best"] is None

@@ -115,7 +115,7 @@ def test_a_checkpoint_says_what_its_vocabulary_was_made_from(fit, folder, tmp_pa
 def test_private_training_claims_for_a_line(fit, folder, tmp_path):
     result = fit(tmp_path / "run", dp=DP, tokenizer=str(folder / "tokenizer.json"))
     assert 7.9 < result["epsilon"] <= 8.0
-    assert (result["privacy_unit"], result["adjacency"]) == ("record", "add/remove")
+    assert (result["privacy_unit"], result["adjacency"]) == ("record", "zero-out")
     metadata = checkpoint.find(tmp_path / "run")[1]
     (entry,) = ledger.charged(metadata["ledger"])
     assert (entry.count, entry.sampling_rate) == (4, 8 / 60)  # 60 lines

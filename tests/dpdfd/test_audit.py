@@ -12,7 +12,7 @@ import pytest
 import scipy.special
 import scipy.stats
 
-from distill_core import checkpoint, data, spec
+from distill_core import checkpoint, data, dp_settings, spec
 from distill_core.config import InputError
 from distill_core.data.dataset import make_dataset
 from distill_core.losses import cross_entropy
@@ -55,16 +55,24 @@ def test_an_absent_canary_that_is_replaced_keeps_its_label_and_its_place(seed):
     assert 10 < planted.included.sum() < 50
 
 
-def test_an_absent_canary_that_is_removed_is_gone_and_the_others_keep_their_order():
+def test_an_absent_canary_that_is_masked_stays_at_its_place_and_a_list_says_that_it_is_empty(
+    tmp_path,
+):
     images, labels = _examples()
     replaced = audit.plant(images, labels, **SETTINGS)
-    removed = audit.plant(images, labels, **{**SETTINGS, "absent": "removed"})
-    np.testing.assert_array_equal(removed.index, replaced.index)
-    np.testing.assert_array_equal(removed.included, replaced.included)
-    kept = np.setdiff1d(np.arange(200), removed.index[~removed.included])
-    np.testing.assert_array_equal(removed.images, images[kept])
-    np.testing.assert_array_equal(removed.labels, replaced.labels[kept])
-    assert len(removed.labels) == 200 - (~removed.included).sum()
+    masked = audit.plant(images, labels, **{**SETTINGS, "absent": "masked"})
+    np.testing.assert_array_equal(masked.index, replaced.index)
+    np.testing.assert_array_equal(masked.included, replaced.included)
+    np.testing.assert_array_equal(masked.images, images)
+    others = np.setdiff1d(np.arange(200), masked.index)
+    np.testing.assert_array_equal(masked.labels[others], labels[others])
+    np.testing.assert_array_equal(masked.labels[masked.index], masked.canary_labels)  # no coin
+    dataset = make_dataset("x", (images, labels), (images, labels), classes=list("0123456789"))
+    _, canaries = audit.write(tmp_path, dataset, masked)
+    empty = np.load(audit.masked_file(canaries))
+    np.testing.assert_array_equal(empty, masked.index[~masked.included])
+    live = dp_settings.live_records(str(audit.masked_file(canaries)), 200)
+    np.testing.assert_array_equal(np.flatnonzero(~live), empty)
 
 
 def test_choice_labels_and_coins_are_uniform_and_independent():
@@ -102,7 +110,7 @@ def test_what_is_written_is_read_by_the_data_source(dtype, tmp_path):
     images = images if dtype == np.uint8 else (images / 255).astype(dtype)
     names = ["one", "two", *"3456789", "ten"]
     dataset = make_dataset("x", (images, labels), (images[:7], labels[:7]), classes=names)
-    planted = audit.plant(images, labels, **{**SETTINGS, "absent": "removed"})
+    planted = audit.plant(images, labels, **{**SETTINGS, "absent": "masked"})
     for _ in range(2):  # a second time over the first
         name, canaries = audit.write(tmp_path / "deep" / "er", dataset, planted)
     read = data.load_dataset(name)
@@ -120,11 +128,15 @@ def test_what_is_written_is_read_by_the_data_source(dtype, tmp_path):
     for field, value in vars(back).items():
         np.testing.assert_array_equal(value, getattr(planted, field))
         assert type(value) is type(getattr(planted, field))
-    for path in (Path(canaries), Path(name.removeprefix("npz:"))):
-        assert stat.S_IMODE(path.stat().st_mode) == 0o600
+    for path in (
+        Path(canaries),
+        Path(audit.masked_file(canaries)),
+        Path(name.removeprefix("npz:")),
+    ):
+        assert stat.S_IMODE(Path(path).stat().st_mode) == 0o600
     assert stat.S_IMODE(Path(canaries).parent.stat().st_mode) == 0o700
     files = {f.relative_to(tmp_path / "deep/er").as_posix() for f in tmp_path.rglob("*.*")}
-    assert files == {"planted.npz", "private/canaries.npz"}
+    assert files == {"planted.npz", "private/canaries.npz", "private/masked.npy"}
 
 
 def test_a_failed_write_leaves_the_old_file(tmp_path, monkeypatch):

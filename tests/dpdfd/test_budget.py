@@ -251,7 +251,7 @@ def test_how_often_a_run_logs_and_saves_decides_no_noise(tmp_path):
 NONE = {"privacy_unit": "none", "mechanism": "none", "epsilon": None}
 DP_TEACHER = {**NONE, "privacy_unit": "record_dp_teacher"}
 SGD = Entry(
-    "poisson_gaussian", 1.0, 1.0, 50, "record", ledger.ADD_REMOVE, sampling_rate=0.02
+    "poisson_gaussian", 1.0, 1.0, 50, "record", ledger.ZERO_OUT, sampling_rate=0.02
 )  # fmt: skip
 
 

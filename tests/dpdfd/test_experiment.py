@@ -100,11 +100,11 @@ def test_no_epsilon_stands_without_what_it_is_about(finished):
         if "epsilon" in row["metrics"]
     }
     assert about == {
-        "dp_teacher": ("record", "add/remove", 1e-5),
+        "dp_teacher": ("record", "zero-out", 1e-5),
         "query": ("query", "replace one", 1e-5),
         "record_single": ("record", "replace one", 1e-5),
         "record_ensemble": ("record", "replace one, at a fixed index", 1e-5),
-        "record_dp_teacher": ("record", "add/remove", 1e-5),
+        "record_dp_teacher": ("record", "zero-out", 1e-5),
     }
     rows = table(finished)
     assert [rows[arm]["settings"].get("claim") for arm in UNITS] == list(UNITS)
@@ -144,7 +144,7 @@ def test_the_report_stands_alone_and_says_what_each_epsilon_rests_on(finished):
     assert all(arm in page for arm in (*TEACHERS, *ARMS))
     for words in (
         "per query, replace one, δ = 1e-05",
-        "per record, add/remove, δ = 1e-05",
+        "per record, zero-out, δ = 1e-05",
         "per record, replace one, at a fixed index, δ = 1e-05",
         "are our reconstruction",
         "No record is protected",
@@ -187,24 +187,24 @@ def test_every_student_is_made_from_its_own_teacher_and_sees_no_training_data(fi
 
 
 def test_each_teacher_has_the_canaries_that_its_adjacency_asks_for(finished):
-    digits, sizes = data.load_dataset("digits"), {}
+    digits = data.load_dataset("digits")
     for arm in TEACHERS:
-        name = load(finished / "runs" / arm / "seed0").metadata["config"]["dataset"]
-        absent = "removed" if arm == "dp_teacher" else "replaced"
+        config = load(finished / "runs" / arm / "seed0").metadata["config"]
+        name = config["dataset"]
+        absent = "masked" if arm == "dp_teacher" else "replaced"
         assert name == f"npz:{finished}/data/{absent}/planted.npz"
         planted = data.load_dataset(name)
         canaries = audit.load_canaries(finished / "data" / absent / "private" / "canaries.npz")
         assert (canaries.absent, len(canaries.included)) == (absent, 20)
-        sizes[arm] = len(planted.train)
-        gone = 20 - canaries.included.sum() if absent == "removed" else 0
-        assert 0 < canaries.included.sum() < 20 and sizes[arm] == len(digits.train) - gone
+        assert 0 < canaries.included.sum() < 20 and len(planted.train) == len(digits.train)
+        changed = np.flatnonzero(planted.train.labels != digits.train.labels)
         if absent == "replaced":
-            changed = planted.train.labels != digits.train.labels
-            np.testing.assert_array_equal(
-                np.flatnonzero(changed), canaries.index[canaries.included]
-            )
+            np.testing.assert_array_equal(changed, canaries.index[canaries.included])
+        else:
+            np.testing.assert_array_equal(changed, canaries.index)
+            empty = np.load(config["dp"]["masked"])
+            np.testing.assert_array_equal(empty, canaries.index[~canaries.included])
         np.testing.assert_array_equal(planted.test.labels, digits.test.labels)
-    assert sizes["dp_teacher"] < sizes["teacher"] == sizes["ensemble"]
 
 
 def test_audits_are_where_canaries_were_and_with_those_of_the_teacher(finished, given, monkeypatch):
@@ -221,8 +221,8 @@ def test_audits_are_where_canaries_were_and_with_those_of_the_teacher(finished, 
     monkeypatch.setattr(experiment.audit, "audit", audited)
     monkeypatch.setattr(summary, "write", lambda *_: None)
     results = experiment.run(given, finished)
-    removed = {"dp_teacher": "removed", "record_dp_teacher": "removed"}
-    assert calls == {arm: removed.get(arm, "replaced") for arm in arms}
+    masked = {"dp_teacher": "masked", "record_dp_teacher": "masked"}
+    assert calls == {arm: masked.get(arm, "replaced") for arm in arms}
     bounds = {arm: found.get("audit_epsilon_lower") for (arm, _), found in results.items()}
     assert bounds == {arm: 0.25 for arm in arms} | {"ensemble": None}
 

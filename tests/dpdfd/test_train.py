@@ -76,7 +76,7 @@ def save(folder, seed=0, *, told=None, dataset=None, **network):
 def teachers(tmp_path_factory):
     """Folders of checkpoints, by name."""
     folder = tmp_path_factory.mktemp("teachers")
-    sgd = Entry("poisson_gaussian", 1.0, 1.0, 50, "record", ledger.ADD_REMOVE, sampling_rate=0.02)
+    sgd = Entry("poisson_gaussian", 1.0, 1.0, 50, "record", ledger.ZERO_OUT, sampling_rate=0.02)
     member = {"member": NETWORK["model"], "member_kwargs": NETWORK["model_kwargs"]}
     return {
         "plain": save(folder / "plain"),

@@ -321,7 +321,13 @@ def test_a_group_dp_adds_a_student_that_learns_privately_from_labels(given, tmp_
     changed = {"dp": dp, "batch_size": 20, "num_steps": 9}
     assert private.settings == {**made["student_ce"].settings, **changed}
 
-    spent = {"epsilon": 7.99, "privacy_unit": "record", "adjacency": "add/remove", "delta": 1e-3}
+    spent = {
+        "epsilon": 7.99,
+        "replace_one_epsilon": 9.1,
+        "privacy_unit": "record",
+        "adjacency": "zero-out",
+        "delta": 1e-3,
+    }
     found = {"perplexity": 9.0, "accuracy": 0.5, "exposure": {"1": [1.0], "4": [2.0]}}
     found |= {f"{name}_perplexity": None for name in evaluate.CLASSES}
     results = {
@@ -330,6 +336,7 @@ def test_a_group_dp_adds_a_student_that_learns_privately_from_labels(given, tmp_
     }
     rows = summary.rows_of(hp, results)
     assert rows[1].metrics["epsilon"] == [7.99] and "epsilon" not in rows[0].metrics
+    assert rows[1].metrics["replace_one_epsilon"] == [9.1]
     assert spent.items() <= rows[1].settings.items()
     assert "epsilon" in summary._shown(hp, rows, [1, 4])
     assert any("group privacy" in note for note in summary._notes(hp, 1.0))

@@ -390,7 +390,7 @@ def test_with_dp_a_line_is_a_record_and_the_budget_says_so(settings, prepared, r
     budget = found["budget"]
     assert 7.9 < budget["epsilon"] <= 8.0
     told = {name: budget[name] for name in ("privacy_unit", "adjacency", "delta")}
-    assert told == {"privacy_unit": "record", "adjacency": "add/remove", "delta": 1e-3}
+    assert told == {"privacy_unit": "record", "adjacency": "zero-out", "delta": 1e-3}
     (entry,) = checkpoint.find(tmp_path / "run")[1]["ledger"]["mechanisms"]
     assert (entry["count"], entry["sampling_rate"]) == (4, 8 / lines)
 

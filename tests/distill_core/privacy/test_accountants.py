@@ -69,6 +69,21 @@ def test_sampling_costs_less_and_at_rate_one_nothing_less():
     assert 0.98 * whole < nearly < whole * 1.001
 
 
+def test_replacing_a_record_costs_zeroing_it_out_twice():
+    for noised in (MIXED, [Noised(0.4)]):
+        twice = [each._replace(ratio=2 * each.ratio) for each in noised]
+        found = accountants.composed_epsilon(noised, 1e-5, replace_one=True)
+        assert found == pytest.approx(accountants.composed_epsilon(twice, 1e-5), rel=1e-9)
+    sampled = [Noised(1 / 0.6, 1000, 256 / 60_000)]
+    zeroed = accountants.composed_epsilon(sampled, 1e-5)
+    replaced = accountants.composed_epsilon(sampled, 1e-5, replace_one=True)
+    relation = dp_accounting.NeighboringRelation.REPLACE_ONE
+    other = from_other(PLDAccountant(relation), sampled, 1e-5)
+    assert zeroed < replaced == pytest.approx(other, rel=2e-3)
+    doubled = [each._replace(ratio=2 * each.ratio) for each in sampled]
+    assert replaced < accountants.composed_epsilon(doubled, 1e-5)
+
+
 def test_a_ledger_of_both_kinds_costs_more_than_each():
     sampled, whole = Noised(1.0, 100, 0.02), Noised(0.2, 4)
     both = accountants.composed_epsilon([sampled, whole], 1e-5)

@@ -11,7 +11,7 @@ from distill_core.privacy import accountants, ledger
 from distill_core.privacy.ledger import Entry, Ledger
 
 STEP = Entry("gaussian", 20.0, 2.0, 1, "query", ledger.REPLACE_ONE, note="a step", batch_size=8)
-SGD = Entry("poisson_gaussian", 1.0, 1.0, 50, "record", ledger.ADD_REMOVE, sampling_rate=0.02)
+SGD = Entry("poisson_gaussian", 1.0, 1.0, 50, "record", ledger.ZERO_OUT, sampling_rate=0.02)
 QUERIES = Entry("gaussian", 3.0, 0.5, 1, "record", ledger.REPLACE_AT_INDEX)
 TEACHER = Ledger().charge(SGD)
 
@@ -188,3 +188,30 @@ def test_a_stored_ledger_that_is_not_understood_is_refused(stored, field):
 def test_a_role_is_checked_where_it_is_made():
     with pytest.raises(InputError, match="^role: got 'behind'"):
         Ledger().descend("a", TEACHER, role="behind")
+
+
+def test_a_replaced_record_costs_more_than_one_zeroed_out_and_no_more_where_it_is_the_adjacency():
+    found = Ledger().charge(SGD)
+    assert ledger.epsilon(found, 1e-5) < ledger.epsilon(found, 1e-5, replace_one=True)
+    whole = Entry("gaussian", 2.0, 1.0, 1, "record", ledger.ZERO_OUT)
+    expected = accountants.gaussian_epsilon(2 * 0.5, 1, 1e-5)
+    found = ledger.epsilon(Ledger().charge(whole), 1e-5, replace_one=True)
+    assert found == pytest.approx(expected, rel=1e-9)
+    again = Ledger().charge(dataclasses.replace(whole, adjacency=ledger.REPLACE_ONE))
+    assert ledger.epsilon(again, 1e-5, replace_one=True) == ledger.epsilon(again, 1e-5)
+
+
+@pytest.mark.parametrize("delta", [1 / 240, 0.5])
+def test_a_delta_of_one_over_n_or_more_is_refused_wherever_the_ledger_knows_n(delta):
+    known = dataclasses.replace(SGD, num_examples=240)
+    found = Ledger().charge(known)
+    assert ledger.read(json.loads(json.dumps(found.to_json()))) == found
+    assert ledger.epsilon(Ledger().charge(SGD), delta) >= 0
+    child = Ledger(public=True).descend("abc", found)
+    for call in (
+        lambda: ledger.epsilon(found, delta),
+        lambda: ledger.epsilon(child, delta),
+        lambda: ledger.affordable(child, known, 1.0, delta),
+    ):
+        with pytest.raises(InputError, match="^delta: got .*; must be below 1/N = 0.00417"):
+            call()
