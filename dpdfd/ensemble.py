@@ -184,7 +184,7 @@ def train_and_evaluate(
     hp = config.validate(settings, FIELDS)
     mode = parallel_lib.choose_mode(parallel)
     dataset, splits = classification.load_splits(hp)
-    members = partitions.members_of(splits.train.index, hp["num_teachers"])
+    members = partitions.members_of(splits.train.record, hp["num_teachers"])
     one = spec.image_spec(model=hp["model"], model_kwargs=hp["model_kwargs"], dataset=dataset)
     spec.check(one)
     wrapping = {"member": hp["model"], "member_kwargs": hp["model_kwargs"]}

@@ -209,6 +209,10 @@ def _check(hp: Mapping[str, Any], dataset: data.Dataset):
     if hp["delta"] * len(dataset.train) >= 1:
         allowed = f"must be below 1/N = {1 / len(dataset.train):.3g}"
         raise InputError("delta", hp["delta"], allowed)
+    if hp["num_canaries"] and (dataset.train.record != dataset.train.index).any():
+        # The data set with canaries is stored by places: nothing would keep such files together.
+        allowed = "has files of one name in several classes; rename them, or take num_canaries=0"
+        raise InputError("dataset", hp["dataset"], allowed)
     for group in ("teachers", "arms", "bars"):
         for name, mine in hp[group].items():
             if not isinstance(mine, Mapping):
@@ -245,7 +249,7 @@ def _check_teacher(mine: Mapping[str, Any], dataset: data.Dataset):
     filled = config.validate({"dataset": "given", **mine}, fields)
     if several:
         _check_network(filled, dataset)
-        partitions.members_of(dataset.train.index, filled["num_teachers"])
+        partitions.members_of(dataset.train.record, filled["num_teachers"])
     else:
         classification.check(filled, dataset)
     if filled.get("dp"):

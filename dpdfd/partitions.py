@@ -1,7 +1,7 @@
 """Which records each teacher of an ensemble learns from, in what order and in which variations.
 
-A record's teacher and its place in any batch follow from its index alone, never from what it holds:
-that one changed record changes one teacher rests on this. All of it is our reconstruction.
+A record's teacher and its place in any batch follow from its index alone, never from its label or
+image: that one changed record changes one teacher rests on this. Our reconstruction.
 """
 
 import functools
@@ -21,36 +21,56 @@ Array = jax.Array
 # The greatest random deformation: radians, parts of the size, parts of the image's side.
 _ROTATION, _STRETCH, _SHIFT = 0.15, 0.1, 0.05
 _HIGHEST = jax.lax.Precision.HIGHEST
+_PERMUTATIONS = 20170  # seed of the deal: public, and the same for all runs
 
 
 def partition(index: np.ndarray, num_teachers: int) -> np.ndarray:
-    """Which teacher each record belongs to: `index mod num_teachers`, whatever the record holds.
+    """Which teacher each record belongs to, a fixed public function of its index and M alone.
+
+    Each block of M successive indices is dealt by a random permutation of the M teachers of its
+    own. So sizes of partitions of N successive indices differ by at most 1, a record more at the
+    end moves no other, and no order of the records (by class, classes taking turns) gives a
+    teacher one class.
 
     Args:
-      index: integers [N], the records' places in the data set as it was loaded.
+      index: integers [N], at least 0; see `Split.record`.
       num_teachers: M.
 
     Returns:
       The same type [N], in [0, M).
 
-    >>> partition(np.arange(5), 3).tolist()
-    [0, 1, 2, 0, 1]
+    Raises:
+      InputError: M below 1.
+
+    >>> partition(np.arange(9), 3).tolist()
+    [2, 1, 0, 2, 1, 0, 1, 0, 2]
     """
     if num_teachers < 1:
         raise InputError("num_teachers", num_teachers, "must be at least 1")
-    return np.asarray(index) % num_teachers
+    index = np.asarray(index)
+    blocks = int(index.max(initial=-1)) // num_teachers + 1
+    # RandomState, because NumPy promises that its stream never changes.
+    drawn = np.random.RandomState(_PERMUTATIONS).random_sample((blocks, num_teachers))
+    dealt = drawn.argsort(axis=1, kind="stable")  # [blocks, M], a permutation per row
+    return dealt[index // num_teachers, index % num_teachers].astype(index.dtype)
 
 
-def members_of(index: np.ndarray, num_teachers: int) -> list[np.ndarray]:
+def members_of(record: np.ndarray, num_teachers: int) -> list[np.ndarray]:
     """The rows of each teacher's records, M arrays int64.
+
+    Args:
+      record: integers [N], `Split.record`; rows that share a number have one teacher.
+      num_teachers: M.
 
     Raises:
       InputError: a teacher would have none.
     """
-    if num_teachers > len(index):
-        allowed = f"must be at most the {len(index):,} training examples"
+    count = len(np.unique(record))
+    if num_teachers > count:
+        what = "training examples" if count == len(record) else "different names of training files"
+        allowed = f"must be at most the {count:,} {what}"
         raise InputError("num_teachers", num_teachers, allowed)
-    teacher = partition(index, num_teachers)
+    teacher = partition(record, num_teachers)
     sizes = np.bincount(teacher, minlength=num_teachers)
     if not sizes.all():
         empty = int(np.flatnonzero(sizes == 0)[0])

@@ -13,17 +13,22 @@ from distill_core.config import InputError
 class Split:
     """Labelled images, read-only: uint8 or float32 in [0, 1] [N, H, W, C], and int32 [N].
 
-    `index` int32 [N] is each example's place in the split as it was loaded.
+    `index` int32 [N] is each example's place in the split as it was loaded, which no source makes
+    depend on labels. `record` int32 [N] is by default the same; examples that share a number belong
+    together (files of one name), since only their labels tell them apart.
     """
 
     images: np.ndarray
     labels: np.ndarray
     index: np.ndarray = None  # pyright: ignore[reportAssignmentType]: filled in just below
+    record: np.ndarray = None  # pyright: ignore[reportAssignmentType]: likewise
 
     def __post_init__(self):
         if self.index is None:
             object.__setattr__(self, "index", np.arange(len(self.labels), dtype=np.int32))
-        for field in ("images", "labels", "index"):
+        if self.record is None:
+            object.__setattr__(self, "record", self.index)
+        for field in ("images", "labels", "index", "record"):
             array = getattr(self, field).view()  # a view: the caller's own array stays writeable
             array.flags.writeable = False
             object.__setattr__(self, field, array)
@@ -77,6 +82,7 @@ def make_dataset(
     mean: Sequence[float] | None = None,
     std: Sequence[float] | None = None,
     note: str = "",
+    record: np.ndarray | None = None,
 ) -> Dataset:
     """Checks what a source has read and makes a `Dataset` of it.
 
@@ -88,6 +94,7 @@ def make_dataset(
       mean: one value a channel; by default 0.5.
       std: one value a channel; by default 0.5.
       note: see `Dataset`.
+      record: of the train split, see `Split`.
 
     Raises:
       InputError: on `dataset`: fewer than two classes, an empty split, images of another rank or
@@ -99,7 +106,8 @@ def make_dataset(
     splits = []
     for which, (images, labels) in (("train", train), ("test", test)):
         images = _checked_images(name, which, images)
-        splits.append(Split(images, _checked_labels(name, which, labels, images, len(classes))))
+        labels = _checked_labels(name, which, labels, images, len(classes))
+        splits.append(Split(images, labels, record=record if which == "train" else None))  # pyright: ignore[reportArgumentType]
     shapes = [split.images.shape[1:] for split in splits]
     if shapes[0] != shapes[1]:
         message = f"test images must be {shapes[0]} as the train images are, and are {shapes[1]}"
@@ -141,7 +149,7 @@ def hold_out(split: Split, num: int, seed: int) -> tuple[Split, Split]:
 
 
 def _rows(split: Split, rows) -> Split:
-    return Split(split.images[rows], split.labels[rows], split.index[rows])
+    return Split(split.images[rows], split.labels[rows], split.index[rows], split.record[rows])
 
 
 def _checked_images(name: str, which: str, images: np.ndarray) -> np.ndarray:

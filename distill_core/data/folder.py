@@ -1,6 +1,6 @@
 """A folder of image files of a user's own: PATH/train/CLASS/*.png, PATH/test/CLASS/*.png."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Literal
 
@@ -29,7 +29,7 @@ def load(path: str) -> Dataset:
     The classes are the folders of PATH/train, sorted; PATH/test may lack some, but not add any.
     All images must have one size. C is 1 if every image is grey, else 3: grey ones become RGB and
     an alpha channel is dropped. Files of other types than `SUFFIXES` are ignored, and so is what
-    starts with a dot. Examples are in the order of the sorted paths.
+    starts with a dot. Examples are in the order of `by_name`, whatever their classes.
 
     Raises:
       InputError: on `dataset`: a folder misses or holds no images, a class of the test split that
@@ -41,7 +41,23 @@ def load(path: str) -> Dataset:
     classes = [folder.name for folder in class_folders(name, root / "train")]
     files = {which: _files(name, root / which, classes) for which in ("train", "test")}
     train, test = read(name, files)
-    return make_dataset(name, train, test, classes=classes)
+    record = records(files["train"])
+    return make_dataset(name, train, test, classes=classes, record=record)
+
+
+def by_name(files: Iterable[tuple[epath.Path, int]]) -> list[tuple[epath.Path, int]]:
+    """(file, label) sorted by the file's own name, then by class.
+
+    So that a file which moves to another class, one changed label, keeps its place and leaves all
+    others theirs. Only among files of one name in several classes does the label decide.
+    """
+    return sorted(files, key=lambda each: (each[0].name, each[1]))
+
+
+def records(files: Sequence[tuple[epath.Path, int]]) -> np.ndarray:
+    """`Split.record`, int32 [N]: the rank of each file's name, whatever its class."""
+    _, rank = np.unique([file.name for file, _ in files], return_inverse=True)
+    return rank.astype(np.int32)
 
 
 def class_folders(name: str, parent: epath.Path) -> list[epath.Path]:
@@ -118,7 +134,7 @@ def _files(name: str, parent: epath.Path, classes: list[str]) -> list[tuple[epat
             raise InputError("dataset", name, message)
         label = classes.index(folder.name)
         result += [(file, label) for file in images_in(name, folder)]
-    return result
+    return by_name(result)
 
 
 def _header(name: str, file: epath.Path) -> tuple[tuple[int, int], bool]:

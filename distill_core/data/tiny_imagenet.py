@@ -43,8 +43,8 @@ def load(path: str) -> Dataset:
 
     The classes are the folders of PATH/train, sorted; they are called by the first name that
     words.txt gives them, with the WNID where two would be called the same, and by the WNID alone
-    where it gives none. The test split is the validation set, as the note says. Examples are in
-    the order of the sorted paths.
+    where it gives none. The test split is the validation set, as the note says. Training examples
+    are in the order of `folder.by_name`.
 
     Raises:
       InputError: on `dataset`: val_annotations.txt misses, has a malformed line, names a class
@@ -54,11 +54,11 @@ def load(path: str) -> Dataset:
     name = f"folder:{path}"
     root = epath.Path(path).expanduser()
     wnids = [each.name for each in folder.class_folders(name, root / "train")]
-    train = [
+    train = folder.by_name(
         (file, label)
         for label, wnid in enumerate(wnids)
         for file in folder.images_in(name, root / "train" / wnid / "images")
-    ]
+    )
     files = {"train": train, "test": _validation(name, root / "val", wnids)}
     splits = folder.read(name, files, mode="RGB")
     return make_dataset(
@@ -69,6 +69,7 @@ def load(path: str) -> Dataset:
         mean=MEAN,
         std=STD,
         note=NOTE,
+        record=folder.records(train),
     )
 
 

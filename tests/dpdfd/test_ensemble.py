@@ -66,6 +66,10 @@ def changed(first, second):
     return set(np.flatnonzero(np.any(differ, axis=0)).tolist())
 
 
+def teacher_of(record):
+    return int(partition(np.array([record]), TEACHERS)[0])
+
+
 @pytest.mark.parametrize("name", MEMBERS)
 @pytest.mark.parametrize("what", ["label", "content"])
 def test_a_changed_record_changes_its_own_teacher_and_no_bit_of_another(fit, digits, name, what):
@@ -77,7 +81,19 @@ def test_a_changed_record_changes_its_own_teacher_and_no_bit_of_another(fit, dig
     else:
         arrays["x_train"][record] = 255 - arrays["x_train"][record]
     after = fit(f"{name}_{what}", arrays, **MEMBERS[name])[0]
-    assert changed(before, after) == {record % TEACHERS}
+    assert changed(before, after) == {teacher_of(record)}
+
+
+def test_no_optimiser_or_schedule_couples_the_teachers(fit, digits):
+    """Momentum, weight decay and rates that fall."""
+    settings = {
+        **MEMBERS["mlp"], "optimizer": "sgd", "momentum": 0.9, "weight_decay": 0.01,
+        "schedule": "onecycle", "deform": 0.0, "num_steps": 8, "save_every": 3,
+    }  # fmt: skip
+    before = fit("sgd_plain", **settings)[0]
+    arrays = {key: array.copy() for key, array in digits.items()}
+    arrays["y_train"][13] = (arrays["y_train"][13] + 1) % 10
+    assert changed(before, fit("sgd_label", arrays, **settings)[0]) == {teacher_of(13)}
 
 
 @pytest.mark.parametrize("name", ["ridge", "mlp"])
@@ -85,18 +101,7 @@ def test_a_record_less_changes_one_teacher_too(fit, digits, name):
     arrays = {**digits, **{key: digits[key][:-1] for key in ("x_train", "y_train")}}
     before = fit(f"{name}_plain", **MEMBERS[name])[0]
     after = fit(f"{name}_less", arrays, **MEMBERS[name])[0]
-    assert changed(before, after) == {(NUM - 1) % TEACHERS}
-
-
-def test_partitions_follow_the_indices_alone():
-    index = np.array([7, 0, 12, 3], np.int32)
-    assert partition(index, 5).tolist() == [2, 0, 2, 3]
-    split = data.load_dataset("digits").train
-    rest, _ = data.hold_out(split, 100, seed=0)
-    members = partitions.members_of(rest.index, 7)
-    assert sorted(np.concatenate(members).tolist()) == list(range(len(rest)))
-    for teacher, rows in enumerate(members):
-        assert set((rest.index[rows] % 7).tolist()) == {teacher}
+    assert changed(before, after) == {teacher_of(NUM - 1)}
 
 
 def test_a_batch_holds_each_teachers_own_records_all_of_them_once_an_epoch():

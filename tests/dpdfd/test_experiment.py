@@ -1,5 +1,6 @@
 """The whole comparison: what it writes, what a second call does again, and what it refuses."""
 
+import dataclasses
 import html
 import json
 import re
@@ -426,6 +427,16 @@ def test_what_is_wrong_costs_one_line_before_anything_is_trained(
     assert str(error.value).startswith(message)
     assert "\n" not in str(error.value)
     assert not list(tmp_path.rglob("*.npz"))
+
+
+def test_files_of_one_name_do_not_go_with_canaries(given, tmp_path, monkeypatch):
+    """Stored with canaries, two such files would go to two teachers, by their classes."""
+    found = experiment.data.load_dataset("digits")
+    record = np.maximum(found.train.index - 1, 0)
+    shared = dataclasses.replace(found, train=dataclasses.replace(found.train, record=record))
+    monkeypatch.setattr(experiment.data, "load_dataset", lambda *_, **__: shared)
+    with pytest.raises(InputError, match="dataset: .*files of one name in several classes; rename"):
+        experiment.run(given, tmp_path / "run")
 
 
 def test_the_binary_takes_a_field_of_an_arm_and_refuses_it_by_name(tmp_path, capfd):

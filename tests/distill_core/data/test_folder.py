@@ -37,17 +37,21 @@ def test_colour(tmp_path):
     assert dataset.classes == ("cat", "dog")
     assert dataset.input_shape == (5, 4, 3)
     assert dataset.mean == (0.5, 0.5, 0.5)
-    np.testing.assert_array_equal(dataset.train.labels, [0, 0, 0, 1, 1])
     np.testing.assert_array_equal(dataset.test.labels, [0, 1])
-    np.testing.assert_array_equal(dataset.train.images, np.stack(list(pixels.values())[:5]))
     np.testing.assert_array_equal(dataset.test.images, np.stack(list(pixels.values())[5:]))
+    # By file name, then by class; files of one name share a record.
+    order = ["cat/0.png", "dog/0.png", "dog/1.PNG", "cat/1.png", "cat/2.png"]
+    expected = np.stack([pixels[f"train/{name}"] for name in order])
+    np.testing.assert_array_equal(dataset.train.images, expected)
+    np.testing.assert_array_equal(dataset.train.labels, [0, 1, 1, 0, 0])
+    np.testing.assert_array_equal(dataset.train.record, [0, 0, 1, 2, 3])
 
 
 def test_grey(tmp_path):
     pixels = _tree(tmp_path, shape=(5, 4))
     dataset = load_dataset(f"folder:{tmp_path}")
     assert dataset.input_shape == (5, 4, 1)
-    np.testing.assert_array_equal(dataset.train.images[3, ..., 0], pixels["train/dog/0.png"])
+    np.testing.assert_array_equal(dataset.train.images[1, ..., 0], pixels["train/dog/0.png"])
 
 
 def test_one_colour_image_among_grey_ones_makes_all_rgb(tmp_path):
