@@ -13,7 +13,7 @@ import os
 import re
 import sys
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import jax
@@ -22,6 +22,7 @@ import numpy as np
 from etils import epath
 
 from distill_core import parallel
+from distill_core import trust as trust_lib
 from distill_core.config import InputError
 from distill_core.integrity import (
     FOLDER,
@@ -151,9 +152,15 @@ def restore(path: epath.PathLike, *, parts: Mapping[str, PyTree], train: PyTree)
 
 
 def load_model(
-    path: epath.PathLike, *, part: str | None = None, step: int | None = None
+    path: epath.PathLike,
+    *,
+    part: str | None = None,
+    step: int | None = None,
+    trust: Iterable[str] = (),
 ) -> LoadedModel:
     """Rebuilds a network from a checkpoint, alone, on any devices.
+
+    A checkpoint is data: it may name a network of this project, or one in a package of `trust`.
 
     Args:
       path: a workdir or one of its checkpoints, local or `gs://…`; or a local `.safetensors` file
@@ -161,9 +168,12 @@ def load_model(
         `models.torch_weights`.
       part: which network; by default the first, e.g. the student before its generator.
       step: which checkpoint; by default the newest undamaged one.
+      trust: packages whose code may be run for it, with their submodules, beside those of
+        `--trust`; one module's name trusts that module.
 
     Raises:
-      InputError: no such checkpoint or part, another format, or a leaf that does not fit.
+      InputError: no such checkpoint or part, another format, a leaf that does not fit, or a network
+        in a module that is not trusted.
     """
     from distill_core import spec as spec_lib
     from distill_core.models import gpt2, torch_weights
@@ -177,6 +187,8 @@ def load_model(
     if part not in specs:
         raise InputError("part", part, f"{path} holds {', '.join(sorted(specs))}")
     spec = specs[part]
+    with trust_lib.allowed(trust):
+        trust_lib.check_network(path, spec)
     expected = spec_lib.variable_shapes(spec)
     with _alone() as ocp:
         stored = ocp.metadata(_absolute(path), "model").metadata

@@ -5,6 +5,7 @@ Exit codes: 0 done; 1 the system failed us (disk full, …); 2 wrong input, in o
 """
 
 import argparse
+import contextvars
 import errno
 import logging
 import os
@@ -15,6 +16,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
+from distill_core import trust
 from distill_core.config import Field, InputError, suggest
 
 EXIT_SYSTEM, EXIT_INPUT, EXIT_DIVERGED, EXIT_STOPPED = 1, 2, 3, 4
@@ -34,9 +36,16 @@ class Flags(argparse.ArgumentParser):
             allow_abbrev=False,
             exit_on_error=False,
         )
+        self.add_argument(
+            "--trust",
+            action="append",
+            default=[],
+            metavar="PACKAGE[,…]",
+            help="runs the code of PACKAGE where a checkpoint's network is one of its own",
+        )
 
     def read(self, argv: Sequence[str], *, required: Sequence[str] = ()) -> argparse.Namespace:
-        """The flags' values.
+        """The flags' values; from here on, what `--trust` names is trusted (see `exit_code`).
 
         Raises:
           InputError: an unknown flag, a value of the wrong type, a required flag that misses.
@@ -57,6 +66,7 @@ class Flags(argparse.ArgumentParser):
         for name in required:
             if not getattr(found, name):
                 raise InputError(name, getattr(found, name), f"--{name} is required; see --help")
+        trust.allow(name for names in found.trust for name in names.split(","))
         return found
 
     def error(self, message: str) -> NoReturn:
@@ -128,11 +138,14 @@ def launch(main: Callable[[Sequence[str]], Any]):
 
 
 def exit_code(main: Callable[[Sequence[str]], Any], argv: Sequence[str]) -> int:
-    """Runs `main(argv)`; prints the line, if there is one to print, to stderr."""
+    """Runs `main(argv)`; prints the line, if there is one to print, to stderr.
+
+    What `main` trusts, with `--trust`, ends with it.
+    """
     from distill_core import checkpoint, loop, parallel
 
     try:
-        main(argv)
+        contextvars.copy_context().run(main, argv)
     except InputError as error:
         code = _fail(EXIT_INPUT, str(error))
         parallel.roll_call(None)

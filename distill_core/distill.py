@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 from etils import epath
 
-from distill_core import classification, cli, config
+from distill_core import classification, cli, config, trust
 from distill_core.losses import distillation_loss
 
 FIELDS = {
@@ -53,6 +53,7 @@ def stored_objective(logits, images, labels, frozen, extra):
     )
 
 
+@trust.config_allows
 def train_and_evaluate(
     settings: Any, workdir: epath.PathLike, *, parallel: str | None = None
 ) -> dict[str, Any]:

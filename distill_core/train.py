@@ -7,7 +7,7 @@ from typing import Any
 
 from etils import epath
 
-from distill_core import classification, cli, config, dp_settings, plain_text
+from distill_core import classification, cli, config, dp_settings, plain_text, trust
 from distill_core.config import InputError
 from distill_core.losses import cross_entropy
 
@@ -20,6 +20,7 @@ def objective(logits, images, labels, frozen, extra):
     return cross_entropy(logits, labels)
 
 
+@trust.config_allows
 def train_and_evaluate(
     settings: Any, workdir: epath.PathLike, *, parallel: str | None = None
 ) -> dict[str, Any]:

@@ -31,6 +31,7 @@ from distill_core import (
     optimizers,
     run_state,
     spec,
+    trust,
 )
 from distill_core import parallel as parallel_lib
 from distill_core.config import InputError
@@ -166,6 +167,7 @@ def make_answers(network: Mapping[str, Any]) -> Callable[..., Array]:
     return answers
 
 
+@trust.config_allows
 def train_and_evaluate(
     settings: Any, workdir: epath.PathLike, *, parallel: str | None = None
 ) -> dict[str, Any]:

@@ -26,6 +26,7 @@ from distill_core import (
     spec,
     stages,
     train,
+    trust,
 )
 from distill_core.config import InputError
 from distill_core.stages import Run, run_directory
@@ -60,6 +61,7 @@ FRESH = {
 }
 
 
+@trust.config_allows
 def run(
     given: Any, workdir: epath.PathLike, *, parallel: str | None = None
 ) -> dict[tuple[str, int], dict[str, Any]]:

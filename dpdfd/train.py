@@ -17,7 +17,7 @@ import jax
 import numpy as np
 from etils import epath
 
-from distill_core import checkpoint, cli, data, fitting, loop, parallel, run_state, spec
+from distill_core import checkpoint, cli, data, fitting, loop, parallel, run_state, spec, trust
 from distill_core.config import InputError
 from distill_core.data.dataset import Dataset
 from distill_core.training import STREAM_INIT, TrainState, stream_key
@@ -30,6 +30,7 @@ _ENSEMBLE = "dpdfd.ensemble:Ensemble"
 _WARM_START_IMAGES = 10_000
 
 
+@trust.config_allows
 def train_and_evaluate(
     given: Any, workdir: epath.PathLike, *, parallel: str | None = None
 ) -> dict[str, Any]:

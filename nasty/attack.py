@@ -15,7 +15,7 @@ from typing import Any
 import jax.numpy as jnp
 from etils import epath
 
-from distill_core import checkpoint, classification, cli, config, evaluate
+from distill_core import checkpoint, classification, cli, config, evaluate, trust
 from distill_core.losses import distillation_loss
 from nasty.attacks import scm, skeptical_training
 from nasty.attacks.averager import class_means
@@ -82,6 +82,7 @@ def live_objective(network: str, top_k: int | None, loss: Callable) -> Callable:
     return objective
 
 
+@trust.config_allows
 def train_and_evaluate(
     settings: Any, workdir: epath.PathLike, *, parallel: str | None = None
 ) -> dict[str, Any]:

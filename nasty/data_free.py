@@ -22,7 +22,7 @@ from typing import Any
 
 from etils import epath
 
-from distill_core import checkpoint, classification, cli, data, evaluate, loop
+from distill_core import checkpoint, classification, cli, data, evaluate, loop, trust
 from distill_core.config import InputError
 
 BINARY = "dpdfd.train"
@@ -42,6 +42,7 @@ def get_config():
 '''
 
 
+@trust.config_allows
 def train_and_evaluate(
     settings: Mapping[str, Any], workdir: epath.PathLike, *, parallel: str | None = None
 ) -> dict[str, Any]:
@@ -123,6 +124,7 @@ def _command(config: Path, workdir: epath.Path, parallel: str | None) -> list[st
     flags = ["--config", str(config), "--workdir", str(workdir)]
     if parallel is not None:
         flags += ["--parallel", parallel]
+    flags += [f"--trust={name}" for name in trust.trusted()]
     return [sys.executable, "-m", BINARY, *flags]
 
 

@@ -22,7 +22,17 @@ import jax
 import numpy as np
 from etils import epath
 
-from distill_core import checkpoint, classification, cli, config, distill, loop, stages, train
+from distill_core import (
+    checkpoint,
+    classification,
+    cli,
+    config,
+    distill,
+    loop,
+    stages,
+    train,
+    trust,
+)
 from distill_core.config import InputError
 from distill_core.stages import Run, run_directory
 from nasty import (
@@ -60,6 +70,7 @@ _TAKEN = ("teacher", "student", "self", "attacker", "data_free")
 Complete = Callable[[Run], dict[str, Any]]
 
 
+@trust.config_allows
 def run(
     settings: Any, workdir: epath.PathLike, *, parallel: str | None = None
 ) -> dict[tuple[str, int], dict[str, Any]]:

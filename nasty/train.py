@@ -16,7 +16,7 @@ from typing import Any
 import jax.numpy as jnp
 from etils import epath
 
-from distill_core import classification, cli, config
+from distill_core import classification, cli, config, trust
 from distill_core.config import InputError
 from nasty import nastiness
 from nasty.defences import cmim_training, head_only
@@ -57,6 +57,7 @@ def objective_against(network: str) -> Callable:
     return objective
 
 
+@trust.config_allows
 def train_and_evaluate(
     settings: Any, workdir: epath.PathLike, *, parallel: str | None = None
 ) -> dict[str, Any]:

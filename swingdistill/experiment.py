@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 import jax
 from etils import epath
 
-from distill_core import checkpoint, cli, config, plain_text
+from distill_core import checkpoint, cli, config, plain_text, trust
 from distill_core.config import InputError
 from distill_core.data import corpus as corpora
 from distill_core.stages import run_stage
@@ -59,6 +59,7 @@ class Run(NamedTuple):
     inputs: dict[str, epath.Path]
 
 
+@trust.config_allows
 def run(
     settings: Any, workdir: epath.PathLike, *, parallel: str | None = None
 ) -> dict[tuple[str, int], dict[str, Any]]:

@@ -26,6 +26,7 @@ from distill_core import (
     plain_text,
     run_state,
     spec,
+    trust,
 )
 from distill_core.config import InputError
 from distill_core.training import stream_key
@@ -64,6 +65,7 @@ FIELDS = {
 }
 
 
+@trust.config_allows
 def train_and_evaluate(
     settings: Any, workdir: epath.PathLike, *, parallel: str | None = None
 ) -> dict[str, Any]:

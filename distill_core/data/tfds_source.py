@@ -1,15 +1,17 @@
 """TensorFlow Datasets from a prepared directory, read without TensorFlow."""
 
 import contextlib
+import json
 import logging
 import os
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import numpy as np
 from etils import epath
 
+from distill_core import trust
 from distill_core.config import InputError
 from distill_core.data import memory
 from distill_core.data.dataset import Dataset, make_dataset
@@ -59,6 +61,11 @@ def _load(name: str, full: str, data_dir: str, folder: epath.Path) -> Dataset:
     import tensorflow_datasets as tfds
 
     with _readable(name, data_dir, "the directory"):
+        for feature in _features(json.loads((folder / "features.json").read_text())):
+            if not feature.startswith("tensorflow_datasets."):  # the reader would import it
+                trust.check(
+                    "data_dir", data_dir, feature.rpartition(".")[0], asks_for=f"a {feature}"
+                )
         builder: Any = tfds.builder_from_directory(folder)
         features = builder.info.features
         sizes: dict[str, int] = {k: v.num_examples for k, v in builder.info.splits.items()}
@@ -95,6 +102,14 @@ def _load(name: str, full: str, data_dir: str, folder: epath.Path) -> Dataset:
         std=std,
         note="; ".join(notes),
     )
+
+
+def _features(described: Any) -> Iterator[str]:
+    """Full names of the features' classes, at any depth of a `features.json`."""
+    for name, value in described.items() if isinstance(described, Mapping) else ():
+        if name in ("pythonClassName", "type") and isinstance(value, str):
+            yield value
+        yield from _features(value)
 
 
 def _base(name: str) -> str:

@@ -7,6 +7,7 @@ from typing import Any
 
 from flax import linen as nn
 
+from distill_core import trust
 from distill_core.config import InputError
 from distill_core.models.cnn import CNN
 from distill_core.models.mobilenetv2 import mobilenetv2
@@ -72,13 +73,14 @@ def create_model(
 
 
 def _load_factory(name: str) -> Callable[..., Any]:
-    module_name, colon, attribute = str(name).partition(":")
-    if not (module_name and colon and attribute):
+    found = trust.REFERENCE.fullmatch(str(name))
+    if not found:
         raise InputError(
             "model",
             name,
             f"must be one of {', '.join(MODEL_NAMES)}, or package.module:factory",
         )
+    module_name, attribute = found.groups()
     try:
         module = importlib.import_module(module_name)
     except Exception as error:  # a user's file may fail in any way while it is imported

@@ -266,3 +266,16 @@ def test_refuses_an_empty_split(tmp_path):
     _prepare(tmp_path, splits=(("train", 6), ("test", 0)))
     message = _refused("tfds:shapes", str(tmp_path), field="dataset")
     assert "the test split must not be empty" in message
+
+
+@pytest.mark.parametrize("key", ["pythonClassName", "type"])
+def test_a_directory_is_data_and_its_features_name_no_code(tmp_path, key, monkeypatch):
+    _prepare(tmp_path / "data")
+    [described] = (tmp_path / "data").rglob("features.json")
+    features = json.loads(described.read_text())
+    features["featuresDict"]["features"]["image"][key] = "stranger.Image"
+    described.write_text(json.dumps(features))
+    (tmp_path / "stranger.py").write_text(f"open({str(tmp_path / 'ran')!r}, 'w')")
+    monkeypatch.syspath_prepend(tmp_path)
+    assert "asks for a stranger.Image" in _refused("tfds:shapes", str(tmp_path / "data"))
+    assert not (tmp_path / "ran").exists()
