@@ -4,7 +4,6 @@ import ast
 import functools
 import json
 import re
-import statistics
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -121,26 +120,16 @@ def test_only_parallel_names_devices():
 @pytest.mark.parametrize("package", PACKAGES)
 def test_importing_a_package_is_light(package: str):
     program = f"""
-import json, sys, time
-wall, cpu = time.perf_counter(), time.process_time()
+import json, sys
 import {package}
-wall, cpu = time.perf_counter() - wall, time.process_time() - cpu
 heavy = {{"tensorflow_datasets", "tensorflow", "orbax", "matplotlib", "sklearn", "torch"}}
 from jax._src import xla_bridge
-print(json.dumps([min(wall, cpu), sorted(heavy & sys.modules.keys()),
-                  xla_bridge.backends_are_initialized()]))
+print(json.dumps([sorted(heavy & sys.modules.keys()), xla_bridge.backends_are_initialized()]))
 """
-    # The lesser of wall and processor time, the middle of three: a busy machine only adds to them.
-    tries = [
-        json.loads(
-            subprocess.run(
-                [sys.executable, "-c", program], cwd=ROOT, check=True, stdout=subprocess.PIPE
-            ).stdout
-        )
-        for _ in range(3)
-    ]
-    assert [(heavy, backend) for _, heavy, backend in tries] == [([], False)] * 3
-    assert statistics.median(seconds for seconds, _, _ in tries) <= 1.5
+    found = subprocess.run(
+        [sys.executable, "-c", program], cwd=ROOT, check=True, stdout=subprocess.PIPE
+    )
+    assert json.loads(found.stdout) == [[], False]
 
 
 @pytest.mark.parametrize("package", PACKAGES)

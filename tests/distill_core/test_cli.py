@@ -333,7 +333,7 @@ def processes(place, tmp_path_factory):
     }
 
     def finish(name):
-        out, err = started[name].communicate(timeout=100)
+        out, err = started[name].communicate()
         return started[name].returncode, out, err
 
     yield finish

@@ -404,7 +404,6 @@ def test_killed_in_the_middle_of_a_round_it_ends_bit_by_bit_as_if_nothing_had_ha
         env={**os.environ, "PYTHONPATH": str(ROOT)},
         capture_output=True,
         text=True,
-        timeout=250,
     )
     assert process.returncode == -signal.SIGKILL, process.stderr
     assert checkpoint.steps(workdir) == [3]

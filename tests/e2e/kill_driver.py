@@ -21,10 +21,19 @@ from distill_core import checkpoint
 checkpoint._orbax()  # imported once for all
 
 
-def _start(workdir: Path, settings: dict) -> int:
+def _start(workdir: Path, settings: dict, brake: int | None = None) -> int:
+    """A child that runs; at the step `brake` it suspends itself in the midst of a save."""
     child = os.fork()
     if not child:
         code = 1
+        finish = checkpoint.finish
+
+        def finish_or_wait(path, metadata):
+            if brake is not None and metadata["step"] >= brake:
+                os.kill(os.getpid(), signal.SIGSTOP)
+            finish(path, metadata)
+
+        checkpoint.finish = finish_or_wait
         try:
             tiny_run.run(workdir, **settings)
             code = 0
@@ -52,15 +61,19 @@ def main(workdir: Path, kills: int, seed: int, settings: dict) -> dict[str, int]
     moments = random.Random(seed)
     in_save = 0
     for i in range(kills):
-        child, before, progress = _start(workdir, settings), _newest(workdir), moments.randint(1, 3)
+        before, progress = _newest(workdir), moments.randint(1, 3)
+        child = _start(workdir, settings, brake=before + 8)  # a busy machine may look late
         while i % 3 and _newest(workdir) < before + progress:
             assert os.waitpid(child, os.WNOHANG) == (0, 0), "ended before it was killed"
             time.sleep(0.001)
         time.sleep(moments.uniform(0, 0.1 if i % 3 else 1.5))
-        if i % 3 == 2:
-            while not _is_saving(workdir):
-                time.sleep(0.0002)
-            time.sleep(moments.uniform(0, 0.03))
+        while i % 3 == 2:
+            os.kill(child, signal.SIGSTOP)
+            os.waitpid(child, os.WUNTRACED)
+            if _is_saving(workdir):
+                break
+            os.kill(child, signal.SIGCONT)
+            time.sleep(0.0002)
         os.kill(child, signal.SIGKILL)
         _, status = os.waitpid(child, 0)
         assert os.WIFSIGNALED(status), "ended before it was killed"

@@ -6,7 +6,6 @@ import random
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import jax
@@ -15,6 +14,9 @@ import pytest
 
 from distill_core import checkpoint, config, config_file, run_state, spec
 from swingdistill import private_text, train
+
+sys.path.insert(0, str(Path(__file__).parent))
+import held
 
 ROOT = Path(__file__).parents[2]
 CONFIG = """
@@ -93,9 +95,12 @@ def place(tmp_path_factory):
 def student(python, place):
     """`student(workdir)` starts the binary."""
 
-    def student(workdir):
+    def student(workdir, hold=None):
+        """`hold`: suspends itself once it has saved that step."""
+        binary = "swingdistill.train"
         return python(
-            *("-m", "swingdistill.train", f"--config={place}/config.py", f"--workdir={workdir}"),
+            *(("-m", binary) if hold is None else (held.__file__, hold, binary)),
+            *(f"--config={place}/config.py", f"--workdir={workdir}"),
             f"--config.teacher={place}/teacher",
         )
 
@@ -123,15 +128,13 @@ def outcome(workdir):
 
 
 def test_a_student_that_is_killed_ends_as_one_that_is_not(student, straight, tmp_path):
-    process = student(tmp_path / "killed")
-    while max(checkpoint.steps(tmp_path / "killed"), default=-1) < 4:
-        assert process.poll() is None, process.communicate()[1]
-        time.sleep(0.002)
+    process = student(tmp_path / "killed", hold=4)
+    held.wait(process)
     process.kill()
     process.communicate()
     assert process.returncode == -signal.SIGKILL
     reached = checkpoint.steps(tmp_path / "killed")[-1]
-    assert 4 <= reached < 30
+    assert reached == 4
     process = student(tmp_path / "killed")
     _, err = process.communicate()
     assert process.returncode == 0, err

@@ -147,10 +147,8 @@ def history(tmp_path_factory):
 
     with Processes(folder / "first", work, options=[endless]) as run:
         run.wait_for((work / "metrics.jsonl").exists, "metrics")
-        began = time.monotonic()
         run.running[1].send_signal(signal.SIGTERM)
         seen["stop_codes"] = run.wait()
-        seen["stop_seconds"] = time.monotonic() - began
         seen["stop_said"], seen["stopped_at"] = run.said(), checkpoint.steps(work)[-1]
 
     options = [endless, "--config.save_every=3", "--parallel=shard_map"]
@@ -179,7 +177,6 @@ def test_a_signal_to_one_process_stops_both_after_the_same_step(history):
     for said in history["stop_said"]:
         (step,) = re.findall(r"^error: stopped by a signal at step (\d+); saved in ", said, re.M)
         assert int(step) == history["stopped_at"]
-    assert history["stop_seconds"] < 30  # about 3 on a free machine; JAX looks once a second
 
 
 def test_both_resume_from_the_newest_checkpoint(history):

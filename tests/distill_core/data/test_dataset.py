@@ -166,4 +166,4 @@ assert not slow & set(sys.modules), slow & set(sys.modules)
 from jax._src import xla_bridge
 assert not xla_bridge._backends
 """
-    subprocess.run([sys.executable, "-c", code], check=True, timeout=60)
+    subprocess.run([sys.executable, "-c", code], check=True)
