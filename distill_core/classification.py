@@ -85,7 +85,7 @@ def train(
     objective: Callable,
     frozen: Any,
     extra: Mapping[str, np.ndarray] | None = None,
-    ancestors: tuple[Mapping[str, Any], ...] = (),
+    reads: Mapping[str, checkpoint.LoadedModel | str] | None = None,
     mode: str | None = None,
 ) -> dict[str, Any]:
     """Trains a classifier by an objective, or resumes it, and measures it on the test split.
@@ -100,11 +100,11 @@ def train(
         between runs that share it.
       frozen: what the objective reads, e.g. a teacher's variables and a temperature.
       extra: arrays with one row a training example, e.g. stored teacher logits.
-      ancestors: metadata of the checkpoints that this one is made from.
+      reads: what else than the data the run reads; see `run_state.describe`.
       mode: see `parallel.choose_mode`.
 
     Returns:
-      {"accuracy", "validation_accuracy" (None without one), "num_test", "digest"}, JSON-able; all
+      {"accuracy", "validation_accuracy" (None without one), "num_test", "id"}, JSON-able; all
       of the last step; of a private run also what `dp_sgd.report` says.
 
     Raises:
@@ -112,15 +112,14 @@ def train(
     """
     mode = parallel.choose_mode(mode)
     network = check(hp, dataset)
-    about = metadata(
+    about, reads = describe(
         hp,
         workdir,
         method=method,
         dataset=dataset,
         splits=splits,
         network=network,
-        ancestors=ancestors,
-        extra=None if hp.get("dp") else extra,  # whose digest would tell of records
+        reads=reads or {},
     )
     private, several, resident = None, hp["steps_per_dispatch"], hp["data_on_device"]
     if hp.get("dp"):
@@ -164,6 +163,7 @@ def train(
         hp,
         workdir,
         metadata=about,
+        reads=reads,
         validation=splits.validation,
         test=splits.test,
         state=state,
@@ -177,7 +177,7 @@ def train(
     return {**result, **(dp_sgd.report(workdir) if private else {})}
 
 
-def metadata(
+def describe(
     hp: Mapping[str, Any],
     workdir: epath.PathLike,
     *,
@@ -185,20 +185,18 @@ def metadata(
     dataset: data.Dataset,
     splits: Splits,
     network: Mapping[str, Any],
-    ancestors: tuple[Mapping[str, Any], ...],
-    extra: Mapping[str, np.ndarray] | None = None,
-) -> dict[str, Any]:
-    """What the checkpoints of a classifier's run say of it; see `run_state.metadata`."""
-    about = run_state.metadata(
+    reads: Mapping[str, checkpoint.LoadedModel | str],
+) -> tuple[dict[str, Any], dict[str, str]]:
+    """(metadata, inputs) of a classifier's run; see `run_state.describe`."""
+    about, prints = run_state.describe(
         hp,
+        workdir,
         method=method,
         network=network,
+        reads={"dataset": dataset.fingerprint(), **reads},
         note=dataset.note,
-        ancestors=ancestors,
-        extra=extra,
-        start=run_state.starting_point(hp, workdir),
     )
-    return {**about, "num_examples": len(splits.train)}
+    return {**about, "num_examples": len(splits.train)}, prints
 
 
 @functools.lru_cache(maxsize=16)

@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 from etils import epath
 
-from distill_core import classification, cli, config, trust
+from distill_core import checkpoint, classification, cli, config, trust
 from distill_core.losses import distillation_loss
 
 FIELDS = {
@@ -63,12 +63,13 @@ def train_and_evaluate(
     # Traced values, not constants: students that differ only in them share one compiled step.
     frozen = {name: jnp.float32(hp[name]) for name in ("temperature", "alpha")}
     if hp["teacher"].startswith("npz:"):
-        objective, ancestors = stored_objective, ()
+        objective = stored_objective
         extra = {"teacher_logits": _stored_logits(hp["teacher"], dataset)[splits.train.index]}
+        teacher = checkpoint.digest(extra)
     else:
         teacher = classification.load_network(hp["teacher"], field="teacher", dataset=dataset)
         objective = live_objective(json.dumps(teacher.spec))
-        frozen, extra, ancestors = {**frozen, "teacher": teacher.variables}, {}, (teacher.metadata,)
+        frozen, extra = {**frozen, "teacher": teacher.variables}, {}
     return classification.train(
         hp,
         workdir,
@@ -78,7 +79,7 @@ def train_and_evaluate(
         objective=objective,
         frozen=frozen,
         extra=extra,
-        ancestors=ancestors,
+        reads={"teacher": teacher},
         mode=parallel,
     )
 

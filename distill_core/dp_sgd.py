@@ -60,7 +60,7 @@ class PrivateRun:
         Args:
           hp: validated config with the group `dp`.
           workdir: the run's directory.
-          metadata: as `run_state.metadata` gives it.
+          metadata: as `run_state.describe` gives it.
           network: spec of the network to train.
           data: the private training arrays, [N, …] each.
           mode: as for `parallel.wrap`.
@@ -87,7 +87,7 @@ class PrivateRun:
             "ledger": self._before.to_json(),
         }
         decides = {k: v for k, v in self.metadata["config"].items() if k not in config.MAY_CHANGE}
-        ancestors = [ancestor.digest for ancestor in self._before.ancestors]
+        ancestors = [ancestor.id for ancestor in self._before.ancestors]
         self._decides = {
             "config": {**decides, **plan},
             "network": dict(network),

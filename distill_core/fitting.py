@@ -75,6 +75,7 @@ def fit(
     workdir: epath.PathLike,
     *,
     metadata: Mapping[str, Any],
+    reads: Mapping[str, str],
     validation: data.Split,
     test: data.Split,
     state: PyTree,
@@ -92,7 +93,7 @@ def fit(
     Args:
       hp: validated values of `config.TRAINING` and the method's own.
       workdir: the run's directory.
-      metadata: for the checkpoints, which name the network.
+      metadata, reads: from `classification.describe`.
       validation: what is watched; may be empty.
       test: what the result is measured on.
       state, step_fn, batch_fn, frozen, plan, split, merge, steps_per_dispatch: as `loop.run` takes
@@ -100,7 +101,7 @@ def fit(
       mode: from `parallel.choose_mode`.
 
     Returns:
-      {"accuracy", "validation_accuracy" (None without one), "num_test", "digest"}, JSON-able; all
+      {"accuracy", "validation_accuracy" (None without one), "num_test", "id"}, JSON-able; all
       of the last step.
 
     Raises:
@@ -127,6 +128,7 @@ def fit(
         batch_fn=batch_fn,
         num_steps=hp["num_steps"],
         metadata=metadata,
+        reads=reads,
         split=split,
         merge=merge,
         evaluate=(lambda state, stopped: measured(state, validation, stopped)) if watched else None,
@@ -148,5 +150,5 @@ def fit(
         "accuracy": accuracy,
         "validation_accuracy": held,
         "num_test": len(test),
-        "digest": checkpoint.find(workdir)[1]["digest"],
+        "id": checkpoint.find(workdir)[1]["id"],
     }

@@ -43,11 +43,11 @@ def train(
     validation: Rows,
     objective: Callable,
     frozen: Any,
-    ancestors: tuple[Mapping[str, Any], ...] = (),
+    reads: Mapping[str, checkpoint.LoadedModel | str],
     description: str = "",
     mode: str | None = None,
 ) -> str:
-    """Trains a language model by an objective, or resumes it; returns the checkpoint's digest.
+    """Trains a language model by an objective, or resumes it; returns the checkpoint's id.
 
     Args:
       hp: validated values of `config.MODEL`, `OPTIMIZER` and `RUN`, and the method's own; with a
@@ -60,7 +60,7 @@ def train(
       validation: likewise, without the objective's own; see `measure`. Public, also with `dp`.
       objective: see above; a module-level or cached function, since compiled steps are reused.
       frozen: what the objective reads, e.g. a teacher's variables.
-      ancestors: metadata of the checkpoints that this one is made from.
+      reads: what the run reads; see `run_state.describe`.
       description: a line for the console, printed when all has been checked.
       mode: see `parallel.choose_mode`.
 
@@ -70,15 +70,7 @@ def train(
     mode = parallel.choose_mode(mode)
     key = json.dumps(dict(network))
     optimizer = json.dumps({name: hp[name] for name in run_state.OPTIMIZER_FIELDS})
-    text = {name: rows[name] for name in ("tokens", "labels", "segments", "weights")}
-    metadata = run_state.metadata(
-        hp,
-        method=method,
-        network=network,
-        ancestors=ancestors,
-        extra=None if hp.get("dp") else text,  # a digest of private lines would tell them
-        start=run_state.starting_point(hp, workdir),
-    )
+    metadata, prints = run_state.describe(hp, workdir, method=method, network=network, reads=reads)
     private = None
     if hp.get("dp"):
         _check_lines(rows["segments"])
@@ -115,6 +107,7 @@ def train(
         batch_fn=batch_fn,
         num_steps=hp["num_steps"],
         metadata=metadata,
+        reads=prints,
         split=run_state.split_state,
         merge=run_state.merge_state,
         evaluate=evaluate,
@@ -126,7 +119,7 @@ def train(
         save_every=hp["save_every"],
         label=method,
     )
-    return checkpoint.find(workdir)[1]["digest"]
+    return checkpoint.find(workdir)[1]["id"]
 
 
 @functools.cache

@@ -2,6 +2,7 @@
 
 import contextlib
 import math
+import sys
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -10,7 +11,16 @@ import jax.numpy as jnp
 import numpy as np
 from etils import epath
 
-from distill_core import checkpoint, config, dispatch, integrity, parallel, process, progress
+from distill_core import (
+    checkpoint,
+    config,
+    dispatch,
+    inputs,
+    integrity,
+    parallel,
+    process,
+    progress,
+)
 
 PyTree = Any
 
@@ -46,6 +56,7 @@ def run(
     batch_fn: Callable[[int], PyTree],
     num_steps: int,
     metadata: Mapping[str, Any],
+    reads: Mapping[str, str],
     split: Callable[[PyTree], tuple[dict, PyTree]],
     merge: Callable[[PyTree, dict, PyTree], PyTree],
     evaluate: Callable[..., dict[str, float]] | None = None,
@@ -72,6 +83,7 @@ def run(
         the batches of `dispatch.length` steps.
       num_steps: updates in all.
       metadata: for the checkpoints; `metadata["config"]` is what a resume is checked against.
+      reads: field of the config -> fingerprint of what it names; a resume is checked against it.
       split: state -> (parts, train) as `checkpoint.save` takes them.
       merge: (state, parts, train) -> state, the inverse.
       evaluate: `evaluate(state, stopped) -> {name: value}`; may raise StoppedError if `stopped()`.
@@ -113,7 +125,7 @@ def run(
 
     with contextlib.ExitStack() as stack:
         stack.enter_context(process.hold(workdir))
-        found = _newest(workdir, metadata["config"])
+        found = _newest(workdir, metadata["config"], reads, private=plan is not None)
         checkpoint.remove_unfinished(workdir)
         start, top, window, unevaluated = 0, None, _Window(), False
         ledger_at: Callable[[int], Mapping[str, Any]] | None = None
@@ -263,18 +275,27 @@ def _check_finite(parts: PyTree, step: int, last_loss: float | None):
             raise DivergedError(_diverged(step, last_loss))
 
 
-def _newest(workdir: epath.Path, settings: Mapping[str, Any]):
+def _newest(workdir: epath.Path, settings: Mapping[str, Any], reads, *, private: bool):
     """The newest whole checkpoint, newer damaged ones set aside; None if there is none.
 
-    Changes nothing before the settings are found to fit.
+    Changes nothing before settings and data are found to fit. A private run's noise may have been
+    drawn for steps before its first checkpoint, so its data counts from its very start.
     """
     folder, saved = workdir / checkpoint.FOLDER, checkpoint.steps(workdir)
     found = integrity.first_whole([folder / str(step) for step in reversed(saved)])
     if found is not None:
         config.check_resume(found[1]["config"], settings)
         saved = saved[saved.index(int(found[0].name)) + 1 :]
-    parallel.roll_call({"settings": settings, "resumes": found[1]["step"] if found else None})
+    unsaid = ""
+    if found is not None or private:
+        unsaid = inputs.check(workdir, reads, settings, resumes=found is not None)
+    resumes = found[1]["step"] if found else None
+    parallel.roll_call({"settings": settings, "reads": dict(reads), "resumes": resumes})
     if parallel.is_main():
+        if unsaid:
+            print(unsaid, file=sys.stderr, flush=True)
+        if found is None or unsaid:
+            inputs.remember(workdir, reads)
         for step in saved:
             integrity.set_aside(folder / str(step))
     return found

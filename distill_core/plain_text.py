@@ -7,7 +7,7 @@ from typing import Any
 
 from etils import epath
 
-from distill_core import checkpoint, config, dp_sgd, language, parallel, run_state, spec
+from distill_core import checkpoint, config, dp_sgd, inputs, language, parallel, run_state, spec
 from distill_core.config import InputError
 from distill_core.data import corpus as corpora
 from distill_core.data import text_tasks, tokenizers
@@ -45,7 +45,7 @@ def train(
       mode: see `parallel.choose_mode`.
 
     Returns:
-      {"perplexity", "accuracy", "digest"}, and with `dp` what `dp_sgd.report` says.
+      {"perplexity", "accuracy", "id"}, and with `dp` what `dp_sgd.report` says.
 
     Raises:
       InputError: on a field, before anything is written; and what `language.train` raises.
@@ -72,7 +72,7 @@ def train(
         return lay([encode(line) for line in lines], tokenizer, hp["length"], cut=True)[0]
 
     rows = to_rows(corpus.train, text_tasks.line_rows if private else text_tasks.to_rows)
-    digest = language.train(
+    id = language.train(
         hp,
         workdir,
         method=method,
@@ -81,6 +81,10 @@ def train(
         validation=to_rows(corpus.validation),
         objective=language.label_objective(network["num_classes"]),
         frozen={},
+        reads={
+            "dataset": corpora.fingerprint(corpus.train, corpus.validation, corpus.test),
+            "tokenizer": inputs.of_tokenizer(tokenizer),
+        },
         mode=mode,
     )
     loaded = checkpoint.load_model(workdir)
@@ -90,7 +94,7 @@ def train(
     if parallel.is_main():
         print(f"test perplexity {perplexity:.3f}  accuracy {found['accuracy']:.4f}", flush=True)
     spent = dp_sgd.report(workdir) if private else {}
-    return {"perplexity": perplexity, "accuracy": found["accuracy"], "digest": digest, **spent}
+    return {"perplexity": perplexity, "accuracy": found["accuracy"], "id": id, **spent}
 
 
 def check_private(hp: Mapping[str, Any]):

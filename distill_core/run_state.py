@@ -5,14 +5,14 @@ Shared by the training of classifiers and of language models.
 
 import contextlib
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
 import numpy as np
 from etils import epath
 
-from distill_core import checkpoint, loop, parallel, spec
+from distill_core import checkpoint, inputs, loop, parallel, spec
 from distill_core import metrics as metrics_lib
 from distill_core.config import InputError
 from distill_core.data import sampling
@@ -36,29 +36,24 @@ def initial_state(
 ) -> TrainState:
     """Fresh, or with the weights of `init_from` if the workdir has no checkpoint of its own."""
     rng = jax.random.key(hp["seed"])
-    if hp["init_from"] and not has_checkpoint(workdir):
+    if start := _starting_point(hp, workdir):
         with about("init_from", hp["init_from"]):
-            found = checkpoint.load_model(hp["init_from"]).variables
-            model_state = checkpoint.fit(hp["init_from"], spec.variable_shapes(network), found)
+            shapes = spec.variable_shapes(network)
+            model_state = checkpoint.fit(hp["init_from"], shapes, start.variables)
         params = model_state.pop("params")
     else:
         params, model_state = spec.init(network, stream_key(rng, STREAM_INIT, 0))
     return TrainState.create(params=params, model_state=model_state, tx=tx, rng=rng)
 
 
-def starting_point(hp: Mapping[str, Any], workdir: epath.PathLike) -> list[dict[str, Any]]:
-    """{"digest", "ledger"} of the checkpoint that the run's first weights are from, if any.
-
-    Of a run with a checkpoint of its own: all ancestors that its ledger names, for the path may
-    hold something else by now.
-    """
-    if has_checkpoint(workdir):
-        return list(checkpoint.find(workdir)[1]["ledger"].get("ancestors", []))
-    if not hp["init_from"]:
-        return []
+def _starting_point(
+    hp: Mapping[str, Any], workdir: epath.PathLike
+) -> checkpoint.LoadedModel | None:
+    """What the run's first weights are from; None where they are its own, or fresh."""
+    if not hp.get("init_from") or has_checkpoint(workdir):
+        return None  # with a checkpoint of its own the path may hold something else by now
     with about("init_from", hp["init_from"]):
-        found = checkpoint.load_model(hp["init_from"]).metadata
-    return [_ancestor(found)]
+        return checkpoint.load_model(hp["init_from"])
 
 
 def split_state(state: TrainState):
@@ -72,45 +67,46 @@ def merge_state(state: TrainState, parts, train) -> TrainState:
     return state.replace(**parts[PART], **train)
 
 
-def metadata(
+def describe(
     hp: Mapping[str, Any],
+    workdir: epath.PathLike,
     *,
     method: str,
     network: Mapping[str, Any],
+    reads: Mapping[str, checkpoint.LoadedModel | str],
     note: str = "",
-    ancestors: Sequence[Mapping[str, Any]] = (),
-    extra: Mapping[str, np.ndarray] | None = None,
-    start: Sequence[Mapping[str, Any]] = (),
-) -> dict[str, Any]:
-    """What the checkpoints of a run say of it.
+) -> tuple[dict[str, Any], dict[str, str]]:
+    """What the checkpoints of a run say of it, and what it reads, by content.
 
     Args:
       hp: the validated config.
+      workdir: the run's directory. Of a run with a checkpoint the ancestors are those that its
+        ledger names.
       method: the binary.
       network: the spec of its network.
+      reads: field of the config -> the network that it names, or a fingerprint of its data.
       note: belongs beside every number from this data.
-      ancestors: metadata of the checkpoints that this one is made from.
-      extra: arrays that it is made from. Both are kept by content: when the run is resumed, a path
-        may hold something else.
-      start: what `starting_point` gave; stands in the ledger beside the ancestors.
+
+    Returns:
+      (metadata, inputs), as `loop.run` takes them. The second is for `private/` alone.
     """
-    known = {each["digest"] for each in ancestors}
-    digests = [each["digest"] for each in ancestors]
-    digests += [checkpoint.digest(dict(extra))] if extra else []
-    inputs = {"inputs": digests} if digests else {}
-    return {
+    if start := _starting_point(hp, workdir):
+        reads = {**reads, "init_from": start}
+    models = {k: v for k, v in reads.items() if isinstance(v, checkpoint.LoadedModel)}
+    if has_checkpoint(workdir):
+        ancestors = checkpoint.find(workdir)[1]["ledger"].get("ancestors", [])
+    else:
+        once = {each.metadata["id"]: each.metadata["ledger"] for each in models.values()}
+        ancestors = [{"id": id, "ledger": ledger} for id, ledger in once.items()]
+    about = {
         "method": method,
         "parts": {PART: network},
-        "config": {**json.loads(json.dumps(dict(hp))), **inputs},
+        "config": json.loads(json.dumps(dict(hp))),
         "data_note": note,
-        "ledger": {
-            "mechanisms": [],
-            "ancestors": [
-                *map(_ancestor, ancestors),
-                *(dict(each) for each in start if each["digest"] not in known),
-            ],
-        },
+        "ledger": {"mechanisms": [], "ancestors": ancestors},
     }
+    prints = {k: v if isinstance(v, str) else inputs.of_model(v) for k, v in reads.items()}
+    return about, prints
 
 
 def evaluate(
@@ -159,11 +155,6 @@ def about(field: str, path: str):
         yield
     except InputError as error:
         raise InputError(field, path, error.allowed) from None
-
-
-def _ancestor(metadata: Mapping[str, Any]) -> dict[str, Any]:
-    """How a ledger names a checkpoint that a run is made from."""
-    return {"digest": metadata["digest"], "ledger": metadata["ledger"]}
 
 
 def has_checkpoint(workdir: epath.PathLike) -> bool:

@@ -1,7 +1,6 @@
-"""An experiment's stages: each runs once, and is skipped while its digest stays the same."""
+"""An experiment's stages: each runs once, and is skipped while what decides it stays the same."""
 
 import dataclasses
-import hashlib
 import json
 import os
 import sys
@@ -13,11 +12,12 @@ from etils import epath
 
 from distill_core import integrity
 from distill_core.config import ABSENT_MEANS, InputError
+from distill_core.privacy import noise
 
 FORMAT = 1  # raise it when finished stages of an older version must not be reused
 
-# These change no number; data and input checkpoints are known by content, not by name or path.
-NOT_IN_DIGEST = (
+# These change no number; data is known by content, input checkpoints by their ids, not by path.
+NOT_KNOWN_BY = (
     "dataset",
     "data_dir",
     "log_every",
@@ -29,11 +29,12 @@ NOT_IN_DIGEST = (
 )
 _RECORD = "stage.json"
 _UNFINISHED = ".stage.json.tmp"
+_DATA = "stage.json"  # in `private`: a fingerprint of private data tells who guesses the data
 
 
 @dataclasses.dataclass(frozen=True)
 class StageResult:
-    """What a stage gave, how it came about, the digest it is known by, and how long it took.
+    """What a stage gave, how it came about, and how long it took.
 
     `seconds` are of the wall clock, compilation included; None where a go was killed and so not
     counted.
@@ -41,7 +42,6 @@ class StageResult:
 
     result: dict[str, Any]
     status: Literal["done", "skipped", "redone", "resumed"]
-    digest: str
     seconds: float | None = None
 
 
@@ -55,7 +55,7 @@ class Run(NamedTuple):
     inputs: dict[str, epath.Path]
 
 
-def complete(run: Run, workdir: epath.Path, data: Any, mode: str | None) -> dict[str, Any]:
+def complete(run: Run, workdir: epath.Path, data: str, mode: str | None) -> dict[str, Any]:
     """The result of a run in `<workdir>/runs/ARM/seedN`, which goes on or is up to date.
 
     With "seconds", see `StageResult`.
@@ -63,20 +63,21 @@ def complete(run: Run, workdir: epath.Path, data: Any, mode: str | None) -> dict
     Args:
       run: what to run.
       workdir: the experiment's.
-      data: JSON-able, by which the run's data is known.
+      data: fingerprint of the run's data.
       mode: as for `parallel.wrap`.
     """
     directory = run_directory(workdir, run.arm, run.seed)
     known_by = {
         k: v
         for k, v in run.settings.items()
-        if k not in NOT_IN_DIGEST and (k, v) not in ABSENT_MEANS.items()
+        if k not in NOT_KNOWN_BY and (k, v) not in ABSENT_MEANS.items()
     }
     paths = {name: str(path) for name, path in run.inputs.items()}
     found = run_stage(
         directory,
-        config={"binary": run.binary.__module__, "data": data, **known_by},
-        inputs=[integrity.find(path)[1]["digest"] for path in paths.values()],
+        config={"binary": run.binary.__module__, **known_by},
+        data=data,
+        inputs=[integrity.find(path)[1]["id"] for path in paths.values()],
         run=lambda: run.binary(run.settings | paths, directory, parallel=mode),
         say=say,
     )
@@ -97,21 +98,23 @@ def run_stage(
     directory: epath.PathLike,
     *,
     config: Mapping[str, Any],
+    data: str,
     inputs: Sequence[str],
     run: Callable[[], dict[str, Any]],
     say: Callable[[str], None],
 ) -> StageResult:
     """Runs one stage in `directory`, unless it is there already.
 
-    A stage is known by the digest of its resolved `config` (JSON types) and of `inputs`, the
-    content digests of the checkpoints it reads. `<directory>/stage.json` remembers it:
+    A stage is known by its resolved `config` (JSON types) and `inputs`, the ids of the checkpoints
+    it reads, which `<directory>/stage.json` remembers, and by `data`, the fingerprint of its data,
+    which `<directory>/private/stage.json` does:
 
     | found | what happens | status |
     |---|---|---|
     | nothing, or an empty directory | `run()` | done |
-    | finished, same digest | nothing; the remembered result is returned | skipped |
-    | begun, same digest | `run()`, which resumes from what it left there | resumed |
-    | another digest | the directory is emptied, then `run()` | redone |
+    | finished, the same | nothing; the remembered result is returned | skipped |
+    | begun, the same | `run()`, which resumes from what it left there | resumed |
+    | another | the directory is emptied, then `run()` | redone |
 
     `run` returns a dict in JSON types; it is handed back as read from the file, so a skipped
     stage gives what the finished one gave. An exception in `run` passes through, and the stage
@@ -123,26 +126,26 @@ def run_stage(
     directory = epath.Path(directory)
     name = "/".join(directory.parts[-2:])
     wanted = {"format": FORMAT, "config": _json(config, "config"), "inputs": list(inputs)}
-    digest = hashlib.sha256(_canonical(wanted).encode()).hexdigest()
-    found = _read(directory)
-    begun = wanted | {"digest": digest, "status": "started", "result": None}
+    found, private = _read(directory), directory / noise.FOLDER / _DATA
+    known = json.loads(private.read_text())["data"] if private.exists() else None
+    unsure = "" if known else f" (cannot tell whether its data changed: no {private})"
+    begun = wanted | {"status": "started", "result": None}
 
     if found is None:
         status = "done"
         say(f"{name}: starting")
-    elif found["digest"] != digest:
+    elif why := _why(found, wanted, data_changed=known not in (None, data)):
         status = "redone"
-        say(f"{name}: redoing: {_why(found, wanted)}")
-        # Without a digest until it is empty: cut short, it must pass neither as the old stage
-        # nor as the new.
-        _write(directory, begun | {"digest": None})
+        say(f"{name}: redoing: {why}")
+        # Cut short, it must pass neither as the old stage nor as the new.
+        _write(directory, begun | {"status": "removing"})
         _empty(directory)
     elif found["status"] == "done":
-        say(f"{name}: up to date")
-        return StageResult(found["result"], "skipped", digest, found.get("seconds"))
+        say(f"{name}: up to date{unsure}")
+        return StageResult(found["result"], "skipped", found.get("seconds"))
     else:
         status = "resumed"
-        say(f"{name}: resuming")
+        say(f"{name}: resuming{unsure}")
 
     before = found.get("seconds") if found is not None and status == "resumed" else 0.0
     began = time.monotonic()
@@ -151,6 +154,7 @@ def run_stage(
         return None if before is None else round(before + time.monotonic() - began, 3)
 
     _write(directory, begun)
+    noise.write_private(private, {"data": data})
     try:
         result = _json(run(), "result")
     except BaseException:
@@ -158,7 +162,7 @@ def run_stage(
         raise
     seconds = so_far()
     _write(directory, begun | {"status": "done", "result": result, "seconds": seconds})
-    return StageResult(result, status, digest, seconds)
+    return StageResult(result, status, seconds)
 
 
 def _read(directory: epath.Path) -> dict[str, Any] | None:
@@ -167,7 +171,8 @@ def _read(directory: epath.Path) -> dict[str, Any] | None:
     if path.exists():
         try:
             record = json.loads(path.read_text())
-            if record["status"] in ("started", "done") and {"digest", "config"} <= set(record):
+            known = {"format", "config", "inputs"}
+            if record["status"] in ("started", "done", "removing") and known <= set(record):
                 return record
         except (ValueError, KeyError, TypeError):
             pass
@@ -199,8 +204,9 @@ def _empty(directory: epath.Path) -> None:
             child.unlink()
 
 
-def _why(found: dict[str, Any], wanted: dict[str, Any]) -> str:
-    if found["digest"] is None:
+def _why(found: dict[str, Any], wanted: dict[str, Any], *, data_changed: bool) -> str:
+    """Why a stage has to be redone; empty where it has not."""
+    if found["status"] == "removing":
         return "its removal was interrupted"
     old, new = (dict(_flat(record["config"])) for record in (found, wanted))
     changes = []
@@ -211,9 +217,11 @@ def _why(found: dict[str, Any], wanted: dict[str, Any]) -> str:
     if changes:
         more = f" and {len(changes) - 4} more" if len(changes) > 4 else ""
         return f"settings changed: {', '.join(changes[:4])}{more}"
-    if found.get("inputs") != wanted["inputs"]:
+    if data_changed:
+        return "the data changed"
+    if found["inputs"] != wanted["inputs"]:
         return "its input checkpoints changed"
-    return "made by another version"
+    return "" if found["format"] == wanted["format"] else "made by another version"
 
 
 def _flat(value: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:

@@ -55,17 +55,18 @@ class Budget:
     def ledger(self, count: int, restarts: int = 0) -> Ledger:
         """After `count` releases."""
         theirs = ledger_lib.read(self._teacher["ledger"])
-        digest = self._teacher["digest"]
+        teacher = self._teacher["id"]
         if self.release is None:
             public = self._hp["privacy_unit"] == "record_dp_teacher"
-            return Ledger(public=public).descend(digest, theirs)
+            return Ledger(public=public).descend(teacher, theirs)
         entry = self.release.charge(self.noise_multiplier)
-        spent = Ledger().descend(digest, theirs, role=ledger_lib.BEHIND_MECHANISM)
+        spent = Ledger().descend(teacher, theirs, role=ledger_lib.BEHIND_MECHANISM)
         spent = spent.charge(entry.times(count)) if count else spent
         return dataclasses.replace(spent, restarts=restarts)
 
     def plan(self, workdir: epath.Path, frozen: Mapping[str, Any], mode: str, decides: Mapping):
-        """`loop.run`'s plan; None where no noise is drawn. `decides`: the checkpoint's config."""
+        """`loop.run`'s plan; None where no noise is drawn. `decides`: the checkpoint's config,
+        and the teacher by content."""
         if self.release is None:
             return None
         release = self.release

@@ -178,7 +178,7 @@ def train_and_evaluate(
 
     Returns:
       {"accuracy", "member_accuracy", "validation_accuracy", "validation_member_accuracy" (None
-      without validation examples), "num_test", "digest"}, JSON-able.
+      without validation examples), "num_test", "id"}, JSON-able.
 
     Raises:
       InputError: wrong settings, before anything is written; and what `loop.run` raises.
@@ -214,8 +214,15 @@ def train_and_evaluate(
 
     rng = jax.random.key(hp["seed"])
     params, model_state = spec.init(network, stream_key(rng, STREAM_INIT, 0))
-    metadata = run_state.metadata(hp, method="dpdfd.ensemble", network=network, note=dataset.note)
-    metadata["num_examples"] = len(splits.train)
+    metadata, reads = classification.describe(
+        hp,
+        workdir,
+        method="dpdfd.ensemble",
+        dataset=dataset,
+        splits=splits,
+        network=network,
+        reads={},
+    )
     final = loop.run(
         workdir=workdir,
         state=TrainState.create(params=params, model_state=model_state, tx=tx, rng=rng),
@@ -224,6 +231,7 @@ def train_and_evaluate(
         batch_fn=batch_fn,
         num_steps=hp["num_teachers"] if is_ridge else hp["num_steps"],
         metadata=metadata,
+        reads=reads,
         split=run_state.split_state,
         merge=run_state.merge_state,
         mode=fit_mode,
@@ -231,7 +239,6 @@ def train_and_evaluate(
         save_every=hp["save_every"],
         label="teachers",
     )
-    _, metadata = checkpoint.find(workdir)
     variables = parallel_lib.place(checkpoint.to_host({"params": final.params}), mode)
 
     def measure(split: data.Split) -> dict[str, float]:
@@ -261,7 +268,7 @@ def train_and_evaluate(
         **found,
         **{f"validation_{name}": held.get(name) for name in found},
         "num_test": len(splits.test),
-        "digest": metadata["digest"],
+        "id": checkpoint.find(workdir)[1]["id"],
     }
 
 

@@ -171,14 +171,15 @@ def _planted(hp, workdir: epath.Path, dataset) -> dict[str, tuple[str, str]]:
     return found
 
 
-def _evaluated(hp, workdir, dataset, fingerprint: int, arm: str, seed: int) -> dict[str, Any]:
+def _evaluated(hp, workdir, dataset, fingerprint: str, arm: str, seed: int) -> dict[str, Any]:
     """What a fresh classifier learns from the arm's generator; a stage of its own."""
     source = run_directory(workdir, arm, seed)
     own = {**hp["fresh"], "seed": 100 * seed + 51}
     return stages.run_stage(
         run_directory(workdir, f"{arm}_evaluated", seed),
-        config={"binary": "dpdfd.evaluate", "data": fingerprint, **own},
-        inputs=[checkpoint.find(source)[1]["digest"]],
+        config={"binary": "dpdfd.evaluate", **own},
+        data=fingerprint,
+        inputs=[checkpoint.find(source)[1]["id"]],
         run=lambda: evaluate.evaluate(
             source, dataset, out=run_directory(workdir, f"{arm}_evaluated", seed), **own
         ),

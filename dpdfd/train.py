@@ -34,10 +34,10 @@ _WARM_START_IMAGES = 10_000
 def train_and_evaluate(
     given: Any, workdir: epath.PathLike, *, parallel: str | None = None
 ) -> dict[str, Any]:
-    """Converts to the end or resumes; returns the checkpoint's digest and what was spent.
+    """Converts to the end or resumes; returns the checkpoint's id and what was spent.
 
     Returns:
-      {"digest", "noise_multiplier", "ledger"} and, where the config has a data set, "accuracy" and
+      {"id", "noise_multiplier", "ledger"} and, where the config has a data set, "accuracy" and
       "num_test" on its test split.
 
     Raises:
@@ -51,8 +51,9 @@ def train_and_evaluate(
     student, generator = _specs(hp, teacher)
     run = _prepare(hp, teacher, student, generator, mode)
     state = _initial_state(run, workdir, student, generator)
-    metadata = run_state.metadata(
-        hp, method="dpdfd.train", network=student, ancestors=(teacher.metadata,)
+    measured = {"dataset": dataset.fingerprint()} if dataset else {}
+    metadata, reads = run_state.describe(
+        hp, workdir, method="dpdfd.train", network=student, reads={**measured, "teacher": teacher}
     )
     metadata["parts"] = {"student": student, "generator": generator}
     if run.budget.release is not None or hp["num_rounds"]:
@@ -70,11 +71,14 @@ def train_and_evaluate(
         batch_fn=steps.make_batches(run),
         num_steps=hp["num_steps"],
         metadata=metadata,
+        reads=reads,
         split=conversion.split_state,
         merge=conversion.merge_state,
         evaluate=measure,
         evaluated_on="test",
-        plan=run.budget.plan(workdir, run.frozen, mode, metadata["config"]),
+        plan=run.budget.plan(
+            workdir, run.frozen, mode, {**metadata["config"], "teacher": reads["teacher"]}
+        ),
         mode=mode,
         log_every=hp["log_every"],
         eval_every=hp["eval_every"],
@@ -83,7 +87,7 @@ def train_and_evaluate(
     )
     _, found = checkpoint.find(workdir)
     result = {
-        "digest": found["digest"],
+        "id": found["id"],
         "ledger": found["ledger"],
         "noise_multiplier": run.budget.noise_multiplier,
     }

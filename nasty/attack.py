@@ -109,8 +109,8 @@ def train_and_evaluate(
                 answers = release_top_k(jnp.asarray(answers), hp["top_k"])
             means = {"class_means": jnp.asarray(class_means(answers, splits.train.labels))}
             frozen = {**_traced(hp, "temperature", "alpha"), **means}
-            ancestors = (teacher.metadata,)
-            return train(hp, workdir, objective=averager, frozen=frozen, ancestors=ancestors)
+            reads = {"teacher": teacher}
+            return train(hp, workdir, objective=averager, frozen=frozen, reads=reads)
         case "skeptical":
             return skeptical_training.train(
                 hp,
@@ -138,7 +138,7 @@ def _against(
     return {
         "objective": live_objective(json.dumps(teacher.spec), top_k, loss),
         "frozen": {**values, "teacher": teacher.variables},
-        "ancestors": (teacher.metadata,),
+        "reads": {"teacher": teacher},
     }
 
 

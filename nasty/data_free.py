@@ -60,7 +60,7 @@ def train_and_evaluate(
       parallel: as the binary's flag.
 
     Returns:
-      {"accuracy", "num_test", "digest"}, JSON-able, of the last step.
+      {"accuracy", "num_test", "id"}, JSON-able, of the last step.
 
     Raises:
       InputError: wrong settings, in the words of the process that refused them.
@@ -86,7 +86,7 @@ def train_and_evaluate(
     return {
         "accuracy": found["accuracy"],
         "num_test": found["examples"],
-        "digest": checkpoint.find(workdir)[1]["digest"],
+        "id": checkpoint.find(workdir)[1]["id"],
     }
 
 

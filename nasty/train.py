@@ -89,7 +89,7 @@ def train_and_evaluate(
         splits=splits,
         objective=objective_against(json.dumps(adversary.spec)),
         frozen=frozen,
-        ancestors=(adversary.metadata,),
+        reads={"adversary": adversary},
         mode=parallel,
     )
     if hp["check_nastiness"]:

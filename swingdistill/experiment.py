@@ -9,7 +9,6 @@ one is skipped while its settings, text and input checkpoints stay the same.
 
 import sys
 import time
-import zlib
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
@@ -46,7 +45,7 @@ FIELDS = {
     "sweep": config.sequence(config.number(0.0, above=True), default=()),
     "uniform_temperature": config.number(0.0, above=True, default=4.0),
 }
-# These change no number, and input checkpoints are known by content, not by path.
+# These change no number, and input checkpoints are known by their ids, not by path.
 _NOT_IN_DIGEST = ("log_every", "eval_every", "save_every", "eval_batch_size")
 
 
@@ -71,7 +70,7 @@ def run(
     _check(hp)
     workdir, began = epath.Path(workdir), time.monotonic()
     corpus = corpora.load_corpus(hp["dataset"])
-    fingerprint = _fingerprint(corpus)
+    fingerprint = corpora.fingerprint(corpus.train, corpus.validation, corpus.test)
     results = {}
     for each in runs(hp, workdir):
         directory = _directory(workdir, each.arm, each.seed)
@@ -163,7 +162,7 @@ def _is_path(tokenizer: str | None) -> bool:
     return tokenizer is not None and tokenizer not in plain_text.TRAINERS
 
 
-def _complete(each: Run, directory, fingerprint: int, mode: str | None) -> dict[str, Any]:
+def _complete(each: Run, directory, fingerprint: str, mode: str | None) -> dict[str, Any]:
     paths = {name: str(path) for name, path in each.inputs.items()}
 
     def train_and_measure():
@@ -173,14 +172,15 @@ def _complete(each: Run, directory, fingerprint: int, mode: str | None) -> dict[
 
     return run_stage(
         directory,
-        config={"binary": "swingdistill.train", "text": fingerprint, **_known_by(each.settings)},
-        inputs=[checkpoint.find(path)[1]["digest"] for path in paths.values()],
+        config={"binary": "swingdistill.train", **_known_by(each.settings)},
+        data=fingerprint,
+        inputs=[checkpoint.find(path)[1]["id"] for path in paths.values()],
         run=train_and_measure,
         say=_say,
     ).result
 
 
-def _study(hp, workdir, seed: int, fingerprint: int) -> dict[str, Any]:
+def _study(hp, workdir, seed: int, fingerprint: str) -> dict[str, Any]:
     """What each scorer finds, and sample sentences, for one seed."""
     own = {"half": "first", "transfer_set": "private", "canary_seed": seed}
     settings = _base(hp) | own
@@ -188,11 +188,11 @@ def _study(hp, workdir, seed: int, fingerprint: int) -> dict[str, Any]:
         "teacher": _directory(workdir, "teacher", seed),
         "reference": _directory(workdir, "reference", 0),
     }
-    digests = [checkpoint.find(path)[1]["digest"] for path in paths.values()]
     return run_stage(
         _directory(workdir, "scorers", seed),
-        config={"study": "scorers", "text": fingerprint, **_known_by(settings)},
-        inputs=digests,
+        config={"study": "scorers", **_known_by(settings)},
+        data=fingerprint,
+        inputs=[checkpoint.find(path)[1]["id"] for path in paths.values()],
         run=lambda: scorer_study.study(settings, *paths.values()),
         say=_say,
     ).result
@@ -204,14 +204,6 @@ def _known_by(settings: Mapping[str, Any]) -> dict[str, Any]:
 
 def _directory(workdir: epath.Path, arm: str, seed: int) -> epath.Path:
     return epath.Path(workdir) / "runs" / arm / f"seed{seed}"
-
-
-def _fingerprint(corpus: corpora.Corpus) -> int:
-    value = 0
-    for split in (corpus.train, corpus.validation, corpus.test):
-        for example in split:
-            value = zlib.crc32(f"{example.label} {example.text}".encode(), value)
-    return value
 
 
 def _check(hp: Mapping[str, Any]):

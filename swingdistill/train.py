@@ -22,6 +22,7 @@ from distill_core import (
     config,
     dp_settings,
     dp_sgd,
+    inputs,
     language,
     plain_text,
     run_state,
@@ -29,6 +30,7 @@ from distill_core import (
     trust,
 )
 from distill_core.config import InputError
+from distill_core.data import corpus as corpora
 from distill_core.training import stream_key
 from swingdistill import budget, evaluate, private_text, scoring, variants
 from swingdistill.losses import context_ids, token_temperatures
@@ -69,7 +71,7 @@ FIELDS = {
 def train_and_evaluate(
     settings: Any, workdir: epath.PathLike, *, parallel: str | None = None
 ) -> dict[str, Any]:
-    """Trains to the end or resumes; returns metrics on the test text and the checkpoint's digest.
+    """Trains to the end or resumes; returns metrics on the test text and the checkpoint's id.
 
     The result's `budget` says what noise there was and, with `epsilon` above 0, what (ε, δ) holds
     of which released vectors; with a group `dp` (see `distill_core.dp_sgd`), what holds of a line
@@ -81,7 +83,8 @@ def train_and_evaluate(
     private = bool(hp["dp"])
     if not private:
         del hp["dp"]  # as before there was such a field
-    teacher, reference = (_load(hp, field) for field in ("teacher", "reference"))
+    models = {field: _load(hp, field) for field in ("teacher", "reference")}
+    teacher, reference = models.values()
     tokenizer = private_text.get_tokenizer(hp, teacher)
     private_text.check_vocabularies(hp, tokenizer, teacher=teacher, reference=reference)
     network = spec.text_spec(
@@ -108,7 +111,7 @@ def train_and_evaluate(
         share = float(np.mean(scores[rows["weights"] > 0] > 0.5))
         rows, report = _with_noise(hp, rows, scores)
         objective, frozen = _student(hp, network, teacher, reference)
-    digest = language.train(
+    id = language.train(
         hp,
         workdir,
         method="swingdistill.train",
@@ -117,14 +120,18 @@ def train_and_evaluate(
         validation=public,
         objective=objective,
         frozen=frozen,
-        ancestors=tuple(m.metadata for m in (teacher, reference) if m is not None),
+        reads={
+            "dataset": corpora.fingerprint(texts.train, texts.validation, texts.test),
+            **{field: m for field, m in models.items() if m is not None},
+            "tokenizer": inputs.of_tokenizer(tokenizer),
+        },
         description=_describe(hp, report, share),
         mode=parallel,
     )
     found = evaluate.rows_metrics(checkpoint.load_model(workdir), judged, mode=parallel)
     evaluate.say(found)
     report = dp_sgd.report(workdir) if private else report
-    return {**found, "digest": digest, "budget": report}
+    return {**found, "id": id, "budget": report}
 
 
 def check(hp: Mapping[str, Any]):

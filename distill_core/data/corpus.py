@@ -1,7 +1,9 @@
 """Text by name: `load_corpus("records")`, `"text:PATH"`, `"tsv:PATH"`."""
 
 import dataclasses
-from collections.abc import Mapping
+import hashlib
+import json
+from collections.abc import Mapping, Sequence
 
 from etils import epath
 
@@ -62,6 +64,17 @@ def load_corpus(name: str) -> Corpus:
     if "validation" not in splits:
         splits = _split(name, splits["train"])
     return Corpus(name, **splits, classes=classes)
+
+
+def fingerprint(*splits: Sequence[Example]) -> str:
+    """SHA-256 of all that is known of the lines of some splits, in their order."""
+    sha = hashlib.sha256()
+    for split in splits:
+        for line in split:
+            known = [line.text, line.spans, sorted(line.fields.items()), line.label]
+            sha.update(f"{json.dumps(known)}\n".encode())
+        sha.update(b"\n")
+    return sha.hexdigest()
 
 
 def _records() -> Corpus:

@@ -1,6 +1,6 @@
 """What left the private data, under how much noise: the record that travels in a checkpoint.
 
-In a checkpoint's metadata it is `{"mechanisms": [entry, …], "ancestors": [{"digest", "ledger"}]}`,
+In a checkpoint's metadata it is `{"mechanisms": [entry, …], "ancestors": [{"id", "ledger"}]}`,
 with further keys only where they say something. An ε is computed from it, never stored in it.
 
 Formal guarantee of a claim made from a ledger: every entry's noise was drawn independently, Δ
@@ -48,7 +48,7 @@ __all__ = [
 DIRECT, BEHIND_MECHANISM = "direct", "mechanism"  # how an ancestor was used
 
 _ANCESTOR = {
-    "digest": config.text(),
+    "id": config.text(),
     "ledger": config.mapping(),
     "role": config.choice(DIRECT, BEHIND_MECHANISM, default=DIRECT),
 }
@@ -66,24 +66,24 @@ class Ancestor:
     """A checkpoint that a run was made from.
 
     Attributes:
-      digest: of its weights.
+      id: of its checkpoint; random, for a digest of weights would tell of the records.
       ledger: its own.
       role: "direct", which is assumed: the run started from it or was distilled from it, and
         inherits what it cost; or "mechanism": it was seen only through the noise of the
         mechanisms that the run's own ledger charges.
     """
 
-    digest: str
+    id: str
     ledger: "Ledger"
     role: str = DIRECT
 
     def __post_init__(self):
-        config.validate({"digest": self.digest, "role": self.role, "ledger": {}}, _ANCESTOR)
+        config.validate({"id": self.id, "role": self.role, "ledger": {}}, _ANCESTOR)
 
     def to_json(self) -> dict[str, Any]:
         """As `Ledger.to_json` has it."""
         role = {} if self.role == DIRECT else {"role": self.role}
-        return {"digest": self.digest, "ledger": self.ledger.to_json(), **role}
+        return {"id": self.id, "ledger": self.ledger.to_json(), **role}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -113,9 +113,9 @@ class Ledger:
         merged = tuple(dataclasses.replace(kind, count=n) for kind, n in kinds.items())
         return dataclasses.replace(self, mechanisms=merged)
 
-    def descend(self, digest: str, ledger: "Ledger", *, role: str = DIRECT) -> "Ledger":
+    def descend(self, id: str, ledger: "Ledger", *, role: str = DIRECT) -> "Ledger":
         """With one more ancestor; see `Ancestor`."""
-        new = Ancestor(digest, ledger, role)
+        new = Ancestor(id, ledger, role)
         return dataclasses.replace(self, ancestors=(*self.ancestors, new))
 
     def expose(self, reason: str) -> "Ledger":
@@ -161,7 +161,7 @@ def read(ledger: Ledger | Mapping[str, Any]) -> Ledger:
         found = found.charge(read_entry(each))
     for each in given["ancestors"]:
         each = config.validate(each, _ANCESTOR)
-        found = found.descend(each["digest"], read(each["ledger"]), role=each["role"])
+        found = found.descend(each["id"], read(each["ledger"]), role=each["role"])
     return dataclasses.replace(found, restarts=given["restarts"])
 
 
@@ -173,7 +173,7 @@ def charged(ledger: Ledger | Mapping[str, Any]) -> tuple[Entry, ...]:
 
     Raises:
       InputError: there is no claim to make, and why: nothing was charged, private data went around
-        the mechanisms, an ancestor (named by its digest) saw private data without a ledger, or
+        the mechanisms, an ancestor (named by its id) saw private data without a ledger, or
         entries are about different units or neighbours.
     """
     found = list(_collect(read(ledger), "", set()))
@@ -274,21 +274,21 @@ def affordable_steps(
     return low
 
 
-def _collect(ledger: Ledger, digest: str, seen: set[tuple[str, Ledger]]) -> Iterator[Entry]:
-    """Entries of a ledger and what it inherits; `digest` is empty for the run itself."""
-    field, given = ("ancestor", digest) if digest else ("ledger", "of this run")
-    if (digest, ledger) in seen:
+def _collect(ledger: Ledger, id: str, seen: set[tuple[str, Ledger]]) -> Iterator[Entry]:
+    """Entries of a ledger and what it inherits; `id` is empty for the run itself."""
+    field, given = ("ancestor", id) if id else ("ledger", "of this run")
+    if (id, ledger) in seen:
         return
-    seen.add((digest, ledger))
+    seen.add((id, ledger))
     if ledger.unprotected:
         raise InputError(field, given, f"no ε holds: {'; '.join(ledger.unprotected)}")
     if not ledger.mechanisms:
         if not ledger.public:
             allowed = "saw private data and has no mechanism, or does not say that it is public"
             raise InputError(field, given, f"no ε to claim: it {allowed}")
-        for hidden in (a.digest for a in ledger.ancestors if a.role == BEHIND_MECHANISM):
+        for hidden in (a.id for a in ledger.ancestors if a.role == BEHIND_MECHANISM):
             raise InputError("ancestor", hidden, "no ε: no mechanism stood before it")
     yield from ledger.mechanisms
     for ancestor in ledger.ancestors:
         if ancestor.role != BEHIND_MECHANISM:
-            yield from _collect(ancestor.ledger, ancestor.digest, seen)
+            yield from _collect(ancestor.ledger, ancestor.id, seen)

@@ -53,7 +53,7 @@ class Noise:
         if self._record is None or step < self._record["reserved"]:
             return
         self._record["reserved"] = step + ahead
-        _write(self._path, self._record)
+        write_private(self._path, self._record)
 
 
 def open_noise(
@@ -96,7 +96,7 @@ def open_noise(
             record["restarts"] += 1
             record["replayed"] += max(0, record["reserved"] - start)
             record["machine"], record["reserved"] = here, start
-        _write(path, record)
+        write_private(path, record)
         if seed is None:
             root = np.frombuffer(bytes.fromhex(record["root"]), np.uint32)
         else:
@@ -153,7 +153,8 @@ def _read(path: epath.Path, digest: str, start: int) -> dict[str, Any] | None:
     return record
 
 
-def _write(path: epath.Path, record: Mapping[str, Any]):
+def write_private(path: epath.Path, record: Mapping[str, Any]):
+    """Writes JSON that only the owner of a workdir may read; `path` lies in its `FOLDER`."""
     path.parent.mkdir(parents=True, exist_ok=True)
     local = "://" not in str(path)  # object stores have rights of their own
     if local:

@@ -53,14 +53,14 @@ def train(
     mode = parallel.choose_mode(mode)
     network = classification.check(hp, dataset)
     check_auxiliary(network)
-    metadata = classification.metadata(
+    metadata, reads = classification.describe(
         hp,
         workdir,
         method=method,
         dataset=dataset,
         splits=splits,
         network=network,
-        ancestors=(teacher.metadata,),
+        reads={"teacher": teacher},
     )
     step_fn, tx = _compiled_step(
         json.dumps(network),
@@ -87,6 +87,7 @@ def train(
         hp,
         workdir,
         metadata=metadata,
+        reads=reads,
         validation=splits.validation,
         test=splits.test,
         state=run_state.initial_state(hp, workdir, network, tx),

@@ -57,14 +57,14 @@ def train(
         allowed = "must name at least one temperature"
         raise InputError("cmim_temperatures", hp["cmim_temperatures"], allowed)
     network = classification.check(hp, dataset)
-    metadata = classification.metadata(
+    metadata, reads = classification.describe(
         hp,
         workdir,
         method=method,
         dataset=dataset,
         splits=splits,
         network=network,
-        ancestors=(),
+        reads={},
     )
     step_fn, tx = _compiled_step(
         json.dumps(network),
@@ -93,6 +93,7 @@ def train(
         hp,
         workdir,
         metadata=metadata,
+        reads=reads,
         validation=splits.validation,
         test=splits.test,
         state=_joined(state, centroids),

@@ -68,14 +68,14 @@ def train(
     mode = parallel.choose_mode(mode)
     _check(hp)
     network = classification.check(hp, dataset)
-    metadata = classification.metadata(
+    metadata, reads = classification.describe(
         hp,
         workdir,
         method=method,
         dataset=dataset,
         splits=splits,
         network=network,
-        ancestors=(adversary.metadata,),
+        reads={"adversary": adversary},
     )
     if run_state.has_checkpoint(workdir):  # said before any of the settings is used
         config.check_resume(checkpoint.find(workdir)[1]["config"], metadata["config"])
@@ -113,6 +113,7 @@ def train(
         hp,
         workdir,
         metadata=metadata,
+        reads=reads,
         validation=splits.validation,
         test=splits.test,
         state=TrainState.create(params=head, model_state={}, tx=tx, rng=rng),

@@ -102,7 +102,7 @@ def test_the_teacher_is_not_in_the_students_checkpoint(place):
     assert metadata["parts"]["model"]["model_kwargs"]["hidden"] == 8
     assert metadata["method"] == "distill_core.distill"
     assert metadata["ledger"]["ancestors"] == [
-        {"digest": teacher.metadata["digest"], "ledger": teacher.metadata["ledger"]}
+        {"id": teacher.metadata["id"], "ledger": teacher.metadata["ledger"]}
     ]
 
 

@@ -312,10 +312,17 @@ def test_the_root_is_in_no_file_but_its_own(finished, tmp_path):
         assert not any(text in content for text in wanted), file
 
 
+def _weights(workdir):
+    return checkpoint.digest(checkpoint.load_model(workdir).variables)
+
+
 def test_without_a_seed_two_runs_differ_and_with_one_they_agree(fit, finished, tmp_path):
-    digests = [fit(tmp_path / f"{i}", {"seed": seed})["digest"] for i, seed in enumerate((3, 3, 4))]
-    assert digests[0] == digests[1] != digests[2]
-    assert fit(tmp_path / "drawn")["digest"] != finished[1]["digest"]
+    for i, seed in enumerate((3, 3, 4)):
+        fit(tmp_path / f"{i}", {"seed": seed})
+    first, second, third = (_weights(tmp_path / name) for name in "012")
+    assert first == second != third
+    fit(tmp_path / "drawn")
+    assert _weights(tmp_path / "drawn") != _weights(finished[0])
 
 
 def test_a_killed_run_ends_bit_by_bit_as_one_that_was_not(fit, killed, tmp_path):
@@ -324,7 +331,9 @@ def test_a_killed_run_ends_bit_by_bit_as_one_that_was_not(fit, killed, tmp_path)
     # The same root, from the beginning.
     shutil.copytree(tmp_path / "run" / "private", tmp_path / "straight" / "private")
     straight = fit(tmp_path / "straight")
+    assert resumed.pop("id") != straight.pop("id")
     assert resumed == straight
+    assert _weights(tmp_path / "run") == _weights(tmp_path / "straight")
     found = [checkpoint.find(tmp_path / name)[1] for name in ("run", "straight")]
     assert found[0]["ledger"] == found[1]["ledger"]
     assert found[0]["ledger"]["mechanisms"][0]["count"] == 6
@@ -343,7 +352,7 @@ def test_on_other_devices_it_draws_other_noise_and_pays_again(fit, killed, tmp_p
     assert metadata["ledger"]["mechanisms"][0]["count"] == 6 + reserved - 2
     assert metadata["ledger"]["restarts"] == 1
     assert other["epsilon"] > same["epsilon"]
-    assert other["digest"] != same["digest"]
+    assert _weights(tmp_path / "run") != _weights(tmp_path / "same")
 
 
 def test_what_it_pays_again_ends_a_calibrated_run_early(fit, killed, tmp_path, capsys):
@@ -365,7 +374,7 @@ def test_with_noise_of_its_own_it_stops_before_the_step_that_overspends(fit, tmp
     assert costs[0] <= 3.0 < costs[1]
     assert 2 < step < 60 and result["epsilon"] == pytest.approx(costs[0])
     again = fit(tmp_path / "run", {"epsilon": 3.0, "noise_multiplier": 1.1}, num_steps=60)
-    assert again["digest"] == result["digest"]
+    assert again["id"] == result["id"]
 
 
 @pytest.mark.parametrize(
@@ -458,15 +467,15 @@ def test_a_start_that_saw_private_data_refuses_the_claim_and_a_private_one_is_pa
     assert not (tmp_path / "run").exists()
 
     assert 5.9 < fit(tmp_path / "public", {"public_start": True}, **start)["epsilon"] <= 6.0
-    digest = checkpoint.find(tmp_path / "plain")[1]["digest"]
+    id = checkpoint.find(tmp_path / "plain")[1]["id"]
     ledger = checkpoint.find(tmp_path / "public")[1]["ledger"]
-    assert [each["digest"] for each in ledger["ancestors"]] == [digest]
+    assert [each["id"] for each in ledger["ancestors"]] == [id]
 
     _plain(fit, tmp_path / "second", **start)  # plain training does not forget it, either
     (tmp_path / "plain").rename(tmp_path / "moved")
     _plain(fit, tmp_path / "second", **{**start, "num_steps": 3})
     ledger = checkpoint.find(tmp_path / "second")[1]["ledger"]
-    assert [each["digest"] for each in ledger["ancestors"]] == [digest]
+    assert [each["id"] for each in ledger["ancestors"]] == [id]
 
     workdir, first = finished
     start = {"init_from": str(workdir), "num_steps": 2}

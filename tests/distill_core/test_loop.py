@@ -19,8 +19,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from distill_core import checkpoint, classification, config, loop
-from distill_core.config import TRAINING as CLASSIFIER
+from distill_core import checkpoint, config, loop
 
 ROOT = Path(__file__).parents[2]
 STEPS = 12  # of every run here: lines every 3 steps, evaluations every 4, checkpoints every 2
@@ -242,37 +241,53 @@ def test_a_checkpoint_of_another_network_is_refused_by_leaf(tiny_run, tmp_path):
     assert _files(tmp_path) == before
 
 
-def test_another_teacher_behind_the_same_path_is_refused(tmp_path, monkeypatch):
-    """A workdir given as teacher may have been trained on since: its contents count."""
-    hp = {"dataset": "digits", "model": "cnn", "model_kwargs": {"widths": [2], "hidden": 2}}
-    hp = config.validate({**hp, "learning_rate": 0.1, "batch_size": 8, "num_steps": 1}, CLASSIFIER)
-    dataset, splits = classification.load_splits(hp)
+def test_data_that_changed_is_refused_by_name_and_nothing_is_touched(tiny_run, tmp_path):
+    reads = {"dataset": "these", "teacher": "this"}
+    tiny_run.run(tmp_path, 4, reads=reads, config={"teacher": "runs/plain"})
+    before = _files(tmp_path)
+    for finished in (4, 6):
+        with pytest.raises(config.InputError) as refused:
+            changed = {**reads, "teacher": "that"}
+            tiny_run.run(tmp_path, finished, reads=changed, config={"teacher": "runs/plain"})
+        message = "teacher: got 'runs/plain'; the data changed since this run began"
+        assert str(refused.value).startswith(message)
+        assert _files(tmp_path) == before
+    tiny_run.run(tmp_path, 6, reads=reads, config={"teacher": "runs/plain"})
 
-    def settings(digest, extra):
-        started = []
-        monkeypatch.setattr(loop, "run", lambda **arguments: started.append(arguments) or 1 / 0)
-        with pytest.raises(ZeroDivisionError):
-            classification.train(
-                hp,
-                tmp_path,
-                method="test",
-                dataset=dataset,
-                splits=splits,
-                objective=lambda *_: None,
-                frozen={},
-                extra=extra,
-                ancestors=({"digest": digest, "ledger": {}},),
-            )
-        return started[0]["metadata"]["config"]
 
-    first = settings("a1b2", {"teacher_logits": np.zeros(3)})
-    config.check_resume(first, settings("a1b2", {"teacher_logits": np.zeros(3)}))
-    for other in (
-        ("ffff", {"teacher_logits": np.zeros(3)}),
-        ("a1b2", {"teacher_logits": np.ones(3)}),
-    ):
-        with pytest.raises(config.InputError, match=r"^inputs: got .*; this run was started with"):
-            config.check_resume(first, settings(*other))
+def test_what_was_read_is_remembered_in_private_alone(tiny_run, tmp_path):
+    tiny_run.run(tmp_path, 4, reads={"dataset": "these images"})
+    found = [p for p in tmp_path.rglob("*") if p.is_file() and b"these images" in p.read_bytes()]
+    assert found == [tmp_path / "private" / "inputs.json"]
+    assert found[0].stat().st_mode & 0o777 == 0o600
+
+
+def test_a_resume_that_cannot_compare_its_data_says_so_and_goes_on(tiny_run, tmp_path, capsys):
+    tiny_run.run(tmp_path, 4, reads={"dataset": "these"})
+    shutil.rmtree(tmp_path / "private")
+    tiny_run.run(tmp_path, 6, reads={"dataset": "others"})
+    assert "cannot tell whether the data is that of the steps before" in capsys.readouterr().err
+    with pytest.raises(config.InputError, match="^dataset: got None; the data changed"):
+        tiny_run.run(tmp_path, 8, reads={"dataset": "these"})
+    (tmp_path / "private" / "inputs.json").write_text("{")
+    with pytest.raises(config.InputError, match=r"^workdir: .*inputs\.json'; cannot be read"):
+        tiny_run.run(tmp_path, 8, reads={"dataset": "others"})
+
+
+def test_a_run_that_begins_anew_may_read_other_data(tiny_run, tmp_path):
+    tiny_run.run(tmp_path, 4, reads={"dataset": "these"})
+    shutil.rmtree(tmp_path / "checkpoints")
+    tiny_run.run(tmp_path, 4, reads={"dataset": "others"})
+    tiny_run.run(tmp_path, 6, reads={"dataset": "others"})
+
+
+def test_every_save_draws_an_id_and_a_finished_run_keeps_it(tiny_run, tmp_path):
+    ids = []
+    for name, num_steps in (("a", 4), ("b", 4), ("b", 4), ("b", 6)):
+        tiny_run.run(tmp_path / name, num_steps)
+        ids.append(checkpoint.find(tmp_path / name)[1]["id"])
+    assert len(set(ids)) == 3 and ids[1] == ids[2]
+    assert all(len(bytes.fromhex(id)) == 16 for id in ids)
 
 
 def test_a_workdir_in_use_is_refused(tiny_run, tmp_path, straight):

@@ -26,10 +26,11 @@ class Stage:
             raise RuntimeError("out of memory")
         return {"accuracy": 0.5, "run": self.runs} if result is None else result
 
-    def __call__(self, config=None, inputs=("aa",), **how):
+    def __call__(self, config=None, data="these", inputs=("aa",), **how):
         return stages.run_stage(
             epath.Path(self.directory),
             config={"omega": 0.04, "seed": 1} if config is None else config,
+            data=data,
             inputs=inputs,
             run=lambda: self.run(**how),
             say=self.said.append,
@@ -49,7 +50,6 @@ def test_finished_stage_is_skipped(stage):
     assert (first.status, second.status) == ("done", "skipped")
     assert stage.runs == 1
     assert second.result == first.result == {"accuracy": 0.5, "run": 1}
-    assert second.digest == first.digest == stage.record()["digest"]
     assert stage.record()["status"] == "done"
     assert stage.said == ["teacher_normal/seed1: starting", "teacher_normal/seed1: up to date"]
 
@@ -84,7 +84,7 @@ def test_changed_field_is_named_and_redoes_this_stage_only(stage, tmp_path):
     (stage.directory / "checkpoints" / "1").write_text("")
     again = stage({"omega": 0.05, "seed": 1})
     assert (again.status, stage.runs, again.result["run"]) == ("redone", 2, 2)
-    assert stage.left == ["stage.json"]  # nothing of the old settings is resumed from
+    assert stage.left == ["private", "stage.json"]  # nothing of the old settings is resumed from
     assert stage.said[-1] == ("teacher_normal/seed1: redoing: settings changed: omega 0.04 → 0.05")
     assert (other().status, other.runs) == ("skipped", 1)
     assert stage({"omega": 0.05, "seed": 1}).status == "skipped"
@@ -108,6 +108,23 @@ def test_changed_input_redoes(stage):
     assert stage.runs == 3
 
 
+def test_changed_data_redoes_and_is_remembered_in_private_alone(stage):
+    stage()
+    assert stage(data="others").status == "redone"
+    assert stage.said[-1].endswith("redoing: the data changed")
+    assert stage(data="others").status == "skipped"
+    (place,) = (p for p in stage.directory.rglob("*") if p.is_file() and "others" in p.read_text())
+    assert place == stage.directory / "private" / "stage.json"
+    assert place.stat().st_mode & 0o777 == 0o600
+
+
+def test_without_what_was_remembered_of_its_data_a_stage_is_kept_with_a_word(stage):
+    stage()
+    (stage.directory / "private" / "stage.json").unlink()
+    assert stage(data="others").status == "skipped"
+    assert "up to date (cannot tell whether its data changed: no /" in stage.said[-1]
+
+
 def test_another_format_redoes(stage, monkeypatch):
     stage()
     monkeypatch.setattr(stages, "FORMAT", stages.FORMAT + 1)
@@ -120,7 +137,7 @@ def test_crash_leaves_started_and_the_next_call_resumes(stage):
     assert stage.record()["status"] == "started"
     again = stage()
     assert (again.status, stage.runs) == ("resumed", 2)
-    assert stage.left == ["file1", "stage.json"]  # what the crashed run left is there
+    assert stage.left == ["file1", "private", "stage.json"]  # what the crashed run left is there
     assert stage.said[-1] == "teacher_normal/seed1: resuming"
     assert stage().status == "skipped"
 
@@ -148,7 +165,7 @@ def test_crash_then_other_settings_redoes(stage):
     with pytest.raises(RuntimeError):
         stage(fails=True)
     assert stage({"omega": 1}).status == "redone"
-    assert stage.left == ["stage.json"]
+    assert stage.left == ["private", "stage.json"]
 
 
 def test_interrupted_removal_passes_neither_as_old_nor_as_new(stage, monkeypatch):
@@ -159,7 +176,7 @@ def test_interrupted_removal_passes_neither_as_old_nor_as_new(stage, monkeypatch
             stage({"omega": 0.05})
     (stage.directory / "half").write_text("")
     assert stage().status == "redone"  # the settings of before, but its files may be gone
-    assert stage.left == ["stage.json"]
+    assert stage.left == ["private", "stage.json"]
 
 
 def _interrupt(_):
@@ -206,7 +223,7 @@ def test_a_link_is_removed_and_its_target_kept(stage, tmp_path):
     stage()
     (stage.directory / "data").symlink_to(target)
     stage({"omega": 0.05})
-    assert stage.left == ["stage.json"]
+    assert stage.left == ["private", "stage.json"]
     assert (target / "images").read_text() == "pixels"
 
 

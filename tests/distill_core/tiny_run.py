@@ -73,6 +73,7 @@ def run(workdir, num_steps=12, *, learning_rate=0.01, padding=0, config=None, **
             "data_note": "",
             "ledger": {},
         },
+        "reads": {},
         "split": split,
         "merge": merge,
         "evaluate": measure,
@@ -91,8 +92,8 @@ def contents(workdir, *, seed: int = 7) -> dict:
     arrays = checkpoint.restore(path, parts=parts, train=train)
     return {
         "arrays": checkpoint.digest(checkpoint.to_host(arrays)),
-        # Orbax names its files at random.
-        "metadata": {k: v for k, v in metadata.items() if k not in ("files", "checksum")},
+        # Orbax names its files at random, and a save has a random id.
+        "metadata": {k: v for k, v in metadata.items() if k not in ("files", "checksum", "id")},
         "metrics": (epath.Path(workdir) / "metrics.jsonl").read_text().splitlines(),
     }
 

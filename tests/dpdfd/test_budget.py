@@ -14,7 +14,7 @@ from dpdfd import privacy_spent, settings
 from dpdfd.budget import Budget
 
 DELTA, STEPS, SIZE = 1e-5, 12, 16
-TEACHER = {"digest": "abc", "ledger": {"mechanisms": [], "ancestors": []}}
+TEACHER = {"id": "abc", "ledger": {"mechanisms": [], "ancestors": []}}
 COMMON = {
     "teacher": "t", "model": "cnn", "learning_rate": 0.1, "batch_size": SIZE, "num_steps": STEPS,
     "epsilon": 3.0, "delta": DELTA,
@@ -103,7 +103,7 @@ def test_a_ledger_rises_with_the_releases_and_starts_without_a_claim(tmp_path):
     with pytest.raises(InputError, match="saw private data and has no mechanism"):
         privacy_spent(plan.ledger(0), delta=DELTA)
     ancestors = plan.ledger(STEPS)["ancestors"]
-    assert [(each["digest"], each["role"]) for each in ancestors] == [("abc", "mechanism")]
+    assert [(each["id"], each["role"]) for each in ancestors] == [("abc", "mechanism")]
 
 
 def test_the_multiplier_is_a_short_number_that_another_machine_finds_too(monkeypatch):
@@ -256,7 +256,7 @@ SGD = Entry(
 
 
 def taught_by(told):
-    return {"digest": "abc", "ledger": told.to_json()}
+    return {"id": "abc", "ledger": told.to_json()}
 
 
 def test_the_student_of_a_dp_teacher_has_its_ledger():

@@ -185,7 +185,7 @@ def test_votes_and_probabilities_are_those_of_the_members(fit, digits, name):
     assert result["accuracy"] == pytest.approx((votes.mean(0).argmax(-1) == right).mean())
     assert result["member_accuracy"] == pytest.approx((votes.argmax(-1) == right).mean())
     assert (result["num_test"], result["validation_accuracy"]) == (20, None)
-    assert result["digest"] == loaded.metadata["digest"]
+    assert result["id"] == loaded.metadata["id"]
     assert loaded.metadata["ledger"] == {"mechanisms": [], "ancestors": []}
 
 

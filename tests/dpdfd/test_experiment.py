@@ -167,10 +167,10 @@ def test_the_report_stands_alone_and_says_what_each_epsilon_rests_on(finished):
 
 def test_every_student_is_made_from_its_own_teacher_and_sees_no_training_data(finished):
     models = {arm: load(finished / "runs" / arm / "seed0") for arm in TEACHERS}
-    names = {model.metadata["digest"]: arm for arm, model in models.items()}
+    names = {model.metadata["id"]: arm for arm, model in models.items()}
     students = {arm: load(finished / "runs" / arm / "seed0", part="student") for arm in ARMS}
     made_from = {
-        arm: [names[a["digest"]] for a in model.metadata["ledger"]["ancestors"]]
+        arm: [names[a["id"]] for a in model.metadata["ledger"]["ancestors"]]
         for arm, model in students.items()
     }
     assert made_from == {
@@ -214,11 +214,11 @@ def test_audits_are_where_canaries_were_and_with_those_of_the_teacher(finished, 
 
     def audited(model, canaries, *, delta, comparisons):
         assert (delta, comparisons) == (1e-5, 7)
-        calls[names[model.metadata["digest"]]] = Path(canaries).parts[-3]
+        calls[names[model.metadata["id"]]] = Path(canaries).parts[-3]
         return {"audit_epsilon_lower": 0.25}
 
     arms = ("teacher", "dp_teacher", *ARMS)
-    names = {load(finished / "runs" / arm / "seed0").metadata["digest"]: arm for arm in arms}
+    names = {load(finished / "runs" / arm / "seed0").metadata["id"]: arm for arm in arms}
     monkeypatch.setattr(experiment.audit, "audit", audited)
     monkeypatch.setattr(summary, "write", lambda *_: None)
     results = experiment.run(given, finished)
@@ -302,7 +302,7 @@ def planned(given, tmp_path, monkeypatch):
             order.append((run.arm, run.seed))
             return {}
 
-        found = (None, {"ledger": {}, "digest": ""})
+        found = (None, {"ledger": {}, "id": ""})
         monkeypatch.setattr(experiment.stages, "complete", complete)
         monkeypatch.setattr(experiment.checkpoint, "find", lambda path: found)
         monkeypatch.setattr(experiment, "_evaluated", lambda *_: {})

@@ -57,7 +57,7 @@ def results(ledgers):
     told = {"plain": empty, "several": empty, "dp": ledgers["dp"], "none": empty}
     told |= {unit: ledgers[unit] for unit in RELEASES}
     return {
-        (arm, seed): {"accuracy": 0.5 + 0.1 * seed, "ledger": ledger, "digest": ""}
+        (arm, seed): {"accuracy": 0.5 + 0.1 * seed, "ledger": ledger, "id": ""}
         for seed in (0, 1)
         for arm, ledger in told.items()
     }

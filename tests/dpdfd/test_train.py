@@ -204,7 +204,7 @@ def test_it_needs_a_teacher_and_no_data(convert, tmp_path, monkeypatch, settings
 
     monkeypatch.setattr(data, "load_dataset", missing)
     found = convert(settings, teacher=teacher)
-    assert set(found) == {"digest", "ledger", "noise_multiplier"}
+    assert set(found) == {"id", "ledger", "noise_multiplier"}
     fresh = spec.init(load_model(tmp_path / "run").spec, jax.random.key(0))[0]
     assert not same_bits(params_of(tmp_path / "run", "student"), jax.tree.leaves(fresh))
     student = load_model(tmp_path / "run")

@@ -85,7 +85,7 @@ def _tiny_contents(workdir: Path) -> dict:
     for step in checkpoint.steps(workdir):
         path, metadata = checkpoint.find(workdir, step=step)
         arrays = checkpoint._orbax().load_checkpointables(path, {"model": None, "train": None})
-        found[step] = {k: v for k, v in metadata.items() if k not in ("files", "checksum")}
+        found[step] = {k: v for k, v in metadata.items() if k not in ("files", "checksum", "id")}
         found[step]["arrays"] = checkpoint.digest(arrays)
     return {"checkpoints": found, "metrics": (workdir / "metrics.jsonl").read_text()}
 
@@ -208,7 +208,7 @@ def _outcome(workdir: Path) -> dict:
     arrays = checkpoint._orbax().load_checkpointables(path, {"model": None, "train": None})
     assert {name.split("/")[0] for name in arrays["train"]} == {"step", "opt_state", "rng"}
     assert all(isinstance(leaf, np.ndarray | jax.Array) for leaf in jax.tree.leaves(arrays))
-    kept = ("step", "digest", "best", "pending", "last_loss", "evaluated", "ledger", "parts")
+    kept = ("step", "best", "pending", "last_loss", "evaluated", "ledger", "parts")
     return {
         "arrays": checkpoint.digest(arrays),
         "metadata": {name: metadata[name] for name in kept},

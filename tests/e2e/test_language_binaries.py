@@ -85,7 +85,8 @@ def place(tmp_path_factory):
         spec.variable_shapes(network)["params"],
     )
     parts = {"model": {"params": params, "model_state": {}}}
-    metadata = run_state.metadata(hp, method="swingdistill.train", network=network)
+    method = "swingdistill.train"
+    metadata, _ = run_state.describe(hp, place, method=method, network=network, reads={})
     state = {"step": np.int32(0)}
     checkpoint.save(place / "teacher", 0, parts=parts, train=state, metadata=metadata)
     return place
@@ -119,7 +120,7 @@ def straight(student, place):
 def outcome(workdir):
     path, metadata = checkpoint.find(workdir)
     arrays = checkpoint._orbax().load_checkpointables(path, {"model": None, "train": None})
-    kept = ("step", "digest", "best", "pending", "last_loss", "evaluated", "ledger", "parts")
+    kept = ("step", "best", "pending", "last_loss", "evaluated", "ledger", "parts")
     return {
         "arrays": checkpoint.digest(arrays),
         "metadata": {name: metadata[name] for name in kept},

@@ -47,14 +47,14 @@ def differ(a, b):
 
 
 def ancestors(model):
-    return [each["digest"] for each in model.metadata["ledger"]["ancestors"]]
+    return [each["id"] for each in model.metadata["ledger"]["ancestors"]]
 
 
 def test_kd_is_plain_distillation_and_a_stingy_teacher_another_one(place):
     result, student = attacked(place, "kd", attack="kd")
     assert result["num_test"] == 360
     assert student.metadata["method"] == "nasty.attack"
-    assert ancestors(student) == [load(place / "teacher").metadata["digest"]]
+    assert ancestors(student) == [load(place / "teacher").metadata["id"]]
     assert not differ(student, load(place / "distilled"))
     _, of_stingy = attacked(place, "stingy", attack="kd", top_k=2)
     assert differ(of_stingy, student)
@@ -96,7 +96,7 @@ def test_the_averager_trains(place):
 def test_scm_goes_through_intermediate_students(place, capsys):
     result, student = attacked(place, "scm", attack="scm", num_intermediates=2)
     links = [load(place / "scm" / f"intermediate{i}") for i in (1, 2)]
-    digests = [load(place / "teacher").metadata["digest"], *(m.metadata["digest"] for m in links)]
+    digests = [load(place / "teacher").metadata["id"], *(m.metadata["id"] for m in links)]
     assert [ancestors(m) for m in (*links, student)] == [[digest] for digest in digests]
     assert [m.metadata["config"]["seed"] for m in (*links, student)] == [1, 2, 0]
     capsys.readouterr()
@@ -110,7 +110,7 @@ def test_a_skeptical_student_wakes_at_its_step_also_when_it_is_resumed(place):
     attacked(place, "resumed", **skeptical, num_steps=2)
     resumed, _ = attacked(place, "resumed", **skeptical)
     assert resumed == result
-    assert ancestors(student) == [load(place / "teacher").metadata["digest"]]
+    assert ancestors(student) == [load(place / "teacher").metadata["id"]]
     _, slept = attacked(place, "slept", **SKEPTICAL, delay_steps=4, top_k=5)
     _, other = attacked(place, "other", **SKEPTICAL, delay_steps=4, top_k=5, alpha=0.1)
     assert not differ(slept, other), "asleep, it has heard the teacher"

@@ -70,14 +70,14 @@ def test_a_student_comes_out_of_the_teachers_checkpoint_alone(teacher, tmp_path,
     found = stages.complete(run, tmp_path, "the data", None)
     workdir = stages.run_directory(tmp_path, run.arm, 1)
     student = load_model(workdir, part="student")
-    assert (found["num_test"], found["digest"]) == (360, student.metadata["digest"])
+    assert (found["num_test"], found["id"]) == (360, student.metadata["id"])
     assert found["accuracy"] == evaluate.evaluate_checkpoint(workdir, dataset="digits")["accuracy"]
     assert student.spec["model_kwargs"]["norm"] == "group"
     trained_with = student.metadata["config"]
     assert trained_with["guide"] == "teacher" and trained_with["privacy_unit"] == "none"
     assert trained_with["dataset"] is None, "the process could see the data set"
     ancestors = student.metadata["ledger"]["ancestors"]
-    assert [each["digest"] for each in ancestors] == [load_model(teacher).metadata["digest"]]
+    assert [each["id"] for each in ancestors] == [load_model(teacher).metadata["id"]]
     assert stages.complete(run, tmp_path, "the data", None) == found
 
 

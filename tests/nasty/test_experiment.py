@@ -94,7 +94,7 @@ def fake(original, calls=None):
         if calls is not None:
             calls.append((workdir, settings))
         held = settings.get("alpha", 0.5) / settings.get("temperature", 1.0)
-        return {"accuracy": 1 - held, "validation_accuracy": held, "num_test": 1, "digest": ""}
+        return {"accuracy": 1 - held, "validation_accuracy": held, "num_test": 1, "id": ""}
 
     return run
 
@@ -127,9 +127,9 @@ def test_the_report_holds_the_figures_and_needs_no_other_file(finished):
 
 def test_every_network_is_made_from_the_right_ones(finished, settings):
     models = {arm: load(finished / "runs" / arm / "seed1") for arm in ARMS}
-    digests = {arm: model.metadata["digest"] for arm, model in models.items()}
+    digests = {arm: model.metadata["id"] for arm, model in models.items()}
     made_from = {
-        arm: [a["digest"] for a in model.metadata["ledger"]["ancestors"]]
+        arm: [a["id"] for a in model.metadata["ledger"]["ancestors"]]
         for arm, model in models.items()
     }
     normal, nasty = [digests["teacher_normal"]], [digests["teacher_nasty"]]
@@ -184,7 +184,7 @@ def test_other_data_under_the_same_name_redoes_everything(again, monkeypatch):
     monkeypatch.setattr(classification, "load_splits", load_splits)
     for module in (train, nasty_train, distill):
         monkeypatch.setattr(module, "train_and_evaluate", fake(module.train_and_evaluate))
-    monkeypatch.setattr(integrity, "find", lambda path: (path, {"digest": str(path)}))
+    monkeypatch.setattr(integrity, "find", lambda path: (path, {"id": str(path)}))
     assert again() == {"redoing": list(ARMS)}
 
 
@@ -208,7 +208,7 @@ def test_an_interrupted_stage_goes_on_where_it_was(again, finished, settings, mo
     assert "resumes from step 2" in err
     assert err.count(": up to date") == len(ARMS) - 1
     ended, straight = (
-        load(folder / "runs" / "student_of_nasty" / "seed1").metadata["digest"]
+        load(folder / "runs" / "student_of_nasty" / "seed1").metadata["id"]
         for folder in (again.workdir, finished)
     )
     assert ended == straight
@@ -218,7 +218,7 @@ def test_the_attacker_chooses_on_held_out_data_of_the_first_seed(settings, tmp_p
     calls, written = [], {}
     for module in (train, nasty_train, distill):
         monkeypatch.setattr(module, "train_and_evaluate", fake(module.train_and_evaluate, calls))
-    monkeypatch.setattr(integrity, "find", lambda path: (path, {"digest": str(path)}))
+    monkeypatch.setattr(integrity, "find", lambda path: (path, {"id": str(path)}))
     monkeypatch.setattr(summary, "draw_figures", lambda *_: [])
     monkeypatch.setattr(
         summary, "write", lambda workdir, hp, dataset, rows, *_: written.update(rows=rows)
@@ -410,6 +410,6 @@ def test_nasty_teachers_that_differ_in_omega_temperature_and_seed_compile_once(
     digests = set()
     for i, changes in enumerate(({}, {"omega": 0.5}, {"temperature": 9.0}, {"seed": 7})):
         result = nasty_train.train_and_evaluate({**own, **changes}, tmp_path / str(i))
-        digests.add(result["digest"])
+        digests.add(result["id"])
         assert set(nastiness.Nastiness._fields) == set(result["nastiness"])
     assert (len(traces), len(digests)) == (1, 4)

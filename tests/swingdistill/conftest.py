@@ -79,7 +79,8 @@ def untrained(values):
 
         params = jax.tree_util.tree_map_with_path(draw, spec.variable_shapes(network)["params"])
         parts = {"model": {"params": params, "model_state": {}}}
-        metadata = run_state.metadata(hp, method="swingdistill.train", network=network)
+        method = "swingdistill.train"
+        metadata, _ = run_state.describe(hp, workdir, method=method, network=network, reads={})
         so_far = {"pending": [], "last_loss": None, "best": None, "evaluated": True}
         checkpoint.save(
             workdir, 0, parts=parts, train={"step": np.int32(0)}, metadata={**metadata, **so_far}

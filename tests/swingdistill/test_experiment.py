@@ -122,9 +122,9 @@ def test_the_report_holds_the_figures_and_says_first_that_nothing_is_claimed(fin
 
 def test_every_run_is_made_from_the_right_ones(finished):
     models = {arm: load(finished / "runs" / arm / f"seed{int(arm != 'reference')}") for arm in ARMS}
-    names = {model.metadata["digest"]: arm for arm, model in models.items()}
+    names = {model.metadata["id"]: arm for arm, model in models.items()}
     made_from = {
-        arm: [names[a["digest"]] for a in model.metadata["ledger"]["ancestors"]]
+        arm: [names[a["id"]] for a in model.metadata["ledger"]["ancestors"]]
         for arm, model in models.items()
     }
     assert made_from == {

@@ -175,9 +175,9 @@ def test_a_students_checkpoint_holds_the_student_alone(swing):
     theirs = [model.variables["params"]["wte"] for model in models]
     ours = found["model"]["model"]["params"]["wte"]
     assert all(np.abs(ours - other).max() > 0.1 for other in theirs)
-    made_from = [ancestor["digest"] for ancestor in metadata["ledger"]["ancestors"]]
+    made_from = [ancestor["id"] for ancestor in metadata["ledger"]["ancestors"]]
     start = checkpoint.load_model(swing.given["init_from"])
-    assert made_from == [model.metadata["digest"] for model in (*models, start)]
+    assert made_from == [model.metadata["id"] for model in (*models, start)]
 
 
 def test_training_leaves_teacher_and_reference_as_they_were(swing):
@@ -225,7 +225,7 @@ def test_in_classification_a_private_text_makes_its_answer_private(prepared, tea
 def test_a_run_without_a_teacher_learns_from_labels_alone(prepared):
     made = prepared()
     assert set(made.rows) == {"tokens", "labels", "segments", "weights"}
-    assert (made.frozen, made.ancestors) == ({}, ())
+    assert (made.frozen, set(made.reads)) == ({}, {"dataset", "tokenizer"})
 
 
 def test_networks_are_measured_on_public_text(prepared, teacher):

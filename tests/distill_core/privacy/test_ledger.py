@@ -41,7 +41,7 @@ def test_json_brings_it_back_and_a_bare_ledger_is_what_checkpoints_hold():
     )
     assert ledger.read(json.loads(json.dumps(full.to_json()))) == full
     assert ledger.read({}) == ledger.read(Ledger().to_json()) == Ledger()
-    assert set(TEACHER.descend("bb", Ledger()).to_json()["ancestors"][0]) == {"digest", "ledger"}
+    assert set(TEACHER.descend("bb", Ledger()).to_json()["ancestors"][0]) == {"id", "ledger"}
 
 
 def test_what_is_inherited_is_paid_for_once():
@@ -71,7 +71,7 @@ def test_a_teacher_behind_the_mechanism_needs_no_ledger_and_a_direct_one_does():
     deep = noised.descend("aa", Ledger(public=True).descend("deep", Ledger()))
     with pytest.raises(InputError, match="^ancestor: got 'deep'"):
         ledger.charged(deep)
-    as_stored = noised.to_json() | {"ancestors": [{"digest": "old", "ledger": {}}]}
+    as_stored = noised.to_json() | {"ancestors": [{"id": "old", "ledger": {}}]}
     with pytest.raises(InputError, match="^ancestor: got 'old'"):
         ledger.epsilon(as_stored, 1e-5)
     assert ledger.charged(noised.descend("public", Ledger(public=True))) == (STEP,)
@@ -173,9 +173,9 @@ def test_sampled_noise_has_a_rate_and_is_about_records_added_or_removed(field, v
         ({"mechanisms": {}}, "mechanisms"),
         ({"mechanisms": [{"mechanism": "gaussian"}]}, "std"),
         ({"mechanisms": [{**dataclasses.asdict(STEP), "amplified": True}]}, "amplified"),
-        ({"ancestors": [{"digest": "a"}]}, "ledger"),
-        ({"ancestors": [{"ledger": {}}]}, "digest"),
-        ({"ancestors": [{"digest": "a", "ledger": {}, "role": "public"}]}, "role"),
+        ({"ancestors": [{"id": "a"}]}, "ledger"),
+        ({"ancestors": [{"ledger": {}}]}, "id"),
+        ({"ancestors": [{"id": "a", "ledger": {}, "role": "public"}]}, "role"),
         ({"public": "yes"}, "public"),
         ({"restarts": -1}, "restarts"),
     ],

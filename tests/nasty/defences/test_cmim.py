@@ -202,7 +202,7 @@ def straight(tmp_path_factory):
 def test_a_run_makes_the_answers_of_a_class_alike(straight, tmp_path):
     workdir, result = straight
     plain = run(tmp_path / "plain", cmim_weight=0.0)
-    assert result.keys() == {"accuracy", "validation_accuracy", "num_test", "digest"}
+    assert result.keys() == {"accuracy", "validation_accuracy", "num_test", "id"}
     assert result["accuracy"] > plain["accuracy"] - 0.1 > 0.7
     assert within_class_divergence(workdir) < 0.3 * within_class_divergence(tmp_path / "plain")
 

@@ -83,8 +83,8 @@ def test_only_the_head_changes_bitwise(place):
     assert not any(jax.tree.leaves(changed))
     assert "batch_stats" in changed
     assert nasty.spec == normal.spec
-    digests = [each["digest"] for each in nasty.metadata["ledger"]["ancestors"]]
-    assert digests == [load(place / n).metadata["digest"] for n in ("adversary", "normal")]
+    digests = [each["id"] for each in nasty.metadata["ledger"]["ancestors"]]
+    assert digests == [load(place / n).metadata["id"] for n in ("adversary", "normal")]
 
 
 def test_a_step_is_that_of_the_nasty_loss_through_the_whole_network(place):
