@@ -2,7 +2,7 @@
 
 import hashlib
 import json
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -44,7 +44,8 @@ class Dataset:
 
     `mean` and `std` have one value a channel, for pixels in [0, 1]; they are public constants,
     never computed from the data that is loaded. `note` says what a reader of a number that comes
-    from this data has to know, and is "" where there is nothing to say.
+    from this data has to know, and is "" where there is nothing to say. `named` is False where the
+    source has no names of classes, so that `classes` are numbers.
     """
 
     name: str
@@ -54,6 +55,7 @@ class Dataset:
     mean: tuple[float, ...]
     std: tuple[float, ...]
     note: str = ""
+    named: bool = True
 
     @property
     def num_classes(self) -> int:
@@ -88,6 +90,8 @@ def make_dataset(
     std: Sequence[float] | None = None,
     note: str = "",
     record: np.ndarray | None = None,
+    named: bool = True,
+    channels_last: bool = False,
 ) -> Dataset:
     """Checks what a source has read and makes a `Dataset` of it.
 
@@ -96,21 +100,29 @@ def make_dataset(
       train: (images, labels): uint8 or floating images in [0, 1] [N, H, W, C], integer labels [N].
       test: the same.
       classes: names of the classes; labels index it.
-      mean: one value a channel; by default 0.5.
-      std: one value a channel; by default 0.5.
-      note: see `Dataset`.
+      mean: one value a channel, for pixels in [0, 1]; by default 0.5.
+      std: likewise.
+      note, named: see `Dataset`.
       record: of the train split, see `Split`.
+      channels_last: whether the source says that channels are the last axis. Without it, images
+        with as many channels as rows or columns, or more, are refused (up to 4 channels: those of
+        1 or 3 rows and more channels), since their channels may come first, or they are volumes.
 
     Raises:
-      InputError: on `dataset`: fewer than two classes, an empty split, images of another rank or
-        type, floating images with NaN or values outside [0, 1], more or fewer labels than images,
-        labels that are no class, splits whose images differ in size.
+      InputError: on `dataset`: fewer than two classes, or two of one name, an empty split, images
+        of another rank or type, floating images with NaN or values outside [0, 1], values that are
+        scaled twice or not at all, channels that come first, more or fewer labels than images,
+        labels that are no class, splits whose images differ in size, constants outside their range.
     """
     if len(classes) < 2:
         raise InputError("dataset", name, f"needs at least 2 classes, and has {len(classes)}")
+    for twice in (c for i, c in enumerate(classes) if c in classes[:i]):
+        raise InputError("dataset", name, f"names of classes must differ; {twice!r} stands twice")
     splits = []
     for which, (images, labels) in (("train", train), ("test", test)):
         images = _checked_images(name, which, images)
+        if not channels_last:
+            _check_channels(name, which, images.shape)
         labels = _checked_labels(name, which, labels, images, len(classes))
         splits.append(Split(images, labels, record=record if which == "train" else None))  # pyright: ignore[reportArgumentType]
     shapes = [split.images.shape[1:] for split in splits]
@@ -118,14 +130,38 @@ def make_dataset(
         message = f"test images must be {shapes[0]} as the train images are, and are {shapes[1]}"
         raise InputError("dataset", name, message)
     half = (0.5,) * shapes[0][-1]
+    mean, std = (half if each is None else tuple(each) for each in (mean, std))
+    if (wrong := wrong_constants(mean, std)) is not None:
+        raise InputError("dataset", name, wrong)
     return Dataset(
         name=name,
         train=splits[0],
         test=splits[1],
         classes=tuple(classes),
-        mean=half if mean is None else tuple(mean),
-        std=half if std is None else tuple(std),
+        mean=mean,
+        std=std,
         note=note,
+        named=named,
+    )
+
+
+def in_order(names: Collection[str]) -> list[str]:
+    """Names of classes sorted, as numbers if all are: 1, 2, 10.
+
+    >>> in_order({"10", "9", "1"}), in_order({"b", "10", "9"})
+    (['1', '9', '10'], ['10', '9', 'b'])
+    """
+    numbers = all(name.isdecimal() for name in names)
+    return sorted(names, key=(lambda name: (int(name), name)) if numbers else None)
+
+
+def wrong_constants(mean: Sequence[float], std: Sequence[float]) -> str | None:
+    """What is wrong with the constants that standardise pixels in [0, 1]; None if nothing is."""
+    if all(0 <= value <= 1 for value in mean) and all(0 < value <= 1 for value in std):
+        return None
+    return (
+        f"mean must lie in [0, 1] and std in (0, 1], for pixels in [0, 1], and are {list(mean)} "
+        f"and {list(std)}; divide those of pixels in [0, 255] by 255"
     )
 
 
@@ -165,18 +201,44 @@ def _checked_images(name: str, which: str, images: np.ndarray) -> np.ndarray:
     if len(images) == 0:
         raise InputError("dataset", name, f"the {which} split must not be empty")
     if images.dtype == np.uint8:
+        if images.max() == 1 and images.min() == 0:
+            message = f"{which} images must have values of 0 to 255, and have 0 and 1 alone; scale"
+            raise InputError("dataset", name, f"{message} them")
         return images
     if not np.issubdtype(images.dtype, np.floating):
         message = f"{which} images must be uint8 or floats in [0, 1], and are {images.dtype}"
         raise InputError("dataset", name, message)
     low, high = images.min(), images.max()
-    if not (low >= 0 and high <= 1):  # written so that NaN fails
+    if np.isnan(low):
+        where = int(np.argmax(np.isnan(images).any(axis=(1, 2, 3))))
+        message = f"{which} images that are floats must lie in [0, 1], and image {where} holds NaN"
+        raise InputError("dataset", name, message)
+    if 0 == low < high <= 1 / 255:
+        message = f"{which} images reach {high:g} of 1: they were divided by 255 twice"
+        raise InputError("dataset", name, message)
+    if low < 0 or high > 1:
         message = (
             f"{which} images that are floats must lie in [0, 1], and lie in [{low:g}, {high:g}]; "
             "scale them, or store uint8"
         )
         raise InputError("dataset", name, message)
     return images.astype(np.float32, copy=False)
+
+
+def _check_channels(name: str, which: str, shape: Sequence[int]):
+    """Refuses images whose last axis is hardly that of their channels."""
+    height, width, channels = shape[1:]
+    least = min(height, width)
+    if channels < least or height == width == 1:
+        return
+    if channels <= 4 and not (height in (1, 3) and height < channels):
+        return
+    message = (
+        f"{which} images must be [N, H, W, C] with the channels last, and are {tuple(shape)}: "
+        f"{channels} channels of {height}x{width} pixels? If the channels come first, store "
+        "x.transpose(0, 2, 3, 1); if they are last, say so: an .npz by an array layout='NHWC'"
+    )
+    raise InputError("dataset", name, message)
 
 
 def _checked_labels(
@@ -186,7 +248,7 @@ def _checked_labels(
     if labels.ndim != 1 or not np.issubdtype(labels.dtype, np.integer):
         message = (
             f"{which} labels must be integers of the shape [N], "
-            f"and are {labels.dtype} of the shape {labels.shape}"
+            f"and are {labels.dtype} of the shape {labels.shape}; of one-hot labels take the argmax"
         )
         raise InputError("dataset", name, message)
     if len(labels) != len(images):

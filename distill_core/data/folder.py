@@ -1,20 +1,24 @@
 """A folder of image files of a user's own: PATH/train/CLASS/*.png, PATH/test/CLASS/*.png."""
 
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Literal
 
 import numpy as np
 from etils import epath
-from PIL import Image
+from PIL import Image, ImageOps
 
 from distill_core.config import InputError
-from distill_core.data.dataset import Dataset, make_dataset
+from distill_core.data.dataset import Dataset, in_order, make_dataset
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".webp")
 
-# Pillow's modes of more than 8 bits a value; converting them would clip without a word.
+# Pillow's modes of more than 8 bits a value, and how it calls such colours in a file: converting
+# them would clip or cut without a word.
 _DEEP_MODES = ("I", "F")
+_DEEP_COLOUR = re.compile(r";16[BLN]")
+_ORIENTATION, _TURNED = 0x0112, (5, 6, 7, 8)  # EXIF: width and height change places
 
 # What pillow raises for a damaged file, depending on its format and on where the damage is.
 _DAMAGED = (OSError, SyntaxError, ValueError, Image.DecompressionBombError)
@@ -26,10 +30,11 @@ _THREADS = 4
 def load(path: str) -> Dataset:
     """Reads `folder:PATH` as uint8 [N, H, W, C], every file decoded once into memory.
 
-    The classes are the folders of PATH/train, sorted; PATH/test may lack some, but not add any.
-    All images must have one size. C is 1 if every image is grey, else 3: grey ones become RGB and
-    an alpha channel is dropped. Files of other types than `SUFFIXES` are ignored, and so is what
-    starts with a dot. Examples are in the order of `by_name`, whatever their classes.
+    The classes are the folders of PATH/train, sorted, as numbers if all are; PATH/test may lack
+    some, but not add any. All images must have one size, after a turn or mirroring that their EXIF
+    orientation asks for. C is 1 if every image is grey, else 3: grey ones become RGB and an alpha
+    channel is dropped. Files of other types than `SUFFIXES` are ignored, and so is what starts
+    with a dot. Examples are in the order of `by_name`, whatever their classes.
 
     Raises:
       InputError: on `dataset`: a folder misses or holds no images, a class of the test split that
@@ -38,11 +43,11 @@ def load(path: str) -> Dataset:
     """
     name = f"folder:{path}"
     root = epath.Path(path).expanduser()
-    classes = [folder.name for folder in class_folders(name, root / "train")]
+    classes = in_order([folder.name for folder in class_folders(name, root / "train")])
     files = {which: _files(name, root / which, classes) for which in ("train", "test")}
     train, test = read(name, files)
     record = records(files["train"])
-    return make_dataset(name, train, test, classes=classes, record=record)
+    return make_dataset(name, train, test, classes=classes, record=record, channels_last=True)
 
 
 def by_name(files: Iterable[tuple[epath.Path, int]]) -> list[tuple[epath.Path, int]]:
@@ -142,10 +147,15 @@ def _header(name: str, file: epath.Path) -> tuple[tuple[int, int], bool]:
     try:
         with file.open("rb") as stream, Image.open(stream) as image:
             size, mode = image.size, image.mode
+            stored = str(image.tile[0][3]) if image.tile else ""
+            # A PNG would be decoded to look for EXIF at its end; `_decode` compares sizes again.
+            exif = image.getexif() if image.format != "PNG" or "exif" in image.info else {}
+            size = size[::-1] if exif.get(_ORIENTATION) in _TURNED else size
     except _DAMAGED as error:
         raise InputError("dataset", name, f"{file} cannot be read as an image") from error
-    if mode.split(";")[0] in _DEEP_MODES:
-        message = f"images must have 8 bits a value, and {file} has more (mode {mode})"
+    if mode.split(";")[0] in _DEEP_MODES or _DEEP_COLOUR.search(stored):
+        shown = mode if mode.split(";")[0] in _DEEP_MODES else stored
+        message = f"images must have 8 bits a value, and {file} has more (mode {shown})"
         raise InputError("dataset", name, message)
     return size, mode in ("L", "LA", "1")
 
@@ -165,7 +175,14 @@ def _decode(
         file = files[i][0]
         try:
             with file.open("rb") as stream, Image.open(stream) as image:
-                images[i] = np.asarray(image.convert(mode)).reshape(images.shape[1:])
+                upright = ImageOps.exif_transpose(image)
+                if upright.size != size:
+                    found = f"{upright.size[0]}x{upright.size[1]}"
+                    message = f"all images must have one size, {width}x{height}; {file} is {found}"
+                    raise InputError("dataset", name, message)
+                images[i] = np.asarray(upright.convert(mode)).reshape(images.shape[1:])
+        except InputError:
+            raise
         except _DAMAGED as error:
             raise InputError("dataset", name, f"{file} cannot be read as an image") from error
 

@@ -17,12 +17,14 @@ def load(path: str) -> Dataset:
 
     The keys are `x_train, y_train, x_test, y_test` or `train_images, train_labels, test_images,
     test_labels`. Images are uint8 or floats in [0, 1], [N, H, W, C] or [N, H, W]; labels are
-    integers, [N] or [N, 1]. An optional array `classes` names the classes; without it there are as
-    many as the largest label of the train split says. Other keys are ignored.
+    integers, [N] or [N, 1]. An optional array `classes` names the classes; without it they are the
+    numbers from 0 to the largest label of the train split. An optional text `layout`, "NHWC", says
+    that channels are last where that is in doubt, see `make_dataset`. Other keys are ignored.
 
     Raises:
-      InputError: on `dataset`: no such file, not an `.npz`, keys that miss, and what
-        `make_dataset` refuses.
+      InputError: on `dataset`: no such file, not an `.npz`, keys that miss, labels without names
+        that count from 1 or leave out more than every other number, and what `make_dataset`
+        refuses.
     """
     name = f"npz:{path}"
     arrays = _read(name, path)
@@ -37,11 +39,32 @@ def load(path: str) -> Dataset:
         classes = [_text(c) for c in arrays["classes"].ravel().tolist()]
     elif np.issubdtype(y_train.dtype, np.integer) and y_train.size:
         classes = [str(label) for label in range(int(y_train.max()) + 1)]
+        _check_numbers(name, y_train)
     else:
         classes = ["0", "1"]  # no labels to count: make_dataset says what is wrong with them
+    layout = _text(arrays["layout"]) if "layout" in arrays else None
+    if layout not in (None, "NHWC"):
+        message = f"its layout is {layout!r}; must be 'NHWC': store x.transpose(0, 2, 3, 1)"
+        raise InputError("dataset", name, message)
     return make_dataset(
-        name, (_with_channels(x_train), y_train), (_with_channels(x_test), y_test), classes=classes
+        name,
+        (_with_channels(x_train), y_train),
+        (_with_channels(x_test), y_test),
+        classes=classes,
+        named="classes" in arrays,
+        channels_last=layout is not None,
     )
+
+
+def _check_numbers(name: str, labels: np.ndarray):
+    """Refuses numbers that are hardly those of the classes; what is negative is refused later."""
+    low, high, found = labels.min(), labels.max(), len(np.unique(labels))
+    if low > 0 or 2 * found < int(high) + 1:
+        message = (
+            f"train labels must number the classes from 0, and are {found} numbers from {low} to "
+            f"{high}; renumber them, or name all {int(high) + 1} in an array `classes`"
+        )
+        raise InputError("dataset", name, message)
 
 
 def _read(name: str, path: str) -> dict[str, np.ndarray]:
@@ -51,7 +74,7 @@ def _read(name: str, path: str) -> dict[str, np.ndarray]:
         raise InputError("dataset", name, "must be an existing .npz file")
     try:
         with file.open("rb") as stream, np.load(stream, allow_pickle=False) as archive:
-            wanted = {*_KERAS, *_MEDMNIST, "classes"}
+            wanted = {*_KERAS, *_MEDMNIST, "classes", "layout"}
             # Keys are kept even where the array is not read: the message about keys lists them.
             return {k: archive[k] if k in wanted else np.empty(0) for k in archive.files}
     except (ValueError, OSError, EOFError, AttributeError, TypeError, zipfile.BadZipFile) as error:
@@ -72,4 +95,5 @@ def _with_channels(images: np.ndarray) -> np.ndarray:
 
 
 def _text(name: object) -> str:
+    name = name.item() if isinstance(name, np.ndarray) and name.size == 1 else name
     return name.decode() if isinstance(name, bytes) else str(name)

@@ -7,6 +7,7 @@ import numpy as np
 from etils import epath
 
 from distill_core.config import InputError
+from distill_core.data.dataset import in_order
 
 
 @dataclass(frozen=True)
@@ -77,8 +78,10 @@ def read_lines(path: str) -> TextLines:
 def read_labelled(path: str, *, classes: Sequence[str] | None = None) -> LabelledText:
     """Reads `tsv:PATH`: UTF-8, two columns with a tab between, a label and a text.
 
-    The first line may be a header; it is one if a column is called `label`, in any case, and says
-    which column that is. Without a header the label comes first. Quotes are part of the text.
+    The first line may be a header; it is one if one column is called `label`, in any case, and says
+    which column that is. Without a header the label comes first, and the first line's label must
+    occur again if any label does: else it may be the header's other word for it. Quotes are part of
+    the text.
 
     Args:
       path: the file.
@@ -87,14 +90,15 @@ def read_labelled(path: str, *, classes: Sequence[str] | None = None) -> Labelle
 
     Raises:
       InputError: on `dataset`: no such file, not UTF-8, no examples, a line that has not two
-        columns, no column that could be a label, an empty text, a label that is not in `classes`.
+        columns, no column that could be a label, a first line that may be a header of other words,
+        an empty text, a label that is not in `classes`.
     """
     name = f"tsv:{path}"
     rows = [(number, line.split("\t")) for number, line in _read(name, path)]
-    column = 0
+    column, headed = 0, False
     if rows:
         header = [cell.strip().lower() for cell in rows[0][1]]
-        if header.count("label") == 1:
+        if headed := header.count("label") == 1:
             column = header.index("label")
             rows = rows[1:]
     if not rows:
@@ -117,9 +121,16 @@ def read_labelled(path: str, *, classes: Sequence[str] | None = None) -> Labelle
             "in a header"
         )
         raise InputError("dataset", name, allowed)
+    alone = given.count(given[0]) == 1 and len(found) < len(given)
+    if not headed and alone and given[0] not in (classes or ()):
+        allowed = (
+            f"the label of line {rows[0][0]}, {given[0]!r}, occurs nowhere else: if the line is a "
+            "header, call the label's column `label`; if it is an example, put a header "
+            "label<TAB>text before it"
+        )
+        raise InputError("dataset", name, allowed)
     if classes is None:
-        numbers = all(label.isdecimal() for label in found)
-        classes = sorted(found, key=int if numbers else str)
+        classes = in_order(found)
     if len(classes) < 2:
         raise InputError("dataset", name, f"needs at least 2 labels, and has only {classes[0]!r}")
     index = {label: i for i, label in enumerate(classes)}

@@ -98,6 +98,8 @@ def _load(name: str, full: str, data_dir: str, folder: epath.Path) -> Dataset:
         arrays[0],
         arrays[1],
         classes=label.names or [str(i) for i in range(label.num_classes)],
+        named=bool(label.names),
+        channels_last=isinstance(features["image"], tfds.features.Image),
         mean=mean,
         std=std,
         note="; ".join(notes),

@@ -70,6 +70,7 @@ def load(path: str) -> Dataset:
         std=STD,
         note=NOTE,
         record=folder.records(train),
+        channels_last=True,
     )
 
 

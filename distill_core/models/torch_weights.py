@@ -23,6 +23,7 @@ import numpy as np
 from distill_core import checkpoint
 from distill_core import spec as spec_lib
 from distill_core.config import InputError
+from distill_core.data.dataset import wrong_constants
 from distill_core.models import weights_file
 from distill_core.models.cnn import CNN
 from distill_core.models.create import MODEL_NAMES
@@ -179,11 +180,13 @@ def _read_spec(file: pathlib.Path, header: Mapping[str, str]) -> dict[str, Any]:
             _are_numbers(given["std"], channels) and min(given["std"]) > 0,
             "one positive number a channel",
         ),
-        "classes": (isinstance(given["classes"], list) and given["classes"], "a list of names"),
+        "classes": (_are_names(given["classes"]), "a list of names that differ"),
     }
     for name, (passed, needed) in valid.items():
         if not passed:
             raise _RefusedError(f"{where} has {name} {given[name]!r}; must be {needed}")
+    if (wrong := wrong_constants(given["mean"], given["std"])) is not None:
+        raise _RefusedError(f"{where} is refused: {wrong}")
     return {**given, "num_classes": len(given["classes"])}
 
 
@@ -197,6 +200,11 @@ def _are_numbers(values: Any, count: int) -> bool:
         and len(values) == count
         and all(type(value) in (int, float) and math.isfinite(value) for value in values)
     )
+
+
+def _are_names(values: Any) -> bool:
+    names = isinstance(values, list) and all(isinstance(value, str) for value in values)
+    return names and 0 < len(values) == len(set(values))
 
 
 def _convert(module: Any, input_shape: tuple[int, ...], tensors: Mapping[str, Any]) -> PyTree:

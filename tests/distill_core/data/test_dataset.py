@@ -167,3 +167,20 @@ from jax._src import xla_bridge
 assert not xla_bridge._backends
 """
     subprocess.run([sys.executable, "-c", code], check=True)
+
+
+@pytest.mark.parametrize(
+    ("mean", "std"),
+    [
+        ((123.7,), (58.4,)),
+        ((0.5,), (58.4,)),
+        ((-0.1,), (0.5,)),
+        ((0.5,), (0.0,)),
+        ((float("nan"),), (0.5,)),
+    ],
+)
+def test_refuses_constants_of_another_scale(mean, std):
+    with pytest.raises(
+        InputError, match=r"^dataset: .*mean must lie in \[0, 1\] and std in \(0, 1"
+    ):
+        make_dataset("x", _arrays(), _arrays(), classes=("a", "b", "c"), mean=mean, std=std)

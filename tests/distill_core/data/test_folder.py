@@ -1,5 +1,8 @@
 """A user's own image files."""
 
+import struct
+import zlib
+
 import numpy as np
 import pytest
 from PIL import Image
@@ -130,3 +133,62 @@ def test_refuses_more_than_8_bits(tmp_path):
     path = tmp_path / "train/dog/0.png"
     Image.fromarray(np.full((5, 4), 40_000, np.uint16)).save(path)
     assert f"must have 8 bits a value, and {path} has more (mode I;16)" in _refused(tmp_path)
+
+
+def _deep_colour(path):
+    """A colour PNG of 16 bits a value, which Pillow cannot write."""
+
+    def chunk(kind, body):
+        return (
+            struct.pack(">I", len(body)) + kind + body + struct.pack(">I", zlib.crc32(kind + body))
+        )
+
+    header = struct.pack(">IIBBBBB", 4, 5, 16, 2, 0, 0, 0)
+    rows = b"".join(b"\0" + np.full((4, 3), 40_000, ">u2").tobytes() for _ in range(5))
+    parts = [(b"IHDR", header), (b"IDAT", zlib.compress(rows)), (b"IEND", b"")]
+    path.write_bytes(b"\x89PNG\r\n\x1a\n" + b"".join(chunk(*part) for part in parts))
+
+
+def test_refuses_colours_of_16_bits(tmp_path):
+    _tree(tmp_path)
+    path = tmp_path / "test/dog/0.png"
+    _deep_colour(path)
+    assert f"must have 8 bits a value, and {path} has more (mode RGB;16B)" in _refused(tmp_path)
+
+
+@pytest.mark.parametrize("suffix", [".png", ".webp"])
+@pytest.mark.parametrize("orientation", [1, 2, 3, 6, 8])
+def test_exif_orientation_is_applied(tmp_path, orientation, suffix):
+    """A camera's image that says how it was held is what a viewer shows, in size and pixels."""
+    pixels = _tree(tmp_path)["train/cat/1.png"]
+    turn = {
+        1: lambda upright: upright,
+        2: np.fliplr,
+        3: lambda upright: np.rot90(upright, 2),
+        6: lambda upright: np.rot90(upright, 1),
+        8: lambda upright: np.rot90(upright, -1),
+    }[orientation]
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    (tmp_path / "train/cat/1.png").unlink()
+    stored = Image.fromarray(np.ascontiguousarray(turn(pixels)))
+    stored.save(tmp_path / f"train/cat/1{suffix}", exif=exif, lossless=True)
+    found = load_dataset(f"folder:{tmp_path}").train.images[1]
+    np.testing.assert_array_equal(found, pixels)
+
+
+def test_an_image_that_lies_on_its_side_is_of_another_size(tmp_path):
+    _tree(tmp_path)
+    path, exif = tmp_path / "train/cat/1.png", Image.Exif()
+    exif[0x0112] = 6
+    Image.open(path).save(path, exif=exif)
+    assert f"is 4x5 and {path} is 5x4" in _refused(tmp_path)
+
+
+def test_folders_called_by_numbers_are_in_the_order_of_the_numbers(tmp_path):
+    for i, label in enumerate(("1", "10", "2")):
+        for split in ("train", "test"):
+            _image(tmp_path / split / label / "0.png", i)
+    dataset = load_dataset(f"folder:{tmp_path}")
+    assert dataset.classes == ("1", "2", "10")
+    np.testing.assert_array_equal(dataset.train.labels, [0, 2, 1])

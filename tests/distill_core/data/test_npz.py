@@ -132,3 +132,80 @@ def test_refuses_what_is_no_npz(tmp_path, write):
     path = tmp_path / "a.npz"
     write(path)
     assert "must be an .npz of plain arrays, and cannot be read as one (" in _refused(path)
+
+
+@pytest.mark.parametrize(
+    "shape", [(3, 32, 32), (1, 28, 28), (28, 28, 28), (3, 24, 32), (8, 16, 16), (4, 6, 6)]
+)
+def test_refuses_channels_that_may_come_first(tmp_path, shape):
+    path = tmp_path / "a.npz"
+    _save(path, shape=shape)
+    message = _refused(path)
+    assert f"with the channels last, and are {(6, *shape)}: {shape[2]} channels of " in message
+    assert "store x.transpose(0, 2, 3, 1)" in message
+
+
+@pytest.mark.parametrize("shape", [(28, 28, 28), (1, 5, 5)])
+def test_a_layout_says_that_channels_are_last(tmp_path, shape):
+    path = tmp_path / "a.npz"
+    _save(path, shape=shape, layout="NHWC")
+    assert load_dataset(f"npz:{path}").input_shape == shape
+    _save(path, shape=shape, layout="NCHW")
+    assert "its layout is 'NCHW'; must be 'NHWC'" in _refused(path)
+
+
+@pytest.mark.parametrize(
+    "shape", [(32, 32, 3), (16, 16, 8), (1, 1, 3), (1, 1, 64), (3, 5, 1), (2, 2, 3), (3, 3, 3)]
+)
+def test_what_can_only_be_channels_last_needs_no_layout(tmp_path, shape):
+    _save(tmp_path / "a.npz", shape=shape)
+    assert load_dataset(f"npz:{tmp_path}/a.npz").input_shape == shape
+
+
+@pytest.mark.parametrize(
+    ("labels", "message"),
+    [
+        ([1, 2, 3, 1, 2, 3], "are 3 numbers from 1 to 3; renumber them, or name all 4 in"),
+        ([0, 255, 0, 255, 0, 255], "are 2 numbers from 0 to 255; renumber them, or name all 256"),
+        ([-1, 1, -1, 1, -1, 1], "train labels must lie in 0 to 1, and lie in -1 to 1"),
+        ([0.0, 1.0, 2.0, 0.0, 1.0, 2.0], "train labels must be integers of the shape [N], and"),
+        (np.eye(3, dtype=int)[[0, 1, 2] * 2], "of one-hot labels take the argmax"),
+    ],
+)
+def test_refuses_labels_that_do_not_number_the_classes(tmp_path, labels, message):
+    path = tmp_path / "a.npz"
+    arrays = _save(path)
+    np.savez(path, **{**arrays, "y_train": np.array(labels)})
+    assert message in _refused(path)
+
+
+def test_named_classes_may_lack_examples(tmp_path):
+    path = tmp_path / "a.npz"
+    arrays = _save(path)
+    np.savez(path, **{**arrays, "y_train": arrays["y_train"] + 1}, classes=["a", "b", "c", "d"])
+    dataset = load_dataset(f"npz:{path}")
+    assert dataset.named and dataset.train.labels.max() == 3
+    _save(path)
+    assert not load_dataset(f"npz:{path}").named
+
+
+def test_refuses_two_classes_of_one_name(tmp_path):
+    _save(tmp_path / "a.npz", classes=["cat", "dog", "cat"])
+    assert "names of classes must differ; 'cat' stands twice" in _refused(tmp_path / "a.npz")
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda x: (x > 127).astype(np.uint8), "values of 0 to 255, and have 0 and 1 alone"),
+        (lambda x: x / 255.0 / 255.0, "they were divided by 255 twice"),
+        (lambda x: x.astype(np.uint16) * 257, "must be uint8 or floats in [0, 1], and are uint16"),
+        (lambda x: x / 127.5 - 1, "that are floats must lie in [0, 1], and lie in [-1, "),
+        (lambda x: np.where(x == x.max(), np.nan, x / 255.0), "holds NaN"),
+    ],
+)
+def test_refuses_pixels_of_another_scale(tmp_path, change, message):
+    path = tmp_path / "a.npz"
+    arrays = _save(path)
+    np.savez(path, **{**arrays, "x_train": change(arrays["x_train"])})
+    assert message in _refused(path)

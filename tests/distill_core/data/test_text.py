@@ -104,6 +104,13 @@ def test_labels_may_be_words_or_numbers(write):
     assert read_labelled(write(numbers)).classes == tuple(map(str, range(11)))
 
 
+def test_a_header_lets_the_first_label_occur_once(write):
+    data = read_labelled(write("label\ttext\nrare\ta\nham\tb\nham\tc\n"))
+    assert (data.classes, data.texts[0]) == (("ham", "rare"), "a")
+    data = read_labelled(write("rare\ta\nham\tb\nham\tc\n"), classes=("rare", "ham"))
+    assert len(data) == 3
+
+
 def test_the_classes_of_the_train_file_count(write):
     path = write("b\tx\nc\ty")
     np.testing.assert_array_equal(read_labelled(path, classes=("a", "b", "c")).labels, [1, 2])
@@ -121,6 +128,12 @@ def test_the_classes_of_the_train_file_count(write):
         ("id\ttext\tlabel\n0\ta\t1\n", "line 2 has 3"),
         ("0\ta\n\tb\n", "line 2 lacks its label or its text"),
         ("0\ta\n0\tb\n", "needs at least 2 labels, and has only '0'"),
+        (
+            "category\ttext\nham\ta\nspam\tb\nham\tc\n",
+            "label of line 1, 'category', occurs nowhere",
+        ),
+        ("\nv1\tv2\n1\ta\n0\tb\n1\tc\n", "the label of line 2, 'v1', occurs nowhere else: if the"),
+        ("labels\ttext\n1\ta\n0\tb\n1\tc\n", "if it is an example, put a header label<TAB>text"),
         ("\n".join(f"text {i}\t{i % 2}" for i in range(30)), "has no label column: the first has"),
     ],
 )

@@ -200,6 +200,13 @@ def _refused(file, message, **options):
         ({"std": [0.0, 1.0]}, "has std [0.0, 1.0]; must be one positive number a channel"),
         ({"input_shape": [8, 12]}, "has input_shape [8, 12]; must be [height, width, channels]"),
         ({"classes": 3}, "has classes 3; must be a list of names"),
+        ({"classes": ["cat", "dog", "cat"]}, "must be a list of names that differ"),
+        ({"classes": [0, 1, 2]}, "has classes [0, 1, 2]; must be a list of names"),
+        (
+            {"mean": [124.0, 116.0]},
+            "mean must lie in [0, 1] and std in (0, 1], for pixels in [0, 1]",
+        ),
+        ({"std": [58.4, 57.1]}, "divide those of pixels in [0, 255] by 255"),
         ({"lr": 0.1}, "teacher.json beside it has lr; known are model, model_kwargs"),
     ],
 )
