@@ -23,6 +23,7 @@ from distill_core import (
     dispatch,
     dp_gradient,
     dp_sgd,
+    fits,
     fitting,
     optimizers,
     parallel,
@@ -50,18 +51,43 @@ def load_splits(hp: Mapping[str, Any]) -> tuple[data.Dataset, Splits]:
     larger shares holding the smaller ones.
     """
     dataset = data.load_dataset(hp["dataset"], data_dir=hp["data_dir"])
+    return dataset, _split(hp, dataset)
+
+
+def load_with(
+    hp: Mapping[str, Any], field: str
+) -> tuple[checkpoint.LoadedModel, data.Dataset, Splits]:
+    """The classifier that a field of the config names, and the data in the order of its classes.
+
+    Raises:
+      InputError: as `load_splits`; and on the field: no such classifier, or one of other classes or
+        inputs than the data set's.
+    """
+    dataset = data.load_dataset(hp["dataset"], data_dir=hp["data_dir"])
+    with run_state.about(field, hp[field]):
+        loaded = checkpoint.load_model(hp[field])
+    dataset = fits.data_for(field, hp[field], loaded, dataset)
+    return loaded, dataset, _split(hp, dataset)
+
+
+def _split(hp: Mapping[str, Any], dataset: data.Dataset) -> Splits:
     train, validation = data.hold_out(dataset.train, hp["num_validation"], seed=0)
     if hp.get("train_share", 1.0) < 1:
         left_out = len(train) - max(1, round(hp["train_share"] * len(train)))
         train, _ = data.hold_out(train, left_out, seed=1)
-    return dataset, Splits(train, validation, dataset.test)
+    return Splits(train, validation, dataset.test)
 
 
-def check(hp: Mapping[str, Any], dataset: data.Dataset) -> dict[str, Any]:
+def check(
+    hp: Mapping[str, Any], dataset: data.Dataset, workdir: epath.PathLike | None = None
+) -> dict[str, Any]:
     """The spec of the network that a run would train, if it can run on this data and these devices.
 
+    Weights belong with the constants that standardised their pixels: a run that starts from a
+    network's (`init_from`), or goes on from its own in `workdir`, has that network's.
+
     Raises:
-      InputError: on `batch_size`, `model` or `model_kwargs`.
+      InputError: on `batch_size`, `model`, `model_kwargs` or `init_from`.
     """
     if not hp.get("dp"):  # else it is an expected size
         parallel.check_batch_size(hp["batch_size"])
@@ -71,6 +97,9 @@ def check(hp: Mapping[str, Any], dataset: data.Dataset) -> dict[str, Any]:
         dataset=dataset,
         compute_dtype=hp.get("compute_dtype", "float32"),
     )
+    start = None if workdir is None else run_state.starting_network(hp, workdir)
+    if start is not None and not spec.is_text(start):
+        network |= {name: start[name] for name in ("mean", "std")}
     spec.check(network)
     return network
 
@@ -111,7 +140,7 @@ def train(
       InputError: before anything is written; and what `loop.run` raises.
     """
     mode = parallel.choose_mode(mode)
-    network = check(hp, dataset)
+    network = check(hp, dataset, workdir)
     about, reads = describe(
         hp,
         workdir,
@@ -242,14 +271,6 @@ def _check_fed_from_host(hp: Mapping[str, Any]):
     for name in ("data_on_device", "steps_per_dispatch"):
         if hp[name] != config.CLASSIFIER[name].default:
             raise config.InputError(name, hp[name], "is not for private training (dp)")
-
-
-def load_network(path: str, *, field: str, dataset: data.Dataset) -> checkpoint.LoadedModel:
-    """A checkpoint's classifier, refused if its classes or inputs are not the data set's."""
-    with run_state.about(field, path):
-        loaded = checkpoint.load_model(path)
-    spec.check_fits(field, path, loaded.spec, dataset)
-    return loaded
 
 
 @functools.lru_cache(maxsize=16)

@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 from etils import epath
 
-from distill_core import checkpoint, classification, cli, config, trust
+from distill_core import checkpoint, classification, cli, config, fits, trust
 from distill_core.losses import distillation_loss
 
 FIELDS = {
@@ -59,15 +59,15 @@ def train_and_evaluate(
 ) -> dict[str, Any]:
     """Distils to the end or resumes; returns the student's test accuracy and the checkpoint."""
     hp = config.validate(settings, FIELDS)
-    dataset, splits = classification.load_splits(hp)
     # Traced values, not constants: students that differ only in them share one compiled step.
     frozen = {name: jnp.float32(hp[name]) for name in ("temperature", "alpha")}
     if hp["teacher"].startswith("npz:"):
+        dataset, splits = classification.load_splits(hp)
         objective = stored_objective
         extra = {"teacher_logits": _stored_logits(hp["teacher"], dataset)[splits.train.index]}
         teacher = checkpoint.digest(extra)
     else:
-        teacher = classification.load_network(hp["teacher"], field="teacher", dataset=dataset)
+        teacher, dataset, splits = classification.load_with(hp, "teacher")
         objective = live_objective(json.dumps(teacher.spec))
         frozen, extra = {**frozen, "teacher": teacher.variables}, {}
     return classification.train(
@@ -85,13 +85,14 @@ def train_and_evaluate(
 
 
 def _stored_logits(teacher: str, dataset) -> np.ndarray:
-    """`logits` of the whole training split, float32 [N, C], in its order."""
+    """`logits` of the whole training split, float32 [N, C], in its and its classes' order."""
     path = epath.Path(teacher.removeprefix("npz:"))
     shape = (len(dataset.train), dataset.num_classes)
     how = "write it with distill_core.evaluate --split=train --logits_out=FILE"
     try:
         with path.open("rb") as file, np.load(file, allow_pickle=False) as arrays:
             logits, labels = arrays["logits"], arrays.get("labels")
+            names = [str(name) for name in arrays["classes"]] if "classes" in arrays else None
         logits = logits.astype(np.float32)
     except Exception as error:  # NumPy has one for each way in which a file is no such archive
         reason = " ".join(str(error).split()[:20])
@@ -100,7 +101,12 @@ def _stored_logits(teacher: str, dataset) -> np.ndarray:
     if logits.shape != shape:
         allowed = f"its `logits` are {logits.shape}; the training split needs {shape}; {how}"
         raise config.InputError("teacher", teacher, allowed)
-    if labels is not None and not np.array_equal(labels, dataset.train.labels):
+    ours = dataset.classes if dataset.named else None
+    order = fits.class_order("teacher", teacher, names, ours, what=dataset.name)
+    wanted = dataset.train.labels
+    if order is not None:
+        logits, wanted = logits[:, order], np.array(order)[wanted]
+    if labels is not None and not np.array_equal(labels, wanted):
         allowed = f"its `labels` are not those of {dataset.name}'s training split; {how}"
         raise config.InputError("teacher", teacher, allowed)
     if np.isnan(logits).any() or np.isposinf(logits).any():

@@ -15,7 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 from etils import epath
 
-from distill_core import checkpoint, cli, config, data, metrics, parallel, spec
+from distill_core import checkpoint, cli, config, data, fits, metrics, parallel, spec
 from distill_core.losses import cross_entropy
 
 
@@ -39,7 +39,8 @@ def evaluate_checkpoint(
       split: `test` or `train`.
       batch_size: of the forward passes.
       logits_out: an .npz file to write `logits` float32 [N, K] and `labels` to, in the order of
-        the split; `distill_core.distill --config.teacher=npz:FILE` takes it (of the train split).
+        the split, and `classes`, the names of the columns, if there are any;
+        `distill_core.distill --config.teacher=npz:FILE` takes it (of the train split).
 
     Returns:
       {"accuracy", "cross_entropy", "examples", "note"}.
@@ -62,7 +63,7 @@ def evaluate_checkpoint(
     if name is None:
         raise config.InputError("dataset", None, "is required: the run itself had none")
     source = data.load_dataset(name, data_dir=data_dir or settings.get("data_dir"))
-    spec.check_fits("checkpoint", str(path), loaded.spec, source)
+    source = fits.data_for("checkpoint", str(path), loaded, source)
     examples = getattr(source, split)
     logits = compute_logits(loaded, examples.images, batch_size)
     both = jnp.asarray(logits), jnp.asarray(examples.labels)
@@ -70,7 +71,11 @@ def evaluate_checkpoint(
     result = {name: float(np.asarray(each, np.float64).mean()) for name, each in found.items()}
     if logits_out is not None:
         buffer = io.BytesIO()
-        np.savez(buffer, logits=logits, labels=examples.labels)
+        names = fits.class_names(loaded.spec)
+        arrays: dict[str, Any] = {"logits": logits, "labels": examples.labels}
+        if names is not None:
+            arrays["classes"] = np.array(list(names), np.str_)
+        np.savez(buffer, **arrays)
         epath.Path(logits_out).write_bytes(buffer.getvalue())
     return {**result, "examples": len(examples), "note": source.note}
 

@@ -12,7 +12,7 @@ import jax
 import numpy as np
 from etils import epath
 
-from distill_core import checkpoint, inputs, loop, parallel, spec
+from distill_core import checkpoint, fits, inputs, loop, parallel, spec
 from distill_core import metrics as metrics_lib
 from distill_core.config import InputError
 from distill_core.data import sampling
@@ -38,12 +38,21 @@ def initial_state(
     rng = jax.random.key(hp["seed"])
     if start := _starting_point(hp, workdir):
         with about("init_from", hp["init_from"]):
+            fits.check_start("init_from", hp["init_from"], start.spec, network)
             shapes = spec.variable_shapes(network)
             model_state = checkpoint.fit(hp["init_from"], shapes, start.variables)
         params = model_state.pop("params")
     else:
         params, model_state = spec.init(network, stream_key(rng, STREAM_INIT, 0))
     return TrainState.create(params=params, model_state=model_state, tx=tx, rng=rng)
+
+
+def starting_network(hp: Mapping[str, Any], workdir: epath.PathLike) -> Mapping[str, Any] | None:
+    """The spec of the network whose weights a run starts or goes on from; None from scratch."""
+    if has_checkpoint(workdir):
+        return checkpoint.find(workdir)[1]["parts"].get(PART)
+    start = _starting_point(hp, workdir)
+    return None if start is None else start.spec
 
 
 def _starting_point(

@@ -6,7 +6,7 @@ and the tokenizer, and `num_classes` is the size of their vocabulary.
 
 import os
 import traceback
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -30,7 +30,8 @@ def image_spec(
 ) -> dict:
     """The JSON-able spec of an image classifier trained on `dataset`.
 
-    One trained in bfloat16 says so, and computes in it wherever it is loaded.
+    One trained in bfloat16 says so, and computes in it wherever it is loaded. `classes_named` is
+    False where the classes are numbers without names, and is left out where they have names.
     """
     precision = {} if compute_dtype == "float32" else {"compute_dtype": compute_dtype}
     return {
@@ -41,14 +42,23 @@ def image_spec(
         "mean": list(dataset.mean),
         "std": list(dataset.std),
         "classes": list(dataset.classes),
+        **({} if dataset.named else {"classes_named": False}),
         **precision,
     }
 
 
 def text_spec(
-    *, model: str, model_kwargs: Mapping[str, Any], tokenizer: Any, max_length: int
+    *,
+    model: str,
+    model_kwargs: Mapping[str, Any],
+    tokenizer: Any,
+    max_length: int,
+    classes: Sequence[str] = (),
 ) -> dict:
-    """The JSON-able spec of a language model over a tokenizer's vocabulary."""
+    """The JSON-able spec of a language model over a tokenizer's vocabulary.
+
+    `classes` are what the class numbers stand for that it answers with, if it classifies.
+    """
     return {
         "model": model,
         "model_kwargs": dict(model_kwargs),
@@ -56,6 +66,7 @@ def text_spec(
         "max_length": max_length,
         "tokenizer": tokenizer.to_json(),
         "tokenizer_from": tokenizer.made_from,
+        **({"classes": list(classes)} if classes else {}),
     }
 
 
@@ -217,47 +228,6 @@ def rounded(spec: Mapping[str, Any], variables: PyTree, images: jax.Array) -> tu
         return variables, images
     params = jax.tree.map(lambda leaf: leaf.astype(dtype), variables["params"])
     return {**variables, "params": params}, images.astype(dtype)
-
-
-def check_fits(field: str, path: str, spec: Mapping[str, Any], dataset):
-    """Refuses a network of other classes or inputs than the data set's; names the leaf.
-
-    Raises:
-      InputError: with the first leaf that would have another shape.
-    """
-    if is_text(spec):
-        raise InputError(field, path, f"is a language model; {dataset.name} holds images")
-    wanted = {
-        **spec,
-        "num_classes": dataset.num_classes,
-        "input_shape": list(dataset.input_shape),
-    }
-    changed = [k for k in ("num_classes", "input_shape") if _listed(spec[k]) != wanted[k]]
-    if not changed:
-        return
-    what = ", ".join(
-        f"{k} {_listed(spec[k])} where {dataset.name} needs {wanted[k]}" for k in changed
-    )
-    raise InputError(field, path, f"has {what}{_first_difference(spec, wanted)}")
-
-
-def _listed(value):
-    """Tuples as lists, as JSON has them."""
-    return list(value) if isinstance(value, tuple) else value
-
-
-def _first_difference(spec, wanted) -> str:
-    try:
-        ours, theirs = variable_shapes(wanted), variable_shapes(spec)
-    except Exception:
-        return ""  # the network cannot even be built for the other input: no leaf to name
-    for (path, a), b in zip(
-        jax.tree_util.tree_flatten_with_path(theirs)[0], jax.tree.leaves(ours), strict=False
-    ):
-        if a.shape != b.shape:
-            name = "/".join(jax.tree_util.keystr((k,), simple=True) for k in path)
-            return f" (leaf {name} has shape {a.shape}, not {b.shape})"
-    return ""
 
 
 def _reason(error: Exception) -> str:

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 from etils import epath
 
-from distill_core import checkpoint, cli, config, data, parallel, spec
+from distill_core import checkpoint, cli, config, data, fits, parallel
 from distill_core.config import InputError
 from distill_core.data.dataset import Dataset
 from dpdfd import fresh
@@ -212,8 +212,7 @@ def _dataset(path, student, settings, dataset, data_dir) -> Dataset:
         raise InputError("dataset", None, "is required: the run itself had none to measure on")
     if isinstance(source, str):
         source = data.load_dataset(source, data_dir=data_dir or settings.get("data_dir"))
-    spec.check_fits("checkpoint", str(path), student.spec, source)
-    return source
+    return fits.data_for("checkpoint", str(path), student, source)
 
 
 def _write_folder(out: epath.Path, workdir: epath.Path, result, images, labels, classes):

@@ -17,7 +17,18 @@ import jax
 import numpy as np
 from etils import epath
 
-from distill_core import checkpoint, cli, data, fitting, loop, parallel, run_state, spec, trust
+from distill_core import (
+    checkpoint,
+    cli,
+    data,
+    fits,
+    fitting,
+    loop,
+    parallel,
+    run_state,
+    spec,
+    trust,
+)
 from distill_core.config import InputError
 from distill_core.data.dataset import Dataset
 from distill_core.training import STREAM_INIT, TrainState, stream_key
@@ -112,15 +123,16 @@ def _dataset(hp: Mapping[str, Any], teacher: checkpoint.LoadedModel) -> Dataset 
     if hp["dataset"] is None:
         return None
     dataset = data.load_dataset(hp["dataset"], data_dir=hp["data_dir"])
-    spec.check_fits("teacher", hp["teacher"], teacher.spec, dataset)
-    return dataset
+    return fits.data_for("teacher", hp["teacher"], teacher, dataset)
 
 
 def _specs(hp: Mapping[str, Any], teacher: checkpoint.LoadedModel) -> tuple[dict, dict]:
     """Of student and generator: inputs and classes are the teacher's."""
     names = ("num_classes", "input_shape", "mean", "std", "classes")
     about = {name: teacher.spec[name] for name in names}
+    numbered = {k: v for k, v in teacher.spec.items() if k == "classes_named"}
     student = {"model": hp["model"], "model_kwargs": dict(hp["model_kwargs"]), **about}
+    student |= numbered
     spec.check(student)
     if set(spec.variable_shapes(student)) != {"params"}:
         allowed = "has statistics of a batch, which mix examples: take norm 'group' or 'none'"
@@ -137,6 +149,7 @@ def _specs(hp: Mapping[str, Any], teacher: checkpoint.LoadedModel) -> tuple[dict
         "outputs": "images",
         "labelled": group["conditional"],
         "classes": about["classes"],
+        **numbered,
     }
     spec.variable_shapes(generator)  # refuses an image shape that it cannot make
     return student, generator

@@ -88,8 +88,7 @@ def train_and_evaluate(
 ) -> dict[str, Any]:
     """Attacks to the end or resumes; returns the student's test accuracy and the checkpoint."""
     hp = validate(settings)
-    dataset, splits = classification.load_splits(hp)
-    teacher = classification.load_network(hp["teacher"], field="teacher", dataset=dataset)
+    teacher, dataset, splits = classification.load_with(hp, "teacher")
     check_top_k(hp["top_k"], dataset.num_classes)
     train = functools.partial(
         classification.train,

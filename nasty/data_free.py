@@ -22,7 +22,7 @@ from typing import Any
 
 from etils import epath
 
-from distill_core import checkpoint, classification, cli, data, evaluate, loop, trust
+from distill_core import checkpoint, cli, data, evaluate, fits, loop, run_state, trust
 from distill_core.config import InputError
 
 BINARY = "dpdfd.train"
@@ -75,7 +75,9 @@ def train_and_evaluate(
         raise InputError("teacher", chosen.get("teacher"), "must be a workdir or a checkpoint")
     # Before the training, not after it.
     dataset = data.load_dataset(name, data_dir=folder)
-    classification.load_network(chosen["teacher"], field="teacher", dataset=dataset)
+    with run_state.about("teacher", chosen["teacher"]):
+        teacher = checkpoint.load_model(chosen["teacher"])
+    fits.data_for("teacher", chosen["teacher"], teacher, dataset)
 
     workdir = epath.Path(workdir)
     with _config_file(workdir, chosen) as config:

@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 from etils import epath
 
-from distill_core import checkpoint, config
+from distill_core import checkpoint, config, fits
 from distill_core.config import InputError
 from distill_core.stages import Run, run_directory
 from nasty import inversion
@@ -63,6 +63,8 @@ def reconstruct(
     workdir = epath.Path(workdir)
     teachers = {name: checkpoint.load_model(hp[name]) for name in TEACHERS}
     judge, classes = checkpoint.load_model(hp["judge"]), teachers["normal"].spec["classes"]
+    for field, each in (("nasty", teachers["nasty"]), ("judge", judge)):
+        fits.check_start(field, hp[field], each.spec, teachers["normal"].spec)
     labels = np.repeat(np.arange(len(classes)), hp["images_per_class"])
     weights = {name: hp[name] for name in _WEIGHTS if hp[name] is not None}
     made, found = {}, {}

@@ -66,12 +66,12 @@ def train_and_evaluate(
     A run of defence "cmim" has no adversary to be compared with, and so no nastiness check.
     """
     hp = validate(settings)
-    dataset, splits = classification.load_splits(hp)
     if hp.get("defence") == "cmim":
+        dataset, splits = classification.load_splits(hp)
         return cmim_training.train(
             hp, workdir, method="nasty.train", dataset=dataset, splits=splits, mode=parallel
         )
-    adversary = classification.load_network(hp["adversary"], field="adversary", dataset=dataset)
+    adversary, dataset, splits = classification.load_with(hp, "adversary")
     if hp["train_only_head"]:
         return _train_only_head(hp, workdir, dataset, splits, adversary, parallel)
     del hp["train_only_head"]  # runs that know nothing of it can be resumed

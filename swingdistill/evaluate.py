@@ -13,7 +13,17 @@ import jax
 import numpy as np
 from etils import epath
 
-from distill_core import checkpoint, chunked, cli, config, language, parallel, run_state, spec
+from distill_core import (
+    checkpoint,
+    chunked,
+    cli,
+    config,
+    fits,
+    language,
+    parallel,
+    run_state,
+    spec,
+)
 from distill_core.config import InputError
 from distill_core.data import corpus as corpora
 from distill_core.data import text_tasks
@@ -140,7 +150,10 @@ def _compiled_last(network: str):
 
 
 def _classifier(loaded, hp, secrets, candidates, num_samples, batch_size):
-    num_classes = len(corpora.load_corpus(hp["dataset"]).classes)
+    classes = corpora.load_corpus(hp["dataset"]).classes
+    ours = fits.class_names(loaded.spec)
+    fits.class_order("canaries", hp["dataset"], classes, ours, what="the model", mapped=False)
+    num_classes = len(classes)
     answers = np.array(
         [text_tasks.class_token(loaded.tokenizer, k) for k in range(num_classes)], np.int32
     )
@@ -199,7 +212,9 @@ def evaluate_checkpoint(
     """
     loaded = checkpoint.load_model(path)
     hp = _settings(loaded, "checkpoint", path)
-    found = test_metrics(loaded, hp, private_text.load(hp).test)
+    texts = private_text.load(hp)
+    private_text.check_classes({**hp, "checkpoint": path}, texts.classes, checkpoint=loaded)
+    found = test_metrics(loaded, hp, texts.test)
     if canaries is not None:
         with run_state.about("canaries", str(canaries)):
             _, metadata = checkpoint.find(canaries)

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from distill_core import config, plain_text
+from distill_core import config, fits, plain_text
 from distill_core.config import InputError
 from distill_core.data import corpus as corpora
 from distill_core.data import text_tasks, tokenizers
@@ -210,6 +210,24 @@ def check_vocabularies(hp: Mapping[str, Any], tokenizer: tokenizers.Tokenizer, *
         if loaded.spec["max_length"] < hp["length"]:
             allowed = f"must be at most {loaded.spec['max_length']}, the {field}'s"
             raise InputError("length", hp["length"], allowed)
+
+
+def check_classes(hp: Mapping[str, Any], classes: Sequence[str], **others: Any):
+    """Refuses, in `classification`, a model whose class numbers stand for other classes.
+
+    Args:
+      hp: values of `FIELDS`.
+      classes: of the run's text.
+      **others: models by the field that names them in `hp`; None where there is none.
+
+    Raises:
+      InputError: on the field of the first that differs.
+    """
+    for field, loaded in others.items() if hp["task"] == "classification" else ():
+        if loaded is not None:
+            theirs = fits.class_names(loaded.spec)
+            path, what = str(hp[field]), hp["dataset"]
+            fits.class_order(field, path, theirs, classes, what=what, mapped=False)
 
 
 def to_rows(

@@ -87,17 +87,19 @@ def train_and_evaluate(
     teacher, reference = models.values()
     tokenizer = private_text.get_tokenizer(hp, teacher)
     private_text.check_vocabularies(hp, tokenizer, teacher=teacher, reference=reference)
+    texts = private_text.load(hp)
+    private_text.check_classes(hp, texts.classes, teacher=teacher, reference=reference)
     network = spec.text_spec(
         model=hp["model"],
         model_kwargs=hp["model_kwargs"],
         tokenizer=tokenizer,
         max_length=hp["length"],
+        classes=texts.classes if hp["task"] == "classification" else (),
     )
     spec.check(network)
     if hp["entries"] > network["num_classes"]:
         allowed = f"must be at most the size of the vocabulary, {network['num_classes']:,}"
         raise InputError("entries", hp["entries"], allowed)
-    texts = private_text.load(hp)
     if texts.canaries:
         private_text.secret_candidates(hp, tokenizer, texts.canaries)  # refuses before training
     rows, lines, fill = private_text.to_rows(hp, texts.train, tokenizer, apart=private)

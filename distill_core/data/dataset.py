@@ -1,16 +1,16 @@
 """What a data set is, whatever it was read from, and what is checked of each one."""
 
+import dataclasses
 import hashlib
 import json
 from collections.abc import Collection, Sequence
-from dataclasses import dataclass
 
 import numpy as np
 
 from distill_core.config import InputError
 
 
-@dataclass(frozen=True, eq=False)
+@dataclasses.dataclass(frozen=True, eq=False)
 class Split:
     """Labelled images, read-only: uint8 or float32 in [0, 1] [N, H, W, C], and int32 [N].
 
@@ -38,7 +38,7 @@ class Split:
         return len(self.labels)
 
 
-@dataclass(frozen=True, eq=False)
+@dataclasses.dataclass(frozen=True, eq=False)
 class Dataset:
     """Two splits, the names of the classes, and the constants to standardise pixels by.
 
@@ -66,6 +66,17 @@ class Dataset:
         """(H, W, C) of one image."""
         height, width, channels = self.train.images.shape[1:]
         return height, width, channels
+
+    def reordered(self, order: Sequence[int]) -> "Dataset":
+        """The same examples with class i as number `order[i]`, a permutation."""
+        classes, numbers = list(self.classes), np.asarray(order, np.int32)
+        for name, place in zip(self.classes, order, strict=True):
+            classes[place] = name
+        train, test = (
+            dataclasses.replace(split, labels=numbers[split.labels])
+            for split in (self.train, self.test)
+        )
+        return dataclasses.replace(self, train=train, test=test, classes=tuple(classes))
 
     def fingerprint(self) -> str:
         """SHA-256 of all images, labels, classes, and the constants that standardise pixels.

@@ -150,7 +150,7 @@ def _header(name: str, file: epath.Path) -> tuple[tuple[int, int], bool]:
             stored = str(image.tile[0][3]) if image.tile else ""
             # A PNG would be decoded to look for EXIF at its end; `_decode` compares sizes again.
             exif = image.getexif() if image.format != "PNG" or "exif" in image.info else {}
-            size = size[::-1] if exif.get(_ORIENTATION) in _TURNED else size
+            size = (size[1], size[0]) if exif.get(_ORIENTATION) in _TURNED else size
     except _DAMAGED as error:
         raise InputError("dataset", name, f"{file} cannot be read as an image") from error
     if mode.split(";")[0] in _DEEP_MODES or _DEEP_COLOUR.search(stored):

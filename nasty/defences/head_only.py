@@ -67,7 +67,7 @@ def train(
     """
     mode = parallel.choose_mode(mode)
     _check(hp)
-    network = classification.check(hp, dataset)
+    network = classification.check(hp, dataset, workdir)
     metadata, reads = classification.describe(
         hp,
         workdir,

@@ -230,3 +230,29 @@ def test_the_binary_prints_accuracies_and_the_claim(place, evaluated, capsys):
     assert lines[0] == student
     assert lines[1].startswith("fresh classifier accuracy 0.")
     assert "\n".join(lines[2:]) == evaluate.describe(evaluated[0]["privacy"])
+
+
+def test_classes_in_another_order_are_mapped_and_others_refused(place, evaluated, tmp_path):
+    digits = data.load_dataset("digits")
+    turned = digits.reordered([9, *range(9)])
+    found = evaluate.evaluate(place / "run", turned, **QUICK)
+    for name in ("accuracy", "fresh_classifier_accuracy"):
+        assert found[name] == evaluated[0][name]
+    arrays = {}
+    for split in ("train", "test"):
+        part = getattr(turned, split)
+        arrays |= {f"x_{split}": part.images, f"y_{split}": part.labels}
+    np.savez(tmp_path / "turned.npz", **arrays, classes=np.array(turned.classes))
+    np.savez(tmp_path / "other.npz", **arrays, classes=np.array(list("abcdefghij")))
+    hp = {"teacher": str(place / "teacher"), "data_dir": None}
+    measured = train._dataset(
+        {**hp, "dataset": f"npz:{tmp_path}/turned.npz"}, checkpoint.load_model(place / "teacher")
+    )
+    assert measured is not None and measured.classes == digits.classes
+    np.testing.assert_array_equal(measured.test.labels, digits.test.labels)
+    with pytest.raises(InputError, match="^teacher: .*calls class 0 '0', which is no class of npz"):
+        train._dataset(
+            {**hp, "dataset": f"npz:{tmp_path}/other.npz"}, checkpoint.load_model(hp["teacher"])
+        )
+    with pytest.raises(InputError, match="^checkpoint: .*calls class 0 '0', which is no class of"):
+        evaluate.evaluate(place / "run", f"npz:{tmp_path}/other.npz", **QUICK)

@@ -1,5 +1,6 @@
 """Perplexity and exposure of a checkpoint, by hand and by the binary."""
 
+import dataclasses
 import json
 import math
 import shutil
@@ -213,6 +214,14 @@ def test_a_classifiers_labels_are_those_it_was_taught_whatever_the_test_text_hol
     texts = private_text.load(hp)
     label_of = {example.text: example.label for example in texts.train}
     assert asked["labels"] == [label_of[canary.line] for canary in texts.canaries]
+
+
+def test_a_classifier_is_not_asked_about_other_classes(fresh, values, folder):
+    hp = values(task="classification", dataset=f"tsv:{folder}/labelled", canary_digits=3)
+    loaded = checkpoint.load_model(fresh)
+    loaded = dataclasses.replace(loaded, spec={**loaded.spec, "classes": ["a", "b", "c"]})
+    with pytest.raises(InputError, match="^canaries: .*calls class 0 '0', which is no class"):
+        evaluate.exposures(loaded, hp, num_samples=31)
 
 
 def test_a_checkpoint_knows_its_text_and_its_canaries(learnt, fresh, values):

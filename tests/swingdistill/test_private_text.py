@@ -1,5 +1,6 @@
 """Which lines a run reads, with which canaries, in which tokens."""
 
+import dataclasses
 import re
 from collections import Counter
 
@@ -275,3 +276,30 @@ def test_digits_private_and_public_tokens_are_told_apart(values):
         "class_public": "hascats,call555-0147",
         "class_public_digit": "5550147",
     }
+
+
+@pytest.mark.parametrize(
+    ("classes", "message"),
+    [
+        (["2", "0", "1"], "has the same classes in another order: class 0 is '2', in tsv:x '0'"),
+        (["0", "1", "no"], "calls class 2 'no', which is no class of tsv:x, which has '2'"),
+        (["0", "1"], "lacks the class '2' of tsv:x"),
+    ],
+)
+def test_classifiers_of_other_classes_are_refused(teacher, labelled, classes, message):
+    loaded = checkpoint.load_model(teacher)
+    changed = dataclasses.replace(loaded, spec={**loaded.spec, "classes": classes})
+    hp = {**labelled, "dataset": "tsv:x", "teacher": teacher, "reference": None}
+    with pytest.raises(InputError) as error:
+        private_text.check_classes(hp, ("0", "1", "2"), teacher=changed, reference=None)
+    assert str(error.value).startswith(f"teacher: got {teacher!r}; ")
+    assert message in str(error.value)
+    private_text.check_classes({**hp, "task": "language"}, ("0", "1", "2"), teacher=changed)
+
+
+def test_a_teacher_without_names_of_classes_passes_with_a_line(teacher, labelled, capsys):
+    loaded, hp = checkpoint.load_model(teacher), {**labelled, "teacher": teacher}
+    private_text.check_classes(hp, ("0", "1", "2"), teacher=loaded)
+    assert capsys.readouterr().out == (
+        f"teacher {teacher} has no names of classes: they are taken in the order of their numbers\n"
+    )

@@ -210,6 +210,7 @@ def test_in_classification_a_private_text_makes_its_answer_private(prepared, tea
         task="classification",
         dataset=f"tsv:{folder}/labelled",
     )
+    assert made.network["classes"] == ["0", "1", "2"]
     rows, tokenizer = made.rows, checkpoint.load_model(teacher).tokenizer
     answers = np.argwhere(rows["weights"] > 0)
     numbers = 2 * (1 + 4) + 10  # canaries, and other numbers
