@@ -121,6 +121,7 @@ class Budget:
         except InputError as error:
             allowed = f"its ledger makes no claim ({error.allowed}); train it with dp"
             raise InputError("teacher", given, allowed) from None
+        ledger_lib.check_delta(self._hp["delta"], *(each.num_examples for each in entries))
         if (entries[0].unit, entries[0].adjacency) != UNITS["record_dp_teacher"]:
             allowed = "was not trained with DP-SGD; its ledger is about another unit"
             raise InputError("teacher", given, allowed)

@@ -2,9 +2,9 @@
 
 Student and generator alternate: the student steps towards the teacher on generated queries, by
 gradients that are bounded and noised; then the generator steps with the student, frozen, as its
-guide. The generator's step is given no teacher, unless the teacher itself is the guide (no
-privacy). The idea is that of Liu et al., "Model Conversion via Differentially Private Data-Free
-Distillation", IJCAI 2023; the formulas are our reconstruction.
+guide. The generator's step is given no teacher, unless the teacher itself is the guide (one that
+was trained with DP, or a run without privacy). The idea is that of Liu et al., "Model Conversion
+via Differentially Private Data-Free Distillation", IJCAI 2023; the formulas are our reconstruction.
 """
 
 from collections.abc import Callable, Mapping

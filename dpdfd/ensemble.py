@@ -37,7 +37,7 @@ from distill_core import parallel as parallel_lib
 from distill_core.config import InputError
 from distill_core.data.preprocess import preprocess
 from distill_core.training import STREAM_INIT, TrainState, make_eval_step, stream_key
-from dpdfd import partition_fit, partitions
+from dpdfd import partition_fit, partitions, provenance
 from dpdfd.features import FeatureRidge
 from dpdfd.partitions import partition
 
@@ -45,7 +45,7 @@ __all__ = ["FIELDS", "KINDS", "Ensemble", "make_answers", "partition", "train_an
 
 Array = jax.Array
 KINDS = ("votes", "probabilities")
-MODEL = "dpdfd.ensemble:Ensemble"
+MODEL = provenance.ENSEMBLE
 
 FIELDS = {
     **config.DATA,
@@ -217,19 +217,21 @@ def train_and_evaluate(
     metadata, reads = classification.describe(
         hp,
         workdir,
-        method="dpdfd.ensemble",
+        method=provenance.METHOD,
         dataset=dataset,
         splits=splits,
         network=network,
         reads={},
     )
+    num_steps = hp["num_teachers"] if is_ridge else hp["num_steps"]
+    metadata["ensemble"] = provenance.describe(len(splits.train), hp["num_teachers"], num_steps)
     final = loop.run(
         workdir=workdir,
         state=TrainState.create(params=params, model_state=model_state, tx=tx, rng=rng),
         step_fn=step_fn,
         frozen={},
         batch_fn=batch_fn,
-        num_steps=hp["num_teachers"] if is_ridge else hp["num_steps"],
+        num_steps=num_steps,
         metadata=metadata,
         reads=reads,
         split=run_state.split_state,

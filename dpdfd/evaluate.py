@@ -125,7 +125,7 @@ def privacy(metadata: Mapping[str, Any], *, delta: float | None = None) -> dict[
         report = privacy_spent(
             metadata["ledger"],
             delta=delta,
-            num_examples=settings.get("num_examples"),
+            num_examples=metadata.get("num_examples"),
             seed_given=settings.get("noise_seed") is not None,
         )
     except InputError as error:

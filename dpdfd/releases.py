@@ -139,7 +139,8 @@ class Release:
       num_examples: N, size of the private training set, where known.
       sampling_rate: of the DP teacher's Poisson batches; refused elsewhere, where nothing is
         amplified.
-      guide: what updates the generator; "teacher" goes around the noise, so no claim is made.
+      guide: what updates the generator; "teacher" goes around the noise, so no claim is made but
+        for a DP teacher, whose answers are post-processing.
 
     Raises:
       InputError: a value outside its range, or a claim that cannot be made.
@@ -161,7 +162,7 @@ class Release:
         if self.released not in _RELEASED[self.unit]:
             allowed = f"{self.unit!r} has {', '.join(_RELEASED[self.unit])}"
             raise InputError("released", self.released, allowed)
-        if self.guide == "teacher":
+        if self.guide == "teacher" and self.unit != "record_dp_teacher":
             allowed = "the generator would see the teacher without noise, so no ε holds: 'student'"
             raise InputError("guide", self.guide, allowed)
         if (self.sampling_rate is not None) != (self.unit == "record_dp_teacher"):

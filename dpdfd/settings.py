@@ -5,6 +5,7 @@ from typing import Any
 
 from distill_core import config
 from distill_core.config import InputError
+from distill_core.privacy.ledger import check_delta
 from dpdfd.priors import KINDS
 from dpdfd.rounds import LOSSES
 from dpdfd.units import UNITS, Release
@@ -78,7 +79,9 @@ def validate(settings: Any) -> dict[str, Any]:
         raise InputError("epsilon", hp["epsilon"], f"{unit!r} spends none here; leave it out")
     if not 0.0 < hp["delta"] < 1.0:
         raise InputError("delta", hp["delta"], "must be in (0, 1)")
-    if unit != "none" and hp["guide"] == "teacher":
+    if (
+        unit in NOISED and hp["guide"] == "teacher"
+    ):  # one trained with DP may be asked without limit
         allowed = "the generator would see the teacher without noise, so no ε holds: 'student'"
         raise InputError("guide", hp["guide"], allowed)
     if mechanism == "answers" and not rounds:
@@ -136,11 +139,10 @@ def release(hp: Mapping[str, Any], *, num_teachers: int, num_examples: int | Non
       InputError: a claim that cannot be made.
     """
     unit = hp["privacy_unit"]
+    if unit != "none":
+        check_delta(hp["delta"], num_examples)
     if unit not in NOISED:
         return None
-    if num_examples is not None and hp["delta"] * num_examples >= 1:
-        allowed = f"must be below 1/N = {1 / num_examples:.3g}"
-        raise InputError("delta", hp["delta"], allowed)
     answers = hp["mechanism"] == "answers"
     released = {"param": "gradient_sum", "logit": "query_gradients", "answers": "mean_answer"}
     return Release(

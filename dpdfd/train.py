@@ -32,12 +32,11 @@ from distill_core import (
 from distill_core.config import InputError
 from distill_core.data.dataset import Dataset
 from distill_core.training import STREAM_INIT, TrainState, stream_key
-from dpdfd import conversion, programs, rounds, settings, steps
+from dpdfd import conversion, programs, provenance, rounds, settings, steps
 from dpdfd.budget import Budget
 from dpdfd.settings import FIELDS
 from dpdfd.warm_start import warm_start
 
-_ENSEMBLE = "dpdfd.ensemble:Ensemble"
 _WARM_START_IMAGES = 10_000
 
 
@@ -73,6 +72,7 @@ def train_and_evaluate(
     metadata["config"]["noise_multiplier"] = run.budget.noise_multiplier
     metadata["ledger"] = run.budget.ledger(0).to_json()
     metadata["data_note"] = dataset.note if dataset else ""
+    metadata["num_examples"] = _num_examples(hp, teacher)
     measure = None if dataset is None else _accuracy(run, student, dataset)
     final = loop.run(
         workdir=workdir,
@@ -155,14 +155,19 @@ def _specs(hp: Mapping[str, Any], teacher: checkpoint.LoadedModel) -> tuple[dict
     return student, generator
 
 
+def _num_examples(hp: Mapping[str, Any], teacher: checkpoint.LoadedModel) -> int | None:
+    """N of the teacher's private data, by its checkpoint; else as the config has it."""
+    given, known = hp["num_examples"], teacher.metadata.get("num_examples")
+    if None not in (given, known) and given != known:
+        allowed = f"the teacher's checkpoint says {known:,}; leave it out"
+        raise InputError("num_examples", given, allowed)
+    return known if given is None else given
+
+
 def _prepare(hp, teacher, student, generator, mode) -> steps.Run:
-    members = 1
-    if teacher.spec["model"] == _ENSEMBLE:
-        members = teacher.spec["model_kwargs"]["num_teachers"]
-    elif hp["mechanism"] == "answers":
-        allowed = "is a single network; 'record_ensemble' needs a checkpoint of dpdfd.ensemble"
-        raise InputError("teacher", hp["teacher"], allowed)
-    num_examples = hp["num_examples"] or teacher.metadata.get("num_examples")
+    members, num_examples = 1, _num_examples(hp, teacher)
+    if hp["mechanism"] == "answers":
+        members = provenance.check(hp["teacher"], teacher)["num_teachers"]
     release = settings.release(hp, num_teachers=members, num_examples=num_examples)
     each, per_round = hp["num_steps"], 0
     if hp["num_rounds"]:

@@ -148,7 +148,7 @@ def privacy_spent(
 
     Raises:
       InputError: δ outside its range, or there is no claim to make (`ledger.charged` has the
-        cases: also a generator guided by the teacher, which the run's ledger keeps as exposed).
+        cases).
     """
     ledger_lib.check_delta(delta, num_examples)
     entries = ledger_lib.charged(ledger)

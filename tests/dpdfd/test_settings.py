@@ -53,7 +53,7 @@ def test_defaults_fill_what_is_not_given_also_in_the_generators_group(given):
         (DP_TEACHER, {"mechanism": "logit"}, "mechanism"),
         (PARAM, {"guide": "teacher"}, "guide"),
         (ANSWERS, {"guide": "teacher"}, "guide"),
-        (DP_TEACHER, {"guide": "teacher"}, "guide"),
+        ({**PARAM, "privacy_unit": "record_single"}, {"guide": "teacher"}, "guide"),
         (PARAM, {"num_rounds": 2, "num_queries": 64}, "num_rounds"),
         (ANSWERS, {"num_rounds": 0}, "num_rounds"),
         (PARAM, {"num_queries": 64}, "num_queries"),
@@ -93,8 +93,9 @@ def test_the_generators_field_that_is_unknown_is_told_its_likeliest_name():
         settings.validate({**PARAM, "generator": {"widht": 3}})
 
 
-def test_a_guiding_teacher_is_for_runs_that_claim_nothing():
-    assert settings.validate({**PUBLIC, "guide": "teacher"})["guide"] == "teacher"
+def test_a_guiding_teacher_is_for_runs_that_claim_nothing_or_inherit_all():
+    for given in (PUBLIC, DP_TEACHER):
+        assert settings.validate({**given, "guide": "teacher"})["guide"] == "teacher"
     with pytest.raises(InputError, match="without noise, so no ε holds"):
         settings.validate({**LOGIT, "guide": "teacher"})
 
@@ -130,6 +131,14 @@ def test_a_release_moves_as_far_as_its_unit_and_mechanism_let_it(given, bound, m
 @pytest.mark.parametrize("given", [PUBLIC, DP_TEACHER])
 def test_where_no_noise_is_drawn_nothing_is_released(given):
     assert settings.release(settings.validate(given), num_teachers=1, num_examples=9) is None
+
+
+def test_delta_counts_where_the_claim_is_inherited_too():
+    hp = settings.validate({**DP_TEACHER, "delta": 0.01})
+    with pytest.raises(InputError, match="^delta: got 0.01; must be below 1/N = 0.01"):
+        settings.release(hp, num_teachers=1, num_examples=100)
+    assert settings.release(settings.validate({**PUBLIC, "delta": 0.01}), num_teachers=1,
+                            num_examples=100) is None  # fmt: skip
 
 
 @pytest.mark.parametrize("given", [PARAM, ANSWERS])

@@ -22,7 +22,7 @@ from distill_core import checkpoint, cli, data, load_model, parallel, spec
 from distill_core.config import InputError
 from distill_core.privacy import ledger, noise
 from distill_core.privacy.ledger import Entry, Ledger
-from dpdfd import ensemble, privacy_spent, programs, train
+from dpdfd import ensemble, privacy_spent, programs, provenance, train
 
 ROOT = Path(__file__).parents[2]
 DELTA, SIZE = 1e-5, 16
@@ -58,17 +58,17 @@ def digits():
     return data.load_dataset("digits")
 
 
-def save(folder, seed=0, *, told=None, dataset=None, **network):
-    """A checkpoint of a network with random weights."""
+def save(folder, seed=0, *, told=None, dataset=None, about=None, **network):
+    """A checkpoint of a network with random weights; `about` goes into its metadata."""
     found = dataset or digits()
     described = spec.image_spec(**{**NETWORK, **network}, dataset=found)
     params, _ = spec.init(described, jax.random.key(seed))
     metadata = {
         "method": "test", "parts": {"model": described}, "config": {}, "data_note": "",
-        "ledger": (told or Ledger()).to_json(),
+        "ledger": (told or Ledger()).to_json(), **(about or {}),
     }  # fmt: skip
     parts = {"model": {"params": params, "model_state": {}}}
-    checkpoint.save(folder, 0, parts=parts, train={"step": np.int32(0)}, metadata=metadata)
+    checkpoint.save(folder, 1, parts=parts, train={"step": np.int32(1)}, metadata=metadata)
     return str(folder)
 
 
@@ -78,12 +78,14 @@ def teachers(tmp_path_factory):
     folder = tmp_path_factory.mktemp("teachers")
     sgd = Entry("poisson_gaussian", 1.0, 1.0, 50, "record", ledger.ZERO_OUT, sampling_rate=0.02)
     member = {"member": NETWORK["model"], "member_kwargs": NETWORK["model_kwargs"]}
+    apart = provenance.describe(1437, 20, 1)
     return {
         "plain": save(folder / "plain"),
         "other": save(folder / "other", seed=1),
         "dp": save(folder / "dp", told=Ledger().charge(sgd)),
         "ensemble": save(
-            folder / "ensemble", model=ensemble.MODEL, model_kwargs={"num_teachers": 20, **member}
+            folder / "ensemble", model=ensemble.MODEL, model_kwargs={"num_teachers": 20, **member},
+            about={"method": "dpdfd.ensemble", "ensemble": apart, "num_examples": 1437},
         ),
     }  # fmt: skip
 
@@ -313,6 +315,39 @@ def test_the_student_of_a_dp_teacher_inherits_its_claim_and_of_another_makes_non
     # Nor does anything that is made from it.
     with pytest.raises(InputError, match="^teacher: .*its ledger makes no claim"):
         convert(PLAIN, "heir", tmp_path / "none", privacy_unit="record_dp_teacher")
+
+
+def test_a_dp_teacher_may_guide_the_generator_and_the_claim_stands(
+    convert, watch, teachers, tmp_path
+):
+    """All that it says is post-processing; another teacher's word to the generator is refused."""
+    seen = []
+    watch(
+        lambda name, state, frozen, batch: (
+            seen.append("teacher" in frozen) if name == "generate" else None
+        )
+    )
+    found = convert(PLAIN, teacher="dp", privacy_unit="record_dp_teacher", guide="teacher")
+    assert seen == [True] * 40
+    report, theirs = (
+        privacy_spent(told, delta=DELTA)
+        for told in (found["ledger"], load_model(teachers["dp"]).metadata["ledger"])
+    )
+    assert (report.claim, report.epsilon) == ("record_dp_teacher", theirs.epsilon)
+    with pytest.raises(InputError, match="^teacher: .*its ledger makes no claim"):
+        convert(PLAIN, "other", privacy_unit="record_dp_teacher", guide="teacher")
+
+
+def test_delta_is_held_against_the_n_of_the_teachers_ledger(convert, tmp_path):
+    sgd = Entry(
+        "poisson_gaussian", 1.0, 1.0, 50, "record", ledger.ZERO_OUT, sampling_rate=0.02,
+        num_examples=1000,
+    )  # fmt: skip
+    teacher = save(tmp_path / "teacher", told=Ledger().charge(sgd))
+    given = {**PLAIN, "privacy_unit": "record_dp_teacher"}
+    with pytest.raises(InputError, match=r"^delta: got 0\.001; must be below 1/N = 0\.001"):
+        convert(given, "refused", teacher, delta=1e-3)
+    assert not (tmp_path / "refused").exists()
 
 
 # -- over kills and moves ----------------------------------------------------------------------
