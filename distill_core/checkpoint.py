@@ -7,7 +7,6 @@ checksum of every file (see `integrity`).
 """
 
 import contextlib
-import dataclasses
 import hashlib
 import logging
 import os
@@ -15,7 +14,7 @@ import re
 import secrets
 import sys
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import jax
@@ -39,6 +38,7 @@ from distill_core.integrity import (
     steps,
     write_atomically,
 )
+from distill_core.loaded_model import LoadedModel
 
 # With the half of the format that needs no Orbax: callers find all of it here.
 __all__ = [
@@ -60,33 +60,12 @@ __all__ = [
     "to_host",
     "write_atomically",
 ]
+
 PyTree = Any
 
 
 class CheckpointError(RuntimeError):
     """A checkpoint could not be written; earlier ones are intact."""
-
-
-@dataclasses.dataclass(frozen=True)
-class LoadedModel:
-    """A network with its weights, as a checkpoint holds it.
-
-    Attributes:
-      variables: `{"params": …, **model_state}`, NumPy arrays.
-      spec: how to rebuild it: model, model_kwargs, num_classes, and for images input_shape, mean,
-        std, classes, for text max_length and tokenizer.
-      apply: `apply(variables, inputs, *, train=False)`, pure and jit-safe. Inputs are images
-        `[B, H, W, C]` in [0, 1] or uint8, preprocessing is inside; or token ids `[B, L]`. Returns
-        float32 logits `[B, K]` or `[B, L, V]`; with `train=True` (logits, updated model_state).
-      tokenizer: of text models, `distill_core.data.tokenizers.Tokenizer`; None for images.
-      metadata: everything that the checkpoint says of itself.
-    """
-
-    variables: PyTree
-    spec: dict
-    apply: Callable
-    tokenizer: Any = None
-    metadata: dict = dataclasses.field(default_factory=dict, repr=False)
 
 
 def save(

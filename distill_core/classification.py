@@ -79,7 +79,10 @@ def _split(hp: Mapping[str, Any], dataset: data.Dataset) -> Splits:
 
 
 def check(
-    hp: Mapping[str, Any], dataset: data.Dataset, workdir: epath.PathLike | None = None
+    hp: Mapping[str, Any],
+    dataset: data.Dataset,
+    workdir: epath.PathLike | None = None,
+    mode: str | None = None,
 ) -> dict[str, Any]:
     """The spec of the network that a run would train, if it can run on this data and these devices.
 
@@ -101,6 +104,8 @@ def check(
     if start is not None and not spec.is_text(start):
         network |= {name: start[name] for name in ("mean", "std")}
     spec.check(network)
+    if not hp.get("dp"):  # which refuses batch statistics
+        spec.check_statistics(network, hp["batch_size"], parallel.choose_mode(mode))
     return network
 
 
@@ -140,7 +145,7 @@ def train(
       InputError: before anything is written; and what `loop.run` raises.
     """
     mode = parallel.choose_mode(mode)
-    network = check(hp, dataset, workdir)
+    network = check(hp, dataset, workdir, mode)
     about, reads = describe(
         hp,
         workdir,

@@ -12,6 +12,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from distill_core import parallel
 from distill_core.config import InputError
 
 PyTree = Any
@@ -110,20 +111,16 @@ def check(spec: Mapping[str, Any]):
     """Tries, on shapes alone, whether the network can be made, run and trained on its inputs.
 
     Raises:
-      InputError: the network cannot be built, fails, or returns other than logits `[B, K]`.
+      InputError: the network cannot be built, fails, returns other than logits `[B, K]`, or has
+        layers that work otherwise in training and is not told when it is trained.
     """
-    build(spec)
+    from distill_core import models
+
+    module = build(spec)
     if is_text(spec):
         return _check_text(spec)
-    images = jax.ShapeDtypeStruct((2, *spec["input_shape"]), jnp.float32)
-    apply = make_apply(spec)
     try:
-        logits, _ = jax.eval_shape(
-            lambda variables, images, key: apply(variables, images, train=True, key=key),
-            variable_shapes(spec),
-            images,
-            jax.eval_shape(jax.random.key, 0),
-        )
+        logits, seen = _trace_training(spec, batch_size=2)
     except Exception as error:  # whatever a network raises: a user's own, or ours on wrong settings
         field = "model_kwargs" if spec["model_kwargs"] else "model"
         allowed = f"{spec['model']} fails on images {spec['input_shape']}: {_reason(error)}"
@@ -133,13 +130,69 @@ def check(spec: Mapping[str, Any]):
             f"must return logits [B, {spec['num_classes']}], not {list(logits.shape)} for B = 2"
         )
         raise InputError("model", spec["model"], allowed)
+    if not models.takes_train(module) and (layers := seen.dropout or seen.norms):
+        allowed = (
+            f"has the layer {layers[0]}, which works otherwise in training than after it: the "
+            "network's __call__ must take `train` or `deterministic`"
+        )
+        raise InputError("model", spec["model"], allowed)
+
+
+def check_statistics(spec: Mapping[str, Any], batch_size: int, mode: str):
+    """Refuses a batch that leaves a single value per channel to a layer with batch statistics.
+
+    Such a layer gives its bias, whatever the image: nothing of the layers below is learnt.
+
+    Args:
+      spec: of a network of images that `check` has let pass.
+      batch_size: global.
+      mode: as for `parallel.wrap`; layers of a user's own may not sum over its devices.
+
+    Raises:
+      InputError: on `batch_size`; names the layer.
+    """
+    axis = parallel.axis_name(mode)
+    devices = jax.device_count() if axis else 1
+    if batch_size > devices:  # each has several
+        return
+    _, seen = _trace_training(spec, batch_size=batch_size // devices, axis_name=axis)
+    for layer, values in seen.values.items():
+        if values == 1:
+            allowed = (
+                f"leaves the layer {layer} of {spec['model']} a single value per channel to "
+                "normalise over, whose result is 0 whatever the image; take a larger batch, or a "
+                "network without batch normalisation"
+            )
+            raise InputError("batch_size", batch_size, allowed)
+
+
+def _trace_training(spec: Mapping[str, Any], *, batch_size: int, axis_name: str | None = None):
+    """(shape of the logits, what its layers did) of a training step's pass, on each device."""
+    from distill_core import models
+
+    apply, variables = make_apply(spec, axis_name=axis_name), variable_shapes(spec)
+    devices = jax.device_count() if axis_name else 1
+    shape = (devices, batch_size, *spec["input_shape"])
+
+    def pass_(variables, images, key):
+        return apply(variables, images, train=True, key=key)[0]
+
+    if axis_name:
+        pass_ = jax.vmap(pass_, (None, 0, None), axis_name=axis_name)
+    images = jax.ShapeDtypeStruct(shape if axis_name else shape[1:], jnp.float32)
+    with models.watched(devices) as seen:
+        logits = jax.eval_shape(pass_, variables, images, jax.eval_shape(jax.random.key, 0))
+    return logits, seen
 
 
 def _check_text(spec: Mapping[str, Any]):
-    hidden = make_hidden(spec)
+    from distill_core import models
+
+    hidden, variables = make_hidden(spec), variable_shapes(spec)
     tokens = jax.ShapeDtypeStruct((2, spec["max_length"]), jnp.int32)
     try:
-        found = jax.eval_shape(hidden, variable_shapes(spec), tokens, tokens)
+        with models.watched() as seen:
+            found = jax.eval_shape(hidden, variables, tokens, tokens)
     except Exception as error:
         field = "model_kwargs" if spec["model_kwargs"] else "model"
         allowed = f"{spec['model']} fails on tokens {list(tokens.shape)}: {_reason(error)}"
@@ -150,6 +203,12 @@ def _check_text(spec: Mapping[str, Any]):
         allowed = (
             f"must have hidden states [B, L, D] and an embedding [{spec['num_classes']}, D], not "
             f"{list(states)} and {list(embedding)} for tokens {list(tokens.shape)}"
+        )
+        raise InputError("model", spec["model"], allowed)
+    if layers := seen.dropout or seen.norms:
+        allowed = (
+            f"has the layer {layers[0]}, which works otherwise in training than after it: the "
+            "method `hidden` of a language model is not told when it is trained"
         )
         raise InputError("model", spec["model"], allowed)
 
@@ -191,6 +250,9 @@ def make_apply(spec: Mapping[str, Any], *, axis_name: str | None = None) -> Call
     `train=True` (logits, updated model_state). With a `compute_dtype` in the spec, parameters and
     pixels are rounded to it; parameters as stored, batch statistics and logits stay float32.
     Text is token ids `[B, L]`, one line a row; returns logits `[B, L, V]`.
+
+    Where inputs are concrete, not traced, their values are checked: `apply` raises InputError, on
+    `inputs`, for floats outside [0, 1], NaN among them, and for ids outside the vocabulary.
     """
     from distill_core import models
     from distill_core.data import preprocess
@@ -199,6 +261,7 @@ def make_apply(spec: Mapping[str, Any], *, axis_name: str | None = None) -> Call
     if is_text(spec):
 
         def apply_text(variables, inputs, *, train=False, where=None, key=None):
+            preprocess.check_range(inputs, jnp.integer, 0, spec["num_classes"] - 1, "token ids")
             return models.apply_model(module, variables, inputs, train=train, where=where, key=key)
 
         return apply_text
@@ -208,6 +271,8 @@ def make_apply(spec: Mapping[str, Any], *, axis_name: str | None = None) -> Call
     def apply(variables, inputs, *, train=False, where=None, key=None):
         if tuple(inputs.shape[1:]) != shape:
             raise ValueError(f"inputs {tuple(inputs.shape)}: this network takes [B, {shape}]")
+        if spec.get("outputs") != "images":  # else they are draws of a normal distribution
+            preprocess.check_range(inputs, jnp.floating, 0, 1, "images that are floats")
         images = preprocess.preprocess(inputs, mean, std)
         variables, images = rounded(spec, variables, images)
         if not train:

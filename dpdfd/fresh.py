@@ -160,6 +160,7 @@ def fit_soft_labels(
         seed=seed,
         crop_padding=crop_padding,
     )
+    spec.check_statistics(described, batch_size, "jit")
     tx, step_fn = _step(json.dumps(dict(described)), learning_rate, num_steps, crop_padding)
     rng = jax.random.key(seed)
     params, model_state = spec.init(described, stream_key(rng, STREAM_INIT, 0))

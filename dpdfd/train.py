@@ -152,6 +152,11 @@ def _specs(hp: Mapping[str, Any], teacher: checkpoint.LoadedModel) -> tuple[dict
         **numbered,
     }
     spec.variable_shapes(generator)  # refuses an image shape that it cannot make
+    # Its first layer normalises over height/4 · width/4 values of each image.
+    smallest = hp["batch_size"] * (about["input_shape"][0] // 4) * (about["input_shape"][1] // 4)
+    if group["norm"] == "batch" and group["every"] and smallest == 1:
+        allowed = "leaves the generator's batch normalisation one value per channel: take a larger"
+        raise InputError("batch_size", hp["batch_size"], f"{allowed} batch, or another norm")
     return student, generator
 
 

@@ -1,9 +1,13 @@
 """Pixels to what a network sees."""
 
 from collections.abc import Sequence
+from typing import Any
 
 import jax
+import jax.core
 import jax.numpy as jnp
+
+from distill_core.config import InputError
 
 
 def preprocess(images: jax.Array, mean: Sequence[float], std: Sequence[float]) -> jax.Array:
@@ -37,3 +41,25 @@ def preprocess(images: jax.Array, mean: Sequence[float], std: Sequence[float]) -
     shift = jnp.asarray(mean, jnp.float32).reshape(per_channel)
     scale = jnp.asarray(std, jnp.float32).reshape(per_channel)
     return (x - shift) / scale
+
+
+def check_range(inputs: Any, kind: Any, low: int, high: int, what: str):
+    """Refuses concrete values outside [low, high], but for rounding; traced ones pass.
+
+    Args:
+      inputs: an array.
+      kind: the NumPy type whose values are looked at, e.g. `jnp.floating`.
+      low, high: the range.
+      what: the values' name, for the message.
+
+    Raises:
+      InputError: on `inputs`, for values outside or NaN.
+    """
+    seen = not isinstance(inputs, jax.core.Tracer) and inputs.size
+    if not seen or (isinstance(inputs, jax.Array) and not inputs.is_fully_addressable):
+        return
+    if jnp.issubdtype(inputs.dtype, kind):
+        least, most = float(inputs.min()), float(inputs.max())
+        if not (least >= low - 1e-3 and most <= high + 1e-3):  # written so that NaN fails
+            allowed = f"{what} must lie in [{low}, {high}]"
+            raise InputError("inputs", f"values from {least:g} to {most:g}", allowed)

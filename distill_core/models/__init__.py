@@ -1,6 +1,12 @@
 """Networks: ours by name, and a user's own."""
 
-from distill_core.models.apply import apply_model, count_parameters, features, init_model
+from distill_core.models.apply import (
+    apply_model,
+    count_parameters,
+    features,
+    init_model,
+    takes_train,
+)
 from distill_core.models.cnn import CNN
 from distill_core.models.create import MODEL_NAMES, create_model
 from distill_core.models.mobilenetv2 import MobileNetV2
@@ -10,6 +16,7 @@ from distill_core.models.resnetc import ResNetC
 from distill_core.models.resnext import ResNeXt
 from distill_core.models.shufflenetv2 import ShuffleNetV2
 from distill_core.models.transformer import Transformer
+from distill_core.models.watch import watched
 
 __all__ = [
     "CNN",
@@ -28,4 +35,6 @@ __all__ = [
     "features",
     "init_model",
     "make_norm",
+    "takes_train",
+    "watched",
 ]

@@ -91,7 +91,7 @@ def apply_model(
 
     Args:
       module: the network. Its `__call__` gets `train` and `where` only if it takes them, so that
-        a user's network may lack either.
+        a user's network may lack either; likewise `deterministic`, Flax's word for not `train`.
       variables: {"params": …, **model_state}.
       x: preprocessed images float32 [B, H, W, channels].
       train: whether to use and update the batch's statistics, and to drop out.
@@ -127,9 +127,16 @@ def count_parameters(params: Any) -> int:
     return sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(params))
 
 
-def _accepted(module: nn.Module, **options: Any) -> dict[str, Any]:
-    """Those of the options that the module's `__call__` takes."""
+def takes_train(module: nn.Module) -> bool:
+    """Whether a network is told that it is trained, by `train` or by `deterministic`."""
+    return bool(_accepted(module, train=True))
+
+
+def _accepted(module: nn.Module, *, train: bool, **options: Any) -> dict[str, Any]:
+    """Those of the options that the module's `__call__` takes, and `deterministic`."""
+    options = {"train": train, **options}
     parameters = inspect.signature(type(module).__call__).parameters
-    if any(p.kind is p.VAR_KEYWORD for p in parameters.values()):
-        return options
-    return {name: value for name, value in options.items() if name in parameters}
+    if not any(p.kind is p.VAR_KEYWORD for p in parameters.values()):
+        options = {name: value for name, value in options.items() if name in parameters}
+    named = {"deterministic": not train} if "deterministic" in parameters else {}
+    return {**options, **named}

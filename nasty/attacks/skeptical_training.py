@@ -51,7 +51,7 @@ def train(
       InputError: the student has no auxiliary head; and what `classification.train` raises.
     """
     mode = parallel.choose_mode(mode)
-    network = classification.check(hp, dataset, workdir)
+    network = classification.check(hp, dataset, workdir, mode)
     check_auxiliary(network)
     metadata, reads = classification.describe(
         hp,

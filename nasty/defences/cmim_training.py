@@ -56,7 +56,7 @@ def train(
     if not hp["cmim_temperatures"]:
         allowed = "must name at least one temperature"
         raise InputError("cmim_temperatures", hp["cmim_temperatures"], allowed)
-    network = classification.check(hp, dataset, workdir)
+    network = classification.check(hp, dataset, workdir, mode)
     metadata, reads = classification.describe(
         hp,
         workdir,

@@ -67,7 +67,7 @@ def train(
     """
     mode = parallel.choose_mode(mode)
     _check(hp)
-    network = classification.check(hp, dataset, workdir)
+    network = classification.check(hp, dataset, workdir, mode)
     metadata, reads = classification.describe(
         hp,
         workdir,

@@ -1,0 +1,62 @@
+"""What a network's layers do in training, seen while one pass is traced on shapes."""
+
+import contextlib
+import math
+from collections.abc import Iterator
+from typing import Any, NamedTuple
+
+from flax import linen as nn
+
+from distill_core.models.norm import BatchNorm
+
+
+class Seen(NamedTuple):
+    """Names of layers, in the order in which they ran.
+
+    Attributes:
+      dropout: layers that drop out, at rates above 0, whether or not they did in this pass.
+      norms: layers with batch statistics, likewise.
+      values: of those that used the batch's own: how many values a channel was normalised over.
+    """
+
+    dropout: list[str]
+    norms: list[str]
+    values: dict[str, int]
+
+
+@contextlib.contextmanager
+def watched(num_devices: int = 1) -> Iterator[Seen]:
+    """Records layers of Flax and of ours that run inside, also in jitted or abstract passes.
+
+    Args:
+      num_devices: over which a layer with an `axis_name` sums its statistics.
+    """
+    seen = Seen([], [], {})
+
+    def watch(call, args, kwargs, context):
+        module: Any = context.module
+        if context.method_name == "__call__":
+            name = "/".join(module.path) or type(module).__name__
+            if isinstance(module, nn.Dropout) and module.rate > 0:
+                seen.dropout.append(name)
+            if isinstance(module, nn.MultiHeadDotProductAttention) and module.dropout_rate > 0:
+                seen.dropout.append(name)
+            if isinstance(module, BatchNorm | nn.BatchNorm):
+                seen.norms.append(name)
+                if _uses_the_batch(module, args, kwargs):
+                    shape = (args[0] if args else kwargs["x"]).shape
+                    axes = getattr(module, "axis", -1)
+                    axes = (axes,) if isinstance(axes, int) else axes
+                    values = math.prod(shape) // max(1, math.prod(shape[axis] for axis in axes))
+                    seen.values[name] = values * (num_devices if module.axis_name else 1)
+        return call(*args, **kwargs)
+
+    with nn.intercept_methods(watch):
+        yield seen
+
+
+def _uses_the_batch(module: Any, args: Any, kwargs: Any) -> bool:
+    if isinstance(module, BatchNorm):
+        return bool(kwargs.get("train", False))
+    given = args[1] if len(args) > 1 else kwargs.get("use_running_average")
+    return not (module.use_running_average if given is None else given)
