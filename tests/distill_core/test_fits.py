@@ -4,9 +4,10 @@ import jax
 import numpy as np
 import pytest
 
-from distill_core import checkpoint, cli, data, distill, evaluate, fits, train
+from distill_core import checkpoint, cli, data, distill, evaluate, fits, spec, train
 from distill_core import load_model as load
 from distill_core.config import InputError
+from distill_core.data import tokenizers
 from nasty import attack
 from nasty import train as nasty_train
 
@@ -206,3 +207,24 @@ def test_reordered_data_keep_what_each_example_is():
                  ((digits, before), (turned, after))]  # fmt: skip
         np.testing.assert_array_equal(*names)
         assert after.labels.dtype == np.int32
+
+
+def test_first_weights_of_another_vocabulary_are_refused(capsys):
+    """As large, but its token 20 is another word: shapes do not tell."""
+
+    def described(lines):
+        tokenizer = tokenizers.train_words(lines, vocab_size=30)
+        return spec.text_spec(
+            model="transformer", model_kwargs={}, tokenizer=tokenizer, max_length=8
+        )
+
+    cats, dogs = described(["a cat sat on a mat"]), described(["a dog ran in a yard"])
+    assert cats["num_classes"] == dogs["num_classes"]
+    fits.check_start("init_from", "runs/cats", cats, cats)
+    assert capsys.readouterr().out == ""
+    with pytest.raises(InputError, match="^init_from: got 'runs/cats'; has another vocabulary"):
+        fits.check_start("init_from", "runs/cats", cats, dogs)
+    fits.check_start("init_from", "runs/cats", {**cats, "tokenizer": None}, dogs)
+    assert capsys.readouterr().out.startswith("init_from runs/cats has no tokenizer: its tokens")
+    with pytest.raises(InputError, match="^init_from: got 'runs/cats'; is a language model"):
+        fits.check_start("init_from", "runs/cats", cats, {"num_classes": 3, "classes": ["a"]})
