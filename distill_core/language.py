@@ -59,7 +59,8 @@ def train(
         objective reads, [N, L] each. With `dp` a row is one whole line (`text_tasks.line_rows`).
       validation: likewise, without the objective's own; see `measure`. Public, also with `dp`.
       objective: see above; a module-level or cached function, since compiled steps are reused.
-      frozen: what the objective reads, e.g. a teacher's variables.
+      frozen: what the objective reads, e.g. a teacher's variables; or a function of the step that
+        the run starts from which gives it, called while the run holds its workdir.
       reads: what the run reads; see `run_state.describe`.
       description: a line for the console, printed when all has been checked.
       mode: see `parallel.choose_mode`.
@@ -96,6 +97,10 @@ def train(
         variables = {"params": state.params, **state.model_state}
         return _measure(key, variables, validation, hp["eval_batch_size"], mode, stopped)
 
+    if private:
+        plan = private.plan(frozen)
+    else:
+        plan = _plan(frozen, metadata["ledger"], hp["num_steps"]) if callable(frozen) else None
     state = run_state.initial_state(hp, workdir, network, tx)
     if description and parallel.is_main():
         print(description, flush=True)
@@ -103,7 +108,7 @@ def train(
         workdir=workdir,
         state=state,
         step_fn=step_fn,
-        frozen=frozen,
+        frozen={} if callable(frozen) else frozen,
         batch_fn=batch_fn,
         num_steps=hp["num_steps"],
         metadata=metadata,
@@ -111,7 +116,7 @@ def train(
         split=run_state.split_state,
         merge=run_state.merge_state,
         evaluate=evaluate,
-        plan=private.plan(frozen) if private else None,
+        plan=plan,
         best="accuracy",
         mode=mode,
         log_every=hp["log_every"],
@@ -120,6 +125,10 @@ def train(
         label=method,
     )
     return checkpoint.find(workdir)[1]["id"]
+
+
+def _plan(frozen: Callable, ledger: Any, num_steps: int) -> Callable[[int], loop.Plan]:
+    return lambda start: loop.Plan(frozen(start), lambda step: ledger, num_steps)
 
 
 @functools.cache

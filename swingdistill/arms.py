@@ -29,7 +29,7 @@ def ablations(hp: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
         "student_ce": {"teacher": None, "reference": None},
         "kd": PLAIN | {"t_max": t_min},
         "ce_dropped": {"t_max": t_min, "noise_scale": 0.0, "epsilon": 0.0},
-        "mask": {"variant": "mask"},
+        "mask": {"variant": "mask", "epsilon": 0.0},
         "swing": {},
         "uniform_temperature": PLAIN | {"t_min": uniform, "t_max": uniform},
         "uniform_noise": {"scorers": (), "t_max": t_min, "noise_everywhere": True},

@@ -19,7 +19,12 @@ Array = jax.Array
 
 @dataclasses.dataclass(frozen=True)
 class Empirical:
-    """A noise scale chosen by hand and judged by the exposure that is left. It has no ε."""
+    """A noise scale chosen by hand and judged by the exposure that is left. It has no ε.
+
+    Nor could it have one: places with one prefix share their noise, but may differ in temperature,
+    and then the difference of their targets gives the teacher's logits; where one of them scores 0
+    its target is bare.
+    """
 
     scale: float
 
@@ -38,21 +43,24 @@ class Formal:
 
     Formal guarantee: let two teachers differ in any way at all in the logits of the `entries`
     classes that the public reference picks, at every counted position. The targets of those
-    positions, `noise_scale` given, are (ε, δ)-indistinguishable.
+    positions, `noise_scale` given, are (ε, δ)-indistinguishable. It takes one release for each
+    context: one score (the highest of its places), one temperature, one noised vector, made once
+    (`swingdistill.released`); and real numbers for float32, an ideal generator for threefry.
 
     | not covered | why |
     |---|---|
     | records | no bound on what one record does to the teacher elsewhere |
     | positions beyond `positions` | count distinct contexts: equal ones release one vector, once |
     | positions with s = 0, if scores are public | their targets are the teacher's, without noise |
-    | the scores themselves | if they come from private text or from the teacher, publish neither |
+    | the text | `rules` read it: neither their scores nor where noise acts may be published |
+    | scores from the teacher | they weigh the labels without noise, and so reach the student |
     | the labels | cross-entropy is weighted by 1 − s, not noised |
-    | contexts whose 32-bit ids collide | they share noise; about n²/2³³ pairs of n |
-    | whoever knows the key | noise can be subtracted |
+    | whoever knows the key | noise can be subtracted: with a given seed there is no ε |
 
-    With scores that depend on the teacher (`divergence`, `differential`), *where* noise acts would
-    itself give it away, and T_t differs between neighbours: then noise goes to every position, for
-    the sensitivity at T_min.
+    "Public" scores are those that do not depend on the teacher: neighbours have the same text. With
+    scores that do (`divergence`, `differential`), *where* noise acts would itself give the teacher
+    away, and T_t differs between neighbours: then noise goes to every position, for the sensitivity
+    at T_min.
     """
 
     epsilon: float
@@ -86,14 +94,30 @@ class Formal:
             jnp.where(jnp.asarray(privacy_scores) > 0, scale, 0.0) if self.public_scores else scale
         )
 
-    def report(self) -> dict[str, object]:
-        """What a table says of it: ε never without its unit, adjacency and δ."""
+    def report(self, *, noise_seed: int | None = None) -> dict[str, object]:
+        """What a table says of it: ε never without its unit, adjacency, δ and what it leaves out.
+
+        With a `noise_seed` given for the run there is no ε: the report says why.
+        """
+        if noise_seed is not None:
+            return {
+                "mode": "formal",
+                "epsilon": None,
+                "why": "the noise's seed was given: whoever knows it subtracts the noise",
+                "noise_multiplier": self.noise_multiplier,
+            }
+        scores = (
+            "the private text, which the rules read: where there is noise tells of it"
+            if self.public_scores
+            else "the scores, which come from the teacher and weigh the labels without noise"
+        )
         return {
             "mode": "formal",
             "epsilon": self.epsilon,
             "delta": self.delta,
             "privacy_unit": f"released logit vectors of {self.positions} positions; not records",
             "adjacency": f"any values of the {self.entries} released entries at those positions",
+            "not_covered": f"records, labels and {scores}",
             "noise_multiplier": self.noise_multiplier,
         }
 
@@ -137,8 +161,8 @@ def formal(
       entries: k, at least 1.
       clip: bound above 0 of a centred logit, as given to `soft_targets`.
       t_min: T_min above 0.
-      public_scores: whether the scores depend on nothing private: `rules` and `surprisal` on public
-        text. `divergence` and `differential` depend on the teacher.
+      public_scores: whether the scores do not depend on the teacher, as those of `rules`; those of
+        `divergence` and `differential` do.
 
     Raises:
       InputError: an argument outside its range.

@@ -15,6 +15,7 @@ import jax.numpy as jnp
 
 from distill_core.losses import coefficient
 from swingdistill.losses import integers, soft_targets, token_temperatures
+from swingdistill.released import instead
 from swingdistill.variants import anchored_targets, reference_mix, released_entries
 
 Array = jax.Array
@@ -56,6 +57,7 @@ def swing_loss_from_hidden(
     reference_embedding: Array | None = None,
     teacher_weight=0.0,
     entries: int | None = None,
+    released: tuple[Array, Array] | None = None,
     has_aux: bool = False,
 ):
     """Σ_t w_t · swing_loss_t of logits hidden · embeddingᵀ that never exist all at once.
@@ -77,8 +79,7 @@ def swing_loss_from_hidden(
       privacy_scores: s in [0, 1], `[...]`.
       key, noise_ids, clip: as in `soft_targets`; `noise_ids` `[...]`.
       weights: `[...]`, bool or float. A token of weight 0 contributes nothing, whatever it holds.
-      chunk: tokens whose logits exist at a time; it need not divide their number. More is faster on
-        accelerators and takes more memory.
+      chunk: tokens whose logits exist at a time; more is faster on accelerators, in more memory.
       alpha, keep_ce: as in `swing_loss`; alpha a scalar.
       t_min, t_max, gamma: as in `token_temperatures`; the student stays at `t_min`.
       noise_scale: at least 0; a scalar acts where s > 0, `[...]` (from `budget`) where it is > 0.
@@ -88,6 +89,7 @@ def swing_loss_from_hidden(
       teacher_weight: λ of `reference_mix`.
       entries: at noised positions keep only so many classes of the teacher's, picked by the
         reference (`variants.released_entries`, for a formal budget). None keeps all.
+      released: (classes, log-probabilities), `[..., k]` each; see `released.instead`.
       has_aux: return (sum, {"kl", "cross_entropy"}), the weighted sums of the bare KL divergence
         and cross-entropy, for logging, without gradient.
 
@@ -132,8 +134,7 @@ def swing_loss_from_hidden(
     per_token = functools.partial(coefficient, leading=leading, where=live, low=0.0)
     scores = jnp.broadcast_to(per_token("privacy_scores", privacy_scores, high=1.0), leading)
     noise = per_token("noise_scale", noise_scale)
-    if noise.ndim == 0:
-        noise = jnp.where(scores > 0, noise, 0.0)
+    noise = noise if noise.ndim else jnp.where(scores > 0, noise, 0.0)
     tokens = {
         "teacher": teacher_hidden,
         "reference": reference[0],
@@ -142,14 +143,14 @@ def swing_loss_from_hidden(
         "weights": weights,
         "noise": jnp.where(live, noise, 0.0),
         "ids": integers("noise_ids", noise_ids, leading) if noisy else None,
+        "released": released,
     }
+    scalar = functools.partial(coefficient, leading=(), where=None, low=0.0)
     settings = {
-        "alpha": coefficient("alpha", alpha, (), None, low=0.0, high=1.0),
-        "t_min": coefficient("t_min", t_min, (), None, low=0.0, above=True),
-        "clip": coefficient("clip", clip, (), None, low=0.0, above=True),
-        "teacher_weight": coefficient(
-            "teacher_weight", teacher_weight, (), None, low=0.0, high=1.0
-        ),
+        "alpha": scalar("alpha", alpha, high=1.0),
+        "t_min": scalar("t_min", t_min, above=True),
+        "clip": scalar("clip", clip, above=True),
+        "teacher_weight": scalar("teacher_weight", teacher_weight, high=1.0),
     }
     tokens["heats"] = token_temperatures(scores, t_min=t_min, t_max=t_max, gamma=gamma)
     static = _Static(
@@ -197,7 +198,7 @@ _weighted_sums = jax.custom_vjp(_sums, nondiff_argnums=(0,))
 _weighted_sums.defvjp(_forward, _backward)
 
 
-def _scan(static: _Static, hidden: Array, embedding: Array, frozen: Any, *, gradients: bool):
+def _scan(static: _Static, hidden: Array, embedding: Array, frozen: Any, *, gradients: bool) -> Any:
     """The three sums, and with `gradients` those of the hidden states and of the embedding."""
     tokens, settings, teacher_embedding, reference_embedding, key = frozen
     count, size = hidden.shape[0], static.chunk
@@ -271,6 +272,8 @@ def _targets(
             key, teacher, reference, here["heats"], t_min=settings["t_min"], **noised
         )
     target = soft_targets(key, teacher, here["heats"], **noised)
+    if here["released"] is not None:
+        target = instead(target, *here["released"])
     if static.variant == "reference_mix":
         assert reference is not None
         return reference_mix(

@@ -115,6 +115,8 @@ def runs(hp: Mapping[str, Any], workdir: epath.Path) -> list[Run]:
         if seed == first:
             mine |= arms_lib.sweep(hp["sweep"], hp["t_min"])
         own["seed"] = 10 * seed + 2
+        if hp["noise_seed"] is not None:
+            own["noise_seed"] = (hp["noise_seed"] + own["seed"]) % 2**32
         for arm, changes in mine.items():
             found.append(_student(arm, seed, student | own | changes, inputs))
         if hp["dp"]:

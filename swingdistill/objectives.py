@@ -3,6 +3,8 @@
 import functools
 import json
 
+import jax.numpy as jnp
+
 from distill_core import spec
 from swingdistill.chunked_loss import swing_loss_from_hidden
 from swingdistill.losses import context_ids
@@ -17,7 +19,10 @@ def swing_objective(
     keep_ce: bool,
     noisy: bool,
 ):
-    """The Swing loss against a teacher (and a reference) of these JSON specs."""
+    """The Swing loss against a teacher (and a reference) of these JSON specs.
+
+    Where `frozen` has "released" (see `released.table`) those are the targets of their contexts.
+    """
     teacher_hidden = spec.make_hidden(json.loads(teacher))
     reference_hidden = spec.make_hidden(json.loads(reference)) if reference else None
 
@@ -26,6 +31,11 @@ def swing_objective(
         public = (None, None)
         if reference_hidden is not None:
             public = reference_hidden(frozen["reference"], *inputs)
+        released = None
+        if "released" in frozen:
+            place, table = batch["released"], frozen["released"]
+            classes = jnp.where(place[..., None] >= 0, table["classes"][place], -1)
+            released = (classes, table["log_probs"][place])
         states, targets = teacher_hidden(frozen["teacher"], *inputs)
         total, sums = swing_loss_from_hidden(
             hidden,
@@ -34,8 +44,8 @@ def swing_objective(
             targets,
             batch["labels"],
             batch["scores"],
-            key=frozen["noise_key"],
-            noise_ids=context_ids(*inputs),
+            key=frozen["noise_key"] if noisy else None,
+            noise_ids=context_ids(*inputs) if noisy else None,
             weights=batch["weights"],
             alpha=frozen["alpha"],
             t_min=frozen["t_min"],
@@ -49,6 +59,7 @@ def swing_objective(
             reference_embedding=public[1],
             teacher_weight=frozen["teacher_weight"],
             entries=entries,
+            released=released,
             has_aux=True,
         )
         return total, sums

@@ -11,7 +11,6 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 from etils import epath
@@ -31,12 +30,8 @@ from distill_core import (
 )
 from distill_core.config import InputError
 from distill_core.data import corpus as corpora
-from distill_core.training import stream_key
-from swingdistill import budget, evaluate, private_text, scoring, variants
-from swingdistill.losses import context_ids, token_temperatures
+from swingdistill import evaluate, private_text, released, scoring, targets
 from swingdistill.objectives import swing_objective
-
-STREAM_NOISE = 2  # beside the streams of distill_core.training
 
 METHOD_FIELDS = {
     "alpha": config.number(0.0, 1.0, default=0.7),
@@ -47,6 +42,7 @@ METHOD_FIELDS = {
     "gamma": config.number(0.0, above=True, default=1.0),
     "noise_scale": config.number(0.0, default=1.0),
     "noise_everywhere": config.boolean(default=False),
+    "noise_seed": config.integer(0, 2**32 - 1, default=None),
     "clip": config.number(0.0, above=True, default=10.0),
     "variant": config.choice("swing", "anchored", "reference_mix", "mask", default="swing"),
     "teacher_weight": config.number(0.0, 1.0, default=0.0),
@@ -111,8 +107,8 @@ def train_and_evaluate(
     else:
         scores = score_rows(hp, rows, lines, fill, public, teacher, reference)
         share = float(np.mean(scores[rows["weights"] > 0] > 0.5))
-        rows, report = _with_noise(hp, rows, scores)
-        objective, frozen = _student(hp, network, teacher, reference)
+        rows, report = targets.with_noise(hp, rows, scores)
+        objective, frozen = _student(hp, workdir, rows, teacher, reference)
     id = language.train(
         hp,
         workdir,
@@ -162,8 +158,16 @@ def check(hp: Mapping[str, Any]):
     asks = asks_reference(hp)
     if asks and hp["reference"] is None:
         raise InputError("reference", None, f"{asks[0]} needs one: a checkpoint on public text")
-    if hp["epsilon"] and not hp["entries"]:
+    if not hp["epsilon"]:
+        return
+    if not hp["entries"]:
         raise InputError("entries", 0, "a formal budget needs the number of released entries")
+    if hp["variant"] in ("reference_mix", "mask"):
+        allowed = (
+            "with epsilon must be swing or anchored: how much reference_mix mixes in follows the "
+            "scores, after the noise, and mask releases the teacher's logits without any"
+        )
+        raise InputError("variant", hp["variant"], allowed)
 
 
 def asks_reference(hp: Mapping[str, Any]) -> list[str]:
@@ -208,57 +212,37 @@ def _describe(hp, report, share: float) -> str:
     )
 
 
-def _student(hp, network, teacher, reference):
-    """(objective, frozen) of a run with a teacher."""
-    needs = hp["variant"] in ("anchored", "reference_mix") or hp["entries"]
+def _student(hp, workdir, rows, teacher, reference):
+    """(objective, frozen) of a run with a teacher; `frozen` as `language.train` takes it."""
+    formal = bool(hp["epsilon"])  # what is noised is made beforehand, once; the rest is plain
+    plain = formal or hp["variant"] == "mask"
+    needs = not formal and (hp["variant"] in ("anchored", "reference_mix") or hp["entries"])
+    noisy = bool(hp["noise_scale"]) and not plain
     objective = swing_objective(
         json.dumps(teacher.spec),
         json.dumps(reference.spec) if needs else None,
-        "swing" if hp["variant"] == "mask" else hp["variant"],
-        hp["entries"] or None,
+        "swing" if plain else hp["variant"],
+        (hp["entries"] or None) if needs else None,
         hp["keep_ce"],
-        bool(hp["noise_scale"] or hp["epsilon"]) and hp["variant"] != "mask",
+        noisy,
     )
     numbers = ("alpha", "t_min", "t_max", "gamma", "clip", "teacher_weight")
     frozen = {name: jnp.float32(hp[name]) for name in numbers}
     frozen["teacher"] = teacher.variables
-    frozen["noise_key"] = stream_key(jax.random.key(hp["seed"]), STREAM_NOISE, 0)
     if needs:
         frozen["reference"] = reference.variables
-    return objective, frozen
+    if not (noisy or formal):
+        return objective, frozen
 
+    def open_frozen(start: int):
+        key = targets.noise_key(hp, workdir, start, rows, teacher, reference)
+        if not formal:
+            return {**frozen, "noise_key": key}
+        given = {"entries": hp["entries"], "variant": hp["variant"], "numbers": numbers_of}
+        return {**frozen, "released": released.table(key, rows, teacher, reference, **given)}
 
-def _with_noise(hp, rows, scores):
-    """The rows with `scores` and `noise_scale`, and what a table says of the noise."""
-    if hp["variant"] == "mask":
-        kept = np.asarray(variants.mask(scores))
-        zeros = np.zeros_like(scores)
-        weights = rows["weights"] * kept
-        return {**rows, "weights": weights, "scores": zeros, "noise_scale": zeros}, None
-    if hp["epsilon"]:
-        temperatures = token_temperatures(
-            jnp.asarray(scores), t_min=hp["t_min"], t_max=hp["t_max"], gamma=hp["gamma"]
-        )
-        public = set(hp["scorers"]) <= {"rules"} and not hp["noise_everywhere"]
-        noised = (rows["weights"] > 0) & ((scores > 0) if public else True)
-        ids = np.asarray(context_ids(jnp.asarray(rows["tokens"]), jnp.asarray(rows["segments"])))
-        set_by = budget.formal(
-            epsilon=hp["epsilon"],
-            delta=hp["delta"],
-            positions=max(1, len(np.unique(ids[noised]))),
-            entries=hp["entries"],
-            clip=hp["clip"],
-            t_min=hp["t_min"],
-            public_scores=public,
-        )
-        noise = set_by.noise_scale(jnp.asarray(scores), temperatures)
-    else:
-        set_by = budget.empirical(hp["noise_scale"])
-        noise = set_by.noise_scale(jnp.asarray(scores))
-        if hp["noise_everywhere"]:
-            noise = jnp.full_like(noise, hp["noise_scale"])
-    noise = np.asarray(noise, np.float32)
-    return {**rows, "scores": scores, "noise_scale": noise}, set_by.report()
+    numbers_of = {name: frozen[name] for name in ("t_min", "t_max", "gamma", "clip")}
+    return objective, open_frozen
 
 
 def _load(hp, field: str) -> checkpoint.LoadedModel | None:

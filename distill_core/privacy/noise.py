@@ -13,7 +13,7 @@ import hashlib
 import json
 import os
 import platform
-from collections.abc import Mapping
+from collections.abc import Mapping, Set
 from typing import Any
 
 import jax
@@ -108,6 +108,38 @@ def open_noise(
     return Noise(key, restarts, replayed, path, record)
 
 
+def open_key(
+    workdir: epath.PathLike, name: str, *, decides: Mapping[str, Any], start: int
+) -> jax.Array:
+    """A secret key of one run, equal on all processes, drawn now or read back.
+
+    For noise that is a function of what it is added to: unlike `open_noise`, a resume elsewhere
+    gets the same key, since other noise on the same values would be one more release of them.
+
+    Args:
+      workdir: the run's directory; call holding its lock.
+      name: of the file in its folder `private`.
+      decides: JSON-able, everything that decides what is noised.
+      start: step that the run starts from.
+
+    Returns:
+      A typed key of 64 bits from the operating system.
+
+    Raises:
+      InputError: a run with a checkpoint has lost its key, or the key there belongs to another.
+    """
+    path = epath.Path(workdir) / FOLDER / name
+    root = np.zeros(2, np.uint32)
+    if parallel.is_main():
+        digest = hashlib.sha256(json.dumps(dict(decides), sort_keys=True).encode()).hexdigest()
+        record = _read(path, digest, start, {"root", "digest"})
+        if record is None:
+            record = {"root": os.urandom(8).hex(), "digest": digest}
+            write_private(path, record)
+        root = np.frombuffer(bytes.fromhex(record["root"]), np.uint32)
+    return jax.random.wrap_key_data(jnp.asarray(parallel.from_main(root)))
+
+
 def machine(mode: str) -> list[Any]:
     """What has to be the same for a resume to repeat the earlier bits."""
     devices = jax.devices()
@@ -133,7 +165,9 @@ def _processor() -> str:
     return names[0] if names else platform.processor() or platform.machine()
 
 
-def _read(path: epath.Path, digest: str, start: int) -> dict[str, Any] | None:
+def _read(
+    path: epath.Path, digest: str, start: int, fields: Set[str] = _FIELDS
+) -> dict[str, Any] | None:
     if not path.exists():
         if start:
             allowed = f"is missing, and with it the noise of this run's first {start} steps"
@@ -142,7 +176,7 @@ def _read(path: epath.Path, digest: str, start: int) -> dict[str, Any] | None:
     try:
         record = json.loads(path.read_text())
         fits = record["digest"] == digest
-        whole = record.keys() >= _FIELDS and len(bytes.fromhex(record["root"])) == 8
+        whole = record.keys() >= fields and len(bytes.fromhex(record["root"])) == 8
         if not whole:
             raise ValueError
     except (ValueError, KeyError, TypeError):

@@ -121,6 +121,20 @@ def test_a_formal_epsilon_is_reported_with_what_it_is_for():
     assert "4 released entries" in report["adjacency"]
 
 
+def test_what_no_formal_epsilon_covers_stands_beside_it():
+    public, of_teacher = (
+        budget.formal(**FORMAL, public_scores=known).report()["not_covered"]
+        for known in (True, False)
+    )
+    assert "records" in public and "private text, which the rules read" in public
+    assert "scores, which come from the teacher" in of_teacher
+
+
+def test_noise_of_a_given_seed_has_no_epsilon():
+    report = budget.formal(**FORMAL, public_scores=True).report(noise_seed=0)
+    assert report["epsilon"] is None and "subtracts the noise" in report["why"]
+
+
 @pytest.mark.parametrize(
     ("field", "value"),
     [("epsilon", 0.0), ("delta", 2.0), ("positions", 0), ("entries", 0), ("clip", 0.0),

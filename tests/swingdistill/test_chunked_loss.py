@@ -343,3 +343,27 @@ def test_networks_of_two_vocabularies_are_refused(batch):
         chunked(batch["student"], {**batch, "teacher": (hidden, embedding[:-1])}, **PLAIN)
     with pytest.raises(ValueError, match=r"student_hidden \(7, 5\) and student_embedding \(37"):
         chunked((batch["student"][0][0], batch["student"][1]), batch, **PLAIN)
+
+
+def test_targets_made_before_stand_in_for_the_teachers(batch):
+    """Where the first class is not negative; other classes have probability 0 there."""
+    rng = np.random.default_rng(3)
+    scores = np.asarray(batch["scores"])
+    classes = np.stack([rng.permutation(V)[:4] for _ in range(B * L)]).reshape(B, L, 4)
+    classes[scores == 0] = -1
+    log_probs = np.asarray(jax.nn.log_softmax(rng.normal(size=(B, L, 4)).astype(np.float32)))
+    targets = np.array(jax.nn.log_softmax(logits(batch["teacher"]) / HEATS["t_min"]))
+    for place in np.argwhere(scores > 0):
+        row = np.full(V, -np.inf, np.float32)
+        row[classes[tuple(place)]] = log_probs[tuple(place)]
+        targets[tuple(place)] = row
+    values = swing_loss(
+        logits(batch["student"]),
+        jnp.asarray(targets),
+        batch["labels"],
+        batch["scores"],
+        alpha=0.6,
+        temperature=HEATS["t_min"],
+    )
+    found = chunked(batch["student"], batch, **PLAIN, released=(classes, log_probs))
+    np.testing.assert_allclose(found, np.sum(batch["weights"] * values), rtol=1e-5)

@@ -277,6 +277,16 @@ def test_no_vocabulary_of_a_comparison_tells_a_word_of_the_teachers_half(given, 
         assert len(taken) == 1 and "tokenizer" not in run.settings, arm
 
 
+def test_noise_is_secret_unless_the_config_gives_a_seed(given, tmp_path):
+    secret, given_seed = (
+        {(r.arm, r.seed): r.settings.get("noise_seed") for r in planned(given, tmp_path, **more)}
+        for more in ({"seeds": (1, 2)}, {"seeds": (1, 2), "noise_seed": 7})
+    )
+    assert set(secret.values()) == {None}
+    seeds = [given_seed["swing", 1], given_seed["swing", 2]]
+    assert None not in seeds and len(set(seeds)) == 2, "each seed of secrets has noise of its own"
+
+
 def test_a_tokenizer_of_the_users_own_is_every_runs(given, tmp_path):
     for run in planned(given, tmp_path, tokenizer="mine.json"):
         assert "tokenizer" not in run.inputs

@@ -1,6 +1,7 @@
 """A student's run: its loss is the formula's, its teacher stays as it was, each arm is its own."""
 
 import json
+import shutil
 import types
 
 import jax
@@ -18,6 +19,7 @@ from swingdistill import (
     context_ids,
     soft_targets,
     swing_loss,
+    targets,
     token_temperatures,
     train,
 )
@@ -113,7 +115,12 @@ def swing(settings, teacher, reference, first, tmp_path_factory):
     """A finished Swing run: its settings, workdir and result, and the models that it loaded."""
     workdir = tmp_path_factory.mktemp("swing")
     given = settings(
-        teacher=teacher, reference=reference, init_from=first, quantiles=(0.5, 0.9), t_max=8.0
+        teacher=teacher,
+        reference=reference,
+        init_from=first,
+        quantiles=(0.5, 0.9),
+        t_max=8.0,
+        noise_seed=5,
     )
     loaded, load = {}, train._load
     with pytest.MonkeyPatch.context() as patch:
@@ -124,7 +131,7 @@ def swing(settings, teacher, reference, first, tmp_path_factory):
 
 def test_the_loss_of_a_swing_run_is_the_formula_on_whole_logits(swing, prepared):
     made = prepared(**swing.given)
-    batch, seed = batch_of(made), made.hp["seed"]
+    batch, seed = batch_of(made), made.hp["noise_seed"]
     private = batch["scores"] > 0
     assert 0.1 < private[batch["weights"] > 0].mean() < 0.9
     np.testing.assert_array_equal(batch["noise_scale"], np.where(private, 1.0, 0.0))
@@ -133,7 +140,7 @@ def test_the_loss_of_a_swing_run_is_the_formula_on_whole_logits(swing, prepared)
     def formula(student, taught, batch):
         scores, inputs = batch["scores"], (batch["tokens"], batch["segments"])
         target = soft_targets(
-            stream_key(jax.random.key(seed), train.STREAM_NOISE, 0),
+            stream_key(jax.random.key(seed), targets.STREAM_NOISE, 0),
             made.module.apply(taught, *inputs),
             token_temperatures(scores, t_min=1.0, t_max=8.0),
             noise_scale=batch["noise_scale"],
@@ -194,13 +201,73 @@ def test_a_finished_run_started_again_gives_the_same_result(swing, capsys):
     assert "finished at step 4, nothing to do" in capsys.readouterr().err
 
 
-def test_the_noise_has_a_stream_of_its_own_that_the_seed_decides(prepared, teacher):
-    def key(seed):
-        made = prepared(teacher=teacher, scorers=("rules",), seed=seed)
-        return tuple(jax.random.key_data(made.frozen["noise_key"]).tolist())
+def noise_key(made, start=0):
+    """The words of the key that a prepared run's noise has."""
+    return tuple(jax.random.key_data(made.frozen(start)["noise_key"]).tolist())
 
-    assert key(0) == key(0) != key(1)
-    assert len({train.STREAM_NOISE, STREAM_INIT, STREAM_TRAIN}) == 3
+
+def test_the_noise_has_a_secret_key_that_a_resume_finds_again(prepared, teacher, tmp_path):
+    made = prepared(teacher=teacher, scorers=("rules",))
+    key, file = noise_key(made), tmp_path / "never" / "private" / "swing_noise.json"
+    assert file.stat().st_mode & 0o777 == 0o600
+    assert file.parent.stat().st_mode & 0o777 == 0o700
+    assert noise_key(made) == noise_key(made, start=4) == key
+    shutil.rmtree(tmp_path / "never")
+    again = prepared(teacher=teacher, scorers=("rules",))
+    assert noise_key(again) != key, "the operating system's, not the config's"
+
+
+def test_a_key_that_is_lost_or_anothers_is_refused(prepared, teacher, reference, tmp_path):
+    """Other noise would be a second release; the same on other targets would give both away."""
+    made = prepared(teacher=teacher, scorers=("rules",))
+    with pytest.raises(InputError, match="is missing, and with it the noise of this run's first 4"):
+        made.frozen(4)
+    noise_key(made)
+    shutil.move(tmp_path / "never", tmp_path / "kept")
+    for changes in ({"t_max": 9.0}, {"teacher": reference}, {"half": "first"}):
+        other = prepared(**{"teacher": teacher, "scorers": ("rules",), **changes})
+        shutil.copytree(tmp_path / "kept", tmp_path / "never")
+        with pytest.raises(InputError, match="holds the noise of a run with other settings"):
+            other.frozen(0)
+        shutil.rmtree(tmp_path / "never")
+
+
+def test_a_given_seed_decides_the_noise_and_leaves_no_epsilon(
+    settings, prepared, teacher, reference, tmp_path, capsys
+):
+    def key(noise_seed, seed):
+        given = {"noise_seed": noise_seed, "seed": seed}
+        return noise_key(prepared(teacher=teacher, scorers=("rules",), **given))
+
+    assert key(0, 0) == key(0, 1) != key(1, 0)
+    assert len({targets.STREAM_NOISE, STREAM_INIT, STREAM_TRAIN}) == 3
+    formal = {"epsilon": 8.0, "entries": 5, "scorers": ("rules",), "num_steps": 1}
+    given = settings(teacher=teacher, reference=reference, noise_seed=0, **formal)
+    budget = train.train_and_evaluate(given, tmp_path / "run")["budget"]
+    assert budget["epsilon"] is None and "seed was given" in budget["why"]
+    assert "epsilon 8" not in "".join(capsys.readouterr())
+    assert not (tmp_path / "run" / "private" / "swing_noise.json").exists()
+
+
+def test_a_resumed_run_has_the_noise_of_one_that_was_never_cut(
+    settings, teacher, reference, tmp_path
+):
+    given = settings(teacher=teacher, reference=reference, scorers=("rules",))
+    train.train_and_evaluate({**given, "num_steps": 2}, tmp_path / "cut")
+    key = tmp_path / "cut" / "private" / "swing_noise.json"
+    shutil.copytree(tmp_path / "cut", tmp_path / "straight")
+    shutil.rmtree(tmp_path / "straight" / "checkpoints")
+    secret = key.read_text()
+    cut, straight = (
+        train.train_and_evaluate(given, tmp_path / name) for name in ("cut", "straight")
+    )
+    assert key.read_text() == secret
+    assert cut["perplexity"] == straight["perplexity"]
+    stored = [p for p in (tmp_path / "cut").rglob("*") if p.is_file() and p != key]
+    root = json.loads(secret)["root"]
+    for path in stored:
+        assert root.encode() not in path.read_bytes(), path
+        assert bytes.fromhex(root) not in path.read_bytes(), path
 
 
 def test_in_classification_a_private_text_makes_its_answer_private(prepared, teacher, folder):
@@ -347,36 +414,41 @@ def test_only_measures_two_variants_and_a_formal_budget_ask_for_a_reference():
 def test_a_formal_budget_counts_the_contexts_that_get_noise(
     prepared, teacher, reference, scorers, monkeypatch
 ):
-    """By the rules alone, which are public, those of private tokens; else all, at one scale."""
-    asked, formal = [], train.budget.formal
+    """By the rules alone, which ask no teacher, those of private tokens; else all, at one scale."""
+    asked, formal = [], targets.budget.formal
     monkeypatch.setattr(
-        train.budget, "formal", lambda **given: asked.append(given) or formal(**given)
+        targets.budget, "formal", lambda **given: asked.append(given) or formal(**given)
     )
     given = {"scorers": scorers, "epsilon": 8.0, "delta": 1e-6, "entries": 5, "quantiles": (0, 1)}
     made = prepared(teacher=teacher, reference=reference, clip=2.0, **given)
+    bare = prepared(teacher=teacher, reference=reference, **{**given, "epsilon": 0.0})
     rows, public = made.rows, scorers == ("rules",)
-    counted = (rows["weights"] > 0) & ((rows["scores"] > 0) | (not public))
-    contexts = set()
-    for tokens, lines, live in zip(rows["tokens"], rows["segments"], counted, strict=True):
-        for end in np.flatnonzero(live):
-            contexts.add(tuple(tokens[: end + 1][lines[: end + 1] == lines[end]]))
+    live, contexts, highest = rows["weights"] > 0, {}, {}
+    for row, column in np.argwhere(live):
+        line = rows["segments"][row, : column + 1] == rows["segments"][row, column]
+        prefix = tuple(rows["tokens"][row, : column + 1][line])
+        contexts[row, column] = prefix
+        score = bare.rows["scores"][row, column]
+        highest[prefix] = max(highest.get(prefix, 0.0), score)
+    noised = {prefix for prefix, score in highest.items() if score > 0 or not public}
     assert asked == [
         {
             "epsilon": 8.0,
             "delta": 1e-6,
-            "positions": len(contexts),
+            "positions": len(noised),
             "entries": 5,
             "clip": 2.0,
             "t_min": 1.0,
             "public_scores": public,
         }
     ]
-    scale = rows["noise_scale"]
-    np.testing.assert_array_equal(scale > 0, (rows["scores"] > 0) | (not public))
-    assert 0 < len(contexts) < counted.sum(), "some contexts are met several times"
+    for place, prefix in contexts.items():
+        assert rows["scores"][place] == highest[prefix]
+        assert (rows["released"][place] >= 0) == (prefix in noised)
+    assert 0 < len(noised) < (rows["released"] >= 0).sum(), "some contexts are met several times"
     if not public:
-        assert len(np.unique(scale)) == 1
-    assert set(made.frozen) >= {"teacher", "reference"}
+        assert len(np.unique(rows["noise_scale"])) == 1
+    assert set(made.frozen(0)) >= {"teacher", "released"}
 
 
 DP = {"epsilon": 8.0, "delta": 1e-3, "norm": 1.0}

@@ -1,0 +1,70 @@
+"""How the targets of a text are noised: scores and scales of its tokens, and the noise's key."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from distill_core import checkpoint, config
+from distill_core.config import InputError
+from distill_core.privacy import noise
+from distill_core.training import stream_key
+from swingdistill import budget, released, variants
+from swingdistill.losses import token_temperatures
+
+STREAM_NOISE = 2  # beside the streams of distill_core.training
+
+
+def noise_key(hp, workdir, start: int, rows, *models) -> jax.Array:
+    """Secret, or of `noise_seed`; the same all through the run."""
+    if hp["noise_seed"] is not None:
+        return stream_key(jax.random.key(hp["noise_seed"]), STREAM_NOISE, 0)
+    decides = {
+        "config": {name: value for name, value in hp.items() if name not in config.MAY_CHANGE},
+        "models": [checkpoint.digest(model.variables) for model in models if model],
+        "text": checkpoint.digest({k: rows[k] for k in ("tokens", "labels", "segments")}),
+    }
+    return noise.open_key(workdir, "swing_noise.json", decides=decides, start=start)
+
+
+def with_noise(hp, rows, scores):
+    """The rows with `scores` and `noise_scale`, and what a table says of the noise."""
+    if hp["variant"] == "mask":
+        kept = np.asarray(variants.mask(scores))
+        zeros = np.zeros_like(scores)
+        weights = rows["weights"] * kept
+        return {**rows, "weights": weights, "scores": zeros, "noise_scale": zeros}, None
+    if hp["epsilon"]:
+        return _with_releases(hp, rows, scores)
+    set_by = budget.empirical(hp["noise_scale"])
+    scale = set_by.noise_scale(jnp.asarray(scores))
+    if hp["noise_everywhere"]:
+        scale = jnp.full_like(scale, hp["noise_scale"])
+    scale = np.asarray(scale, np.float32)
+    return {**rows, "scores": scores, "noise_scale": scale}, set_by.report()
+
+
+def _with_releases(hp, rows, scores):
+    """`with_noise` under a formal budget: one score, one noise and one release per context."""
+    live = rows["weights"] > 0
+    ids = released.contexts(rows["tokens"], rows["segments"])
+    scores = released.highest_per_context(scores, ids, live)
+    public = set(hp["scorers"]) <= {"rules"} and not hp["noise_everywhere"]
+    places, count = released.places_in_table(ids, live & (scores > 0) if public else live)
+    if not count:
+        allowed = "no token scores above 0, so nothing would be noised; name more scorers"
+        raise InputError("epsilon", hp["epsilon"], allowed)
+    set_by = budget.formal(
+        epsilon=hp["epsilon"],
+        delta=hp["delta"],
+        positions=count,
+        entries=hp["entries"],
+        clip=hp["clip"],
+        t_min=hp["t_min"],
+        public_scores=public,
+    )
+    heats = token_temperatures(
+        jnp.asarray(scores), t_min=hp["t_min"], t_max=hp["t_max"], gamma=hp["gamma"]
+    )
+    scale = np.asarray(set_by.noise_scale(jnp.asarray(scores), heats), np.float32)
+    made = {"scores": scores, "noise_scale": scale, "released": places}
+    return {**rows, **made}, set_by.report(noise_seed=hp["noise_seed"])
