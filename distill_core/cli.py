@@ -157,7 +157,7 @@ def exit_code(main: Callable[[Sequence[str]], Any], argv: Sequence[str]) -> int:
     except checkpoint.CheckpointError as error:
         return _fail(EXIT_SYSTEM, str(error))
     except OSError as error:
-        if error.errno not in _FULL:
+        if error.errno is None or not (error.filename or error.errno in _FULL):
             raise
         return _fail(EXIT_SYSTEM, f"{error.filename or 'workdir'}: {error.strerror}")
     return 0

@@ -5,25 +5,24 @@ from collections.abc import Sequence
 from etils import epath
 
 from distill_core import report
+from distill_core.data.dataset import readable
 
 
 def conclude(
-    workdir: epath.Path,
     rows: Sequence[report.Row],
     metrics: Sequence[str],
     gates: Sequence[report.Gate],
     title: str,
     further: Sequence[tuple[str, Sequence[str], Sequence[Sequence[str | None]]]] = (),
 ):
-    """Prints the table, `further` ones (caption, head, rows), what was to be shown, and where the
-    report lies."""
+    """Prints the table, `further` ones (caption, head, rows), and what was to be shown."""
     from rich import box
     from rich.console import Console
     from rich.table import Table
     from rich.text import Text
 
     console = Console()
-    console.print(report.console_table(rows, metrics, title))
+    console.print(report.console_table(rows, metrics, readable(title)))
     for caption, head, lines in further:
         if not lines:
             continue
@@ -37,4 +36,8 @@ def conclude(
         word = "passed" if gate.passed else "MISSED"
         line = f"{word}  {gate.name}: {gate.value}, needed {gate.needed}"
         console.print(line, highlight=False, soft_wrap=True)
-    console.print(f"\nreport: {workdir / 'report.html'}", highlight=False, soft_wrap=True)
+
+
+def say_report(path: epath.PathLike):
+    """Says where the report lies, once it does."""
+    print(f"\nreport: {readable(str(path))}", flush=True)

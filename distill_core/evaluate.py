@@ -7,7 +7,7 @@
 import functools
 import io
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
@@ -28,6 +28,7 @@ def evaluate_checkpoint(
     split: str = "test",
     batch_size: int = 512,
     logits_out: epath.PathLike | None = None,
+    tell: Callable[[dict[str, Any]], None] | None = None,
 ) -> dict[str, Any]:
     """Accuracy and cross-entropy over every example of a split.
 
@@ -41,6 +42,7 @@ def evaluate_checkpoint(
       logits_out: an .npz file to write `logits` float32 [N, K] and `labels` to, in the order of
         the split, and `classes`, the names of the columns, if there are any;
         `distill_core.distill --config.teacher=npz:FILE` takes it (of the train split).
+      tell: called with the result before anything is written, which may fail.
 
     Returns:
       {"accuracy", "cross_entropy", "examples", "note"}.
@@ -68,7 +70,10 @@ def evaluate_checkpoint(
     logits = compute_logits(loaded, examples.images, batch_size)
     both = jnp.asarray(logits), jnp.asarray(examples.labels)
     found = {"accuracy": metrics.correct(*both), "cross_entropy": cross_entropy(*both)}
-    result = {name: float(np.asarray(each, np.float64).mean()) for name, each in found.items()}
+    means = {name: float(np.asarray(each, np.float64).mean()) for name, each in found.items()}
+    result = {**means, "examples": len(examples), "note": source.note}
+    if tell is not None:
+        tell(result)
     if logits_out is not None:
         buffer = io.BytesIO()
         names = fits.class_names(loaded.spec)
@@ -76,8 +81,8 @@ def evaluate_checkpoint(
         if names is not None:
             arrays["classes"] = np.array(list(names), np.str_)
         np.savez(buffer, **arrays)
-        epath.Path(logits_out).write_bytes(buffer.getvalue())
-    return {**result, "examples": len(examples), "note": source.note}
+        checkpoint.write_atomically(logits_out, buffer.getvalue())
+    return result
 
 
 def compute_logits(
@@ -110,19 +115,24 @@ def main(argv: Sequence[str]):
     flags.add_argument("--split", default="test", help="test, the default, or train")
     flags.add_argument("--logits_out", metavar="FILE.npz", help="where to write the split's logits")
     given = flags.read(argv, required=("checkpoint",))
-    found = evaluate_checkpoint(
+
+    def say(found):
+        note = f"; {found['note']}" if found["note"] else ""
+        print(
+            f"{given.split} accuracy {found['accuracy']:.4f}  cross_entropy "
+            f"{found['cross_entropy']:.4f}  ({found['examples']} examples{note}; "
+            f"{parallel.describe()})",
+            flush=True,
+        )
+
+    evaluate_checkpoint(
         given.checkpoint,
         part=given.part,
         dataset=given.dataset,
         data_dir=given.data_dir,
         split=given.split,
         logits_out=given.logits_out,
-    )
-    note = f"; {found['note']}" if found["note"] else ""
-    print(
-        f"{given.split} accuracy {found['accuracy']:.4f}  cross_entropy "
-        f"{found['cross_entropy']:.4f}  ({found['examples']} examples{note}; "
-        f"{parallel.describe()})"
+        tell=say,
     )
 
 

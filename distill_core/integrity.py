@@ -4,6 +4,7 @@
 deletion) and counts for nothing. It holds a checksum of every other file and of itself.
 """
 
+import contextlib
 import json
 import logging
 import os
@@ -166,9 +167,12 @@ def write_atomically(path: epath.PathLike, content: str | bytes, *, mode: int | 
             os.chmod(temporary, mode)
         temporary.write_bytes(content.encode() if isinstance(content, str) else content)
         temporary.replace(path)
-    except OSError:
-        temporary.unlink(missing_ok=True)  # e.g. the disk is full
-        raise
+    except OSError as error:  # e.g. the disk is full
+        with contextlib.suppress(OSError):
+            temporary.unlink(missing_ok=True)
+        if error.errno is None:
+            raise
+        raise OSError(error.errno, error.strerror, str(path)) from error
 
 
 def _write_metadata(path: epath.Path, metadata: Mapping[str, Any]):

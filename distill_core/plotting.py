@@ -1,10 +1,16 @@
-"""The look that the methods' figures share, and how one is written."""
+"""The look that the methods' figures share, and how one is drawn and written."""
 
 import contextlib
-from collections.abc import Iterator
+import io
+import sys
+import warnings
+from collections.abc import Callable, Iterator
 from typing import Any
 
+import numpy as np
 from etils import epath
+
+from distill_core import integrity
 
 # Okabe and Ito's colours and two of Tol's: told apart with any colour vision, in this order.
 PALETTE = (
@@ -34,6 +40,7 @@ def style() -> Iterator[None]:
     look: dict[Any, Any] = {
         "font.family": "DejaVu Sans",  # ships with matplotlib: the same picture on any machine
         "font.size": 10,  # of 7.2 inches: still read on a phone
+        "text.parse_math": False,  # names of classes and arms are text: "cost $5" is no formula
         "axes.titlesize": 11,
         "axes.titlelocation": "left",
         "axes.titleweight": "bold",
@@ -57,8 +64,42 @@ def save(figure: Any, path: epath.PathLike) -> epath.Path:
 
     Call it inside `style()`. Returns the path.
     """
+    buffer = io.BytesIO()
+    with warnings.catch_warnings():
+        # A character that the font lacks is drawn as a box.
+        warnings.filterwarnings("ignore", message="Glyph .* missing", category=UserWarning)
+        figure.savefig(buffer, format="png", dpi=150)
     path = epath.Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("wb") as file:
-        figure.savefig(file, format="png", dpi=150)
+    integrity.write_atomically(path, buffer.getvalue())
     return path
+
+
+def attempt(
+    draw: Callable[..., epath.Path | None], path: epath.PathLike, *args: Any, **kwargs: Any
+) -> epath.Path | None:
+    """`draw(path, *args, **kwargs)`; where that raises, None and one line on stderr.
+
+    No picture is worth the results beside it.
+    """
+    try:
+        return draw(path, *args, **kwargs)
+    except Exception as error:
+        reason = " ".join(f"{type(error).__name__}: {error}".split())
+        print(f"{path}: picture left out: {reason[:300]}", file=sys.stderr, flush=True)
+        return None
+
+
+def pixels(image: np.ndarray) -> np.ndarray:
+    """An image [H, W], [H, W, 1] or [H, W, C] as `imshow` takes it: [H, W] or, for C = 3, as it is.
+
+    Other numbers of channels have no colours that are known: their mean is shown, of the same type.
+    """
+    if image.ndim == 2 or image.shape[2] == 3:
+        return image
+    return image.mean(axis=2).astype(image.dtype)
+
+
+def legend_label(name: str) -> str:
+    """A name as a legend shows it: matplotlib leaves out those that begin with an underscore."""
+    return f" {name}" if name.startswith("_") else name

@@ -10,6 +10,7 @@ from latent vectors to images. A language model's `tokenizer.json` is read by th
 library.
 """
 
+import contextlib
 import json
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -108,10 +109,16 @@ def release(
         files["tokenizer.json"] = tokenizer.to_json().encode()
         card["files"]["tokenizer.json"] = "of the library tokenizers"
         card["vocabulary"] = _VOCABULARY.get(tokenizer.made_from, _VOCABULARY[ELSEWHERE])
+    files["card.json"] = f"{json.dumps(card, indent=1)}\n".encode()
     out.mkdir(parents=True, exist_ok=True)
-    for name, content in files.items():
-        (out / name).write_bytes(content)
-    checkpoint.write_atomically(out / "card.json", json.dumps(card, indent=1) + "\n")
+    try:
+        for name, content in files.items():
+            checkpoint.write_atomically(out / name, content)
+    except OSError:
+        for name in files:  # no network without its card, and the directory is free for another try
+            with contextlib.suppress(OSError):
+                (out / name).unlink(missing_ok=True)
+        raise
     return card
 
 

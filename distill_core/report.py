@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from etils import epath
 
-from distill_core import page
+from distill_core import integrity, page
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -154,7 +154,7 @@ def write_html(
     rows: Sequence[Row],
     metrics: Sequence[str],
     gates: Sequence[Gate],
-    figures: Sequence[tuple[str, epath.PathLike]],
+    figures: Sequence[tuple[str, epath.PathLike | None]],
     notes: Sequence[str],
     environment: Mapping[str, Any],
     command: str,
@@ -163,7 +163,8 @@ def write_html(
 ) -> None:
     """Writes the report as one HTML file that needs nothing else: PNGs inlined, no script.
 
-    `figures` are (caption, path of a PNG); the caption is also the picture's alternative text.
+    `figures` are (caption, path of a PNG, or None of one that could not be drawn and is left out);
+    the caption is also the picture's alternative text.
     `extra_tables` are (caption, head, rows), None for an empty cell. `sections` are (heading, HTML
     that goes in as it is: whoever makes it escapes it). All else is shown as text, never as markup.
     Raises ValueError as `write_results`, and where a row does not fit its table's head.
@@ -178,7 +179,9 @@ def write_html(
         (gate.name, gate.passed, f"measured {_value(gate.value)}, needed {_value(gate.needed)}")
         for gate in gates
     ]
-    pictures = [page.picture(caption, epath.Path(png).read_bytes()) for caption, png in figures]
+    pictures = [
+        page.picture(caption, epath.Path(png).read_bytes()) for caption, png in figures if png
+    ]
     document = page.page(
         title,
         summary,
@@ -275,9 +278,8 @@ def _plain(value: Any) -> Any:
 def _write(path: epath.PathLike, text: str) -> None:
     path = epath.Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    unfinished = path.parent / f".{path.name}.tmp"
-    unfinished.write_text(text, encoding="utf-8")
-    unfinished.replace(path)  # a reader sees the old file or the new one, never half of one
+    # What is no Unicode, as in the path of a folder, stands there as JSON escapes it.
+    integrity.write_atomically(path, text.encode("utf-8", "backslashreplace"))
 
 
 def _version(distribution: str) -> str:

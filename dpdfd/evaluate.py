@@ -9,7 +9,7 @@ everything it writes, too. The data set's test split only measures; nothing is t
 
 import io
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -18,6 +18,7 @@ from etils import epath
 from distill_core import checkpoint, cli, config, data, fits, parallel
 from distill_core.config import InputError
 from distill_core.data.dataset import Dataset
+from distill_core.plotting import attempt
 from dpdfd import fresh
 from dpdfd.units import privacy_spent
 
@@ -38,6 +39,7 @@ def evaluate(
     learning_rate: float = 2e-3,
     crop_padding: int | None = None,
     seed: int = 0,
+    tell: Callable[[dict[str, Any]], None] | None = None,
 ) -> dict[str, Any]:
     """Everything that the binary prints.
 
@@ -53,6 +55,7 @@ def evaluate(
       num_samples: N, generated images.
       num_steps, batch_size, learning_rate, seed: as for `fresh.fit_soft_labels`.
       crop_padding: likewise; by default a fourteenth of the image's side.
+      tell: called with the result before anything is written, which may fail.
 
     Returns:
       {"accuracy", "fresh_classifier_accuracy", "num_test", "num_samples", "samples_per_class",
@@ -95,10 +98,12 @@ def evaluate(
         "step": metadata["step"],
         "privacy": spent,
     }
-    if export is not None:
-        export_samples(export, images, probs, classes, metadata["ledger"], describe(spent))
+    if tell is not None:
+        tell(result)
     if out is not None:
         _write_folder(epath.Path(out), folder.parent.parent, result, images, labels, classes)
+    if export is not None:
+        export_samples(export, images, probs, classes, metadata["ledger"], describe(spent))
     return result
 
 
@@ -219,13 +224,13 @@ def _write_folder(out: epath.Path, workdir: epath.Path, result, images, labels, 
     from dpdfd import figures
 
     out.mkdir(parents=True, exist_ok=True)
-    figures.sample_grid(out / "samples.png", images, labels, classes)
+    text = json.dumps(result, indent=1, ensure_ascii=False)
+    checkpoint.write_atomically(out / "evaluation.json", f"{text}\n")
+    attempt(figures.sample_grid, out / "samples.png", images, labels, classes)
     lines = workdir / "metrics.jsonl"
     rows = [json.loads(line) for line in lines.read_text().splitlines()] if lines.exists() else []
     if any(name in row for row in rows for name in figures.QUANTITIES):
-        figures.convergence(out / "convergence.png", rows)
-    text = json.dumps(result, indent=1, ensure_ascii=False)
-    checkpoint.write_atomically(out / "evaluation.json", f"{text}\n")
+        attempt(figures.convergence, out / "convergence.png", rows)
 
 
 def main(argv: Sequence[str]):
@@ -244,7 +249,10 @@ def main(argv: Sequence[str]):
     given = flags.read(argv, required=("checkpoint",))
     names = ("dataset", "data_dir", "out", "export", "num_samples", "num_steps", "model", "delta")
     settings = {name: getattr(given, name) for name in (*names, "seed")}
-    found = evaluate(given.checkpoint, **settings)
+    evaluate(given.checkpoint, **settings, tell=_say)
+
+
+def _say(found: Mapping[str, Any]):
     note = f"; {found['note']}" if found["note"] else ""
     measured = f"({found['num_test']} examples{note}; {parallel.describe()})"
     print(f"student accuracy {found['accuracy']:.4f}  {measured}")

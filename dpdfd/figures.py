@@ -7,7 +7,7 @@ import numpy as np
 from etils import epath
 from numpy.typing import ArrayLike
 
-from distill_core.plotting import DIM, GRID, PALETTE, save, style
+from distill_core.plotting import DIM, GRID, PALETTE, pixels, save, style
 
 _MOST_CLASSES = 20
 # Names in metrics.jsonl, and what they are; nothing else of a run is drawn.
@@ -29,21 +29,23 @@ def sample_grid(
 ) -> epath.Path:
     """Generated images, a row a class, the first `columns` of each.
 
-    images uint8 [N, H, W, 1 or 3]; labels int [N], the student's view; C class names, of which the
-    first 20 are drawn. A class without images is an empty row. Raises ValueError on other shapes.
+    images uint8 [N, H, W, channels], shown as `pixels` makes them; labels int [N], the student's
+    view; C class names, of which the first 20 are drawn. A class without images is an empty row.
+    Raises ValueError on other shapes.
     """
     from matplotlib.figure import Figure
 
     pictures, seen = np.asarray(images), np.asarray(labels)
-    if pictures.ndim != 4 or pictures.shape[3] not in (1, 3) or seen.shape != pictures.shape[:1]:
-        raise ValueError(f"images: got {pictures.shape}, labels {seen.shape}; need [N, H, W, 1|3]")
+    if pictures.ndim != 4 or seen.shape != pictures.shape[:1]:
+        raise ValueError(f"images: got {pictures.shape}, labels {seen.shape}; need [N, H, W, C]")
     names = list(classes)[:_MOST_CLASSES]
     height, width = pictures.shape[1] + 1, pictures.shape[2] + 1  # a line of white between
     shown = np.full((height * len(names), width * columns, 3), 255, np.uint8)
     for k in range(len(names)):
         for i, picture in enumerate(pictures[seen == k][:columns]):
             top, left = k * height, i * width
-            shown[top : top + height - 1, left : left + width - 1] = picture
+            drawn = np.atleast_3d(pixels(picture))
+            shown[top : top + height - 1, left : left + width - 1] = drawn
     with style():
         size = (7.2, 0.5 + 6.2 * len(shown) / shown.shape[1])
         axis = (figure := Figure(figsize=size, layout="constrained")).subplots()

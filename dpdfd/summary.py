@@ -9,6 +9,7 @@ from etils import epath
 
 from distill_core import console, report
 from distill_core.config import InputError
+from distill_core.plotting import attempt
 from distill_core.privacy.ledger import ZERO_OUT
 from distill_core.stages import run_directory
 from dpdfd import arms_figure
@@ -146,20 +147,23 @@ def _bar(arm: str, metric: str, least: float, rows: Mapping[str, report.Row]) ->
 
 
 def write(workdir: epath.Path, hp: Mapping[str, Any], dataset, results: Results, minutes: float):
-    """results.json, report.html with its figures, and the table and gates on the console."""
+    """results.json, the table and gates on the console, then report.html with its figures."""
     rows, gates = rows_and_gates(results, hp)
     environment = report.environment()
-    report.write_results(
-        workdir / "results.json",
-        method="dpdfd",
-        dataset=dataset.name,
-        rows=rows,
-        gates=gates,
-        environment=environment,
-        extra={"settings": json.loads(json.dumps(dict(hp))), "minutes": minutes},
-    )
     title = f"Data-free conversion of a teacher on {dataset.name}"
     shown = [name for name in METRICS if any(name in row.metrics for row in rows)]
+    try:
+        report.write_results(
+            workdir / "results.json",
+            method="dpdfd",
+            dataset=dataset.name,
+            rows=rows,
+            gates=gates,
+            environment=environment,
+            extra={"settings": json.loads(json.dumps(dict(hp))), "minutes": minutes},
+        )
+    finally:  # a full disk does not cost the table
+        console.conclude(rows, shown, gates, title)
     report.write_html(
         workdir / "report.html",
         title=title,
@@ -173,7 +177,7 @@ def write(workdir: epath.Path, hp: Mapping[str, Any], dataset, results: Results,
         command=" ".join(["python -m dpdfd.experiment", *sys.argv[1:]]),
         extra_tables=_tables(rows, dataset),
     )
-    console.conclude(workdir, rows, shown, gates, title)
+    console.say_report(workdir / "report.html")
 
 
 def _summary(rows: Sequence[report.Row], hp: Mapping[str, Any]) -> str:
@@ -191,14 +195,12 @@ def _summary(rows: Sequence[report.Row], hp: Mapping[str, Any]) -> str:
     )
 
 
-def _figures(workdir: epath.Path, hp, rows) -> list[tuple[str, epath.Path]]:
-    folder = workdir / "figures"
-    folder.mkdir(parents=True, exist_ok=True)
-    made = [
+def _figures(workdir: epath.Path, hp, rows) -> list[tuple[str, epath.Path | None]]:
+    made: list[tuple[str, epath.Path | None]] = [
         (
             "Accuracy of every arm's student, and of a fresh classifier trained on what its "
             "generator makes; one dot a seed.",
-            arms_figure.arm_accuracies(folder / "arms.png", rows),
+            attempt(arms_figure.arm_accuracies, workdir / "figures" / "arms.png", rows),
         )
     ]
     for arm in hp["arms"]:

@@ -127,15 +127,19 @@ def run(
         run_directory(workdir, arm, hp["seeds"][0])
         for arm in ("teacher_normal", "teacher_nasty", "student_alone")
     )
-    figures = summary.draw_figures(workdir, dataset, rows, normal, nasty, hp["temperature"])
     further = further_results.collect(
-        workdir, results, sweeps=sweeps, fought=fought, inverted=inverted, targets=hp["targets"]
+        results, sweeps=sweeps, fought=fought, inverted=inverted, targets=hp["targets"]
     )
     device, *others = jax.devices()
     if peak := throughput.peak(device.device_kind):
         pair = (checkpoint.load_model(path) for path in (normal, alone))
         further.tables.append(throughput.table(results, hp, *pair, peak=peak * (1 + len(others))))
-    summary.write(workdir, hp, dataset, rows, gates, figures, further, minutes)
+    summary.conclude(workdir, hp, dataset, rows, gates, further, minutes)
+    drawn = [
+        *summary.draw_figures(workdir, dataset, rows, normal, nasty, hp["temperature"]),
+        *further_results.draw_figures(workdir, results, sweeps, fought, bool(inverted)),
+    ]
+    summary.write_report(workdir, dataset, rows, gates, drawn, further, minutes)
     return results
 
 

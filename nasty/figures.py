@@ -8,7 +8,18 @@ import numpy as np
 from etils import epath
 from numpy.typing import ArrayLike
 
-from distill_core.plotting import DASHED, DIM, GRID, MARKERS, PALETTE, REST, save, style
+from distill_core.plotting import (
+    DASHED,
+    DIM,
+    GRID,
+    MARKERS,
+    PALETTE,
+    REST,
+    legend_label,
+    pixels,
+    save,
+    style,
+)
 from distill_core.report import Row
 
 _MOST_INPUTS = 12
@@ -36,9 +47,10 @@ def logit_response(
 ) -> epath.Path:
     """What both teachers tell a student: one row an input, its softened probabilities as bars.
 
-    images [N, H, W] or [N, H, W, 1 or 3], uint8 or float in [0, 1], N at most 12; logits [N, C];
-    labels int [N]; C class names. The true class is coloured; beside the bars stands the class
-    that the network predicts. Raises ValueError on other sizes. After Ma et al., 2021, figure 1.
+    images [N, H, W] or [N, H, W, channels], uint8 or float in [0, 1], N at most 12; logits [N, C];
+    labels int [N]; C class names. Images with other than 1 or 3 channels are shown as their mean.
+    The true class is coloured; beside the bars stands the class that the network predicts. Raises
+    ValueError on other sizes. After Ma et al., 2021, figure 1.
     """
     from matplotlib.figure import Figure
     from matplotlib.patches import Patch
@@ -55,7 +67,7 @@ def logit_response(
         figure = Figure(figsize=(7.2, 0.9 + 1.25 * n), layout="constrained")
         axes = figure.subplots(n, 3, squeeze=False, width_ratios=[1, 3, 3])
         for row in range(n):
-            axes[row, 0].imshow(pictures[row].squeeze(), cmap="gray", interpolation="nearest")
+            axes[row, 0].imshow(pixels(pictures[row]), cmap="gray", interpolation="nearest")
             axes[row, 0].set_axis_off()
             axes[row, 0].set_title(classes[truth[row]], loc="center", fontweight="normal")
             probabilities = {name: _softmax(z[row], temperature) for name, z in answers.items()}
@@ -119,7 +131,8 @@ def embedding_figure(
             for k, (color, marker) in enumerate(zip(PALETTE, MARKERS, strict=True)):
                 if k < len(classes):
                     one = points[labels == k]
-                    axis.scatter(*one.T, color=color, marker=marker, label=classes[k], **look)
+                    label = legend_label(classes[k])
+                    axis.scatter(*one.T, color=color, marker=marker, label=label, **look)
             numbers = f"linear probe {100 * panel.probe_accuracy:.1f}%"
             if panel.cka is not None:
                 numbers += f"   CKA with normal {panel.cka:.2f}"

@@ -1,4 +1,4 @@
-"""What an experiment found beyond the comparison, as tables, figures and JSON."""
+"""What an experiment found beyond the comparison, as tables, JSON and figures."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
@@ -7,6 +7,7 @@ import numpy as np
 from etils import epath
 
 from distill_core import report
+from distill_core.plotting import attempt
 from nasty import ablations, sweep_figures
 from nasty.ablations import AXES, Point, shown
 from nasty.contest import Contest
@@ -16,15 +17,13 @@ UNCHECKED = "† From a secondary source, not checked against the paper."
 
 
 class Further(NamedTuple):
-    """Tables as `report.write_html` takes them, (caption, PNG), and fields of results.json."""
+    """Tables as `report.write_html` takes them, and fields of results.json."""
 
     tables: list[tuple[str, Sequence[str], Sequence[Sequence[str | None]]]]
-    figures: list[tuple[str, epath.Path]]
     fields: dict[str, Any]
 
 
 def collect(
-    workdir: epath.Path,
     results: Mapping[tuple[str, int], Mapping[str, Any]],
     *,
     sweeps: Mapping[str, Sequence[Point]],
@@ -35,28 +34,79 @@ def collect(
     """Everything that the experiment's config asked for beside the comparison.
 
     Args:
-      workdir: the experiment's; pictures go to its `figures/`.
       results: of the comparison, by (arm, seed).
       sweeps: points of each ablation.
       fought: attacks against defences.
       inverted: what `inversion_stage.reconstruct` returned.
       targets: arm -> the paper's accuracy (†), a fraction.
     """
-    accuracies: dict[str, list[float]] = {}
-    for (arm, _), result in results.items():
-        accuracies.setdefault(arm, []).append(result["accuracy"])
+    accuracies = _accuracies(results)
     means = {arm: float(np.mean(values)) for arm, values in accuracies.items()}
-    found = Further([], [], {})
+    found = Further([], {})
     _add_targets(found, accuracies, targets)
     if sweeps:
         _add_trends(found, sweeps, means)
     for name, points in sweeps.items():
-        _add_sweep(found, workdir, name, points, means)
+        _add_sweep(found, name, points)
     if fought is not None:
-        _add_contest(found, workdir, fought)
+        _add_contest(found, fought)
     if inverted is not None:
-        _add_inversion(found, workdir, inverted)
+        _add_inversion(found, inverted)
     return found
+
+
+def draw_figures(
+    workdir: epath.Path,
+    results: Mapping[tuple[str, int], Mapping[str, Any]],
+    sweeps: Mapping[str, Sequence[Point]],
+    fought: Contest | None,
+    inverted: bool,
+) -> list[tuple[str, epath.Path | None]]:
+    """(caption, PNG) of what `collect` has tables of, in `<workdir>/figures`; a picture that fails
+    is None."""
+    folder, made = workdir / "figures", []
+    alone = float(np.mean(_accuracies(results)["student_alone"]))
+    for name, points in sweeps.items():
+        axis, values = AXES[name], [shown(point.value) for point in points]
+        drawn = attempt(
+            sweep_figures.sweep,
+            folder / f"ablation_{name}.png",
+            axis.label,
+            values,
+            _series(name, points),
+            alone,
+            connected=not isinstance(points[0].value, Mapping),
+        )
+        made.append((f"Test accuracy by {axis.label}. The paper: {axis.paper}.", drawn))
+    if fought is not None:
+        path, mean = folder / "contest.png", float(np.mean(fought.alone))
+        drawn = attempt(sweep_figures.contest, path, fought.attacked, mean)
+        made.append(("What every attack got out of every defence.", drawn))
+    if inverted:
+        caption = (
+            "Images that both teachers take for the classes, reconstructed from the same noise. "
+            "The paper: those of the nasty teacher are noisier, with features of wrong classes."
+        )
+        # The stage drew it, if it could.
+        found = sorted((workdir / "runs" / "inversion").glob("*/inversion.png"))
+        made.append((caption, found[0] if found else None))
+    return made
+
+
+def _accuracies(results: Mapping[tuple[str, int], Mapping[str, Any]]) -> dict[str, list[float]]:
+    """Arm -> the accuracy of each seed."""
+    found: dict[str, list[float]] = {}
+    for (arm, _), result in results.items():
+        found.setdefault(arm, []).append(result["accuracy"])
+    return found
+
+
+def _series(name: str, points: Sequence[Point]) -> dict[str, list[Sequence[float]]]:
+    """Label of each series of an ablation -> the accuracies of each of its points."""
+    return {
+        label: [point.accuracies[key] for point in points]
+        for key, label in AXES[name].series.items()
+    }
 
 
 def _add_targets(found: Further, accuracies, targets: Mapping[str, float]):
@@ -97,29 +147,20 @@ def _weaker_suffer_more(means: Mapping[str, float]) -> ablations.Trend:
     return ablations.Trend(student > own, text)
 
 
-def _add_sweep(found: Further, workdir, name: str, points: Sequence[Point], means):
+def _add_sweep(found: Further, name: str, points: Sequence[Point]):
     axis = AXES[name]
-    values = [shown(point.value) for point in points]
-    series = {
-        label: [point.accuracies[key] for point in points] for key, label in axis.series.items()
-    }
+    values, series = [shown(point.value) for point in points], _series(name, points)
     rows = [
         [value, *(_percent(runs[i]) for runs in series.values())] for i, value in enumerate(values)
     ]
     found.tables.append((f"Test accuracy, %, by {axis.label}", [axis.label, *series], rows))
-    path = workdir / "figures" / f"ablation_{name}.png"
-    caption = f"Test accuracy by {axis.label}. The paper: {axis.paper}."
-    alone = means["student_alone"]
-    connected = not isinstance(points[0].value, Mapping)
-    drawn = sweep_figures.sweep(path, axis.label, values, series, alone, connected=connected)
-    found.figures.append((caption, drawn))
     found.fields.setdefault("ablations", {})[name] = [
         {"value": value, **{k: report.summarize(v) for k, v in point.accuracies.items()}}
         for value, point in zip(values, points, strict=True)
     ]
 
 
-def _add_contest(found: Further, workdir, fought: Contest):
+def _add_contest(found: Further, fought: Contest):
     defences = fought.defences
     rows: list[list[str | None]] = [
         [attack, *(_percent(fought.attacked[attack, d]) for d in defences)]
@@ -137,9 +178,6 @@ def _add_contest(found: Further, workdir, fought: Contest):
     )
     head = ["attack", *(defence.replace("_", " ") for defence in defences)]
     found.tables.append((caption, head, rows))
-    alone = float(np.mean(fought.alone))
-    path = sweep_figures.contest(workdir / "figures" / "contest.png", fought.attacked, alone)
-    found.figures.append(("What every attack got out of every defence.", path))
     found.fields["attacks_and_defences"] = {
         "attacked": [
             {"attack": attack, "defence": defence, "accuracy": report.summarize(values)}
@@ -151,7 +189,7 @@ def _add_contest(found: Further, workdir, fought: Contest):
     }
 
 
-def _add_inversion(found: Further, workdir, inverted: Mapping[str, Any]):
+def _add_inversion(found: Further, inverted: Mapping[str, Any]):
     numbers = {name: inverted[name] for name in ("normal", "nasty")}
     rows = [
         [
@@ -164,12 +202,6 @@ def _add_inversion(found: Further, workdir, inverted: Mapping[str, Any]):
     ]
     head = ["images from", "its own confidence", "total variation", "right to the student alone"]
     found.tables.append(("Reconstructed images (DeepInversion)", head, rows))
-    (picture,) = sorted((workdir / "runs" / "inversion").glob("*/inversion.png"))
-    caption = (
-        "Images that both teachers take for the classes, reconstructed from the same noise. The "
-        "paper: those of the nasty teacher are noisier, with features of wrong classes."
-    )
-    found.figures.append((caption, picture))
     found.fields["inversion"] = numbers
 
 

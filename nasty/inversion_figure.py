@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 from etils import epath
 
-from distill_core.plotting import DIM, save, style
+from distill_core.plotting import DIM, pixels, save, style
 from nasty.inversion import Inversion
 
 _MOST_CLASSES, _COLUMNS = 10, 5
@@ -40,7 +40,7 @@ def inversion_grid(
                 for axis in axes[line]:
                     axis.set_axis_off()
                 for axis, member in zip(axes[line], members, strict=False):
-                    image = found.images[member].squeeze()
+                    image = pixels(found.images[member])
                     axis.imshow(image, cmap="gray", vmin=0, vmax=1, interpolation="nearest")
                 if name == "normal":
                     axes[line, 0].text(

@@ -8,6 +8,7 @@ from etils import epath
 
 from distill_core import checkpoint, config, fits
 from distill_core.config import InputError
+from distill_core.plotting import attempt
 from distill_core.stages import Run, run_directory
 from nasty import inversion
 from nasty.inversion_figure import inversion_grid
@@ -78,5 +79,5 @@ def reconstruct(
         }
     with (workdir / "images.npz").open("wb") as file:
         np.savez(file, labels=labels, **{name: each.images for name, each in made.items()})
-    inversion_grid(workdir / "inversion.png", made["normal"], made["nasty"], classes)
+    attempt(inversion_grid, workdir / "inversion.png", made["normal"], made["nasty"], classes)
     return found

@@ -1,4 +1,4 @@
-"""An experiment's runs to table, gates, figures, results.json and report.html."""
+"""An experiment's runs to table, gates, results.json, figures and report.html."""
 
 import json
 import sys
@@ -11,6 +11,7 @@ from etils import epath
 
 from distill_core import checkpoint, console, evaluate, models, report, spec
 from distill_core.data import Dataset, preprocess
+from distill_core.plotting import attempt
 from nasty import figures, representations
 from nasty.further_results import Further
 
@@ -102,51 +103,55 @@ def draw_figures(
     normal: epath.Path,
     nasty: epath.Path,
     temperature: float,
-) -> list[tuple[str, epath.Path]]:
+) -> list[tuple[str, epath.Path | None]]:
     """(caption, PNG) of the arms, the logit response, and features and logits in the plane.
 
-    `normal` and `nasty` are the teachers' workdirs.
+    `normal` and `nasty` are the teachers' workdirs. A picture that fails is None.
     """
-    folder = workdir / "figures"
-    folder.mkdir(parents=True, exist_ok=True)
-    # Shuffled once: some test splits are sorted by class.
-    rows_used = np.random.default_rng(0).permutation(len(dataset.test))[:_POINTS]
-    images, labels = dataset.test.images[rows_used], dataset.test.labels[rows_used]
-    teachers = [checkpoint.load_model(path) for path in (normal, nasty)]
-    logits = [evaluate.compute_logits(teacher, images) for teacher in teachers]
-    shown = _one_a_class(labels)
-    made = [
+    folder, workdirs = workdir / "figures", (normal, nasty)
+    return [
         (
             "Accuracy of every arm; one dot a seed, the line is the student alone.",
-            figures.arm_accuracies(folder / "arms.png", rows),
+            attempt(figures.arm_accuracies, folder / "arms.png", rows),
         ),
         (
             f"What both teachers tell a student, softened at temperature {temperature:g}. The "
             "paper shows one peak from a normal teacher, and several from a nasty one.",
-            figures.logit_response(
-                folder / "logit_response.png",
-                images[shown],
-                logits[0][shown],
-                logits[1][shown],
-                labels[shown],
-                dataset.classes,
-                temperature,
-            ),
+            attempt(_response, folder / "logit_response.png", workdirs, dataset, temperature),
+        ),
+        (
+            "t-SNE of features and of logits on test images, with the accuracy of a linear probe "
+            "and the similarity (linear CKA) to the normal teacher.",
+            attempt(_embeddings, folder / "embeddings.png", workdirs, dataset),
         ),
     ]
+
+
+def _shown(dataset: Dataset) -> tuple[np.ndarray, np.ndarray]:
+    """(images, labels) of some of the test split, shuffled: some splits are sorted by class."""
+    rows = np.random.default_rng(0).permutation(len(dataset.test))[:_POINTS]
+    return dataset.test.images[rows], dataset.test.labels[rows]
+
+
+def _response(path, workdirs, dataset: Dataset, temperature: float) -> epath.Path:
+    images, labels = _shown(dataset)
+    first = _one_a_class(labels)
+    images, labels = images[first], labels[first]
+    normal, nasty = (
+        evaluate.compute_logits(checkpoint.load_model(each), images) for each in workdirs
+    )
+    return figures.logit_response(path, images, normal, nasty, labels, dataset.classes, temperature)
+
+
+def _embeddings(path, workdirs, dataset: Dataset) -> epath.Path | None:
+    """None where a class has one image, or a network of a user's own shows no features."""
+    images, labels = _shown(dataset)
+    teachers = [checkpoint.load_model(each) for each in workdirs]
     features = [_features(teacher, images) for teacher in teachers]
-    probed = np.bincount(labels, minlength=dataset.num_classes).min() >= 2
-    if probed and all(f is not None for f in features):
-        path = _embeddings(folder / "embeddings.png", features, logits, labels, dataset.classes)
-        caption = (
-            "t-SNE of features and of logits on test images, with the accuracy of a linear probe "
-            "and the similarity (linear CKA) to the normal teacher."
-        )
-        made.append((caption, path))
-    return made
-
-
-def _embeddings(path, features, logits, labels, classes) -> epath.Path:
+    few = np.bincount(labels, minlength=dataset.num_classes).min() < 2
+    if few or any(f is None for f in features):
+        return None
+    logits = [evaluate.compute_logits(teacher, images) for teacher in teachers]
     panels = []
     for name, pair in (("Features", features), ("Logits", logits)):
         for kind, x in zip(("normal", "nasty"), pair, strict=True):
@@ -160,7 +165,7 @@ def _embeddings(path, features, logits, labels, classes) -> epath.Path:
                     representations.linear_cka(pair[0], x) if kind == "nasty" else None,
                 )
             )
-    return figures.embedding_figure(path, panels, classes)
+    return figures.embedding_figure(path, panels, dataset.classes)
 
 
 def _features(model: checkpoint.LoadedModel, images: np.ndarray) -> np.ndarray | None:
@@ -181,31 +186,48 @@ def _one_a_class(labels: np.ndarray) -> np.ndarray:
     return np.sort(np.unique(labels, return_index=True)[1])[:_INPUTS]
 
 
-def write(
+def conclude(
     workdir: epath.Path,
     hp: Mapping[str, Any],
     dataset: Dataset,
     rows: Sequence[report.Row],
     gates: Sequence[report.Gate],
-    drawn: Sequence[tuple[str, epath.Path]],
     further: Further,
     minutes: float,
 ):
-    """results.json, report.html, and the tables and gates on the console."""
-    environment = report.environment()
-    report.write_results(
-        workdir / "results.json",
-        method="nasty",
-        dataset=dataset.name,
-        rows=rows,
-        gates=gates,
-        environment=environment,
-        extra={
-            "settings": json.loads(json.dumps(dict(hp))),
-            "minutes": minutes,
-            **further.fields,
-        },
-    )
+    """results.json, and the tables and gates on the console: before anything is drawn."""
+    try:
+        report.write_results(
+            workdir / "results.json",
+            method="nasty",
+            dataset=dataset.name,
+            rows=rows,
+            gates=gates,
+            environment=report.environment(),
+            extra={
+                "settings": json.loads(json.dumps(dict(hp))),
+                "minutes": minutes,
+                **further.fields,
+            },
+        )
+    finally:  # a full disk does not cost the table
+        console.conclude(rows, ["accuracy"], gates, _title(dataset), further.tables)
+
+
+def _title(dataset: Dataset) -> str:
+    return f"Nasty teachers on {dataset.name}"
+
+
+def write_report(
+    workdir: epath.Path,
+    dataset: Dataset,
+    rows: Sequence[report.Row],
+    gates: Sequence[report.Gate],
+    drawn: Sequence[tuple[str, epath.Path | None]],
+    further: Further,
+    minutes: float,
+):
+    """report.html."""
     notes = [
         "Accuracies are fractions of all test examples, at the last step; this run chose nothing "
         "on the test split. How the config's values were chosen, its docstring says.",
@@ -215,10 +237,9 @@ def write(
         f"This call took {minutes:.1f} minutes; stages finished before it are not counted.",
     ] + ([dataset.note] if dataset.note else [])
     mean = {row.arm: report.summarize(row.metrics["accuracy"])["mean"] for row in rows}
-    title = f"Nasty teachers on {dataset.name}"
     report.write_html(
         workdir / "report.html",
-        title=title,
+        title=_title(dataset),
         summary=(
             f"The nasty teacher classifies {mean['teacher_nasty']:.1%} of the test images right, "
             f"the normal one {mean['teacher_normal']:.1%}. A student distilled from the normal "
@@ -229,10 +250,10 @@ def write(
         rows=rows,
         metrics=["accuracy"],
         gates=gates,
-        figures=[*drawn, *further.figures],
+        figures=drawn,
         extra_tables=further.tables,
         notes=notes,
-        environment=environment,
+        environment=report.environment(),
         command=" ".join(["python -m nasty.experiment", *sys.argv[1:]]),
     )
-    console.conclude(workdir, rows, ["accuracy"], gates, title, further.tables)
+    console.say_report(workdir / "report.html")

@@ -264,7 +264,7 @@ def main(argv: Sequence[str]):
             f"{floor_bits():.2f} on average)"
         )
     if given.out:
-        epath.Path(given.out).write_text(json.dumps(found, indent=1) + "\n")
+        checkpoint.write_atomically(given.out, json.dumps(found, indent=1) + "\n")
 
 
 if __name__ == "__main__":

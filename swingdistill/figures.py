@@ -222,7 +222,11 @@ def scorer_quality(
 
 def _noise_axis(axis: Any, scales: np.ndarray) -> None:
     """A logarithmic axis with less noise to the right; the scales themselves where they are few."""
+    from matplotlib.ticker import LogFormatter
+
     axis.set_xscale("log")
+    for which in (axis.xaxis.set_major_formatter, axis.xaxis.set_minor_formatter):
+        which(LogFormatter())  # the scale's own writes powers as formulas
     used = np.unique(scales)
     if len(used) <= 8:
         axis.set_xticks(used, [f"{scale:.3g}" for scale in used])

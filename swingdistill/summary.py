@@ -9,6 +9,7 @@ from typing import Any
 from etils import epath
 
 from distill_core import console, report
+from distill_core.plotting import attempt
 from swingdistill import arms, claims, evaluate, figures, samples
 
 Results = Mapping[tuple[str, int], Mapping[str, Any]]
@@ -44,7 +45,7 @@ def write(
     study: Mapping[int, Mapping[str, Any]],
     minutes: float,
 ):
-    """results.json, report.html, the figures, and the table and gates on the console.
+    """results.json, the table and gates on the console, then the figures and report.html.
 
     Args:
       workdir: the experiment's.
@@ -69,21 +70,26 @@ def write(
         arm: {str(seed): r["exposure"] for (name, seed), r in results.items() if name == arm}
         for arm in dict.fromkeys(arm for arm, _ in results)
     }
-    report.write_results(
-        workdir / "results.json",
-        method="swingdistill",
-        dataset=hp["dataset"],
-        rows=rows,
-        gates=gates,
-        environment=environment,
-        extra={
-            "settings": settings,
-            "minutes": minutes,
-            "exposure": everything,
-            "scorers": {str(seed): found["quality"] for seed, found in study.items()},
-        },
-    )
     title = f"Swing distillation on {hp['dataset'].rpartition('/')[2]} ({hp['task']})"
+    try:
+        report.write_results(
+            workdir / "results.json",
+            method="swingdistill",
+            dataset=hp["dataset"],
+            rows=rows,
+            gates=gates,
+            environment=environment,
+            extra={
+                "settings": settings,
+                "minutes": minutes,
+                "exposure": everything,
+                "scorers": {str(seed): found["quality"] for seed, found in study.items()},
+            },
+        )
+    finally:  # a full disk does not cost the table
+        console.conclude(rows, metrics, gates, title)
+    if not gates[0].passed:
+        print("nothing can be claimed from this run: the first gate is missed", flush=True)
     first = study[hp["seeds"][0]]
     report.write_html(
         workdir / "report.html",
@@ -99,9 +105,7 @@ def write(
         extra_tables=[_scorer_table(first["quality"])],
         sections=[("Sample text as the scores see it", samples.shaded_html(first["samples"]))],
     )
-    console.conclude(workdir, rows, metrics, gates, title)
-    if not gates[0].passed:
-        print("nothing can be claimed from this run: the first gate is missed", flush=True)
+    console.say_report(workdir / "report.html")
 
 
 def _num_candidates(hp) -> int:
@@ -141,7 +145,6 @@ def _headline(results, gates, levels) -> str:
 
 def _figures(workdir, hp, results, first, levels):
     folder = workdir / "figures"
-    folder.mkdir(parents=True, exist_ok=True)
     hidden = {"reference", *arms.sweep(hp["sweep"], hp["t_min"])}
     by_arm = {
         arm: {n: claims.bits(results, arm, n).tolist() for n in levels}
@@ -152,13 +155,16 @@ def _figures(workdir, hp, results, first, levels):
         (
             "Exposure by repetitions in the teacher's text, every secret a dot. Baselines that ran "
             "with the first seed only have fewer.",
-            figures.exposure_by_repetition(
-                folder / "exposure.png", by_arm, ceiling=math.log2(_num_candidates(hp))
+            attempt(
+                figures.exposure_by_repetition,
+                folder / "exposure.png",
+                by_arm,
+                ceiling=math.log2(_num_candidates(hp)),
             ),
         ),
         (
             "How well each scorer finds the secrets of each number of repetitions.",
-            figures.scorer_quality(folder / "scorers.png", first["quality"]),
+            attempt(figures.scorer_quality, folder / "scorers.png", first["quality"]),
         ),
     ]
     if hp["sweep"]:
@@ -174,7 +180,7 @@ def _figures(workdir, hp, results, first, levels):
             for name, arm in (("constant temperature", "constant"), ("swing", "swing"))
         }
         caption = "Less and less noise: a constant temperature against one for each token."
-        made.insert(1, (caption, figures.budget_curves(folder / "budget.png", curves)))
+        made.insert(1, (caption, attempt(figures.budget_curves, folder / "budget.png", curves)))
     return made
 
 

@@ -125,6 +125,7 @@ def make_dataset(
         scaled twice or not at all, channels that come first, more or fewer labels than images,
         labels that are no class, splits whose images differ in size, constants outside their range.
     """
+    name, classes = readable(name), tuple(map(readable, classes))
     if len(classes) < 2:
         raise InputError("dataset", name, f"needs at least 2 classes, and has {len(classes)}")
     for twice in (c for i, c in enumerate(classes) if c in classes[:i]):
@@ -148,7 +149,7 @@ def make_dataset(
         name=name,
         train=splits[0],
         test=splits[1],
-        classes=tuple(classes),
+        classes=classes,
         mean=mean,
         std=std,
         note=note,
@@ -174,6 +175,26 @@ def wrong_constants(mean: Sequence[float], std: Sequence[float]) -> str | None:
         f"mean must lie in [0, 1] and std in (0, 1], for pixels in [0, 1], and are {list(mean)} "
         f"and {list(std)}; divide those of pixels in [0, 255] by 255"
     )
+
+
+def readable(name: str) -> str:
+    """A name that can be printed, drawn and stored in any file.
+
+    Where the bytes of a file's name are not UTF-8, Python has a surrogate for each of them; such a
+    name is read as Latin-1. Other surrogates become escapes.
+
+    >>> readable(b"Gr\xf6\xdfe".decode("utf-8", "surrogateescape"))
+    'Größe'
+    """
+    try:
+        name.encode()
+        return name
+    except UnicodeEncodeError:
+        pass
+    try:
+        return name.encode("utf-8", "surrogateescape").decode("latin-1")
+    except UnicodeEncodeError:
+        return name.encode("utf-8", "backslashreplace").decode()
 
 
 def hold_out(split: Split, num: int, seed: int) -> tuple[Split, Split]:

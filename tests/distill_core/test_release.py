@@ -414,3 +414,19 @@ def test_without_a_claim_the_card_says_why(released):
     _, _, card = released
     assert card["privacy"]["epsilon"] is None
     assert "saw private data and has no mechanism" in card["privacy"]["why"]
+
+
+def test_no_network_lies_there_without_its_card(released, tmp_path, monkeypatch):
+    write = checkpoint.write_atomically
+
+    def full(path, content, **kwargs):
+        if path.name == "card.json":
+            raise OSError(28, "No space left on device", str(path))
+        write(path, content, **kwargs)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(checkpoint, "write_atomically", full)
+        with pytest.raises(OSError, match="card.json"):
+            release.release(released[0], tmp_path / "out")
+    assert not list((tmp_path / "out").iterdir())
+    assert release.release(released[0], tmp_path / "out") == released[2]

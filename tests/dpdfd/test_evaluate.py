@@ -222,6 +222,38 @@ def test_the_plain_evaluation_refuses_a_generator_in_one_line(place, capsys):
     assert printed == "error: part: got 'generator'; makes images and classifies none\n"
 
 
+def test_what_cannot_be_drawn_or_written_costs_nothing_that_was_measured(
+    place, tmp_path, monkeypatch, capsys
+):
+    def fail(*_, **__):
+        raise ValueError("no such colour")
+
+    def full(path, *_):
+        raise OSError(28, "No space left on device", str(path))
+
+    monkeypatch.setattr(figures, "sample_grid", fail)
+    monkeypatch.setattr(evaluate, "export_samples", full)
+    flags = [f"--checkpoint={place}/run", "--num_samples=30", "--num_steps=2"]
+    code = cli.exit_code(
+        evaluate.main, [*flags, f"--out={tmp_path}", f"--export={tmp_path}/samples.npz"]
+    )
+    out, err = capsys.readouterr()
+    assert code == cli.EXIT_SYSTEM
+    assert "fresh classifier accuracy" in out
+    assert err.splitlines() == [
+        f"{tmp_path}/samples.png: picture left out: ValueError: no such colour",
+        f"error: {tmp_path}/samples.npz: No space left on device",
+    ]
+    assert json.loads((tmp_path / "evaluation.json").read_text())["num_samples"] == 30
+    assert (tmp_path / "convergence.png").is_file()
+
+
+@pytest.mark.parametrize("channels", [2, 3, 8])
+def test_generated_images_of_any_number_of_channels_are_drawn(tmp_path, channels):
+    images = np.zeros((3, 4, 4, channels), np.uint8)
+    assert figures.sample_grid(tmp_path / "grid.png", images, [1, 1, 0], ["$a", "b"]).is_file()
+
+
 def test_the_binary_prints_accuracies_and_the_claim(place, evaluated, capsys):
     flags = [f"--checkpoint={place}/run", "--num_samples=30", "--num_steps=2"]
     assert cli.exit_code(evaluate.main, flags) == 0

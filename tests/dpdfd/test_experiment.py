@@ -265,6 +265,32 @@ def test_a_second_call_runs_nothing(again, finished, tmp_path):
     assert (new["rows"], new["gates"]) == (old["rows"], old["gates"])
 
 
+def test_a_picture_or_report_that_fails_costs_no_result(
+    given, finished, tmp_path, monkeypatch, capsys
+):
+    def fail(*_):
+        raise ValueError("no such colour")
+
+    shutil.copytree(finished, place := tmp_path / "moved")
+    for name in ("results.json", "report.html"):
+        (place / name).unlink()
+    (place / "report.html").mkdir()
+    monkeypatch.setattr(summary.arms_figure, "arm_accuracies", fail)
+    capsys.readouterr()
+    assert cli.exit_code(lambda _: experiment.run(given, place), []) == cli.EXIT_SYSTEM
+    out, err = capsys.readouterr()
+    assert "starting" not in err
+    assert f"{place}/figures/arms.png: picture left out: ValueError: no such colour\n" in err
+    assert err.endswith(f"error: {place}/report.html: Is a directory\n")
+    assert json.loads((place / "results.json").read_text())["rows"]
+    assert next(iter(ARMS)) in out
+    (place / "report.html").rmdir()
+    experiment.run(given, place)
+    page = (place / "report.html").read_text()
+    assert "Accuracy of every arm&#x27;s" not in page
+    assert "What the generator makes" in page
+
+
 def test_another_epsilon_redoes_its_arm_and_nothing_else(again, tmp_path):
     redone = ["query", "query_evaluated"]
     found = again(lambda hp: hp["arms"]["query"].update(epsilon=5.0))

@@ -35,20 +35,27 @@ FOUGHT = Contest(
 )
 
 
-def collect(folder, **given):
-    results = {(arm, 1): {"accuracy": mean} for arm, mean in MEANS.items()}
+RESULTS = {(arm, 1): {"accuracy": mean} for arm, mean in MEANS.items()}
+
+
+def collect(**given):
     empty = {"sweeps": {}, "fought": None, "inverted": None, "targets": {}}
-    return further_results.collect(folder, results, **{**empty, **given})
+    return further_results.collect(RESULTS, **{**empty, **given})
+
+
+def draw(folder, *, sweeps=None, fought=None, inverted=False):
+    return further_results.draw_figures(folder, RESULTS, sweeps or {}, fought, inverted)
 
 
 def test_without_extras_there_is_nothing(tmp_path):
-    assert collect(tmp_path) == ([], [], {})
+    assert collect() == ([], {})
+    assert draw(tmp_path) == []
     assert not list(tmp_path.iterdir())
 
 
 def test_an_ablation_is_a_table_a_figure_and_a_judged_trend(tmp_path):
-    found = collect(tmp_path, sweeps={"omega": OMEGA})
-    (trends, table), ((caption, path),) = found.tables, found.figures
+    found = collect(sweeps={"omega": OMEGA})
+    (trends, table), ((caption, path),) = found.tables, draw(tmp_path, sweeps={"omega": OMEGA})
     assert table[2] == [
         ["0", "97.00 ± 1.41", "94.00 ± 1.41"],
         ["0.04", "96.00 ± 1.41", "55.00 ± 7.07"],
@@ -66,15 +73,15 @@ def test_an_ablation_is_a_table_a_figure_and_a_judged_trend(tmp_path):
     assert points[1]["student"]["values"] == [0.6, 0.5]
 
 
-def test_a_trend_of_ours_that_is_another_than_the_papers_says_no(tmp_path):
+def test_a_trend_of_ours_that_is_another_than_the_papers_says_no():
     rising = [Point(0.0, OMEGA[1].accuracies), Point(0.04, OMEGA[0].accuracies)]
-    found = collect(tmp_path, sweeps={"omega": rising})
+    found = collect(sweeps={"omega": rising})
     assert {row[0]: row[1] for row in found.tables[0][2]}["ω"] == "no"
     assert found.fields["trends"]["omega"]["agrees"] is False
 
 
 def test_attacks_and_defences_are_one_table_with_teachers_and_times(tmp_path):
-    found = collect(tmp_path, fought=FOUGHT)
+    found = collect(fought=FOUGHT)
     ((caption, head, rows),) = found.tables
     assert "alone it has 90.00" in caption
     assert head == ["attack", "none", "nasty"]
@@ -87,17 +94,18 @@ def test_attacks_and_defences_are_one_table_with_teachers_and_times(tmp_path):
     ]
     fields = found.fields["attacks_and_defences"]
     assert fields["attacked"][1]["accuracy"]["mean"] == 0.6
-    assert (tmp_path / "figures" / "contest.png").is_file()
+    ((_, path),) = draw(tmp_path, fought=FOUGHT)
+    assert path == tmp_path / "figures" / "contest.png" and path.is_file()
 
 
-def test_a_time_that_is_not_known_is_not_shown(tmp_path):
+def test_a_time_that_is_not_known_is_not_shown():
     unknown = FOUGHT._replace(seconds={"none": 9.0, "nasty": None})
-    ((_, _, rows),) = collect(tmp_path, fought=unknown).tables
+    ((_, _, rows),) = collect(fought=unknown).tables
     assert rows[-1] == ["making it, seconds", "9.0", None]
 
 
-def test_targets_stand_beside_the_arms_that_were_run(tmp_path):
-    found = collect(tmp_path, targets={"student_of_nasty": 0.8246, "resnetc20_alone": 0.9})
+def test_targets_stand_beside_the_arms_that_were_run():
+    found = collect(targets={"student_of_nasty": 0.8246, "resnetc20_alone": 0.9})
     ((_, _, rows),) = found.tables
     assert rows == [["student_of_nasty", "60.00", "82.46"]]
 
@@ -107,9 +115,10 @@ def test_reconstructed_images_are_shown_beside_their_numbers(tmp_path):
     place.mkdir(parents=True)
     (place / "inversion.png").write_bytes(b"png")
     numbers = {"confidence": 0.99, "noisiness": 0.4, "judge_accuracy": 0.43}
-    found = collect(tmp_path, inverted={"normal": numbers, "nasty": numbers, "seconds": 3.0})
+    found = collect(inverted={"normal": numbers, "nasty": numbers, "seconds": 3.0})
     assert found.tables[0][2][1] == ["nasty teacher", "99.0%", "0.400", "43.0%"]
-    assert found.figures[0][1] == place / "inversion.png"
+    ((_, path),) = draw(tmp_path, inverted=True)
+    assert path == place / "inversion.png"
     assert found.fields["inversion"] == {"normal": numbers, "nasty": numbers}
 
 

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from distill_core import cli
 from distill_core import load_model as load
 from distill_core.config import InputError, validate
 from swingdistill import arms, evaluate, experiment, private_text, scorer_study, summary, train
@@ -165,6 +166,30 @@ def test_a_second_call_runs_nothing(given, finished, tmp_path, capsys, monkeypat
         old["gates"],
         old["scorers"],
     )
+
+
+def test_a_picture_or_report_that_fails_costs_no_result(
+    given, finished, tmp_path, capsys, monkeypatch
+):
+    def fail(*_, **__):
+        raise ValueError("no such colour")
+
+    shutil.copytree(finished, place := tmp_path / "moved")
+    (place / "results.json").unlink()
+    monkeypatch.setattr(train, "train_and_evaluate", lambda *_, **__: pytest.fail("trains"))
+    monkeypatch.setattr(summary.figures, "scorer_quality", fail)
+    experiment.run(given, place)
+    assert (place / "report.html").read_text().count("data:image/png;base64,") == 1
+    (place / "results.json").unlink()
+    (place / "report.html").unlink()
+    (place / "report.html").mkdir()
+    capsys.readouterr()
+    assert cli.exit_code(lambda _: experiment.run(given, place), []) == cli.EXIT_SYSTEM
+    out, err = capsys.readouterr()
+    assert f"{place}/figures/scorers.png: picture left out: ValueError: no such colour\n" in err
+    assert err.endswith(f"error: {place}/report.html: Is a directory\n")
+    assert json.loads((place / "results.json").read_text())["rows"]
+    assert "reference" in out
 
 
 def test_how_often_is_logged_changes_nothing(again):

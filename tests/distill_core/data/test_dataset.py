@@ -184,3 +184,11 @@ def test_refuses_constants_of_another_scale(mean, std):
         InputError, match=r"^dataset: .*mean must lie in \[0, 1\] and std in \(0, 1"
     ):
         make_dataset("x", _arrays(), _arrays(), classes=("a", "b", "c"), mean=mean, std=std)
+
+
+def test_names_that_are_not_unicode_become_such_as_any_file_and_console_takes():
+    latin = b"Gr\xf6\xdfe".decode("utf-8", "surrogateescape")
+    dataset = _make(classes=(latin, "Größe, cost $5", "\ud800"))
+    assert dataset.classes == ("Größe", "Größe, cost $5", "\\ud800")
+    for name in (dataset.name, *dataset.classes):
+        name.encode()
