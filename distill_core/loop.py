@@ -211,6 +211,9 @@ def run(
                 state, values = step_fn(state, frozen, batch_fn(step))
                 step += dispatch.length(step, steps_per_dispatch, num_steps)
                 window.add(step, values)
+                pauses = is_due(step, save_every) or (evaluate and is_due(step, eval_every))
+                if pauses:
+                    window.fetch()  # the updates' own time ends here
                 report.advance(step)
                 if is_due(step, log_every):
                     record({"step": step, "split": "train", **window.close()})
@@ -219,6 +222,8 @@ def run(
                     is_best = evaluate_at(step)
                 if is_best or is_due(step, save_every):
                     save(step)
+                if pauses:
+                    report.rest()
             if stopped():
                 raise StoppedError
         except StoppedError:

@@ -1,5 +1,6 @@
 """What a person sees of a run, and metrics.jsonl."""
 
+import collections
 import contextlib
 import importlib
 import io
@@ -21,12 +22,52 @@ from rich.progress import (
     TaskID,
     TextColumn,
     TimeElapsedColumn,
-    TimeRemainingColumn,
 )
 
 from distill_core import integrity
 
 REMOTE_SECONDS = 15.0
+RATE_SECONDS = 30.0
+
+
+class Pace:
+    """How fast a run is, by its latest updates: those of the last 30 seconds or the last two calls.
+
+    What compiles does not count, that is all before the second call of `advance` once there are
+    three, and neither does what `rest` closes: evaluating and saving.
+    """
+
+    def __init__(self):
+        self._marks: collections.deque[tuple[int, float]] = collections.deque()  # step, when
+        self._calls, self._rested = 0, 0.0
+
+    def advance(self, step: int):
+        """All updates up to `step` are dispatched."""
+        if self._marks and self._marks[-1][0] == step:
+            return
+        self._calls += 1
+        self._marks.append((step, self._now()))
+        if (
+            self._calls == 3
+        ):  # the second update may have been compiled anew, for its inputs' places
+            self._marks.popleft()
+        while len(self._marks) > 2 and self._now() - self._marks[1][1] >= RATE_SECONDS:
+            self._marks.popleft()
+
+    def rest(self):
+        """The time since the last `advance` went into something else."""
+        if self._marks:
+            self._rested += self._now() - self._marks[-1][1]
+
+    def rate(self) -> float | None:
+        """Updates per second; None before the second call of `advance`."""
+        if len(self._marks) < 2:
+            return None
+        (first, began), (last, _) = self._marks[0], self._marks[-1]
+        return (last - first) / max(self._now() - began, 1e-9)
+
+    def _now(self) -> float:
+        return time.monotonic() - self._rested
 
 
 class Reporter:
@@ -46,23 +87,18 @@ class Reporter:
         self._num_steps, self._label = num_steps, label
         self._bar: Progress | None = None
         self._task = TaskID(0)
-        self._began, self._first_step = time.monotonic(), 0
+        self._pace = Pace()
 
     def say(self, line: str):
         """Prints one line above the bar."""
         self._console.print(line, markup=False)
 
     def begin(self, step: int):
-        """Starts the clock at the step that the run starts from."""
-        self._began, self._first_step = time.monotonic(), step
+        """Starts the bar at the step that the run starts from."""
         if self._console.is_terminal and not self._console.quiet:
             columns = [TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn()]
             columns += [TextColumn("{task.fields[rate]}"), TimeElapsedColumn()]
-            columns += [
-                TextColumn("left"),
-                TimeRemainingColumn(),
-                TextColumn("{task.fields[note]}"),
-            ]
+            columns += [TextColumn("{task.fields[note]}")]
             self._bar = Progress(*columns, console=self._console, transient=True)
             self._task = self._bar.add_task(
                 self._label, total=self._num_steps, completed=step, rate="", note=""
@@ -70,9 +106,14 @@ class Reporter:
             self._bar.start()
 
     def advance(self, step: int):
-        """One more step was dispatched."""
+        """All updates up to `step` were dispatched."""
+        self._pace.advance(step)
         if self._bar is not None:
-            self._bar.update(self._task, completed=step, rate=self._rate(step))
+            self._bar.update(self._task, completed=step, rate=self._speed(step))
+
+    def rest(self):
+        """The time since the last step went into evaluating and saving."""
+        self._pace.rest()
 
     def metrics(self, row: Mapping[str, Any]):
         """Shows a row of `metrics.jsonl`: training beside the bar, evaluations above it."""
@@ -82,8 +123,8 @@ class Reporter:
             self._bar.update(self._task, note=note)
             return
         line = f"step {step}/{self._num_steps}  {'' if is_train else row['split'] + ' '}{note}"
-        if self._bar is None:
-            line += f"  {self._rate(step)}{self._time_left(step)}"
+        if self._bar is None and is_train and (speed := self._speed(step)):
+            line += f"  {speed}"
         self.say(line)
 
     def end(self):
@@ -92,15 +133,14 @@ class Reporter:
             self._bar.stop()
             self._bar = None
 
-    def _rate(self, step: int) -> str:
-        return (
-            f"{(step - self._first_step) / max(time.monotonic() - self._began, 1e-9):.1f} steps/s"
-        )
-
-    def _time_left(self, step: int) -> str:
-        done = step - self._first_step
-        seconds = (self._num_steps - step) * (time.monotonic() - self._began) / max(done, 1)
-        return f"  {int(seconds // 60)}:{int(seconds % 60):02d} left" if seconds >= 1 else ""
+    def _speed(self, step: int) -> str:
+        """Rate and time left in words; "" where nothing is known yet."""
+        rate = self._pace.rate()
+        if rate is None:
+            return ""
+        seconds = (self._num_steps - step) / max(rate, 1e-9)
+        left = f"  {int(seconds // 60)}:{int(seconds % 60):02d} left" if seconds >= 1 else ""
+        return f"{rate:.1f} steps/s{left}"
 
 
 class MetricsFile:

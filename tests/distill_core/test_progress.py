@@ -35,23 +35,77 @@ def test_plain_lines_where_there_is_no_terminal(capfd):
     said, *lines = err.splitlines()
     assert said == "8 cpu devices [bold] writing to /runs/[1]"
     patterns = [
-        r"step 2/4  loss 0\.2500  accuracy 0\.5000  [\d.]+ steps/s",
+        r"step 2/4  loss 0\.2500  accuracy 0\.5000",  # one dispatch has no rate
         r"step 4/4  loss 1234  accuracy 0\.7500  [\d.]+ steps/s",
-        r"step 4/4  validation accuracy 0\.6250  [\d.]+ steps/s",
+        r"step 4/4  validation accuracy 0\.6250",
     ]
     assert len(lines) == len(patterns)
     for line, pattern in zip(lines, patterns, strict=True):
         assert re.fullmatch(pattern, line), line
 
 
-def test_plain_lines_say_how_long_it_will_take(capfd, monkeypatch):
+@pytest.fixture
+def clock(monkeypatch):
+    """`clock[0]`: what time it is, in seconds."""
     clock = [100.0]
     monkeypatch.setattr(progress.time, "monotonic", lambda: clock[0])
+    return clock
+
+
+@pytest.mark.parametrize("several", [1, 10])
+def test_plain_lines_say_how_long_it_will_take_without_compilation(capfd, clock, several):
     reporter = progress.Reporter(1000, active=True)
     reporter.begin(200)  # a resumed run: the steps of the first one do not count
-    clock[0] += 10.0
-    reporter.metrics({"step": 220, "split": "train", "loss": 1.0})
-    assert capfd.readouterr().err == "step 220/1000  loss 1.0000  2.0 steps/s  6:30 left\n"
+    for dispatch, seconds in enumerate([60.0, 20.0, *[0.5 * several] * 10]):
+        clock[0] += seconds
+        reporter.advance(200 + several * (dispatch + 1))
+    step = 200 + several * 12
+    reporter.metrics({"step": step, "split": "train", "loss": 1.0})
+    left = (1000 - step) // 2
+    shown = f"2.0 steps/s  {left // 60}:{left % 60:02d} left"
+    assert capfd.readouterr().err == f"step {step}/1000  loss 1.0000  {shown}\n"
+
+
+def test_a_rate_is_that_of_the_latest_half_minute(clock):
+    pace = progress.Pace()
+    for step in range(1, 100):  # a slow start, then ten times as fast
+        clock[0] += 10.0 if step < 50 else 1.0
+        pace.advance(step)
+    assert pace.rate() == pytest.approx(1.0)
+    clock[0] += 1000.0  # a step that takes long: the last two calls count
+    pace.advance(100)
+    assert 0.0009 < pace.rate() < 0.04
+
+
+def test_evaluating_and_saving_is_no_time_of_updates(clock):
+    pace = progress.Pace()
+    for step in range(1, 200):
+        clock[0] += 0.1
+        pace.advance(step)
+        if step % 20 == 0:
+            clock[0] += 50.0
+            pace.rest()
+            assert pace.rate() == pytest.approx(10.0) or step < 4
+    assert pace.rate() == pytest.approx(10.0)
+
+
+def test_waiting_for_the_device_is_time_of_updates(clock):
+    """Dispatches take no time where the device is behind; the wait for it does."""
+    pace = progress.Pace()
+    for step in range(1, 101):
+        if step % 10 == 0:
+            clock[0] += 5.0
+        pace.advance(step)
+    assert pace.rate() == pytest.approx(2.0, rel=0.2)
+
+
+def test_there_is_no_rate_of_what_only_compiled(clock):
+    pace = progress.Pace()
+    assert pace.rate() is None
+    clock[0] += 60.0
+    pace.advance(1)
+    pace.rest()
+    assert pace.rate() is None
 
 
 def test_the_other_processes_are_silent(capfd):
@@ -88,9 +142,7 @@ def _report_to_a_terminal(monkeypatch) -> str:
 def test_a_bar_on_a_terminal_with_evaluations_above_it(monkeypatch):
     shown = re.sub(r"\x1b\[[0-9;?]*[a-zA-Z]", "", _report_to_a_terminal(monkeypatch))
     assert "8 cpu devices [bold] writing to /runs/[1]" in shown
-    assert re.search(
-        r"nasty\.train ━+ 4/4 [\d.]+ steps/s .* left .*loss 1234  accuracy 0.7500", shown
-    )
+    assert re.search(r"nasty\.train ━+ 4/4 [\d.]+ steps/s .*loss 1234  accuracy 0.7500", shown)
     assert re.search(r"\rstep 4/4  validation accuracy 0\.6250\s", shown)
     assert "step 4/4  loss" not in shown
 
