@@ -96,7 +96,8 @@ def teacher_stage(
     made = nasty._replace(arm=f"defence_{defence}")
     if defence == "cmim":
         own = {"defence": "cmim", "check_nastiness": False}
-        known = {k: v for k, v in nasty.settings.items() if k not in ("temperature", "omega")}
+        left_out = ("temperature", "omega", "check_model", "check_model_kwargs")
+        known = {k: v for k, v in nasty.settings.items() if k not in left_out}
         return made._replace(settings=known | own | dict(settings), inputs={})
     plain = {field: spec.default for field, spec in config.AUGMENTATION.items()}
     own = plain | {"train_only_head": True, "check_nastiness": False}

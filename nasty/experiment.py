@@ -53,6 +53,8 @@ FIELDS = {
     **{f"student_{name}": field for name, field in _STUDENT_ONLY.items()},
     "temperature": config.number(0.0, above=True),
     "omega": config.number(0.0),
+    "check_model": config.text(default=None),  # as nasty.train has them
+    "check_model_kwargs": config.mapping(default={}),
     "alpha": config.number(0.0, 1.0, default=0.9),
     "seeds": config.sequence(config.integer(0)),
     "attack_alphas": config.sequence(config.number(0.0, 1.0), default=()),
@@ -157,6 +159,7 @@ def paper_stages(hp: Mapping[str, Any], workdir: epath.Path, seed: int) -> list[
     fit, undermine, copy = (m.train_and_evaluate for m in (train, nasty_train, distill))
     of_normal, of_nasty = {"teacher": normal}, {"teacher": nasty}
     undermining = softened | {"omega": hp["omega"]}
+    undermining |= {k: hp[k] for k in ("check_model", "check_model_kwargs") if hp.get(k)}
     further = []
     for name, own in hp["students"].items():
         mine = student | _student_settings(name, own, student) | seeds[2]

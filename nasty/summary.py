@@ -18,6 +18,7 @@ from nasty.further_results import Further
 MOST_LOST, LEAST_GAP, MOST_BELOW_ALONE = 0.02, 0.05, 0.005  # fractions
 _INPUTS, _POINTS = 6, 1000
 _CHECKED = "nastiness_check_gap"
+_VERDICTS = {True: "nasty", False: "not nasty", None: "inconclusive"}
 
 
 def rows_and_gates(
@@ -43,7 +44,10 @@ def rows_and_gates(
             metrics[_CHECKED] = [
                 c["student_of_adversary"] - c["student_of_teacher"] for c in checks
             ]
-        rows.append(report.Row(arm, _settings(arm, hp, attack), metrics))
+        settings = _settings(arm, hp, attack)
+        if checks:
+            settings["nastiness_check"] = ", ".join(_VERDICTS[c["nasty"]] for c in checks)
+        rows.append(report.Row(arm, settings, metrics))
     return rows, _gates(arms)
 
 
@@ -85,10 +89,13 @@ def _gates(arms: Mapping[str, Sequence[Mapping[str, Any]]]) -> list[report.Gate]
         name = "the gap stays at the attacker's best alpha and temperature"
         gates.append(_gate(name, best, best >= LEAST_GAP, "at least 5"))
     verdicts = [r["nastiness"]["nasty"] for r in arms["teacher_nasty"] if "nastiness" in r]
-    if verdicts:
-        found = f"{sum(v is True for v in verdicts)} of {len(verdicts)} runs"
+    judged = [verdict for verdict in verdicts if verdict is not None]
+    if judged:  # a check without power is no criterion missed
+        found = f"{sum(judged)} of {len(judged)} runs"
+        if unjudged := len(verdicts) - len(judged):
+            found += f"; inconclusive in {unjudged} more"
         name = "the nastiness check calls the nasty teacher nasty"
-        gates.append(report.Gate(name, all(v is True for v in verdicts), found, "all runs"))
+        gates.append(report.Gate(name, all(judged), found, "all runs that it can judge"))
     return gates
 
 

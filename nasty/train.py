@@ -29,13 +29,17 @@ FIELDS = {
     "temperature": config.number(0.0, default=None, above=True),
     "omega": config.number(0.0, default=None),
     "check_nastiness": config.boolean(default=True),
+    # Of the check's proxies; by default a small CNN.
+    "check_model": config.text(default=None),
+    "check_model_kwargs": config.mapping(default={}),
     "train_only_head": config.boolean(default=False),
     # Chosen by us on held-out images of digits.
     "cmim_weight": config.number(0.0, default=30.0),
     "cmim_temperatures": config.sequence(config.number(0.0, above=True), default=(4.0, 20.0)),
 }
 # What one defence reads and the other has no use for.
-_OF_NASTY = ("adversary", "temperature", "omega", "train_only_head")
+_CHECK_MODEL = ("check_model", "check_model_kwargs")
+_OF_NASTY = ("adversary", "temperature", "omega", "train_only_head", *_CHECK_MODEL)
 _OF_CMIM = ("cmim_weight", "cmim_temperatures")
 
 
@@ -72,8 +76,12 @@ def train_and_evaluate(
             hp, workdir, method="nasty.train", dataset=dataset, splits=splits, mode=parallel
         )
     adversary, dataset, splits = classification.load_with(hp, "adversary")
+    # A finished teacher can be checked anew with another proxy: these are not of its training.
+    check = {name: hp.pop(name) for name in ("check_nastiness", *_CHECK_MODEL)}
+    if check["check_model"] or check["check_model_kwargs"]:
+        nastiness.proxy_network(adversary.spec, check["check_model"], check["check_model_kwargs"])
     if hp["train_only_head"]:
-        return _train_only_head(hp, workdir, dataset, splits, adversary, parallel)
+        return _train_only_head(hp, workdir, dataset, splits, adversary, parallel, check)
     del hp["train_only_head"]  # runs that know nothing of it can be resumed
     # ω and τ are traced: a sweep over them compiles once.
     frozen = {
@@ -92,8 +100,8 @@ def train_and_evaluate(
         reads={"adversary": adversary},
         mode=parallel,
     )
-    if hp["check_nastiness"]:
-        result["nastiness"] = nastiness.check_run(workdir, adversary, splits, hp)
+    if check["check_nastiness"]:
+        result["nastiness"] = nastiness.check_run(workdir, adversary, splits, hp | check)
     return result
 
 
@@ -125,7 +133,7 @@ def _refuse(hp: dict[str, Any], names: tuple[str, ...], defence: str):
             raise InputError(name, hp[name], f"belongs to the defence {defence}; leave it out")
 
 
-def _train_only_head(hp, workdir, dataset, splits, adversary, parallel) -> dict[str, Any]:
+def _train_only_head(hp, workdir, dataset, splits, adversary, parallel, check) -> dict[str, Any]:
     result = head_only.train(
         hp,
         workdir,
@@ -135,11 +143,11 @@ def _train_only_head(hp, workdir, dataset, splits, adversary, parallel) -> dict[
         adversary=adversary,
         mode=parallel,
     )
-    if hp["check_nastiness"]:
+    if check["check_nastiness"]:
         # Two forward passes an image, of the four that a step's image takes in a full training:
         # what the check may cost is a share of this.
         done = {"num_steps": 1, "batch_size": len(splits.train) // 2}
-        result["nastiness"] = nastiness.check_run(workdir, adversary, splits, {**hp, **done})
+        result["nastiness"] = nastiness.check_run(workdir, adversary, splits, hp | check | done)
     return result
 
 

@@ -112,7 +112,8 @@ def test_results_follow_the_schema(finished, settings):
         assert 0 <= accuracy["mean"] == accuracy["values"][0] <= 1
     assert all(set(gate) == {"name", "passed", "value", "needed"} for gate in results["gates"])
     rows = {row["arm"]: row["settings"] for row in results["rows"]}
-    assert rows["teacher_nasty"] == {"model": "cnn", "omega": 0.01, "temperature": 4.0}
+    checked = {"nastiness_check": "inconclusive"}  # of so short a training
+    assert rows["teacher_nasty"] == {"model": "cnn", "omega": 0.01, "temperature": 4.0} | checked
     assert rows["self_of_nasty"] == {"model": "cnn", "alpha": 0.9, "temperature": 4.0}
 
 

@@ -1,4 +1,5 @@
-"""The check calls a misleading teacher nasty and a normal one not, at a tenth of the cost."""
+"""The check calls a misleading teacher nasty and a normal one not, at a tenth of the cost, and says
+where it cannot tell."""
 
 import json
 
@@ -7,7 +8,9 @@ import numpy as np
 import pytest
 
 from distill_core import LoadedModel, data, evaluate, spec, train
-from distill_core.data import Split, sampling
+from distill_core.config import InputError
+from distill_core.data import Split
+from distill_core.data.dataset import make_dataset
 from nasty import nastiness
 from nasty import train as nasty_train
 
@@ -74,9 +77,15 @@ def accuracy(model: LoadedModel, split: Split) -> float:
     )
 
 
-def check(teacher, adversary, images, training_examples=60_000):
+def check(teacher, adversary, images, validation=None, *, training_examples=60_000, **kwargs):
     return nastiness.check(
-        teacher, adversary, images, temperature=20.0, training_examples=training_examples
+        teacher,
+        adversary,
+        images,
+        validation,
+        temperature=20.0,
+        training_examples=training_examples,
+        **kwargs,
     )
 
 
@@ -84,20 +93,136 @@ def test_a_misleading_teacher_is_nasty_though_it_is_as_accurate(digits, make_net
     normal, misleading = make_network(1000), make_network(1000, misleading=True)
     assert accuracy(misleading, digits.test) == accuracy(normal, digits.test) > 0.9
     found = check(misleading, normal, digits.train)
-    assert found.nasty is True
+    assert (found.nasty, found.why) == (True, "")
     assert found.student_of_adversary - found.student_of_teacher > 0.1
+    assert found.teacher == found.adversary > 0.9
     assert found.cost <= 0.1
     assert "check: nasty" in nastiness.describe(found)
+    assert "omega" not in nastiness.describe(found)
 
 
-def test_a_normal_teacher_is_not_nasty(digits, make_network):
+def test_a_normal_teacher_is_not_nasty_and_advice_rests_on_validation_images(digits, make_network):
     normal = make_network(1000)
     found = check(normal, normal, digits.train)
-    assert found.nasty is False
+    assert (found.nasty, found.why) == (False, "")
     assert found.student_of_teacher == found.student_of_adversary > 0.85
-    assert "NOT nasty" in nastiness.describe(found)
-    freed = check(normal, make_network(1000, misleading=True), digits.train)
-    assert freed.nasty is False, "a student that is better off"
+    said = nastiness.describe(found)
+    assert "NOT nasty" in said and "num_validation" in said and "larger" not in said
+
+    train, validation = data.hold_out(digits.train, 437, seed=0)
+    found = check(normal, normal, train, validation)
+    assert found.on_validation and found.nasty is False
+    said = nastiness.describe(found)
+    assert "a larger omega may do it: watch validation accuracy" in said
+    spoiled = found._replace(teacher=found.adversary - 0.03)
+    assert "omega" not in nastiness.describe(spoiled), "no room: it already costs accuracy"
+
+
+def test_a_teacher_of_better_students_is_not_nasty():
+    found = nastiness._verdict([0.9, 0.9], [0.9, 0.86], 2000, chance=0.1)
+    assert found.nasty is False
+
+
+@pytest.mark.parametrize(
+    ("known", "learned", "count", "chance", "nasty", "why"),
+    [
+        # The adversary's proxy knows far less than the adversary: neither verdict is deserved.
+        ((0.93, 0.94), (0.49, 0.50), 1200, 0.2, None, "learn too little"),
+        ((0.93, 0.94), (0.30, 0.50), 1200, 0.2, None, "learn too little"),
+        ((0.93, 0.94), (0.78, 0.79), 1200, 0.2, False, ""),
+        ((0.93, 0.94), (0.50, 0.79), 1200, 0.2, True, ""),
+        # As near by the estimate, but not by the lower end of its interval.
+        ((0.93, 0.94), (0.78, 0.79), 300, 0.2, None, "learn too little"),
+        # An adversary that knows nothing cannot be learned from.
+        ((0.2, 0.2), (0.2, 0.2), 1200, 0.2, None, "learn too little"),
+        ((0.9, 0.9), (0.6, 0.6), 1200, 0.6, None, "learn too little"),
+        # Too few images for the gap that counts; a larger one is seen.
+        ((0.9, 0.9), (0.88, 0.88), 200, 0.1, None, "200 images are too few"),
+        ((0.9, 0.9), (0.70, 0.88), 200, 0.1, True, ""),
+        ((0.9, 0.9), (0.845, 0.87), 2000, 0.1, True, ""),
+    ],
+)
+def test_the_verdict_needs_power(known, learned, count, chance, nasty, why):
+    found = nastiness._verdict(list(known), list(learned), count, chance)
+    assert found.nasty is nasty
+    assert why in found.why and bool(why) == bool(found.why)
+    said = nastiness.describe(found)
+    assert ("inconclusive" in said) == (nasty is None)
+    if nasty is None:
+        assert "omega" not in said and "NOT" not in said
+    json.dumps(found._asdict(), allow_nan=False)
+
+
+PERCEPTRON = """
+from flax import linen as nn
+
+class Perceptron(nn.Module):
+    num_classes: int
+
+    @nn.compact
+    def __call__(self, x):
+        x = nn.relu(nn.Dense(32)(x.reshape(x.shape[0], -1)))
+        return nn.Dense(self.num_classes)(x)
+"""
+
+
+def coloured_shapes(count: int, side: int = 12) -> Split:
+    """Circles, squares and triangles of any colour, anywhere, on rough ground of any colour."""
+    rng = np.random.default_rng(0)
+    labels = np.arange(count) % 3
+    images = rng.uniform(0, 1, (count, 1, 1, 3)) + 0.1 * rng.normal(size=(count, side, side, 3))
+    y, x = np.mgrid[:side, :side]
+    for image, label in zip(images, labels, strict=True):
+        radius = rng.uniform(3, 4.5)
+        dy, dx = (at - rng.uniform(radius, side - 1 - radius) for at in (y, x))
+        circle = dy**2 + dx**2 <= radius**2
+        square = np.maximum(abs(dy), abs(dx)) <= 0.85 * radius
+        triangle = (dy <= 0.8 * radius) & (dy >= 2 * abs(dx) - radius)
+        image[(circle, square, triangle)[label]] = rng.uniform(0, 1, 3)
+    return Split((255 * images.clip(0, 1)).astype(np.uint8), labels.astype(np.int32))
+
+
+@pytest.mark.parametrize("misleading", [False, True])
+def test_proxies_that_learn_nothing_judge_nothing(tmp_path, monkeypatch, misleading):
+    """Coloured shapes, which a perceptron does not learn, from teachers that know every answer."""
+    (tmp_path / "perceptron_network.py").write_text(PERCEPTRON)
+    monkeypatch.syspath_prepend(tmp_path)
+    shapes = coloured_shapes(900)
+    dataset = make_dataset(
+        "shapes",
+        (shapes.images, shapes.labels),
+        (shapes.images[:3], shapes.labels[:3]),
+        classes=("circle", "square", "triangle"),
+    )
+    network = spec.image_spec(model="cnn", model_kwargs={"widths": (16,)}, dataset=dataset)
+    known = {
+        image.tobytes(): label for image, label in zip(shapes.images, shapes.labels, strict=True)
+    }
+    answer = evaluate.compute_logits
+
+    def omniscient(model, images):
+        if model.spec["model"] != "cnn":
+            return answer(model, images)
+        labels = np.array([known[image.tobytes()] for image in images])
+        peaks = 8 * np.eye(3, dtype=np.float32)[labels]
+        if model.metadata["misleading"]:
+            peaks += 7.8 * np.eye(3, dtype=np.float32)[(labels + 1 + labels % 2) % 3]
+        return peaks
+
+    def made(misleading) -> LoadedModel:
+        params, model_state = spec.init(network, jax.random.key(0))
+        variables = {"params": params, **model_state}
+        about = {"misleading": misleading}
+        return LoadedModel(variables, network, spec.make_apply(network), None, about)
+
+    monkeypatch.setattr(evaluate, "compute_logits", omniscient)
+    monkeypatch.setattr(nastiness, "MAX_STEPS", 100)
+    perceptron = {"model": "perceptron_network:Perceptron", "training_examples": 500_000}
+    found = check(made(misleading), made(False), shapes, **perceptron)
+    assert found.adversary == 1.0
+    assert found.student_of_adversary < 0.75
+    assert found.nasty is None
+    assert "name a check_model that learns these images" in nastiness.describe(found)
 
 
 @pytest.mark.parametrize("work", [0, 300, 3000])
@@ -110,79 +235,117 @@ def test_the_check_stays_below_a_tenth_of_the_training(
     done = {"answered": 0, "learned": 0, "judged": 0}
 
     def answer(model, images):
-        done["answered"] += len(images)
+        done["judged" if model is None else "answered"] += len(images)
         return np.zeros((len(images), 10), np.float32)
 
-    def learn(pixels, labels, logits, cut, *, steps, **_):
+    def learn(network, taught, *, steps, **_):
         done["learned"] += steps * nastiness.BATCH
-        done["judged"] += len(pixels) - cut
-        return 0.9
 
     monkeypatch.setattr(evaluate, "compute_logits", answer)
-    monkeypatch.setattr(nastiness, "_distilled_accuracy", learn)
-    found = check(teacher, adversary, digits.train, training_examples)
+    monkeypatch.setattr(nastiness, "_distilled", learn)
+    found = check(teacher, adversary, digits.train, training_examples=training_examples)
 
-    teacher_forward, adversary_forward = (
-        jax.jit(model.apply).lower(model.variables, np.zeros((1, 8, 8, 1))).cost_analysis()["flops"]
-        for model in (teacher, adversary)
-    )
-    proxy_forward = 2 * 64 * 64 + 2 * 64 * 10  # multiplications and additions
-    training = training_examples * (3 * teacher_forward + adversary_forward)
-    spent = done["answered"] // 2 * (teacher_forward + adversary_forward)
-    spent += (3 * done["learned"] + done["judged"]) * proxy_forward
+    forward = 2 * (64 * 10 + 64 * work + work * 10)  # of either; multiplications and additions
+    proxy = 2 * (22 * 22 * 8 + 10 * 10 * 8 * 16 + 2 * 2 * 16 * 32 + 32 * 10)  # without padding
+    training = training_examples * 4 * forward
+    spent = done["answered"] * forward + (3 * done["learned"] + done["judged"]) * proxy
     assert spent <= 0.1 * training
-    assert found.cost == pytest.approx(spent / training, rel=0.01)
-    assert (found.nasty is None) == (spent == 0)
+    assert found.cost == pytest.approx(spent / training, rel=1e-6)
+    assert bool(found.why.startswith("the training was too short")) == (spent == 0)
 
 
 def test_a_training_too_short_for_a_check_gets_no_verdict(digits, make_network):
     normal = make_network(0)
     found = check(normal, normal, digits.train, training_examples=6400)
-    assert found == nastiness.Nastiness(None, None, None, nastiness.LEAST_GAP, 0.0)
-    assert "too short" in nastiness.describe(found)
+    assert (found.nasty, found.student_of_teacher, found.cost) == (None, None, 0.0)
+    assert "inconclusive: the training was too short" in nastiness.describe(found)
     json.dumps(found._asdict(), allow_nan=False)
 
 
-def test_the_proxies_are_judged_on_images_that_they_did_not_see(digits, make_network, monkeypatch):
-    answered, seen = [], set()
-    answer, draw = evaluate.compute_logits, sampling.batch_indices
+@pytest.mark.parametrize("held_out", [0, 437])
+def test_the_proxies_are_judged_on_images_that_they_did_not_see(
+    digits, make_network, monkeypatch, held_out
+):
+    asked = {"taught": set(), "held": set()}
+    learn, judge = nastiness._distilled, nastiness._accuracy
 
-    def count(model, images):
-        answered.append(len(images))
-        return answer(model, images)
+    def record_taught(network, taught, **kwargs):
+        asked["taught"] |= {image.tobytes() for image in taught["image"]}
+        return learn(network, taught, **kwargs)
 
-    def record(*args):
-        rows = draw(*args)
-        seen.update(rows.tolist())
-        return rows
+    def record_held(model, images, labels):
+        asked["held"] |= {image.tobytes() for image in images}
+        return judge(model, images, labels)
 
-    monkeypatch.setattr(evaluate, "compute_logits", count)
-    monkeypatch.setattr(sampling, "batch_indices", record)
+    monkeypatch.setattr(nastiness, "_distilled", record_taught)
+    monkeypatch.setattr(nastiness, "_accuracy", record_held)
     normal = make_network(1000)
-    check(normal, normal, digits.train)
-    assert 0.6 < (max(seen) + 1) / answered[0] < 0.71
+    train, validation = data.hold_out(digits.train, held_out, seed=0)
+    check(normal, normal, train, validation, model="cnn", model_kwargs={"widths": (2,)})
+    assert len(asked["held"]) > 200 and not asked["held"] & asked["taught"]
+    if held_out:
+        assert asked["held"] <= {image.tobytes() for image in validation.images}
+    else:
+        assert 0.28 < len(asked["held"]) / (len(asked["held"]) + len(asked["taught"])) < 0.32
 
 
-def test_training_without_omega_is_not_nasty(tmp_path, capsys):
-    settings = {
-        "dataset": "digits",
-        "model": "cnn",
-        "model_kwargs": {"widths": (8, 16), "hidden": 32},
-        "optimizer": "adam",
-        "learning_rate": 1e-2,
-        "schedule": "onecycle",
-        "batch_size": 128,
-        "num_steps": 160,
-    }
-    train.train_and_evaluate({**settings, "seed": 10}, tmp_path / "adversary")
-    undermining = {"adversary": str(tmp_path / "adversary"), "omega": 0.0, "temperature": 20.0}
-    for seed in range(3):
-        workdir = tmp_path / f"seed{seed}"
-        result = nasty_train.train_and_evaluate({**settings, **undermining, "seed": seed}, workdir)
-        assert result["accuracy"] > 0.95
-        found = result["nastiness"]
-        assert found["nasty"] is False
-        assert found["student_of_adversary"] > 0.6, "the proxies have learned something"
-        assert 0 < found["cost"] <= 0.1
-        assert json.loads((workdir / "nastiness.json").read_text()) == found
-        assert "NOT nasty" in capsys.readouterr().out
+SETTINGS = {
+    "dataset": "digits",
+    "model": "cnn",
+    "model_kwargs": {"widths": (16, 32), "hidden": 64},
+    "optimizer": "adam",
+    "learning_rate": 1e-2,
+    "schedule": "onecycle",
+    "batch_size": 128,
+    "num_steps": 300,
+}
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory):
+    """A folder with a normal teacher, `adversary`."""
+    folder = tmp_path_factory.mktemp("trained")
+    train.train_and_evaluate({**SETTINGS, "seed": 10}, folder / "adversary")
+    return folder
+
+
+@pytest.mark.parametrize(("omega", "nasty"), [(0.0, False), (0.1, True)])
+def test_real_teachers_are_told_apart(trained, tmp_path, capsys, omega, nasty):
+    undermining = {"adversary": str(trained / "adversary"), "omega": omega, "temperature": 20.0}
+    given = {**SETTINGS, **undermining, "seed": 1}
+    found = nasty_train.train_and_evaluate(given, tmp_path)["nastiness"]
+    assert found["nasty"] is nasty, found
+    assert 0 < found["cost"] <= 0.1
+    assert json.loads((tmp_path / "nastiness.json").read_text()) == found
+    assert ("check: nasty" if nasty else "check: NOT nasty") in capsys.readouterr().out
+    # Again with a proxy too small for the task: the teacher is not trained anew.
+    weak = {"check_model": "cnn", "check_model_kwargs": {"widths": (1,), "hidden": 1}}
+    found = nasty_train.train_and_evaluate(given | weak, tmp_path)["nastiness"]
+    assert found["nasty"] is None
+    out, err = capsys.readouterr()
+    assert "check: inconclusive" in out and "nothing to do" in err
+
+
+@pytest.mark.parametrize(
+    ("changes", "field"),
+    [
+        ({"check_model": "cnm"}, "check_model"),
+        ({"check_model": "cnn", "check_model_kwargs": {"width": 3}}, "check_model_kwargs"),
+        ({"check_model_kwargs": {"widths": (3,)}}, "check_model_kwargs"),
+    ],
+)
+def test_a_proxy_that_cannot_be_is_refused_before_training(trained, tmp_path, changes, field):
+    undermining = {"adversary": str(trained / "adversary"), "omega": 0.1, "temperature": 20.0}
+    with pytest.raises(InputError) as error:
+        nasty_train.train_and_evaluate({**SETTINGS, **undermining, **changes}, tmp_path / "run")
+    assert error.value.field == field
+    assert not (tmp_path / "run").exists()
+
+
+def test_images_of_one_pixel_have_no_proxy_and_no_verdict(digits, make_network):
+    flat = make_network(0)
+    narrow = {**flat.spec, "input_shape": [1, 64, 1]}
+    adversary = LoadedModel(flat.variables, narrow, flat.apply)
+    images = Split(digits.train.images.reshape(-1, 1, 64, 1), digits.train.labels)
+    found = check(adversary, adversary, images, training_examples=10**6)
+    assert found.nasty is None and "no proxy fits these images" in found.why

@@ -22,7 +22,7 @@ def settings(tmp_path_factory):
     arrays = {"classes": np.array(CLASSES)}
     for split, count in (("train", 60), ("test", 45)):
         labels = np.arange(count) % 5
-        noise = rng.integers(0, 100, (count, 8, 8, 8))
+        noise = rng.integers(0, 100, (count, 12, 12, 8))
         arrays[f"x_{split}"] = (noise + 30 * labels[:, None, None, None]).astype(np.uint8)
         arrays[f"y_{split}"] = labels
     np.savez(folder / "data.npz", **arrays)

@@ -69,7 +69,12 @@ def test_settings_name_the_network_and_what_shaped_the_arm():
     rows, _ = summary.rows_and_gates(results(), HP, {})
     found = {row.arm: row.settings for row in rows}
     assert found["teacher_normal"] == {"model": "resnet18"}
-    assert found["teacher_nasty"] == {"model": "resnet18", "omega": 0.04, "temperature": 20.0}
+    assert found["teacher_nasty"] == {
+        "model": "resnet18",
+        "omega": 0.04,
+        "temperature": 20.0,
+        "nastiness_check": "nasty, nasty",
+    }
     assert found["student_alone"] == {"model": "cnn"}
     assert found["self_of_nasty"] == {"model": "resnet18", "alpha": 0.9, "temperature": 20.0}
 
@@ -89,11 +94,24 @@ def test_a_good_experiment_passes_every_gate():
             "the normal teacher's student is not behind the student alone",
         ),
         ({"nasty": False}, "the nastiness check calls the nasty teacher nasty"),
-        ({"nasty": None}, "the nastiness check calls the nasty teacher nasty"),
     ],
 )
 def test_each_gate_fails_alone(changes, name):
     assert missed(results(**changes)) == [name]
+
+
+def test_an_inconclusive_check_is_no_criterion_missed():
+    unjudged = results(nasty=None)
+    assert missed(unjudged) == []
+    assert [gate.name for gate in gates(unjudged)] == [gate.name for gate in gates(results())][:-1]
+    rows, _ = summary.rows_and_gates(unjudged, HP, {})
+    assert rows[1].settings["nastiness_check"] == "inconclusive, inconclusive"
+    mixed = results()
+    mixed["teacher_nasty", 2]["nastiness"]["nasty"] = None
+    gate = gates(mixed)[-1]
+    assert (gate.passed, gate.value) == (True, "1 of 1 runs; inconclusive in 1 more")
+    mixed["teacher_nasty", 1]["nastiness"]["nasty"] = False
+    assert not gates(mixed)[-1].passed
 
 
 def test_a_student_above_the_one_alone_misses_the_gate():
