@@ -5,6 +5,7 @@ deletion) and counts for nothing. It holds a checksum of every other file and of
 """
 
 import contextlib
+import errno
 import json
 import logging
 import os
@@ -170,9 +171,9 @@ def write_atomically(path: epath.PathLike, content: str | bytes, *, mode: int | 
     except OSError as error:  # e.g. the disk is full
         with contextlib.suppress(OSError):
             temporary.unlink(missing_ok=True)
-        if error.errno is None:
-            raise
-        raise OSError(error.errno, error.strerror, str(path)) from error
+        # Without a number where it is an object store's, or the target is a directory.
+        reason = (error.errno or errno.EIO, error.strerror or str(error))
+        raise OSError(*reason, str(path)) from error
 
 
 def _write_metadata(path: epath.Path, metadata: Mapping[str, Any]):

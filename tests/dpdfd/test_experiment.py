@@ -281,7 +281,7 @@ def test_a_picture_or_report_that_fails_costs_no_result(
     out, err = capsys.readouterr()
     assert "starting" not in err
     assert f"{place}/figures/arms.png: picture left out: ValueError: no such colour\n" in err
-    assert err.endswith(f"error: {place}/report.html: Is a directory\n")
+    assert err.splitlines()[-1].startswith(f"error: {place}/report.html: ")
     assert json.loads((place / "results.json").read_text())["rows"]
     assert next(iter(ARMS)) in out
     (place / "report.html").rmdir()
