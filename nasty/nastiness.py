@@ -215,7 +215,7 @@ def _verdict(known: list[float], learned: list[float], count: int, chance: float
     All errors are two standard errors of independent proportions.
     """
     errors = [2 * float(np.sqrt(p * (1 - p) / count)) for p in learned]
-    needed = max(LEAST_GAP, float(np.hypot(*errors)))
+    needed = max(LEAST_GAP, float(np.hypot(errors[0], errors[1])))
     found = Nastiness(
         None,
         student_of_teacher=learned[0],
