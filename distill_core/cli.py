@@ -122,6 +122,7 @@ def launch(main: Callable[[Sequence[str]], Any]):
     """Runs `main(arguments)`, and turns what a user can cause into one line and an exit code."""
     logging.basicConfig(format="%(levelname)s: %(message)s", level=logging.WARNING)
     logging.captureWarnings(True)
+    write_what_the_console_can()
     for name in (signal.SIGTERM, signal.SIGINT):
         # Before the loop there is nothing to save; the loop puts its own handlers in.
         signal.signal(name, lambda *_: os._exit(EXIT_STOPPED))
@@ -135,6 +136,13 @@ def launch(main: Callable[[Sequence[str]], Any]):
     if code == EXIT_SYSTEM:
         parallel.leave(code)
     sys.exit(code)
+
+
+def write_what_the_console_can():
+    """Signs that the console's encoding lacks, such as ± or τ, are written as `?`."""
+    for stream in (sys.stdout, sys.stderr):
+        if hasattr(stream, "reconfigure"):  # a notebook's has its own ways
+            stream.reconfigure(errors="replace")
 
 
 def exit_code(main: Callable[[Sequence[str]], Any], argv: Sequence[str]) -> int:

@@ -5,11 +5,13 @@ compute in float32 and leave the reduction to the caller. Entries where `where` 
 exactly 0, with gradient 0, even if they hold NaN.
 """
 
+import functools
 import math
 import numbers
 
 import jax
 import jax.numpy as jnp
+from jax.custom_derivatives import SymbolicZero
 
 Array = jax.Array
 
@@ -82,7 +84,8 @@ def kl_divergence(
     p = softmax(logits_p / temperature), q = softmax(logits_q / temperature). Gradients flow into
     both. The value and both gradients stay finite where probabilities of p underflow to 0 and
     where logits_p is −∞ (a class that the reference excludes); where q excludes a class that p
-    allows, the divergence is +∞.
+    allows, the divergence is +∞. Both keep their digits where p and q are nearly equal, as at high
+    temperatures, where the divergence falls with temperature⁻².
 
     Args:
       logits_p: reference logits, `[..., C]`, any float dtype.
@@ -104,12 +107,8 @@ def kl_divergence(
     temperature = coefficient("temperature", temperature, leading, where, low=0.0, above=True)
     if temperature.ndim:
         temperature = temperature[..., None]
-    log_p = jax.nn.log_softmax(_masked(logits_p, where) / temperature, axis=-1)
-    log_q = jax.nn.log_softmax(_masked(logits_q, where) / temperature, axis=-1)
-    p = jnp.exp(log_p)
-    live = p > 0  # elsewhere the limit of p·(log p − log q) is 0, but the formula gives 0·∞
-    log_ratio = jnp.where(live, log_p - log_q, 0.0)
-    return _zero_masked(jnp.sum(p * log_ratio, axis=-1), where)
+    values = _kl(_masked(logits_p, where), _masked(logits_q, where), temperature)
+    return _zero_masked(values, where)
 
 
 def cross_entropy(logits: Array, labels: Array, *, where: Array | None = None) -> Array:
@@ -180,6 +179,68 @@ def distillation_loss(
     )
     hard = cross_entropy(student_logits, labels, where=where)
     return alpha * temperature**2 * divergence + (1.0 - alpha) * hard
+
+
+@jax.custom_jvp
+def _kl(x: Array, y: Array, temperature: Array) -> Array:
+    """KL of softmax(x / temperature) and softmax(y / temperature), temperature `[]` or `[..., 1]`.
+
+    With u = (y − x) / temperature, centred so that Σ p u = 0, it is log Σ p eᵘ, which is
+    log(1 + Σ p (eᵘ − 1 − u)): nothing cancels, however small u is.
+    """
+    return _kl_and_slopes(x, y, temperature)[0]
+
+
+@functools.partial(_kl.defjvp, symbolic_zeros=True)
+def _kl_jvp(primals, tangents):
+    value, slopes, scaled = _kl_and_slopes(*primals)
+    temperature, change = primals[-1], jnp.zeros_like(primals[0])
+    *changes, warming = tangents
+    for slope, tangent, logits in zip(slopes, changes, scaled, strict=True):
+        if not isinstance(tangent, SymbolicZero):  # e.g. a frozen teacher
+            change += slope * tangent
+        if not isinstance(warming, SymbolicZero):
+            finite = jnp.maximum(logits, jnp.finfo(logits.dtype).min)  # −∞ at every temperature
+            change -= slope * finite * warming
+    return value, jnp.sum(change / temperature, axis=-1)
+
+
+def _kl_and_slopes(x: Array, y: Array, temperature: Array):
+    """The divergence, its derivatives by x / temperature and y / temperature, and those two."""
+    top_x, top_y = (jnp.max(each, axis=-1, keepdims=True) for each in (x, y))
+    scaled_x, scaled_y = (x - top_x) / temperature, (y - top_y) / temperature
+    exp_x, exp_y = jnp.exp(scaled_x), jnp.exp(scaled_y)
+    sum_x, sum_y = (jnp.sum(each, axis=-1, keepdims=True) for each in (exp_x, exp_y))
+    p = exp_x / sum_x
+    live = p > 0  # elsewhere the limit of p·u is 0, but the formula gives 0·∞
+    between, rest = _subtract(jnp.where(live, y, 0.0), jnp.where(live, x, 0.0))
+    between_tops, rest_of_tops = _subtract(top_y, top_x)
+    u = ((between - between_tops) + (rest - rest_of_tops)) / temperature
+    mean = jnp.sum(p * jnp.where(live, u, 0.0), axis=-1, keepdims=True)
+    u = jnp.where(live, u - mean, 0.0)
+    plain = jnp.log(sum_y) - jnp.log(sum_x) - mean  # which needs no eᵘ, and cancels
+    is_near = plain < 10.0
+    scale = jnp.exp(jnp.where(is_near, -mean, 0.0)) / sum_x  # p eᵘ = exp_y · scale
+    # eᵘ − 1 − u: by its series, where that is as exact as float32.
+    is_small = live & (jnp.abs(u) <= 0.5)
+    series = 1.0 + u / 8
+    for n in range(7, 2, -1):
+        series = 1.0 + series * u / n
+    excess = 0.5 * u * u * series
+    total = jnp.where(is_small, p * excess, exp_y * scale - p * (1.0 + u))
+    value = jnp.where(is_near, jnp.log1p(jnp.sum(total, axis=-1, keepdims=True)), plain)
+    # q − p is p (eᵘ⁻ᵛ − 1) with the value v.
+    ratio = jnp.expm1(-value) + jnp.exp(-value) * (u + excess)
+    slope_y = jnp.where(is_small, p * ratio, exp_y / sum_y - p)
+    return value[..., 0], (-p * u, slope_y), (scaled_x, scaled_y)
+
+
+def _subtract(a: Array, b: Array) -> tuple[Array, Array]:
+    """a − b as float32, and what rounding took from it (Knuth's TwoSum); 0 for infinities."""
+    difference = a - b
+    minus_b = difference - a
+    rest = (a - (difference - minus_b)) - (b + minus_b)
+    return difference, jnp.where(jnp.isfinite(difference), rest, 0.0)
 
 
 def _masked(logits: Array, where: Array | None) -> Array:

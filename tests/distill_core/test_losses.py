@@ -1,5 +1,7 @@
 """The losses against float64 formulas in NumPy, against Optax, and at the edges of float32."""
 
+from decimal import Decimal, localcontext
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -168,6 +170,80 @@ def test_gradients_of_the_divergence_are_right_where_probabilities_underflow():
     divergence = np_kl(p_logits, q_logits)[:, None]
     np.testing.assert_allclose(of_p, p * (log_p - log_q - divergence), rtol=1e-4, atol=1e-3)
     np.testing.assert_allclose(of_q, q - p, rtol=1e-5, atol=1e-6)
+
+
+def exact_kl(p_logits, q_logits, temperature):
+    """(KL, its gradients by both logits) of one example in 60 digits, of the numbers as given."""
+    with localcontext(prec=60):
+        t = Decimal(float(np.float32(temperature)))
+        logs = []
+        for logits in (p_logits, q_logits):
+            z = [Decimal(float(x)) / t for x in logits]
+            total = sum((x.exp() for x in z), Decimal(0)).ln()
+            logs.append([x - total for x in z])
+        p = [x.exp() for x in logs[0]]
+        q = [x.exp() for x in logs[1]]
+        ratio = [a - b if a.is_finite() else Decimal(0) for a, b in zip(*logs, strict=True)]
+        divergence = sum(a * r for a, r in zip(p, ratio, strict=True))
+        of_p = [a * (r - divergence) / t for a, r in zip(p, ratio, strict=True)]
+        of_q = [(b - a) / t for a, b in zip(p, q, strict=True)]
+        return float(divergence), np.array(of_p, float), np.array(of_q, float)
+
+
+def close_to_one_another(kind):
+    """Logits of two networks that soften to nearly equal probabilities."""
+    rng = np.random.default_rng(0)
+    p, q = rng.normal(scale=3, size=(2, 4, C)).astype(np.float32)
+    if kind == "wide":
+        p, q = 3e3 * p, 3e3 * q
+    elif kind == "shifted":
+        q += np.float32(1e4)
+    elif kind == "nearly equal":
+        q = p + np.float32(1e-3) * q
+    elif kind == "sure":
+        p[:, 2] += 20
+        q[:, 2] += 20
+    elif kind == "exclusive":
+        p[:, 1:3] = -np.inf
+        q[:2, 1] = -np.inf
+    return p, q
+
+
+@pytest.mark.parametrize("temperature", [1.0, 100.0, 1e3, 1e4, 1e6])
+@pytest.mark.parametrize("kind", ["usual", "wide", "shifted", "nearly equal", "sure", "exclusive"])
+def test_nearly_equal_distributions_keep_the_digits_of_their_divergence(kind, temperature):
+    p, q = close_to_one_another(kind)
+    found = jax.jit(kl)(p, q, None, temperature)
+    of_p, of_q = summed_gradient(kl, (0, 1), p, q, None, temperature)
+    for i in range(len(p)):
+        exact, exact_of_p, exact_of_q = exact_kl(p[i], q[i], temperature)
+        np.testing.assert_allclose(found[i], exact, rtol=1e-5)
+        for gradient, wanted in ((of_p[i], exact_of_p), (of_q[i], exact_of_q)):
+            # Where the divergence is large, so is the rounding of what it multiplies.
+            scale = np.abs(wanted).max() + 1e-3 * exact / temperature + 1e-36
+            np.testing.assert_allclose(gradient / scale, wanted / scale, atol=1e-4)
+
+
+def test_the_distillation_term_tends_to_half_the_variance_of_the_logits_difference():
+    student, teacher, labels = draw()
+    found = distillation(student, teacher, labels, np.array([1e4, 1e5, 1e6, 1e7]), 1.0)
+    wanted = np.var(student - teacher, axis=-1, dtype=np.float64) / 2
+    np.testing.assert_allclose(found, wanted, rtol=1e-3)
+
+
+def test_the_derivative_by_the_temperature_is_that_of_the_formula():
+    a, b, _ = draw()
+    t = np.array([0.5, 2.0, 10.0, 100.0])
+    a[0, 1] = -np.inf
+    found = jax.grad(lambda t: kl(a, b, None, t).sum())(jnp.asarray(t))
+    wanted = central_differences(lambda t: np_kl(a, b, temperature=t), t)
+    np.testing.assert_allclose(found, wanted, rtol=1e-4)
+
+
+def test_a_class_that_the_reference_allows_may_not_be_excluded():
+    p, q = jnp.zeros(3), jnp.array([0.0, 1.0, -jnp.inf])
+    assert kl_divergence(p, q) == np.inf
+    assert np.isfinite(jax.grad(kl, argnums=1)(p, q, None)).all()
 
 
 @each
