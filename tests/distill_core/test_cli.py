@@ -371,3 +371,16 @@ def test_a_process_that_diverges_exits_with_3(processes):
     assert code == 3
     assert "error: diverged at step" in err
     assert "Traceback" not in err
+
+
+@pytest.mark.parametrize("encoding", ["ascii", "latin-1"])
+def test_a_console_that_lacks_a_sign_still_shows_the_help(encoding):
+    done = subprocess.run(
+        [sys.executable, "-m", "distill_core.distill", "--help"],
+        env={**os.environ, "PYTHONIOENCODING": encoding},
+        capture_output=True,
+    )
+    assert (done.returncode, done.stderr) == (0, b"")
+    text = done.stdout.decode(encoding)
+    assert "--config FILE.py[:ARG]" in text
+    assert "?" in text, "the help has no sign beyond the encoding"
