@@ -35,7 +35,7 @@ from distill_core import (
 )
 from distill_core import parallel as parallel_lib
 from distill_core.config import InputError
-from distill_core.data.preprocess import preprocess
+from distill_core.data.preprocess import check_range, preprocess
 from distill_core.training import STREAM_INIT, TrainState, make_eval_step, stream_key
 from dpdfd import partition_fit, partitions, provenance
 from dpdfd.features import FeatureRidge
@@ -162,6 +162,7 @@ def make_answers(network: Mapping[str, Any]) -> Callable[..., Array]:
     def answers(variables, images, *, kind: str = "votes") -> Array:
         if tuple(images.shape[1:]) != shape:
             raise ValueError(f"images {tuple(images.shape)}: this ensemble takes [B, {shape}]")
+        check_range(images, jnp.floating, 0, 1, "images that are floats")
         return module.apply(variables, preprocess(images, mean, std), kind, method="answers")
 
     return answers

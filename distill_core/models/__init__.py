@@ -5,7 +5,6 @@ from distill_core.models.apply import (
     count_parameters,
     features,
     init_model,
-    takes_train,
 )
 from distill_core.models.cnn import CNN
 from distill_core.models.create import MODEL_NAMES, create_model
@@ -35,6 +34,5 @@ __all__ = [
     "features",
     "init_model",
     "make_norm",
-    "takes_train",
     "watched",
 ]

@@ -7,7 +7,11 @@ from typing import Any, NamedTuple
 
 from flax import linen as nn
 
+from distill_core.models.apply import takes_train
 from distill_core.models.norm import BatchNorm
+
+# Layers that drop out, and what they call their rate.
+_RATES: Any = ((nn.Dropout, "rate"), (nn.MultiHeadDotProductAttention, "dropout_rate"))
 
 
 class Seen(NamedTuple):
@@ -16,11 +20,13 @@ class Seen(NamedTuple):
     Attributes:
       dropout: layers that drop out, at rates above 0, whether or not they did in this pass.
       norms: layers with batch statistics, likewise.
+      untold: those of both whose network is not told when it is trained.
       values: of those that used the batch's own: how many values a channel was normalised over.
     """
 
     dropout: list[str]
     norms: list[str]
+    untold: list[str]
     values: dict[str, int]
 
 
@@ -31,17 +37,19 @@ def watched(num_devices: int = 1) -> Iterator[Seen]:
     Args:
       num_devices: over which a layer with an `axis_name` sums its statistics.
     """
-    seen = Seen([], [], {})
+    seen = Seen([], [], [], {})
 
     def watch(call, args, kwargs, context):
         module: Any = context.module
         if context.method_name == "__call__":
             name = "/".join(module.path) or type(module).__name__
-            if isinstance(module, nn.Dropout) and module.rate > 0:
+            rate = next((getattr(module, n) for kind, n in _RATES if isinstance(module, kind)), 0)
+            if rate > 0:
                 seen.dropout.append(name)
-            if isinstance(module, nn.MultiHeadDotProductAttention) and module.dropout_rate > 0:
-                seen.dropout.append(name)
-            if isinstance(module, BatchNorm | nn.BatchNorm):
+            is_norm = isinstance(module, BatchNorm | nn.BatchNorm)
+            if (rate > 0 or is_norm) and not takes_train(_root(module)):
+                seen.untold.append(name)
+            if is_norm:
                 seen.norms.append(name)
                 if _uses_the_batch(module, args, kwargs):
                     shape = (args[0] if args else kwargs["x"]).shape
@@ -53,6 +61,13 @@ def watched(num_devices: int = 1) -> Iterator[Seen]:
 
     with nn.intercept_methods(watch):
         yield seen
+
+
+def _root(module: nn.Module) -> nn.Module:
+    """The network that a layer belongs to."""
+    while isinstance(module.parent, nn.Module):
+        module = module.parent
+    return module
 
 
 def _uses_the_batch(module: Any, args: Any, kwargs: Any) -> bool:

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from flax import linen as nn
 
-from distill_core import data, evaluate, load_model, parallel, spec, train
+from distill_core import data, evaluate, load_model, models, parallel, spec, train
 from distill_core.config import InputError
 from distill_core.models import Transformer, watched
 
@@ -125,6 +125,26 @@ def test_a_network_that_is_not_told_of_training_is_refused(layer):
         "training than after it: the network's __call__ must take `train` or `deterministic`"
     )
     spec.check(described("Untold", layer="none"))
+
+
+class Mean(nn.Module):
+    """A network made of another that is applied by itself."""
+
+    num_classes: int
+    member: str
+
+    @nn.compact
+    def __call__(self, x):
+        one = Dropping(self.num_classes) if self.member == "told" else Untold(10, layer="dropout")
+        one = one.clone(parent=None)
+        params = self.param("member", lambda key: models.init_model(one, key, x.shape[1:])[0])
+        return models.apply_model(one, {"params": params}, x, train=False)
+
+
+def test_networks_inside_another_are_asked_themselves():
+    spec.check(described("Mean", member="told"))
+    with pytest.raises(InputError, match="has the layer drop, which works otherwise in training"):
+        spec.check(described("Mean", member="untold"))
 
 
 def test_a_language_model_that_drops_out_is_refused():
