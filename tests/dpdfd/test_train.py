@@ -20,6 +20,7 @@ import pytest
 
 from distill_core import checkpoint, cli, data, load_model, parallel, spec
 from distill_core.config import InputError
+from distill_core.data.dataset import make_dataset
 from distill_core.privacy import ledger, noise
 from distill_core.privacy.ledger import Entry, Ledger
 from dpdfd import ensemble, privacy_spent, programs, provenance, train
@@ -644,3 +645,19 @@ def _main(settings, workdir, kill_at):
 
 if __name__ == "__main__":
     _main(*json.loads(sys.argv[1]))
+
+
+def test_a_generator_needs_several_values_to_normalise_over(tmp_path):
+    """Images of 4x4 pixels grow from a single one: one image leaves one value per channel."""
+    images = np.random.default_rng(0).integers(0, 256, (6, 4, 4, 1)).astype(np.uint8)
+    split = (images, np.arange(6) % 2)
+    small = make_dataset("small", split, split, classes=("a", "b"))
+    teacher = load_model(save(tmp_path / "teacher", dataset=small))
+    group = {**ALTERNATE["generator"], "norm": "batch"}
+    given = {**ALTERNATE, "teacher": str(tmp_path / "teacher"), "generator": group}
+    hp = train.settings.validate(given)
+    train._specs(hp, teacher)
+    with pytest.raises(InputError, match="^batch_size: got 1; leaves the generator's batch norm"):
+        train._specs({**hp, "batch_size": 1}, teacher)
+    for changed in ({"norm": "none"}, {"every": 0}):
+        train._specs({**hp, "batch_size": 1, "generator": {**hp["generator"], **changed}}, teacher)
