@@ -87,7 +87,8 @@ def check(
     """The spec of the network that a run would train, if it can run on this data and these devices.
 
     Weights belong with the constants that standardised their pixels: a run that starts from a
-    network's (`init_from`), or goes on from its own in `workdir`, has that network's.
+    network's (`init_from`), or goes on from its own in `workdir`, has that network's. `mode` is
+    one from `parallel.choose_mode`, which gives it where there is none.
 
     Raises:
       InputError: on `batch_size`, `model`, `model_kwargs` or `init_from`.
@@ -105,7 +106,7 @@ def check(
         network |= {name: start[name] for name in ("mean", "std")}
     spec.check(network)
     if not hp.get("dp"):  # which refuses batch statistics
-        spec.check_statistics(network, hp["batch_size"], parallel.choose_mode(mode))
+        spec.check_statistics(network, hp["batch_size"], mode or parallel.choose_mode())
     return network
 
 

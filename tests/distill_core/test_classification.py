@@ -2,6 +2,7 @@
 
 import json
 
+import jax
 import numpy as np
 import pytest
 
@@ -228,3 +229,8 @@ def test_runs_that_differ_in_seed_and_traced_settings_compile_once(path, tmp_pat
             frozen={"weight": np.float32(weight)},
         )
     assert traces == [(2, 3)]  # [B, K] on one of eight devices
+
+
+def test_one_device_trains_as_several_do(fit, tmp_path, monkeypatch):
+    monkeypatch.setattr(jax, "device_count", lambda: 1)
+    assert fit(tmp_path / "alone")["num_test"]
