@@ -43,31 +43,44 @@ class Splits(NamedTuple):
     test: data.Split
 
 
-def load_splits(hp: Mapping[str, Any]) -> tuple[data.Dataset, Splits]:
+def load_splits(
+    hp: Mapping[str, Any], workdir: epath.PathLike | None = None
+) -> tuple[data.Dataset, Splits]:
     """The config's data set, with `num_validation` training examples held out.
 
     Which examples are held out does not depend on the run's seed: teachers and students of an
     experiment never see them. With `train_share` below 1 the run trains on so much of the rest,
     larger shares holding the smaller ones.
+
+    Raises:
+      InputError: as `data.load_dataset`; or a run in `workdir` began with other data.
     """
-    dataset = data.load_dataset(hp["dataset"], data_dir=hp["data_dir"])
+    dataset = _load(hp, workdir)
     return dataset, _split(hp, dataset)
 
 
 def load_with(
-    hp: Mapping[str, Any], field: str
+    hp: Mapping[str, Any], field: str, workdir: epath.PathLike
 ) -> tuple[checkpoint.LoadedModel, data.Dataset, Splits]:
     """The classifier that a field of the config names, and the data in the order of its classes.
 
     Raises:
-      InputError: as `load_splits`; and on the field: no such classifier, or one of other classes or
-        inputs than the data set's.
+      InputError: as `load_splits`; and on the field: no such classifier, another than the run in
+        `workdir` began with, or one of other classes or inputs than the data set's.
     """
-    dataset = data.load_dataset(hp["dataset"], data_dir=hp["data_dir"])
+    dataset = _load(hp, workdir)
     with run_state.about(field, hp[field]):
         loaded = checkpoint.load_model(hp[field])
+    run_state.check_unchanged(hp, workdir, {field: loaded})
     dataset = fits.data_for(field, hp[field], loaded, dataset)
     return loaded, dataset, _split(hp, dataset)
+
+
+def _load(hp: Mapping[str, Any], workdir: epath.PathLike | None) -> data.Dataset:
+    dataset = data.load_dataset(hp["dataset"], data_dir=hp["data_dir"])
+    if workdir is not None:
+        run_state.check_unchanged(hp, workdir, {"dataset": dataset.fingerprint()})
+    return dataset
 
 
 def _split(hp: Mapping[str, Any], dataset: data.Dataset) -> Splits:

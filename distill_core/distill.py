@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 from etils import epath
 
-from distill_core import checkpoint, classification, cli, config, fits, trust
+from distill_core import checkpoint, classification, cli, config, fits, run_state, trust
 from distill_core.losses import distillation_loss
 
 FIELDS = {
@@ -62,12 +62,12 @@ def train_and_evaluate(
     # Traced values, not constants: students that differ only in them share one compiled step.
     frozen = {name: jnp.float32(hp[name]) for name in ("temperature", "alpha")}
     if hp["teacher"].startswith("npz:"):
-        dataset, splits = classification.load_splits(hp)
+        dataset, splits = classification.load_splits(hp, workdir)
         objective = stored_objective
-        extra = {"teacher_logits": _stored_logits(hp["teacher"], dataset)[splits.train.index]}
-        teacher = checkpoint.digest(extra)
+        logits, teacher = _stored_logits(hp, workdir, dataset)
+        extra = {"teacher_logits": logits[splits.train.index]}
     else:
-        teacher, dataset, splits = classification.load_with(hp, "teacher")
+        teacher, dataset, splits = classification.load_with(hp, "teacher", workdir)
         objective = live_objective(json.dumps(teacher.spec))
         frozen, extra = {**frozen, "teacher": teacher.variables}, {}
     return classification.train(
@@ -84,8 +84,10 @@ def train_and_evaluate(
     )
 
 
-def _stored_logits(teacher: str, dataset) -> np.ndarray:
-    """`logits` of the whole training split, float32 [N, C], in its and its classes' order."""
+def _stored_logits(hp, workdir: epath.PathLike, dataset) -> tuple[np.ndarray, str]:
+    """`logits` of the whole training split, float32 [N, C], in its and its classes' order; and the
+    fingerprint of what the file holds of them."""
+    teacher = hp["teacher"]
     path = epath.Path(teacher.removeprefix("npz:"))
     shape = (len(dataset.train), dataset.num_classes)
     how = "write it with distill_core.evaluate --split=train --logits_out=FILE"
@@ -98,6 +100,8 @@ def _stored_logits(teacher: str, dataset) -> np.ndarray:
         reason = " ".join(str(error).split()[:20])
         allowed = f"holds no `logits` that can be read ({type(error).__name__}: {reason}); {how}"
         raise config.InputError("teacher", teacher, allowed) from None
+    fingerprint = checkpoint.digest({"logits": logits, "classes": np.array(names or ())})
+    run_state.check_unchanged(hp, workdir, {"teacher": fingerprint})
     if logits.shape != shape:
         allowed = f"its `logits` are {logits.shape}; the training split needs {shape}; {how}"
         raise config.InputError("teacher", teacher, allowed)
@@ -111,7 +115,7 @@ def _stored_logits(teacher: str, dataset) -> np.ndarray:
         raise config.InputError("teacher", teacher, allowed)
     if np.isnan(logits).any() or np.isposinf(logits).any():
         raise config.InputError("teacher", teacher, "its `logits` hold NaN or +infinity")
-    return logits
+    return logits, fingerprint
 
 
 if __name__ == "__main__":

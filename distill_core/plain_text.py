@@ -55,6 +55,7 @@ def train(
     private, wanted = bool(hp.get("dp")), hp["tokenizer"]
     check_private(hp)
     corpus = corpora.load_corpus(hp["dataset"])
+    run_state.check_unchanged(hp, workdir, {"dataset": corpus.fingerprint()})
     if wanted in TRAINERS:
         tokenizer = new_tokenizer(hp, wanted, [line.text for line in corpus.train])
     else:
@@ -82,7 +83,7 @@ def train(
         objective=language.label_objective(network["num_classes"]),
         frozen={},
         reads={
-            "dataset": corpora.fingerprint(corpus.train, corpus.validation, corpus.test),
+            "dataset": corpus.fingerprint(),
             "tokenizer": inputs.of_tokenizer(tokenizer),
         },
         mode=mode,

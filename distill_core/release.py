@@ -1,9 +1,12 @@
-"""Writes what may be given away of a run: the model, a card, the ledger, and nothing else.
+"""Writes what may be given away of a run: the model, a card, and nothing else.
 
     python -m distill_core.release --checkpoint runs/nasty --out released/
 
-No random key, seed, optimiser state, data order, path or training setting goes in. The release
-loads without this project: `model.safetensors` holds the variables under names like
+No random key, seed, optimiser state, data order, path or training setting goes in, nor how the
+model was trained, from what, or on which data; that is for the owner alone, in
+`<workdir>/private/released_PART_STEP.json`. Of a defended model and a plain one the cards are the
+same. Where a ledger carries a claim of privacy, the card makes it and holds its mechanisms. The
+release loads without this project: `model.safetensors` holds the variables under names like
 `params/Dense_0/kernel`, `model.stablehlo` the whole network as a program (`jax.export`), from
 float32 images in [0, 1], `[B, H, W, C]`, or int32 token ids `[B, L]`, to logits; of a generator
 from latent vectors to images. A language model's `tokenizer.json` is read by the `tokenizers`
@@ -11,7 +14,9 @@ library.
 """
 
 import contextlib
+import dataclasses
 import json
+import sys
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -23,6 +28,7 @@ from etils import epath
 from distill_core import checkpoint, cli, config, spec
 from distill_core.data.tokenizers import ELSEWHERE, PUBLIC_TEXT, TRAINING_TEXT
 from distill_core.privacy import ledger as ledger_lib
+from distill_core.privacy import noise
 
 CARD_FIELDS = ("model", "model_kwargs", "num_classes")
 IMAGE_FIELDS = (*CARD_FIELDS, "input_shape", "mean", "std", "classes")
@@ -58,6 +64,8 @@ def release(
 ) -> dict[str, Any]:
     """Writes the release of one network into a new or empty directory and returns its card.
 
+    What the card leaves out is written beside the run, see above.
+
     Args:
       path: a workdir or checkpoint.
       out: the directory; made if missing.
@@ -75,8 +83,8 @@ def release(
         raise config.InputError("out", str(out), "must be a new or an empty directory")
     loaded = checkpoint.load_model(path, part=part, step=step)
     tokenizer = loaded.tokenizer
-    told = tokenizer is not None and tokenizer.made_from == TRAINING_TEXT
-    if told and not with_private_tokenizer:
+    tells = tokenizer is not None and tokenizer.made_from == TRAINING_TEXT
+    if tells and not with_private_tokenizer:
         allowed = (
             "its vocabulary was made from training text and tells words of it; train with a "
             "tokenizer from elsewhere or, where that text is public, with public_text=True; or "
@@ -89,7 +97,6 @@ def release(
     }
     fields, inputs, outputs = _described(loaded.spec)
     card = {
-        "method": loaded.metadata["method"],
         "network": {name: loaded.spec[name] for name in fields},
         "inputs": inputs,
         "outputs": outputs,
@@ -98,10 +105,10 @@ def release(
             "model.safetensors": "variables by name; HWIO convolution kernels",
             "model.stablehlo": "jax.export of the network: jax.export.deserialize(bytes).call",
         },
-        "ledger": loaded.metadata["ledger"],
-        "privacy": _privacy(loaded.metadata, delta),
-        "note": loaded.metadata["data_note"],
     }
+    told, privacy = published(loaded.metadata["ledger"]), _privacy(loaded.metadata, delta)
+    if told.mechanisms:
+        card |= {"ledger": told.to_json(), "privacy": privacy}
     from safetensors.numpy import save
 
     files = {"model.safetensors": save(flat), "model.stablehlo": _export(loaded)}
@@ -119,7 +126,31 @@ def release(
             with contextlib.suppress(OSError):
                 (out / name).unlink(missing_ok=True)
         raise
+    _write_owners_half(path, step, loaded, {"out": str(out), "card": card, "privacy": privacy})
     return card
+
+
+def published(ledger: Mapping[str, Any]) -> ledger_lib.Ledger:
+    """What a claim rests on, without what the model is made from; empty where there is none."""
+    try:
+        charged = ledger_lib.charged(ledger)
+    except config.InputError:
+        return ledger_lib.Ledger()
+    return ledger_lib.Ledger(tuple(dataclasses.replace(each, note="") for each in charged))
+
+
+def _write_owners_half(path, step: int | None, loaded: checkpoint.LoadedModel, known):
+    if str(path).endswith(".safetensors"):
+        return  # somebody else's file: there is no run to write beside
+    folder, about = checkpoint.find(path, step=step)
+    part = next(name for name, each in about["parts"].items() if each == loaded.spec)
+    names = ("method", "id", "step", "config", "data_note", "ledger")
+    half = {**known, "part": part, **{name: about[name] for name in names}}
+    place = folder.parent.parent / noise.FOLDER / f"released_{part}_{about['step']}.json"
+    try:
+        noise.write_private(place, half)
+    except OSError as error:  # a folder that cannot be written to costs nobody the release
+        print(f"could not write {place}, the owner's record of it: {error}", file=sys.stderr)
 
 
 def _described(network: Mapping[str, Any]) -> tuple[Sequence[str], str, str]:

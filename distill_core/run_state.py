@@ -65,6 +65,26 @@ def _starting_point(
         return checkpoint.load_model(hp["init_from"])
 
 
+def check_unchanged(
+    hp: Mapping[str, Any],
+    workdir: epath.PathLike,
+    reads: Mapping[str, checkpoint.LoadedModel | str],
+):
+    """`loop.run`'s refusal of other data than a run began with, before anything is made of it.
+
+    Else a data set of another size would be refused for what does not fit it. A field that was set
+    to something else is left to `loop.run`.
+    """
+    if has_checkpoint(workdir):
+        began = checkpoint.find(workdir)[1]["config"]
+        same = {field: each for field, each in reads.items() if began.get(field) == hp[field]}
+        inputs.check(workdir, _prints(same), hp, resumes=False)
+
+
+def _prints(reads: Mapping[str, checkpoint.LoadedModel | str]) -> dict[str, str]:
+    return {k: v if isinstance(v, str) else inputs.of_model(v) for k, v in reads.items()}
+
+
 def split_state(state: TrainState):
     """(parts, train) for the checkpoint."""
     parts = {PART: {"params": state.params, "model_state": state.model_state}}
@@ -114,8 +134,7 @@ def describe(
         "data_note": note,
         "ledger": {"mechanisms": [], "ancestors": ancestors},
     }
-    prints = {k: v if isinstance(v, str) else inputs.of_model(v) for k, v in reads.items()}
-    return about, prints
+    return about, _prints(reads)
 
 
 def evaluate(

@@ -36,7 +36,7 @@ def train_and_evaluate(
     hp = {name: value for name, value in hp.items() if name not in unused}
     if text:
         return plain_text.train(hp, workdir, method="distill_core.train", mode=parallel)
-    dataset, splits = classification.load_splits(hp)
+    dataset, splits = classification.load_splits(hp, workdir)
     return classification.train(
         hp,
         workdir,

@@ -186,7 +186,7 @@ def train_and_evaluate(
     """
     hp = config.validate(settings, FIELDS)
     mode = parallel_lib.choose_mode(parallel)
-    dataset, splits = classification.load_splits(hp)
+    dataset, splits = classification.load_splits(hp, workdir)
     members = partitions.members_of(splits.train.record, hp["num_teachers"])
     one = spec.image_spec(model=hp["model"], model_kwargs=hp["model_kwargs"], dataset=dataset)
     spec.check(one)

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 from etils import epath
 
-from distill_core import checkpoint, cli, config, data, fits, parallel
+from distill_core import checkpoint, cli, config, data, fits, parallel, release
 from distill_core.config import InputError
 from distill_core.data.dataset import Dataset
 from distill_core.plotting import attempt
@@ -176,7 +176,7 @@ def export_samples(
       path: the file; its folder must be there.
       images, probs: from `fresh.draw_samples`.
       classes: names, in the order of the labels.
-      ledger: of the checkpoint that they are from.
+      ledger: of the checkpoint that they are from; its mechanisms are told, not its ancestors.
       statement: from `describe`.
 
     Raises:
@@ -191,7 +191,7 @@ def export_samples(
         soft_labels=np.asarray(probs, np.float32),
         labels=np.asarray(probs).argmax(-1).astype(np.int32),
         classes=np.array(list(classes), np.str_),
-        ledger=np.array(json.dumps(ledger)),
+        ledger=np.array(json.dumps(release.published(ledger).to_json())),
         statement=np.array(statement),
     )
     checkpoint.write_atomically(path, buffer.getvalue())

@@ -57,7 +57,8 @@ def train_and_evaluate(
     workdir, mode = epath.Path(workdir), _mode(hp, parallel)
     with run_state.about("teacher", hp["teacher"]):
         teacher = checkpoint.load_model(hp["teacher"])
-    dataset = _dataset(hp, teacher)
+    run_state.check_unchanged(hp, workdir, {"teacher": teacher})
+    dataset = _dataset(hp, workdir, teacher)
     student, generator = _specs(hp, teacher)
     run = _prepare(hp, teacher, student, generator, mode)
     state = _initial_state(run, workdir, student, generator)
@@ -116,13 +117,16 @@ def _mode(hp: Mapping[str, Any], mode: str | None) -> str:
     return mode
 
 
-def _dataset(hp: Mapping[str, Any], teacher: checkpoint.LoadedModel) -> Dataset | None:
+def _dataset(
+    hp: Mapping[str, Any], workdir: epath.Path, teacher: checkpoint.LoadedModel
+) -> Dataset | None:
     """Only its test split is used, to measure; the conversion itself needs no data."""
     if spec.is_text(teacher.spec):
         raise InputError("teacher", hp["teacher"], "is a language model; images are converted")
     if hp["dataset"] is None:
         return None
     dataset = data.load_dataset(hp["dataset"], data_dir=hp["data_dir"])
+    run_state.check_unchanged(hp, workdir, {"dataset": dataset.fingerprint()})
     return fits.data_for("teacher", hp["teacher"], teacher, dataset)
 
 

@@ -15,7 +15,7 @@ from typing import Any
 import jax.numpy as jnp
 from etils import epath
 
-from distill_core import checkpoint, classification, cli, config, evaluate, trust
+from distill_core import checkpoint, classification, cli, config, evaluate, inputs, trust
 from distill_core.losses import distillation_loss
 from nasty.attacks import scm, skeptical_training
 from nasty.attacks.averager import class_means
@@ -88,7 +88,7 @@ def train_and_evaluate(
 ) -> dict[str, Any]:
     """Attacks to the end or resumes; returns the student's test accuracy and the checkpoint."""
     hp = validate(settings)
-    teacher, dataset, splits = classification.load_with(hp, "teacher")
+    teacher, dataset, splits = classification.load_with(hp, "teacher", workdir)
     check_top_k(hp["top_k"], dataset.num_classes)
     train = functools.partial(
         classification.train,
@@ -125,7 +125,10 @@ def train_and_evaluate(
             def distil(stage, place, source):
                 # Only the attacked teacher is stingy; the attacker's own students are not.
                 top_k = hp["top_k"] if source is teacher else None
-                return train(stage, place, **_against(source, kd, top_k, values))
+                run = _against(source, kd, top_k, values)
+                if source is not teacher:
+                    run["reads"] = {"teacher": inputs.of_model(teacher), "intermediate": source}
+                return train(stage, place, **run)
 
             return scm.train_in_sequence(hp, workdir, teacher, distil)
 

@@ -71,11 +71,11 @@ def train_and_evaluate(
     """
     hp = validate(settings)
     if hp.get("defence") == "cmim":
-        dataset, splits = classification.load_splits(hp)
+        dataset, splits = classification.load_splits(hp, workdir)
         return cmim_training.train(
             hp, workdir, method="nasty.train", dataset=dataset, splits=splits, mode=parallel
         )
-    adversary, dataset, splits = classification.load_with(hp, "adversary")
+    adversary, dataset, splits = classification.load_with(hp, "adversary", workdir)
     # A finished teacher can be checked anew with another proxy: these are not of its training.
     check = {name: hp.pop(name) for name in ("check_nastiness", *_CHECK_MODEL)}
     if check["check_model"] or check["check_model_kwargs"]:

@@ -70,7 +70,7 @@ def run(
     _check(hp)
     workdir, began = epath.Path(workdir), time.monotonic()
     corpus = corpora.load_corpus(hp["dataset"])
-    fingerprint = corpora.fingerprint(corpus.train, corpus.validation, corpus.test)
+    fingerprint = corpus.fingerprint()
     results = {}
     for each in runs(hp, workdir):
         directory = _directory(workdir, each.arm, each.seed)

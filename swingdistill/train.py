@@ -79,7 +79,10 @@ def train_and_evaluate(
     private = bool(hp["dp"])
     if not private:
         del hp["dp"]  # as before there was such a field
+    text = corpora.load_corpus(hp["dataset"]).fingerprint()
+    run_state.check_unchanged(hp, workdir, {"dataset": text})
     models = {field: _load(hp, field) for field in ("teacher", "reference")}
+    run_state.check_unchanged(hp, workdir, {k: m for k, m in models.items() if m is not None})
     teacher, reference = models.values()
     tokenizer = private_text.get_tokenizer(hp, teacher)
     private_text.check_vocabularies(hp, tokenizer, teacher=teacher, reference=reference)
@@ -119,7 +122,7 @@ def train_and_evaluate(
         objective=objective,
         frozen=frozen,
         reads={
-            "dataset": corpora.fingerprint(texts.train, texts.validation, texts.test),
+            "dataset": text,
             **{field: m for field, m in models.items() if m is not None},
             "tokenizer": inputs.of_tokenizer(tokenizer),
         },

@@ -3,7 +3,7 @@
 import dataclasses
 import hashlib
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 
 from etils import epath
 
@@ -43,6 +43,16 @@ class Corpus:
     test: tuple[Example, ...]
     classes: tuple[str, ...] = ()
 
+    def fingerprint(self) -> str:
+        """SHA-256 of all that is known of the lines: for `private/` alone, as `Dataset`'s."""
+        sha = hashlib.sha256(json.dumps(self.classes).encode())
+        for split in (self.train, self.validation, self.test):
+            for line in split:
+                known = [line.text, line.spans, sorted(line.fields.items()), line.label]
+                sha.update(f"{json.dumps(known)}\n".encode())
+            sha.update(b"\n")
+        return sha.hexdigest()
+
 
 def load_corpus(name: str) -> Corpus:
     """Loads text into memory.
@@ -64,17 +74,6 @@ def load_corpus(name: str) -> Corpus:
     if "validation" not in splits:
         splits = _split(name, splits["train"])
     return Corpus(name, **splits, classes=classes)
-
-
-def fingerprint(*splits: Sequence[Example]) -> str:
-    """SHA-256 of all that is known of the lines of some splits, in their order."""
-    sha = hashlib.sha256()
-    for split in splits:
-        for line in split:
-            known = [line.text, line.spans, sorted(line.fields.items()), line.label]
-            sha.update(f"{json.dumps(known)}\n".encode())
-        sha.update(b"\n")
-    return sha.hexdigest()
 
 
 def _records() -> Corpus:

@@ -56,6 +56,7 @@ class Dataset:
     std: tuple[float, ...]
     note: str = ""
     named: bool = True
+    read_as: str = dataclasses.field(default="", repr=False)  # fingerprint before `reordered`
 
     @property
     def num_classes(self) -> int:
@@ -76,14 +77,19 @@ class Dataset:
             dataclasses.replace(split, labels=numbers[split.labels])
             for split in (self.train, self.test)
         )
-        return dataclasses.replace(self, train=train, test=test, classes=tuple(classes))
+        return dataclasses.replace(
+            self, train=train, test=test, classes=tuple(classes), read_as=self.fingerprint()
+        )
 
     def fingerprint(self) -> str:
         """SHA-256 of all images, labels, classes, and the constants that standardise pixels.
 
-        It tells who guesses the data whether the guess is right: for `private/` alone.
+        It is of the data as it was read, also after `reordered`. It tells who guesses the data
+        whether the guess is right: for `private/` alone.
         """
-        sha = hashlib.sha256(json.dumps([self.mean, self.std, self.classes]).encode())
+        if self.read_as:
+            return self.read_as
+        sha = hashlib.sha256(json.dumps([self.mean, self.std, self.classes, self.named]).encode())
         for split in (self.train, self.test):
             for array in (split.images, split.labels):
                 sha.update(f"{array.dtype}{array.shape};".encode())

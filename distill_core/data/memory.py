@@ -29,11 +29,16 @@ def remembered(name: str, folder: epath.PathLike, read: Callable[[], Dataset]) -
     return _last[1]
 
 
-def _signature(folder: str) -> tuple[tuple[str, int, int], ...]:
-    """Path, size and time of change of every file."""
-    found = []
-    for parent, _, names in os.walk(folder):
+def _signature(folder: str) -> tuple[tuple[str | int, ...], ...]:
+    """Path, inode, size and times of change of every file that is read, behind links, too."""
+    found, seen = [], set()
+    for parent, below, names in os.walk(folder, followlinks=True):
+        real = os.path.realpath(parent)
+        if real in seen:
+            below.clear()  # a link back, or two to one folder: its files are known
+        seen.add(real)
         for path in (os.path.join(parent, name) for name in names):
-            status = os.lstat(path)
-            found.append((path, status.st_size, status.st_mtime_ns))
+            status = os.stat(path) if os.path.exists(path) else os.lstat(path)  # a broken link
+            times = (status.st_mtime_ns, status.st_ctime_ns)
+            found.append((path, status.st_ino, status.st_size, *times))
     return tuple(sorted(found))

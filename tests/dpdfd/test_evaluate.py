@@ -112,7 +112,9 @@ def test_the_export_is_read_without_pickle_and_labels_its_own_pixels(place, eval
     assert stored["labels"].dtype == np.int32
     np.testing.assert_array_equal(stored["labels"], soft.argmax(1))
     assert stored["classes"].tolist() == [str(i) for i in range(10)]
-    assert json.loads(str(stored["ledger"])) == student.metadata["ledger"]
+    told = json.loads(str(stored["ledger"]))
+    assert told == release.published(student.metadata["ledger"]).to_json()
+    assert len(told["mechanisms"]) == 1 and told["ancestors"] == []
     assert str(stored["statement"]) == evaluate.describe(evaluated[0]["privacy"])
     assert set(stored.files) == {
         "images", "soft_labels", "labels", "classes", "ledger", "statement",
@@ -144,7 +146,7 @@ def test_neither_export_nor_releases_hold_the_noises_root(place, evaluated, tmp_
     given.append(evaluated[2].read_bytes())
     for part in ("student", "generator"):
         card = release.release(place / "run", tmp_path / part, part=part)
-        assert card["ledger"] == metadata["ledger"]
+        assert card["ledger"] == release.published(metadata["ledger"]).to_json()
         assert card["privacy"]["epsilon"] == pytest.approx(8, rel=1e-3)
         assert card["privacy"]["record_epsilon"] == evaluated[0]["privacy"]["record_epsilon"]
         given += [path.read_bytes() for path in (tmp_path / part).iterdir()]
@@ -278,13 +280,17 @@ def test_classes_in_another_order_are_mapped_and_others_refused(place, evaluated
     np.savez(tmp_path / "other.npz", **arrays, classes=np.array(list("abcdefghij")))
     hp = {"teacher": str(place / "teacher"), "data_dir": None}
     measured = train._dataset(
-        {**hp, "dataset": f"npz:{tmp_path}/turned.npz"}, checkpoint.load_model(place / "teacher")
+        {**hp, "dataset": f"npz:{tmp_path}/turned.npz"},
+        tmp_path,
+        checkpoint.load_model(place / "teacher"),
     )
     assert measured is not None and measured.classes == digits.classes
     np.testing.assert_array_equal(measured.test.labels, digits.test.labels)
     with pytest.raises(InputError, match="^teacher: .*calls class 0 '0', which is no class of npz"):
         train._dataset(
-            {**hp, "dataset": f"npz:{tmp_path}/other.npz"}, checkpoint.load_model(hp["teacher"])
+            {**hp, "dataset": f"npz:{tmp_path}/other.npz"},
+            tmp_path,
+            checkpoint.load_model(hp["teacher"]),
         )
     with pytest.raises(InputError, match="^checkpoint: .*calls class 0 '0', which is no class of"):
         evaluate.evaluate(place / "run", f"npz:{tmp_path}/other.npz", **QUICK)

@@ -84,7 +84,7 @@ def test_the_averager_learns_from_the_means_of_the_training_set_alone(place, mon
     expected = class_means(np.where(logits >= third, logits, -np.inf), splits.train.labels)
     np.testing.assert_allclose(given["frozen"]["class_means"], expected, rtol=1e-5)
     assert np.isneginf(expected).any()
-    assert len(given["ancestors"]) == 1
+    assert set(given["reads"]) == {"teacher"}
 
 
 def test_the_averager_trains(place):
@@ -109,7 +109,7 @@ def test_a_skeptical_student_wakes_at_its_step_also_when_it_is_resumed(place):
     result, student = attacked(place, "skeptical", **skeptical)
     attacked(place, "resumed", **skeptical, num_steps=2)
     resumed, _ = attacked(place, "resumed", **skeptical)
-    assert resumed == result
+    assert resumed | {"id": ""} == result | {"id": ""}
     assert ancestors(student) == [load(place / "teacher").metadata["id"]]
     _, slept = attacked(place, "slept", **SKEPTICAL, delay_steps=4, top_k=5)
     _, other = attacked(place, "other", **SKEPTICAL, delay_steps=4, top_k=5, alpha=0.1)

@@ -59,3 +59,30 @@ def test_what_cannot_be_read_is_refused_every_time(source):
     for _ in range(2):
         with pytest.raises(InputError, match="cannot be read as an image"):
             data.load_dataset(f"folder:{source}")
+
+
+@pytest.mark.parametrize("linked", ["train", "train/a", "train/a/0.png"])
+def test_changes_behind_links_are_seen(source, tmp_path_factory, linked):
+    elsewhere = tmp_path_factory.mktemp("elsewhere") / "moved"
+    shutil.move(source / linked, elsewhere)
+    (source / linked).symlink_to(elsewhere)
+    before = data.load_dataset(f"folder:{source}")
+    file = (source / "train" / "a" / "0.png").resolve()
+    Image.fromarray(np.zeros((4, 4), np.uint8)).save(file, "png")
+    assert data.load_dataset(f"folder:{source}").fingerprint() != before.fingerprint()
+
+
+def test_a_change_in_place_that_keeps_size_and_time_is_seen(source):
+    file = source / "train" / "a" / "0.png"
+    before, status = data.load_dataset(f"folder:{source}"), file.stat()
+    Image.fromarray(np.full((4, 4), ord("c"), np.uint8)).save(file)
+    assert file.stat().st_size == status.st_size
+    os.utime(file, ns=(status.st_atime_ns, status.st_mtime_ns))
+    assert data.load_dataset(f"folder:{source}").fingerprint() != before.fingerprint()
+
+
+def test_a_link_back_to_the_folder_is_followed_once(source):
+    (source / "train" / "a" / "up").symlink_to(source)
+    (source / "train" / "a" / "gone").symlink_to(source / "nowhere")
+    first = data.load_dataset(f"folder:{source}")
+    assert data.load_dataset(f"folder:{source}") is first
