@@ -1,4 +1,7 @@
-"""What repeated Gaussian noise costs in (ε, δ), and how much of it a budget needs."""
+"""What repeated Gaussian noise costs in (ε, δ), and how much of it a budget needs.
+
+Every ε returned is finite and an upper bound; what cannot be computed so is refused by name.
+"""
 
 import math
 from collections.abc import Callable, Sequence
@@ -7,17 +10,21 @@ from typing import NamedTuple
 import numpy as np
 
 from distill_core.config import InputError
+from distill_core.privacy import pld
 
-# Of ε, where there is no formula and a privacy loss is discretised: always on the safe side.
-_ROUNDING = 2e-4
 _TOLERANCE = 1e-3  # of calibration
+# What is computed; beyond it arguments are refused.
+_RATIOS = (1e-12, 1e9)  # Δ/σ, also of everything together
+_EPSILONS = (1e-6, 1e9)  # that noise is calibrated for
+_SAMPLED_EPSILON, _SAMPLED_DELTA, _LEAST_RATE = 1e4, 0.5, 1e-12
+_MOST_COUNT, _MOST_SAMPLED = 10**15, 10**8
 
 
 class Noised(NamedTuple):
     """`count` vectors that leave under Gaussian noise of one strength.
 
     Attributes:
-      ratio: Δ/σ, above 0: the L2 sensitivity of a vector over the noise's standard deviation.
+      ratio: Δ/σ, from 1e-12 to 1e9: L2 sensitivity of a vector over its noise's standard deviation.
       count: how many, at least 1.
       sampling_rate: below 1 for sums over Poisson samples of the records, as in DP-SGD; then Δ is
         what one record moves by being replaced by an *empty* one, and ε is for such neighbours.
@@ -39,7 +46,7 @@ def gaussian_epsilon(sensitivity_over_std: float, count: int, delta: float) -> f
     vector between neighbours.
 
     Args:
-      sensitivity_over_std: Δ/σ, above 0.
+      sensitivity_over_std: Δ/σ, from 1e-12 to 1e9.
       count: how many vectors are noised, at least 1.
       delta: δ in (0, 1).
 
@@ -49,13 +56,8 @@ def gaussian_epsilon(sensitivity_over_std: float, count: int, delta: float) -> f
     Raises:
       InputError: an argument outside its range.
     """
-    from dp_accounting import gaussian_mechanism  # brings in SciPy
-
-    _check("sensitivity_over_std", sensitivity_over_std)
-    _check_counted(count, delta)
-    std = 1.0 / (sensitivity_over_std * math.sqrt(count))
-    with np.errstate(divide="ignore"):  # log 0 while it searches
-        return float(gaussian_mechanism.get_epsilon_gaussian(std, delta))
+    _check_range("sensitivity_over_std", sensitivity_over_std, _RATIOS)
+    return composed_epsilon([Noised(sensitivity_over_std, count)], delta)
 
 
 def calibrate_gaussian(epsilon: float, delta: float, count: int) -> float:
@@ -64,7 +66,7 @@ def calibrate_gaussian(epsilon: float, delta: float, count: int) -> float:
     The inverse of `gaussian_epsilon`.
 
     Args:
-      epsilon: ε above 0, of all of them together.
+      epsilon: ε from 1e-6 to 1e9, of all of them together.
       delta: δ in (0, 1).
       count: how many vectors are noised, at least 1.
 
@@ -74,7 +76,7 @@ def calibrate_gaussian(epsilon: float, delta: float, count: int) -> float:
     Raises:
       InputError: an argument outside its range.
     """
-    _check_counted(count, delta)
+    _check_count(count)
     return math.sqrt(count) / gaussian_mu(epsilon, delta)
 
 
@@ -82,17 +84,20 @@ def gaussian_mu(epsilon: float, delta: float) -> float:
     """μ = Δ/σ of the one Gaussian mechanism that spends exactly (ε, δ).
 
     Several together may have Σ countᵢ·(Δᵢ/σᵢ)² = μ² (`composed_mu`). Raises InputError outside
-    ε > 0 and δ in (0, 1).
+    ε from 1e-6 to 1e9 and δ in (0, 1).
 
     >>> round(gaussian_mu(1.0, 1e-5), 4)
     0.2681
     """
-    from dp_accounting import gaussian_mechanism
+    from dp_accounting import gaussian_mechanism  # brings in SciPy
 
-    _check("epsilon", epsilon)
-    _check_counted(1, delta)
-    with np.errstate(divide="ignore"):
-        return 1.0 / float(gaussian_mechanism.get_sigma_gaussian(epsilon, delta))
+    _check_budget(epsilon, delta)
+    with np.errstate(divide="ignore"):  # log 0 while it searches
+        mu = 1.0 / float(gaussian_mechanism.get_sigma_gaussian(epsilon, delta))
+    mu *= 1 - 1e-9  # square roots and quotients around it round
+    while _gaussian_epsilon(mu, delta) > epsilon:
+        mu *= 1 - 1e-8
+    return mu
 
 
 def composed_mu(noised: Sequence[Noised]) -> float:
@@ -106,15 +111,15 @@ def composed_mu(noised: Sequence[Noised]) -> float:
         _check_noised(each)
         if each.sampling_rate < 1.0:
             raise InputError("sampling_rate", each.sampling_rate, "μ composes without sampling")
-    return math.sqrt(math.fsum(each.count * each.ratio**2 for each in noised))
+    return _unsampled_mu(noised)
 
 
 def composed_epsilon(noised: Sequence[Noised], delta: float, *, replace_one: bool = False) -> float:
     """ε at δ of everything together.
 
     Exact without sampling (`composed_mu`). With Poisson sampling from privacy loss distributions,
-    rounded so that ε is an upper bound, by about 0.1% (Koskela et al., 2020; Doroshenko et al.,
-    "Connect the Dots", 2022, as in dp_accounting).
+    rounded so that ε is an upper bound, mostly by about 0.1% (Koskela et al., 2020; Doroshenko et
+    al., "Connect the Dots", 2022, as in dp_accounting), and never above the same without sampling.
 
     Guaranteed if each record enters each batch independently with the stated probability, and noise
     strengths and rates are fixed beforehand. With a sampling rate below 1 anywhere, all ratios must
@@ -122,32 +127,24 @@ def composed_epsilon(noised: Sequence[Noised], delta: float, *, replace_one: boo
 
     Args:
       noised: what left; empty costs 0.
-      delta: δ in (0, 1).
+      delta: δ in (0, 1); with sampling at most 0.5 and not below 1e-12, or 1e-15 for each sampled
+        vector, which is what these distributions resolve.
       replace_one: ε for neighbours that differ in a record, each of its versions at most Δ from an
         empty one: 2Δ without sampling, and with it the two mixtures of that.
 
     Raises:
       InputError: an argument outside its range.
     """
-    for each in noised:
-        _check_noised(each)
-    _check_counted(1, delta)
+    _check_all(noised, delta)
     if not noised:
         return 0.0
+    mu = (1 + replace_one) * _unsampled_mu(noised)
+    if mu > _RATIOS[1]:
+        raise InputError("ratio", mu, f"Δ/σ of everything together: at most {_RATIOS[1]:g}")
+    unsampled = _gaussian_epsilon(mu, delta)
     if all(each.sampling_rate == 1.0 for each in noised):
-        return gaussian_epsilon((1 + replace_one) * composed_mu(noised), 1, delta)
-    interval = _interval(noised)
-    epsilon = _pld_epsilon(noised, delta, interval, replace_one)
-    sampled = sum(each.count for each in noised if each.sampling_rate < 1.0)
-    least = interval / 20  # finer takes minutes
-    while epsilon > 0.0:
-        # Measured: rounding adds up to 0.75 · count · interval²; more than that below ε = 0.2.
-        needed = max(least, math.sqrt(_ROUNDING * epsilon / sampled))
-        if needed > 0.9 * interval:
-            break
-        interval = needed
-        epsilon = min(epsilon, _pld_epsilon(noised, delta, interval, replace_one))
-    return epsilon
+        return unsampled
+    return pld.epsilon(noised, delta, most=unsampled, replace_one=replace_one)
 
 
 def poisson_gaussian_epsilon(
@@ -156,7 +153,7 @@ def poisson_gaussian_epsilon(
     """ε of DP-SGD: `count` steps of noise on sums over Poisson samples; see `composed_epsilon`.
 
     Args:
-      sensitivity_over_std: Δ/σ above 0; Δ is the clipping norm (one record zeroed out).
+      sensitivity_over_std: Δ/σ, from 1e-12 to 1e9; Δ is the clipping norm (one record zeroed out).
       sampling_rate: probability in (0, 1] that a record is in a batch.
       count: steps, at least 1.
       delta: δ in (0, 1).
@@ -164,14 +161,14 @@ def poisson_gaussian_epsilon(
     Raises:
       InputError: an argument outside its range.
     """
-    _check("sensitivity_over_std", sensitivity_over_std)
+    _check_range("sensitivity_over_std", sensitivity_over_std, _RATIOS)
     return composed_epsilon([Noised(sensitivity_over_std, count, sampling_rate)], delta)
 
 
 def calibrate_poisson_gaussian(
     epsilon: float, delta: float, sampling_rate: float, count: int
 ) -> float:
-    """The noise multiplier σ/Δ with which `count` steps of DP-SGD spend (ε, δ), or up to 0.1% less.
+    """The noise multiplier σ/Δ with which `count` steps of DP-SGD spend (ε, δ), or up to 0.5% less.
 
     The inverse of `poisson_gaussian_epsilon`, whose arguments these are. Raises InputError.
     """
@@ -183,44 +180,54 @@ def calibrate(
 ) -> float:
     """The factor on every σ of `noised` with which all of it, after `spent`, costs (ε, δ).
 
-    Ratios given as Δ alone (σ = 1) make the factor σ itself. Never above ε beyond the last bits;
-    below by at most 0.1% (no sampling: exact).
+    Ratios given as Δ alone (σ = 1) make the factor σ itself. Never above ε; below by at most 0.5%
+    (no sampling: exact). A million sampled steps take some seconds, fewer less.
 
     Args:
       noised: what is to leave, at least one.
-      epsilon: ε above 0, of everything together.
+      epsilon: ε from 1e-6 to 1e9, of everything together.
       delta: δ in (0, 1).
       spent: what has left before; keeps its strength.
 
     Raises:
       InputError: an argument outside its range, or `spent` leaves nothing of ε.
     """
-    _check("epsilon", epsilon)
-    _check_counted(1, delta)
-    for each in [*noised, *spent]:
-        _check_noised(each)
+    _check_budget(epsilon, delta)
+    _check_all([*noised, *spent], delta)
     if not noised:
         raise InputError("noised", (), "needs at least one mechanism to calibrate")
     before = composed_epsilon(spent, delta)
     if before >= epsilon:
         raise InputError("epsilon", epsilon, f"must be above the {before:.6g} that is spent")
+    mu = gaussian_mu(epsilon, delta)
     if all(each.sampling_rate == 1.0 for each in [*noised, *spent]):
-        left = gaussian_mu(epsilon, delta) ** 2 - composed_mu(spent) ** 2
-        return composed_mu(noised) / math.sqrt(left)
+        spent_mu = composed_mu(spent)
+        return composed_mu(noised) / math.sqrt((mu - spent_mu) * (mu + spent_mu))
+
+    if epsilon > _SAMPLED_EPSILON:
+        raise InputError("epsilon", epsilon, f"must be at most {_SAMPLED_EPSILON:g} with sampling")
+    drawn = math.fsum(each.sampling_rate * each.count for each in noised)
+    if drawn + pld.total_variation(spent) <= delta:
+        allowed = "is no less than the chance that a record is drawn at all: any noise gives it"
+        raise InputError("delta", delta, allowed)
 
     def scaled(factor: float) -> list[Noised]:
         return [each._replace(ratio=each.ratio / factor) for each in noised] + list(spent)
 
     def coarse(factor: float) -> float:
-        return _pld_epsilon(scaled(factor), delta, _interval(scaled(factor)))
+        found = scaled(factor)
+        mu = _unsampled_mu(found)
+        most = _gaussian_epsilon(mu, delta) if mu <= _RATIOS[1] else math.inf
+        return pld.epsilon_near(found, delta, most=most, near=epsilon)
 
-    def fine(factor: float) -> float:
-        return composed_epsilon(scaled(factor), delta)
-
-    # A margin for rounding: the same mechanisms with other last bits must not come out above ε.
-    goal = (1 - _ROUNDING) * epsilon
-    # The cheap upper bound first: then the better one has little left to do.
-    return _least(fine, goal, start=_least(coarse, goal, start=1.0, step=1.5), step=1.01)
+    # With many steps sampling is Gaussian, too, nearly: μ² = Σ count·rate²·(e^(ratio²) − 1).
+    largest = max(each.ratio for each in noised)
+    weight = math.fsum(n * (q * r / largest) ** 2 for r, n, q in noised)
+    start = largest / math.sqrt(math.log1p(mu**2 / weight))
+    factor = _least(coarse, epsilon, start=start)
+    while composed_epsilon(scaled(factor), delta) > epsilon:  # on a grid of its own
+        factor *= 1 + _TOLERANCE / 4
+    return factor
 
 
 def round_up(noise_multiplier: float) -> float:
@@ -233,71 +240,85 @@ def round_up(noise_multiplier: float) -> float:
     return math.ceil(noise_multiplier * 10**digits) / 10**digits
 
 
-def _least(cost: Callable[[float], float], epsilon: float, *, start: float, step: float) -> float:
+def _least(cost: Callable[[float], float], epsilon: float, *, start: float) -> float:
     """About the least factor whose cost, falling in it, is at most ε and not 0.1% below."""
-    high, below = start, cost(start)
-    low, above = high, below
-    while below > epsilon:
-        if high > 1e12 * start:
-            raise InputError("epsilon", epsilon, "no noise gives it at this delta; make one larger")
-        low, above = high, below
-        high, below = high * step, cost(high * step)
-    while above <= epsilon:
-        high, below = low, above
-        low, above = low / step, cost(low / step)
-    while below < (1 - _TOLERANCE) * epsilon and high > low * (1 + 1e-9):
-        share = 0.5
-        if below > 0 and above < math.inf:  # ε is about a power of the factor
-            share = math.log(below / (1 - _TOLERANCE / 2) / epsilon) / math.log(below / above)
-        middle = high * (low / high) ** min(max(share, 0.05), 0.95)
-        found = cost(middle)
-        if found <= epsilon:
-            high, below = middle, found
+    low, above, high, below = 0.0, math.inf, math.inf, 0.0  # costs more than ε; costs at most ε
+    factor = start
+    while high > low * (1 + 1e-9):
+        found = cost(factor)
+        if found > epsilon:
+            low, above = factor, found
+        elif found >= (1 - _TOLERANCE) * epsilon:
+            return factor
         else:
-            low, above = middle, found
+            high, below = factor, found
+        # ε is about a power of the factor.
+        if high == math.inf:
+            factor *= min(max(above / epsilon, 1 + _TOLERANCE), 4.0)
+        elif low == 0.0:
+            factor /= min(max(epsilon / below, 1 + _TOLERANCE), 4.0) if below > 0.0 else 4.0
+        else:
+            share = 0.5
+            if below > 0.0:
+                share = math.log(below / (1 - _TOLERANCE / 2) / epsilon) / math.log(below / above)
+            factor = high * (low / high) ** min(max(share, 0.05), 0.95)
     return high
 
 
-def _pld_epsilon(
-    noised: Sequence[Noised], delta: float, interval: float, replace_one: bool = False
-) -> float:
-    from dp_accounting import GaussianDpEvent, NeighboringRelation, PoissonSampledDpEvent
-    from dp_accounting.pld import PLDAccountant
+def _gaussian_epsilon(mu: float, delta: float) -> float:
+    """ε of one Gaussian mechanism of ratio μ, or above it by less than 1e-6 of it."""
+    from dp_accounting import gaussian_mechanism
+    from scipy import special
 
-    # REPLACE_SPECIAL is zero-out; its numbers are those of a record added or removed.
-    neighbours = NeighboringRelation.REPLACE_SPECIAL
-    neighbours = NeighboringRelation.REPLACE_ONE if replace_one else neighbours
-    accountant = PLDAccountant(neighbours, value_discretization_interval=interval)
-    whole = [each for each in noised if each.sampling_rate == 1.0]
-    if whole:
-        accountant.compose(GaussianDpEvent(1.0 / composed_mu(whole)))
-    for ratio, count, rate in noised:
-        if rate < 1.0:
-            accountant.compose(PoissonSampledDpEvent(rate, GaussianDpEvent(1.0 / ratio)), count)
-    return float(accountant.get_epsilon(delta))
+    if delta >= math.erf(mu / math.sqrt(8.0)):  # their total variation: no likelihoods to compare
+        return 0.0
+    # The one term of δ(ε) that is above 0: always above, and nearly exact where μ is large.
+    most = max(0.0, mu * (mu / 2 - float(special.ndtri_exp(math.log(delta)))))
+    if mu < 1e-7:  # where float64 loses the difference of both terms
+        return most
+    with np.errstate(divide="ignore"):
+        return min(most, float(gaussian_mechanism.get_epsilon_gaussian(1.0 / mu, delta)))
 
 
-def _interval(noised: Sequence[Noised]) -> float:
-    """A first step of the grid: 200,000 cells at most, for one loss and for the mean of all."""
-    tail = max(each.ratio**2 / 2 + 10 * each.ratio for each in noised)
-    mean = sum(each.count * each.sampling_rate * each.ratio**2 / 2 for each in noised)
-    return max(1e-3, max(tail, mean) / 2e5)
+def _unsampled_mu(noised: Sequence[Noised]) -> float:
+    return math.sqrt(math.fsum(each.count * each.ratio**2 for each in noised))
 
 
-def _check(name: str, value: float):
-    if isinstance(value, bool | str) or not 0.0 < value < math.inf:
-        raise InputError(name, value, "must be finite and above 0")
+def _check_range(name: str, value: float, allowed: tuple[float, float]):
+    least, most = allowed
+    if isinstance(value, bool | str) or not least <= value <= most:
+        raise InputError(name, value, f"must be from {least:g} to {most:g}")
 
 
-def _check_counted(count: int, delta: float):
-    if not 1 <= count < math.inf or count != int(count):
-        raise InputError("count", count, "must be an integer of at least 1")
+def _check_budget(epsilon: float, delta: float):
+    _check_range("epsilon", epsilon, _EPSILONS)
+    _check_delta(delta)
+
+
+def _check_delta(delta: float):
     if isinstance(delta, bool | str) or not 0.0 < delta < 1.0:
         raise InputError("delta", delta, "must be in (0, 1)")
 
 
+def _check_count(count: int):
+    if isinstance(count, bool | str) or not 1 <= count <= _MOST_COUNT or count != int(count):
+        raise InputError("count", count, f"must be an integer in [1, {_MOST_COUNT:g}]")
+
+
 def _check_noised(each: Noised):
-    _check("ratio", each.ratio)
-    _check_counted(each.count, 0.5)
-    if not 0.0 < each.sampling_rate <= 1.0:
-        raise InputError("sampling_rate", each.sampling_rate, "must be in (0, 1]")
+    _check_range("ratio", each.ratio, _RATIOS)
+    _check_count(each.count)
+    _check_range("sampling_rate", each.sampling_rate, (_LEAST_RATE, 1.0))
+
+
+def _check_all(noised: Sequence[Noised], delta: float):
+    for each in noised:
+        _check_noised(each)
+    _check_delta(delta)
+    sampled = sum(each.count for each in noised if each.sampling_rate < 1.0)
+    if sampled > _MOST_SAMPLED:
+        raise InputError("count", sampled, f"must be at most {_MOST_SAMPLED:g} with sampling")
+    least, most = pld.resolution(sampled), _SAMPLED_DELTA
+    if sampled and not least <= delta <= most:
+        allowed = f"must be from {least:g} to {most:g}: what {sampled:,} sampled steps resolve"
+        raise InputError("delta", delta, allowed)
