@@ -34,6 +34,7 @@ from distill_core.privacy.per_example import SLACK
 
 # Two uses of the run's root: the noise, and who is in a batch.
 _NOISE, _SAMPLING = 0, 1
+_MANY = 300_000  # steps whose noise takes more than seconds to calibrate
 
 
 class PrivateRun:
@@ -112,7 +113,7 @@ class PrivateRun:
             secret = jax.random.fold_in(self._noise.key, _SAMPLING)
             self._root = tuple(int(word) for word in np.ravel(jax.random.key_data(secret)))
             end = start + ledger_lib.affordable_steps(
-                self._ledger(start),
+                self._charged(start),
                 self._entry(),
                 self._dp["epsilon"],
                 self._dp["delta"],
@@ -174,6 +175,8 @@ class PrivateRun:
     def _calibrated(self, inherited: list[accountants.Noised]) -> float:
         """std/C with which the run's steps, after what its ancestors cost, spend ε."""
         steps = self._entry(1.0).times(self._hp["num_steps"])
+        if steps.count > _MANY and parallel.is_main():
+            print(f"calibrates noise for {steps.count:,} steps, which takes a while", flush=True)
         try:
             found = accountants.calibrate(
                 [steps.noised()], self._dp["epsilon"], self._dp["delta"], spent=inherited
@@ -183,6 +186,10 @@ class PrivateRun:
         return accountants.round_up(found)
 
     def _ledger(self, step: int) -> ledger_lib.Ledger:
+        found = self._charged(step)
+        return found if self._dp["seed"] is None else found.expose(ledger_lib.SEED_GIVEN)
+
+    def _charged(self, step: int) -> ledger_lib.Ledger:
         assert self._noise is not None
         count = step + self._noise.replayed
         charged = self._before.charge(self._entry().times(count)) if count else self._before
@@ -192,9 +199,11 @@ class PrivateRun:
         if not parallel.is_main():
             return
         short = end < self._hp["num_steps"]
+        asked = f"asked for epsilon {self._dp['epsilon']:g} at delta {self._dp['delta']:g}, "
+        asked += ledger_lib.ZERO_OUT
         print(
-            f"asked for epsilon {self._dp['epsilon']:g} at delta {self._dp['delta']:g}, "
-            f"{ledger_lib.ZERO_OUT}: noise of {self._noise_multiplier:.4g} times the norm "
+            (asked if self._dp["seed"] is None else f"no epsilon holds, {ledger_lib.SEED_GIVEN}")
+            + f"; noise of {self._noise_multiplier:.4g} times the norm "
             f"{self._dp['norm']:g}, records drawn with probability {self._rate:.4g}"
             + (f"; the budget ends at step {end} of {self._hp['num_steps']}" if short else ""),
             flush=True,
@@ -223,13 +232,18 @@ def report(workdir: epath.PathLike) -> dict[str, Any]:
 
     Returns:
       {"epsilon", "replace_one_epsilon", "privacy_unit", "adjacency", "delta", "noise_multiplier"}
-      for the δ of the run's config; {} where no step was done.
+      for the δ of the run's config; {} where no step was done, or no ε holds.
     """
     _, metadata = checkpoint.find(workdir)
     ledger, settings = metadata["ledger"], metadata["config"]
     if not ledger["mechanisms"]:
         return {}
-    entry, delta = ledger_lib.charged(ledger)[0], settings["dp"]["delta"]
+    try:
+        entry, delta = ledger_lib.charged(ledger)[0], settings["dp"]["delta"]
+    except InputError as error:
+        if parallel.is_main():
+            print(error.allowed, flush=True)
+        return {}
     spent = ledger_lib.epsilon(ledger, delta)
     replaced = ledger_lib.epsilon(ledger, delta, replace_one=True)
     if parallel.is_main():

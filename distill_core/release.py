@@ -42,6 +42,9 @@ _ASSUMPTIONS = (
     "Every noise in the ledger was drawn independently, and nobody who reads this knows it.",
     "Each sensitivity bounds what one unit moves between neighbours.",
     "Strengths and the number of steps were fixed before the run.",
+    "Where noise was added to gradients it is float32, each number a sum of four draws of a "
+    "counter-based generator with 64 secret bits, which is taken for ideal; attacks on the last "
+    "bits are not covered.",
     "The run touched private data in no other way; choosing its settings is not covered.",
 )
 
@@ -196,10 +199,6 @@ def _privacy(metadata: Mapping[str, Any], delta: float | None) -> dict[str, Any]
     if entry.unit != "record":
         assumptions.insert(0, f"Epsilon is about one {entry.unit}: it protects no training record.")
         spent["record_epsilon"] = ledger_lib.epsilon(ledger, delta, for_record=True)
-    if settings.get("noise_seed", group.get("seed")) is not None:
-        assumptions.append(
-            "The noise has a given seed, to reproduce the run; whoever knows it subtracts it."
-        )
     return {**spent, "assumptions": assumptions}
 
 

@@ -28,6 +28,7 @@ import jax
 import jax.numpy as jnp
 
 from distill_core.losses import coefficient, leading_shape
+from distill_core.privacy.gaussian import standard_normal
 from distill_core.privacy.per_example import (
     SLACK,
     bounded_gradient_sum,
@@ -265,12 +266,12 @@ def _released(
 ) -> Array:
     """Values `[B, ...]` plus noise, which is that of the rows' places in the global batch."""
     if axis_name is None:
-        noise = jax.random.normal(key, values.shape)
+        noise = standard_normal(key, values.shape)
     else:
         rows = values.shape[0]
         shape = (rows * jax.lax.axis_size(axis_name), *values.shape[1:])
         noise = jax.lax.dynamic_slice_in_dim(
-            jax.random.normal(key, shape), rows * jax.lax.axis_index(axis_name), rows
+            standard_normal(key, shape), rows * jax.lax.axis_index(axis_name), rows
         )
     noisy = values + std * noise
     return noisy if where is None else jnp.where(where[..., None], noisy, 0.0)

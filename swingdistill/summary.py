@@ -33,7 +33,8 @@ def rows_of(hp: Mapping[str, Any], results: Results) -> list[report.Row]:
         budget = found[0]["budget"]
         if arm == arms.PRIVATE:
             for name in ("epsilon", "replace_one_epsilon"):
-                metrics[name] = [r["budget"][name] for r in found]
+                if all(name in r["budget"] for r in found):  # else its noise was chosen
+                    metrics[name] = [r["budget"][name] for r in found]
         rows.append(report.Row(arm, settings | (budget or {}), metrics))
     return rows
 

@@ -14,17 +14,18 @@ from distill_core.privacy import pld
 
 _TOLERANCE = 1e-3  # of calibration
 # What is computed; beyond it arguments are refused.
-_RATIOS = (1e-12, 1e9)  # Δ/σ, also of everything together
+_RATIOS = (1e-100, 1e9)  # Δ/σ, also of everything together
 _EPSILONS = (1e-6, 1e9)  # that noise is calibrated for
 _SAMPLED_EPSILON, _SAMPLED_DELTA, _LEAST_RATE = 1e4, 0.5, 1e-12
-_MOST_COUNT, _MOST_SAMPLED = 10**15, 10**8
+_MOST_COUNT, _MOST_SAMPLED = 10**15, 10**7
 
 
 class Noised(NamedTuple):
     """`count` vectors that leave under Gaussian noise of one strength.
 
     Attributes:
-      ratio: Δ/σ, from 1e-12 to 1e9: L2 sensitivity of a vector over its noise's standard deviation.
+      ratio: Δ/σ, from 1e-100 to 1e9: L2 sensitivity of a vector over the noise's standard
+        deviation.
       count: how many, at least 1.
       sampling_rate: below 1 for sums over Poisson samples of the records, as in DP-SGD; then Δ is
         what one record moves by being replaced by an *empty* one, and ε is for such neighbours.
@@ -46,7 +47,7 @@ def gaussian_epsilon(sensitivity_over_std: float, count: int, delta: float) -> f
     vector between neighbours.
 
     Args:
-      sensitivity_over_std: Δ/σ, from 1e-12 to 1e9.
+      sensitivity_over_std: Δ/σ, from 1e-100 to 1e9.
       count: how many vectors are noised, at least 1.
       delta: δ in (0, 1).
 
@@ -153,7 +154,7 @@ def poisson_gaussian_epsilon(
     """ε of DP-SGD: `count` steps of noise on sums over Poisson samples; see `composed_epsilon`.
 
     Args:
-      sensitivity_over_std: Δ/σ, from 1e-12 to 1e9; Δ is the clipping norm (one record zeroed out).
+      sensitivity_over_std: Δ/σ, from 1e-100 to 1e9; Δ is the clipping norm (one record zeroed out).
       sampling_rate: probability in (0, 1] that a record is in a batch.
       count: steps, at least 1.
       delta: δ in (0, 1).
@@ -181,7 +182,7 @@ def calibrate(
     """The factor on every σ of `noised` with which all of it, after `spent`, costs (ε, δ).
 
     Ratios given as Δ alone (σ = 1) make the factor σ itself. Never above ε; below by at most 0.5%
-    (no sampling: exact). A million sampled steps take some seconds, fewer less.
+    (no sampling: exact). A million sampled steps take some seconds, 100,000 less than one.
 
     Args:
       noised: what is to leave, at least one.

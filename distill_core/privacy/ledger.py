@@ -33,6 +33,7 @@ __all__ = [
     "POISSON_GAUSSIAN",
     "REPLACE_AT_INDEX",
     "REPLACE_ONE",
+    "SEED_GIVEN",
     "ZERO_OUT",
     "Ancestor",
     "Entry",
@@ -45,6 +46,8 @@ __all__ = [
     "read",
 ]
 
+# Why a run whose noise was chosen claims nothing (`Ledger.unprotected`).
+SEED_GIVEN = "the noise's seed was given: whoever knows it subtracts the noise"
 DIRECT, BEHIND_MECHANISM = "direct", "mechanism"  # how an ancestor was used
 
 _ANCESTOR = {

@@ -3,9 +3,10 @@
 The root is 64 bits from the operating system, drawn by process 0 and kept in
 `<workdir>/private/noise.json` (mode 0600), in no checkpoint and no release: whoever knows it
 subtracts the noise. A resume that repeats the earlier bits draws the same noise on the same values,
-which gives nothing more away. On other devices the values differ in their last bits, and the same
-noise on both would give the difference away: then the key folds in a restart counter, and what may
-have been drawn beyond the checkpoint is charged again.
+which gives nothing more away. On other devices, or with other versions of the libraries, the values
+differ in their last bits, and the same noise on both would give the difference away: then the key
+folds in a restart counter, and what may have been drawn beyond the checkpoint is charged again. So
+it does at every resume where operations need not repeat their bits (`repeats_bits`).
 """
 
 import dataclasses
@@ -18,6 +19,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import jaxlib.version
 import numpy as np
 from etils import epath
 
@@ -26,6 +28,14 @@ from distill_core.config import InputError
 
 FOLDER = "private"
 _FILE = "noise.json"
+# Settings of JAX that change how numbers are computed or drawn.
+_DECIDING = (
+    "jax_default_matmul_precision",
+    "jax_default_prng_impl",
+    "jax_enable_x64",
+    "jax_threefry_partitionable",
+)
+_DETERMINISTIC = ("--xla_gpu_deterministic_ops", "--xla_gpu_exclude_nondeterministic_ops")
 _FIELDS = {"root", "digest", "machine", "restarts", "replayed", "reserved"}
 
 
@@ -92,7 +102,7 @@ def open_noise(
                 "replayed": 0,
                 "reserved": start,
             }
-        elif record["machine"] != here:
+        elif record["machine"] != here or not repeats_bits():
             record["restarts"] += 1
             record["replayed"] += max(0, record["reserved"] - start)
             record["machine"], record["reserved"] = here, start
@@ -143,11 +153,28 @@ def open_key(
 def machine(mode: str) -> list[Any]:
     """What has to be the same for a resume to repeat the earlier bits."""
     devices = jax.devices()
-    versions = [jax.__version__, os.environ.get("XLA_FLAGS", "").split()]
-    kinds = sorted({device.device_kind for device in devices})
+    versions = [jax.__version__, jaxlib.version.__version__, np.__version__]
+    settings = [os.environ.get("XLA_FLAGS", "").split()]
+    settings += [str(getattr(jax.config, name)) for name in _DECIDING]
+    kinds = sorted({f"{device.platform} {device.device_kind}" for device in devices})
     # On a CPU, how a sum is split follows the cores that the process may use.
     cores = _cores() if devices[0].platform == "cpu" else 0
-    return [mode, kinds, len(devices), jax.process_count(), _processor(), cores, *versions]
+    sizes = [len(devices), jax.process_count()]
+    return [mode, kinds, *sizes, _processor(), cores, *versions, *settings]
+
+
+def repeats_bits() -> bool:
+    """Whether the same program gives the same bits again on the same machine.
+
+    CPUs do; GPUs with the XLA flag for deterministic operations. Of TPUs nobody promises it, so
+    there every resume counts as a restart.
+    """
+    platform = jax.default_backend()
+    flags = os.environ.get("XLA_FLAGS", "").split()
+    deterministic = any(
+        flag in (name, f"{name}=true", f"{name}=1") for name in _DETERMINISTIC for flag in flags
+    )
+    return platform == "cpu" or (platform in ("gpu", "cuda", "rocm") and deterministic)
 
 
 def _cores() -> int:

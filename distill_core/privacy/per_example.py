@@ -13,6 +13,7 @@ import jax
 import jax.numpy as jnp
 
 from distill_core.losses import coefficient
+from distill_core.privacy.gaussian import standard_normal
 from distill_core.training import all_sum
 
 Array = jax.Array
@@ -204,8 +205,8 @@ def noisy_sum(
     the step, which protects no record; C or 2C for an example of private data, masked or replaced.
     B is the global batch.
 
-    The noise is float32, from a counter-based generator that is not cryptographic; values beyond
-    about five standard deviations do not occur.
+    The noise is float32, from a counter-based generator that is not cryptographic; see
+    `gaussian.standard_normal`.
 
     Args:
       key: used for this release and no other; under `axis_name` equal on all devices.
@@ -225,7 +226,7 @@ def noisy_sum(
     tree = all_sum(jax.tree.map(lambda x: jnp.asarray(x, jnp.float32), tree), axis_name)
     leaves, structure = jax.tree.flatten(tree)
     noisy = [
-        leaf + std * jax.random.normal(jax.random.fold_in(key, i), leaf.shape)
+        leaf + std * standard_normal(jax.random.fold_in(key, i), leaf.shape)
         for i, leaf in enumerate(leaves)
     ]
     return jax.tree.unflatten(structure, noisy)

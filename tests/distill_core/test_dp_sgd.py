@@ -316,6 +316,22 @@ def _weights(workdir):
     return checkpoint.digest(checkpoint.load_model(workdir).variables)
 
 
+def test_with_a_given_seed_no_epsilon_is_told_anywhere(fit, tmp_path, capsys):
+    result = fit(tmp_path / "run", {"seed": 3})
+    assert not {name for name in result if "epsilon" in name}
+    printed = capsys.readouterr().out
+    assert "the noise's seed was given: whoever knows it subtracts the noise" in printed
+    assert not [
+        line for line in printed.splitlines() if "epsilon" in line and "no epsilon" not in line
+    ]
+    ledger = checkpoint.find(tmp_path / "run")[1]["ledger"]
+    assert ledger["mechanisms"][0]["count"] == 6
+    with pytest.raises(InputError, match="noise's seed was given"):
+        dpdfd.privacy_spent(ledger, delta=DELTA)
+    card = release.release(tmp_path / "run", tmp_path / "released")
+    assert card["privacy"]["epsilon"] is None and "seed was given" in card["privacy"]["why"]
+
+
 def test_without_a_seed_two_runs_differ_and_with_one_they_agree(fit, finished, tmp_path):
     for i, seed in enumerate((3, 3, 4)):
         fit(tmp_path / f"{i}", {"seed": seed})

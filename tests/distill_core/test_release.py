@@ -393,11 +393,30 @@ def test_the_card_states_the_claim_with_all_that_it_needs(generator):
     assert claim["assumptions"][0] == "Epsilon is about one query: it protects no training record."
 
 
-@pytest.mark.parametrize("given", [{"noise_seed": 3}, {"dp": {"seed": 3}}, {"seed": 3}])
-def test_the_card_owns_up_to_a_given_noise(given):
-    metadata = {"config": {"delta": 1e-5, **given}, "ledger": QUERY.to_json()}
-    assumptions = " ".join(release._privacy(metadata, None)["assumptions"])
-    assert ("given seed" in assumptions) == ("seed" not in given)  # that one is of the weights
+def test_a_card_of_a_given_noise_makes_no_claim():
+    ledger = QUERY.expose(ledger_lib.SEED_GIVEN)
+    found = release._privacy({"config": {"delta": 1e-5}, "ledger": ledger.to_json()}, None)
+    assert found["epsilon"] is None and "noise's seed was given" in found["why"]
+
+
+def test_the_card_says_how_noise_on_gradients_is_drawn_and_what_neighbours_are():
+    entry = ledger_lib.Entry(
+        "poisson_gaussian", 1.0, 1.0, 50, "record", ledger_lib.ZERO_OUT, 0.02, num_examples=900
+    )
+    metadata = {"config": {"delta": 1e-5}, "ledger": ledger_lib.Ledger().charge(entry).to_json()}
+    found = release._privacy(metadata, None)
+    assert (found["privacy_unit"], found["adjacency"]) == ("record", "zero-out")
+    assert found["epsilon"] < found["replace_one_epsilon"]
+    told = " ".join(found["assumptions"])
+    for words in (
+        "replaced by an empty one",
+        "float32",
+        "counter-based generator",
+        "64 secret bits",
+    ):
+        assert words in told
+    with pytest.raises(config.InputError, match="^delta: got 0.01; must be below 1/N"):
+        release._privacy(metadata, 0.01)
 
 
 def test_another_delta_can_be_named(generator, tmp_path):

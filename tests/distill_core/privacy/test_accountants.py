@@ -179,3 +179,77 @@ def test_bad_input_is_one_line_that_names_it(call, field):
     with pytest.raises(InputError, match=f"^{field}: got") as caught:
         call()
     assert "\n" not in str(caught.value)
+
+
+EXTREME = (1e-300, 1e-12, 1e-6, 1e-2, 1.0, 30.0, 1e3, 1e9, 1e300, math.inf, math.nan)
+
+
+@pytest.mark.parametrize("delta", [1e-300, 1e-15, 1e-9, 1e-5, 0.3])
+def test_whatever_is_asked_there_is_a_finite_bound_or_a_line(delta):
+    """Gaussian noise over all sizes; what is calibrated composes back to its budget."""
+    for value in EXTREME:
+        for count in (1, 10**6, 10**15, 10**400):
+            try:
+                assert 0 <= accountants.gaussian_epsilon(value, count, delta) < math.inf
+            except InputError as error:
+                assert error.field in {"sensitivity_over_std", "ratio", "count"}
+            try:
+                multiplier = accountants.calibrate_gaussian(value, delta, count)
+            except InputError as error:
+                assert error.field in {"epsilon", "count"}
+            else:
+                back = accountants.gaussian_epsilon(1 / multiplier, count, delta)
+                assert 0.99 * value <= back <= value
+
+
+@pytest.mark.parametrize(
+    ("ratio", "rate", "count"),
+    [(1e-9, 0.5, 10), (1e3, 0.9, 1000), (10.0, 1 - 1e-16, 5), (0.1, 1e-9, 100), (1e9, 0.5, 1)],
+)
+def test_sampling_never_costs_more_than_none(ratio, rate, count):
+    for replace_one in (False, True):
+        if (1 + replace_one) * ratio > 1e9:
+            continue
+        noised = [Noised(ratio, count, rate)]
+        without = [Noised(ratio, count)]
+        found = accountants.composed_epsilon(noised, 1e-5, replace_one=replace_one)
+        most = accountants.composed_epsilon(without, 1e-5, replace_one=replace_one)
+        assert 0 <= found <= most < math.inf
+
+
+@pytest.mark.parametrize(
+    ("call", "field"),
+    [
+        (lambda: accountants.calibrate_poisson_gaussian(10.0, 1e-15, 0.01, 100), "delta"),
+        (lambda: accountants.poisson_gaussian_epsilon(1.0, 0.01, 100, 1e-15), "delta"),
+        (lambda: accountants.poisson_gaussian_epsilon(1.0, 0.01, 10**6, 1e-10), "delta"),
+        (lambda: accountants.poisson_gaussian_epsilon(1.0, 1e-300, 10, 1e-5), "sampling_rate"),
+        (lambda: accountants.poisson_gaussian_epsilon(1.0, 0.1, 10**12, 1e-3), "count"),
+        (
+            lambda: accountants.poisson_gaussian_epsilon(1e300, 0.1, 10, 1e-5),
+            "sensitivity_over_std",
+        ),
+        (lambda: accountants.calibrate_poisson_gaussian(1e6, 1e-5, 0.1, 10), "epsilon"),
+        (lambda: accountants.calibrate_poisson_gaussian(1e-9, 1e-5, 0.1, 10), "epsilon"),
+        (lambda: accountants.calibrate_poisson_gaussian(1.0, 0.4, 1e-3, 10), "delta"),
+        (lambda: accountants.gaussian_mu(1e300, 1e-5), "epsilon"),
+    ],
+)
+def test_what_cannot_be_computed_is_refused_by_name(call, field):
+    with pytest.raises(InputError, match=f"^{field}: got"):
+        call()
+
+
+@pytest.mark.parametrize(
+    ("epsilon", "delta", "rate", "count"),
+    [
+        (1e-3, 1e-5, 0.01, 1000),
+        (0.01, 1e-5, 0.01, 1000),
+        (1e3, 1e-5, 0.1, 100),
+        (1.0, 1e-11, 0.01, 99),
+    ],
+)
+def test_small_and_large_budgets_are_met_to_a_percent_with_sampling(epsilon, delta, rate, count):
+    multiplier = accountants.calibrate_poisson_gaussian(epsilon, delta, rate, count)
+    back = accountants.poisson_gaussian_epsilon(1 / multiplier, rate, count, delta)
+    assert 0.99 * epsilon < back <= epsilon

@@ -5,6 +5,7 @@ import os
 import stat
 
 import jax
+import jaxlib.version
 import numpy as np
 import pytest
 
@@ -122,6 +123,8 @@ def test_a_machine_is_told_from_another_by_whatever_changes_last_bits(monkeypatc
         lambda patch: patch.setattr(jax, "devices", lambda: jax.local_devices()[:1]),
         lambda patch: patch.setattr(jax, "process_count", lambda: 2),
         lambda patch: patch.setattr(jax, "__version__", "0.0"),
+        lambda patch: patch.setattr(jaxlib.version, "__version__", "0.0"),
+        lambda patch: patch.setattr(np, "__version__", "0.0"),
         lambda patch: patch.setenv("XLA_FLAGS", "--xla_cpu_enable_fast_math=true"),
         lambda patch: patch.setattr(noise, "_processor", lambda: "another"),
         lambda patch: patch.setattr(noise, "_cores", lambda: 96),
@@ -132,9 +135,33 @@ def test_a_machine_is_told_from_another_by_whatever_changes_last_bits(monkeypatc
     assert all(other != here for other in others)
 
 
+@pytest.mark.parametrize(
+    ("backend", "flags", "repeats"),
+    [
+        ("cpu", "", True),
+        ("gpu", "", False),
+        ("gpu", "--xla_gpu_deterministic_ops=false", False),
+        ("gpu", "--xla_foo=1 --xla_gpu_deterministic_ops=true", True),
+        ("gpu", "--xla_gpu_exclude_nondeterministic_ops", True),
+        ("tpu", "--xla_gpu_deterministic_ops=true", False),
+    ],
+)
+def test_where_operations_need_not_repeat_their_bits_every_resume_is_a_restart(
+    backend, flags, repeats, tmp_path, monkeypatch, elsewhere
+):
+    elsewhere("the same")
+    monkeypatch.setattr(jax, "default_backend", lambda: backend)
+    monkeypatch.setenv("XLA_FLAGS", flags)
+    first = open_at(tmp_path)
+    first.reserve(0, 10)
+    again = open_at(tmp_path, 4)
+    assert (again.restarts, again.replayed) == ((0, 0) if repeats else (1, 6))
+    assert (bits(again) == bits(first)) == repeats
+
+
 def test_a_draw_is_written_down_before_it_and_not_at_every_step(tmp_path, monkeypatch):
-    writes, write = [], noise._write
-    monkeypatch.setattr(noise, "_write", lambda *args: writes.append(1) or write(*args))
+    writes, write = [], noise.write_private
+    monkeypatch.setattr(noise, "write_private", lambda *args: writes.append(1) or write(*args))
     opened = open_at(tmp_path)
     for step in range(64):
         opened.reserve(step, 16)
