@@ -26,6 +26,7 @@ NOT_KNOWN_BY = (
     "eval_batch_size",
     "data_on_device",
     "steps_per_dispatch",
+    "masked",  # of the group dp: a file of rows, which an experiment draws with its data
 )
 _RECORD = "stage.json"
 _UNFINISHED = ".stage.json.tmp"
@@ -67,11 +68,7 @@ def complete(run: Run, workdir: epath.Path, data: str, mode: str | None) -> dict
       mode: as for `parallel.wrap`.
     """
     directory = run_directory(workdir, run.arm, run.seed)
-    known_by = {
-        k: v
-        for k, v in run.settings.items()
-        if k not in NOT_KNOWN_BY and (k, v) not in ABSENT_MEANS.items()
-    }
+    known_by = _known_by(run.settings)
     paths = {name: str(path) for name, path in run.inputs.items()}
     found = run_stage(
         directory,
@@ -82,6 +79,15 @@ def complete(run: Run, workdir: epath.Path, data: str, mode: str | None) -> dict
         say=say,
     )
     return {**found.result, "seconds": found.seconds}
+
+
+def _known_by(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """The settings that decide a number, also within groups."""
+    return {
+        k: _known_by(v) if isinstance(v, Mapping) else v
+        for k, v in settings.items()
+        if k not in NOT_KNOWN_BY and (k, v) not in ABSENT_MEANS.items()
+    }
 
 
 def run_directory(workdir: epath.PathLike, arm: str, seed: int) -> epath.Path:

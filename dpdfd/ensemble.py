@@ -187,13 +187,13 @@ def train_and_evaluate(
     hp = config.validate(settings, FIELDS)
     mode = parallel_lib.choose_mode(parallel)
     dataset, splits = classification.load_splits(hp, workdir)
+    partitions.check_public(dataset)
     members = partitions.members_of(splits.train.record, hp["num_teachers"])
     one = spec.image_spec(model=hp["model"], model_kwargs=hp["model_kwargs"], dataset=dataset)
     spec.check(one)
     wrapping = {"member": hp["model"], "member_kwargs": hp["model_kwargs"]}
-    network = spec.image_spec(
-        model=MODEL, model_kwargs={"num_teachers": hp["num_teachers"], **wrapping}, dataset=dataset
-    )
+    wrapping["num_teachers"] = hp["num_teachers"]
+    network = spec.image_spec(model=MODEL, model_kwargs=wrapping, dataset=dataset)
     spec.check(network)
     is_ridge = isinstance(spec.build(one), FeatureRidge)
     fit_mode = "jit" if is_ridge else mode

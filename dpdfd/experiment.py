@@ -2,6 +2,9 @@
 
     python -m dpdfd.experiment --config configs/dpdfd/digits.py --workdir runs/dpdfd_demo
 
+The report is for the owner of the data: it shows teachers without privacy, and audits; a table in
+it says what may be published.
+
 Per seed: the teachers (plain, DP-SGD, ensembles), trained on data with planted canaries; then every
 arm's student, what it makes of the generator, and what an audit finds. Every run is a stage in
 `<workdir>/runs/`: a finished one is skipped while its settings, data and input checkpoints stay the
@@ -252,6 +255,7 @@ def _check_teacher(mine: Mapping[str, Any], dataset: data.Dataset):
     filled = config.validate({"dataset": "given", **mine}, fields)
     if several:
         _check_network(filled, dataset)
+        partitions.check_public(dataset)
         partitions.members_of(dataset.train.record, filled["num_teachers"])
     else:
         classification.check(filled, dataset)

@@ -14,7 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from distill_core.config import InputError
-from distill_core.data import Split
+from distill_core.data import Dataset, Split
 
 Array = jax.Array
 
@@ -79,6 +79,26 @@ def members_of(record: np.ndarray, num_teachers: int) -> list[np.ndarray]:
         allowed = f"must be smaller: all examples of teacher {empty} are held out"
         raise InputError("num_teachers", num_teachers, allowed)
     return np.split(np.argsort(teacher, kind="stable"), np.cumsum(sizes)[:-1])
+
+
+def check_public(dataset: Dataset):
+    """Refuses data in which one training record may decide the shape of every teacher.
+
+    Raises:
+      InputError: on `dataset`: only training labels say how many classes an `npz:` has, or only
+        training images make the channels of a `folder:` three.
+    """
+    name, train, test = dataset.name, dataset.train, dataset.test
+    if not dataset.named and test.labels.max() + 1 < dataset.num_classes:
+        allowed = "only training labels tell the number of classes; store their names as `classes`"
+        raise InputError("dataset", name, allowed)
+    if name.startswith("folder:") and _is_grey(test.images) and not _is_grey(train.images):
+        allowed = "only training images are in colour; store them in grey, or test images in colour"
+        raise InputError("dataset", name, allowed)
+
+
+def _is_grey(images: np.ndarray) -> bool:
+    return bool((images == images[..., :1]).all())
 
 
 def whole(split: Split, members: Sequence[np.ndarray], teacher: int) -> dict[str, Any]:

@@ -171,7 +171,10 @@ def privacy_spent(
     if seed_given:
         about += ("The noise's seed was given: for reproduction; whoever knows it subtracts it.",)
     tried = "not counted" if configurations_tried is None else configurations_tried
-    selection = f"Choosing hyper-parameters is not covered; configurations tried: {tried}."
+    selection = (
+        "Choosing hyper-parameters is not covered, nor is shaping a prior while looking at "
+        f"training images; configurations tried: {tried}."
+    )
     assumptions = (*about, *_ALWAYS, selection)
     return PrivacyReport(*kind, epsilon, delta, assumptions, claims[0], size, record, replaced)
 
@@ -179,12 +182,14 @@ def privacy_spent(
 def accuracy_bound(epsilon: float, delta: float, num_classes: int) -> float:
     """Accuracy in (0, 1) that no student of *one arbitrary* teacher can beat: Φ(Φ⁻¹(1/K) + μ).
 
-    μ is the Gaussian mechanism's that spends (ε, δ). Guaranteed for the claim `record_single` with
-    Gaussian noise, on average over relabellings of the teacher's classes by a permutation: a
-    student of a teacher that knows nothing is right 1/K of the time on that average, and noise lets
-    no other teacher do better than the power of the test between them. So it says nothing of a
-    student whose queries or prior know the classes themselves, and nothing of an ensemble or a DP
-    teacher, which are not arbitrary in one record. Our reconstruction.
+    μ is the Gaussian mechanism's that spends (ε, δ). For Gaussian mechanisms alone: another one of
+    the same (ε, δ) may tell teachers apart better. Guaranteed for the claim `record_single`, whose
+    accounting lets one record change the teacher arbitrarily, on average over relabellings of the
+    teacher's classes by a permutation: a student of a teacher that knows nothing is right 1/K of
+    the time on that average, and noise lets no other teacher do better than the power of the test
+    between them. So it says nothing of a student whose queries or prior know the classes
+    themselves, and nothing of an ensemble or a DP teacher, which are not arbitrary in one record.
+    Our reconstruction.
 
     Args:
       epsilon: ε above 0.

@@ -1,4 +1,4 @@
-"""A first generator, from images that code drew: no data, no teacher, no privacy spent.
+"""A first generator, from images that code drew, without data or teacher; see `priors`.
 
 The generator is the decoder of a variational autoencoder (Kingma and Welling, 2014) of the
 procedural prior; that it starts a data-free generator is our reconstruction.

@@ -152,8 +152,12 @@ def test_the_report_stands_alone_and_says_what_each_epsilon_rests_on(finished):
         "configurations tried: not counted",
         "it protects no record",
         "20 training images were given a wrong label",
+        "What may be published",
+        "shaped while looking at training images",
     ):
         assert words in page, words
+    assert page.index(summary.AUDIENCE) < page.index("Results by arm")
+    assert json.loads((finished / "results.json").read_text())["audience"] == summary.AUDIENCE
     rows = table(finished)
     for arm in UNITS:
         for line in rows[arm]["settings"]["assumptions"]:

@@ -245,3 +245,38 @@ def test_files_of_one_name_share_a_teacher_and_a_move_between_them_stays_inside(
     assert sum(a != b for a, b in zip(before, after, strict=True)) == 1
     with pytest.raises(InputError, match="must be at most the 6 different names of training files"):
         partitions.members_of(train.record, 7)
+
+
+def test_a_shape_that_one_training_record_decides_is_refused(tmp_path):
+    """A new class, or the first image in colour, would change every teacher."""
+    images, labels = np.zeros((9, 5, 5, 1), np.uint8), np.arange(9) % 3
+    arrays = {"x_train": images, "y_train": labels, "x_test": images[:3], "y_test": labels[:3]}
+    more = labels + (np.arange(9) == 5)  # one label is 3
+    for name, changes, refused in (
+        ("public", {}, False),
+        ("train_alone", {"y_train": more}, True),
+        (
+            "named",
+            {"y_train": labels + (np.arange(9) == 5), "classes": ["a", "b", "c", "d"]},
+            False,
+        ),
+    ):
+        np.savez(tmp_path / f"{name}.npz", **{**arrays, **changes})
+        dataset = data.load_dataset(f"npz:{tmp_path}/{name}.npz")
+        if refused:
+            with pytest.raises(InputError, match="dataset: .*only training labels tell the number"):
+                partitions.check_public(dataset)
+        else:
+            partitions.check_public(dataset)
+
+    for path, value in (("train/a/1", 0), ("train/b/2", 9), ("test/a/1", 0), ("test/b/1", 9)):
+        file = tmp_path / f"{path}.png"
+        file.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(np.full((4, 4), value, np.uint8)).save(file)
+    partitions.check_public(data.load_dataset(f"folder:{tmp_path}"))
+    coloured = np.full((4, 4, 3), (200, 9, 9), np.uint8)
+    Image.fromarray(coloured).save(tmp_path / "train/b/2.png")
+    with pytest.raises(InputError, match="dataset: .*only training images are in colour"):
+        partitions.check_public(data.load_dataset(f"folder:{tmp_path}"))
+    Image.fromarray(coloured).save(tmp_path / "test/b/1.png")
+    partitions.check_public(data.load_dataset(f"folder:{tmp_path}"))

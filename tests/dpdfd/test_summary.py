@@ -194,10 +194,23 @@ def test_published_figures_stand_beside_the_data_that_they_are_of(results, hp, n
         assert "see the data" in title and [lines[0][1], lines[-1][2]] == figures
 
 
+def test_only_what_has_an_epsilon_for_records_may_be_published(results, hp):
+    caption, head, lines = summary._publishable([*rows_of(results, hp).values()], hp)
+    assert "one of these" in caption and "add up" in caption
+    named = [run.removeprefix("runs/").removesuffix(", one seed") for run, *_ in lines]
+    assert named == ["dp", "record_single", "record_ensemble", "all else"]
+    assert all(len(line) == len(head) for line in lines)
+    assert lines[-1][1].startswith("nothing: this report")
+    assert lines[1][2] == "2 per record, replace one; δ = 1e-05"
+    left = {run: found for run, found in results.items() if run[0] in ("plain", "none", "query")}
+    assert len(summary._publishable([*rows_of(left, hp).values()], hp)[2]) == 1
+
+
 def test_notes_tell_of_canaries_of_reconstruction_and_of_incomplete_data(hp):
     whole, cut = (types.SimpleNamespace(note=note) for note in ("", "test: 9,980 of 10,000"))
     plain = summary._notes(hp, whole, 1.0)
     assert any("our reconstruction" in note for note in plain)
+    assert any("shaped while looking at training images" in note for note in plain)
     assert not any("canaries" in note for note in plain)
     more = summary._notes({**hp, "num_canaries": 40}, cut, 1.0)
     assert len(more) == len(plain) + 2
