@@ -174,7 +174,7 @@ def train(
         _check_fed_from_host(hp)
         arrays = {"images": splits.train.images, "labels": splits.train.labels, **(extra or {})}
         private = dp_sgd.PrivateRun(hp, workdir, about, network, data=arrays, mode=mode)
-        about = private.metadata
+        about, reads = private.metadata, reads | private.reads
     step_fn, tx = compiled(
         json.dumps(network),
         json.dumps({name: hp[name] for name in run_state.OPTIMIZER_FIELDS}),

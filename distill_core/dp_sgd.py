@@ -44,6 +44,7 @@ class PrivateRun:
       augmentations: copies of a record in a step.
       metadata: for the checkpoints; the config has `dp.num_steps` and `dp.noise_multiplier`, too,
         so that a resume under another plan is refused by name.
+      reads: what the group's own files hold, for `loop.run`.
     """
 
     def __init__(
@@ -87,6 +88,7 @@ class PrivateRun:
             "config": {**metadata["config"], **plan},
             "ledger": self._before.to_json(),
         }
+        self.reads = {"dp": checkpoint.digest(self._live)}
         decides = {k: v for k, v in self.metadata["config"].items() if k not in config.MAY_CHANGE}
         ancestors = [ancestor.id for ancestor in self._before.ancestors]
         self._decides = {

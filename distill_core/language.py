@@ -76,7 +76,7 @@ def train(
     if hp.get("dp"):
         _check_lines(rows["segments"])
         private = dp_sgd.PrivateRun(hp, workdir, metadata, network, data=dict(rows), mode=mode)
-        metadata = private.metadata
+        metadata, prints = private.metadata, prints | private.reads
     else:
         parallel.check_batch_size(hp["batch_size"])
     copies = private.augmentations if private else None

@@ -166,6 +166,16 @@ def test_the_report_stands_alone_and_says_what_each_epsilon_rests_on(finished):
     assert f"For a record the same noise is ε = {record:,.4g}, B = 128" in page
 
 
+def test_no_fingerprint_of_the_data_is_in_what_it_tells(finished):
+    remembered = finished.glob("runs/*/*/private/stage.json")
+    prints = {json.loads(path.read_text())["data"] for path in remembered}
+    assert len(prints) == 3  # the data, and with canaries of two kinds
+    told = [finished / "results.json", finished / "report.html", *finished.glob("runs/*/*/*.json")]
+    assert len(told) > 2 + len(ARMS)
+    for path in told:
+        assert not [each for each in prints if each in path.read_text()], path
+
+
 # -- what is made from what --------------------------------------------------------------------
 
 

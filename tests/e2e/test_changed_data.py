@@ -108,6 +108,15 @@ def test_images_and_teachers(name, source, tmp_path):
         _refused(again, workdir, fields[0])
 
 
+def test_masked_records(source, tmp_path):
+    np.save(tmp_path / "masked.npy", np.array([1, 2]))
+    dp = {"epsilon": 5.0, "delta": 1e-3, "norm": 0.5, "masked": str(tmp_path / "masked.npy")}
+    settings = _settings(source, dp=dp)
+    train.train_and_evaluate(settings, tmp_path / "run")
+    np.save(tmp_path / "masked.npy", np.array([1, 3]))
+    _refused(lambda: train.train_and_evaluate(settings, tmp_path / "run"), tmp_path / "run", "dp")
+
+
 def _lines(folder, word="one"):
     folder.mkdir(exist_ok=True)
     for split, count in (("train", 40), ("valid", 8), ("test", 8)):
