@@ -22,7 +22,7 @@ import jax.numpy as jnp
 import numpy as np
 from etils import epath
 
-from distill_core import parallel
+from distill_core import parallel, paths
 from distill_core import trust as trust_lib
 from distill_core.config import InputError
 from distill_core.integrity import (
@@ -160,6 +160,7 @@ def load_model(
     from distill_core import spec as spec_lib
     from distill_core.models import gpt2, torch_weights
 
+    path = paths.expand("checkpoint", path)
     if str(path).endswith(".safetensors"):
         reader = torch_weights if torch_weights.is_torch(path) else gpt2
         return reader.load_model(path, part=part, step=step)

@@ -13,10 +13,9 @@ import signal
 import sys
 import traceback
 from collections.abc import Callable, Mapping, Sequence
-from pathlib import Path
 from typing import Any, NoReturn
 
-from distill_core import trust
+from distill_core import paths, trust
 from distill_core.config import Field, InputError, suggest
 
 EXIT_SYSTEM, EXIT_INPUT, EXIT_DIVERGED, EXIT_STOPPED = 1, 2, 3, 4
@@ -107,8 +106,7 @@ def run_training(run: Callable[..., Any], fields: Mapping[str, Field], argv: Seq
     overrides, others = config_file.split(argv)
     given = flags.read(others, required=("config", "workdir"))
     settings = config_file.read(given.config, overrides, fields)
-    workdir = os.path.expanduser(given.workdir)
-    _check_workdir(workdir)
+    workdir = str(paths.folder_to_write("workdir", given.workdir))
     parallel.start(
         multihost=given.multihost,
         coordinator_address=given.coordinator_address,
@@ -140,7 +138,8 @@ def launch(main: Callable[[Sequence[str]], Any]):
 
 def write_what_the_console_can():
     """Signs that the console's encoding lacks, such as ± or τ, are written as `?`."""
-    for stream in (sys.stdout, sys.stderr):
+    streams: list[Any] = [sys.stdout, sys.stderr]
+    for stream in streams:
         if hasattr(stream, "reconfigure"):  # a notebook's has its own ways
             stream.reconfigure(errors="replace")
 
@@ -169,18 +168,6 @@ def exit_code(main: Callable[[Sequence[str]], Any], argv: Sequence[str]) -> int:
             raise
         return _fail(EXIT_SYSTEM, f"{error.filename or 'workdir'}: {error.strerror}")
     return 0
-
-
-def _check_workdir(workdir: str):
-    if "://" in workdir:
-        return
-    nearest = Path(workdir).absolute()
-    while not nearest.exists():
-        nearest = nearest.parent
-    if not nearest.is_dir():
-        raise InputError("workdir", workdir, f"must be a directory; {nearest} is a file")
-    if not os.access(nearest, os.W_OK | os.X_OK):
-        raise InputError("workdir", workdir, f"must be a place to write to; {nearest} is not")
 
 
 def _given(argv: Sequence[str], flag: str) -> str | None:

@@ -49,8 +49,8 @@ def read(
       InputError: field "config" where the file cannot be read; the override's field where there is
         no such field.
     """
-    path, _, arg = given.partition(":")
-    settings = _run(given, Path(path), arg)
+    path, _, arg = ("" if "://" in given else given).partition(":")
+    settings = _run(given, Path(path).expanduser(), arg)
     with settings.unlocked(), settings.ignore_type():
         for name, text in overrides:
             *groups, last = name.split(".")

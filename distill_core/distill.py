@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 from etils import epath
 
-from distill_core import checkpoint, classification, cli, config, fits, run_state, trust
+from distill_core import checkpoint, classification, cli, config, fits, paths, run_state, trust
 from distill_core.losses import distillation_loss
 
 FIELDS = {
@@ -88,7 +88,7 @@ def _stored_logits(hp, workdir: epath.PathLike, dataset) -> tuple[np.ndarray, st
     """`logits` of the whole training split, float32 [N, C], in its and its classes' order; and the
     fingerprint of what the file holds of them."""
     teacher = hp["teacher"]
-    path = epath.Path(teacher.removeprefix("npz:"))
+    path = paths.expand("teacher", teacher.removeprefix("npz:"), given=teacher)
     shape = (len(dataset.train), dataset.num_classes)
     how = "write it with distill_core.evaluate --split=train --logits_out=FILE"
     try:

@@ -15,7 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 from etils import epath
 
-from distill_core import checkpoint, cli, config, data, fits, metrics, parallel, spec
+from distill_core import checkpoint, cli, config, data, fits, metrics, parallel, paths, spec
 from distill_core.losses import cross_entropy
 
 
@@ -52,8 +52,8 @@ def evaluate_checkpoint(
     """
     if split not in ("train", "test"):
         raise config.InputError("split", split, "must be train or test")
-    if logits_out is not None and not epath.Path(logits_out).parent.is_dir():
-        raise config.InputError("logits_out", str(logits_out), "must lie in an existing directory")
+    if logits_out is not None:
+        logits_out = paths.file_to_write("logits_out", logits_out)
     loaded = checkpoint.load_model(path, part=part)
     if spec.is_text(loaded.spec):
         allowed = "is a language model; python -m swingdistill.evaluate measures those"

@@ -7,7 +7,17 @@ from typing import Any
 
 from etils import epath
 
-from distill_core import checkpoint, config, dp_sgd, inputs, language, parallel, run_state, spec
+from distill_core import (
+    checkpoint,
+    config,
+    dp_sgd,
+    inputs,
+    language,
+    parallel,
+    paths,
+    run_state,
+    spec,
+)
 from distill_core.config import InputError
 from distill_core.data import corpus as corpora
 from distill_core.data import text_tasks, tokenizers
@@ -128,7 +138,7 @@ def stored_tokenizer(path: str) -> tokenizers.Tokenizer:
     Raises:
       InputError: on `tokenizer`.
     """
-    file = epath.Path(path).expanduser()
+    file = paths.expand("tokenizer", path)
     if file.is_file():
         try:
             return tokenizers.Tokenizer.from_json(file.read_text())

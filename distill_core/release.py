@@ -25,7 +25,7 @@ import jax.numpy as jnp
 import numpy as np
 from etils import epath
 
-from distill_core import checkpoint, cli, config, spec
+from distill_core import checkpoint, cli, config, paths, spec
 from distill_core.data.tokenizers import ELSEWHERE, PUBLIC_TEXT, TRAINING_TEXT
 from distill_core.privacy import ledger as ledger_lib
 from distill_core.privacy import noise
@@ -81,7 +81,7 @@ def release(
     Raises:
       InputError: no such checkpoint, δ outside (0, 1), `out` holds files, or such a vocabulary.
     """
-    out = epath.Path(out)
+    out = paths.folder_to_write("out", out)
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise config.InputError("out", str(out), "must be a new or an empty directory")
     loaded = checkpoint.load_model(path, part=part, step=step)

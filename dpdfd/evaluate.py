@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 from etils import epath
 
-from distill_core import checkpoint, cli, config, data, fits, parallel, release
+from distill_core import checkpoint, cli, config, data, fits, parallel, paths, release
 from distill_core.config import InputError
 from distill_core.data.dataset import Dataset
 from distill_core.plotting import attempt
@@ -66,11 +66,11 @@ def evaluate(
     """
     given = {"num_samples": num_samples, "num_steps": num_steps, "batch_size": batch_size}
     config.validate({**given, "learning_rate": learning_rate, "seed": seed}, fresh.FIELDS)
-    if out is not None and epath.Path(out).exists() and not epath.Path(out).is_dir():
-        raise InputError("out", str(out), "must be a folder, not a file")
+    if out is not None:
+        out = paths.folder_to_write("out", out)
     if export is not None:
-        _check_export(epath.Path(export))
-    folder, metadata = checkpoint.find(path)
+        export = paths.file_to_write("export", export)
+    folder, metadata = checkpoint.find(paths.expand("checkpoint", path))
     student, generator = _load(path, folder, metadata)
     source = _dataset(path, student, metadata["config"], dataset, data_dir)
     network = fresh.network(student, model, model_kwargs)
@@ -101,7 +101,7 @@ def evaluate(
     if tell is not None:
         tell(result)
     if out is not None:
-        _write_folder(epath.Path(out), folder.parent.parent, result, images, labels, classes)
+        _write_folder(out, folder.parent.parent, result, images, labels, classes)
     if export is not None:
         export_samples(export, images, probs, classes, metadata["ledger"], describe(spent))
     return result
@@ -182,8 +182,7 @@ def export_samples(
     Raises:
       InputError: there is no such folder.
     """
-    path = epath.Path(path)
-    _check_export(path)
+    path = paths.file_to_write("export", path)
     buffer = io.BytesIO()
     np.savez_compressed(
         buffer,
@@ -195,11 +194,6 @@ def export_samples(
         statement=np.array(statement),
     )
     checkpoint.write_atomically(path, buffer.getvalue())
-
-
-def _check_export(path: epath.Path):
-    if not path.parent.is_dir() or path.is_dir():
-        raise InputError("export", str(path), "must be a file in an existing directory")
 
 
 def _load(path: epath.PathLike, folder: epath.Path, metadata: Mapping[str, Any]):

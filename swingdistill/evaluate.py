@@ -21,6 +21,7 @@ from distill_core import (
     fits,
     language,
     parallel,
+    paths,
     run_state,
     spec,
 )
@@ -217,7 +218,7 @@ def evaluate_checkpoint(
     found = test_metrics(loaded, hp, texts.test)
     if canaries is not None:
         with run_state.about("canaries", str(canaries)):
-            _, metadata = checkpoint.find(canaries)
+            _, metadata = checkpoint.find(paths.expand("canaries", canaries))
         if not metadata["config"].get("canaries_per_level"):
             allowed = "must be a run of swingdistill.train that plants canaries"
             raise InputError("canaries", str(canaries), allowed)
@@ -250,6 +251,7 @@ def main(argv: Sequence[str]):
     flags.add_argument("--num_samples", type=int, default=10_000, metavar="N")
     flags.add_argument("--out", metavar="FILE.json", help="where to write everything found")
     given = flags.read(argv, required=("checkpoint",))
+    out = paths.file_to_write("out", given.out) if given.out else None
     found = evaluate_checkpoint(
         given.checkpoint,
         canaries=given.canaries,
@@ -263,8 +265,8 @@ def main(argv: Sequence[str]):
             f"{np.max(bits):.2f} ({len(bits)} secrets; a secret that was not learnt: "
             f"{floor_bits():.2f} on average)"
         )
-    if given.out:
-        checkpoint.write_atomically(given.out, json.dumps(found, indent=1) + "\n")
+    if out is not None:
+        checkpoint.write_atomically(out, json.dumps(found, indent=1) + "\n")
 
 
 if __name__ == "__main__":

@@ -5,8 +5,7 @@ import hashlib
 import json
 from collections.abc import Mapping
 
-from etils import epath
-
+from distill_core import paths
 from distill_core.config import InputError
 from distill_core.data import records, split_name, text
 
@@ -95,7 +94,7 @@ def _records() -> Corpus:
 
 def _files(name: str, path: str) -> dict[str, str]:
     """Split -> file; {"train": path} for a single file."""
-    folder = epath.Path(path).expanduser()
+    folder = paths.expand("dataset", path, given=name)
     if not folder.is_dir():
         return {"train": str(folder)}
     found = {}

@@ -9,6 +9,7 @@ import numpy as np
 from etils import epath
 from PIL import Image, ImageOps
 
+from distill_core import paths
 from distill_core.config import InputError
 from distill_core.data.dataset import Dataset, in_order, make_dataset
 
@@ -42,7 +43,7 @@ def load(path: str) -> Dataset:
         more than 8 bits a value, and what `make_dataset` refuses.
     """
     name = f"folder:{path}"
-    root = epath.Path(path).expanduser()
+    root = paths.expand("dataset", path, given=name)
     classes = in_order([folder.name for folder in class_folders(name, root / "train")])
     files = {which: _files(name, root / which, classes) for which in ("train", "test")}
     train, test = read(name, files)

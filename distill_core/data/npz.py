@@ -3,8 +3,8 @@
 import zipfile
 
 import numpy as np
-from etils import epath
 
+from distill_core import paths
 from distill_core.config import InputError
 from distill_core.data.dataset import Dataset, make_dataset
 
@@ -69,7 +69,7 @@ def _check_numbers(name: str, labels: np.ndarray):
 
 def _read(name: str, path: str) -> dict[str, np.ndarray]:
     """Every array of the file that could be one of ours."""
-    file = epath.Path(path).expanduser()
+    file = paths.expand("dataset", path, given=name)
     if not file.is_file():
         raise InputError("dataset", name, "must be an existing .npz file")
     try:

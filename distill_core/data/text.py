@@ -4,8 +4,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from etils import epath
 
+from distill_core import paths
 from distill_core.config import InputError
 from distill_core.data.dataset import in_order
 
@@ -199,7 +199,7 @@ def _check(ids, length: int):
 
 def _read(name: str, path: str) -> list[tuple[int, str]]:
     """(number from 1, text) of each line that is not blank."""
-    file = epath.Path(path).expanduser()
+    file = paths.expand("dataset", path, given=name)
     if not path or not file.is_file():
         raise InputError("dataset", name, "must be an existing text file")
     lines = []

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 from etils import epath
 
-from distill_core import trust
+from distill_core import paths, trust
 from distill_core.config import InputError
 from distill_core.data import memory
 from distill_core.data.dataset import Dataset, make_dataset
@@ -122,7 +122,7 @@ def _base(name: str) -> str:
 def _prepared(name: str, data_dir: str) -> epath.Path:
     """The directory of the wanted version, or of the newest."""
     unversioned, _, version = name.partition(":")
-    root = epath.Path(data_dir).expanduser() / unversioned
+    root = paths.expand("data_dir", data_dir) / unversioned
     versions = [version] if version else _subfolders(root)
     found = [
         root / v

@@ -11,6 +11,7 @@ from collections.abc import Sequence
 
 from etils import epath
 
+from distill_core import paths
 from distill_core.config import InputError
 from distill_core.data import folder
 from distill_core.data.dataset import Dataset, make_dataset
@@ -29,7 +30,7 @@ def recognises(path: str) -> bool:
 
     One with class folders in `test` is a user's own.
     """
-    root = epath.Path(path).expanduser()
+    root = paths.expand("dataset", path, given=f"folder:{path}")
     if not ((root / "val" / "images").is_dir() and (root / "train").is_dir()):
         return False
     test = root / "test"
@@ -52,7 +53,7 @@ def load(path: str) -> Dataset:
         and what `folder.read` refuses.
     """
     name = f"folder:{path}"
-    root = epath.Path(path).expanduser()
+    root = paths.expand("dataset", path, given=name)
     wnids = [each.name for each in folder.class_folders(name, root / "train")]
     train = folder.by_name(
         (file, label)

@@ -249,7 +249,7 @@ def test_config_and_workdir_are_asked_for(place, capsys):
         ),
         (
             ["--checkpoint={place}/plain", "--logits_out={place}/nowhere/logits.npz"],
-            "logits_out: got '{place}/nowhere/logits.npz'; must lie in an existing directory",
+            "logits_out: got '{place}/nowhere/logits.npz'; must be a file in an existing direct",
         ),
         (["--checkpoint={place}/plain", "--splt=test"], "splt: got 'test'; no such flag; did you"),
     ],
