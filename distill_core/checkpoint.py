@@ -182,8 +182,21 @@ def load_model(
         leaves = ocp.load_checkpointables(_absolute(path), {"model": wanted})["model"][part]
     found = {"params": leaves["params"], **leaves["model_state"]}
     variables = fit(path, expected, found)
+    check_finite(path, variables)
     tokenizer = spec_lib.tokenizer(spec)
     return LoadedModel(variables, spec, spec_lib.make_apply(spec), tokenizer, metadata)
+
+
+def check_finite(path: epath.PathLike, variables: PyTree):
+    """Refuses weights of which nothing can be computed; names the first leaf.
+
+    Raises:
+      InputError: on `checkpoint`.
+    """
+    for keypath, leaf in _flatten(variables):
+        if jnp.issubdtype(leaf.dtype, jnp.inexact) and not np.isfinite(leaf).all():
+            allowed = f"leaf {'/'.join(_names(keypath))} holds NaN or infinity"
+            raise InputError("checkpoint", str(path), allowed)
 
 
 def digest(tree: PyTree) -> str:

@@ -95,7 +95,10 @@ def _stored_logits(hp, workdir: epath.PathLike, dataset) -> tuple[np.ndarray, st
         with path.open("rb") as file, np.load(file, allow_pickle=False) as arrays:
             logits, labels = arrays["logits"], arrays.get("labels")
             names = [str(name) for name in arrays["classes"]] if "classes" in arrays else None
-        logits = logits.astype(np.float32)
+        if logits.dtype.kind not in "fV":  # V: bfloat16
+            raise TypeError(f"its `logits` are {logits.dtype}, not floats")
+        with np.errstate(over="ignore"):  # what overflows is refused below
+            logits = logits.astype(np.float32)
     except Exception as error:  # NumPy has one for each way in which a file is no such archive
         reason = " ".join(str(error).split()[:20])
         allowed = f"holds no `logits` that can be read ({type(error).__name__}: {reason}); {how}"
@@ -113,8 +116,13 @@ def _stored_logits(hp, workdir: epath.PathLike, dataset) -> tuple[np.ndarray, st
     if labels is not None and not np.array_equal(labels, wanted):
         allowed = f"its `labels` are not those of {dataset.name}'s training split; {how}"
         raise config.InputError("teacher", teacher, allowed)
-    if np.isnan(logits).any() or np.isposinf(logits).any():
-        raise config.InputError("teacher", teacher, "its `logits` hold NaN or +infinity")
+    for wrong, what in (
+        (np.isnan(logits).any(-1) | np.isposinf(logits).any(-1), "NaN or +infinity"),
+        (np.isneginf(logits).all(-1), "-infinity for every class"),
+    ):
+        if wrong.any():
+            row = int(wrong.argmax())
+            raise config.InputError("teacher", teacher, f"row {row} of its `logits` holds {what}")
     return logits, fingerprint
 
 

@@ -142,7 +142,10 @@ def stored_tokenizer(path: str) -> tokenizers.Tokenizer:
     if file.is_file():
         try:
             return tokenizers.Tokenizer.from_json(file.read_text())
-        except (InputError, UnicodeDecodeError):
+        except InputError as error:
+            allowed = f"must be a tokenizer of `tokenizers`: {error.given!r} {error.allowed}"
+            raise InputError("tokenizer", path, allowed) from None
+        except UnicodeDecodeError:
             raise InputError("tokenizer", path, "must be a tokenizer of `tokenizers`") from None
     with run_state.about("tokenizer", path):
         loaded = checkpoint.load_model(str(file))

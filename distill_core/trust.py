@@ -83,6 +83,14 @@ def check_network(path: object, network: Mapping[str, Any]):
     Raises:
       InputError: on `checkpoint`.
     """
+    well_formed = (
+        isinstance(network, Mapping)
+        and isinstance(network.get("model"), str)
+        and isinstance(network.get("model_kwargs"), Mapping)
+    )
+    if not well_formed:
+        allowed = "describes no network: its model must be a name, its model_kwargs a group"
+        raise InputError("checkpoint", str(path), allowed)
     for text in _strings([network["model"], network["model_kwargs"]]):
         found = REFERENCE.fullmatch(text)
         if found and not _is_our_network(*found.groups()):

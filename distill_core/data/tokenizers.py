@@ -30,8 +30,8 @@ class Tokenizer:
     The text `<unk>` gives `unk_id`; the texts `<pad>`, `<bos>` and `<eos>` are ordinary text, so no
     input can forge those tokens, and `encode` adds none of them.
 
-    GPT-2's own tokenizer serves too, or another that has `<|endoftext|>` and none of the four: all
-    four ids are that token's, its text gives it, and digits may share a token.
+    GPT-2's own tokenizer serves too, or another that has `<|endoftext|>` and not all of the four:
+    all four ids are that token's, its text gives it, and digits may share a token.
 
     Attributes:
       vocab_size: number of tokens; ids are 0 to vocab_size − 1.
@@ -42,8 +42,14 @@ class Tokenizer:
 
     def __init__(self, inner: tokenizers.Tokenizer, made_from: str = ELSEWHERE):
         self.made_from = made_from
-        specials, tokens = SPECIALS, inner.get_vocab().keys()
-        if GPT2_SPECIAL in tokens and tokens.isdisjoint(SPECIALS):
+        vocab = inner.get_vocab()
+        _check_ids(vocab)
+        if inner.truncation or inner.padding:  # a file's own would cut texts, or fill them up
+            inner = tokenizers.Tokenizer.from_str(inner.to_str())
+            inner.no_truncation()
+            inner.no_padding()
+        specials, tokens = SPECIALS, vocab.keys()
+        if GPT2_SPECIAL in tokens and not tokens >= set(SPECIALS):
             specials, inner = (GPT2_SPECIAL,) * len(SPECIALS), _plain(inner)
         ids = [inner.token_to_id(token) for token in specials]
         if None in ids:
@@ -173,6 +179,17 @@ def _word_tokenizer(vocab: dict[str, int]) -> tokenizers.Tokenizer:
     inner.pre_tokenizer = matches
     inner.add_special_tokens([SPECIALS[1]])
     return inner
+
+
+def _check_ids(vocab: dict[str, int]):
+    """Refuses ids with holes, or shared by tokens: each id is a row of an embedding."""
+    taken: dict[int, str] = {}
+    for token, i in sorted(vocab.items(), key=lambda each: each[1]):
+        if i != len(taken):
+            there = f"and {taken[i]!r} has it, too" if i in taken else f"and none has {len(taken)}"
+            allowed = f"its id is {i}, {there}; {len(vocab)} tokens must have the ids from 0 on"
+            raise InputError("tokenizer", token, allowed)
+        taken[i] = token
 
 
 def _plain(inner: tokenizers.Tokenizer) -> tokenizers.Tokenizer:

@@ -132,6 +132,8 @@ def _convert(tensors) -> dict[str, Any]:
         for folder in folders:
             node = node.setdefault(folder, {})
         node[last] = np.asarray(tensors.get_tensor(name), np.float32)
+        if not np.isfinite(node[last]).all():
+            raise _RefusedError(f"tensor {name} holds NaN or infinity")
     if _HEAD in stored and not _is_tied(tensors, _shape(stored, _HEAD), params["wte"]):
         raise _RefusedError(f"tensor {_HEAD} differs from {prefix}wte.weight; they must be tied")
     return params

@@ -94,6 +94,8 @@ def load_torch(path: str | os.PathLike, *, field: str = "checkpoint") -> tuple[d
                 if (dtype := tensors.get_slice(name).get_dtype()) not in _DTYPES:
                     raise _RefusedError(f"tensor {name} is {dtype}; must be {', '.join(_DTYPES)}")
                 stored[name] = np.asarray(tensors.get_tensor(name), np.float32)
+                if not np.isfinite(stored[name]).all():
+                    raise _RefusedError(f"tensor {name} holds NaN or infinity")
         try:
             if spec["model_kwargs"]:
                 spec_lib.check(spec)

@@ -180,7 +180,11 @@ NASTY = ["--config.adversary={place}/plain", "--config.temperature=4", "--config
         (distill, ["--config.teacher=npz:{place}/notes.txt"], "notes.txt'; holds no `logits`"),
         (distill, ["--config.teacher=npz:{place}/logits.npz"], "`logits` are (21, 3); the trainin"),
         (distill, ["--config.teacher=npz:{place}/others.npz"], "its `labels` are not those of npz"),
-        (distill, ["--config.teacher=npz:{place}/nan.npz"], "its `logits` hold NaN or +infinity"),
+        (
+            distill,
+            ["--config.teacher=npz:{place}/nan.npz"],
+            "row 0 of its `logits` holds NaN or +infinity",
+        ),
     ],
 )
 def test_wrong_input_costs_one_line_and_leaves_no_workdir(

@@ -246,3 +246,12 @@ def test_what_is_no_such_file_is_refused(tmp_path):
         convert(CNN(3, norm="none"), (8, 8, 1), load_file(_write(tmp_path)))
     with pytest.raises(InputError, match="weights of PyTorch can be had for CNN, MobileNetV2"):
         convert(spec_lib, (8, 8, 1), {})
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf])
+def test_a_tensor_that_holds_no_numbers_is_refused_by_name(tmp_path, value):
+    file = _write(tmp_path)
+    tensors = load_file(file)
+    tensors["conv2.weight"][0, 0, 0, 0] = value
+    save_file(tensors, file)
+    _refused(file, "tensor conv2.weight holds NaN or infinity")

@@ -1,0 +1,134 @@
+"""Files from elsewhere: what they hold beside what was wanted is cleared, or refused by name."""
+
+import json
+
+import numpy as np
+import pytest
+import tokenizers
+
+import distill_core
+from distill_core import checkpoint, distill, plain_text
+from distill_core.config import InputError
+from distill_core.data import load_dataset
+from distill_core.data.tokenizers import Tokenizer, train_words
+
+LINES = ["the cat sat", "on the mat, 12 times"]
+NETWORK = {
+    "model": "cnn",
+    "model_kwargs": {"widths": [2], "hidden": 4, "norm": "none"},
+    "num_classes": 3,
+    "input_shape": [4, 4, 1],
+    "mean": [0.5],
+    "std": [0.25],
+    "classes": ["a", "b", "c"],
+}
+
+
+@pytest.mark.parametrize("state", ["truncation", "padding"])
+def test_a_tokenizers_truncation_and_padding_are_cleared(tmp_path, state):
+    clean = train_words(LINES, vocab_size=40)
+    inner = tokenizers.Tokenizer.from_str(clean.to_json())
+    if state == "truncation":
+        inner.enable_truncation(2)
+    else:
+        inner.enable_padding(length=50)
+    (tmp_path / "tokenizer.json").write_text(inner.to_str())
+    for found in (Tokenizer(inner), plain_text.stored_tokenizer(str(tmp_path / "tokenizer.json"))):
+        for line in LINES:
+            np.testing.assert_array_equal(found.encode(line), clean.encode(line))
+        assert found.to_json() == clean.to_json()
+    assert inner.truncation or inner.padding, "the caller's own tokenizer was changed"
+
+
+def test_ids_with_holes_are_refused_by_token(tmp_path):
+    state = json.loads(train_words(LINES, vocab_size=40).to_json())
+    vocab = state["model"]["vocab"]
+    last = max(vocab, key=vocab.get)
+    vocab[last] += 7
+    path = tmp_path / "tokenizer.json"
+    path.write_text(json.dumps(state))
+    with pytest.raises(InputError) as error:
+        plain_text.stored_tokenizer(str(path))
+    assert str(error.value) == (
+        f"tokenizer: got '{path}'; must be a tokenizer of `tokenizers`: {last!r} its id is "
+        f"{vocab[last]}, and none has {len(vocab) - 1}; {len(vocab)} tokens must have the ids from "
+        "0 on"
+    )
+
+
+def test_ids_of_two_tokens_are_refused_by_token():
+    state = json.loads(train_words(LINES, vocab_size=40).to_json())
+    state["model"]["vocab"] |= {"cat": state["model"]["vocab"]["mat"]}
+    with pytest.raises(InputError, match="tokenizer: got '(cat|mat)'; its id is "):
+        Tokenizer.from_json(json.dumps(state))
+
+
+def weights():
+    from jax import random
+
+    from distill_core import spec
+
+    params, model_state = spec.init(NETWORK, random.key(0))
+    return checkpoint.to_host({"params": params, "model_state": model_state})
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
+def test_weights_that_are_no_numbers_are_refused_by_leaf(tmp_path, value):
+    parts = weights()
+    kernel = np.array(parts["params"]["Dense_0"]["kernel"])
+    kernel[0, 0] = value
+    parts["params"]["Dense_0"]["kernel"] = kernel
+    checkpoint.save(
+        tmp_path,
+        1,
+        parts={"model": parts},
+        train={"step": np.int32(1)},
+        metadata={"method": "test", "parts": {"model": NETWORK}},
+    )
+    with pytest.raises(InputError, match="leaf params/Dense_0/kernel holds NaN or infinity"):
+        distill_core.load_model(tmp_path)
+
+
+@pytest.mark.parametrize(
+    "network",
+    [[], {}, {"model": 3, "model_kwargs": {}}, {"model": "cnn", "model_kwargs": ["a"]}],
+)
+def test_a_checkpoint_that_describes_no_network_is_refused(tmp_path, network):
+    checkpoint.save(
+        tmp_path,
+        1,
+        parts={"model": weights()},
+        train={"step": np.int32(1)},
+        metadata={"method": "test", "parts": {"model": network}},
+    )
+    with pytest.raises(InputError, match="describes no network: its model must be a name"):
+        distill_core.load_model(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("row", "dtype", "message"),
+    [
+        ([0, np.nan], np.float32, "row 7 of its `logits` holds NaN or +infinity"),
+        ([0, np.inf], np.float64, "row 7 of its `logits` holds NaN or +infinity"),
+        ([0, 1e300], np.float64, "row 7 of its `logits` holds NaN or +infinity"),
+        ([-np.inf, -np.inf], np.float32, "row 7 of its `logits` holds -infinity for every class"),
+        ([0, 1], np.int64, "TypeError: its `logits` are int64, not floats"),
+        ([0, 1], np.complex64, "TypeError: its `logits` are complex64, not floats"),
+        ([0, -np.inf], np.float32, None),
+        ([0, 1], np.float64, None),
+        ([0, 1], np.float16, None),
+    ],
+)
+def test_stored_logits_are_refused_by_row(tmp_path, row, dtype, message):
+    digits = load_dataset("digits")
+    logits = np.zeros((len(digits.train), digits.num_classes))
+    logits[7, :] = row[1]
+    logits[7, 0] = row[0]
+    np.savez(tmp_path / "logits.npz", logits=logits.astype(dtype))
+    hp, run = {"teacher": f"npz:{tmp_path}/logits.npz"}, tmp_path / "run"
+    if message is None:
+        assert distill._stored_logits(hp, run, digits)[0].dtype == np.float32
+        return
+    with pytest.raises(InputError) as error:
+        distill._stored_logits(hp, run, digits)
+    assert message in str(error.value)
