@@ -160,11 +160,10 @@ def load_model(
     from distill_core import spec as spec_lib
     from distill_core.models import gpt2, torch_weights
 
-    path = paths.expand("checkpoint", path)
-    if str(path).endswith(".safetensors"):
+    if str(path).endswith(".safetensors"):  # whose readers say that it must be local
         reader = torch_weights if torch_weights.is_torch(path) else gpt2
         return reader.load_model(path, part=part, step=step)
-    path, metadata = find(path, step=step)
+    path, metadata = find(paths.expand("checkpoint", path), step=step)
     specs = metadata["parts"]
     part = next(iter(specs)) if part is None else part
     if part not in specs:

@@ -108,6 +108,13 @@ def _stored_logits(hp, workdir: epath.PathLike, dataset) -> tuple[np.ndarray, st
     if logits.shape != shape:
         allowed = f"its `logits` are {logits.shape}; the training split needs {shape}; {how}"
         raise config.InputError("teacher", teacher, allowed)
+    for wrong, what in (
+        (np.isnan(logits).any(-1) | np.isposinf(logits).any(-1), "NaN or +infinity"),
+        (np.isneginf(logits).all(-1), "-infinity for every class"),
+    ):
+        if wrong.any():
+            row = int(wrong.argmax())
+            raise config.InputError("teacher", teacher, f"row {row} of its `logits` holds {what}")
     ours = dataset.classes if dataset.named else None
     order = fits.class_order("teacher", teacher, names, ours, what=dataset.name)
     wanted = dataset.train.labels
@@ -116,13 +123,6 @@ def _stored_logits(hp, workdir: epath.PathLike, dataset) -> tuple[np.ndarray, st
     if labels is not None and not np.array_equal(labels, wanted):
         allowed = f"its `labels` are not those of {dataset.name}'s training split; {how}"
         raise config.InputError("teacher", teacher, allowed)
-    for wrong, what in (
-        (np.isnan(logits).any(-1) | np.isposinf(logits).any(-1), "NaN or +infinity"),
-        (np.isneginf(logits).all(-1), "-infinity for every class"),
-    ):
-        if wrong.any():
-            row = int(wrong.argmax())
-            raise config.InputError("teacher", teacher, f"row {row} of its `logits` holds {what}")
     return logits, fingerprint
 
 

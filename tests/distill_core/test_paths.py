@@ -71,7 +71,8 @@ def test_a_scheme_that_nobody_reads_is_refused_in_a_line(home, path):
         assert "must be a local path or gs://BUCKET/…, not " in str(error.value)
 
     refused("checkpoint", lambda: distill_core.load_model(path))
-    refused("checkpoint", lambda: distill_core.load_model(f"{path}.safetensors"))
+    with pytest.raises(InputError, match="^checkpoint: .* must be an existing local .safetensors"):
+        distill_core.load_model(f"{path}.safetensors")
     for kind in ("npz", "folder"):
         refused("dataset", lambda kind=kind: load_dataset(f"{kind}:{path}"))
     for kind in ("text", "tsv"):
