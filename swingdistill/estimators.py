@@ -19,7 +19,7 @@ import numpy as np
 
 from distill_core.config import InputError
 from swingdistill.canaries import Candidates
-from swingdistill.exposure import exposure, skew_normal_exposure
+from swingdistill.exposure import LEAST_FITTED, exposure, skew_normal_exposure
 
 LogitsFn = Callable[[np.ndarray], Any]
 MAX_EXACT = 10**7
@@ -103,7 +103,20 @@ def extrapolated_exposure(
     """Exposure of secrets by a skew normal distribution fitted to random candidates.
 
     As `sampled_exposure`, but reaches log₂(number of candidates): see `skew_normal_exposure`.
+
+    Raises:
+      InputError: also on `num_samples`: fewer than `LEAST_FITTED`, or fewer candidates; or on
+        `reference_log_perplexities`, which no skew normal distribution fits.
     """
+    size = _check_others(candidates, candidates.index(secrets))
+    if min(num_samples, size) < LEAST_FITTED:
+        allowed = (
+            f"a distribution is fitted to at least {LEAST_FITTED} sampled candidates"
+            if size >= LEAST_FITTED
+            else f"there are {size} other candidates, and a distribution is fitted to at least "
+            f"{LEAST_FITTED}; rank among all of them (estimator exact)"
+        )
+        raise InputError("num_samples", num_samples, allowed)
     values, reference = _sampled(logits_fn, secrets, candidates, num_samples, seed, batch_size)
     return skew_normal_exposure(values, reference, num_candidates=len(candidates))
 

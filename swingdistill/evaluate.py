@@ -6,6 +6,7 @@ python -m swingdistill.evaluate --checkpoint runs/x [--canaries runs/teacher] [-
 import functools
 import json
 import math
+import sys
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -95,9 +96,9 @@ def exposures(
     Args:
       loaded: any language model; it need not have seen the canaries.
       hp: values of `private_text.FIELDS`; None: those of the model's own run.
-      estimator: of `ESTIMATORS`; by default exact up to 10⁷ candidates, else extrapolated. In
-        classification candidates are always sampled.
-      num_samples: where they are sampled.
+      estimator: of `ESTIMATORS`; by default exact up to 10⁷ candidates, else extrapolated, or
+        sampled where no distribution fits. In classification candidates are always sampled.
+      num_samples: where they are sampled: ranks among n show log₂(n + 1) bits at most.
       batch_size: lines at a time.
 
     Raises:
@@ -114,18 +115,22 @@ def exposures(
         bits = _classifier(loaded, hp, secrets, candidates, num_samples, batch_size)
     else:
         small = len(candidates) <= estimators.MAX_EXACT
-        estimator = estimator or ("exact" if small else "extrapolated")
-        logits_fn = last_logits(loaded)
-        if estimator == "exact":
-            bits = estimators.exact_exposure(logits_fn, secrets, candidates, batch_size=batch_size)
+        wanted = estimator or ("exact" if small else "extrapolated")
+        asked = (last_logits(loaded), secrets, candidates)
+        sampled = {"num_samples": num_samples, "batch_size": batch_size}
+        if wanted == "exact":
+            bits = estimators.exact_exposure(*asked, batch_size=batch_size)
+        elif wanted == "sampled":
+            bits = estimators.sampled_exposure(*asked, **sampled)
         else:
-            ask = {
-                "sampled": estimators.sampled_exposure,
-                "extrapolated": estimators.extrapolated_exposure,
-            }[estimator]
-            bits = ask(
-                logits_fn, secrets, candidates, num_samples=num_samples, batch_size=batch_size
-            )
+            try:
+                bits = estimators.extrapolated_exposure(*asked, **sampled)
+            except InputError as error:
+                if estimator is not None:
+                    raise
+                if parallel.is_main():
+                    print(f"exposure is sampled instead: {error}", file=sys.stderr, flush=True)
+                bits = estimators.sampled_exposure(*asked, **sampled)
     found: dict[int, list[float]] = {}
     for canary, value in zip(drawn, bits, strict=True):
         found.setdefault(canary.repetitions, []).append(float(value))
@@ -265,6 +270,9 @@ def main(argv: Sequence[str]):
             f"{np.max(bits):.2f} ({len(bits)} secrets; a secret that was not learnt: "
             f"{floor_bits():.2f} on average)"
         )
+    if given.estimator == "sampled" and found["exposure"]:
+        most = math.log2(given.num_samples + 1)
+        print(f"ranks among {given.num_samples:,} sampled numbers show {most:.2f} bits at most")
     if out is not None:
         checkpoint.write_atomically(out, json.dumps(found, indent=1) + "\n")
 

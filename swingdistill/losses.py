@@ -94,7 +94,8 @@ def soft_targets(
 
     η_t is Gaussian with standard deviation `noise_scale`, drawn after the temperature, and a
     function of `key` and the position's id alone: with `context_ids` the same context meets the
-    same noise in every epoch and row, so training on it again does not average the noise away.
+    same noise in every epoch and row, so training on it again does not average the noise away. Give
+    an id one temperature and one scale: c/T₁ + η and c/T₂ + η share η, and their difference is c.
     Where `noise_scale` is 0 nothing is centred, clipped or noised: log_softmax(z/T_t). Classes that
     the teacher excludes with −∞ stay excluded and count in no mean.
 

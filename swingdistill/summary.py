@@ -31,7 +31,7 @@ def rows_of(hp: Mapping[str, Any], results: Results) -> list[report.Row]:
         metrics |= {name: [values[name] for values in each] for name in each[0]}
         settings = {"model": hp["model" if arm in ("teacher", "reference") else "student_model"]}
         budget = found[0]["budget"]
-        if arm == arms.PRIVATE:
+        if arm == arms.PRIVATE and all("epsilon" in r["budget"] for r in found):  # no given seed
             for name in ("epsilon", "replace_one_epsilon"):
                 if all(name in r["budget"] for r in found):  # else its noise was chosen
                     metrics[name] = [r["budget"][name] for r in found]
@@ -207,8 +207,13 @@ def _notes(hp, minutes: float) -> list[str]:
         "Exposure is log₂ of the candidates less log₂ of the secret's rank among them; a secret "
         "that was not learnt has 1.44 bits on average. Reductions are given raw and measured from "
         "there. Perplexity is that of the test text, a token.",
-        "The noise scale is empirical: no ε is claimed from it, and no arm with a teacher has "
-        "record-level differential privacy.",
+        "Exposure is what this attack finds, an empirical measure and no guarantee of privacy. "
+        "No arm with a teacher has record-level differential privacy: "
+        + (
+            "the ε of the formal budget is for released vectors alone (see each arm's settings)."
+            if hp["epsilon"]
+            else "the noise scale is empirical, and no ε is claimed from it."
+        ),
         f"This call took {minutes:.1f} minutes; stages finished before it are not counted.",
     ]
     if hp["dp"]:

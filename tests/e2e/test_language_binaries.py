@@ -3,6 +3,7 @@
 import json
 import os
 import random
+import shutil
 import signal
 import subprocess
 import sys
@@ -129,6 +130,9 @@ def outcome(workdir):
 
 
 def test_a_student_that_is_killed_ends_as_one_that_is_not(student, straight, tmp_path):
+    key = Path("private", "swing_noise.json")  # the two are one run: they have one secret
+    (tmp_path / "killed" / "private").mkdir(parents=True)
+    shutil.copy(straight / key, tmp_path / "killed" / key)
     process = student(tmp_path / "killed", hold=4)
     held.wait(process)
     process.kill()

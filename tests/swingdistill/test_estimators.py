@@ -207,6 +207,15 @@ def test_extrapolation_from_a_sample_is_near_the_exact_rank():
     assert found[2] > math.log2(2001)  # the ceiling of the sample
 
 
+def test_extrapolation_from_ten_samples_is_refused_and_says_how_many_it_takes():
+    network, many = _network(), _candidates([BOS], np.tile(np.arange(10), (6, 1)))
+    with pytest.raises(InputError, match="^num_samples: got 10; .* at least 200 sampled"):
+        extrapolated_exposure(network, ["123456"], many, num_samples=10)
+    few = _candidates([BOS], np.tile(np.arange(10), (2, 1)))
+    with pytest.raises(InputError, match="there are 99 other candidates.*estimator exact"):
+        extrapolated_exposure(network, ["12"], few)
+
+
 def test_a_classifier_is_ranked_by_the_label_of_the_canary():
     candidates = _candidates([5], np.tile(np.arange(10), (3, 1)), suffix=[9])
     learnt = {1: (5, 2, 8, 1, 9), 0: (5, 3, 3, 3, 9)}

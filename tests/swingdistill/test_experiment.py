@@ -374,4 +374,6 @@ def test_a_group_dp_adds_a_student_that_learns_privately_from_labels(given, tmp_
     assert rows[1].metrics["replace_one_epsilon"] == [9.1]
     assert spent.items() <= rows[1].settings.items()
     assert "epsilon" in summary._shown(hp, rows, [1, 4])
+    seeded = summary.rows_of(hp, {("dp_sgd", 1): {**found, "budget": {}}})
+    assert "epsilon" not in seeded[0].metrics | seeded[0].settings
     assert any("group privacy" in note for note in summary._notes(hp, 1.0))

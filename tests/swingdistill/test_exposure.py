@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from scipy import optimize, special
 
+from distill_core.config import InputError
 from swingdistill.exposure import (
     exposure,
     exposure_reduction,
@@ -120,10 +121,38 @@ def test_extrapolation_reaches_beyond_the_sample_and_stops_at_all_candidates():
     assert bits[1] == math.log2(1e6)
 
 
-@pytest.mark.parametrize("references", [np.arange(9.0), np.ones(50), np.full(50, np.inf)])
+@pytest.mark.parametrize(
+    "references",
+    [
+        np.random.default_rng(4).normal(size=10),
+        np.random.default_rng(4).normal(size=199),
+        np.ones(500),
+        np.full(500, np.inf),
+    ],
+)
 def test_extrapolation_refuses_what_it_cannot_fit(references):
-    with pytest.raises(ValueError, match="fitted to at least 10 finite values"):
+    with pytest.raises(InputError, match="fitted to at least 200 finite values"):
         skew_normal_exposure(0.0, references, num_candidates=10)
+
+
+@pytest.mark.parametrize("shape", ["two groups", "exponential", "uniform"])
+def test_extrapolation_refuses_values_that_are_not_skew_normal(shape):
+    rng = np.random.default_rng(6)
+    references = {
+        "two groups": np.concatenate([rng.normal(size=2500), rng.normal(6, 1, 2500)]),
+        "exponential": -rng.exponential(size=5000),
+        "uniform": rng.uniform(size=5000),
+    }[shape]
+    with pytest.raises(InputError, match="no skew normal distribution fits them .off by"):
+        skew_normal_exposure(-3.0, references, num_candidates=10**6)
+
+
+@pytest.mark.parametrize("seed", range(4))
+@pytest.mark.parametrize("num", [200, 2000])
+def test_extrapolation_takes_values_that_are(seed, num):
+    rng = np.random.default_rng([seed, num])
+    references = np.sum(rng.gumbel(size=(num, 6)), axis=1)  # of six digits
+    assert 0 <= skew_normal_exposure(references[0], references, num_candidates=10**6) < 20
 
 
 def test_floor_is_the_mean_of_uniform_ranks():
