@@ -238,7 +238,10 @@ class _Window:
     """Per-step metrics since the last log line, fetched from the devices when asked for."""
 
     def __init__(self, pending: Sequence[dict[str, float]] = (), last_loss: float | None = None):
-        self.pending = list(pending)
+        # A checkpoint holds null where a metric was not finite.
+        self.pending = [
+            {k: math.nan if v is None else v for k, v in row.items()} for row in pending
+        ]
         self.last_loss = last_loss
         self._on_device: list[tuple[int, dict]] = []
 

@@ -15,7 +15,6 @@ library.
 
 import contextlib
 import dataclasses
-import json
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -25,7 +24,7 @@ import jax.numpy as jnp
 import numpy as np
 from etils import epath
 
-from distill_core import checkpoint, cli, config, paths, spec
+from distill_core import checkpoint, cli, config, paths, spec, strict_json
 from distill_core.data.tokenizers import ELSEWHERE, PUBLIC_TEXT, TRAINING_TEXT
 from distill_core.privacy import ledger as ledger_lib
 from distill_core.privacy import noise
@@ -119,7 +118,7 @@ def release(
         files["tokenizer.json"] = tokenizer.to_json().encode()
         card["files"]["tokenizer.json"] = "of the library tokenizers"
         card["vocabulary"] = _VOCABULARY.get(tokenizer.made_from, _VOCABULARY[ELSEWHERE])
-    files["card.json"] = f"{json.dumps(card, indent=1)}\n".encode()
+    files["card.json"] = f"{strict_json.dumps(card, indent=1)}\n".encode()
     out.mkdir(parents=True, exist_ok=True)
     try:
         for name, content in files.items():

@@ -2,7 +2,6 @@
 
 import dataclasses
 import importlib.metadata
-import json
 import math
 import os
 import platform
@@ -12,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from etils import epath
 
-from distill_core import integrity, page
+from distill_core import integrity, page, strict_json
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -91,7 +90,7 @@ def write_results(
     if clash := sorted(set(results) & set(extra or {})):
         raise ValueError(f"extra: got {clash}; these fields are taken")
     plain = _plain(results | dict(extra or {}))
-    _write(path, json.dumps(plain, indent=2, allow_nan=False, ensure_ascii=False) + "\n")
+    _write(path, strict_json.dumps(plain, indent=2, ensure_ascii=False) + "\n")
 
 
 def environment() -> dict[str, Any]:
@@ -263,15 +262,13 @@ def _value(value: object) -> str:
 
 
 def _plain(value: Any) -> Any:
-    """The value in JSON's types; a number that is not finite becomes None."""
+    """The value in JSON's types."""
     if isinstance(value, Mapping):
         return {str(key): _plain(item) for key, item in value.items()}
     if isinstance(value, list | tuple):
         return [_plain(item) for item in value]
     if hasattr(value, "tolist"):  # NumPy's and JAX's arrays and scalars
         return _plain(value.tolist())
-    if isinstance(value, float) and not math.isfinite(value):
-        return None
     return value if value is None or isinstance(value, bool | int | float) else str(value)
 
 

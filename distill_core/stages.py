@@ -10,7 +10,7 @@ from typing import Any, Literal, NamedTuple
 
 from etils import epath
 
-from distill_core import integrity
+from distill_core import integrity, strict_json
 from distill_core.config import ABSENT_MEANS, InputError
 from distill_core.privacy import noise
 
@@ -195,7 +195,7 @@ def _read(directory: epath.Path) -> dict[str, Any] | None:
 def _write(directory: epath.Path, record: dict[str, Any]) -> None:
     directory.mkdir(parents=True, exist_ok=True)
     unfinished = directory / _UNFINISHED
-    unfinished.write_text(json.dumps(record, indent=2) + "\n")
+    unfinished.write_text(strict_json.dumps(record, indent=2) + "\n")
     unfinished.replace(directory / _RECORD)  # the old record or the new one, never half of one
 
 
@@ -250,6 +250,6 @@ def _canonical(value: Any) -> str:
 def _json(value: Mapping[str, Any], what: str) -> dict[str, Any]:
     """A copy in JSON's types, as it will be read back."""
     try:
-        return json.loads(json.dumps(dict(value)))
+        return json.loads(strict_json.dumps(dict(value)))
     except (TypeError, ValueError) as error:
         raise TypeError(f"{what}: must be a mapping in JSON's types: {error}") from error

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 from etils import epath
 
-from distill_core import checkpoint, cli, config, data, fits, parallel, paths, release
+from distill_core import checkpoint, cli, config, data, fits, parallel, paths, release, strict_json
 from distill_core.config import InputError
 from distill_core.data.dataset import Dataset
 from distill_core.plotting import attempt
@@ -218,7 +218,7 @@ def _write_folder(out: epath.Path, workdir: epath.Path, result, images, labels, 
     from dpdfd import figures
 
     out.mkdir(parents=True, exist_ok=True)
-    text = json.dumps(result, indent=1, ensure_ascii=False)
+    text = strict_json.dumps(result, indent=1, ensure_ascii=False)
     checkpoint.write_atomically(out / "evaluation.json", f"{text}\n")
     attempt(figures.sample_grid, out / "samples.png", images, labels, classes)
     lines = workdir / "metrics.jsonl"

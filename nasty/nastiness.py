@@ -19,7 +19,7 @@ import numpy as np
 import optax
 from etils import epath
 
-from distill_core import checkpoint, classification, evaluate, parallel, spec
+from distill_core import checkpoint, classification, evaluate, parallel, spec, strict_json
 from distill_core.config import InputError
 from distill_core.data import Split, sampling
 from distill_core.flops import count_flops
@@ -110,7 +110,7 @@ def check_run(
     if parallel.is_main():
         print(describe(found), flush=True)
         checkpoint.write_atomically(
-            epath.Path(workdir) / "nastiness.json", json.dumps(found._asdict(), indent=1)
+            epath.Path(workdir) / "nastiness.json", strict_json.dumps(found._asdict(), indent=1)
         )
     return found._asdict()
 

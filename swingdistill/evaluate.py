@@ -25,6 +25,7 @@ from distill_core import (
     paths,
     run_state,
     spec,
+    strict_json,
 )
 from distill_core.config import InputError
 from distill_core.data import corpus as corpora
@@ -274,7 +275,7 @@ def main(argv: Sequence[str]):
         most = math.log2(given.num_samples + 1)
         print(f"ranks among {given.num_samples:,} sampled numbers show {most:.2f} bits at most")
     if out is not None:
-        checkpoint.write_atomically(out, json.dumps(found, indent=1) + "\n")
+        checkpoint.write_atomically(out, strict_json.dumps(found, indent=1) + "\n")
 
 
 if __name__ == "__main__":

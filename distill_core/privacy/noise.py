@@ -220,4 +220,5 @@ def write_private(path: epath.Path, record: Mapping[str, Any]):
     local = "://" not in str(path)  # object stores have rights of their own
     if local:
         os.chmod(path.parent, 0o700)
-    integrity.write_atomically(path, json.dumps(dict(record)), mode=0o600 if local else None)
+    text = json.dumps(dict(record), allow_nan=False)
+    integrity.write_atomically(path, text, mode=0o600 if local else None)

@@ -1,0 +1,22 @@
+"""JSON as its standard has it: what is not finite is written as null, never as NaN or Infinity."""
+
+import json
+import math
+from collections.abc import Mapping
+from typing import Any
+
+
+def dumps(value: Any, **options: Any) -> str:
+    """`json.dumps` of the value, for every file that is written; options are its own.
+
+    Raises TypeError where a value is of no type that JSON has.
+    """
+    return json.dumps(_finite(value), allow_nan=False, **options)
+
+
+def _finite(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return {key: _finite(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_finite(item) for item in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
