@@ -64,7 +64,7 @@ def gaussian_epsilon(sensitivity_over_std: float, count: int, delta: float) -> f
 def calibrate_gaussian(epsilon: float, delta: float, count: int) -> float:
     """The noise multiplier σ/Δ with which `count` Gaussian mechanisms spend exactly (ε, δ).
 
-    The inverse of `gaussian_epsilon`.
+    The inverse of `gaussian_epsilon`. Raises InputError on an argument outside its range.
 
     Args:
       epsilon: ε from 1e-6 to 1e9, of all of them together.
@@ -73,9 +73,6 @@ def calibrate_gaussian(epsilon: float, delta: float, count: int) -> float:
 
     Returns:
       σ/Δ for each.
-
-    Raises:
-      InputError: an argument outside its range.
     """
     _check_count(count)
     return math.sqrt(count) / gaussian_mu(epsilon, delta)
@@ -151,16 +148,15 @@ def composed_epsilon(noised: Sequence[Noised], delta: float, *, replace_one: boo
 def poisson_gaussian_epsilon(
     sensitivity_over_std: float, sampling_rate: float, count: int, delta: float
 ) -> float:
-    """ε of DP-SGD: `count` steps of noise on sums over Poisson samples; see `composed_epsilon`.
+    """ε of DP-SGD: `count` steps of noise on sums over Poisson samples.
+
+    See `composed_epsilon`, also for what is refused.
 
     Args:
       sensitivity_over_std: Δ/σ, from 1e-100 to 1e9; Δ is the clipping norm (one record zeroed out).
       sampling_rate: probability in (0, 1] that a record is in a batch.
       count: steps, at least 1.
       delta: δ in (0, 1).
-
-    Raises:
-      InputError: an argument outside its range.
     """
     _check_range("sensitivity_over_std", sensitivity_over_std, _RATIOS)
     return composed_epsilon([Noised(sensitivity_over_std, count, sampling_rate)], delta)
