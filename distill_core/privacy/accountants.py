@@ -148,9 +148,7 @@ def composed_epsilon(noised: Sequence[Noised], delta: float, *, replace_one: boo
 def poisson_gaussian_epsilon(
     sensitivity_over_std: float, sampling_rate: float, count: int, delta: float
 ) -> float:
-    """ε of DP-SGD: `count` steps of noise on sums over Poisson samples.
-
-    See `composed_epsilon`, also for what is refused.
+    """ε of DP-SGD: `count` steps of noise on sums over Poisson samples; see `composed_epsilon`.
 
     Args:
       sensitivity_over_std: Δ/σ, from 1e-100 to 1e9; Δ is the clipping norm (one record zeroed out).
