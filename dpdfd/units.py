@@ -55,7 +55,7 @@ _ABOUT = {
     "record_ensemble": (
         "Each record is in one partition, fixed by its index or id and never by label or content; "
         "a teacher saw nothing of other partitions.",
-        "Preprocessing statistics are public constants.",
+        "Preprocessing statistics, the classes and the form of the images are public.",
     ),
     "record_dp_teacher": (
         "Neighbours differ in one record, replaced by an empty one at its place; their number is "

@@ -7,9 +7,10 @@ DIRECTORY holds the data set as TFDS prepares it. About 60 minutes on one busy c
 the table.
 
 `paper_…` is the abstract's own loop, as we reconstruct it: one teacher, plain networks on pixels,
-student and generator by turns. `…_cnn` has the same plain networks, all else public features (no
-data in them) and, in ensembles, ridge heads: ours. Numbers of steps, queries and teachers were
-chosen on 10,000 training images of MNIST and Fashion-MNIST, about 35 settings in all.
+student and generator by turns. `…_cnn` has the same plain networks, all else public features
+(nothing in them is fitted) and, in ensembles, ridge heads: ours. Numbers of steps, queries and
+teachers were chosen on 10,000 training images of MNIST and Fashion-MNIST, about 35 settings in all;
+the priors were shaped while looking at such images. No ε counts that.
 """
 
 from ml_collections import config_dict
