@@ -4,9 +4,8 @@ from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
-from etils import epath
 
-from distill_core import config, spec
+from distill_core import config, paths, spec
 from distill_core.config import InputError
 from distill_core.privacy import ledger
 
@@ -67,7 +66,7 @@ def live_records(masked: str | None, num_examples: int) -> np.ndarray:
         return live
     allowed = f"must be a .npy file of integers in [0, {num_examples - 1}]"
     try:
-        with epath.Path(masked).open("rb") as stream:
+        with paths.expand("dp.masked", masked).open("rb") as stream:
             rows = np.load(stream, allow_pickle=False)
         fits = rows.ndim == 1 and np.issubdtype(rows.dtype, np.integer)
     except Exception:  # NumPy has many for what is no such file
