@@ -26,8 +26,8 @@ from etils import epath
 
 from distill_core import checkpoint, cli, config, paths, spec, strict_json
 from distill_core.data.tokenizers import ELSEWHERE, PUBLIC_TEXT, TRAINING_TEXT
+from distill_core.privacy import composition, noise
 from distill_core.privacy import ledger as ledger_lib
-from distill_core.privacy import noise
 
 CARD_FIELDS = ("model", "model_kwargs", "num_classes")
 IMAGE_FIELDS = (*CARD_FIELDS, "input_shape", "mean", "std", "classes")
@@ -198,6 +198,9 @@ def _privacy(metadata: Mapping[str, Any], delta: float | None) -> dict[str, Any]
     if entry.unit != "record":
         assumptions.insert(0, f"Epsilon is about one {entry.unit}: it protects no training record.")
         spent["record_epsilon"] = ledger_lib.epsilon(ledger, delta, for_record=True)
+    if total := composition.total(ledger, delta):
+        spent |= {"conversions": total.conversions, "total_epsilon": total.epsilon}
+        assumptions.insert(0, f"{total.says}. Other copies of it keep their own account.")
     return {**spent, "assumptions": assumptions}
 
 

@@ -9,10 +9,11 @@ from etils import epath
 from distill_core import config, parallel
 from distill_core.config import InputError
 from distill_core.loop import Plan
-from distill_core.privacy import accountants
+from distill_core.privacy import accountants, composition
 from distill_core.privacy import ledger as ledger_lib
 from distill_core.privacy import noise as noise_lib
-from distill_core.privacy.ledger import Ledger
+from distill_core.privacy.ledger import Entry, Ledger
+from dpdfd import odometer
 from dpdfd.units import UNITS, Release, calibrate
 
 
@@ -39,6 +40,9 @@ class Budget:
         """
         self.release, self.releases_at, self._hp, self._teacher = release, releases_at, hp, teacher
         self._noise: noise_lib.Noise | None = None
+        self._conversions: tuple[
+            tuple[str, Entry], ...
+        ] = ()  # of the same teacher, this one among them
         self.noise_multiplier = 0.0
         if release is not None:
             total = releases_at(hp["num_steps"])
@@ -53,7 +57,7 @@ class Budget:
         return 0.0 if self.release is None else self.release.charge(self.noise_multiplier).std
 
     def ledger(self, count: int, restarts: int = 0) -> Ledger:
-        """After `count` releases."""
+        """After `count` releases; without a claim where the noise's seed was given."""
         theirs = ledger_lib.read(self._teacher["ledger"])
         teacher = self._teacher["id"]
         if self.release is None:
@@ -62,29 +66,50 @@ class Budget:
         entry = self.release.charge(self.noise_multiplier)
         spent = Ledger().descend(teacher, theirs, role=ledger_lib.BEHIND_MECHANISM)
         spent = spent.charge(entry.times(count)) if count else spent
-        return dataclasses.replace(spent, restarts=restarts)
+        if self._hp["noise_seed"] is not None:
+            spent = spent.expose(ledger_lib.SEED_GIVEN)
+        return dataclasses.replace(spent, restarts=restarts, conversions=self._conversions)
 
-    def plan(self, workdir: epath.Path, frozen: Mapping[str, Any], mode: str, decides: Mapping):
-        """`loop.run`'s plan; None where no noise is drawn. `decides`: the checkpoint's config,
-        and the teacher by content."""
+    def plan(
+        self,
+        workdir: epath.Path,
+        frozen: Mapping[str, Any],
+        mode: str,
+        decides: Mapping,
+        bought: Callable[[], int] = lambda: 0,
+    ):
+        """`loop.run`'s plan; None where no noise is drawn.
+
+        Args:
+          workdir, frozen, mode: of the run.
+          decides: the checkpoint's config, and the teacher by content.
+          bought: how many releases are kept, which no resume buys again.
+        """
         if self.release is None:
             return None
         release = self.release
         decides = {name: v for name, v in decides.items() if name not in config.MAY_CHANGE}
 
         def plan(start: int) -> Plan:
-            done = self.releases_at(start)
             noise = noise_lib.open_noise(
-                workdir, decides=decides, start=done, mode=mode, seed=self._hp["noise_seed"]
+                workdir,
+                decides=decides,
+                start=max(self.releases_at(start), bought()),
+                mode=mode,
+                seed=self._hp["noise_seed"],
+                repeats=self._hp["mechanism"] != "answers",
             )
             self._noise = noise
-            entry, total = release.charge(self.noise_multiplier), self._total() + noise.replayed
+            entry, delta = release.charge(self.noise_multiplier), self._hp["delta"]
+            # Never more than was planned, and charged to the teacher.
             afford = ledger_lib.affordable_steps(
-                Ledger(), entry, self._hp["epsilon"], self._hp["delta"], most=total
+                Ledger(), entry, self._hp["epsilon"], delta, most=self._total()
             )
+            if noise.id and self._hp["noise_seed"] is None:
+                self._charge_teacher(noise.id, entry.times(self._total()), delta)
             last = self._last_step(afford - noise.replayed)
             if last < self._hp["num_steps"] and parallel.is_main():
-                again = f"{noise.replayed} releases were charged again after a restart elsewhere"
+                again = f"{noise.replayed} releases were drawn before and are charged again"
                 print(f"{again}: the budget ends at step {max(start, last)}", flush=True)
             scales = {"norm": self._hp["norm"], "noise_multiplier": self.noise_multiplier}
             return Plan(
@@ -96,6 +121,13 @@ class Budget:
             )
 
         return plan
+
+    def _charge_teacher(self, conversion: str, entry: Entry, delta: float):
+        """All that the run may release, before it asks for anything; says what that adds up to."""
+        self._conversions = odometer.charge(self._hp["teacher"], conversion, entry)
+        total = composition.total(Ledger(conversions=self._conversions), delta)
+        if total is not None:
+            print(f"{total.says} (δ = {delta:g})", flush=True)
 
     def reserve(self, release: int, ahead: int):
         """Before the noise of a release, counted from 0, is drawn."""

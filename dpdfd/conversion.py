@@ -45,7 +45,10 @@ class ConversionState(flax.struct.PyTreeNode):
 
 
 def split_state(state: ConversionState):
-    """(parts, train) for the checkpoint: student and generator are networks of their own."""
+    """(parts, train) for the checkpoint: student and generator are networks of their own.
+
+    Of the bank only the replay probabilities: answers stay in `private/`, see `bought`.
+    """
     trained = {"student": state.student, "generator": state.generator}
     parts = {
         name: {"params": one.params, "model_state": one.model_state}
@@ -55,15 +58,16 @@ def split_state(state: ConversionState):
         name: {"step": one.step, "opt_state": one.opt_state, "rng": one.rng}
         for name, one in trained.items()
     }
-    return parts, {**train, "bank": state.bank}
+    kept = {name: state.bank[name] for name in ("reach",) if name in state.bank}
+    return parts, {**train, "bank": kept}
 
 
 def merge_state(state: ConversionState, parts, train) -> ConversionState:
-    """The inverse of `split_state`."""
+    """The inverse of `split_state`; images and answers of the bank are those of `state`."""
     return ConversionState(
         state.student.replace(**parts["student"], **train["student"]),
         state.generator.replace(**parts["generator"], **train["generator"]),
-        train["bank"],
+        {**state.bank, **train["bank"]},
     )
 
 

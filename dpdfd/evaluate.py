@@ -128,10 +128,7 @@ def privacy(metadata: Mapping[str, Any], *, delta: float | None = None) -> dict[
         raise InputError("delta", None, "the run names none; must be in (0, 1)")
     try:
         report = privacy_spent(
-            metadata["ledger"],
-            delta=delta,
-            num_examples=metadata.get("num_examples"),
-            seed_given=settings.get("noise_seed") is not None,
+            metadata["ledger"], delta=delta, num_examples=metadata.get("num_examples")
         )
     except InputError as error:
         if error.field == "delta":
@@ -150,6 +147,11 @@ def describe(spent: Mapping[str, Any]) -> str:
     ]
     if spent["replace_one_epsilon"] != spent["epsilon"]:
         lines.append(f"With one record replaced: epsilon {spent['replace_one_epsilon']:.4g}.")
+    if "total_epsilon" in spent:
+        lines.append(
+            f"Conversions charged to the same teacher: {spent['conversions']}; together epsilon "
+            f"{spent['total_epsilon']:,.4g} for a training record."
+        )
     if spent["privacy_unit"] != "record":
         lines.append(
             f"For a training record the same noise is epsilon {spent['record_epsilon']:,.4g}."

@@ -17,8 +17,9 @@ import optax
 from distill_core.data import augment
 from distill_core.losses import kl_divergence
 from distill_core.training import make_train_step
+from dpdfd.answers import answer_counts
 from dpdfd.features import FeatureRidge
-from dpdfd.mechanism import private_answers, privatize_logit_gradients
+from dpdfd.mechanism import privatize_logit_gradients
 
 Array = jax.Array
 PyTree = Any
@@ -129,8 +130,9 @@ def make_ask(
       apply: the student's.
       outputs: the teacher's: `outputs(variables, images)` gives probabilities `[b, K]`, of an
         ensemble (mechanism "answers") each one's, `[M, b, K]`.
-      mechanism: "answers": `private_answers`; "logit": the student's probabilities less their
-        noised gradient, which is the teacher's answer with noise as long as nothing was bounded;
+      mechanism: "answers": `answer_counts`, which the host has yet to noise; "logit": the
+        student's probabilities less their noised gradient, which is the teacher's answer with
+        noise as long as nothing was bounded;
         None: the probabilities as they are, without privacy.
       bound: for "logit".
       axis_name: mapped axis of the devices, which share the queries.
@@ -146,10 +148,9 @@ def make_ask(
         found = outputs(frozen["teacher"], images)
         if mechanism is None:
             return gather(found, axis_name, 0)
-        key = jax.random.fold_in(noise["key"], batch["number"][0])
         if mechanism == "answers":
-            multiplier = noise["noise_multiplier"]
-            return private_answers(key, gather(found, axis_name, 1), noise_multiplier=multiplier)
+            return gather(answer_counts(found), axis_name, 0)
+        key = jax.random.fold_in(noise["key"], batch["number"][0])
         logits = apply(variables, images)
         grads = privatize_logit_gradients(
             key,

@@ -1,6 +1,7 @@
 """A step of the loop as the host sees it: which programs run, and when answers are bought."""
 
 import dataclasses
+import os
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -8,8 +9,11 @@ import numpy as np
 
 from distill_core import parallel
 from distill_core.config import InputError
+from dpdfd import answers as answers_lib
 from dpdfd import priors, rounds
+from dpdfd.bought import Bought
 from dpdfd.budget import Budget
+from dpdfd.conversion import ConversionState
 from dpdfd.programs import Programs
 
 
@@ -23,6 +27,8 @@ class Run:
     mode: str
     budget: Budget
     image_shape: tuple[int, int, int]
+    num_teachers: int
+    bought: Bought
 
     @property
     def steps_per_round(self) -> int:
@@ -99,33 +105,81 @@ def make_step(run: Run) -> Callable:
     return step_fn
 
 
+def recall(run: Run, state: ConversionState) -> ConversionState:
+    """A state from a checkpoint, with the queries and answers that were bought before its step.
+
+    Raises:
+      InputError: they are missing, and with them what the run has paid for.
+    """
+    step, (bank, bought) = int(state.step), (state.bank, 0)
+    if not run.hp["num_rounds"] or step >= run.hp["num_steps"]:
+        return state
+    for number in range(-(-step // run.steps_per_round)):
+        found = run.bought.read(number)
+        if found is None:
+            raise run.bought.missing(number)
+        bank = rounds.deposit(bank, bought, *found)
+        bought += len(found[0])
+    return state.replace(bank=_smoothed(run, bank, bought))
+
+
 def _buy(run: Run, state, frozen, number: int):
     """A round: draws queries, buys their answers, and puts both into the bank."""
-    hp, size = run.hp, run.hp["batch_size"]
-    num = run.releases_per_round * size
+    num = run.releases_per_round * run.hp["batch_size"]
+    found = run.bought.read(number)
+    if found is None:
+        queries = _queries(run, state, number, num)
+        found = queries, _answers(run, state, frozen, number, queries)
+        run.bought.write(number, *found)
+    bank = {name: np.asarray(value) for name, value in state.bank.items()}
+    bank = rounds.deposit(bank, number * num, *found)
+    bought = (number + 1) * num
+    bank = _smoothed(run, bank, bought)
+    seen = _predicted(run, state, bank["images"][:bought]) if number else None
+    bank = rounds.balance(bank, bought, seen)
+    return state.replace(bank=parallel.place(bank, run.mode))
+
+
+def _smoothed(run: Run, bank: dict, bought: int) -> dict:
+    return rounds.smooth(bank, bought, run.budget.answer_std) if run.hp["smooth"] else bank
+
+
+def _queries(run: Run, state, number: int, num: int) -> np.ndarray:
+    """uint8 [num, H, W, C], as the bank keeps them."""
+    hp = run.hp
     candidates = num * (hp["candidates"] if number else 1)  # an untrained student cannot choose
     if hp["prior"]:
         queries = prior_images(hp, run.image_shape, 1 + number, candidates)
     else:
         queries = _drawn(run, state, number, candidates)
-    queries = np.round(queries * 255).astype(np.uint8)  # as the bank keeps them
+    queries = np.round(queries * 255).astype(np.uint8)
     if number:
         queries = queries[rounds.choose_balanced(_predicted(run, state, queries), num)]
-    first = number * run.releases_per_round
-    run.budget.reserve(first, run.releases_per_round)
-    answers = []
+    return queries
+
+
+def _answers(run: Run, state, frozen, number: int, queries: np.ndarray) -> np.ndarray:
+    """What a round buys, float32 [num, K]; written down as drawn before any noise is."""
+    size, first = run.hp["batch_size"], number * run.releases_per_round
+    counted = run.hp["mechanism"] == "answers"  # noised on the host, all at once
+    if not counted:
+        run.budget.reserve(first, run.releases_per_round)
+    found = []
     for i in range(run.releases_per_round):
         release = np.full(size, first + i, np.int32)
         batch = {"image": queries[i * size : (i + 1) * size], "number": release}
-        answers.append(np.asarray(run.programs.ask(state, frozen, _fed(run, batch))))
-    bank = {name: np.asarray(value) for name, value in state.bank.items()}
-    bank = rounds.deposit(bank, number * num, queries, np.concatenate(answers))
-    bought = (number + 1) * num
-    if hp["smooth"]:
-        bank = rounds.smooth(bank, bought, run.budget.answer_std)
-    seen = _predicted(run, state, bank["images"][:bought]) if number else None
-    bank = rounds.balance(bank, bought, seen)
-    return state.replace(bank=parallel.place(bank, run.mode))
+        found.append(np.asarray(run.programs.ask(state, frozen, _fed(run, batch))))
+    if not counted:
+        return np.concatenate(found)
+    run.budget.reserve(first, run.releases_per_round)
+    seed = run.hp["noise_seed"]
+    noisy = answers_lib.noisy_answers(
+        np.concatenate(found),
+        run.num_teachers,
+        noise_multiplier=run.budget.noise_multiplier,
+        random=os.urandom if seed is None else np.random.default_rng([seed, number]).bytes,
+    )
+    return parallel.from_main(noisy)
 
 
 def _predicted(run: Run, state, images: np.ndarray) -> np.ndarray:

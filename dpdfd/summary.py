@@ -22,6 +22,7 @@ METRICS = (
     "epsilon",
     "replace_one_epsilon",
     "record_epsilon",
+    "total_epsilon",
     "fresh_classifier_accuracy",
     "audit_epsilon_lower",
 )
@@ -104,6 +105,9 @@ def _row(arm: str, runs: Sequence[Mapping[str, Any]], hp: Mapping[str, Any]) -> 
         if claims[0].adjacency == ZERO_OUT:
             metrics["replace_one_epsilon"] = [each.replace_one_epsilon for each in claims]
         metrics["record_epsilon"] = [each.record_epsilon for each in claims]
+        totals = [each.total.epsilon for each in claims if each.total is not None]
+        if totals:
+            metrics["total_epsilon"] = totals
     elif conversion:
         about["privacy"] = "no claim"
     return report.Row(arm, about, metrics)
@@ -123,6 +127,8 @@ def _spent(run: Mapping[str, Any], hp: Mapping[str, Any]):
 def _budget_gates(row: report.Row, hp: Mapping[str, Any]) -> list[report.Gate]:
     asked = {**hp["student"], **hp["arms"].get(row.arm, {})}.get("epsilon")
     if asked is None or row.arm not in hp["arms"]:
+        return []
+    if "epsilon" not in row.metrics:  # e.g. the noise's seed was given
         return []
     most = max(row.metrics["epsilon"])
     name = f"{row.arm} spends no more than its ε"
@@ -267,6 +273,9 @@ def _notes(hp: Mapping[str, Any], dataset, minutes: float) -> list[str]:
         "stands in the config.",
         "ε per query counts one query replaced in every step; record epsilon is what the same "
         "noise is worth for one record of the training set.",
+        "Conversions of one teacher compose: total epsilon is for a training record, of all that "
+        "were charged to the arm's teacher when the arm (last) began, itself among them. Teachers "
+        "of the same records, one per seed for example, compose on top of that.",
         "An audit's lower bound stands beside the accountant's ε, never instead of it.",
         f"This call took {minutes:.1f} minutes; stages finished before it are not counted.",
     ]

@@ -20,6 +20,7 @@ from etils import epath
 from distill_core import (
     checkpoint,
     cli,
+    config,
     data,
     fits,
     fitting,
@@ -32,7 +33,8 @@ from distill_core import (
 from distill_core.config import InputError
 from distill_core.data.dataset import Dataset
 from distill_core.training import STREAM_INIT, TrainState, stream_key
-from dpdfd import conversion, programs, provenance, rounds, settings, steps
+from dpdfd import conversion, odometer, programs, provenance, rounds, settings, steps
+from dpdfd.bought import Bought
 from dpdfd.budget import Budget
 from dpdfd.settings import FIELDS
 from dpdfd.warm_start import warm_start
@@ -60,12 +62,14 @@ def train_and_evaluate(
     run_state.check_unchanged(hp, workdir, {"teacher": teacher})
     dataset = _dataset(hp, workdir, teacher)
     student, generator = _specs(hp, teacher)
-    run = _prepare(hp, teacher, student, generator, mode)
-    state = _initial_state(run, workdir, student, generator)
     measured = {"dataset": dataset.fingerprint()} if dataset else {}
     metadata, reads = run_state.describe(
         hp, workdir, method="dpdfd.train", network=student, reads={**measured, "teacher": teacher}
     )
+    decides = {k: v for k, v in hp.items() if k == "num_steps" or k not in config.MAY_CHANGE}
+    bought = Bought(workdir, {**decides, "teacher": reads["teacher"]})
+    run = _prepare(hp, teacher, student, generator, bought, mode)
+    state = _initial_state(run, workdir, student, generator)
     metadata["parts"] = {"student": student, "generator": generator}
     if run.budget.release is not None or hp["num_rounds"]:
         # Noise was scaled, and queries are bought, for this many: it is no run to prolong.
@@ -85,11 +89,15 @@ def train_and_evaluate(
         metadata=metadata,
         reads=reads,
         split=conversion.split_state,
-        merge=conversion.merge_state,
+        merge=lambda *parts: steps.recall(run, conversion.merge_state(*parts)),
         evaluate=measure,
         evaluated_on="test",
         plan=run.budget.plan(
-            workdir, run.frozen, mode, {**metadata["config"], "teacher": reads["teacher"]}
+            workdir,
+            run.frozen,
+            mode,
+            {**metadata["config"], "teacher": reads["teacher"]},
+            bought=lambda: run.bought.count() * run.releases_per_round if hp["num_rounds"] else 0,
         ),
         mode=mode,
         log_every=hp["log_every"],
@@ -97,6 +105,9 @@ def train_and_evaluate(
         save_every=hp["save_every"],
         label="dpdfd.train",
     )
+    if not run_state.has_checkpoint(workdir):
+        allowed = "is spent: what it buys was drawn and lost before anything was kept; take another"
+        raise InputError("epsilon", hp["epsilon"], f"{allowed} workdir")
     _, found = checkpoint.find(workdir)
     result = {
         "id": found["id"],
@@ -173,7 +184,7 @@ def _num_examples(hp: Mapping[str, Any], teacher: checkpoint.LoadedModel) -> int
     return known if given is None else given
 
 
-def _prepare(hp, teacher, student, generator, mode) -> steps.Run:
+def _prepare(hp, teacher, student, generator, bought, mode) -> steps.Run:
     members, num_examples = 1, _num_examples(hp, teacher)
     if hp["mechanism"] == "answers":
         members = provenance.check(hp["teacher"], teacher)["num_teachers"]
@@ -193,7 +204,11 @@ def _prepare(hp, teacher, student, generator, mode) -> steps.Run:
         mode,
         Budget(hp, release, releases_at, teacher.metadata),
         tuple(teacher.spec["input_shape"]),
+        members,
+        bought,
     )
+    if release is not None and hp["noise_seed"] is None:
+        odometer.check(hp["teacher"])
     if hp["prior"]:
         # Refuses what it cannot draw before anything is written.
         steps.prior_images(hp, run.image_shape, 0, 0)

@@ -22,7 +22,7 @@ from typing import Any
 
 from distill_core import config
 from distill_core.config import InputError
-from distill_core.privacy import accountants
+from distill_core.privacy import accountants, composition
 from distill_core.privacy import ledger as ledger_lib
 from distill_core.privacy.ledger import Entry, Ledger
 from dpdfd.releases import UNITS, Release, sensitivity
@@ -41,23 +41,30 @@ _ALWAYS = (
     "Noise scales, rates and the number of steps were fixed before the run; queries may adapt.",
     "Only what follows the noise is published; no score of private data stopped the run.",
     "Norms are bounded in the arithmetic used, up to the slack that Δ includes.",
+)
+_FLOAT32 = (
     "Noise is float32 from a 64-bit counter-based generator, not a cryptographic one; attacks on "
     "the last bits are not covered.",
 )
 _ABOUT = {
     "query": (
+        *_FLOAT32,
         "No record is protected: neighbours differ in the teacher's answer to one synthetic query "
         "in every step, the queries being public.",
     ),
     "record_single": (
+        *_FLOAT32,
         "One record may change the teacher everywhere: all queries of all steps move at once.",
     ),
     "record_ensemble": (
         "Each record is in one partition, fixed by its index or id and never by label or content; "
         "a teacher saw nothing of other partitions.",
         "Preprocessing statistics, the classes and the form of the images are public.",
+        "Answers are whole numbers with discrete Gaussian noise, sampled exactly from the "
+        "operating system's randomness; the bits that it gave were fair and stay unknown.",
     ),
     "record_dp_teacher": (
+        *_FLOAT32,
         "Neighbours differ in one record, replaced by an empty one at its place; their number is "
         "public.",
         "Each record entered each batch independently with the stated probability, one gradient "
@@ -111,6 +118,7 @@ class PrivacyReport:
       record_epsilon: for unit "query", what the same noise is worth for a record; else `epsilon`.
       replace_one_epsilon: for adjacency "zero-out", ε with one record replaced by any other; else
         `epsilon`, which is about replacing already.
+      total: of all conversions of the same teacher; None where it keeps no account of them.
     """
 
     unit: str
@@ -122,10 +130,14 @@ class PrivacyReport:
     batch_size: int | None
     record_epsilon: float
     replace_one_epsilon: float
+    total: composition.Total | None = None
 
     def report(self) -> dict[str, object]:
         """What a table says of it: ε never without its unit, adjacency and δ."""
         values = dataclasses.asdict(self)
+        total = values.pop("total")
+        if total is not None:
+            values |= {"conversions": total.conversions, "total_epsilon": total.epsilon}
         return {"epsilon": values.pop("epsilon"), "privacy_unit": values.pop("unit"), **values}
 
 
@@ -135,7 +147,6 @@ def privacy_spent(
     delta: float,
     num_examples: int | None = None,
     configurations_tried: int | None = None,
-    seed_given: bool = False,
 ) -> PrivacyReport:
     """What was spent, from a ledger alone, a checkpoint's `metadata["ledger"]` for example.
 
@@ -144,7 +155,6 @@ def privacy_spent(
       delta: δ in (0, 1), below 1/N where N is given.
       num_examples: N, size of the private training set.
       configurations_tried: how many settings of hyper-parameters were tried, for the report.
-      seed_given: whether the noise's seed was chosen rather than drawn.
 
     Raises:
       InputError: δ outside its range, or there is no claim to make (`ledger.charged` has the
@@ -168,15 +178,18 @@ def privacy_spent(
         about += (f"With one record replaced by any other it is ε = {replaced:,.4g}.",)
     if restarts := ledger_lib.read(ledger).restarts:
         about += (f"Restarts: {restarts}; steps done again are charged again.",)
-    if seed_given:
-        about += ("The noise's seed was given: for reproduction; whoever knows it subtracts it.",)
+    total = composition.total(ledger, delta)
+    if total is not None:
+        about += (f"{total.says}. Other copies of it keep their own account.",)
     tried = "not counted" if configurations_tried is None else configurations_tried
     selection = (
         "Choosing hyper-parameters is not covered, nor is shaping a prior while looking at "
         f"training images; configurations tried: {tried}."
     )
     assumptions = (*about, *_ALWAYS, selection)
-    return PrivacyReport(*kind, epsilon, delta, assumptions, claims[0], size, record, replaced)
+    return PrivacyReport(
+        *kind, epsilon, delta, assumptions, claims[0], size, record, replaced, total
+    )
 
 
 def accuracy_bound(epsilon: float, delta: float, num_classes: int) -> float:

@@ -55,12 +55,14 @@ _ANCESTOR = {
     "ledger": config.mapping(),
     "role": config.choice(DIRECT, BEHIND_MECHANISM, default=DIRECT),
 }
+_CONVERSION = {"id": config.text(), "charged": config.mapping()}
 _LEDGER = {
     "mechanisms": config.sequence(config.mapping(), default=()),
     "ancestors": config.sequence(config.mapping(), default=()),
     "public": config.boolean(default=False),
     "unprotected": config.sequence(config.text(), default=()),
     "restarts": config.integer(0, default=0),
+    "conversions": config.sequence(config.mapping(), default=()),
 }
 
 
@@ -100,6 +102,8 @@ class Ledger:
         A run without mechanisms that does not say so counts as one that did.
       unprotected: ways in which private data went around the mechanisms; any refuses every claim.
       restarts: how often steps were done again with other noise; the noise key folds it in.
+      conversions: where the teacher keeps an account of them, what all its conversions were charged
+        when this run (last) began, by their random ids, this run's among them.
     """
 
     mechanisms: tuple[Entry, ...] = ()
@@ -107,6 +111,7 @@ class Ledger:
     public: bool = False
     unprotected: tuple[str, ...] = ()
     restarts: int = 0
+    conversions: tuple[tuple[str, Entry], ...] = ()
 
     def charge(self, entry: Entry) -> "Ledger":
         """With one more entry; equal ones (but for the count) are one entry with both counts."""
@@ -144,6 +149,7 @@ class Ledger:
         """For the metadata of a checkpoint; `read` is the inverse."""
         told = {name: getattr(self, name) for name in ("public", "restarts")}
         told["unprotected"] = list(self.unprotected)
+        told["conversions"] = [{"id": id, "charged": e.to_json()} for id, e in self.conversions]
         return {
             "mechanisms": [entry.to_json() for entry in self.mechanisms],
             "ancestors": [ancestor.to_json() for ancestor in self.ancestors],
@@ -165,7 +171,9 @@ def read(ledger: Ledger | Mapping[str, Any]) -> Ledger:
     for each in given["ancestors"]:
         each = config.validate(each, _ANCESTOR)
         found = found.descend(each["id"], read(each["ledger"]), role=each["role"])
-    return dataclasses.replace(found, restarts=given["restarts"])
+    lines = [config.validate(each, _CONVERSION) for each in given["conversions"]]
+    conversions = tuple((each["id"], read_entry(each["charged"])) for each in lines)
+    return dataclasses.replace(found, restarts=given["restarts"], conversions=conversions)
 
 
 def charged(ledger: Ledger | Mapping[str, Any]) -> tuple[Entry, ...]:

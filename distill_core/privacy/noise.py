@@ -7,6 +7,9 @@ which gives nothing more away. On other devices, or with other versions of the l
 differ in their last bits, and the same noise on both would give the difference away: then the key
 folds in a restart counter, and what may have been drawn beyond the checkpoint is charged again. So
 it does at every resume where operations need not repeat their bits (`repeats_bits`).
+
+Noise that is drawn afresh from the operating system, as for an ensemble's answers, needs no root;
+here stands how much of it was drawn.
 """
 
 import dataclasses
@@ -14,6 +17,7 @@ import hashlib
 import json
 import os
 import platform
+import secrets
 from collections.abc import Mapping, Set
 from typing import Any
 
@@ -36,7 +40,7 @@ _DECIDING = (
     "jax_threefry_partitionable",
 )
 _DETERMINISTIC = ("--xla_gpu_deterministic_ops", "--xla_gpu_exclude_nondeterministic_ops")
-_FIELDS = {"root", "digest", "machine", "restarts", "replayed", "reserved"}
+_FIELDS = {"root", "id", "digest", "machine", "restarts", "replayed", "reserved"}
 
 
 @dataclasses.dataclass
@@ -47,11 +51,13 @@ class Noise:
       key: typed key, equal on all processes; fold the step in.
       restarts: how often the run went on without repeating its bits.
       replayed: steps that are charged beyond the run's own number of steps.
+      id: random name of the run, not secret; empty in processes that do not write.
     """
 
     key: jax.Array
     restarts: int
     replayed: int
+    id: str
     _path: epath.Path
     _record: dict[str, Any] | None  # None in processes that do not write
 
@@ -73,6 +79,7 @@ def open_noise(
     start: int,
     mode: str,
     seed: int | None = None,
+    repeats: bool = True,
 ) -> Noise:
     """The noise of the run in `workdir`, drawn now or read back; call holding the run's lock.
 
@@ -83,6 +90,8 @@ def open_noise(
       mode: as for `parallel.wrap`.
       seed: instead of the operating system's bits, for reproduction: whoever knows it, knows the
         noise.
+      repeats: whether the noise comes from the key, so that a resume draws it again. Fresh noise
+        does not: what was drawn beyond `start` is lost, and charged again.
 
     Raises:
       InputError: a run with a checkpoint has lost its root, or the root there belongs to another.
@@ -96,16 +105,20 @@ def open_noise(
         if record is None:
             record = {
                 "root": os.urandom(8).hex(),
+                "id": secrets.token_hex(16),
                 "digest": digest,
                 "machine": here,
                 "restarts": 0,
                 "replayed": 0,
                 "reserved": start,
             }
-        elif record["machine"] != here or not repeats_bits():
-            record["restarts"] += 1
-            record["replayed"] += max(0, record["reserved"] - start)
-            record["machine"], record["reserved"] = here, start
+        else:
+            moved = record["machine"] != here or (repeats and not repeats_bits())
+            again = max(0, record["reserved"] - start) if moved or not repeats else 0
+            record["restarts"] += moved or again > 0
+            record["replayed"] += again
+            if moved or again:
+                record["machine"], record["reserved"] = here, start
         write_private(path, record)
         if seed is None:
             root = np.frombuffer(bytes.fromhex(record["root"]), np.uint32)
@@ -115,7 +128,7 @@ def open_noise(
     numbers = parallel.from_main(numbers)
     restarts, replayed = (int(number) for number in numbers[2:])
     key = jax.random.fold_in(jax.random.wrap_key_data(jnp.asarray(numbers[:2])), restarts)
-    return Noise(key, restarts, replayed, path, record)
+    return Noise(key, restarts, replayed, record["id"] if record else "", path, record)
 
 
 def open_key(
@@ -214,11 +227,12 @@ def _read(
     return record
 
 
-def write_private(path: epath.Path, record: Mapping[str, Any]):
-    """Writes JSON that only the owner of a workdir may read; `path` lies in its `FOLDER`."""
+def write_private(path: epath.Path, content: Mapping[str, Any] | bytes):
+    """Writes JSON or bytes that only the owner of a workdir may read; `path` lies below its
+    `FOLDER`."""
     path.parent.mkdir(parents=True, exist_ok=True)
     local = "://" not in str(path)  # object stores have rights of their own
     if local:
         os.chmod(path.parent, 0o700)
-    text = json.dumps(dict(record), allow_nan=False)
-    integrity.write_atomically(path, text, mode=0o600 if local else None)
+    written = content if isinstance(content, bytes) else json.dumps(dict(content), allow_nan=False)
+    integrity.write_atomically(path, written, mode=0o600 if local else None)

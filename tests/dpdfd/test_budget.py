@@ -10,7 +10,7 @@ from distill_core.config import InputError
 from distill_core.privacy import ledger, noise
 from distill_core.privacy.ledger import Entry, Ledger
 from dpdfd import budget as module
-from dpdfd import privacy_spent, settings
+from dpdfd import odometer, privacy_spent, settings
 from dpdfd.budget import Budget
 
 DELTA, STEPS, SIZE = 1e-5, 12, 16
@@ -52,6 +52,19 @@ def spent(told):
     return privacy_spent(told, delta=DELTA).epsilon if told["mechanisms"] else 0.0
 
 
+@pytest.fixture(autouse=True)
+def teachers_account(monkeypatch):
+    """What was charged to the teacher, which is none here, by conversion."""
+    lines = {}
+
+    def charge(teacher, conversion, entry):
+        lines.setdefault((teacher, conversion), entry)
+        return ()
+
+    monkeypatch.setattr(odometer, "charge", charge)
+    return lines
+
+
 @pytest.fixture
 def elsewhere(monkeypatch):
     def move(name):
@@ -65,7 +78,9 @@ def elsewhere(monkeypatch):
 
 @pytest.mark.parametrize("epsilon", [0.1, 3.0, 30.0])
 @pytest.mark.parametrize("claim", CLAIMS)
-def test_the_noise_of_all_steps_composes_back_to_epsilon(claim, epsilon, tmp_path):
+def test_the_noise_of_all_steps_composes_back_to_epsilon(
+    claim, epsilon, tmp_path, teachers_account
+):
     budget = make(claim, epsilon=epsilon)
     plan = open_plan(budget, tmp_path, 0)
     assert plan.num_steps == STEPS
@@ -78,6 +93,8 @@ def test_the_noise_of_all_steps_composes_back_to_epsilon(claim, epsilon, tmp_pat
     assert entry == once.times(budget.releases_at(STEPS))
     assert plan.frozen["noise"]["noise_multiplier"] == budget.noise_multiplier
     assert plan.frozen["teacher"] == 1
+    # All that it may release was charged to the teacher beforehand.
+    assert list(teachers_account.values()) == [entry]
 
 
 @pytest.mark.parametrize("claim", CLAIMS)
@@ -184,7 +201,7 @@ def test_moved_to_another_machine_it_draws_other_noise_and_pays_again(claim, tmp
 @pytest.mark.parametrize("seed", range(8))
 @pytest.mark.parametrize("claim", ["query, parameters", "query, rounds"])
 def test_whatever_happens_the_ledger_is_what_was_drawn_and_within_epsilon(
-    claim, seed, tmp_path, elsewhere
+    claim, seed, tmp_path, elsewhere, teachers_account
 ):
     rng = np.random.default_rng(seed)
     run, total = Machine(claim, tmp_path), make(claim).releases_at(STEPS)
@@ -197,6 +214,9 @@ def test_whatever_happens_the_ledger_is_what_was_drawn_and_within_epsilon(
     before = run.saved
     run.go(kill=None, save_every=3)
     assert len(run.drawn) <= total
+    # However often it went on, the teacher was charged for one conversion, and enough.
+    (planned,) = teachers_account.values()
+    assert run.charged <= planned.count
     if run.saved > before:
         assert run.charged == len(run.drawn)
     else:  # nothing was left; the checkpoint is of before the noise that is lost
@@ -213,7 +233,7 @@ def test_a_run_with_nothing_left_says_so_and_makes_no_step(tmp_path, elsewhere, 
     run.go(kill=None, save_every=8)
     assert (run.saved, len(run.drawn)) == (8, drawn)
     assert capfd.readouterr().out == (
-        "4 releases were charged again after a restart elsewhere: the budget ends at step 8\n"
+        "4 releases were drawn before and are charged again: the budget ends at step 8\n"
     )
 
 

@@ -10,7 +10,8 @@ import pytest
 
 from distill_core import parallel
 from distill_core.training import TrainState
-from dpdfd import private_answers, privatize_logit_gradients, rounds
+from dpdfd import privatize_logit_gradients, rounds
+from dpdfd.answers import answer_counts
 from dpdfd.features import FeatureRidge
 
 BATCH, CLASSES, KEY = 16, 3, jax.random.key(8)
@@ -175,11 +176,12 @@ def asked(number=7):
     return {"image": images(), "number": np.full(BATCH, number, np.int32)}
 
 
-def test_an_ensemble_is_asked_for_the_noisy_mean_of_its_answers():
+def test_an_ensemble_is_asked_for_whole_numbers_that_the_host_can_noise():
     make, student, frozen = asking("answers")
-    key = jax.random.fold_in(KEY, 7)
-    expected = private_answers(key, outputs(frozen["teacher"], images()), noise_multiplier=0.5)
-    np.testing.assert_allclose(make(None)(student, frozen, asked()), expected, atol=1e-6)
+    expected = answer_counts(outputs(frozen["teacher"], images()))
+    found = make(None)(student, frozen, asked())
+    assert found.dtype == jnp.int32
+    np.testing.assert_array_equal(found, expected)
 
 
 @pytest.mark.parametrize("bound", ["normalize", "clip"])
@@ -205,9 +207,8 @@ def test_without_bound_and_noise_the_answer_is_the_teachers(mechanism):
     np.testing.assert_allclose(make(None)(student, frozen, asked()), expected, atol=1e-6)
 
 
-@pytest.mark.parametrize("mechanism", ["answers", "logit"])
-def test_every_release_has_noise_of_its_own(mechanism):
-    make, student, frozen = asking(mechanism)
+def test_every_release_has_noise_of_its_own():
+    make, student, frozen = asking("logit")
     first, again, other = (np.asarray(make(None)(student, frozen, asked(n))) for n in (7, 7, 8))
     np.testing.assert_array_equal(first, again)
     assert (np.abs(first - other) > 1e-4).mean() > 0.9
@@ -316,13 +317,14 @@ def test_eight_devices_get_the_answers_of_one_in_their_order(mechanism, mode):
     make, student, frozen = asking(mechanism)
     found = np.asarray(on(mode, make(parallel.axis_name(mode)), student, frozen, asked()))
     assert found.shape == (BATCH, CLASSES)
-    np.testing.assert_allclose(found, asked_of_one(mechanism), atol=1e-5)
+    # A forward pass may round otherwise: some parts of the million that a teacher gives.
+    np.testing.assert_allclose(found, asked_of_one(mechanism), atol=1e-5, rtol=1e-5)
 
 
 @pytest.mark.parametrize("mode", parallel.MODES)
 def test_eight_devices_replay_the_rows_of_one(mode):
     bank = rounds.deposit(rounds.empty_bank(24, SHAPE, CLASSES), 0, images(20), np.asarray(
-        private_answers(KEY, outputs({"params": weights(2, 5)}, images(20)), noise_multiplier=0.5)
+        outputs({"params": weights(2)}, images(20))
     ))  # fmt: skip
     bank = rounds.balance(bank, 20, None)
     tx, batch = optax.sgd(0.3), {"index": np.arange(BATCH, dtype=np.int32)}

@@ -18,12 +18,12 @@ import jax
 import numpy as np
 import pytest
 
-from distill_core import checkpoint, cli, data, load_model, parallel, spec
+from distill_core import checkpoint, cli, data, load_model, parallel, release, spec
 from distill_core.config import InputError
 from distill_core.data.dataset import make_dataset
 from distill_core.privacy import ledger, noise
 from distill_core.privacy.ledger import Entry, Ledger
-from dpdfd import ensemble, privacy_spent, programs, provenance, train
+from dpdfd import ensemble, evaluate, privacy_spent, programs, provenance, train
 
 ROOT = Path(__file__).parents[2]
 DELTA, SIZE = 1e-5, 16
@@ -179,9 +179,10 @@ def contents(workdir):
     """All that must not depend on how often a run was interrupted, bit by bit."""
     path, metadata = checkpoint.find(workdir)
     arrays = checkpoint._orbax().load_checkpointables(path, {"model": None, "train": None})
+    metadata["ledger"].pop("conversions", None)  # what others charged to the teacher
     return {
         "arrays": jax.tree.map(lambda x: np.asarray(x).tobytes(), arrays),
-        # Orbax names its files at random.
+        # Orbax names its files at random, and so are checkpoints.
         "metadata": {k: v for k, v in metadata.items() if k not in ("files", "checksum", "id")},
         "metrics": (workdir / "metrics.jsonl").read_text().splitlines(),
     }
@@ -404,14 +405,137 @@ def test_killed_and_moved_it_draws_other_noise_pays_again_and_ends_within_epsilo
     assert contents(tmp_path / "run") == before
 
 
+class Lost(BaseException):
+    """Stands for SIGKILL, too."""
+
+
+def answers_kept(workdir):
+    """Of each round, as bytes."""
+    found = {}
+    for path in sorted((workdir / "private" / "rounds").iterdir()):
+        assert stat.S_IMODE(path.stat().st_mode) == 0o600
+        with np.load(path) as stored:
+            found[path.name] = stored["answers"].tobytes()
+    return found
+
+
+@pytest.fixture
+def kill_in_round(monkeypatch):
+    """`kill_in_round(number, when)`: once, "asked", "drawn" or "kept" answers of that round."""
+    from dpdfd import answers, bought
+
+    noisy, write = answers.noisy_answers, bought.Bought.write
+
+    def start(number, when):
+        rounds_left = [number]
+
+        def at(moment, *_):
+            if when == moment and rounds_left and rounds_left[0] == 0:
+                rounds_left.clear()
+                raise Lost
+
+        def noised(*given, **named):
+            at("asked")
+            found = noisy(*given, **named)
+            at("drawn")
+            return found
+
+        def kept(self, *given):
+            write(self, *given)
+            at("kept")
+            if rounds_left:
+                rounds_left[0] -= 1
+
+        monkeypatch.setattr(answers, "noisy_answers", noised)
+        monkeypatch.setattr(bought.Bought, "write", kept)
+
+    return start
+
+
+def test_answers_that_were_kept_are_read_again_bit_by_bit_and_paid_once(
+    convert, kill_in_round, watch, tmp_path
+):
+    kill_in_round(1, "kept")
+    with pytest.raises(Lost):
+        convert(ANSWERS, teacher="ensemble")
+    before = answers_kept(tmp_path / "run")
+    assert set(before) == {"0.npz", "1.npz"}
+    asked = []
+    watch(lambda name, *_: asked.append(name) if name == "ask" else None)
+    told = convert(ANSWERS, teacher="ensemble")["ledger"]
+    assert len(asked) == 2  # of the third round alone
+    assert (charged(told), told.get("restarts", 0)) == (6 * SIZE, 0)
+    after = answers_kept(tmp_path / "run")
+    assert {name: after[name] for name in before} == before
+    # A run that is given these answers from the start ends with the same bits.
+    shutil.copytree(tmp_path / "run" / "private", tmp_path / "straight" / "private")
+    convert(ANSWERS, "straight", teacher="ensemble")
+    assert contents(tmp_path / "straight")["arrays"] == contents(tmp_path / "run")["arrays"]
+
+
+@pytest.mark.parametrize("when", ["asked", "drawn"])
+def test_answers_that_were_drawn_and_lost_are_charged_again_within_epsilon(
+    convert, kill_in_round, tmp_path, when
+):
+    """Written down before the noise is drawn: nobody can tell the two moments apart."""
+    kill_in_round(1, when)
+    with pytest.raises(Lost):
+        convert(ANSWERS, teacher="ensemble")
+    kept = answers_kept(tmp_path / "run")
+    told = convert(ANSWERS, teacher="ensemble")["ledger"]
+    assert (charged(told), told["restarts"]) == (6 * SIZE, 1)
+    assert epsilon(told) <= 5.0 * (1 + 1e-6)
+    assert checkpoint.find(tmp_path / "run")[1]["step"] == 8, "of three rounds two are paid for"
+    after = answers_kept(tmp_path / "run")
+    assert set(after) == {"0.npz", "1.npz"}
+    assert after["0.npz"] == kept["0.npz"]
+
+
+def test_kept_answers_are_not_charged_again_on_another_machine(
+    convert, kill_in_round, tmp_path, monkeypatch
+):
+    kill_in_round(1, "kept")
+    with pytest.raises(Lost):
+        convert(ANSWERS, teacher="ensemble")
+    monkeypatch.setattr(noise, "machine", lambda mode: ["elsewhere", mode])
+    told = convert(ANSWERS, teacher="ensemble")["ledger"]
+    assert charged(told) == 6 * SIZE
+    assert checkpoint.find(tmp_path / "run")[1]["step"] == 12
+
+
+@pytest.mark.parametrize("settings", [ROUNDS, ANSWERS], ids=["logit", "answers"])
+def test_answers_lie_in_private_and_nowhere_else(convert, tmp_path, settings):
+    convert(settings, teacher="ensemble" if settings is ANSWERS else "plain")
+    folder = tmp_path / "run"
+    bits = [answers[:40] for answers in answers_kept(folder).values()]  # of the first query
+    public = [path for path in folder.rglob("*")
+              if path.is_file() and path.relative_to(folder).parts[0] != "private"]  # fmt: skip
+    held = [path.read_bytes() for path in public]
+    for step in checkpoint.steps(folder):  # its files are compressed
+        path, _ = checkpoint.find(folder, step=step)
+        arrays = checkpoint._orbax().load_checkpointables(path, {"model": None, "train": None})
+        held += [np.asarray(leaf).tobytes() for leaf in jax.tree.leaves(arrays)]
+    assert len(bits) == 3 and len(public) > 5
+    assert not [each for each in bits if any(each in one for one in held)]
+
+
+def test_a_run_that_lost_its_answers_does_not_go_on(call, convert, tmp_path, teachers):
+    convert(ANSWERS, teacher="ensemble")
+    shutil.rmtree(tmp_path / "run" / "checkpoints" / "12")
+    (tmp_path / "run" / "private" / "rounds" / "1.npz").unlink()
+    code, said = call({**ANSWERS, "teacher": teachers["ensemble"]}, workdir="run")
+    assert (code, len(said)) == (2, 1)
+    assert "1.npz'; is missing, and with it answers that this run bought" in said[0]
+
+
 # Little noise, and no choice of queries that a last bit could turn.
-STEADY = {**ROUNDS, "noise_seed": 5, "candidates": 1, "epsilon": 500.0, "learning_rate": 0.01}
+STEADY = {**ROUNDS, "candidates": 1, "epsilon": 500.0, "learning_rate": 0.01}
 
 
 def test_eight_devices_convert_as_one_does(convert, tmp_path):
     """All compiled programs, the generator's terms included; the noise is drawn once."""
-    convert(STEADY, "run")
-    convert(STEADY, "eight", parallel="pmap")
+    convert(STEADY, "run", noise_seed=5)
+    convert(STEADY, "eight", parallel="pmap", noise_seed=5)
     for part in ("student", "generator"):
         one, eight = (params_of(tmp_path / name, part) for name in ("run", "eight"))
         for a, b in zip(one, eight, strict=True):
@@ -454,7 +578,7 @@ def test_killed_in_the_middle_of_a_round_it_ends_bit_by_bit_as_if_nothing_had_ha
     convert(ROUNDS, "straight")
     found, expected = contents(workdir), contents(straight)
     trained = found["arrays"]["train"]
-    assert {"bank/images", "bank/answers", "bank/reach"} <= set(trained)
+    assert [name for name in trained if name.startswith("bank")] == ["bank/reach"]
     assert any(name.startswith("student/opt_state") for name in trained)
     assert any(name.startswith("generator/opt_state") for name in trained)
     assert found == expected
@@ -493,9 +617,18 @@ def test_two_runs_draw_two_roots_and_nothing_tells_them(convert, tmp_path):
     assert secret.hex().encode() in (folder / "private" / "noise.json").read_bytes()
 
 
-def test_a_seed_repeats_a_run(convert, tmp_path):
+@pytest.mark.parametrize("settings", [ALTERNATE, ANSWERS], ids=["logit", "answers"])
+def test_a_seed_repeats_a_run_and_then_there_is_no_epsilon(convert, tmp_path, settings):
+    teacher = "ensemble" if settings is ANSWERS else "plain"
     for name, seed in (("a", 3), ("b", 3), ("c", 4)):
-        convert(ALTERNATE, name, noise_seed=seed)
+        told = convert(settings, name, teacher=teacher, noise_seed=seed)["ledger"]
+        with pytest.raises(InputError, match="no ε holds: the noise's seed was given"):
+            privacy_spent(told, delta=DELTA)
+    found = evaluate.privacy(checkpoint.find(tmp_path / "a")[1])
+    assert found["epsilon"] is None and "seed was given" in found["why"]
+    assert "epsilon" not in evaluate.describe(found)
+    card = release.release(tmp_path / "a", tmp_path / "released")
+    assert card["privacy"]["epsilon"] is None and "seed was given" in card["privacy"]["why"]
     first, second, third = (contents(tmp_path / name) for name in "abc")
     assert first == second
     assert first["arrays"] != third["arrays"]

@@ -1,0 +1,43 @@
+"""What several conversions of one teacher spend together, where it keeps an account of them."""
+
+from collections.abc import Iterator, Mapping
+from typing import Any, NamedTuple
+
+from distill_core.privacy import accountants
+from distill_core.privacy import ledger as ledger_lib
+from distill_core.privacy.ledger import Entry, Ledger
+
+
+class Total(NamedTuple):
+    """What all conversions of a teacher cost together, and that in a sentence."""
+
+    conversions: int
+    epsilon: float
+    says: str
+
+
+def total(ledger: Ledger | Mapping[str, Any], delta: float) -> Total | None:
+    """ε for a record, at δ, of all conversions in the account of the run's teacher.
+
+    Of a run that inherits its claim, in the accounts of its ancestors' teachers. None where no
+    teacher keeps one. Not counted: what was charged since the run began, and to other copies of
+    the teacher. Raises InputError on δ.
+    """
+    found = list(dict(_charged(ledger_lib.read(ledger))).values())
+    if not found:
+        return None
+    ledger_lib.check_delta(delta, *(each.num_examples for each in found))
+    noised = [each.noised(for_record=each.record_sensitivity is not None) for each in found]
+    spent = accountants.composed_epsilon(noised, delta)
+    says = (
+        f"Conversions charged to this teacher so far, this one among them: {len(found)}; all "
+        f"together spend ε = {spent:,.4g} for a training record"
+    )
+    return Total(len(found), spent, says)
+
+
+def _charged(ledger: Ledger) -> Iterator[tuple[str, Entry]]:
+    yield from ledger.conversions
+    for ancestor in ledger.ancestors:
+        if ancestor.role != ledger_lib.BEHIND_MECHANISM:
+            yield from _charged(ancestor.ledger)
