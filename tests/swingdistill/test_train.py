@@ -459,7 +459,9 @@ def test_with_dp_a_line_is_a_record_and_the_budget_says_so(settings, prepared, r
     lines = 60 + 2 * (1 + 4)  # of the text, and the canaries'
     assert len(made.rows["tokens"]) == lines
     assert {len(set(row[row >= 0])) for row in made.rows["segments"]} == {1}
-    found = train.train_and_evaluate(settings(dp=DP, tokenizer=reference), tmp_path / "run")
+    # The noise is nobody's choice: small steps, so that none can diverge.
+    given = settings(dp=DP, tokenizer=reference, learning_rate=1e-4)
+    found = train.train_and_evaluate(given, tmp_path / "run")
     budget = found["budget"]
     assert 7.9 < budget["epsilon"] <= 8.0
     told = {name: budget[name] for name in ("privacy_unit", "adjacency", "delta")}
