@@ -257,7 +257,7 @@ CASES = [
     ),
     wrong(
         "--config.init_from={place}/fewer",
-        message="init_from: got '{place}/fewer'; leaf params/wte is float32[20, 16]; ",
+        message="init_from: got '{place}/fewer'; has another vocabulary (20 tokens) than the run",
     ),
     # the method
     wrong(*TEACHER, message="reference: got None; divergence needs one: a checkpoint on public te"),
