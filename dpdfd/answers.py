@@ -28,6 +28,7 @@ from dpdfd.mechanism import on_simplex
 Array = jax.Array
 
 _MOST_PARTS = 1 << 20  # below 10⁻⁶ a probability is of no interest
+MOST_NOISE = 6e7  # of `noise_multiplier`
 _MOST_TOTAL = 1 << 30  # so that int32 holds every sum
 
 
@@ -100,7 +101,7 @@ def noisy_answers(
       float32 `[N, K]`.
 
     Raises:
-      ValueError: `noise_multiplier` outside its range; it may be up to about 7·10⁷.
+      ValueError: `noise_multiplier` outside its range; it may be up to `MOST_NOISE`.
     """
     whole = parts(num_teachers)
     # Upwards, by more than the product's last bits.

@@ -34,6 +34,7 @@ from distill_core.config import InputError
 from distill_core.data.dataset import Dataset
 from distill_core.training import STREAM_INIT, TrainState, stream_key
 from dpdfd import conversion, odometer, programs, provenance, rounds, settings, steps
+from dpdfd.answers import MOST_NOISE
 from dpdfd.bought import Bought
 from dpdfd.budget import Budget
 from dpdfd.settings import FIELDS
@@ -207,6 +208,9 @@ def _prepare(hp, teacher, student, generator, bought, mode) -> steps.Run:
         members,
         bought,
     )
+    if hp["mechanism"] == "answers" and run.budget.noise_multiplier > MOST_NOISE:
+        allowed = f"needs noise above {MOST_NOISE:g} sensitivities, in which no answer is left"
+        raise InputError("epsilon", hp["epsilon"], allowed)
     if release is not None and hp["noise_seed"] is None:
         odometer.check(hp["teacher"])
     if hp["prior"]:

@@ -186,6 +186,14 @@ def test_an_account_that_cannot_be_kept_refuses_the_conversion(convert, teacher,
         convert("run")
 
 
+def test_more_noise_than_can_be_sampled_is_refused_and_charged_to_nobody(
+    convert, teacher, tmp_path
+):
+    with pytest.raises(InputError, match="epsilon: got 1e-06; needs noise above 6e\\+07 sens"):
+        convert("run", epsilon=1e-6, delta=1e-12, num_queries=640)
+    assert odometer.read(teacher) == () and not (tmp_path / "run").exists()
+
+
 def test_a_damaged_line_refuses_the_conversion(convert, teacher, tmp_path):
     odometer.charge(teacher, "run", entry())
     (teacher / "private" / "odometer" / "run.json").write_text('{"id": "run"}')
