@@ -8,28 +8,26 @@ inconclusive. The test split is not used. The arithmetic of the whole check stay
 the training's.
 """
 
-import functools
 import json
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 import jax
-import jax.numpy as jnp
 import numpy as np
-import optax
 from etils import epath
 
 from distill_core import checkpoint, classification, evaluate, parallel, spec, strict_json
 from distill_core.config import InputError
-from distill_core.data import Split, sampling
+from distill_core.data import Split
 from distill_core.flops import count_flops
-from distill_core.losses import distillation_loss
-from distill_core.training import STREAM_INIT, TrainState, make_train_step, stream_key
 from nasty import throughput
+from nasty.proxy import BATCH, distilled, proxy_network
 
-ALPHA = 0.9  # the paper's weight of the distillation term
-# Small batches: many updates for the arithmetic.
-BATCH, MAX_STEPS, MIN_STEPS, MAX_IMAGES = 32, 2000, 50, 20_000
+MIN_STEPS, MAX_IMAGES = 50, 20_000
+# Ten passes, but 300 updates of few images and 6,000 of many: long training heals a student.
+PASSES, FEWEST, MAX_STEPS = 10, 300, 6000
+# Times the width of the default proxy: the widest that can afford so many steps.
+WIDER, STEPS_OF_WIDER = (4, 2, 1), 2000
 MIN_IMAGES, MIN_HELD = 256, 200
 HELD_SHARE = 0.3
 SHARE_OF_TRAINING = 0.1
@@ -63,31 +61,6 @@ class Nastiness(NamedTuple):
     on_validation: bool = False
     cost: float = 0.0
     why: str = ""
-
-
-def proxy_network(
-    network: Mapping[str, Any], model: str | None, model_kwargs: Mapping[str, Any]
-) -> dict[str, Any]:
-    """The spec of a proxy for the inputs and classes of `network`; by default a small CNN.
-
-    Raises:
-      InputError: on `check_model` or `check_model_kwargs`: it cannot be built or run.
-    """
-    if model is None and model_kwargs:
-        allowed = "belong to a check_model: name it, or leave them out"
-        raise InputError("check_model_kwargs", dict(model_kwargs), allowed)
-    if model is None:
-        halvings = int(np.log2(min(network["input_shape"][:2]) / 2))  # down to 2×2 or 3×3
-        widths = tuple(8 * 2**k for k in range(min(3, max(1, halvings))))
-        model, model_kwargs = "cnn", {"widths": widths, "hidden": 32}
-    kept = ("num_classes", "input_shape", "mean", "std", "classes")
-    found = {name: network[name] for name in kept}
-    found |= {"model": model, "model_kwargs": dict(model_kwargs)}
-    try:
-        spec.check(found)
-    except InputError as error:
-        raise InputError(f"check_{error.field}", error.given, error.allowed) from None
-    return found
 
 
 def check_run(
@@ -163,35 +136,28 @@ def check(
       model, model_kwargs: of the proxies; by default a small CNN.
       seed: of the proxies and of the choice of images.
     """
+    shape = images.images.shape[1:]
+    forward = [throughput.forward_flops(each, shape) for each in (teacher, adversary)]
+    # A backward pass counts as two forward passes. Every network answers an image once.
+    training = training_examples * (3 * forward[0] + forward[1])
+    budget = 0.9 * SHARE_OF_TRAINING * training
     try:
-        network = proxy_network(adversary.spec, model, model_kwargs or {})
+        plans = [
+            _plan(
+                proxy_network(adversary.spec, model, model_kwargs or {}, wider),
+                _Pool(images, validation, seed),
+                budget,
+                sum(forward),
+            )
+            for wider in (WIDER if model is None else (1,))
+        ]
     except InputError as error:
         if model is not None:
             raise
         return Nastiness(None, why=f"no proxy fits these images ({error}); name a check_model")
-    shape = images.images.shape[1:]
-    forward = [throughput.forward_flops(each, shape) for each in (teacher, adversary)]
-    one = jax.ShapeDtypeStruct((1, *shape), jnp.float32)
-    proxy = count_flops(spec.make_apply(network), spec.variable_shapes(network), one)
-    # A backward pass counts as two forward passes. Every network answers an image once.
-    training = training_examples * (3 * forward[0] + forward[1])
-    per_image = sum(forward) + 2 * proxy
-    per_step = 2 * 3 * BATCH * proxy
-    budget = 0.9 * SHARE_OF_TRAINING * training
-    most = int(min(MAX_IMAGES, 0.5 * budget / per_image))
-    order = np.random.default_rng(seed).permutation(len(images))
-    on_validation = validation is not None and len(validation) >= MIN_HELD
-    if validation is not None and on_validation:
-        rows = np.random.default_rng(seed).permutation(len(validation))[: int(HELD_SHARE * most)]
-        held = validation.images[rows], validation.labels[rows]
-        rows = order[: most - len(rows)]
-    else:
-        order = order[:most]
-        rows, kept = np.split(order, [int(len(order) * (1 - HELD_SHARE))])
-        held = images.images[kept], images.labels[kept]
-    count = len(rows) + len(held[1])
-    steps = int(min(MAX_STEPS, (budget - count * per_image) / per_step))
-    if steps < MIN_STEPS or count < MIN_IMAGES:
+    plan = next((each for each in plans if each.steps >= STEPS_OF_WIDER), plans[-1])
+    rows, held = plan.rows, plan.held
+    if plan.steps < MIN_STEPS or len(rows) + len(held) < MIN_IMAGES:
         why = f"the training was too short for a check at {SHARE_OF_TRAINING:.0%} of its cost"
         return Nastiness(None, why=why)
 
@@ -199,14 +165,64 @@ def check(
     for each in (teacher, adversary):
         answers = evaluate.compute_logits(each, images.images[rows])
         taught = {"image": images.images[rows], "label": images.labels[rows], "logits": answers}
-        student = _distilled(network, taught, temperature=temperature, steps=steps, seed=seed)
-        known.append(_accuracy(each, *held))
-        learned.append(_accuracy(student, *held))
-    spent = count * sum(forward) + len(held[1]) * 2 * proxy + steps * per_step
-    chance = np.bincount(held[1]).max() / len(held[1])
-    return _verdict(known, learned, len(held[1]), float(chance))._replace(
-        on_validation=on_validation, cost=spent / training
+        student = distilled(
+            plan.network, taught, temperature=temperature, steps=plan.steps, seed=seed
+        )
+        known.append(_accuracy(each, held))
+        learned.append(_accuracy(student, held))
+    chance = np.bincount(held.labels).max() / len(held)
+    return _verdict(known, learned, len(held), float(chance))._replace(
+        on_validation=_measures(validation), cost=plan.spent / training
     )
+
+
+class _Pool(NamedTuple):
+    images: Split
+    validation: Split | None
+    seed: int
+
+
+class _Plan(NamedTuple):
+    """What a budget buys: the proxies' network, rows to learn from, images to measure on, updates,
+    and the operations of it all."""
+
+    network: dict[str, Any]
+    rows: np.ndarray
+    held: Split
+    steps: int
+    spent: float
+
+
+def _plan(network: dict[str, Any], pool: _Pool, budget: float, answering: float) -> _Plan:
+    """At most half of the budget goes into images; both networks answer one for `answering`."""
+    one = jax.ShapeDtypeStruct((1, *network["input_shape"]), np.float32)
+    proxy = count_flops(spec.make_apply(network), spec.variable_shapes(network), one)
+    rows, held = _choose(pool, int(0.5 * budget / (answering + 2 * proxy)))
+    images = (len(rows) + len(held)) * answering + len(held) * 2 * proxy
+    per_step = 2 * 3 * BATCH * proxy
+    most = min(MAX_STEPS, max(FEWEST, PASSES * len(rows) // BATCH))
+    steps = max(0, int(min(most, (budget - images) / per_step)))
+    return _Plan(network, rows, held, steps, images + steps * per_step)
+
+
+def _choose(pool: _Pool, most: int) -> tuple[np.ndarray, Split]:
+    """(rows of the images to learn from, images to measure on), at most `most` together."""
+    rng, most = np.random.default_rng(pool.seed), min(most, MAX_IMAGES)
+    rows = rng.permutation(len(pool.images))[:most]
+    if pool.validation is not None and _measures(pool.validation):
+        held = rng.permutation(len(pool.validation))[: int(HELD_SHARE * most)]
+        return rows[: most - len(held)], _part(pool.validation, held)
+    rows, held = np.split(rows, [int(len(rows) * (1 - HELD_SHARE))])
+    return rows, _part(pool.images, held)
+
+
+def _measures(validation: Split | None) -> bool:
+    """Whether there are enough validation images to measure on."""
+    return validation is not None and len(validation) >= MIN_HELD
+
+
+def _part(split: Split, rows: np.ndarray) -> Split:
+    return Split(split.images[rows], split.labels[rows])
 
 
 def _verdict(known: list[float], learned: list[float], count: int, chance: float) -> Nastiness:
@@ -239,47 +255,5 @@ def _verdict(known: list[float], learned: list[float], count: int, chance: float
     return found._replace(nasty=False)
 
 
-def _accuracy(model: checkpoint.LoadedModel, images: np.ndarray, labels: np.ndarray) -> float:
-    return float(np.mean(evaluate.compute_logits(model, images).argmax(-1) == labels))
-
-
-def _distilled(
-    network: Mapping[str, Any],
-    taught: Mapping[str, np.ndarray],
-    *,
-    temperature: float,
-    steps: int,
-    seed: int,
-) -> checkpoint.LoadedModel:
-    """A proxy trained on `image`, `label` and a teacher's `logits`, rows of examples."""
-    step, tx = _proxy_step(json.dumps(network), steps)
-    rng = jax.random.key(seed)
-    params, model_state = spec.init(network, stream_key(rng, STREAM_INIT, 0))
-    state = TrainState.create(params=params, model_state=model_state, tx=tx, rng=rng)
-    frozen = jax.device_put({**taught, "temperature": np.float32(temperature)})
-    for i in range(steps):
-        rows = sampling.batch_indices(seed, i, BATCH, len(taught["label"])).astype(np.int32)
-        state, _ = step(state, frozen, rows)
-    variables = jax.device_get({"params": state.params, **state.model_state})
-    return checkpoint.LoadedModel(variables, dict(network), spec.make_apply(network))
-
-
-@functools.lru_cache(maxsize=8)
-def _proxy_step(network: str, steps: int):
-    apply = spec.make_apply(json.loads(network))
-    tx = optax.adam(optax.cosine_onecycle_schedule(steps, 1e-2))
-
-    def loss_fn(params, model_state, frozen, rows, key):
-        taught = {name: frozen[name][rows] for name in ("image", "label", "logits")}
-        variables = {"params": params, **model_state}
-        logits, model_state = apply(variables, taught["image"], train=True, key=key)
-        values = distillation_loss(
-            logits,
-            taught["logits"],
-            taught["label"],
-            temperature=frozen["temperature"],
-            alpha=ALPHA,
-        )
-        return values, jnp.ones_like(values), model_state, {}
-
-    return jax.jit(make_train_step(loss_fn, tx), donate_argnums=0), tx
+def _accuracy(model: checkpoint.LoadedModel, held: Split) -> float:
+    return float(np.mean(evaluate.compute_logits(model, held.images).argmax(-1) == held.labels))

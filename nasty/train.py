@@ -21,6 +21,7 @@ from distill_core.config import InputError
 from nasty import nastiness
 from nasty.defences import cmim_training, head_only
 from nasty.losses import nasty_loss
+from nasty.proxy import proxy_network
 
 FIELDS = {
     "defence": config.choice("nasty", "cmim", default="nasty"),
@@ -79,7 +80,7 @@ def train_and_evaluate(
     # A finished teacher can be checked anew with another proxy: these are not of its training.
     check = {name: hp.pop(name) for name in ("check_nastiness", *_CHECK_MODEL)}
     if check["check_model"] or check["check_model_kwargs"]:
-        nastiness.proxy_network(adversary.spec, check["check_model"], check["check_model_kwargs"])
+        proxy_network(adversary.spec, check["check_model"], check["check_model_kwargs"])
     if hp["train_only_head"]:
         return _train_only_head(hp, workdir, dataset, splits, adversary, parallel, check)
     del hp["train_only_head"]  # runs that know nothing of it can be resumed

@@ -232,7 +232,7 @@ def test_the_check_stays_below_a_tenth_of_the_training(
 ):
     """Counts what is really done; the learning itself is left out."""
     teacher, adversary = make_network(work, misleading=True), make_network(work)
-    done = {"answered": 0, "learned": 0, "judged": 0}
+    done = {"answered": 0, "learned": 0, "judged": 0, "width": 8}
 
     def answer(model, images):
         done["judged" if model is None else "answered"] += len(images)
@@ -240,18 +240,23 @@ def test_the_check_stays_below_a_tenth_of_the_training(
 
     def learn(network, taught, *, steps, **_):
         done["learned"] += steps * nastiness.BATCH
+        done["width"] = network["model_kwargs"]["widths"][0]
 
     monkeypatch.setattr(evaluate, "compute_logits", answer)
-    monkeypatch.setattr(nastiness, "_distilled", learn)
+    monkeypatch.setattr(nastiness, "distilled", learn)
+    monkeypatch.setattr(nastiness, "STEPS_OF_WIDER", 300)
     found = check(teacher, adversary, digits.train, training_examples=training_examples)
 
     forward = 2 * (64 * 10 + 64 * work + work * 10)  # of either; multiplications and additions
-    proxy = 2 * (22 * 22 * 8 + 10 * 10 * 8 * 16 + 2 * 2 * 16 * 32 + 32 * 10)  # without padding
+    width = done["width"]  # w, 2w and 4w units; products with padding do not count
+    proxy = 2 * (22 * 22 * width + 10 * 10 * 2 * width**2 + 2 * 2 * 8 * width**2 + 40 * width)
     training = training_examples * 4 * forward
     spent = done["answered"] * forward + (3 * done["learned"] + done["judged"]) * proxy
     assert spent <= 0.1 * training
     assert found.cost == pytest.approx(spent / training, rel=1e-6)
     assert bool(found.why.startswith("the training was too short")) == (spent == 0)
+    wide = {(3000, 1_000_000): 32, (300, 1_000_000): 16, (3000, 100_000): 16}
+    assert width == wide.get((work, training_examples), 8), "proxies grow with the budget"
 
 
 def test_a_training_too_short_for_a_check_gets_no_verdict(digits, make_network):
@@ -267,17 +272,17 @@ def test_the_proxies_are_judged_on_images_that_they_did_not_see(
     digits, make_network, monkeypatch, held_out
 ):
     asked = {"taught": set(), "held": set()}
-    learn, judge = nastiness._distilled, nastiness._accuracy
+    learn, judge = nastiness.distilled, nastiness._accuracy
 
     def record_taught(network, taught, **kwargs):
         asked["taught"] |= {image.tobytes() for image in taught["image"]}
         return learn(network, taught, **kwargs)
 
-    def record_held(model, images, labels):
-        asked["held"] |= {image.tobytes() for image in images}
-        return judge(model, images, labels)
+    def record_held(model, held):
+        asked["held"] |= {image.tobytes() for image in held.images}
+        return judge(model, held)
 
-    monkeypatch.setattr(nastiness, "_distilled", record_taught)
+    monkeypatch.setattr(nastiness, "distilled", record_taught)
     monkeypatch.setattr(nastiness, "_accuracy", record_held)
     normal = make_network(1000)
     train, validation = data.hold_out(digits.train, held_out, seed=0)
