@@ -139,7 +139,9 @@ def test_a_teacher_of_better_students_is_not_nasty():
         # Too few images for the gap that counts; a larger one is seen.
         ((0.9, 0.9), (0.88, 0.88), 200, 0.1, None, "200 images are too few"),
         ((0.9, 0.9), (0.70, 0.88), 200, 0.1, True, ""),
-        ((0.9, 0.9), (0.845, 0.87), 2000, 0.1, True, ""),
+        ((0.9, 0.9), (0.81, 0.87), 2000, 0.1, True, ""),
+        # Two normal teachers' proxies may differ so much.
+        ((0.9, 0.9), (0.83, 0.87), 2000, 0.1, False, ""),
     ],
 )
 def test_the_verdict_needs_power(known, learned, count, chance, nasty, why):
@@ -350,7 +352,7 @@ def test_a_proxy_that_cannot_be_is_refused_before_training(trained, tmp_path, ch
 def test_images_of_one_pixel_have_no_proxy_and_no_verdict(digits, make_network):
     flat = make_network(0)
     narrow = {**flat.spec, "input_shape": [1, 64, 1]}
-    adversary = LoadedModel(flat.variables, narrow, flat.apply)
+    adversary = LoadedModel(flat.variables, narrow, spec.make_apply(narrow))
     images = Split(digits.train.images.reshape(-1, 1, 64, 1), digits.train.labels)
     found = check(adversary, adversary, images, training_examples=10**6)
     assert found.nasty is None and "no proxy fits these images" in found.why

@@ -129,7 +129,8 @@ def test_a_resumed_run_needs_its_own_checkpoint_only(place):
     straight = undermine(place, "straight", init_from=str(start))
     undermine(place, "resumed", init_from=str(start), num_steps=2)
     shutil.rmtree(start)
-    assert undermine(place, "resumed", init_from=str(start)) == straight
+    resumed = undermine(place, "resumed", init_from=str(start))
+    assert resumed | {"id": ""} == straight | {"id": ""}
     with pytest.raises(InputError, match=r"omega: got 0\.5; this run was started with 0\.05"):
         undermine(place, "resumed", init_from=str(start), omega=0.5)
 
