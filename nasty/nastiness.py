@@ -8,7 +8,6 @@ inconclusive. The test split is not used. The arithmetic of the whole check stay
 the training's.
 """
 
-import json
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
