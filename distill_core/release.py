@@ -33,18 +33,29 @@ CARD_FIELDS = ("model", "model_kwargs", "num_classes")
 IMAGE_FIELDS = (*CARD_FIELDS, "input_shape", "mean", "std", "classes")
 TEXT_FIELDS = (*CARD_FIELDS, "max_length")
 GENERATOR_FIELDS = (*CARD_FIELDS, "classes")
-ZERO_OUT_SAYS = (
-    "Zero-out: neighbours differ in one record, replaced by an empty one at its place; the number "
-    "of records is public. replace_one_epsilon is for one record replaced by any other."
+_NEIGHBOURS = {
+    ledger_lib.ZERO_OUT: "Zero-out: neighbours differ in one record, replaced by an empty one at "
+    "its place; the number of records is public. replace_one_epsilon is for one record replaced "
+    "by any other.",
+    ledger_lib.REPLACE_AT_INDEX: "Neighbours differ in one record, replaced by any other at its "
+    "place. Which of the teachers learns from a place is public and follows from no label and no "
+    "content; a teacher saw nothing of the others' records. The classes and the form of the data "
+    "are public.",
+}
+_SAMPLED = (
+    "Each record was in each batch independently, with the probability sampling_rate; of the "
+    "batches nothing is known."
 )
 _ASSUMPTIONS = (
     "Every noise in the ledger was drawn independently, and nobody who reads this knows it.",
     "Each sensitivity bounds what one unit moves between neighbours.",
     "Strengths and the number of steps were fixed before the run.",
-    "Where noise was added to gradients it is float32, each number a sum of four draws of a "
-    "counter-based generator with 64 secret bits, which is taken for ideal; attacks on the last "
-    "bits are not covered.",
-    "The run touched private data in no other way; choosing its settings is not covered.",
+    "Noise on gradients is float32, each number a sum of four draws of a counter-based generator "
+    "with 64 secret bits, which is taken for ideal; attacks on the last bits are not covered. "
+    "Noise on the answers of several teachers is discrete Gaussian, from the operating system's "
+    "randomness.",
+    "The run touched private data in no other way. Choosing its settings, or shaping the code that "
+    "draws its queries, while looking at such data is not covered.",
 )
 
 _VOCABULARY = {
@@ -193,8 +204,10 @@ def _privacy(metadata: Mapping[str, Any], delta: float | None) -> dict[str, Any]
     if entry.adjacency == ledger_lib.ZERO_OUT:
         spent["replace_one_epsilon"] = ledger_lib.epsilon(ledger, delta, replace_one=True)
     assumptions: list[str] = list(_ASSUMPTIONS)
-    if "replace_one_epsilon" in spent:
-        assumptions.insert(0, ZERO_OUT_SAYS)
+    if entry.sampling_rate is not None:
+        assumptions.insert(0, _SAMPLED)
+    if entry.adjacency in _NEIGHBOURS:
+        assumptions.insert(0, _NEIGHBOURS[entry.adjacency])
     if entry.unit != "record":
         assumptions.insert(0, f"Epsilon is about one {entry.unit}: it protects no training record.")
         spent["record_epsilon"] = ledger_lib.epsilon(ledger, delta, for_record=True)

@@ -30,8 +30,8 @@ def total(ledger: Ledger | Mapping[str, Any], delta: float) -> Total | None:
     noised = [each.noised(for_record=each.record_sensitivity is not None) for each in found]
     spent = accountants.composed_epsilon(noised, delta)
     says = (
-        f"Conversions charged to this teacher so far, this one among them: {len(found)}; all "
-        f"together spend ε = {spent:,.4g} for a training record"
+        f"Conversions of this teacher so far, including this one: {len(found)}; together they "
+        f"spend ε = {spent:,.4g} for a training record"
     )
     return Total(len(found), spent, says)
 

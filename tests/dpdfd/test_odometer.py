@@ -80,22 +80,22 @@ def test_ten_conversions_at_epsilon_1_are_3_62_on_the_tenths_card(
     convert, teacher, tmp_path, capfd
 ):
     first = convert("first")
-    assert "so far, this one among them: 1; all together spend ε = 1 " in capfd.readouterr().out
+    assert "so far, including this one: 1; together they spend ε = 1 " in capfd.readouterr().out
     for number in range(8):
         odometer.charge(teacher, f"other{number}", entry())
     tenth = convert("tenth")
-    assert "among them: 10; all together spend ε = 3.619" in capfd.readouterr().out
+    assert "including this one: 10; together they spend ε = 3.619" in capfd.readouterr().out
     for told, count, total in ((first, 1, 1.0), (tenth, 10, 3.62)):
         report = privacy_spent(told["ledger"], delta=DELTA)
         assert report.epsilon == pytest.approx(1.0, rel=1e-4)
         assert report.total is not None
         assert report.total.conversions == count
         assert report.total.epsilon == pytest.approx(total, abs=0.005)
-        assert any(f"among them: {count};" in each for each in report.assumptions)
+        assert any(f"including this one: {count};" in each for each in report.assumptions)
     card = release.release(tmp_path / "tenth", tmp_path / "card")["privacy"]
     assert (card["epsilon"], card["conversions"]) == (pytest.approx(1.0, rel=1e-4), 10)
     assert card["total_epsilon"] == pytest.approx(3.62, abs=0.005)
-    assert "among them: 10; all together spend ε = 3.619" in " ".join(card["assumptions"])
+    assert "including this one: 10; together they spend ε = 3.619" in " ".join(card["assumptions"])
     said = evaluate.describe(evaluate.privacy(checkpoint.find(tmp_path / "tenth")[1]))
     assert "same teacher: 10; together epsilon 3.619 for a training record" in said
 
