@@ -69,7 +69,7 @@ def train(
     if wanted in TRAINERS:
         tokenizer = new_tokenizer(hp, wanted, [line.text for line in corpus.train])
     else:
-        tokenizer = stored_tokenizer(wanted)
+        tokenizer = stored_tokenizer(wanted, private=private)
     network = spec.text_spec(
         model=hp["model"],
         model_kwargs=hp["model_kwargs"],
@@ -132,12 +132,24 @@ def new_tokenizer(hp: Mapping[str, Any], kind: str, lines: Iterable[str]) -> tok
     return tokenizer
 
 
-def stored_tokenizer(path: str) -> tokenizers.Tokenizer:
+def stored_tokenizer(path: str, *, private: bool) -> tokenizers.Tokenizer:
     """The tokenizer in a `tokenizer.json` or a language model's checkpoint.
 
     Raises:
-      InputError: on `tokenizer`.
+      InputError: on `tokenizer`; with `private` also if it was made from training text, which may
+        be the protected lines, and was not called public.
     """
+    found = _stored_tokenizer(path)
+    if private and found.made_from == tokenizers.TRAINING_TEXT:
+        allowed = (
+            "with dp must not be made from training text, whose words it tells: take one from "
+            "elsewhere, or of a run with public_text=True"
+        )
+        raise InputError("tokenizer", path, allowed)
+    return found
+
+
+def _stored_tokenizer(path: str) -> tokenizers.Tokenizer:
     file = paths.expand("tokenizer", path)
     if file.is_file():
         try:

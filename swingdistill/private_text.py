@@ -174,7 +174,7 @@ def get_tokenizer(hp: Mapping[str, Any], teacher: Any = None) -> tokenizers.Toke
     if wanted is None:
         return plain_text.tokenizer_of(teacher, "teacher", hp["teacher"])
     if wanted not in plain_text.TRAINERS:
-        return plain_text.stored_tokenizer(wanted)
+        return plain_text.stored_tokenizer(wanted, private=bool(hp.get("dp")))
     corpus = corpora.load_corpus(hp["dataset"]).train
     if hp["public_text"]:
         corpus = _half(hp, corpus)

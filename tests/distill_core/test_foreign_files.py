@@ -33,7 +33,10 @@ def test_a_tokenizers_truncation_and_padding_are_cleared(tmp_path, state):
     else:
         inner.enable_padding(length=50)
     (tmp_path / "tokenizer.json").write_text(inner.to_str())
-    for found in (Tokenizer(inner), plain_text.stored_tokenizer(str(tmp_path / "tokenizer.json"))):
+    for found in (
+        Tokenizer(inner),
+        plain_text.stored_tokenizer(str(tmp_path / "tokenizer.json"), private=False),
+    ):
         for line in LINES:
             np.testing.assert_array_equal(found.encode(line), clean.encode(line))
         assert found.to_json() == clean.to_json()
@@ -48,7 +51,7 @@ def test_ids_with_holes_are_refused_by_token(tmp_path):
     path = tmp_path / "tokenizer.json"
     path.write_text(json.dumps(state))
     with pytest.raises(InputError) as error:
-        plain_text.stored_tokenizer(str(path))
+        plain_text.stored_tokenizer(str(path), private=False)
     assert str(error.value) == (
         f"tokenizer: got '{path}'; must be a tokenizer of `tokenizers`: {last!r} its id is "
         f"{vocab[last]}, and none has {len(vocab) - 1}; {len(vocab)} tokens must have the ids from "

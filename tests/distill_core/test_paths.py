@@ -78,7 +78,7 @@ def test_a_scheme_that_nobody_reads_is_refused_in_a_line(home, path):
     for kind in ("text", "tsv"):
         refused("dataset", lambda kind=kind: corpus.load_corpus(f"{kind}:{path}"))
     refused("data_dir", lambda: load_dataset("tfds:mnist", data_dir=path))
-    refused("tokenizer", lambda: plain_text.stored_tokenizer(path))
+    refused("tokenizer", lambda: plain_text.stored_tokenizer(path, private=False))
     refused(
         "teacher",
         lambda: distill._stored_logits({"teacher": f"npz:{path}"}, "run", load_dataset("digits")),

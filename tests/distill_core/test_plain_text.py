@@ -112,6 +112,8 @@ def test_a_checkpoint_says_what_its_vocabulary_was_made_from(fit, folder, tmp_pa
     ):
         fit(tmp_path / name, num_steps=1, **changes)
         assert load_model(tmp_path / name).spec["tokenizer_from"] == told
+    with pytest.raises(InputError, match="^tokenizer: got .*; with dp must not be made from train"):
+        fit(tmp_path / "private", dp=DP, tokenizer=str(tmp_path / "own"))
 
 
 def test_private_training_claims_for_a_line(fit, folder, tmp_path):

@@ -159,7 +159,9 @@ def test_an_out_that_is_not_empty_is_refused(released, tmp_path, what):
     if what == "folder":
         release.release(released[0], out)
         return
-    with pytest.raises(config.InputError, match=r"^out: got .*; must be a (new or an empty )?directory"):
+    with pytest.raises(
+        config.InputError, match=r"^out: got .*; must be a (new or an empty )?directory"
+    ):
         release.release(released[0], out)
     assert [p.name for p in tmp_path.rglob("*")] == ["out", "mine"][: 1 + (what == "filled")]
 

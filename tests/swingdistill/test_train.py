@@ -454,13 +454,14 @@ def test_a_formal_budget_counts_the_contexts_that_get_noise(
 DP = {"epsilon": 8.0, "delta": 1e-3, "norm": 1.0}
 
 
-def test_with_dp_a_line_is_a_record_and_the_budget_says_so(settings, prepared, reference, tmp_path):
-    made = prepared(dp=DP, tokenizer=reference)
+def test_with_dp_a_line_is_a_record_and_the_budget_says_so(settings, prepared, untrained, tmp_path):
+    public = untrained(tmp_path / "public", 1, public_text=True)
+    made = prepared(dp=DP, tokenizer=public)
     lines = 60 + 2 * (1 + 4)  # of the text, and the canaries'
     assert len(made.rows["tokens"]) == lines
     assert {len(set(row[row >= 0])) for row in made.rows["segments"]} == {1}
     # The noise is nobody's choice: small steps, so that none can diverge.
-    given = settings(dp=DP, tokenizer=reference, learning_rate=1e-4)
+    given = settings(dp=DP, tokenizer=public, learning_rate=1e-4)
     found = train.train_and_evaluate(given, tmp_path / "run")
     budget = found["budget"]
     assert 7.9 < budget["epsilon"] <= 8.0
@@ -474,6 +475,13 @@ def test_with_dp_a_line_is_a_record_and_the_budget_says_so(settings, prepared, r
 def test_with_dp_no_vocabulary_is_made_of_the_protected_lines(settings, tokenizer, tmp_path):
     given = settings(dp=DP, tokenizer=tokenizer, vocab_size=300)
     with pytest.raises(InputError, match="^tokenizer: got .*; with dp must be a PATH"):
+        train.train_and_evaluate(given, tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
+def test_with_dp_no_other_run_may_have_made_the_vocabulary_of_them(settings, reference, tmp_path):
+    given = settings(dp=DP, tokenizer=reference)
+    with pytest.raises(InputError, match="^tokenizer: got .*; with dp must not be made from train"):
         train.train_and_evaluate(given, tmp_path / "run")
     assert not (tmp_path / "run").exists()
 
