@@ -12,6 +12,7 @@ from typing import Any
 
 from ml_collections import config_dict
 
+from distill_core import paths
 from distill_core.config import Field, InputError, literal, suggest
 
 _KIND = "must be a Python file that defines get_config(arg): FILE.py, or FILE.py:ARG"
@@ -50,7 +51,7 @@ def read(
         no such field.
     """
     path, _, arg = ("" if "://" in given else given).partition(":")
-    settings = _run(given, Path(path).expanduser(), arg)
+    settings = _run(given, Path(paths.expand("config", path, given=given)), arg)
     with settings.unlocked(), settings.ignore_type():
         for name, text in overrides:
             *groups, last = name.split(".")

@@ -22,13 +22,17 @@ def expand(field: str, path: epath.PathLike, *, given: str | None = None) -> epa
       given: what the user wrote, if that is more than the path.
 
     Raises:
-      InputError: another scheme, or one whose library is not installed.
+      InputError: another scheme, or one whose library is not installed; `~NAME` of no user.
     """
     text = os.fspath(path)
     given = text if given is None else given
     scheme = _SCHEME.match(text)
     if scheme is None:
-        return epath.Path(os.path.expanduser(text))
+        expanded = os.path.expanduser(text)
+        if text.startswith("~") and expanded == text:
+            allowed = "its `~` is nobody's home; a folder of that name is ./~…"
+            raise InputError(field, given, allowed)
+        return epath.Path(expanded)
     if scheme[1] not in _EXTRAS or "://" not in text:
         raise InputError(field, given, f"{_ALLOWED}, not {scheme[1]}:")
     try:

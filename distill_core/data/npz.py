@@ -96,4 +96,5 @@ def _with_channels(images: np.ndarray) -> np.ndarray:
 
 def _text(name: object) -> str:
     name = name.item() if isinstance(name, np.ndarray) and name.size == 1 else name
-    return name.decode() if isinstance(name, bytes) else str(name)
+    # Bytes that are not UTF-8 are read as Latin-1 by `dataset.readable`, as in names of files.
+    return name.decode("utf-8", "surrogateescape") if isinstance(name, bytes) else str(name)

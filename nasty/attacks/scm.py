@@ -5,7 +5,7 @@ from typing import Any
 
 from etils import epath
 
-from distill_core import checkpoint
+from distill_core import checkpoint, run_state
 
 
 def train_in_sequence(
@@ -17,7 +17,8 @@ def train_in_sequence(
     """Teacher → intermediate 1 → … → student, each distilled from the one before.
 
     Every run is one of its own: the intermediates in `<workdir>/intermediate1`, …, the student in
-    `<workdir>`. A finished one is not done again, a stopped one goes on.
+    `<workdir>`. A finished one is not done again, a stopped one goes on. Where `num_steps` was
+    raised since, an intermediate that the next one has begun to learn from stays as it is.
 
     Source: Jandial et al., "Distilling the Undistillable: Learning from a Nasty Teacher", ECCV
     2022, in our reconstruction: all intermediates have the student's own architecture, recipe, α
@@ -34,8 +35,11 @@ def train_in_sequence(
       The student's result.
     """
     workdir, source = epath.Path(workdir), teacher
-    for i in range(1, hp["num_intermediates"] + 1):
-        place = workdir / f"intermediate{i}"
-        distil({**hp, "seed": (hp["seed"] + i) % 2**32}, place, source)
+    places = [workdir / f"intermediate{i + 1}" for i in range(hp["num_intermediates"])]
+    for i, (place, after) in enumerate(zip(places, [*places[1:], workdir], strict=True), 1):
+        stage = {**hp, "seed": (hp["seed"] + i) % 2**32}
+        if run_state.has_checkpoint(place) and run_state.has_checkpoint(after):
+            stage["num_steps"] = checkpoint.find(place)[1]["config"]["num_steps"]
+        distil(stage, place, source)
         source = checkpoint.load_model(place)
     return distil(hp, workdir, source)

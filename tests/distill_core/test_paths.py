@@ -59,6 +59,19 @@ def test_a_tilde_is_the_users_home_everywhere(home, capsys):
     assert not (home / "~").exists()
 
 
+def test_a_tilde_that_is_nobodys_home_is_refused(home, capsys):
+    says = "its `~` is nobody's home; a folder of that name is ./~…"
+    for arguments in (["--config=~/config.py", "--workdir=~nobody_here/x"],):
+        line = error_of(capsys, lambda argv: run(*argv), *arguments)
+        assert line == f"error: workdir: got '~nobody_here/x'; {says}\n"
+    line = error_of(
+        capsys, lambda argv: run(*argv), "--config=~nobody_here/c.py", "--workdir=~/runs/one"
+    )
+    assert line == f"error: config: got '~nobody_here/c.py'; {says}\n"
+    assert lib.expand("x", "./~nobody_here") == lib.expand("x", "./~nobody_here/")
+    assert not (home / "~nobody_here").exists()
+
+
 SCHEMES = ["https://host/x", "file:///tmp/x", "ftp://host/x", "S3://bucket/x", "gs:/bucket/x"]
 
 

@@ -104,6 +104,17 @@ def test_scm_goes_through_intermediate_students(place, capsys):
     assert capsys.readouterr().err.count("nothing to do") == 3
 
 
+def test_scm_goes_on_for_more_steps_from_the_intermediates_it_began_with(place, capsys):
+    more = {"attack": "scm", "num_intermediates": 2}
+    attacked(place, "longer", **more, num_steps=2)
+    before = [load(place / "longer" / f"intermediate{i}").metadata for i in (1, 2)]
+    attacked(place, "longer", **more)
+    assert load(place / "longer").metadata["step"] == 4
+    assert [load(place / "longer" / f"intermediate{i}").metadata for i in (1, 2)] == before
+    with pytest.raises(InputError, match="^alpha: got 0.2; this run was started with"):
+        attacked(place, "longer", **more, alpha=0.2)
+
+
 def test_a_skeptical_student_wakes_at_its_step_also_when_it_is_resumed(place):
     skeptical = {**SKEPTICAL, "delay_steps": 3, "top_k": 5}
     result, student = attacked(place, "skeptical", **skeptical)

@@ -66,6 +66,13 @@ def test_names_of_classes(tmp_path, dtype):
     assert load_dataset(f"npz:{path}").classes == ("cat", "dog", "eel", "fox")
 
 
+def test_names_of_classes_in_other_bytes_are_read_as_latin_1(tmp_path):
+    path = tmp_path / "a.npz"
+    names = [name.encode("latin-1") for name in ("Größe", "dog", "eel", "fox")]
+    _save(path, classes=np.array(names))
+    assert load_dataset(f"npz:{path}").classes == ("Größe", "dog", "eel", "fox")
+
+
 def test_home_is_expanded(tmp_path, monkeypatch):
     monkeypatch.setenv("HOME", str(tmp_path))
     _save(tmp_path / "a.npz")
