@@ -190,8 +190,8 @@ def _privacy(metadata: Mapping[str, Any], delta: float | None) -> dict[str, Any]
     group = settings.get("dp") or {}
     if delta is None:
         delta = settings.get("delta", group.get("delta"))
-    elif not 0.0 < delta < 1.0:
-        raise config.InputError("delta", delta, "must be in (0, 1)")
+    else:
+        ledger_lib.check_delta(delta, metadata.get("num_examples"))
     try:
         entry = ledger_lib.charged(metadata["ledger"])[0]
     except config.InputError as error:

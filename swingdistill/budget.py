@@ -45,7 +45,8 @@ class Formal:
     classes that the public reference picks, at every counted position. The targets of those
     positions, `noise_scale` given, are (ε, δ)-indistinguishable. It takes one release for each
     context: one score (the highest of its places), one temperature, one noised vector, made once
-    (`swingdistill.released`); and real numbers for float32, an ideal generator for threefry.
+    (`swingdistill.released`); and real numbers for float32 (a noise is a sum of four draws), an
+    ideal generator for threefry.
 
     | not covered | why |
     |---|---|

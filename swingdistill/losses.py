@@ -6,6 +6,7 @@ reconstruction. Labels and scores belong to the token that the logits at the sam
 """
 
 import numbers
+from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
@@ -89,6 +90,7 @@ def soft_targets(
     noise_scale,
     clip,
     noise_ids: Array | None,
+    normal: Callable[[Array, tuple[int, ...]], Array] = jax.random.normal,
 ) -> Array:
     """What the student is to match: log_softmax(clip(z − mean z, ±clip)/T_t + η_t).
 
@@ -110,6 +112,7 @@ def soft_targets(
       noise_scale: at least 0, a scalar or `[...]`.
       clip: bound above 0 of a centred logit.
       noise_ids: integers `[...]`, read as uint32.
+      normal: `normal(key, shape)` draws the noise, standard normal float32.
 
     Returns:
       Log-probabilities, float32 `[..., V]`.
@@ -119,7 +122,7 @@ def soft_targets(
         a generator that is not threefry (under `vmap` its noise would be no function of the id).
     """
     logits = jax.lax.stop_gradient(jnp.asarray(teacher_logits, jnp.float32))
-    heated = heat(key, logits, temperatures, noise_scale, clip, noise_ids)
+    heated = heat(key, logits, temperatures, noise_scale, clip, noise_ids, normal)
     return jax.lax.stop_gradient(jax.nn.log_softmax(heated, axis=-1))
 
 
@@ -182,7 +185,9 @@ def swing_loss(
     return alpha * temperature**2 * soft + (1.0 - alpha) * public * hard
 
 
-def heat(key: Array | None, logits: Array, temperatures, noise_scale, clip, noise_ids) -> Array:
+def heat(
+    key: Array | None, logits: Array, temperatures, noise_scale, clip, noise_ids, normal
+) -> Array:
     """logits/T, centred, clipped and noised where the noise has a scale: `soft_targets`' inside.
 
     The arguments are those of `soft_targets`, the logits float32.
@@ -204,7 +209,7 @@ def heat(key: Array | None, logits: Array, temperatures, noise_scale, clip, nois
 
     def noised():
         def draw(each):
-            return jax.random.normal(jax.random.fold_in(key, each), logits.shape[-1:])
+            return normal(jax.random.fold_in(key, each), logits.shape[-1:])
 
         noise = jax.vmap(draw)(ids.astype(jnp.uint32).reshape(-1)).reshape(logits.shape)
         allowed = ~jnp.isneginf(logits)

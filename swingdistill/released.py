@@ -17,6 +17,7 @@ import numpy as np
 
 from distill_core import spec
 from distill_core.data import sampling
+from distill_core.privacy.gaussian import standard_normal
 from distill_core.segments import places_in_line
 from swingdistill.losses import soft_targets, token_temperatures
 from swingdistill.variants import anchored_targets, released_entries
@@ -73,6 +74,8 @@ def table(
     numbers: Mapping[str, jax.Array],
 ) -> dict[str, np.ndarray]:
     """Every noised context's target, made at the first of its places.
+
+    Its noise is a sum of several draws, for one in float32 has no tail (`standard_normal`).
 
     Args:
       key: the secret key of the noise.
@@ -142,6 +145,7 @@ def _compiled(teacher: str, reference: str, entries: int, variant: str):
             "noise_scale": batch["noise_scale"],
             "clip": frozen["clip"],
             "noise_ids": batch["released"],
+            "normal": standard_normal,
         }
         if variant == "anchored":
             target = anchored_targets(frozen["key"], let_out, public, heats, t_min=t_min, **noised)

@@ -30,6 +30,7 @@ from distill_core import (
 )
 from distill_core.config import InputError
 from distill_core.data import corpus as corpora
+from distill_core.privacy.ledger import check_delta
 from swingdistill import evaluate, private_text, released, scoring, targets
 from swingdistill.objectives import swing_objective
 
@@ -87,6 +88,8 @@ def train_and_evaluate(
     tokenizer = private_text.get_tokenizer(hp, teacher)
     private_text.check_vocabularies(hp, tokenizer, teacher=teacher, reference=reference)
     texts = private_text.load(hp)
+    if hp["epsilon"] and teacher is not None:
+        check_delta(hp["delta"], len(texts.train))
     private_text.check_classes(hp, texts.classes, teacher=teacher, reference=reference)
     network = spec.text_spec(
         model=hp["model"],

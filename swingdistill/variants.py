@@ -4,6 +4,8 @@ All of them are our reconstruction, and all are plain distillation where the sco
 that is better than the teacher flatters `anchored_targets` and `reference_mix`.
 """
 
+from collections.abc import Callable
+
 import jax
 import jax.numpy as jnp
 
@@ -23,6 +25,7 @@ def anchored_targets(
     noise_scale,
     clip,
     noise_ids: Array | None,
+    normal: Callable[[Array, tuple[int, ...]], Array] = jax.random.normal,
 ) -> Array:
     """Heats towards a public reference: log_softmax(z_ref/T_min + (z_T − z_ref)/T_t + η_t).
 
@@ -34,7 +37,7 @@ def anchored_targets(
     Source: our reconstruction.
 
     Args:
-      key, teacher_logits, temperatures, noise_scale, clip, noise_ids: as in `soft_targets`.
+      key, teacher_logits, temperatures, noise_scale, clip, noise_ids, normal: as in `soft_targets`.
       reference_logits: `[..., V]`, of a network that never saw the private text; no gradient.
       t_min: T_min > 0, a scalar.
 
@@ -50,7 +53,8 @@ def anchored_targets(
     excluded = jnp.isneginf(teacher) | jnp.isneginf(reference)
     anchor = jnp.where(excluded, 0.0, reference)
     difference = jnp.where(excluded, -jnp.inf, teacher - anchor)
-    heated = anchor / t_min + heat(key, difference, temperatures, noise_scale, clip, noise_ids)
+    noise = (noise_scale, clip, noise_ids, normal)
+    heated = anchor / t_min + heat(key, difference, temperatures, *noise)
     # The sum is z_T/T_min there too, but for rounding and for what the reference excludes.
     untouched = (jnp.asarray(temperatures) <= t_min) & (jnp.asarray(noise_scale) <= 0)
     untouched = jnp.broadcast_to(untouched, leading)[..., None]

@@ -239,7 +239,7 @@ def _least(cost: Callable[[float], float], epsilon: float, *, start: float) -> f
     """About the least factor whose cost, falling in it, is at most ε and not 0.1% below."""
     low, above, high, below = 0.0, math.inf, math.inf, 0.0  # costs more than ε; costs at most ε
     factor = start
-    while high > low * (1 + 1e-9):
+    while high > low * (1 + 1e-5):
         found = cost(factor)
         if found > epsilon:
             low, above = factor, found

@@ -428,6 +428,13 @@ def test_the_card_says_how_noise_on_gradients_is_drawn_and_what_neighbours_are()
     assert "follows from no label and no content" in told and "in each batch" not in told
 
 
+def test_a_delta_of_one_over_n_is_refused_also_where_there_is_no_claim():
+    metadata = {"config": {}, "ledger": ledger_lib.Ledger().to_json(), "num_examples": 900}
+    assert release._privacy(metadata, 0.001)["epsilon"] is None
+    with pytest.raises(config.InputError, match="^delta: got 0.01; must be below 1/N"):
+        release._privacy(metadata, 0.01)
+
+
 def test_another_delta_can_be_named(generator, tmp_path):
     run, _, card = generator
     release.main([f"--checkpoint={run}", f"--out={tmp_path / 'out'}", "--delta=0.001"])

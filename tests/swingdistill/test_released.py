@@ -7,6 +7,7 @@ import pytest
 
 from distill_core import checkpoint, spec
 from distill_core.config import InputError
+from distill_core.privacy.gaussian import standard_normal
 from swingdistill import released, soft_targets, targets, token_temperatures, train
 
 FORMAL = {"epsilon": 8.0, "delta": 1e-6, "entries": 5, "clip": 4.0, "t_max": 8.0}
@@ -147,6 +148,7 @@ def test_the_table_holds_the_formula_on_the_released_entries(made, twins, models
         noise_scale=jnp.asarray(rows["noise_scale"][row, column]),
         clip=4.0,
         noise_ids=jnp.asarray(7),
+        normal=standard_normal,  # one draw in float32 ends at 5.4 standard deviations
     )
     table = frozen["released"]
     assert set(table["classes"][7].tolist()) == set(classes.tolist())
@@ -188,3 +190,10 @@ def test_a_formal_run_trains_and_its_budget_says_what_it_leaves_out(
     budget = train.train_and_evaluate(given, tmp_path / "run")["budget"]
     assert budget["epsilon"] == 8.0 and "records" in budget["not_covered"]
     assert "rules read" in budget["not_covered"]
+
+
+def test_a_delta_of_one_over_the_lines_or_more_is_refused(settings, models, twins, tmp_path):
+    given = settings(**twins, **models, **(FORMAL | {"delta": 1 / 7}), scorers=("rules",))
+    with pytest.raises(InputError, match="^delta: got 0.14.*must be below 1/N.*N = 7"):
+        train.train_and_evaluate(given, tmp_path / "run")
+    assert not (tmp_path / "run").exists()

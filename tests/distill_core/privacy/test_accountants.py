@@ -12,7 +12,7 @@ from dp_accounting import rdp
 from dp_accounting.pld import PLDAccountant
 
 from distill_core.config import InputError
-from distill_core.privacy import accountants
+from distill_core.privacy import accountants, pld
 from distill_core.privacy.accountants import Noised
 
 MIXED = [Noised(0.1, 30), Noised(0.02, 500), Noised(0.5)]  # Σ count·ratio² = 0.75
@@ -253,3 +253,28 @@ def test_small_and_large_budgets_are_met_to_a_percent_with_sampling(epsilon, del
     multiplier = accountants.calibrate_poisson_gaussian(epsilon, delta, rate, count)
     back = accountants.poisson_gaussian_epsilon(1 / multiplier, rate, count, delta)
     assert 0.99 * epsilon < back <= epsilon
+
+
+@pytest.mark.parametrize("count", [999, 1000, 1001, 2500])
+def test_steps_composed_in_parts_cost_what_they_cost_at_once(count, monkeypatch):
+    found = []
+    for at_once in (count, 1000):
+        monkeypatch.setattr(pld, "_AT_ONCE", at_once)
+        found.append(accountants.poisson_gaussian_epsilon(1.0, 0.02, count, 1e-5))
+    assert found[1] == pytest.approx(found[0], rel=1e-6)
+
+
+def test_millions_of_steps_raise_no_integer_to_the_power_of_millions():
+    """The library's own composition does, and takes a minute."""
+    assert 2.1 < accountants.poisson_gaussian_epsilon(4.9e-4, 0.5, 5_000_000, 1e-5) < 2.3
+    assert pld._self_composed(_Asked(), 5_000_000).asked == [1000, 5000]
+
+
+class _Asked:
+    """Stands for a distribution: which powers are asked of it."""
+
+    def __init__(self, *asked):
+        self.asked = list(asked)
+
+    def self_compose(self, count):
+        return _Asked(*self.asked, count)
