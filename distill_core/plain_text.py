@@ -153,7 +153,7 @@ def _stored_tokenizer(path: str) -> tokenizers.Tokenizer:
     file = paths.expand("tokenizer", path)
     if file.is_file():
         try:
-            return tokenizers.Tokenizer.from_json(file.read_text())
+            return tokenizers.Tokenizer.from_json(file.read_text(encoding="utf-8"))
         except InputError as error:
             allowed = f"must be a tokenizer of `tokenizers`: {error.given!r} {error.allowed}"
             raise InputError("tokenizer", path, allowed) from None

@@ -31,7 +31,8 @@ class Tokenizer:
     input can forge those tokens, and `encode` adds none of them.
 
     GPT-2's own tokenizer serves too, or another that has `<|endoftext|>` and not all of the four:
-    all four ids are that token's, its text gives it, and digits may share a token.
+    all four ids are that token's, its text gives it, and digits may share a token. In a file from
+    elsewhere `<pad>`, `<bos>` and `<eos>` may be added tokens, which their texts give, too.
 
     Attributes:
       vocab_size: number of tokens; ids are 0 to vocab_size − 1.
@@ -44,8 +45,11 @@ class Tokenizer:
         self.made_from = made_from
         vocab = inner.get_vocab()
         _check_ids(vocab)
-        if inner.truncation or inner.padding:  # a file's own would cut texts, or fill them up
-            inner = tokenizers.Tokenizer.from_str(inner.to_str())
+        # A file's own would cut texts, fill them up, or split one text in a new way every time.
+        if inner.truncation or inner.padding or getattr(inner.model, "dropout", None):
+            state = json.loads(inner.to_str())
+            state["model"].pop("dropout", None)
+            inner = tokenizers.Tokenizer.from_str(json.dumps(state))
             inner.no_truncation()
             inner.no_padding()
         specials, tokens = SPECIALS, vocab.keys()
@@ -54,23 +58,41 @@ class Tokenizer:
         ids = [inner.token_to_id(token) for token in specials]
         if None in ids:
             raise InputError("tokenizer", SPECIALS[ids.index(None)], "must be a token of it")
-        self._inner = inner
+        self._inner, self._loses = inner, _loses_unknown_text(inner)
         self.pad_id, self.unk_id, self.bos_id, self.eos_id = (i for i in ids if i is not None)
         self.vocab_size = inner.get_vocab_size()
 
     def encode(self, text: str) -> np.ndarray:
-        """Token ids, int32 [L]."""
-        return np.array(self._inner.encode(text, add_special_tokens=False).ids, np.int32)
+        """Token ids, int32 [L].
+
+        Raises:
+          InputError: on `tokenizer`: it has no token for a character of the text, nor for unknown
+            ones.
+        """
+        return np.array(self._encode(text).ids, np.int32)
 
     def encode_with_offsets(self, text: str) -> tuple[np.ndarray, np.ndarray]:
         """Token ids, int32 [L], and which characters each covers, int32 [L, 2]: [start, end).
 
         Spaces around a token are not counted to it. Characters of several bytes may belong to
-        several byte-pair tokens.
+        several byte-pair tokens. Raises what `encode` raises.
         """
-        encoding = self._inner.encode(text, add_special_tokens=False)
+        encoding = self._encode(text)
         offsets = np.array(encoding.offsets, np.int32).reshape(-1, 2)
         return np.array(encoding.ids, np.int32), offsets
+
+    def _encode(self, text: str) -> tokenizers.Encoding:
+        allowed = "has no token, nor has unknown text (unk_token): it would be lost"
+        try:
+            encoding = self._inner.encode(text, add_special_tokens=False)
+        except Exception:  # the library raises a bare Exception
+            raise InputError("tokenizer", text[:40], f"something in this text {allowed}") from None
+        if self._loses:
+            there = {i for start, end in encoding.offsets for i in range(start, end)}
+            if any(not (i in there or sign.isspace()) for i, sign in enumerate(text)):
+                alone = (s for s in text if not (s.isspace() or self._inner.encode(s).ids))
+                raise InputError("tokenizer", next(alone, text[:40]), allowed)
+        return encoding
 
     def decode(self, ids: Sequence[int] | np.ndarray) -> str:
         """Text of token ids [L], without `<pad>`, `<bos>` and `<eos>`.
@@ -90,12 +112,20 @@ class Tokenizer:
         """The tokenizer that `to_json` wrote.
 
         Raises:
-          InputError: on `tokenizer`, if the text is something else.
+          InputError: on `tokenizer`, if the text is something else, or gives tokens other ids than
+            the library does, which numbers added ones without holes.
         """
         try:
             inner = tokenizers.Tokenizer.from_str(text)
+            added = {
+                each["content"]: each["id"] for each in json.loads(text).get("added_tokens", ())
+            }
         except Exception as error:  # the library raises a bare Exception
             raise InputError("tokenizer", text[:40], f"cannot be read ({error})") from None
+        for token, i in added.items():
+            if inner.token_to_id(token) != i:
+                allowed = f"its id is {i}, where the next free one is {inner.token_to_id(token)}"
+                raise InputError("tokenizer", token, allowed)
         return cls(inner, made_from)
 
 
@@ -190,6 +220,14 @@ def _check_ids(vocab: dict[str, int]):
             allowed = f"its id is {i}, {there}; {len(vocab)} tokens must have the ids from 0 on"
             raise InputError("tokenizer", token, allowed)
         taken[i] = token
+
+
+def _loses_unknown_text(inner: tokenizers.Tokenizer) -> bool:
+    """Whether a character that hardly any vocabulary has leaves no token, or an error."""
+    try:
+        return not inner.encode("\ua66e", add_special_tokens=False).ids
+    except Exception:  # the library raises a bare Exception
+        return True
 
 
 def _plain(inner: tokenizers.Tokenizer) -> tokenizers.Tokenizer:

@@ -10,7 +10,7 @@ import distill_core
 from distill_core import checkpoint, distill, plain_text
 from distill_core.config import InputError
 from distill_core.data import load_dataset
-from distill_core.data.tokenizers import Tokenizer, train_words
+from distill_core.data.tokenizers import SPECIALS, Tokenizer, train_words
 
 LINES = ["the cat sat", "on the mat, 12 times"]
 NETWORK = {
@@ -57,6 +57,55 @@ def test_ids_with_holes_are_refused_by_token(tmp_path):
         f"{vocab[last]}, and none has {len(vocab) - 1}; {len(vocab)} tokens must have the ids from "
         "0 on"
     )
+
+
+def test_an_added_tokens_id_is_the_files_or_is_refused():
+    state = json.loads(train_words(LINES, vocab_size=40).to_json())
+    free = len(state["model"]["vocab"])
+    added = {**state["added_tokens"][0], "content": "<extra>", "id": free}
+    state["added_tokens"].append(added)
+    assert Tokenizer.from_json(json.dumps(state)).vocab_size == free + 1
+    added["id"] += 3
+    with pytest.raises(InputError) as error:
+        Tokenizer.from_json(json.dumps(state))
+    assert str(error.value) == (
+        f"tokenizer: got '<extra>'; its id is {free + 3}, where the next free one is {free}"
+    )
+
+
+def byte_free_pairs(**options):
+    inner = tokenizers.Tokenizer(tokenizers.models.BPE(**options))
+    inner.pre_tokenizer = tokenizers.pre_tokenizers.Whitespace()
+    trainer = tokenizers.trainers.BpeTrainer(
+        vocab_size=60, special_tokens=list(SPECIALS), show_progress=False
+    )
+    inner.train_from_iterator(LINES, trainer)
+    return inner
+
+
+def test_byte_pairs_dropout_is_cleared():
+    state = json.loads(byte_free_pairs(unk_token="<unk>").to_str())
+    state["model"]["dropout"] = 0.9
+    found = Tokenizer.from_json(json.dumps(state))
+    clean = Tokenizer(byte_free_pairs(unk_token="<unk>"))
+    for _ in range(20):
+        np.testing.assert_array_equal(found.encode(LINES[0]), clean.encode(LINES[0]))
+
+
+def test_text_without_a_token_is_not_lost():
+    found = Tokenizer(byte_free_pairs())
+    assert len(found.encode("the cat"))
+    for read in (found.encode, found.encode_with_offsets):
+        with pytest.raises(InputError) as error:
+            read("the cät sat")
+        assert str(error.value) == (
+            "tokenizer: got 'ä'; has no token, nor has unknown text (unk_token): it would be lost"
+        )
+    with_unknown = Tokenizer(byte_free_pairs(unk_token="<unk>"))
+    assert with_unknown.unk_id in with_unknown.encode("the cät sat")
+    pieces = [(token, -1.0) for token in (*SPECIALS, "the", "cat")]
+    with pytest.raises(InputError, match="^tokenizer: got 'a dog'; something in this text has no"):
+        Tokenizer(tokenizers.Tokenizer(tokenizers.models.Unigram(pieces))).encode("a dog")
 
 
 def test_ids_of_two_tokens_are_refused_by_token():
