@@ -171,7 +171,7 @@ def swing_loss_from_hidden(
     return total
 
 
-def _sums(static: _Static, hidden: Array, embedding: Array, frozen: Any):
+def _sums(static: _Static, hidden: Array, embedding: Array, frozen: Any) -> Any:
     """The loss, the KL divergence and the cross-entropy, each weighted and summed over tokens."""
     sums, _, _ = _scan(static, hidden, embedding, frozen, gradients=False)
     return sums
