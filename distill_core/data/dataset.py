@@ -184,7 +184,7 @@ def wrong_constants(mean: Sequence[float], std: Sequence[float]) -> str | None:
 
 
 def readable(name: str) -> str:
-    """A name that can be printed, drawn and stored in any file.
+    r"""A name that can be printed, drawn and stored in any file.
 
     Where the bytes of a file's name are not UTF-8, Python has a surrogate for each of them; such a
     name is read as Latin-1. Other surrogates become escapes.

@@ -72,6 +72,7 @@ def load_gpt2(path: str | os.PathLike, *, field: str = "checkpoint") -> tuple[di
             "num_classes": vocab_size,
             "max_length": params["wpe"].shape[0],
             "tokenizer": _read_tokenizer(file.parent / "tokenizer.json", vocab_size),
+            "tokenizer_from": "elsewhere",
         }
     except _RefusedError as error:
         raise InputError(field, str(path), str(error)) from error

@@ -92,7 +92,7 @@ def fit(path, tmp_path, monkeypatch):
 
 def test_a_users_network_is_trained_saved_and_rebuilt(fit, path, tmp_path):
     result = fit("run")
-    loaded = load(tmp_path / "run")
+    loaded = load(tmp_path / "run", trust=("mynets",))
     assert loaded.spec["model"] == "mynets:Net"
     assert loaded.spec["model_kwargs"] == {"hidden": 8, "rate": 0.5}
     assert loaded.variables["params"]["Dense_0"]["kernel"].shape == (64, 8)
@@ -110,13 +110,17 @@ def test_dropout_is_drawn_from_the_seed(fit, tmp_path):
     """`rate` is 0.5: without its own key per step the run would fail, or not repeat."""
     for name, seed in (("a", 0), ("b", 0), ("c", 1)):
         fit(name, seed=seed)
-    digests = [checkpoint.digest(load(tmp_path / name).variables) for name in "abc"]
+    digests = [
+        checkpoint.digest(load(tmp_path / name, trust=("mynets",)).variables) for name in "abc"
+    ]
     assert digests[0] == digests[1] != digests[2]
 
 
 def test_a_factory_may_be_a_function(fit, tmp_path):
     fit("run", model="mynets:make_net", model_kwargs={"hidden": 4})
-    assert load(tmp_path / "run").variables["params"]["Dense_0"]["kernel"].shape == (64, 4)
+    assert load(tmp_path / "run", trust=("mynets",)).variables["params"]["Dense_0"][
+        "kernel"
+    ].shape == (64, 4)
 
 
 @pytest.mark.parametrize(
@@ -177,7 +181,7 @@ def test_held_out_examples_do_not_depend_on_the_seed_and_are_not_trained_on(path
 
 def test_accuracies_are_of_the_test_and_of_the_held_out_examples(fit, path, tmp_path):
     result = fit("run", num_validation=9, eval_batch_size=4)
-    loaded = load(tmp_path / "run")
+    loaded = load(tmp_path / "run", trust=("mynets",))
     _, splits = classification.load_splits(
         {"dataset": f"npz:{path}", "data_dir": None, "num_validation": 9}
     )

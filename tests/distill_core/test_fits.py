@@ -145,18 +145,24 @@ def test_stored_logits_know_their_classes(place, tmp_path):
             assert stored["classes"].tolist() == list(NAMES)
     dataset = data.load_dataset(f"npz:{place}/turned.npz")
     stored = np.load(place / "logits_data.npz")["logits"]
-    found = distill._stored_logits(f"npz:{place}/logits_data.npz", dataset)
+    found, _ = distill._stored_logits(
+        {"teacher": f"npz:{place}/logits_data.npz"}, tmp_path / "run", dataset
+    )
     np.testing.assert_array_equal(found, stored[:, [2, 0, 1]])
     dataset = data.load_dataset(f"npz:{place}/other.npz")
     with pytest.raises(InputError, match="^teacher: .*calls class 2 'eel', which is no class of"):
-        distill._stored_logits(f"npz:{place}/logits_data.npz", dataset)
+        distill._stored_logits(
+            {"teacher": f"npz:{place}/logits_data.npz"}, tmp_path / "run", dataset
+        )
 
 
 def test_stored_logits_without_names_pass_with_a_line(place, tmp_path, capsys):
     stored = np.load(place / "logits_data.npz")
     np.savez(tmp_path / "bare.npz", logits=stored["logits"], labels=stored["labels"])
     dataset = data.load_dataset(f"npz:{place}/data.npz")
-    found = distill._stored_logits(f"npz:{tmp_path}/bare.npz", dataset)
+    found, _ = distill._stored_logits(
+        {"teacher": f"npz:{tmp_path}/bare.npz"}, tmp_path / "run", dataset
+    )
     np.testing.assert_array_equal(found, stored["logits"])
     assert "bare.npz has no names of classes: they are taken in" in capsys.readouterr().out
 

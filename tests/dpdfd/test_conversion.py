@@ -11,6 +11,7 @@ import pytest
 
 from distill_core import data, optimizers, parallel
 from distill_core.losses import cross_entropy
+from distill_core.privacy.gaussian import standard_normal
 from distill_core.training import TrainState
 from dpdfd import conversion, priors
 from dpdfd.generator import Generator
@@ -112,7 +113,7 @@ def test_a_step_by_parameters_is_the_sum_of_bounded_gradients_and_noise(bound):
     key = jax.random.fold_in(KEY, 3)
     expected = []
     for i, leaf in enumerate(leaves):
-        drawn = jax.random.normal(jax.random.fold_in(key, i), leaf.shape[1:])
+        drawn = standard_normal(jax.random.fold_in(key, i), leaf.shape[1:])
         total = np.tensordot(weights, leaf, 1) + norm * multiplier * np.asarray(drawn)
         expected.append(total / BATCH)
     assert_close(moved(old, new), structure.unflatten(expected))
@@ -131,7 +132,7 @@ def test_a_step_by_logits_is_one_product_with_the_jacobian(bound):
     grads = np.asarray(targets_of({"params": old.params})) - np.asarray(targets_of(teacher))
     norms = np.linalg.norm(grads, axis=1)
     assert (norms < norm).any() and (norms > norm).any()
-    drawn = np.asarray(jax.random.normal(jax.random.fold_in(KEY, 3), grads.shape))
+    drawn = np.asarray(standard_normal(jax.random.fold_in(KEY, 3), grads.shape))
     released = bounded(1, norms, bound, norm)[:, None] * grads + norm * multiplier * drawn
 
     @jax.jit
@@ -365,12 +366,14 @@ def test_eight_devices_give_the_generators_step_of_one(mode):
 
 def test_a_state_is_parts_for_others_and_what_only_a_resume_needs():
     module, tx = Generator(**GENERATOR), optax.adam(1e-3)
-    bank = {"images": np.ones((2, 8, 8, 1), np.uint8)}
+    bank = {"images": np.ones((2, 8, 8, 1), np.uint8), "reach": np.float32([0.5, 1.0])}
     state = conversion.ConversionState(student(step=5, tx=tx), maker(module, tx), bank)
     parts, train = conversion.split_state(state)
     assert set(parts) == {"student", "generator"}
     assert all(set(part) == {"params", "model_state"} for part in parts.values())
-    blank = conversion.ConversionState(student(9, tx=tx), maker(module, tx), {})
+    assert set(train["bank"]) == {"reach"}, "images and answers lie in private/"
+    kept = {**bank, "reach": np.zeros(2, np.float32)}
+    blank = conversion.ConversionState(student(9, tx=tx), maker(module, tx), kept)
     back = conversion.merge_state(blank, parts, train)
     assert int(back.step) == 5
     assert_same_bits((back.student.params, back.generator.params, back.bank),

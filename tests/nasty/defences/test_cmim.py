@@ -226,7 +226,7 @@ def test_a_stopped_run_resumes_to_the_same_bits(straight, tmp_path, monkeypatch)
         patched.setattr(parallel, "should_stop", stop)
         with pytest.raises(loop.StoppedError, match="at step 25"):
             run(tmp_path / "run")
-    assert run(tmp_path / "run") == straight[1]
+    assert run(tmp_path / "run") | {"id": ""} == straight[1] | {"id": ""}
     with pytest.raises(InputError, match=r"cmim_weight: got 3.0; this run was started with 10.0"):
         run(tmp_path / "run", cmim_weight=3.0)
 
