@@ -24,10 +24,11 @@ def gradient_fn(augmentations: int = 1) -> Callable:
     masked, or whose gradient is NaN or infinite, count exactly 0.
 
     Formal guarantee: with `key` secret and used in this run alone, the gradient is a Gaussian
-    mechanism of std noise_multiplier·C on a sum of sensitivity C·(1 + SLACK), a record
-    zeroed out; everything else that the step gives is made of it. No loss and no norm of the data
-    goes into the metrics. Needs a network without batch statistics, and whole arrays on each
-    device: in parallel's mode "mesh" XLA splits gradients of single records wrongly.
+    mechanism of std noise_multiplier·C on a sum of B records' gradients, of sensitivity
+    C·(1 + slack(B)), a record zeroed out; everything else that the step gives is made of
+    it. No loss and no norm of the data goes into the metrics. Needs a network without batch
+    statistics, and whole arrays on each device: in parallel's mode "mesh" XLA splits gradients of
+    single records wrongly.
     """
 
     def gradient(loss_fn, params, model_state, frozen, batch, key, *, axis_name):

@@ -30,7 +30,7 @@ from distill_core.dp_settings import check, live_records, read_group
 from distill_core.privacy import accountants, poisson
 from distill_core.privacy import ledger as ledger_lib
 from distill_core.privacy import noise as noise_lib
-from distill_core.privacy.per_example import SLACK
+from distill_core.privacy.per_example import slack
 
 # Two uses of the run's root: the noise, and who is in a batch.
 _NOISE, _SAMPLING = 0, 1
@@ -155,7 +155,7 @@ class PrivateRun:
         return ledger_lib.Entry(
             ledger_lib.POISSON_GAUSSIAN,
             (noise_multiplier or self._noise_multiplier) * norm,
-            norm * (1 + SLACK),
+            norm * (1 + slack(self._hp["batch_size"])),
             1,
             "record",
             ledger_lib.ZERO_OUT,

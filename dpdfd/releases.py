@@ -10,6 +10,7 @@ from typing import Any
 
 from distill_core import config
 from distill_core.config import InputError
+from distill_core.privacy import per_example
 from distill_core.privacy.ledger import (
     GAUSSIAN,
     POISSON_GAUSSIAN,
@@ -220,8 +221,12 @@ class Release:
         )
 
     def _bound(self, released: str | None = None) -> float:
-        names = ("batch_size", "norm", "num_teachers", "mode", "slack")
-        return sensitivity(released or self.released, **{n: getattr(self, n) for n in names})
+        names = ("batch_size", "norm", "num_teachers", "mode")
+        released, slack = released or self.released, self.slack
+        if released in ("training_gradients", "replaced_query"):  # one of a sum of many
+            slack += per_example.slack(self.batch_size) - SLACK
+        given = {name: getattr(self, name) for name in names}
+        return sensitivity(released, slack=slack, **given)
 
 
 def _given(values: Mapping[str, Any]) -> dict[str, Any]:

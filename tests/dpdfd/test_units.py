@@ -318,3 +318,17 @@ def test_a_generator_guided_by_the_teacher_makes_no_claim_but_for_a_dp_teacher(n
         return
     with pytest.raises(InputError, match="^guide: got 'teacher'; .*without noise"):
         dataclasses.replace(RELEASES[name], guide="teacher")
+
+
+@pytest.mark.parametrize("unit", ["record_dp_teacher", "query"])
+def test_a_sum_of_many_moves_by_its_rounding_more(unit):
+    """One of 8,192 gradients that point one way: float32 knows their sum to 5e-4."""
+    dp = unit == "record_dp_teacher"
+    given = {"released": "training_gradients" if dp else "gradient_sum", "mode": "clip"}
+    given |= {"sampling_rate": 0.1} if dp else {}
+    few, many = (
+        Release(unit=unit, batch_size=size, norm=0.5, **given).charge(1.0).sensitivity
+        for size in (256, 8192)
+    )
+    assert few == pytest.approx((0.5 if dp else 1.0) * 1.0001, rel=1e-12)
+    assert many / few == pytest.approx((1 + 2**-10) / 1.0001, rel=1e-9)

@@ -15,6 +15,7 @@ from distill_core.privacy.per_example import (
     bounded_gradient_sum,
     bounded_gradients,
     noisy_sum,
+    slack,
 )
 
 B = 12
@@ -347,3 +348,24 @@ def test_eight_devices_give_the_numbers_of_one(mode):
         assert_close(jax.tree.map(lambda g, d=device: g[d], found), expected)
     moved = noisy_sum(jax.random.key(9), expected, norm=1.0, noise_multiplier=0.1)
     assert np.abs(moved["bias"] - expected["bias"]).max() > 0.05, "the noise is seen"
+
+
+@pytest.mark.parametrize("num", [1, 3])
+def test_a_sum_of_many_that_point_one_way_moves_by_its_norm_and_the_slack_of_its_rounding(num):
+    """float32 knows a sum of 2,000 to 1e-4 only: that is more than a single gradient's slack."""
+    rng, count, norm = np.random.default_rng(0), 2000, 0.7
+    way = rng.normal(size=num)
+    batch = jnp.asarray(way / np.linalg.norm(way) * rng.uniform(1.5, 9.0, (count, 1)), jnp.float32)
+
+    @jax.jit
+    def clipped(where):
+        loss, params = (lambda w, x: jnp.sum(w * x)), jnp.zeros(num)
+        given = {"norm": norm, "mode": "clip", "where": where, "microbatch_size": count}
+        return bounded_gradient_sum(loss, params, batch, **given)
+
+    whole, moves = np.asarray(clipped(np.ones(count, bool)), np.float64), []
+    for record in range(0, count, 50):
+        where = np.ones(count, bool)
+        where[record] = False
+        moves.append(np.linalg.norm(whole - np.asarray(clipped(where), np.float64)))
+    assert max(moves) <= norm * (1 + slack(count))
