@@ -116,6 +116,10 @@ def check(
     )
     start = None if workdir is None else run_state.starting_network(hp, workdir)
     if start is not None and not spec.is_text(start):
+        theirs, ours = start["input_shape"][-1], network["input_shape"][-1]
+        if theirs != ours:
+            allowed = f"takes images of {theirs} channels; those of {dataset.name} have {ours}"
+            raise config.InputError("init_from", hp.get("init_from"), allowed)
         network |= {name: start[name] for name in ("mean", "std")}
     spec.check(network)
     if not hp.get("dp"):  # which refuses batch statistics

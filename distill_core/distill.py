@@ -115,18 +115,18 @@ def _stored_logits(hp, workdir: epath.PathLike, dataset) -> tuple[np.ndarray, st
         if wrong.any():
             row = int(wrong.argmax())
             raise config.InputError("teacher", teacher, f"row {row} of its `logits` holds {what}")
-    refused = config.InputError(
-        "teacher", teacher, f"its `labels` are not those of {dataset.name}'s training split; {how}"
-    )
+    if (logits >= 0).all() and np.allclose(logits.sum(-1), 1.0, atol=1e-3):
+        allowed = "its `logits` are probabilities: every row adds up to 1; store their logarithms"
+        raise config.InputError("teacher", teacher, allowed)
     ours = dataset.classes if dataset.named else None
+    order, line = fits.class_order("teacher", teacher, names, ours, what=dataset.name)
     wanted = dataset.train.labels
-    if labels is not None and None in (names, ours) and not np.array_equal(labels, wanted):
-        raise refused  # before a line on the order of classes
-    order = fits.class_order("teacher", teacher, names, ours, what=dataset.name)
     if order is not None:
         logits, wanted = logits[:, order], np.array(order)[wanted]
     if labels is not None and not np.array_equal(labels, wanted):
-        raise refused
+        allowed = f"its `labels` are not those of {dataset.name}'s training split; {how}"
+        raise config.InputError("teacher", teacher, allowed)
+    fits.say(line)
     return logits, fingerprint
 
 

@@ -33,7 +33,8 @@ def data_for(field: str, path: str, loaded: Any, dataset: Dataset) -> Dataset:
     ours = dataset.classes if dataset.named else None
     if theirs is ours is None and loaded.metadata.get("config", {}).get("dataset") == dataset.name:
         return dataset  # whose numbers it was trained on
-    order = class_order(field, path, theirs, ours, what=dataset.name)
+    order, line = class_order(field, path, theirs, ours, what=dataset.name)
+    say(line)
     return dataset if order is None else dataset.reordered(order)
 
 
@@ -50,8 +51,10 @@ def class_order(
     *,
     what: str,
     mapped: bool = True,
-) -> list[int] | None:
+) -> tuple[list[int] | None, str]:
     """Where each of our classes stands among theirs; None if all are in their places.
+
+    The second value is a line for `say`, once nothing else refuses the run; "" for none.
 
     Args:
       field, path: what named the artefact with their classes, for messages.
@@ -65,10 +68,9 @@ def class_order(
     """
     if theirs is None or ours is None:
         who = what if theirs is not None else f"{field} {path}"
-        _say(f"{who} has no names of classes: they are taken in the order of their numbers")
-        return None
+        return None, f"{who} has no names of classes: they are taken in the order of their numbers"
     if list(theirs) == list(ours):
-        return None
+        return None, ""
     strange = [name for name in theirs if name not in ours]
     lacking = [name for name in ours if name not in theirs]
     if strange or lacking:
@@ -83,8 +85,7 @@ def class_order(
     differ = f"class {place} is {theirs[place]!r}, in {what} {ours[place]!r}"
     if not mapped:
         raise InputError(field, path, f"has the same classes in another order: {differ}")
-    _say(f"{field} {path} has its classes in another order: labels are mapped ({differ})")
-    return order
+    return order, f"{field} {path} has its classes in another order: labels are mapped ({differ})"
 
 
 def check_start(field: str, path: str, theirs: Mapping[str, Any], ours: Mapping[str, Any]):
@@ -104,14 +105,14 @@ def check_start(field: str, path: str, theirs: Mapping[str, Any], ours: Mapping[
     if spec.is_text(ours):
         first, second = (spec.tokenizer(each) for each in (theirs, ours))
         if first is None:
-            _say(f"{field} {path} has no tokenizer: its tokens are taken to be the run's")
+            say(f"{field} {path} has no tokenizer: its tokens are taken to be the run's")
         elif second is None or first.to_json() != second.to_json():
             allowed = f"has another vocabulary ({first.vocab_size:,} tokens) than the run"
             raise InputError(field, path, f"{allowed}; take it by tokenizer={path}")
     names = class_names(theirs), class_names(ours)
     same = theirs["num_classes"] == ours["num_classes"]  # else a leaf has another shape
     if same and any(each is not None for each in names):
-        class_order(field, path, *names, what="the run", mapped=False)
+        say(class_order(field, path, *names, what="the run", mapped=False)[1])
 
 
 def _check_shapes(field: str, path: str, network: Mapping[str, Any], dataset: Dataset):
@@ -148,6 +149,7 @@ def _first_difference(network: Mapping[str, Any], wanted: Mapping[str, Any]) -> 
     return ""
 
 
-def _say(line: str):
-    if parallel.is_main():
+def say(line: str):
+    """Prints a line, in one process of several."""
+    if line and parallel.is_main():
         print(line, flush=True)

@@ -13,6 +13,7 @@ checkpoints stay the same.
 import contextlib
 import os
 import signal
+import sys
 import threading
 import time
 from collections.abc import Callable, Mapping
@@ -90,7 +91,8 @@ def run(
     first = plan[hp["seeds"][0]]
     for stage in first.values():
         # Before hours of teachers, not after them.
-        classification.check(stage.settings, dataset)
+        with _named(stage.arm):
+            classification.check(stage.settings, dataset)
     contest.check_settings(hp, first, workdir, dataset)
     if hp["data_free"]:
         data_free.check(hp["data_free"])
@@ -135,7 +137,12 @@ def run(
     device, *others = jax.devices()
     if peak := throughput.peak(device.device_kind):
         pair = (checkpoint.load_model(path) for path in (normal, alone))
-        further.tables.append(throughput.table(results, hp, *pair, peak=peak * (1 + len(others))))
+        try:
+            table = throughput.table(results, hp, *pair, peak=peak * (1 + len(others)))
+            further.tables.append(table)
+        except Exception as error:  # it is not worth the results beside it
+            reason = f"{type(error).__name__}: {error}"
+            print(f"table of speed left out: {' '.join(reason.split())[:300]}", file=sys.stderr)
     summary.conclude(workdir, hp, dataset, rows, gates, further, minutes)
     drawn = [
         *summary.draw_figures(workdir, dataset, rows, normal, nasty, hp["temperature"]),
@@ -197,6 +204,18 @@ def _student_settings(name: str, own: Any, student: Mapping[str, Any]) -> dict[s
     except InputError as error:
         raise InputError(f"students.{name}.{error.field}", error.given, error.allowed) from None
     return {field: found[field] for field in own}
+
+
+@contextlib.contextmanager
+def _named(arm: str):
+    """Names the student's own fields in what is wrong with one of its runs."""
+    try:
+        yield
+    except InputError as error:
+        if arm.startswith(("student_", "self_")) and error.field in _STUDENT_ONLY:
+            name = f"student_{error.field}"
+            raise InputError(name, error.given, error.allowed) from None
+        raise
 
 
 def _by_arm(runs: list[Run]) -> dict[str, Run]:

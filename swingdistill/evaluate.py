@@ -159,7 +159,10 @@ def _compiled_last(network: str):
 def _classifier(loaded, hp, secrets, candidates, num_samples, batch_size):
     classes = corpora.load_corpus(hp["dataset"]).classes
     ours = fits.class_names(loaded.spec)
-    fits.class_order("canaries", hp["dataset"], classes, ours, what="the model", mapped=False)
+    order = fits.class_order(
+        "canaries", hp["dataset"], classes, ours, what="the model", mapped=False
+    )
+    fits.say(order[1])
     num_classes = len(classes)
     answers = np.array(
         [text_tasks.class_token(loaded.tokenizer, k) for k in range(num_classes)], np.int32

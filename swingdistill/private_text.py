@@ -227,7 +227,7 @@ def check_classes(hp: Mapping[str, Any], classes: Sequence[str], **others: Any):
         if loaded is not None:
             theirs = fits.class_names(loaded.spec)
             path, what = str(hp[field]), hp["dataset"]
-            fits.class_order(field, path, theirs, classes, what=what, mapped=False)
+            fits.say(fits.class_order(field, path, theirs, classes, what=what, mapped=False)[1])
 
 
 def to_rows(

@@ -44,11 +44,11 @@ def get_config(arg=""):
 """
 
 
-def write_data(path, *, labels=3, size=8, train=48, **more):
+def write_data(path, *, labels=3, size=8, channels=1, train=48, **more):
     rng = np.random.default_rng(0)
     arrays = dict(more)
     for split, count in (("train", train), ("test", 21)):
-        arrays[f"x_{split}"] = rng.integers(0, 256, (count, size, size, 1), dtype=np.uint8)
+        arrays[f"x_{split}"] = rng.integers(0, 256, (count, size, size, channels), dtype=np.uint8)
         arrays[f"y_{split}"] = np.arange(count) % labels
     np.savez(path, **arrays)
 
@@ -72,6 +72,7 @@ def place(tmp_path_factory):
     write_data(folder / "four.npz", labels=4)
     write_data(folder / "large.npz", size=10)
     write_data(folder / "labels.npz", classes=np.array(["a", "b"]))
+    write_data(folder / "colours.npz", channels=3)
     write_data(folder / "empty.npz", train=0)
     np.savez(folder / "keys.npz", x=np.zeros(3))
     (folder / "config.py").write_text(CONFIG.format(folder=folder))
@@ -168,6 +169,11 @@ NASTY = ["--config.adversary={place}/plain", "--config.temperature=4", "--config
             train,
             ["--config.init_from={place}/plain", "--config.model_kwargs.hidden=9"],
             "init_from: got '{place}/plain'; leaf params/Dense_0/",
+        ),
+        (
+            train,
+            ["--config.init_from={place}/plain", "--config.dataset=npz:{place}/colours.npz"],
+            "init_from: got '{place}/plain'; takes images of 1 channels; those of npz:{place}/col",
         ),
         (
             train,

@@ -184,3 +184,16 @@ def test_stored_logits_are_refused_by_row(tmp_path, row, dtype, message):
     with pytest.raises(InputError) as error:
         distill._stored_logits(hp, run, digits)
     assert message in str(error.value)
+
+
+def test_stored_probabilities_are_no_logits(tmp_path):
+    digits = load_dataset("digits")
+    rng = np.random.default_rng(0)
+    logits = rng.normal(size=(len(digits.train), digits.num_classes))
+    probabilities = np.exp(logits) / np.exp(logits).sum(1, keepdims=True)
+    hp, run = {"teacher": f"npz:{tmp_path}/logits.npz"}, tmp_path / "run"
+    np.savez(tmp_path / "logits.npz", logits=probabilities.astype(np.float32))
+    with pytest.raises(InputError, match="its `logits` are probabilities: every row adds up to 1"):
+        distill._stored_logits(hp, run, digits)
+    np.savez(tmp_path / "logits.npz", logits=np.log(probabilities))
+    assert distill._stored_logits(hp, run, digits)[0].shape == logits.shape

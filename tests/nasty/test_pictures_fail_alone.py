@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 
 from distill_core import classification, cli, integrity
-from nasty import experiment, figures, inversion_stage, summary, sweep_figures
+from distill_core.config import InputError
+from nasty import experiment, figures, inversion_stage, summary, sweep_figures, throughput
 
 LATIN = b"Gr\xf6\xdfe".decode("utf-8", "surrogateescape")
 CLASSES = ("cost $5", "a_b^{", LATIN, "<script>", "_$\\frac")
@@ -106,6 +107,27 @@ def test_a_picture_that_fails_costs_nothing_else(again, monkeypatch, module, nam
     assert _pictures(again.workdir) == 4
     assert json.loads((again.workdir / "results.json").read_text())["ablations"]
     assert "student_of_nasty" in out
+
+
+def test_a_table_of_speed_that_fails_costs_nothing_else(again, monkeypatch):
+    def fail(*_, **__):
+        raise NotImplementedError("a layer that cannot be counted")
+
+    monkeypatch.setattr(throughput, "peak", lambda kind: 1e12)
+    monkeypatch.setattr(throughput, "forward_flops", fail)
+    code, out, err = again()
+    assert code == 0
+    line = "table of speed left out: NotImplementedError: a layer that cannot be counted"
+    assert err.splitlines().count(line) == 1
+    assert "student_of_nasty" in out
+    assert json.loads((again.workdir / "results.json").read_text())["rows"]
+
+
+@pytest.mark.parametrize("field", ["batch_size", "student_batch_size"])
+def test_a_batch_is_refused_by_the_field_that_says_so(settings, tmp_path, field):
+    with pytest.raises(InputError, match=f"^{field}: got 13; must be divisible by the 8 devices"):
+        experiment.run({**settings, field: 13}, tmp_path / "run")
+    assert not (tmp_path / "run").exists()
 
 
 def test_a_stage_whose_picture_fails_is_done(settings, finished, tmp_path, monkeypatch, capsys):
