@@ -19,6 +19,8 @@ GROUP = {
     "public_start": config.boolean(default=False),
     "masked": config.text(default=None),
 }
+# Beyond these gradients of norm C or their noise would be 0 or infinite in float32.
+SIZES = {"norm": (1e-12, 1e12), "noise_multiplier": (1e-8, 1e12)}
 _ALLOWED = (
     "must be a group: epsilon, delta and norm (C), and perhaps noise_multiplier (std/C; else "
     "calibrated), augmentations (copies of a record a step), seed (of the noise, to reproduce), "
@@ -46,11 +48,16 @@ def read_group(given: Mapping[str, Any], num_examples: int) -> dict[str, Any]:
       num_examples: N, private training records.
 
     Raises:
-      InputError: on `dp.NAME`: unknown, missing or outside its range; `delta` not below 1/N.
+      InputError: on `dp.NAME`: unknown, missing or outside its range (`SIZES`, too); `delta` not
+        below 1/N.
     """
     try:
         found = config.validate(given, GROUP)
         ledger.check_delta(found["delta"], num_examples)
+        for name, (least, most) in SIZES.items():
+            if found[name] is not None and not least <= found[name] <= most:
+                allowed = f"must be from {least:g} to {most:g}, which float32 holds"
+                raise InputError(name, found[name], allowed)
     except InputError as error:
         raise InputError(f"dp.{error.field}", error.given, error.allowed) from None
     return found

@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from typing import Any
 
-from distill_core import config
+from distill_core import config, dp_settings
 from distill_core.config import InputError
 from distill_core.privacy.ledger import check_delta
 from dpdfd.priors import KINDS
@@ -77,6 +77,10 @@ def validate(settings: Any) -> dict[str, Any]:
         raise InputError("epsilon", None, f"is required for {unit!r}; must be a number above 0")
     if unit not in NOISED and hp["epsilon"] is not None:
         raise InputError("epsilon", hp["epsilon"], f"{unit!r} spends none here; leave it out")
+    least, most = dp_settings.SIZES["norm"]
+    if not least <= hp["norm"] <= most:
+        allowed = f"must be from {least:g} to {most:g}, which float32 holds"
+        raise InputError("norm", hp["norm"], allowed)
     if not 0.0 < hp["delta"] < 1.0:
         raise InputError("delta", hp["delta"], "must be in (0, 1)")
     if (

@@ -435,6 +435,13 @@ def _plain(fit, workdir, **changes):
         ({"delta": 0.0}, {}, "dp.delta: got 0.0; must be a number in (0, 1]"),
         ({"delta": 1 / N}, {}, "dp.delta: got 0.004166666666666667; must be below 1/N = 0.00417"),
         ({"norm": 0}, {}, "dp.norm: got 0; must be a number above 0"),
+        ({"norm": 1e-300}, {}, "dp.norm: got 1e-300; must be from 1e-12 to 1e+12"),
+        ({"norm": 1e38}, {}, "dp.norm: got 1e+38; must be from 1e-12 to 1e+12"),
+        (
+            {"noise_multiplier": 1e-10},
+            {},
+            "dp.noise_multiplier: got 1e-10; must be from 1e-08 to 1e+12",
+        ),
         ({"norms": 1}, {}, "dp.norms: got 1; no such field; did you mean norm?"),
         ({"augmentations": 0}, {}, "dp.augmentations: got 0; must be an integer of at least 1"),
         ({"noise_multiplier": -1}, {}, "dp.noise_multiplier: got -1; must be a number above 0"),

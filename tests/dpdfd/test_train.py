@@ -681,6 +681,7 @@ def odd_data(tmp_path_factory):
         (ALTERNATE, {"delta": 0.01, "num_examples": 100}, "delta: got 0.01; must be below 1/N"),
         (ALTERNATE, {"norm": 0.0}, "norm: got 0.0; "),
         (ALTERNATE, {"norm": -1.0}, "norm: got -1.0; "),
+        (ALTERNATE, {"norm": 1e-300}, "norm: got 1e-300; must be from 1e-12 to 1e+12"),
         (ALTERNATE, {"guide": "teacher"}, "guide: got 'teacher'; "),
         (ALTERNATE, {"privacy_unit": "record_ensemble"}, "mechanism: got 'logit'; "),
         (ANSWERS, {}, "teacher: got"),
