@@ -9,6 +9,8 @@ import numpy as np
 
 from distill_core.config import InputError
 
+_ROUNDING = 1e-5  # of arithmetic on floats in [0, 1], such as standardising and back
+
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Split:
@@ -127,9 +129,10 @@ def make_dataset(
 
     Raises:
       InputError: on `dataset`: fewer than two classes, or two of one name, an empty split, images
-        of another rank or type, floating images with NaN or values outside [0, 1], values that are
-        scaled twice or not at all, channels that come first, more or fewer labels than images,
-        labels that are no class, splits whose images differ in size, constants outside their range.
+        of another rank or type, floating images with NaN or values outside [0, 1] by more than
+        1e-5 (less is cut off), values that are scaled twice or not at all, channels that come
+        first, more or fewer labels than images, labels that are no class, splits whose images
+        differ in size, constants outside their range.
     """
     name, classes = readable(name), tuple(map(readable, classes))
     if len(classes) < 2:
@@ -254,13 +257,14 @@ def _checked_images(name: str, which: str, images: np.ndarray) -> np.ndarray:
     if 0 == low < high <= 1 / 255:
         message = f"{which} images reach {high:g} of 1: they were divided by 255 twice"
         raise InputError("dataset", name, message)
-    if low < 0 or high > 1:
+    if low < -_ROUNDING or high > 1 + _ROUNDING:
         message = (
             f"{which} images that are floats must lie in [0, 1], and lie in [{low:g}, {high:g}]; "
             "scale them, or store uint8"
         )
         raise InputError("dataset", name, message)
-    return images.astype(np.float32, copy=False)
+    images = images.astype(np.float32, copy=False)
+    return images if low >= 0 and high <= 1 else images.clip(0, 1)
 
 
 def _check_channels(name: str, which: str, shape: Sequence[int]):

@@ -216,3 +216,17 @@ def test_refuses_pixels_of_another_scale(tmp_path, change, message):
     arrays = _save(path)
     np.savez(path, **{**arrays, "x_train": change(arrays["x_train"])})
     assert message in _refused(path)
+
+
+def test_pixels_that_rounding_moved_out_of_range_are_cut(tmp_path):
+    path = tmp_path / "a.npz"
+    arrays = _save(path)
+    x = arrays["x_train"].astype(np.float32) / 255
+    x.flat[:2] = 1 + 3e-7, -3e-7
+    np.savez(path, **{**arrays, "x_train": x, "x_test": x[: len(arrays["x_test"])]})
+    found = load_dataset(f"npz:{path}").train.images
+    assert (found.min(), found.max()) == (0, 1)
+    np.testing.assert_allclose(found.ravel(), x.ravel(), atol=1e-6)
+    x.flat[0] = 1.001
+    np.savez(path, **{**arrays, "x_train": x})
+    assert "that are floats must lie in [0, 1], and lie in [-3e-07, 1.001]" in _refused(path)
