@@ -38,7 +38,7 @@ from distill_core.integrity import (
     steps,
     write_atomically,
 )
-from distill_core.loaded_model import LoadedModel
+from distill_core.loaded_model import LoadedModel, check_images
 
 # With the half of the format that needs no Orbax: callers find all of it here.
 __all__ = [
@@ -171,6 +171,7 @@ def load_model(
     spec = specs[part]
     with trust_lib.allowed(trust):
         trust_lib.check_network(path, spec)
+    check_images(path, spec)
     expected = spec_lib.variable_shapes(spec)
     with _alone() as ocp:
         stored = ocp.metadata(_absolute(path), "model").metadata

@@ -1,11 +1,14 @@
 """A network with its weights, whatever file it was read from."""
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
 import numpy as np
+
+from distill_core.config import InputError
+from distill_core.data.dataset import wrong_constants
 
 PyTree = Any
 
@@ -41,3 +44,27 @@ class LoadedModel:
         if "step" in self.metadata:
             found.append(f"step {self.metadata['step']} of {self.metadata.get('method')}")
         return f"LoadedModel({', '.join(found)})"
+
+
+def check_images(path: object, network: Mapping[str, Any]):
+    """Refuses a file's network of images whose own classes and constants cannot be.
+
+    Raises:
+      InputError: on `checkpoint`: numbers that do not belong together, or constants that are not
+        for pixels in [0, 1].
+    """
+    if "mean" not in network:
+        return
+    try:
+        mean, std = ([float(value) for value in network[name]] for name in ("mean", "std"))
+        count, channels = network["num_classes"], network["input_shape"][-1]
+        names = network.get("classes")
+        fit = type(count) is int and len(mean) == len(std) == channels
+        fit = fit and (names is None or len(names) == count)
+    except (KeyError, IndexError, TypeError, ValueError):
+        mean, std, fit = [], [], False
+    if not fit:
+        allowed = "describes no network: its image size, mean, std and classes do not agree"
+        raise InputError("checkpoint", str(path), allowed)
+    if (wrong := wrong_constants(mean, std)) is not None:
+        raise InputError("checkpoint", str(path), wrong)

@@ -11,6 +11,7 @@ from distill_core import checkpoint, distill, plain_text
 from distill_core.config import InputError
 from distill_core.data import load_dataset
 from distill_core.data.tokenizers import SPECIALS, Tokenizer, train_words
+from distill_core.loaded_model import check_images
 
 LINES = ["the cat sat", "on the mat, 12 times"]
 NETWORK = {
@@ -154,6 +155,36 @@ def test_a_checkpoint_that_describes_no_network_is_refused(tmp_path, network):
         metadata={"method": "test", "parts": {"model": network}},
     )
     with pytest.raises(InputError, match="describes no network: its model must be a name"):
+        distill_core.load_model(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"mean": [127.5], "std": [63.0]}, r"mean must lie in \[0, 1\] and std in \(0, 1\]"),
+        ({"std": [0.0]}, r"mean must lie in \[0, 1\] and std in \(0, 1\]"),
+        ({"mean": [float("nan")]}, r"mean must lie in \[0, 1\] and std in \(0, 1\]"),
+        ({"mean": [0.5, 0.5]}, "image size, mean, std and classes do not agree"),
+        ({"mean": ["a"]}, "image size, mean, std and classes do not agree"),
+        ({"classes": ["a", "b"]}, "image size, mean, std and classes do not agree"),
+        ({"num_classes": "3"}, "image size, mean, std and classes do not agree"),
+    ],
+)
+def test_a_checkpoint_whose_numbers_cannot_be_is_refused(changes, message):
+    check_images("net", NETWORK)
+    with pytest.raises(InputError, match=f"^checkpoint: got 'net'; .*{message}"):
+        check_images("net", {**NETWORK, **changes})
+
+
+def test_load_model_looks_at_a_checkpoints_numbers(tmp_path):
+    checkpoint.save(
+        tmp_path,
+        1,
+        parts={"model": weights()},
+        train={"step": np.int32(1)},
+        metadata={"method": "test", "parts": {"model": {**NETWORK, "std": [64.0]}}},
+    )
+    with pytest.raises(InputError, match="divide those of pixels in"):
         distill_core.load_model(tmp_path)
 
 
