@@ -40,7 +40,7 @@ class Flags(argparse.ArgumentParser):
             action="append",
             default=[],
             metavar="PACKAGE[,…]",
-            help="runs the code of PACKAGE where a checkpoint's network is one of its own",
+            help="allows checkpoints to import networks from PACKAGE, which runs its code",
         )
 
     def read(self, argv: Sequence[str], *, required: Sequence[str] = ()) -> argparse.Namespace:

@@ -60,7 +60,7 @@ def _starting_point(
 ) -> checkpoint.LoadedModel | None:
     """What the run's first weights are from; None where they are its own, or fresh."""
     if not hp.get("init_from") or has_checkpoint(workdir):
-        return None  # with a checkpoint of its own the path may hold something else by now
+        return None  # it resumes from its checkpoint; the path may hold something else by now
     with about("init_from", hp["init_from"]):
         return checkpoint.load_model(hp["init_from"])
 

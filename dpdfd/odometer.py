@@ -104,7 +104,7 @@ def read(teacher: epath.PathLike) -> tuple[tuple[str, Entry], ...]:
 @contextlib.contextmanager
 def _locked(where: epath.Path) -> Iterator[None]:
     """Waits until no other conversion is being charged. Object stores have no locks: there, too, no
-    charge is lost, since each is a file of its own."""
+    charge is lost, since each has its own file."""
     if "://" in str(where):
         yield
         return

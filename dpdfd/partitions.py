@@ -23,7 +23,7 @@ _ROTATION, _STRETCH, _SHIFT = 0.15, 0.1, 0.05
 _HIGHEST = jax.lax.Precision.HIGHEST
 _PERMUTATIONS = 20170  # seed of the deal: public, and the same for all runs
 # Names what `partition` does in a checkpoint: another deal takes another name.
-RULE = "blocks of M indices, each dealt by a permutation of its own"
+RULE = "blocks of M indices, each dealt by its own permutation"
 
 
 def partition(index: np.ndarray, num_teachers: int) -> np.ndarray:

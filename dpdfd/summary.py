@@ -29,7 +29,7 @@ METRICS = (
 RATES = ("accuracy", "fresh_classifier_accuracy")
 AUDIENCE = (
     "For the owner of the data alone: it shows accuracies of teachers without privacy and audits "
-    "that know the canaries. What may be published stands in a table of its own."
+    "that know the canaries. A separate table says what may be published."
 )
 LEAST_CONTROL = 1.0  # what the audit has to find in a teacher trained without privacy
 # Accuracy of classifiers trained on private synthetic data, by methods that see the data:

@@ -85,8 +85,8 @@ def runs(hp: Mapping[str, Any], workdir: epath.Path) -> list[Run]:
     """All training runs, in an order in which inputs come first.
 
     Every seed has its own secrets, teacher and students; the first also has the ablations, the
-    decoys and the sweep. All share one reference and its vocabulary, which is made of its own half
-    of the text: no word in it is there because the teacher's half has it.
+    decoys and the sweep. All share one reference and its vocabulary, which is made from the
+    reference's half of the text: no word in it is there because the teacher's half has it.
     """
     base = _base(hp)
     student = base | {name: hp[f"student_{name}"] for name in _NETWORK}

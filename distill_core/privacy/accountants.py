@@ -220,7 +220,7 @@ def calibrate(
     weight = math.fsum(n * (q * r / largest) ** 2 for r, n, q in noised)
     start = largest / math.sqrt(math.log1p(mu**2 / weight))
     factor = _least(coarse, epsilon, start=start)
-    while composed_epsilon(scaled(factor), delta) > epsilon:  # on a grid of its own
+    while composed_epsilon(scaled(factor), delta) > epsilon:  # on the grid that fits this factor
         factor *= 1 + _TOLERANCE / 4
     return factor
 

@@ -60,7 +60,7 @@ def saved(tmp_path_factory):
 
 @pytest.fixture
 def teacher(saved, tmp_path):
-    """With an account of its own."""
+    """With its own account."""
     return shutil.copytree(saved, tmp_path / "teacher")
 
 

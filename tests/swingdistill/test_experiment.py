@@ -282,7 +282,7 @@ def test_every_planned_run_is_one_that_the_binary_takes(given, tmp_path):
 
 
 def test_no_vocabulary_of_a_comparison_tells_a_word_of_the_teachers_half(given, folder, tmp_path):
-    """The reference's is made of its own half, and all other runs have it."""
+    """The reference's is made from its half, and all other runs take it."""
     private = tmp_path / "text"
     shutil.copytree(folder, private)
     lines = (private / "train.txt").read_text().splitlines()
