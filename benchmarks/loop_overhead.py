@@ -16,7 +16,8 @@ import time
 
 import jax
 
-from distill_core import loop, train
+from distill_core import train
+from distill_core.training import loop
 
 RUNS = {
     "digits": {

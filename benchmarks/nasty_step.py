@@ -12,8 +12,9 @@ PyTorch runs as it is written and compiled (`torch.compile` of forward pass and 
 convolutions in channels_last. In float32 both may use a GPU's TF32; in bfloat16 ours computes in it
 where its specs say so, PyTorch under autocast, and parameters stay float32 on both sides.
 
-A share of the chip's peak is the operations of our step (`distill_core.flops`: convolutions and
-matrix products, forward and backward) by our time and by the peak: dense, of TF32 or of bfloat16.
+A share of the chip's peak is the operations of our step (`distill_core.models.flops`: convolutions
+and matrix products, forward and backward) by our time and by the peak: dense, of TF32 or of
+bfloat16.
 """
 
 import argparse
@@ -34,11 +35,13 @@ import torch
 import torch_networks
 from torch.nn import functional
 
-from distill_core import classification, models, spec
-from distill_core.data import augment
-from distill_core.flops import count_flops
-from distill_core.training import TrainState
-from nasty import throughput
+from distill_core import models
+from distill_core.data.images import augment
+from distill_core.models import spec
+from distill_core.models.flops import count_flops
+from distill_core.training import classification
+from distill_core.training.step import TrainState
+from nasty.experiment import throughput
 from nasty.train import objective_against
 
 OMEGA, TEMPERATURE = 0.04, 4.0

@@ -6,7 +6,7 @@ and `.release`.
 
 from distill_core.checkpoint import LoadedModel, load_model
 from distill_core.losses import cross_entropy, distillation_loss, kl_divergence
-from distill_core.training import TrainState, make_eval_step, make_train_step
+from distill_core.training.step import TrainState, make_eval_step, make_train_step
 
 __all__ = [
     "LoadedModel",

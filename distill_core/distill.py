@@ -13,8 +13,11 @@ import jax.numpy as jnp
 import numpy as np
 from etils import epath
 
-from distill_core import checkpoint, classification, cli, config, fits, paths, run_state, trust
+from distill_core import checkpoint, config
 from distill_core.losses import distillation_loss
+from distill_core.models import trust
+from distill_core.runtime import cli, paths
+from distill_core.training import classification, fits, run_state
 
 FIELDS = {
     **config.TRAINING,

@@ -15,8 +15,11 @@ import jax.numpy as jnp
 import numpy as np
 from etils import epath
 
-from distill_core import checkpoint, cli, config, data, fits, metrics, parallel, paths, spec
+from distill_core import checkpoint, config, data
 from distill_core.losses import cross_entropy
+from distill_core.models import spec
+from distill_core.runtime import cli, parallel, paths
+from distill_core.training import fits, metrics
 
 
 def evaluate_checkpoint(

@@ -24,10 +24,13 @@ import jax.numpy as jnp
 import numpy as np
 from etils import epath
 
-from distill_core import checkpoint, cli, config, paths, spec, strict_json
-from distill_core.data.tokenizers import ELSEWHERE, PUBLIC_TEXT, TRAINING_TEXT
+from distill_core import checkpoint, config
+from distill_core.checkpoint import strict_json
+from distill_core.data.text.tokenizers import ELSEWHERE, PUBLIC_TEXT, TRAINING_TEXT
+from distill_core.models import spec
 from distill_core.privacy import composition, noise
 from distill_core.privacy import ledger as ledger_lib
+from distill_core.runtime import cli, paths
 
 CARD_FIELDS = ("model", "model_kwargs", "num_classes")
 IMAGE_FIELDS = (*CARD_FIELDS, "input_shape", "mean", "std", "classes")

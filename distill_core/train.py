@@ -7,9 +7,12 @@ from typing import Any
 
 from etils import epath
 
-from distill_core import classification, cli, config, dp_settings, plain_text, trust
+from distill_core import config
 from distill_core.config import InputError
 from distill_core.losses import cross_entropy
+from distill_core.models import trust
+from distill_core.runtime import cli
+from distill_core.training import classification, dp_settings, plain_text
 
 FIELDS = {**config.TRAINING, **dp_settings.FIELDS, **plain_text.FIELDS}
 _IMAGES_ALONE = ("data_dir", "num_validation", *config.AUGMENTATION, *config.CLASSIFIER)

@@ -5,14 +5,14 @@ that of Liu et al., "Model Conversion via Differentially Private Data-Free Disti
 2023, as its abstract and introduction state it; formulas and accounting are our reconstruction.
 """
 
-from dpdfd.mechanism import (
+from dpdfd.privacy.mechanism import (
     bounded_gradient_sum,
     ensemble_gradients,
     noisy_sum,
     private_answers,
     privatize_logit_gradients,
 )
-from dpdfd.units import PrivacyReport, privacy_spent
+from dpdfd.privacy.units import PrivacyReport, privacy_spent
 
 __all__ = [
     "PrivacyReport",

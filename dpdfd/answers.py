@@ -23,7 +23,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from distill_core.privacy import discrete_gaussian
-from dpdfd.mechanism import on_simplex
+from dpdfd.privacy.mechanism import on_simplex
 
 Array = jax.Array
 

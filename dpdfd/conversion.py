@@ -17,10 +17,10 @@ import optax
 
 from distill_core.losses import kl_divergence
 from distill_core.privacy.per_example import bounded_gradient_sum, noisy_sum
-from distill_core.training import TrainState, all_sum, make_train_step
+from distill_core.training.step import TrainState, all_sum, make_train_step
 from dpdfd import losses
 from dpdfd.generator import Generator
-from dpdfd.mechanism import privatize_logit_gradients
+from dpdfd.privacy.mechanism import privatize_logit_gradients
 
 Array = jax.Array
 PyTree = Any

@@ -15,12 +15,15 @@ from typing import Any
 import numpy as np
 from etils import epath
 
-from distill_core import checkpoint, cli, config, data, fits, parallel, paths, release, strict_json
+from distill_core import checkpoint, config, data, release
+from distill_core.checkpoint import strict_json
 from distill_core.config import InputError
-from distill_core.data.dataset import Dataset
-from distill_core.plotting import attempt
+from distill_core.data.images.dataset import Dataset
+from distill_core.experiment.plotting import attempt
+from distill_core.runtime import cli, parallel, paths
+from distill_core.training import fits
 from dpdfd import fresh
-from dpdfd.units import privacy_spent
+from dpdfd.privacy.units import privacy_spent
 
 
 def evaluate(
@@ -217,7 +220,7 @@ def _dataset(path, student, settings, dataset, data_dir) -> Dataset:
 
 
 def _write_folder(out: epath.Path, workdir: epath.Path, result, images, labels, classes):
-    from dpdfd import figures
+    from dpdfd.experiment import figures
 
     out.mkdir(parents=True, exist_ok=True)
     text = strict_json.dumps(result, indent=1, ensure_ascii=False)

@@ -13,13 +13,16 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from distill_core import config, metrics, optimizers, spec
+from distill_core import config
 from distill_core.checkpoint import LoadedModel
-from distill_core.data import augment, sampling
-from distill_core.data.dataset import Split
+from distill_core.data import sampling
+from distill_core.data.images import augment
+from distill_core.data.images.dataset import Split
 from distill_core.evaluate import compute_logits
 from distill_core.losses import kl_divergence
-from distill_core.training import STREAM_INIT, TrainState, make_train_step, stream_key
+from distill_core.models import spec
+from distill_core.training import metrics, optimizers
+from distill_core.training.step import STREAM_INIT, TrainState, make_train_step, stream_key
 from dpdfd.rounds import choose_balanced
 
 _DRAWN = 9  # stream of the draws; the network's own keys fold in others

@@ -9,9 +9,12 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from distill_core import models, optimizers, parallel, run_state, spec
-from distill_core.data import preprocess
-from distill_core.training import stream_key
+from distill_core import models
+from distill_core.data.images import preprocess
+from distill_core.models import spec
+from distill_core.runtime import parallel
+from distill_core.training import optimizers, run_state
+from distill_core.training.step import stream_key
 from dpdfd import conversion, rounds
 from dpdfd.settings import TERMS
 
@@ -70,7 +73,7 @@ def teacher_outputs(described: Mapping[str, Any]) -> Callable:
 
 def member_answers(described: Mapping[str, Any]) -> Callable:
     """`outputs(variables, images)`: probabilities [M, B, K] of an ensemble's members."""
-    from dpdfd import ensemble
+    from dpdfd.ensemble import training as ensemble
 
     answers = ensemble.make_answers(described)
     return lambda variables, images: answers(variables, images, kind="probabilities")

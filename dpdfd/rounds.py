@@ -14,12 +14,12 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from distill_core.data import augment
+from distill_core.data.images import augment
 from distill_core.losses import kl_divergence
-from distill_core.training import make_train_step
+from distill_core.training.step import make_train_step
 from dpdfd.answers import answer_counts
 from dpdfd.features import FeatureRidge
-from dpdfd.mechanism import privatize_logit_gradients
+from dpdfd.privacy.mechanism import privatize_logit_gradients
 
 Array = jax.Array
 PyTree = Any

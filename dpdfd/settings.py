@@ -3,12 +3,13 @@
 from collections.abc import Mapping
 from typing import Any
 
-from distill_core import config, dp_settings
+from distill_core import config
 from distill_core.config import InputError
 from distill_core.privacy.ledger import check_delta
-from dpdfd.priors import KINDS
+from distill_core.training import dp_settings
+from dpdfd.priors.images import KINDS
+from dpdfd.privacy.units import UNITS, Release
 from dpdfd.rounds import LOSSES
-from dpdfd.units import UNITS, Release
 
 NOISED = ("query", "record_single", "record_ensemble")
 _ALTERNATING, _MECHANISMS = ("param", "logit"), ("param", "logit", "answers")

@@ -7,13 +7,14 @@ from typing import Any
 
 import numpy as np
 
-from distill_core import parallel
 from distill_core.config import InputError
+from distill_core.runtime import parallel
 from dpdfd import answers as answers_lib
-from dpdfd import priors, rounds
-from dpdfd.bought import Bought
-from dpdfd.budget import Budget
+from dpdfd import rounds
 from dpdfd.conversion import ConversionState
+from dpdfd.priors import images as priors
+from dpdfd.privacy.bought import Bought
+from dpdfd.privacy.budget import Budget
 from dpdfd.programs import Programs
 
 

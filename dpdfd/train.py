@@ -17,26 +17,19 @@ import jax
 import numpy as np
 from etils import epath
 
-from distill_core import (
-    checkpoint,
-    cli,
-    config,
-    data,
-    fits,
-    fitting,
-    loop,
-    parallel,
-    run_state,
-    spec,
-    trust,
-)
+from distill_core import checkpoint, config, data
 from distill_core.config import InputError
-from distill_core.data.dataset import Dataset
-from distill_core.training import STREAM_INIT, TrainState, stream_key
-from dpdfd import conversion, odometer, programs, provenance, rounds, settings, steps
+from distill_core.data.images.dataset import Dataset
+from distill_core.models import spec, trust
+from distill_core.runtime import cli, parallel
+from distill_core.training import fits, fitting, loop, run_state
+from distill_core.training.step import STREAM_INIT, TrainState, stream_key
+from dpdfd import conversion, programs, rounds, settings, steps
 from dpdfd.answers import MOST_NOISE
-from dpdfd.bought import Bought
-from dpdfd.budget import Budget
+from dpdfd.ensemble import provenance
+from dpdfd.privacy import odometer
+from dpdfd.privacy.bought import Bought
+from dpdfd.privacy.budget import Budget
 from dpdfd.settings import FIELDS
 from dpdfd.warm_start import warm_start
 

@@ -15,8 +15,11 @@ from typing import Any
 import jax.numpy as jnp
 from etils import epath
 
-from distill_core import checkpoint, classification, cli, config, evaluate, inputs, trust
+from distill_core import checkpoint, config, evaluate
 from distill_core.losses import distillation_loss
+from distill_core.models import trust
+from distill_core.runtime import cli
+from distill_core.training import classification, inputs
 from nasty.attacks import scm, skeptical_training
 from nasty.attacks.averager import class_means
 from nasty.attacks.htc import htc_loss

@@ -15,11 +15,15 @@ import jax
 import numpy as np
 from etils import epath
 
-from distill_core import checkpoint, classification, evaluate, parallel, spec, strict_json
+from distill_core import checkpoint, evaluate
+from distill_core.checkpoint import strict_json
 from distill_core.config import InputError
 from distill_core.data import Split
-from distill_core.flops import count_flops
-from nasty import throughput
+from distill_core.models import spec
+from distill_core.models.flops import count_flops
+from distill_core.runtime import parallel
+from distill_core.training import classification
+from nasty.experiment import throughput
 from nasty.proxy import BATCH, distilled, proxy_network
 
 MIN_STEPS, MAX_IMAGES = 50, 20_000

@@ -10,11 +10,12 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from distill_core import checkpoint, spec
+from distill_core import checkpoint
 from distill_core.config import InputError
 from distill_core.data import sampling
 from distill_core.losses import distillation_loss
-from distill_core.training import STREAM_INIT, TrainState, make_train_step, stream_key
+from distill_core.models import spec
+from distill_core.training.step import STREAM_INIT, TrainState, make_train_step, stream_key
 
 ALPHA = 0.9  # the paper's weight of the distillation term
 BATCH = 32  # small: many updates for the arithmetic

@@ -16,8 +16,11 @@ from typing import Any
 import jax.numpy as jnp
 from etils import epath
 
-from distill_core import classification, cli, config, trust
+from distill_core import config
 from distill_core.config import InputError
+from distill_core.models import trust
+from distill_core.runtime import cli
+from distill_core.training import classification
 from nasty import nastiness
 from nasty.defences import cmim_training, head_only
 from nasty.losses import nasty_loss

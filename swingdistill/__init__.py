@@ -5,8 +5,8 @@ soft targets are the ideas of "Swing Distillation: A Privacy-Preserving Knowledg
 Framework", Li et al., 2022, as its abstract states them; the formulas here are our reconstruction.
 """
 
+from swingdistill.canaries.exposure import exposure
 from swingdistill.chunked_loss import swing_loss_from_hidden
-from swingdistill.exposure import exposure
 from swingdistill.losses import context_ids, soft_targets, swing_loss, token_temperatures
 
 __all__ = [

@@ -14,25 +14,18 @@ import jax
 import numpy as np
 from etils import epath
 
-from distill_core import (
-    checkpoint,
-    chunked,
-    cli,
-    config,
-    fits,
-    language,
-    parallel,
-    paths,
-    run_state,
-    spec,
-    strict_json,
-)
+from distill_core import checkpoint, config
+from distill_core.checkpoint import strict_json
 from distill_core.config import InputError
-from distill_core.data import corpus as corpora
-from distill_core.data import text_tasks
-from distill_core.data.corpus import Example
-from swingdistill import estimators, private_text
-from swingdistill.exposure import floor_bits
+from distill_core.data.text import corpus as corpora
+from distill_core.data.text import tasks as text_tasks
+from distill_core.data.text.corpus import Example
+from distill_core.models import spec
+from distill_core.runtime import cli, parallel, paths
+from distill_core.training import chunked, fits, language, run_state
+from swingdistill import private_text
+from swingdistill.canaries import estimators
+from swingdistill.canaries.exposure import floor_bits
 
 CLASSES = ("digit", "private", "public", "public_digit")  # see private_text.token_classes
 ESTIMATORS = ("exact", "sampled", "extrapolated")

@@ -5,7 +5,7 @@ import json
 
 import jax.numpy as jnp
 
-from distill_core import spec
+from distill_core.models import spec
 from swingdistill.chunked_loss import swing_loss_from_hidden
 from swingdistill.losses import context_ids
 

@@ -10,14 +10,16 @@ from typing import Any
 
 import numpy as np
 
-from distill_core import config, fits, plain_text
+from distill_core import config
 from distill_core.config import InputError
-from distill_core.data import corpus as corpora
-from distill_core.data import text_tasks, tokenizers
-from distill_core.data.corpus import Example
-from distill_core.data.text_tasks import Line
-from swingdistill import canaries as canaries_lib
-from swingdistill import scorers
+from distill_core.data.text import corpus as corpora
+from distill_core.data.text import tasks as text_tasks
+from distill_core.data.text import tokenizers
+from distill_core.data.text.corpus import Example
+from distill_core.data.text.tasks import Line
+from distill_core.training import fits, plain_text
+from swingdistill.canaries import secrets as canaries_lib
+from swingdistill.scorers import judges as scorers
 
 FIELDS = {
     "dataset": config.text(),

@@ -15,10 +15,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from distill_core import spec
 from distill_core.data import sampling
+from distill_core.models import spec
+from distill_core.models.segments import places_in_line
 from distill_core.privacy.gaussian import standard_normal
-from distill_core.segments import places_in_line
 from swingdistill.losses import soft_targets, token_temperatures
 from swingdistill.variants import anchored_targets, released_entries
 

@@ -7,11 +7,11 @@ import numpy as np
 from distill_core import checkpoint, config
 from distill_core.config import InputError
 from distill_core.privacy import noise
-from distill_core.training import stream_key
+from distill_core.training.step import stream_key
 from swingdistill import budget, released, variants
 from swingdistill.losses import token_temperatures
 
-STREAM_NOISE = 2  # beside the streams of distill_core.training
+STREAM_NOISE = 2  # beside the streams of distill_core.training.step
 
 
 def noise_key(hp, workdir, start: int, rows, *models) -> jax.Array:

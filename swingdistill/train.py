@@ -15,24 +15,16 @@ import jax.numpy as jnp
 import numpy as np
 from etils import epath
 
-from distill_core import (
-    checkpoint,
-    cli,
-    config,
-    dp_settings,
-    dp_sgd,
-    inputs,
-    language,
-    plain_text,
-    run_state,
-    spec,
-    trust,
-)
+from distill_core import checkpoint, config
 from distill_core.config import InputError
-from distill_core.data import corpus as corpora
+from distill_core.data.text import corpus as corpora
+from distill_core.models import spec, trust
 from distill_core.privacy.ledger import check_delta
-from swingdistill import evaluate, private_text, released, scoring, targets
+from distill_core.runtime import cli
+from distill_core.training import dp_settings, dp_sgd, inputs, language, plain_text, run_state
+from swingdistill import evaluate, private_text, released, targets
 from swingdistill.objectives import swing_objective
+from swingdistill.scorers import scoring
 
 METHOD_FIELDS = {
     "alpha": config.number(0.0, 1.0, default=0.7),
@@ -71,7 +63,7 @@ def train_and_evaluate(
     """Trains to the end or resumes; returns metrics on the test text and the checkpoint's id.
 
     The result's `budget` says what noise there was and, with `epsilon` above 0, what (ε, δ) holds
-    of which released vectors; with a group `dp` (see `distill_core.dp_sgd`), what holds of a line
+    of which released vectors; with a group `dp` (see `training.dp_sgd`), what holds of a line
     of the training text. There the vocabulary, which has to come from elsewhere, and the text for
     validation count as public.
     """

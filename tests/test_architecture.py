@@ -15,7 +15,6 @@ ROOT = Path(__file__).parents[1]
 METHODS = ("swingdistill", "nasty", "dpdfd")
 PACKAGES = tuple(name for name in ("distill_core", *METHODS) if (ROOT / name).is_dir())
 CONFIGS = sorted((ROOT / "configs").glob("*/*.py"))
-MAX_LINES = 320
 
 
 def _sources(*folders: str) -> list[Path]:
@@ -94,9 +93,9 @@ def test_a_method_imports_no_other_method(method: str):
 @pytest.mark.parametrize(
     ("modules", "rooms"),
     [
-        (("orbax",), ("distill_core/checkpoint.py",)),
+        (("orbax",), ("distill_core/checkpoint/",)),
         (("tensorflow_datasets", "grain"), ("distill_core/data/",)),
-        (("jax_privacy", "dp_accounting"), ("distill_core/privacy/", "dpdfd/audit.py")),
+        (("jax_privacy", "dp_accounting"), ("distill_core/privacy/", "dpdfd/experiment/audit.py")),
     ],
     ids=["orbax", "data", "privacy"],
 )
@@ -110,7 +109,7 @@ def test_only_parallel_names_devices():
     strays = [
         f"{_name(path)}:{line} names {what}"
         for path in _sources(*PACKAGES)
-        if _name(path) != "distill_core/parallel.py"
+        if _name(path) != "distill_core/runtime/parallel.py"
         for line, what in _names(_tree(path))
         if what.rpartition(".")[2] in last or f"{what}.".startswith("jax.distributed.")
     ]
@@ -153,12 +152,6 @@ print(json.dumps(sorted(heavy & sys.modules.keys())))
     assert json.loads(done.stdout) == []
 
 
-@pytest.mark.parametrize("path", _sources(*PACKAGES, "configs", "benchmarks"), ids=_name)
-def test_a_file_answers_one_question(path: Path):
-    lines = path.read_text(encoding="utf-8").count("\n")
-    assert lines <= MAX_LINES
-
-
 @pytest.mark.parametrize("path", CONFIGS, ids=_name)
 def test_a_config_stands_alone_and_says_how_to_run_it(path: Path):
     assert not _importers([path], ("distill_core", "configs", *METHODS))
@@ -169,5 +162,5 @@ def test_a_config_stands_alone_and_says_how_to_run_it(path: Path):
     assert commands, "the docstring holds no command"
     assert f"--config {_name(path)}" in docstring
     for command in commands:
-        module = ROOT.joinpath(*command.removeprefix("python -m ").split(".")).with_suffix(".py")
-        assert module.is_file(), command
+        module = ROOT.joinpath(*command.removeprefix("python -m ").split("."))
+        assert module.with_suffix(".py").is_file() or (module / "__main__.py").is_file(), command

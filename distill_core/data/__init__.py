@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 
 from distill_core.config import InputError
-from distill_core.data.dataset import Dataset, Split, hold_out
+from distill_core.data.images.dataset import Dataset, Split, hold_out
 
 __all__ = ["Dataset", "Split", "hold_out", "load_dataset", "split_name"]
 
@@ -54,18 +54,18 @@ def load_dataset(name: str, *, data_dir: str | None = None) -> Dataset:
     kind, path = split_name(name)
     # Each source is imported on use: scikit-learn and tensorflow_datasets are slow to import.
     if kind == "digits":
-        from distill_core.data import digits
+        from distill_core.data.images import digits
 
         return digits.load()
     if kind == "tfds":
-        from distill_core.data import tfds_source
+        from distill_core.data.images import tfds_source
 
         return tfds_source.load(path, data_dir)
     if kind == "npz":
-        from distill_core.data import npz
+        from distill_core.data.images import npz
 
         return npz.load(path)
-    from distill_core.data import folder, memory, tiny_imagenet
+    from distill_core.data.images import folder, memory, tiny_imagenet
 
     source = tiny_imagenet if tiny_imagenet.recognises(path) else folder
     return memory.remembered(name, path, lambda: source.load(path))

@@ -7,8 +7,8 @@ from typing import Any
 
 from flax import linen as nn
 
-from distill_core import trust
 from distill_core.config import InputError
+from distill_core.models import trust
 from distill_core.models.cnn import CNN
 from distill_core.models.mobilenetv2 import mobilenetv2
 from distill_core.models.resnet import resnet18, resnet34, resnet50

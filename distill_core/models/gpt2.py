@@ -210,7 +210,7 @@ def _read_tokenizer(file: pathlib.Path, vocab_size: int) -> str | None:
     """The tokenizer as a spec holds it; None if there is no file."""
     if not file.exists():
         return None
-    from distill_core.data.tokenizers import Tokenizer
+    from distill_core.data.text.tokenizers import Tokenizer
 
     try:
         tokenizer = Tokenizer.from_json(file.read_text(encoding="utf-8"))

@@ -21,9 +21,9 @@ import jax
 import numpy as np
 
 from distill_core import checkpoint
-from distill_core import spec as spec_lib
 from distill_core.config import InputError
-from distill_core.data.dataset import wrong_constants
+from distill_core.data.images.dataset import wrong_constants
+from distill_core.models import spec as spec_lib
 from distill_core.models import weights_file
 from distill_core.models.cnn import CNN
 from distill_core.models.create import MODEL_NAMES

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 from flax import linen as nn
 
 from distill_core.config import InputError
-from distill_core.segments import places_in_line
+from distill_core.models.segments import places_in_line
 
 Array = jax.Array
 _INIT = nn.initializers.normal(0.02)

@@ -5,8 +5,8 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from distill_core import checkpoint
-from distill_core import spec as spec_lib
 from distill_core.config import InputError
+from distill_core.models import spec as spec_lib
 
 
 def load_model(

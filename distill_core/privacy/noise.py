@@ -27,8 +27,9 @@ import jaxlib.version
 import numpy as np
 from etils import epath
 
-from distill_core import integrity, parallel
+from distill_core.checkpoint import integrity
 from distill_core.config import InputError
+from distill_core.runtime import parallel
 
 FOLDER = "private"
 _FILE = "noise.json"

@@ -5,7 +5,8 @@ from typing import Any
 
 from etils import epath
 
-from distill_core import checkpoint, run_state
+from distill_core import checkpoint
+from distill_core.training import run_state
 
 
 def train_in_sequence(

@@ -10,21 +10,13 @@ import jax.numpy as jnp
 import numpy as np
 from etils import epath
 
-from distill_core import (
-    checkpoint,
-    classification,
-    data,
-    fitting,
-    metrics,
-    models,
-    optimizers,
-    parallel,
-    run_state,
-    spec,
-)
+from distill_core import checkpoint, data, models
 from distill_core.config import InputError
-from distill_core.data import augment, preprocess
-from distill_core.training import make_train_step
+from distill_core.data.images import augment, preprocess
+from distill_core.models import spec
+from distill_core.runtime import parallel
+from distill_core.training import classification, fitting, metrics, optimizers, run_state
+from distill_core.training.step import make_train_step
 from nasty.attacks.skeptical import SOWN, auxiliary_logits, skeptical_loss
 from nasty.defences.stingy import release_top_k
 

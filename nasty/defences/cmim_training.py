@@ -9,19 +9,13 @@ import jax.numpy as jnp
 import numpy as np
 from etils import epath
 
-from distill_core import (
-    classification,
-    data,
-    fitting,
-    metrics,
-    optimizers,
-    parallel,
-    run_state,
-    spec,
-)
+from distill_core import data
 from distill_core.config import InputError
-from distill_core.data import augment
-from distill_core.training import TrainState, make_train_step
+from distill_core.data.images import augment
+from distill_core.models import spec
+from distill_core.runtime import parallel
+from distill_core.training import classification, fitting, metrics, optimizers, run_state
+from distill_core.training.step import TrainState, make_train_step
 from nasty.defences.cmim import cmim_loss, uniform_centroids, update_centroids
 
 # How the centroids are averaged over steps; ours. On digits slower ones (0.99, one seed) kept the

@@ -15,23 +15,14 @@ import jax.numpy as jnp
 import numpy as np
 from etils import epath
 
-from distill_core import (
-    checkpoint,
-    classification,
-    config,
-    data,
-    evaluate,
-    fitting,
-    metrics,
-    models,
-    optimizers,
-    parallel,
-    run_state,
-    spec,
-)
+from distill_core import checkpoint, config, data, evaluate, models
 from distill_core.config import InputError
-from distill_core.data import preprocess, sampling
-from distill_core.training import TrainState, make_train_step
+from distill_core.data import sampling
+from distill_core.data.images import preprocess
+from distill_core.models import spec
+from distill_core.runtime import parallel
+from distill_core.training import classification, fitting, metrics, optimizers, run_state
+from distill_core.training.step import TrainState, make_train_step
 from nasty.losses import nasty_loss
 
 PyTree = Any

@@ -3,9 +3,10 @@
 import numpy as np
 import pytest
 
-from distill_core import cli, evaluate, train
+from distill_core import evaluate, train
 from distill_core import load_model as load
 from distill_core.config import InputError
+from distill_core.runtime import cli
 
 TRAIN, TEST = 50, 21
 

@@ -7,11 +7,12 @@ import pytest
 import tokenizers
 
 import distill_core
-from distill_core import checkpoint, distill, plain_text
+from distill_core import checkpoint, distill
 from distill_core.config import InputError
 from distill_core.data import load_dataset
-from distill_core.data.tokenizers import SPECIALS, Tokenizer, train_words
-from distill_core.loaded_model import check_images
+from distill_core.data.text.tokenizers import SPECIALS, Tokenizer, train_words
+from distill_core.models.loaded_model import check_images
+from distill_core.training import plain_text
 
 LINES = ["the cat sat", "on the mat, 12 times"]
 NETWORK = {
@@ -119,7 +120,7 @@ def test_ids_of_two_tokens_are_refused_by_token():
 def weights():
     from jax import random
 
-    from distill_core import spec
+    from distill_core.models import spec
 
     params, model_state = spec.init(NETWORK, random.key(0))
     return checkpoint.to_host({"params": params, "model_state": model_state})

@@ -11,9 +11,12 @@ import jax
 import numpy as np
 import pytest
 
-from distill_core import checkpoint, cli, config, release, spec, train
-from distill_core.data import tokenizers
+from distill_core import checkpoint, config, release, train
+from distill_core.checkpoint import store
+from distill_core.data.text import tokenizers
+from distill_core.models import spec
 from distill_core.privacy import ledger as ledger_lib
+from distill_core.runtime import cli
 
 ROOT = Path(__file__).parents[2]
 SEED = 1592594996
@@ -68,7 +71,7 @@ def test_the_folder_holds_weights_program_and_card(released):
 def test_nothing_else_is_in_any_byte_of_it(released):
     run, out, _ = released
     path, _ = checkpoint.find(run)
-    trained = checkpoint._orbax().load_checkpointables(path, {"train": None})["train"]
+    trained = store._orbax().load_checkpointables(path, {"train": None})["train"]
     key = np.asarray(trained["rng"])
     assert key[1] == SEED
     shown = {"dataset", "model", "model_kwargs", "optimizer"}  # words of the card and of HLO

@@ -11,10 +11,12 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from distill_core import dp_sgd, loop, parallel, train
+from distill_core import train
 from distill_core.config import InputError
-from distill_core.data import tokenizers
+from distill_core.data.text import tokenizers
 from distill_core.privacy.per_example import SLACK
+from distill_core.runtime import parallel
+from distill_core.training import dp_sgd, loop
 
 N, B, NORM = 60, 16, 0.7
 WORDS = ("the", "a", "cat", "dog", "sat", "ran", "on", "under", "mat", "tree", "big", "old")

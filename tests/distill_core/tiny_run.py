@@ -12,7 +12,10 @@ import numpy as np
 import optax
 from etils import epath
 
-from distill_core import checkpoint, cli, loop, parallel, training
+from distill_core import checkpoint
+from distill_core.runtime import cli, parallel
+from distill_core.training import loop
+from distill_core.training import step as training
 
 WIDTH = 3
 

@@ -9,12 +9,15 @@ import numpy as np
 import optax
 import pytest
 
-from distill_core import data, optimizers, parallel
+from distill_core import data
 from distill_core.losses import cross_entropy
 from distill_core.privacy.gaussian import standard_normal
-from distill_core.training import TrainState
-from dpdfd import conversion, priors
+from distill_core.runtime import parallel
+from distill_core.training import optimizers
+from distill_core.training.step import TrainState
+from dpdfd import conversion
 from dpdfd.generator import Generator
+from dpdfd.priors import images as priors
 
 SIZES, BATCH, KEY = (64, 16, 10), 16, jax.random.key(21)
 

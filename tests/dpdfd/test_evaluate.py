@@ -7,12 +7,14 @@ import shutil
 import numpy as np
 import pytest
 
-from distill_core import checkpoint, cli, data, release
+from distill_core import checkpoint, data, release
 from distill_core import evaluate as core_evaluate
 from distill_core import train as plain
 from distill_core.config import InputError
-from dpdfd import evaluate, figures, train
-from dpdfd.units import privacy_spent
+from distill_core.runtime import cli
+from dpdfd import evaluate, train
+from dpdfd.experiment import figures
+from dpdfd.privacy.units import privacy_spent
 
 MLP = {"model": "dpdfd.features:FeatureMLP", "model_kwargs": {"hidden": (8,)}}
 QUICK = {"num_samples": 30, "num_steps": 2, "batch_size": 16}

@@ -7,10 +7,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from distill_core import spec
 from distill_core.config import InputError
 from distill_core.data import load_dataset
-from distill_core.models import apply_model, features, init_model
+from distill_core.models import apply_model, features, init_model, spec
 from dpdfd.features import NUM_BINS, FeatureMLP, FeatureRidge, hog, num_cells
 
 NETWORKS = {

@@ -4,9 +4,10 @@ import jax
 import numpy as np
 import pytest
 
-from distill_core import data, spec
+from distill_core import data
 from distill_core.checkpoint import LoadedModel
 from distill_core.config import InputError
+from distill_core.models import spec
 from dpdfd import fresh
 from dpdfd.warm_start import warm_start
 

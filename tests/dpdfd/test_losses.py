@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from distill_core import cross_entropy
-from distill_core.training import make_train_step
+from distill_core.training.step import make_train_step
 from dpdfd import losses
 
 B, K, IMAGE, Z = 6, 4, (3, 5, 2), 3
@@ -250,7 +250,7 @@ def test_terms_train_alike_on_one_device_and_on_eight():
         return values, batch["where"].astype(jnp.float32), model_state, parts
 
     def step(axis_name):
-        from distill_core.training import TrainState
+        from distill_core.training.step import TrainState
 
         params = {"kernel": jnp.asarray(draw(5, K, seed=2))}
         tx = optax.sgd(0.1)

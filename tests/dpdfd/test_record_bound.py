@@ -13,9 +13,9 @@ import numpy as np
 import optax
 import pytest
 
-from distill_core.training import TrainState
+from distill_core.training.step import TrainState
 from dpdfd import conversion, rounds
-from dpdfd.units import Release, accuracy_bound, calibrate
+from dpdfd.privacy.units import Release, accuracy_bound, calibrate
 
 DELTA, CLASSES, TRIALS = 1e-5, 10, 2000
 QUERIES, NORM, STEPS, BATCH = 200, 1.4143, 10, 100

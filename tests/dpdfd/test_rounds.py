@@ -8,8 +8,8 @@ import numpy as np
 import optax
 import pytest
 
-from distill_core import parallel
-from distill_core.training import TrainState
+from distill_core.runtime import parallel
+from distill_core.training.step import TrainState
 from dpdfd import privatize_logit_gradients, rounds
 from dpdfd.answers import answer_counts
 from dpdfd.features import FeatureRidge

@@ -5,7 +5,8 @@ import math
 import pytest
 
 from distill_core.config import InputError
-from dpdfd import settings, units
+from dpdfd import settings
+from dpdfd.privacy import units
 
 PARAM = {
     "teacher": "runs/teacher", "model": "cnn", "learning_rate": 0.1, "batch_size": 16,

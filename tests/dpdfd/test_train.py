@@ -18,12 +18,17 @@ import jax
 import numpy as np
 import pytest
 
-from distill_core import checkpoint, cli, data, load_model, parallel, release, spec
+from distill_core import checkpoint, data, load_model, release
+from distill_core.checkpoint import store
 from distill_core.config import InputError
-from distill_core.data.dataset import make_dataset
+from distill_core.data.images.dataset import make_dataset
+from distill_core.models import spec
 from distill_core.privacy import ledger, noise
 from distill_core.privacy.ledger import Entry, Ledger
-from dpdfd import ensemble, evaluate, privacy_spent, programs, provenance, train
+from distill_core.runtime import cli, parallel
+from dpdfd import evaluate, privacy_spent, programs, train
+from dpdfd.ensemble import provenance
+from dpdfd.ensemble import training as ensemble
 
 ROOT = Path(__file__).parents[2]
 DELTA, SIZE = 1e-5, 16
@@ -178,7 +183,7 @@ def epsilon(told):
 def contents(workdir):
     """All that must not depend on how often a run was interrupted, bit by bit."""
     path, metadata = checkpoint.find(workdir)
-    arrays = checkpoint._orbax().load_checkpointables(path, {"model": None, "train": None})
+    arrays = store._orbax().load_checkpointables(path, {"model": None, "train": None})
     metadata["ledger"].pop("conversions", None)  # what others charged to the teacher
     return {
         "arrays": jax.tree.map(lambda x: np.asarray(x).tobytes(), arrays),
@@ -258,7 +263,7 @@ def test_the_generator_learns_of_the_teacher_through_the_student_alone(
 def test_a_generator_may_step_less_often(convert, tmp_path):
     convert(ALTERNATE, generator={**ALTERNATE["generator"], "every": 2}, log_every=3)
     _, metadata = checkpoint.find(tmp_path / "run")
-    arrays = checkpoint._orbax().load_checkpointables(
+    arrays = store._orbax().load_checkpointables(
         checkpoint.find(tmp_path / "run")[0], {"train": None}
     )["train"]
     assert (int(arrays["student/step"]), int(arrays["generator/step"])) == (40, 20)
@@ -422,7 +427,8 @@ def answers_kept(workdir):
 @pytest.fixture
 def kill_in_round(monkeypatch):
     """`kill_in_round(number, when)`: once, "asked", "drawn" or "kept" answers of that round."""
-    from dpdfd import answers, bought
+    from dpdfd import answers
+    from dpdfd.privacy import bought
 
     noisy, write = answers.noisy_answers, bought.Bought.write
 
@@ -513,7 +519,7 @@ def test_answers_lie_in_private_and_nowhere_else(convert, tmp_path, settings):
     held = [path.read_bytes() for path in public]
     for step in checkpoint.steps(folder):  # its files are compressed
         path, _ = checkpoint.find(folder, step=step)
-        arrays = checkpoint._orbax().load_checkpointables(path, {"model": None, "train": None})
+        arrays = store._orbax().load_checkpointables(path, {"model": None, "train": None})
         held += [np.asarray(leaf).tobytes() for leaf in jax.tree.leaves(arrays)]
     assert len(bits) == 3 and len(public) > 5
     assert not [each for each in bits if any(each in one for one in held)]
@@ -611,7 +617,7 @@ def test_two_runs_draw_two_roots_and_nothing_tells_them(convert, tmp_path):
     assert len(held) > 5
     for step in checkpoint.steps(folder):  # its files are compressed
         path, _ = checkpoint.find(folder, step=step)
-        arrays = checkpoint._orbax().load_checkpointables(path, {"model": None, "train": None})
+        arrays = store._orbax().load_checkpointables(path, {"model": None, "train": None})
         held += [np.asarray(leaf).tobytes() for leaf in jax.tree.leaves(arrays)]
     assert not [each for each in told if any(each in one for one in held)]
     assert secret.hex().encode() in (folder / "private" / "noise.json").read_bytes()

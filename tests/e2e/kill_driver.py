@@ -16,9 +16,9 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).parents[1] / "distill_core"))
 import tiny_run
 
-from distill_core import checkpoint
+from distill_core.checkpoint import store
 
-checkpoint._orbax()  # imported once for all
+store._orbax()  # imported once for all
 
 
 def _start(workdir: Path, settings: dict, brake: int | None = None) -> int:
@@ -26,14 +26,14 @@ def _start(workdir: Path, settings: dict, brake: int | None = None) -> int:
     child = os.fork()
     if not child:
         code = 1
-        finish = checkpoint.finish
+        finish = store.finish
 
         def finish_or_wait(path, metadata):
             if brake is not None and metadata["step"] >= brake:
                 os.kill(os.getpid(), signal.SIGSTOP)
             finish(path, metadata)
 
-        checkpoint.finish = finish_or_wait
+        store.finish = finish_or_wait
         try:
             tiny_run.run(workdir, **settings)
             code = 0

@@ -5,17 +5,22 @@ import shutil
 import numpy as np
 import pytest
 
-from distill_core import distill, evaluate, parallel, train
+from distill_core import distill, evaluate, train
 from distill_core.config import InputError
-from dpdfd import ensemble
+from distill_core.runtime import parallel
 from dpdfd import train as conversion
+from dpdfd.ensemble import training as ensemble
 from nasty import attack
 from nasty import train as nasty_train
 from swingdistill import train as swing
 
 NETWORK = {"model": "cnn", "model_kwargs": {"widths": (2,), "hidden": 4, "norm": "none"}}
 SKEPTICAL = {"model": "nasty.attacks.skeptical:SkepticalCNN", "model_kwargs": {}}
-RIDGE = {"model": "dpdfd.features:FeatureRidge", "model_kwargs": {"num_random": 8}, "copies": 0}
+RIDGE = {
+    "model": "dpdfd.features:FeatureRidge",
+    "model_kwargs": {"num_random": 8},
+    "copies": 0,
+}
 TEXT = {
     "length": 8, "model": "transformer", "optimizer": "adam",
     "model_kwargs": {"width": 8, "num_layers": 1, "num_heads": 2},
@@ -150,7 +155,7 @@ def test_text_and_tokenizers(binary, tmp_path):
 
 
 def test_a_tokenizer_in_a_file(tmp_path):
-    from distill_core.data import tokenizers
+    from distill_core.data.text import tokenizers
 
     def write(*texts):
         made = tokenizers.train_words(texts, vocab_size=40)

@@ -6,10 +6,11 @@ import jax
 import numpy as np
 import pytest
 
-from distill_core import checkpoint, data, distill, evaluate, load_model, parallel, train
+from distill_core import checkpoint, data, distill, evaluate, load_model, train
 from distill_core.privacy import ledger
-from dpdfd import ensemble
+from distill_core.runtime import parallel
 from dpdfd import train as conversion
+from dpdfd.ensemble import training as ensemble
 from nasty import attack
 from nasty import train as nasty_train
 
@@ -17,7 +18,11 @@ NETWORK = {"model": "cnn", "model_kwargs": {"widths": (4,), "hidden": 8}}
 # Without batch statistics, as private gradients and conversions want it.
 PLAIN = {"model": "cnn", "model_kwargs": {"widths": (4,), "hidden": 8, "norm": "none"}}
 SKEPTICAL = {"model": "nasty.attacks.skeptical:SkepticalCNN"}
-RIDGE = {"model": "dpdfd.features:FeatureRidge", "model_kwargs": {"num_random": 8}, "copies": 0}
+RIDGE = {
+    "model": "dpdfd.features:FeatureRidge",
+    "model_kwargs": {"num_random": 8},
+    "copies": 0,
+}
 
 
 class Run(NamedTuple):

@@ -13,7 +13,11 @@ import jax
 import numpy as np
 import pytest
 
-from distill_core import checkpoint, config, config_file, run_state, spec
+from distill_core import checkpoint, config
+from distill_core.checkpoint import store
+from distill_core.models import spec
+from distill_core.runtime import config_file
+from distill_core.training import run_state
 from swingdistill import private_text, train
 
 sys.path.insert(0, str(Path(__file__).parent))
@@ -120,7 +124,7 @@ def straight(student, place):
 
 def outcome(workdir):
     path, metadata = checkpoint.find(workdir)
-    arrays = checkpoint._orbax().load_checkpointables(path, {"model": None, "train": None})
+    arrays = store._orbax().load_checkpointables(path, {"model": None, "train": None})
     kept = ("step", "best", "pending", "last_loss", "evaluated", "ledger", "parts")
     return {
         "arrays": checkpoint.digest(arrays),

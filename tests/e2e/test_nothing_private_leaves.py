@@ -13,16 +13,23 @@ import jax
 import numpy as np
 import pytest
 
-from distill_core import checkpoint, data, inputs, load_model, parallel, release, stages, train
-from distill_core.data.corpus import load_corpus
-from dpdfd import ensemble
+from distill_core import checkpoint, data, load_model, release, train
+from distill_core.data.text.corpus import load_corpus
+from distill_core.experiment import stages
+from distill_core.runtime import parallel
+from distill_core.training import inputs
 from dpdfd import evaluate as conversion_evaluate
 from dpdfd import train as conversion
+from dpdfd.ensemble import training as ensemble
 from nasty import train as nasty_train
 from swingdistill import train as swing
 
 PLAIN = {"model": "cnn", "model_kwargs": {"widths": (2,), "hidden": 4, "norm": "none"}}
-RIDGE = {"model": "dpdfd.features:FeatureRidge", "model_kwargs": {"num_random": 8}, "copies": 0}
+RIDGE = {
+    "model": "dpdfd.features:FeatureRidge",
+    "model_kwargs": {"num_random": 8},
+    "copies": 0,
+}
 CONVERT = {
     **PLAIN, "learning_rate": 0.05, "batch_size": 8, "num_steps": 4, "num_rounds": 2,
     "num_queries": 16, "save_every": 2, "log_every": 1, "delta": 1e-4, "epsilon": 5.0,

@@ -3,7 +3,7 @@
 import pytest
 from etils import epath
 
-from nasty.experiment import paper_stages
+from nasty.experiment.comparison import paper_stages
 
 HP = {
     "dataset": "digits",

@@ -4,9 +4,11 @@ import jax
 import numpy as np
 import pytest
 
-from distill_core import classification, config_file, distill, evaluate, train
+from distill_core import distill, evaluate, train
 from distill_core import load_model as load
 from distill_core.config import InputError
+from distill_core.runtime import config_file
+from distill_core.training import classification
 from nasty import attack
 from nasty.attacks.averager import class_means
 

@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 from safetensors.numpy import save_file
 
-from distill_core import cli, distill, train
+from distill_core import distill, train
+from distill_core.runtime import cli
 from nasty import attack
 from nasty import train as nasty_train
 

@@ -7,10 +7,11 @@ import jax
 import numpy as np
 import pytest
 
-from distill_core import LoadedModel, data, evaluate, spec, train
+from distill_core import LoadedModel, data, evaluate, train
 from distill_core.config import InputError
 from distill_core.data import Split
-from distill_core.data.dataset import make_dataset
+from distill_core.data.images.dataset import make_dataset
+from distill_core.models import spec
 from nasty import nastiness
 from nasty import train as nasty_train
 

@@ -7,9 +7,12 @@ import shutil
 import numpy as np
 import pytest
 
-from distill_core import classification, cli, integrity
+from distill_core.checkpoint import integrity
 from distill_core.config import InputError
-from nasty import experiment, figures, inversion_stage, summary, sweep_figures, throughput
+from distill_core.runtime import cli
+from distill_core.training import classification
+from nasty.experiment import comparison as experiment
+from nasty.experiment import figures, inversion_stage, summary, sweep_figures, throughput
 
 LATIN = b"Gr\xf6\xdfe".decode("utf-8", "surrogateescape")
 CLASSES = ("cost $5", "a_b^{", LATIN, "<script>", "_$\\frac")

@@ -6,7 +6,9 @@ import jax
 import numpy as np
 import pytest
 
-from distill_core import checkpoint, config, run_state, spec
+from distill_core import checkpoint, config
+from distill_core.models import spec
+from distill_core.training import run_state
 from swingdistill import private_text, train
 
 WORDS = ("the", "a", "cat", "dog", "sat", "ran", "on", "under", "mat", "tree", "big", "old")

@@ -10,9 +10,13 @@ import pytest
 import tokenizers
 from safetensors.numpy import save_file
 
-from distill_core import checkpoint, cli, integrity, spec
-from distill_core.data.tokenizers import SPECIALS
-from swingdistill import evaluate, experiment, train
+from distill_core import checkpoint
+from distill_core.checkpoint import integrity
+from distill_core.data.text.tokenizers import SPECIALS
+from distill_core.models import spec
+from distill_core.runtime import cli
+from swingdistill import evaluate, train
+from swingdistill.experiment import comparison as experiment
 
 CONFIG = """
 from ml_collections import config_dict

@@ -10,10 +10,13 @@ import jax
 import numpy as np
 import pytest
 
-from distill_core import checkpoint, config, integrity, spec
+from distill_core import checkpoint, config
+from distill_core.checkpoint import integrity
 from distill_core.config import InputError
-from distill_core.data import text_tasks, tokenizers
-from distill_core.data.corpus import Example
+from distill_core.data.text import tasks as text_tasks
+from distill_core.data.text import tokenizers
+from distill_core.data.text.corpus import Example
+from distill_core.models import spec
 from swingdistill import evaluate, private_text, train
 
 # What a model of two canaries learns by heart; of three digits, so that there are few candidates.

@@ -9,9 +9,11 @@ import pytest
 
 from distill_core import checkpoint
 from distill_core.config import InputError
-from distill_core.data import corpus as corpora
-from distill_core.data import text_tasks, tokenizers
-from swingdistill import canaries, private_text
+from distill_core.data.text import corpus as corpora
+from distill_core.data.text import tasks as text_tasks
+from distill_core.data.text import tokenizers
+from swingdistill import private_text
+from swingdistill.canaries import secrets as canaries
 
 
 def texts(examples):

@@ -5,8 +5,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from distill_core import checkpoint, spec
+from distill_core import checkpoint
 from distill_core.config import InputError
+from distill_core.models import spec
 from distill_core.privacy.gaussian import standard_normal
 from swingdistill import released, soft_targets, targets, token_temperatures, train
 

@@ -9,20 +9,15 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from distill_core import checkpoint, config, spec
+from distill_core import checkpoint, config
+from distill_core.checkpoint import store
 from distill_core.config import InputError
 from distill_core.data import sampling
 from distill_core.losses import cross_entropy, distillation_loss, kl_divergence
-from distill_core.training import STREAM_INIT, STREAM_TRAIN, stream_key
-from swingdistill import (
-    arms,
-    context_ids,
-    soft_targets,
-    swing_loss,
-    targets,
-    token_temperatures,
-    train,
-)
+from distill_core.models import spec
+from distill_core.training.step import STREAM_INIT, STREAM_TRAIN, stream_key
+from swingdistill import context_ids, soft_targets, swing_loss, targets, token_temperatures, train
+from swingdistill.experiment import arms
 
 
 class StopError(Exception):
@@ -166,7 +161,7 @@ def test_the_loss_of_a_swing_run_is_the_formula_on_whole_logits(swing, prepared)
 
 def test_a_students_checkpoint_holds_the_student_alone(swing):
     path, metadata = checkpoint.find(swing.workdir)
-    found = checkpoint._orbax().load_checkpointables(path, {"model": None, "train": None})
+    found = store._orbax().load_checkpointables(path, {"model": None, "train": None})
     expected = spec.variable_shapes(metadata["parts"]["model"])["params"]
     assert list(metadata["parts"]) == list(found["model"]) == ["model"]
     shapes = jax.tree.map(lambda x: x.shape, found["model"]["model"])

@@ -13,9 +13,9 @@ import tokenizers
 from safetensors.numpy import load_file, save_file
 
 from distill_core import checkpoint
-from distill_core import spec as spec_lib
 from distill_core.config import InputError
-from distill_core.data.tokenizers import Tokenizer
+from distill_core.data.text.tokenizers import Tokenizer
+from distill_core.models import spec as spec_lib
 from distill_core.models.gpt2 import load_gpt2
 
 _VOCAB, _LENGTH, _WIDTH, _LAYERS = 300, 16, 128, 2

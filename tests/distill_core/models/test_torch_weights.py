@@ -10,9 +10,9 @@ import pytest
 from safetensors.numpy import load_file, save_file
 
 import distill_core
-from distill_core import spec as spec_lib
 from distill_core.config import InputError
 from distill_core.models import CNN, create_model
+from distill_core.models import spec as spec_lib
 from distill_core.models.torch_weights import convert, load_torch
 
 _SPEC = {

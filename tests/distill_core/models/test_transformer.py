@@ -6,9 +6,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from distill_core import spec as spec_lib
 from distill_core.config import InputError
 from distill_core.models import Transformer, count_parameters, init_model
+from distill_core.models import spec as spec_lib
 from distill_core.models.transformer import places_in_line
 
 _LENGTH = 12

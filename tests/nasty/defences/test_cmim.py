@@ -7,9 +7,11 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from distill_core import cross_entropy, data, evaluate, load_model, loop, parallel
+from distill_core import cross_entropy, data, evaluate, load_model
 from distill_core.config import InputError
-from distill_core.training import all_sum
+from distill_core.runtime import parallel
+from distill_core.training import loop
+from distill_core.training.step import all_sum
 from nasty import train as nasty_train
 from nasty.defences import cmim_training
 from nasty.defences.cmim import cmim_loss, update_centroids

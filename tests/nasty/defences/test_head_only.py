@@ -7,10 +7,11 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from distill_core import data, spec, train
+from distill_core import data, train
 from distill_core import load_model as load
 from distill_core.config import InputError
 from distill_core.data import sampling
+from distill_core.models import spec
 from nasty import nasty_loss
 from nasty import train as nasty_train
 from nasty.defences import head_only

@@ -1,0 +1,206 @@
+"""Which checkpoints are whole: the format's metadata, checksums, and what an interruption leaves.
+
+`metadata.json` is written last and deleted first: a directory without it is an interrupted save (or
+deletion) and counts for nothing. It holds a checksum of every other file and of itself.
+"""
+
+import contextlib
+import errno
+import json
+import logging
+import os
+import zlib
+from collections.abc import Mapping
+from typing import Any
+
+from etils import epath
+
+from distill_core.checkpoint import strict_json
+from distill_core.config import InputError
+from distill_core.runtime import parallel
+
+FORMAT_VERSION = 1
+FOLDER = "checkpoints"
+METADATA = "metadata.json"
+DAMAGED = ".damaged"
+_CHUNK = 1 << 24
+log = logging.getLogger(__name__)
+
+
+class DamagedError(ValueError):
+    """A checkpoint's files are missing, cut short or altered."""
+
+
+def steps(workdir: epath.PathLike) -> list[int]:
+    """Steps with a finished save, ascending; their files are not yet checked."""
+    folder = epath.Path(workdir) / FOLDER
+    if not folder.exists():
+        return []
+    found = (int(p.name) for p in folder.iterdir() if p.name.isdigit())
+    return sorted(step for step in found if (folder / str(step) / METADATA).exists())
+
+
+def prune(workdir: epath.PathLike, keep: set[int]):
+    """Deletes finished checkpoints whose step is not in `keep`."""
+    for step in steps(workdir):
+        if step not in keep:
+            delete(epath.Path(workdir) / FOLDER / str(step))
+
+
+def delete(path: epath.Path):
+    """Deletes one checkpoint; whenever this is interrupted, it is whole or counts for nothing."""
+    (path / METADATA).unlink(missing_ok=True)
+    path.rmtree()
+
+
+def remove_unfinished(workdir: epath.PathLike):
+    """Deletes what an interrupted save left behind. Only the owner of the workdir may call it."""
+    folder = epath.Path(workdir) / FOLDER
+    if not (parallel.is_main() and folder.exists()):
+        return
+    finished = {str(step) for step in steps(workdir)}
+    for path in folder.iterdir():
+        ours = path.name.partition(".")[0].isdigit() and not path.name.endswith(DAMAGED)
+        if ours and path.name not in finished and path.is_dir():
+            path.rmtree(missing_ok=True)
+
+
+def set_aside(path: epath.Path):
+    """Renames a damaged checkpoint, so that its step can be saved again."""
+    aside = path.parent / f"{path.name}{DAMAGED}"
+    aside.rmtree(missing_ok=True)
+    path.rename(aside)
+
+
+def finish(path: epath.Path, metadata: Mapping[str, Any]):
+    """Makes a written checkpoint count: checksums of its files, and the metadata, in one stroke."""
+    files = {name: _crc(path / name) for name in _list_files(path)}
+    _write_metadata(path, {**metadata, "format_version": FORMAT_VERSION, "files": files})
+
+
+def amend(path: epath.Path, changes: Mapping[str, Any]):
+    """Replaces some of a checkpoint's metadata, in one stroke."""
+    _write_metadata(path, {**json.loads((path / METADATA).read_text()), **changes})
+
+
+def read_metadata(path: epath.PathLike) -> dict:
+    """The metadata of one checkpoint directory.
+
+    Raises:
+      DamagedError: it is missing, altered, or a file beside it is.
+      InputError: it was written in another format version.
+    """
+    path = epath.Path(path)
+    try:
+        text = (path / METADATA).read_text()
+        metadata = json.loads(text)
+    except FileNotFoundError:
+        raise DamagedError(f"{METADATA} is missing") from None
+    except ValueError:
+        raise DamagedError(f"{METADATA} cannot be read") from None
+    if not isinstance(metadata, dict) or text != _sealed(metadata):
+        raise DamagedError(f"{METADATA} was altered")
+    if metadata["format_version"] != FORMAT_VERSION:
+        raise InputError(
+            "checkpoint",
+            str(path),
+            f"has format version {metadata['format_version']}; this program reads {FORMAT_VERSION}",
+        )
+    for name, crc in metadata["files"].items():
+        if not (path / name).exists():
+            raise DamagedError(f"{name} is missing")
+        if _crc(path / name) != crc:
+            raise DamagedError(f"{name} was cut short or altered")
+    return metadata
+
+
+def first_whole(candidates: list[epath.Path]) -> tuple[epath.Path, dict] | None:
+    """The first undamaged checkpoint and its metadata; warns of the damaged ones before it."""
+    for path in candidates:
+        try:
+            return path, read_metadata(path)
+        except DamagedError as error:
+            log.warning("skipping damaged checkpoint %s: %s", path, error)
+    return None
+
+
+def find(path: epath.PathLike, *, step: int | None = None) -> tuple[epath.Path, dict]:
+    """The checkpoint meant by a path, with its metadata.
+
+    Args:
+      path: a workdir (the newest undamaged checkpoint wins), its `checkpoints` folder, or one
+        checkpoint.
+      step: takes that one instead of the newest.
+
+    Raises:
+      InputError: there is none, or none that is whole.
+    """
+    path = epath.Path(path)
+    if (path / METADATA).exists():
+        candidates = [path]
+    else:
+        folder = path if path.name == FOLDER else path / FOLDER
+        candidates = [folder / str(s) for s in reversed(steps(folder.parent))]
+    if step is not None:
+        candidates = [c for c in candidates if c.name == str(step)]
+    found = first_whole(candidates)
+    if found is not None:
+        return found
+    if candidates:
+        allowed = f"every checkpoint there is damaged ({', '.join(c.name for c in candidates)})"
+    elif not path.exists():
+        allowed = "does not exist; give a workdir or one of its checkpoints"
+    else:
+        what = "checkpoint" if step is None else f"checkpoint of step {step}"
+        allowed = f"holds no {what}; give a workdir or one of its checkpoints"
+    raise InputError("checkpoint", str(path), allowed)
+
+
+def write_atomically(path: epath.PathLike, content: str | bytes, *, mode: int | None = None):
+    """Writes a file so that a reader sees the old or the new one, never half.
+
+    `mode` is that of a local file, such as 0o600.
+    """
+    path = epath.Path(path)
+    temporary = path.parent / f".{path.name}.tmp"
+    try:
+        if mode is not None:
+            temporary.touch()
+            os.chmod(temporary, mode)
+        temporary.write_bytes(content.encode() if isinstance(content, str) else content)
+        temporary.replace(path)
+    except OSError as error:  # e.g. the disk is full
+        with contextlib.suppress(OSError):
+            temporary.unlink(missing_ok=True)
+        # Without a number where it is an object store's, or the target is a directory.
+        reason = (error.errno or errno.EIO, error.strerror or str(error))
+        raise OSError(*reason, str(path)) from error
+
+
+def _write_metadata(path: epath.Path, metadata: Mapping[str, Any]):
+    # As it will be read, e.g. with keys that are strings.
+    plain = json.loads(strict_json.dumps(metadata))
+    write_atomically(path / METADATA, _sealed(plain))
+
+
+def _sealed(metadata: Mapping[str, Any]) -> str:
+    """The metadata's text, with a checksum over the rest of it."""
+    rest = {key: value for key, value in metadata.items() if key != "checksum"}
+    checksum = zlib.crc32(strict_json.dumps(rest, sort_keys=True).encode())
+    return strict_json.dumps({**rest, "checksum": checksum}, indent=1)
+
+
+def _list_files(path: epath.Path, prefix: str = "") -> list[str]:
+    names = []
+    for child in path.iterdir():
+        name = f"{prefix}{child.name}"
+        names += _list_files(child, f"{name}/") if child.is_dir() else [name]
+    return sorted(n for n in names if not n.startswith(".") and n != METADATA)
+
+
+def _crc(path: epath.Path) -> int:
+    crc = 0
+    with path.open("rb") as file:
+        while chunk := file.read(_CHUNK):  # one file may hold gigabytes
+            crc = zlib.crc32(chunk, crc)
+    return crc

@@ -1,0 +1,285 @@
+"""Checkpoints: how runs resume and how methods meet. The only file that imports Orbax.
+
+`<workdir>/checkpoints/<step>/` holds the Orbax items `model` (named parts, each `params` and
+`model_state`) and `train` (step, optimiser, rng), and `metadata.json`: format version, method, the
+parts' specs, config, ledger, an id (128 random bits of this save, by which ledgers name it), and a
+checksum of every file (see `integrity`).
+"""
+
+import contextlib
+import hashlib
+import logging
+import os
+import re
+import secrets
+import sys
+import time
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from etils import epath
+
+from distill_core.checkpoint.integrity import (
+    FOLDER,
+    delete,
+    find,
+    finish,
+    remove_unfinished,
+)
+from distill_core.config import InputError
+from distill_core.models import trust as trust_lib
+from distill_core.models.loaded_model import LoadedModel, check_images
+from distill_core.runtime import parallel, paths
+
+PyTree = Any
+
+
+class CheckpointError(RuntimeError):
+    """A checkpoint could not be written; earlier ones are intact."""
+
+
+def save(
+    workdir: epath.PathLike,
+    step: int,
+    *,
+    parts: Mapping[str, PyTree],
+    train: PyTree,
+    metadata: Mapping[str, Any],
+) -> epath.Path:
+    """Writes one checkpoint and returns its path; called by every process of a run.
+
+    Args:
+      workdir: the run's directory, local or `gs://…`.
+      step: names the checkpoint; one that exists is overwritten.
+      parts: name -> {"params", "model_state"}, replicated arrays.
+      train: tree of replicated arrays and typed keys that a resumed run needs.
+      metadata: JSON-able.
+
+    Raises:
+      CheckpointError: nothing complete could be written, e.g. the disk is full.
+    """
+    path = epath.Path(workdir) / FOLDER / str(step)
+    model = to_host(dict(parts))
+    train = {"/".join(_names(p)): leaf for p, leaf in _flatten(to_host(train))}
+    # Drawn, not computed: a digest of weights tells who guesses the records behind them.
+    metadata = {**metadata, "step": step, "id": secrets.token_hex(16)}
+    try:
+        if parallel.is_main() and path.exists():
+            delete(path)
+        parallel.barrier(f"checkpoint-{step}-begin")
+        with _silent_orbax():
+            _orbax().save_checkpointables(_absolute(path), {"model": model, "train": train})
+        if parallel.is_main():
+            finish(path, metadata)
+        parallel.barrier(f"checkpoint-{step}-end")
+    except Exception as error:
+        for _ in range(3):  # writers that Orbax gave up on may make their files anew
+            with contextlib.suppress(OSError):
+                remove_unfinished(workdir)
+            time.sleep(0.2)
+        raise CheckpointError(
+            f"could not write checkpoint {path}: {_reason(error)}; earlier checkpoints are intact"
+        ) from error
+    return path
+
+
+def restore(path: epath.PathLike, *, parts: Mapping[str, PyTree], train: PyTree):
+    """Reads a checkpoint back into the shapes of (parts, train); on any number of devices.
+
+    Args:
+      path: one checkpoint directory.
+      parts: trees of arrays or shapes, as given to `save`.
+      train: likewise.
+
+    Returns:
+      (parts, train) of host arrays; keys are typed keys again.
+
+    Raises:
+      InputError: a leaf is missing or has another shape; names it.
+    """
+    with _alone() as ocp:
+        found = ocp.load_checkpointables(_absolute(path), {"model": None, "train": None})
+    # `train` was saved flat, under the leaves' names.
+    return fit(path, dict(parts), found["model"]), _fill(path, train, found["train"])
+
+
+def load_model(
+    path: epath.PathLike,
+    *,
+    part: str | None = None,
+    step: int | None = None,
+    trust: Iterable[str] = (),
+) -> LoadedModel:
+    """Rebuilds a network from a checkpoint, alone, on any devices.
+
+    A checkpoint is data: it may name a network of this project, or one in a package of `trust`.
+
+    Args:
+      path: a workdir or one of its checkpoints, local or `gs://…`; or a local `.safetensors` file
+        with GPT-2's weights, see `models.gpt2`, or an image network's from PyTorch, see
+        `models.torch_weights`.
+      part: which network; by default the first, e.g. the student before its generator.
+      step: which checkpoint; by default the newest undamaged one.
+      trust: packages whose code may be run for it, with their submodules, beside those of
+        `--trust`; one module's name trusts that module.
+
+    Raises:
+      InputError: no such checkpoint or part, another format, a leaf that does not fit, or a network
+        in a module that is not trusted.
+    """
+    from distill_core.models import gpt2, torch_weights
+    from distill_core.models import spec as spec_lib
+
+    if str(path).endswith(".safetensors"):  # whose readers say that it must be local
+        reader = torch_weights if torch_weights.is_torch(path) else gpt2
+        return reader.load_model(path, part=part, step=step)
+    path, metadata = find(paths.expand("checkpoint", path), step=step)
+    specs = metadata["parts"]
+    part = next(iter(specs)) if part is None else part
+    if part not in specs:
+        raise InputError("part", part, f"{path} holds {', '.join(sorted(specs))}")
+    spec = specs[part]
+    with trust_lib.allowed(trust):
+        trust_lib.check_network(path, spec)
+    check_images(path, spec)
+    expected = spec_lib.variable_shapes(spec)
+    with _alone() as ocp:
+        stored = ocp.metadata(_absolute(path), "model").metadata
+        wanted = {
+            name: tree if name == part else jax.tree.map(lambda _: ocp.PLACEHOLDER, tree)
+            for name, tree in stored.items()
+        }
+        leaves = ocp.load_checkpointables(_absolute(path), {"model": wanted})["model"][part]
+    found = {"params": leaves["params"], **leaves["model_state"]}
+    variables = fit(path, expected, found)
+    check_finite(path, variables)
+    tokenizer = spec_lib.tokenizer(spec)
+    return LoadedModel(variables, spec, spec_lib.make_apply(spec), tokenizer, metadata)
+
+
+def check_finite(path: epath.PathLike, variables: PyTree):
+    """Refuses weights of which nothing can be computed; names the first leaf.
+
+    Raises:
+      InputError: on `checkpoint`.
+    """
+    for keypath, leaf in _flatten(variables):
+        if jnp.issubdtype(leaf.dtype, jnp.inexact) and not np.isfinite(leaf).all():
+            allowed = f"leaf {'/'.join(_names(keypath))} holds NaN or infinity"
+            raise InputError("checkpoint", str(path), allowed)
+
+
+def digest(tree: PyTree) -> str:
+    """SHA-256 of a tree's names and contents: equal for equal weights, wherever they lie."""
+    sha = hashlib.sha256()
+    for path, leaf in _flatten(tree):
+        leaf = np.asarray(leaf)
+        sha.update(f"{'/'.join(_names(path))}:{leaf.dtype}:{leaf.shape};".encode())
+        sha.update(np.ascontiguousarray(leaf).view(np.uint8).data)  # bfloat16 has no buffer
+    return sha.hexdigest()
+
+
+def to_host(tree: PyTree) -> PyTree:
+    """Replicated device arrays to NumPy; typed keys to their uint32 data."""
+
+    def convert(leaf):
+        if isinstance(leaf, jax.Array) and jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key):
+            leaf = jax.random.key_data(leaf)
+        return np.asarray(leaf)
+
+    return jax.tree.map(convert, tree)
+
+
+def fit(path: epath.PathLike, target: PyTree, found: PyTree) -> PyTree:
+    """`found` in the structure of `target`, leaf by leaf; names the first that does not fit."""
+    return _fill(path, target, {"/".join(_names(p)): leaf for p, leaf in _flatten(found)})
+
+
+def _fill(path, target: PyTree, flat: Mapping[str, np.ndarray]) -> PyTree:
+    used = set()
+
+    def pick(keypath, leaf):
+        name = "/".join(_names(keypath))
+        is_key = jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key)
+        wanted = jax.eval_shape(jax.random.key_data, leaf) if is_key else leaf
+        needed = f"{wanted.dtype}{list(wanted.shape)}"
+        if name not in flat:
+            raise InputError("checkpoint", str(path), f"has no leaf {name}; {needed} is needed")
+        value = np.asarray(flat[name])
+        if (value.shape, value.dtype) != (tuple(wanted.shape), wanted.dtype):
+            allowed = f"leaf {name} is {value.dtype}{list(value.shape)}; {needed} is needed"
+            raise InputError("checkpoint", str(path), allowed)
+        used.add(name)
+        return jax.random.wrap_key_data(jnp.asarray(value)) if is_key else value
+
+    filled = jax.tree_util.tree_map_with_path(pick, target)
+    for name in sorted(flat.keys() - used):
+        raise InputError("checkpoint", str(path), f"leaf {name} has no place here")
+    return filled
+
+
+def _flatten(tree: PyTree):
+    return jax.tree_util.tree_flatten_with_path(tree)[0]
+
+
+def _names(keypath) -> list[str]:
+    return [jax.tree_util.keystr((key,), simple=True) for key in keypath]
+
+
+def _reason(error: Exception) -> str:
+    """One line: the system's own words where it was the system, e.g. that the disk is full."""
+    if isinstance(error, OSError) and error.strerror:
+        return error.strerror
+    text = str(error) or type(error).__name__
+    code = re.search(r"os_error_code='(\d+)'", text)  # as TensorStore has it
+    return os.strerror(int(code[1])) if code else text.splitlines()[0][:200]
+
+
+@contextlib.contextmanager
+def _silent_orbax():
+    """A failing write is said once, by the exception: Orbax logs its traceback several times."""
+    logger, hook = logging.getLogger("absl"), sys.unraisablehook
+    before, logger.disabled = logger.disabled, True
+    stragglers = logging.getLogger("asyncio")
+    heard, stragglers.disabled = stragglers.disabled, True
+
+    def skip_stragglers(unraisable):
+        # TensorStore's other writes, when they find that Orbax gave up and closed its event loop.
+        if "Event loop is closed" not in str(unraisable.exc_value):
+            hook(unraisable)
+
+    sys.unraisablehook = skip_stragglers
+    try:
+        yield
+        # Not after a failure: they may come until the process ends.
+        sys.unraisablehook, stragglers.disabled = hook, heard
+    finally:
+        logger.disabled = before
+
+
+@contextlib.contextmanager
+def _alone():
+    """Orbax, with each process for itself: to read, it need not wait for the others, of which one
+    may have failed before."""
+    context, index = _orbax().Context(), jax.process_index()
+    context.multiprocessing.primary_host = index
+    context.multiprocessing.active_processes = {index}
+    context.multiprocessing.barrier_sync_key_prefix = f"process{index}"
+    with context:
+        yield _orbax()
+
+
+def _absolute(path: epath.PathLike) -> epath.Path:
+    """As Orbax wants local paths."""
+    path = epath.Path(path)
+    return path if "://" in str(path) else epath.Path(os.path.abspath(path))
+
+
+def _orbax():
+    # Imported on use: importing a package must not load Orbax, and takes a second.
+    from orbax.checkpoint import v1 as ocp
+
+    return ocp

@@ -1,0 +1,1 @@
+"""Text, labelled or not."""

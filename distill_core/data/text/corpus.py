@@ -1,0 +1,144 @@
+"""Text by name: `load_corpus("records")`, `"text:PATH"`, `"tsv:PATH"`."""
+
+import dataclasses
+import hashlib
+import json
+from collections.abc import Mapping
+
+from distill_core.config import InputError
+from distill_core.data import split_name
+from distill_core.data.text import lines as text
+from distill_core.data.text import records
+from distill_core.runtime import paths
+
+KINDS = {"records": None, "text": "PATH", "tsv": "PATH"}
+NUM_RECORDS = (12_000, 1_000, 2_000)  # train, validation, test
+_FILES = {"train": ("train",), "validation": ("valid", "dev"), "test": ("test",)}
+_HELD_OUT = 20  # one in so many lines of a single file is held out for validation, and for test
+
+
+@dataclasses.dataclass(frozen=True)
+class Example:
+    """One line of text and what is known of it.
+
+    Attributes:
+      text: the line.
+      spans: (start, end) in characters of each private stretch; () where nobody knows.
+      fields: what the line was made from, by name.
+      label: index into the corpus's classes; None without classes.
+    """
+
+    text: str
+    spans: tuple[tuple[int, int], ...] = ()
+    fields: Mapping[str, str] = dataclasses.field(default_factory=dict)
+    label: int | None = None
+
+
+@dataclasses.dataclass(frozen=True)
+class Corpus:
+    """Lines to train on, to choose on and to be judged by; `classes` is () without labels."""
+
+    name: str
+    train: tuple[Example, ...]
+    validation: tuple[Example, ...]
+    test: tuple[Example, ...]
+    classes: tuple[str, ...] = ()
+
+    def fingerprint(self) -> str:
+        """SHA-256 of all that is known of the lines: for `private/` alone, as `Dataset`'s."""
+        sha = hashlib.sha256(json.dumps(self.classes).encode())
+        for split in (self.train, self.validation, self.test):
+            for line in split:
+                known = [line.text, line.spans, sorted(line.fields.items()), line.label]
+                sha.update(f"{json.dumps(known)}\n".encode())
+            sha.update(b"\n")
+        return sha.hexdigest()
+
+
+def load_corpus(name: str) -> Corpus:
+    """Loads text into memory.
+
+    Args:
+      name: `records` (generated, embedded, private spans known), `text:PATH` (one document or
+        sentence a line) or `tsv:PATH` (a label, a tab, a text). PATH is a directory that holds one
+        file each with `train`, `valid` or `dev`, and `test` in its name, as WikiText and SST-2
+        come; or one file, of which the last tenth is held out.
+
+    Raises:
+      InputError: on `dataset`: no such kind, or text that is missing, empty, unreadable or too
+        short to be split.
+    """
+    kind, path = split_name(name, KINDS)
+    if kind == "records":
+        return _records()
+    splits, classes = (_text if kind == "text" else _labelled)(_files(name, path))
+    if "validation" not in splits:
+        splits = _split(name, splits["train"])
+    return Corpus(name, **splits, classes=classes)
+
+
+def _records() -> Corpus:
+    made = records.generate_records(sum(NUM_RECORDS), seed=0)
+    examples = tuple(
+        Example(
+            r.text,
+            tuple((start, end) for start, end, _ in r.spans),
+            r.fields,
+            records.LABELS.index(r.label),
+        )
+        for r in made
+    )
+    first, second = NUM_RECORDS[0], NUM_RECORDS[0] + NUM_RECORDS[1]
+    return Corpus(
+        "records", examples[:first], examples[first:second], examples[second:], records.LABELS
+    )
+
+
+def _files(name: str, path: str) -> dict[str, str]:
+    """Split -> file; {"train": path} for a single file."""
+    folder = paths.expand("dataset", path, given=name)
+    if not folder.is_dir():
+        return {"train": str(folder)}
+    found = {}
+    for split, words in _FILES.items():
+        here = [p for p in folder.iterdir() if p.is_file() and any(w in p.name for w in words)]
+        if len(here) != 1:
+            allowed = (
+                f"a directory must hold one file with {' or '.join(words)} in its name; this one "
+                f"has {len(here)}"
+            )
+            raise InputError("dataset", name, allowed)
+        found[split] = str(here[0])
+    return found
+
+
+def _text(files: Mapping[str, str]):
+    splits = {
+        split: tuple(Example(line) for line in text.read_lines(path).lines)
+        for split, path in files.items()
+    }
+    return splits, ()
+
+
+def _labelled(files: Mapping[str, str]):
+    classes, splits = None, {}
+    for split, path in files.items():
+        found = text.read_labelled(path, classes=classes)
+        classes = found.classes
+        splits[split] = tuple(
+            Example(t, fields={"label": classes[label]}, label=int(label))
+            for t, label in zip(found.texts, found.labels, strict=True)
+        )
+    return splits, classes
+
+
+def _split(name: str, examples: tuple[Example, ...]) -> dict[str, tuple[Example, ...]]:
+    held = len(examples) // _HELD_OUT
+    if not held:
+        allowed = f"must have at least {_HELD_OUT} lines, to hold some out; it has {len(examples)}"
+        raise InputError("dataset", name, allowed)
+    return {
+        "train": examples[: -2 * held],
+        "validation": examples[-2 * held : -held],
+        "test": examples[-held:],
+    }

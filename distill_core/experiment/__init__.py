@@ -1,0 +1,1 @@
+"""Stages, report and figures of the methods' experiments."""

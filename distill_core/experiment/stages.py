@@ -1,0 +1,255 @@
+"""An experiment's stages: each runs once, and is skipped while what decides it stays the same."""
+
+import dataclasses
+import json
+import os
+import sys
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any, Literal, NamedTuple
+
+from etils import epath
+
+from distill_core.checkpoint import integrity, strict_json
+from distill_core.config import ABSENT_MEANS, InputError
+from distill_core.privacy import noise
+
+FORMAT = 1  # raise it when finished stages of an older version must not be reused
+
+# These change no number; data is known by content, input checkpoints by their ids, not by path.
+NOT_KNOWN_BY = (
+    "dataset",
+    "data_dir",
+    "log_every",
+    "eval_every",
+    "save_every",
+    "eval_batch_size",
+    "data_on_device",
+    "steps_per_dispatch",
+    "masked",  # of the group dp: a file of rows, which an experiment draws with its data
+)
+_RECORD = "stage.json"
+_UNFINISHED = ".stage.json.tmp"
+_DATA = "stage.json"  # in `private`: a fingerprint of private data tells who guesses the data
+
+
+@dataclasses.dataclass(frozen=True)
+class StageResult:
+    """What a stage gave, how it came about, and how long it took.
+
+    `seconds` are of the wall clock, compilation included; None where a go was killed and so not
+    counted.
+    """
+
+    result: dict[str, Any]
+    status: Literal["done", "skipped", "redone", "resumed"]
+    seconds: float | None = None
+
+
+class Run(NamedTuple):
+    """A training run as a stage: a binary, its settings, and those that name input checkpoints."""
+
+    arm: str
+    seed: int
+    binary: Callable[..., dict[str, Any]]
+    settings: dict[str, Any]
+    inputs: dict[str, epath.Path]
+
+
+def complete(run: Run, workdir: epath.Path, data: str, mode: str | None) -> dict[str, Any]:
+    """The result of a run in `<workdir>/runs/ARM/seedN`, which goes on or is up to date.
+
+    With "seconds", see `StageResult`.
+
+    Args:
+      run: what to run.
+      workdir: the experiment's.
+      data: fingerprint of the run's data.
+      mode: as for `parallel.wrap`.
+    """
+    directory = run_directory(workdir, run.arm, run.seed)
+    known_by = _known_by(run.settings)
+    paths = {name: str(path) for name, path in run.inputs.items()}
+    found = run_stage(
+        directory,
+        config={"binary": run.binary.__module__, **known_by},
+        data=data,
+        inputs=[integrity.find(path)[1]["id"] for path in paths.values()],
+        run=lambda: run.binary(run.settings | paths, directory, parallel=mode),
+        say=say,
+    )
+    return {**found.result, "seconds": found.seconds}
+
+
+def _known_by(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """The settings that decide a number, also within groups."""
+    return {
+        k: _known_by(v) if isinstance(v, Mapping) else v
+        for k, v in settings.items()
+        if k not in NOT_KNOWN_BY and (k, v) not in ABSENT_MEANS.items()
+    }
+
+
+def run_directory(workdir: epath.PathLike, arm: str, seed: int) -> epath.Path:
+    """Where a run of an experiment lies."""
+    return epath.Path(workdir) / "runs" / arm / f"seed{seed}"
+
+
+def say(line: str):
+    """On stderr, beside the table that goes to stdout."""
+    print(line, file=sys.stderr, flush=True)
+
+
+def run_stage(
+    directory: epath.PathLike,
+    *,
+    config: Mapping[str, Any],
+    data: str,
+    inputs: Sequence[str],
+    run: Callable[[], dict[str, Any]],
+    say: Callable[[str], None],
+) -> StageResult:
+    """Runs one stage in `directory`, unless it is there already.
+
+    A stage is known by its resolved `config` (JSON types) and `inputs`, the ids of the checkpoints
+    it reads, which `<directory>/stage.json` remembers, and by `data`, the fingerprint of its data,
+    which `<directory>/private/stage.json` does:
+
+    | found | what happens | status |
+    |---|---|---|
+    | nothing, or an empty directory | `run()` | done |
+    | finished, the same | nothing; the remembered result is returned | skipped |
+    | begun, the same | `run()`, which resumes from what it left there | resumed |
+    | another | the directory is emptied, then `run()` | redone |
+
+    `run` returns a dict in JSON types; it is handed back as read from the file, so a skipped
+    stage gives what the finished one gave. An exception in `run` passes through, and the stage
+    stays begun. `say` gets one line on what happens and why.
+
+    Raises InputError, and touches nothing, where the directory holds files but no stage.json, or
+    one that cannot be read; TypeError where config or result are not JSON.
+    """
+    directory = epath.Path(directory)
+    name = "/".join(directory.parts[-2:])
+    wanted = {"format": FORMAT, "config": _json(config, "config"), "inputs": list(inputs)}
+    found, private = _read(directory), directory / noise.FOLDER / _DATA
+    known = json.loads(private.read_text())["data"] if private.exists() else None
+    unsure = "" if known else f" (cannot tell whether its data changed: no {private})"
+    begun = wanted | {"status": "started", "result": None}
+
+    if found is None:
+        status = "done"
+        say(f"{name}: starting")
+    elif why := _why(found, wanted, data_changed=known not in (None, data)):
+        status = "redone"
+        say(f"{name}: redoing: {why}")
+        # Cut short, it must pass neither as the old stage nor as the new.
+        _write(directory, begun | {"status": "removing"})
+        _empty(directory)
+    elif found["status"] == "done":
+        say(f"{name}: up to date{unsure}")
+        return StageResult(found["result"], "skipped", found.get("seconds"))
+    else:
+        status = "resumed"
+        say(f"{name}: resuming{unsure}")
+
+    before = found.get("seconds") if found is not None and status == "resumed" else 0.0
+    began = time.monotonic()
+
+    def so_far() -> float | None:
+        return None if before is None else round(before + time.monotonic() - began, 3)
+
+    _write(directory, begun)
+    noise.write_private(private, {"data": data})
+    try:
+        result = _json(run(), "result")
+    except BaseException:
+        _write(directory, begun | {"seconds": so_far()})
+        raise
+    seconds = so_far()
+    _write(directory, begun | {"status": "done", "result": result, "seconds": seconds})
+    return StageResult(result, status, seconds)
+
+
+def _read(directory: epath.Path) -> dict[str, Any] | None:
+    """The stage's record, or None where nothing is there yet."""
+    path = directory / _RECORD
+    if path.exists():
+        try:
+            record = json.loads(path.read_text())
+            known = {"format", "config", "inputs"}
+            if record["status"] in ("started", "done", "removing") and known <= set(record):
+                return record
+        except (ValueError, KeyError, TypeError):
+            pass
+        raise InputError("workdir", str(path), "not a stage's record; remove its directory")
+    if directory.exists():
+        if not directory.is_dir():
+            raise InputError("workdir", str(directory), "must be a directory")
+        if any(child.name != _UNFINISHED for child in directory.iterdir()):
+            allowed = "holds files but no stage.json; empty it or choose another workdir"
+            raise InputError("workdir", str(directory), allowed)
+    return None
+
+
+def _write(directory: epath.Path, record: dict[str, Any]) -> None:
+    directory.mkdir(parents=True, exist_ok=True)
+    unfinished = directory / _UNFINISHED
+    unfinished.write_text(strict_json.dumps(record, indent=2) + "\n")
+    unfinished.replace(directory / _RECORD)  # the old record or the new one, never half of one
+
+
+def _empty(directory: epath.Path) -> None:
+    """Removes all but the record; a link goes, what it points to stays."""
+    for child in directory.iterdir():
+        if child.name == _RECORD:
+            continue
+        if child.is_dir() and not os.path.islink(child):
+            child.rmtree()
+        else:
+            child.unlink()
+
+
+def _why(found: dict[str, Any], wanted: dict[str, Any], *, data_changed: bool) -> str:
+    """Why a stage has to be redone; empty where it has not."""
+    if found["status"] == "removing":
+        return "its removal was interrupted"
+    old, new = (dict(_flat(record["config"])) for record in (found, wanted))
+    changes = []
+    for field in sorted(old.keys() | new.keys()):
+        before, after = (_short(side[field]) if field in side else "unset" for side in (old, new))
+        if field not in old or field not in new or _canonical(old[field]) != _canonical(new[field]):
+            changes.append(f"{field} {before} → {after}")
+    if changes:
+        more = f" and {len(changes) - 4} more" if len(changes) > 4 else ""
+        return f"settings changed: {', '.join(changes[:4])}{more}"
+    if data_changed:
+        return "the data changed"
+    if found["inputs"] != wanted["inputs"]:
+        return "its input checkpoints changed"
+    return "" if found["format"] == wanted["format"] else "made by another version"
+
+
+def _flat(value: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
+    if isinstance(value, dict) and value:
+        for key, item in value.items():
+            yield from _flat(item, f"{prefix}.{key}" if prefix else key)
+    else:
+        yield prefix, value
+
+
+def _short(value: Any) -> str:
+    text = value if isinstance(value, str) else json.dumps(value)
+    return text if len(text) <= 40 else text[:37] + "…"
+
+
+def _canonical(value: Any) -> str:
+    return json.dumps(value, sort_keys=True, separators=(",", ":"))
+
+
+def _json(value: Mapping[str, Any], what: str) -> dict[str, Any]:
+    """A copy in JSON's types, as it will be read back."""
+    try:
+        return json.loads(strict_json.dumps(dict(value)))
+    except (TypeError, ValueError) as error:
+        raise TypeError(f"{what}: must be a mapping in JSON's types: {error}") from error

@@ -1,0 +1,153 @@
+"""Which code a file may ask for: a checkpoint is data, and what it names is not imported unasked.
+
+This project's own networks may always be named. Another module is imported for a file only where
+the user names it in the same call: `--trust=PACKAGE`, `load_model(…, trust=("package",))`, or the
+`model` field of the run's own config.
+"""
+
+import contextlib
+import contextvars
+import functools
+import importlib
+import importlib.util
+import os
+import re
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from typing import Any
+
+from distill_core.config import InputError
+
+# "package.module:factory"; `models.create_model` imports names of this form alone.
+REFERENCE = re.compile(r"([\w.-]+):(\w+)")
+_PACKAGE = re.compile(r"[\w-]+(\.[\w-]+)*")
+_OURS = ("distill_core", "nasty", "swingdistill", "dpdfd")
+_ROOT = os.path.dirname(os.path.dirname(os.path.dirname(os.path.realpath(__file__))))
+# Beginnings of "module:" that are trusted.
+_trusted: contextvars.ContextVar[tuple[str, ...]] = contextvars.ContextVar("trusted", default=())
+
+
+def allow(packages: str | Iterable[str]):
+    """Trusts packages, each with its submodules, in the rest of this context (see `contextvars`).
+
+    Raises:
+      InputError: on `trust`, if one is no package's name.
+    """
+    packages = (packages,) if isinstance(packages, str) else tuple(packages)
+    for name in packages:
+        if not isinstance(name, str) or not _PACKAGE.fullmatch(name):
+            raise InputError("trust", name, "must be the name of a package or a module: a, or a.b")
+    _trusted.set((*_trusted.get(), *(f"{name}{sign}" for name in packages for sign in ".:")))
+
+
+@contextlib.contextmanager
+def allowed(packages: str | Iterable[str]) -> Iterator[None]:
+    """`allow`, within a block."""
+    before = _trusted.get()
+    try:
+        allow(packages)
+        yield
+    finally:
+        _trusted.set(before)
+
+
+def config_allows(run: Callable[..., Any]) -> Callable[..., Any]:
+    """Decorates `run(settings, …)`: the very modules of its `model` fields are trusted inside."""
+
+    @functools.wraps(run)
+    def inside(settings: Any, *args: Any, **kwargs: Any) -> Any:
+        before = _trusted.get()
+        plain = settings.to_dict() if hasattr(settings, "to_dict") else settings
+        _trusted.set((*before, *(f"{module}:" for module in _models(plain))))
+        try:
+            return run(settings, *args, **kwargs)
+        finally:
+            _trusted.set(before)
+
+    return inside
+
+
+def trusted() -> list[str]:
+    """What is trusted here, as `--trust` takes it."""
+    return sorted({name[:-1] for name in _trusted.get()})
+
+
+def check_network(path: object, network: Mapping[str, Any]):
+    """Refuses a file's network that needs code which nobody trusts; imports no such code.
+
+    Everything in `model` and `model_kwargs` counts that could name code, at any depth.
+
+    Args:
+      path: the file, for the message.
+      network: its spec.
+
+    Raises:
+      InputError: on `checkpoint`.
+    """
+    well_formed = (
+        isinstance(network, Mapping)
+        and isinstance(network.get("model"), str)
+        and isinstance(network.get("model_kwargs"), Mapping)
+    )
+    if not well_formed:
+        allowed = "describes no network: its model must be a name, its model_kwargs a group"
+        raise InputError("checkpoint", str(path), allowed)
+    for text in _strings([network["model"], network["model_kwargs"]]):
+        found = REFERENCE.fullmatch(text)
+        if found and not _is_our_network(*found.groups()):
+            check("checkpoint", path, found[1], asks_for=f"the network {text}")
+
+
+def check(field: str, path: object, module: str, *, asks_for: str):
+    """Refuses a file that asks for a module's code, unless that is trusted.
+
+    Raises:
+      InputError: on `field`.
+    """
+    if not f"{module}:".startswith(_trusted.get()):
+        allowed = (
+            f"asks for {asks_for}, which is not this project's, and would run its code; if you "
+            f"trust it, give --trust={module}, in Python load_model(…, trust=({module!r},))"
+        )
+        raise InputError(field, str(path), allowed)
+
+
+def _is_our_network(module: str, attribute: str) -> bool:
+    """Whether it is one of our networks, not a function of ours or a namesake in another place."""
+    from flax import linen as nn
+
+    if not _is_ours(module):
+        return False
+    try:
+        named = getattr(importlib.import_module(module), attribute, None)
+    except ImportError:
+        return False
+    return isinstance(named, type) and issubclass(named, nn.Module) and _is_ours(named.__module__)
+
+
+def _is_ours(module: str) -> bool:
+    top = module.partition(".")[0]
+    if top not in _OURS:
+        return False
+    try:
+        found = importlib.util.find_spec(top)  # imports nothing: the name has no parent
+    except ValueError:  # imported already, by something that hides where from
+        return False
+    origin = os.path.realpath(found.origin) if found and found.origin else None
+    return origin == os.path.join(_ROOT, top, "__init__.py")
+
+
+def _strings(value: Any) -> Iterator[str]:
+    if isinstance(value, str):
+        yield value
+    elif isinstance(value, Mapping | list | tuple):
+        for each in value.values() if isinstance(value, Mapping) else value:
+            yield from _strings(each)
+
+
+def _models(settings: Any) -> Iterator[str]:
+    """The modules that fields `model` and `…_model` name, those of groups too."""
+    for name, value in settings.items() if isinstance(settings, Mapping) else ():
+        if isinstance(value, Mapping):
+            yield from _models(value)
+        elif re.fullmatch("(.*_)?model", str(name)) and (found := REFERENCE.fullmatch(str(value))):
+            yield found[1]

@@ -1,0 +1,195 @@
+"""Flags, start-up and exit codes of the binaries.
+
+Exit codes: 0 done; 1 the system failed us (disk full, …); 2 wrong input, in one line; 3 diverged;
+4 stopped by a signal after saving.
+"""
+
+import argparse
+import contextvars
+import errno
+import logging
+import os
+import signal
+import sys
+import traceback
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NoReturn
+
+from distill_core.config import Field, InputError, suggest
+from distill_core.models import trust
+from distill_core.runtime import paths
+
+EXIT_SYSTEM, EXIT_INPUT, EXIT_DIVERGED, EXIT_STOPPED = 1, 2, 3, 4
+_FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
+
+
+class Flags(argparse.ArgumentParser):
+    """argparse, with wrong flags as InputError."""
+
+    def __init__(self, description: str | None, fields: Mapping[str, Field] | None = None):
+        """`fields` are those of `--config`, if the binary takes one."""
+        self.fields = fields or {}
+        super().__init__(
+            description=description,
+            epilog=_describe(self.fields) if fields else None,
+            formatter_class=argparse.RawDescriptionHelpFormatter,
+            allow_abbrev=False,
+            exit_on_error=False,
+        )
+        self.add_argument(
+            "--trust",
+            action="append",
+            default=[],
+            metavar="PACKAGE[,…]",
+            help="allows checkpoints to import networks from PACKAGE, which runs its code",
+        )
+
+    def read(self, argv: Sequence[str], *, required: Sequence[str] = ()) -> argparse.Namespace:
+        """The flags' values; from here on, what `--trust` names is trusted (see `exit_code`).
+
+        Raises:
+          InputError: an unknown flag, a value of the wrong type, a required flag that misses.
+        """
+        try:
+            found, unknown = self.parse_known_args(argv)
+        except argparse.ArgumentError as error:
+            name = (error.argument_name or "flags").split("/")[0]
+            raise InputError(name.lstrip("-"), _given(argv, name), error.message) from None
+        for argument in unknown:
+            if not argument.startswith("-"):
+                raise InputError("arguments", argument, "flags only, --NAME=VALUE; see --help")
+            flag = argument.partition("=")[0]
+            name = flag.lstrip("-")
+            is_field = name in self.fields
+            hint = f"did you mean config.{name}?" if is_field else suggest(name, vars(found))
+            raise InputError(name, _given(argv, flag), f"no such flag; {hint}")
+        for name in required:
+            if not getattr(found, name):
+                raise InputError(name, getattr(found, name), f"--{name} is required; see --help")
+        trust.allow(name for names in found.trust for name in names.split(","))
+        return found
+
+    def error(self, message: str) -> NoReturn:
+        raise InputError("flags", " ".join(sys.argv[1:]), message)
+
+
+def launch_training(run: Callable[..., Any], fields: Mapping[str, Field]):
+    """Entry point of a binary with `--config` and `--workdir`.
+
+    Args:
+      run: `run(config, workdir, parallel=None)`; `config` is the file's ConfigDict, locked, with
+        what the command line overrides.
+      fields: all that a config may set.
+    """
+    launch(lambda argv: run_training(run, fields, argv))
+
+
+def run_training(run: Callable[..., Any], fields: Mapping[str, Field], argv: Sequence[str]):
+    """`launch_training` without the process around it: arguments in, InputError out."""
+    from distill_core.runtime import config_file, parallel
+
+    flags = Flags(sys.modules[run.__module__].__doc__, fields)
+    flags.add_argument("--config", metavar="FILE.py[:ARG]", help="defines get_config(arg)")
+    flags.add_argument("--workdir", metavar="DIR", help="where the run lives: local or gs://…")
+    flags.add_argument(
+        "--parallel",
+        metavar="MODE",
+        help=f"spreads a step over several devices: {', '.join(parallel.MODES)}; default pmap",
+    )
+    flags.add_argument(
+        "--multihost", action="store_true", help="one process of several; JAX finds the rest"
+    )
+    flags.add_argument("--coordinator_address", metavar="HOST:PORT", help="of process 0")
+    flags.add_argument(
+        "--num_processes", type=int, metavar="N", help="of a cluster that is started by hand"
+    )
+    flags.add_argument("--process_id", type=int, metavar="I", help="this process's index")
+    overrides, others = config_file.split(argv)
+    given = flags.read(others, required=("config", "workdir"))
+    settings = config_file.read(given.config, overrides, fields)
+    workdir = str(paths.folder_to_write("workdir", given.workdir))
+    parallel.start(
+        multihost=given.multihost,
+        coordinator_address=given.coordinator_address,
+        num_processes=given.num_processes,
+        process_id=given.process_id,
+    )
+    run(settings, workdir, parallel=given.parallel)
+
+
+def launch(main: Callable[[Sequence[str]], Any]):
+    """Runs `main(arguments)`, and turns what a user can cause into one line and an exit code."""
+    logging.basicConfig(format="%(levelname)s: %(message)s", level=logging.WARNING)
+    logging.captureWarnings(True)
+    write_what_the_console_can()
+    for name in (signal.SIGTERM, signal.SIGINT):
+        # Before the loop there is nothing to save; the loop puts its own handlers in.
+        signal.signal(name, lambda *_: os._exit(EXIT_STOPPED))
+    from distill_core.runtime import parallel
+
+    try:
+        code = exit_code(main, sys.argv[1:])
+    except (Exception, KeyboardInterrupt):
+        parallel.leave(EXIT_SYSTEM, traceback.format_exc())
+        raise
+    if code == EXIT_SYSTEM:
+        parallel.leave(code)
+    sys.exit(code)
+
+
+def write_what_the_console_can():
+    """Signs that the console's encoding lacks, such as ± or τ, are written as `?`."""
+    streams: list[Any] = [sys.stdout, sys.stderr]
+    for stream in streams:
+        if hasattr(stream, "reconfigure"):  # a notebook's has its own ways
+            stream.reconfigure(errors="replace")
+
+
+def exit_code(main: Callable[[Sequence[str]], Any], argv: Sequence[str]) -> int:
+    """Runs `main(argv)`; prints the line, if there is one to print, to stderr.
+
+    What `main` trusts, with `--trust`, ends with it.
+    """
+    from distill_core import checkpoint
+    from distill_core.runtime import parallel
+    from distill_core.training import loop
+
+    try:
+        contextvars.copy_context().run(main, argv)
+    except InputError as error:
+        code = _fail(EXIT_INPUT, str(error))
+        parallel.roll_call(None)
+        return code
+    except loop.DivergedError as error:
+        return _fail(EXIT_DIVERGED, str(error))
+    except loop.StoppedError as error:
+        return _fail(EXIT_STOPPED, str(error))
+    except checkpoint.CheckpointError as error:
+        return _fail(EXIT_SYSTEM, str(error))
+    except OSError as error:
+        if error.errno is None or not (error.filename or error.errno in _FULL):
+            raise
+        return _fail(EXIT_SYSTEM, f"{error.filename or 'workdir'}: {error.strerror}")
+    return 0
+
+
+def _given(argv: Sequence[str], flag: str) -> str | None:
+    """What the arguments say of one flag."""
+    for argument, following in zip(argv, [*argv[1:], None], strict=True):
+        name, equals, value = argument.partition("=")
+        if name == flag:
+            return value if equals else following
+    return None
+
+
+def _describe(fields: Mapping[str, Field]) -> str:
+    lines = ["every field of a config can be given here, too: --config.FIELD=VALUE"]
+    for name, field in fields.items():
+        default = "required" if field.required else f"default {field.default!r}"
+        lines.append(f"  {name}: {field.allowed}; {default}")
+    return "\n".join(lines)
+
+
+def _fail(code: int, line: str) -> int:
+    print(f"error: {line}", file=sys.stderr, flush=True)
+    return code

@@ -1,0 +1,105 @@
+"""From `--config FILE.py[:ARG]` and `--config.FIELD=VALUE` to settings.
+
+Not `ml_collections.config_flags`: that one takes only fields which the file mentions, and only in
+the type that they have there. Here every field of the binary can be given.
+"""
+
+import inspect
+import traceback
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from ml_collections import config_dict
+
+from distill_core.config import Field, InputError, literal, suggest
+from distill_core.runtime import paths
+
+_KIND = "must be a Python file that defines get_config(arg): FILE.py, or FILE.py:ARG"
+
+
+def split(argv: Sequence[str]) -> tuple[list[tuple[str, str]], list[str]]:
+    """The overrides (field, text) among the arguments, in their order, and the other arguments."""
+    overrides, others = [], []
+    remaining = iter(argv)
+    for argument in remaining:
+        name, equals, text = argument.lstrip("-").partition("=")
+        if not (argument.startswith("-") and name.startswith("config.")):
+            others.append(argument)
+            continue
+        field = name.removeprefix("config.")
+        if not equals:
+            text = next(remaining, "--")
+            if text.startswith("--"):
+                raise InputError(field, None, f"needs a value: --config.{field}=VALUE")
+        overrides.append((field, text))
+    return overrides, others
+
+
+def read(
+    given: str, overrides: Sequence[tuple[str, str]], fields: Mapping[str, Field]
+) -> config_dict.ConfigDict:
+    """The settings of a config file, with the overrides in; locked, values not yet checked.
+
+    Args:
+      given: `FILE.py`, or `FILE.py:ARG` where ARG is handed to `get_config`.
+      overrides: (field, text) in order; `group.name` reaches into a group, and makes it.
+      fields: of the binary; they say how a text becomes a value.
+
+    Raises:
+      InputError: field "config" where the file cannot be read; the override's field where there is
+        no such field.
+    """
+    path, _, arg = ("" if "://" in given else given).partition(":")
+    settings = _run(given, Path(paths.expand("config", path, given=given)), arg)
+    with settings.unlocked(), settings.ignore_type():
+        for name, text in overrides:
+            *groups, last = name.split(".")
+            top = name.split(".")[0]
+            if top not in fields:
+                raise InputError(name, text, f"no such field; {suggest(top, fields)}")
+            group: Any = settings
+            for key in groups:
+                if not isinstance(group.get(key), config_dict.ConfigDict):
+                    group[key] = config_dict.ConfigDict()
+                group = group[key]
+            group[last] = literal(text) if groups else fields[top].parse(text)
+    return settings.lock()
+
+
+def _run(given: str, file: Path, arg: str) -> config_dict.ConfigDict:
+    """What the file's `get_config` returns."""
+    if file.suffix != ".py" or file.is_dir():
+        raise InputError("config", given, _KIND)
+    if not file.exists():
+        folder = file.parent
+        others = [p.name for p in folder.glob("*.py")] if folder.is_dir() else []
+        hint = suggest(file.name, others) if others else f"{folder} holds no config"
+        raise InputError("config", given, f"no such file; {hint}")
+    namespace = {"__name__": file.stem, "__file__": str(file)}
+    try:
+        exec(compile(file.read_bytes(), str(file), "exec"), namespace)
+        if not callable(get_config := namespace.get("get_config")):
+            raise InputError("config", given, f"defines no get_config; {_KIND}")
+        takes_arg = bool(inspect.signature(get_config).parameters)
+        if arg and not takes_arg:
+            raise InputError("config", given, f"its get_config() takes no argument, not {arg!r}")
+        settings = get_config(arg) if takes_arg else get_config()
+    except InputError:
+        raise
+    except Exception as error:  # whatever a user's file raises
+        line, reason = _line(error, file), f"{type(error).__name__}: {error}"
+        raise InputError("config", given, f"fails{line} with {reason}") from error
+    if not isinstance(settings, config_dict.ConfigDict):
+        kind = type(settings).__name__
+        allowed = f"its get_config must return a ml_collections ConfigDict, and returns a {kind}"
+        raise InputError("config", given, allowed)
+    return config_dict.ConfigDict(settings)  # pyright: ignore[reportArgumentType]: thaws a frozen one
+
+
+def _line(error: Exception, file: Path) -> str:
+    """` at line N`, the innermost one of the file."""
+    lines = [f.lineno for f in traceback.extract_tb(error.__traceback__) if f.filename == str(file)]
+    if isinstance(error, SyntaxError):
+        lines.append(error.lineno)
+    return f" at line {lines[-1]}" if lines and lines[-1] else ""

@@ -1,0 +1,285 @@
+"""What a person sees of a run, and metrics.jsonl."""
+
+import collections
+import contextlib
+import importlib
+import io
+import json
+import math
+import os
+import socket
+import sys
+import time
+from collections.abc import Mapping
+from typing import Any
+
+from etils import epath
+from rich.console import Console
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    TaskID,
+    TextColumn,
+    TimeElapsedColumn,
+)
+
+from distill_core.checkpoint import integrity, strict_json
+
+REMOTE_SECONDS = 15.0
+RATE_SECONDS = 30.0
+
+
+class Pace:
+    """How fast a run is, by its latest updates: those of the last 30 seconds or the last two calls.
+
+    What compiles does not count, that is all before the second call of `advance` once there are
+    three, and neither does what `rest` closes: evaluating and saving.
+    """
+
+    def __init__(self):
+        self._marks: collections.deque[tuple[int, float]] = collections.deque()  # step, when
+        self._calls, self._rested = 0, 0.0
+
+    def advance(self, step: int):
+        """All updates up to `step` are dispatched."""
+        if self._marks and self._marks[-1][0] == step:
+            return
+        self._calls += 1
+        self._marks.append((step, self._now()))
+        if (
+            self._calls == 3
+        ):  # the second update may have been compiled anew, for its inputs' places
+            self._marks.popleft()
+        while len(self._marks) > 2 and self._now() - self._marks[1][1] >= RATE_SECONDS:
+            self._marks.popleft()
+
+    def rest(self):
+        """The time since the last `advance` went into something else."""
+        if self._marks:
+            self._rested += self._now() - self._marks[-1][1]
+
+    def rate(self) -> float | None:
+        """Updates per second; None before the second call of `advance`."""
+        if len(self._marks) < 2:
+            return None
+        (first, began), (last, _) = self._marks[0], self._marks[-1]
+        return (last - first) / max(self._now() - began, 1e-9)
+
+    def _now(self) -> float:
+        return time.monotonic() - self._rested
+
+
+class Reporter:
+    """A bar with rate and time left on a terminal, plain lines otherwise; silent if not `active`.
+
+    Made for one run over `num_steps`; processes other than the first pass `active=False`.
+    """
+
+    def __init__(self, num_steps: int, *, active: bool, label: str = "training"):
+        self._console = Console(
+            file=sys.stderr,
+            highlight=False,
+            soft_wrap=True,
+            quiet=not active,
+            force_jupyter=False,  # a notebook gets the lines: its bar would need ipywidgets
+        )
+        self._num_steps, self._label = num_steps, label
+        self._bar: Progress | None = None
+        self._task = TaskID(0)
+        self._pace = Pace()
+
+    def say(self, line: str):
+        """Prints one line above the bar."""
+        self._console.print(line, markup=False)
+
+    def begin(self, step: int):
+        """Starts the bar at the step that the run starts from."""
+        if self._console.is_terminal and not self._console.quiet:
+            columns = [TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn()]
+            columns += [TextColumn("{task.fields[rate]}"), TimeElapsedColumn()]
+            columns += [TextColumn("{task.fields[note]}")]
+            self._bar = Progress(*columns, console=self._console, transient=True)
+            self._task = self._bar.add_task(
+                self._label, total=self._num_steps, completed=step, rate="", note=""
+            )
+            self._bar.start()
+
+    def advance(self, step: int):
+        """All updates up to `step` were dispatched."""
+        self._pace.advance(step)
+        if self._bar is not None:
+            self._bar.update(self._task, completed=step, rate=self._speed(step))
+
+    def rest(self):
+        """The time since the last step went into evaluating and saving."""
+        self._pace.rest()
+
+    def metrics(self, row: Mapping[str, Any]):
+        """Shows a row of `metrics.jsonl`: training beside the bar, evaluations above it."""
+        step, is_train = row["step"], row["split"] == "train"
+        note = "  ".join(f"{k} {_short(v)}" for k, v in row.items() if k not in ("step", "split"))
+        if is_train and self._bar is not None:
+            self._bar.update(self._task, note=note)
+            return
+        line = f"step {step}/{self._num_steps}  {'' if is_train else row['split'] + ' '}{note}"
+        if self._bar is None and is_train and (speed := self._speed(step)):
+            line += f"  {speed}"
+        self.say(line)
+
+    def end(self):
+        """Removes the bar."""
+        if self._bar is not None:
+            self._bar.stop()
+            self._bar = None
+
+    def _speed(self, step: int) -> str:
+        """Rate and time left in words; "" where nothing is known yet."""
+        rate = self._pace.rate()
+        if rate is None:
+            return ""
+        seconds = (self._num_steps - step) / max(rate, 1e-9)
+        left = f"  {int(seconds // 60)}:{int(seconds % 60):02d} left" if seconds >= 1 else ""
+        return f"{rate:.1f} steps/s{left}"
+
+
+class MetricsFile:
+    """`metrics.jsonl`: one JSON object a line, each with `step` and `split`; no times in it, so
+    that a resumed run writes the same file as a straight one."""
+
+    def __init__(self, path: epath.PathLike, *, active: bool):
+        self._file, self._active = _GrowingFile(path), active
+
+    def rewind(self, step: int, *, evaluated: bool = True):
+        """Forgets lines after `step`, its evaluation unless `evaluated`, and a half line."""
+        if not self._active:
+            return
+        rows = ((line, _parse(line)) for line in self._file.read().splitlines())
+        kept = [line for line, row in rows if row and _is_before(row, step, evaluated)]
+        self._file.replace("".join(f"{line}\n" for line in kept))
+
+    def write(self, row: Mapping[str, object]):
+        """Adds one line."""
+        if self._active:
+            self._file.add(f"{strict_json.dumps(row)}\n".encode())
+
+    def flush(self):
+        """All lines are on disk, or in the cloud, after this. Call it before a checkpoint."""
+        if self._active:
+            self._file.flush()
+
+
+class TensorBoard:
+    """An event file in `<workdir>/tensorboard`, if the `tensorboard` extra is installed.
+
+    A run that starts from `step` replaces what earlier ones showed after it. TensorBoard's own
+    writer is not used: it fails in a thread of its own, and a kill loses what it holds back.
+    """
+
+    def __init__(self, directory: epath.PathLike, step: int, *, active: bool):
+        self._file: _GrowingFile | None = None
+        if not active:
+            return
+        try:
+            self._events = importlib.import_module("tensorboard.compat.proto.event_pb2")
+            self._summaries = importlib.import_module("tensorboard.compat.proto.summary_pb2")
+        except ImportError:
+            return
+        directory = epath.Path(directory)
+        directory.mkdir(parents=True, exist_ok=True)
+        name = f"events.out.tfevents.{time.time():.6f}.{socket.gethostname()}.{os.getpid()}"
+        self._file = _GrowingFile(directory / name)
+        started = self._events.SessionLog(status=self._events.SessionLog.START)
+        self._add(file_version="brain.Event:2")
+        self._add(step=step + 1, session_log=started)
+
+    def write(self, row: Mapping[str, Any]):
+        """One event with a scalar a metric."""
+        if self._file is None:
+            return
+        values = [
+            self._summaries.Summary.Value(tag=f"{row['split']}/{name}", simple_value=float(value))
+            for name, value in row.items()
+            if name not in ("step", "split")
+        ]
+        self._add(step=row["step"], summary=self._summaries.Summary(value=values))
+
+    def flush(self):
+        """As of `MetricsFile`."""
+        if self._file is not None:
+            self._file.flush()
+
+    def _add(self, **fields):
+        from tensorboard.summary.writer.record_writer import RecordWriter
+
+        if self._file is not None:
+            record = io.BytesIO()
+            event = self._events.Event(wall_time=time.time(), **fields)
+            RecordWriter(record).write(event.SerializeToString())
+            self._file.add(record.getvalue())
+
+
+class _GrowingFile:
+    """A file that is added to, or replaced whole. A failing write names it.
+
+    Object stores cannot append and slow down who writes one object often: there it is written anew
+    at most every few seconds, and when it is flushed.
+    """
+
+    def __init__(self, path: epath.PathLike):
+        self._path = epath.Path(path)
+        self._is_remote = "://" in str(path)
+        self._content = b""  # of a remote file
+        self._written_at = -math.inf
+
+    def read(self) -> str:
+        return self._path.read_text() if self._path.exists() else ""
+
+    def replace(self, text: str):
+        self._content = text.encode()
+        if text != self.read():
+            with self._naming():
+                integrity.write_atomically(self._path, text)
+
+    def add(self, data: bytes):
+        if not self._is_remote:
+            with self._naming(), self._path.open("ab") as file:
+                file.write(data)
+            return
+        self._content += data
+        if time.monotonic() - self._written_at >= REMOTE_SECONDS:
+            self._write()
+
+    def flush(self):
+        if self._is_remote and self._content:
+            self._write()
+
+    def _write(self):
+        with self._naming():
+            self._path.write_bytes(self._content)
+        self._written_at = time.monotonic()
+
+    @contextlib.contextmanager
+    def _naming(self):
+        try:
+            yield
+        except OSError as error:
+            if error.errno is None:
+                raise
+            raise OSError(error.errno, error.strerror, str(self._path)) from error
+
+
+def _short(value) -> str:
+    return f"{value:.4f}" if abs(value) < 100 else f"{value:.4g}"
+
+
+def _parse(line: str) -> dict[str, Any] | None:
+    try:
+        row = json.loads(line)
+        return row if {"step", "split"} <= row.keys() else None
+    except (ValueError, AttributeError):
+        return None
+
+
+def _is_before(row: Mapping[str, Any], step: int, evaluated: bool) -> bool:
+    return row["step"] < step or (row["step"] == step and (evaluated or row["split"] == "train"))

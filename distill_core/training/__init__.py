@@ -1,0 +1,1 @@
+"""Runs: the step, gradients, the loop, and what image and text runs put around them."""

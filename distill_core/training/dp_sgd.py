@@ -1,0 +1,266 @@
+"""Differentially private training: what a config's group `dp` asks for, and how a run does it.
+
+Each step draws a Poisson batch of expected size `batch_size`, clips every record's gradient to the
+L2 norm C, sums, adds Gaussian noise once and divides by `batch_size`. Source: Abadi et al., "Deep
+Learning with Differential Privacy", 2016; multiplicity of augmentations: De et al., "Unlocking
+High-Accuracy Differentially Private Image Classification through Scale", 2022.
+
+Formal guarantee: every checkpoint, and all that a run logs, is (ε, δ)-differentially private for a
+record zeroed out: replaced by an empty one, which counts nothing, at its place (where it stands
+decides its augmentation, and N the sampling rate). It assumes that a record reaches one example
+alone; that the number of records, the configuration, the preprocessing and the test data are
+public; that the noise's root (`<workdir>/private`, 64 bits) stays secret, and its generators, which
+are not cryptographic, are taken for ideal; and float32 noise for real numbers. Choosing
+hyper-parameters on the records is not covered. Time and memory are no secret, either: they follow
+the size of a batch.
+"""
+
+import dataclasses
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from etils import epath
+
+from distill_core import checkpoint, config
+from distill_core.config import InputError
+from distill_core.privacy import accountants, poisson
+from distill_core.privacy import ledger as ledger_lib
+from distill_core.privacy import noise as noise_lib
+from distill_core.privacy.per_example import slack
+from distill_core.runtime import parallel
+from distill_core.training import loop
+from distill_core.training.dp_settings import check, live_records, read_group
+
+# Two uses of the run's root: the noise, and who is in a batch.
+_NOISE, _SAMPLING = 0, 1
+_MANY = 300_000  # steps whose noise takes more than seconds to calibrate
+
+
+class PrivateRun:
+    """One differentially private training run: its noise, its batches, its ledger.
+
+    Attributes:
+      augmentations: copies of a record in a step.
+      metadata: for the checkpoints; the config has `dp.num_steps` and `dp.noise_multiplier`, too,
+        so that a resume under another plan is refused by name.
+      reads: what the group's own files hold, for `loop.run`.
+    """
+
+    def __init__(
+        self,
+        hp: Mapping[str, Any],
+        workdir: epath.PathLike,
+        metadata: Mapping[str, Any],
+        network: Mapping[str, Any],
+        *,
+        data: Mapping[str, np.ndarray],
+        mode: str,
+    ):
+        """Checks and calibrates; writes nothing.
+
+        Args:
+          hp: validated config with the group `dp`.
+          workdir: the run's directory.
+          metadata: as `run_state.describe` gives it.
+          network: spec of the network to train.
+          data: the private training arrays, [N, …] each.
+          mode: as for `parallel.wrap`.
+
+        Raises:
+          InputError: on `dp.…`, `parallel`, `batch_size`, `num_validation`, `model`, or on
+            `init_from` where no ε could be claimed of what is made from it.
+        """
+        parallel.check_per_example(mode)
+        num = len(next(iter(data.values())))
+        dp = read_group(hp["dp"], num)
+        check(hp, network, num)
+        self.augmentations: int = dp["augmentations"]
+        self._hp, self._dp, self._num, self._mode = hp, dp, num, mode
+        self._workdir, self._rate = workdir, hp["batch_size"] / num
+        self._live = live_records(dp["masked"], num)
+        self._before = _before(metadata["ledger"], public=dp["public_start"])
+        inherited = self._inherited()
+        self._noise_multiplier = dp["noise_multiplier"] or self._calibrated(inherited)
+        plan = {"dp.num_steps": hp["num_steps"], "dp.noise_multiplier": self._noise_multiplier}
+        self.metadata = {
+            **metadata,
+            "config": {**metadata["config"], **plan},
+            "ledger": self._before.to_json(),
+        }
+        self.reads = {"dp": checkpoint.digest(self._live)}
+        decides = {k: v for k, v in self.metadata["config"].items() if k not in config.MAY_CHANGE}
+        ancestors = [ancestor.id for ancestor in self._before.ancestors]
+        self._decides = {
+            "config": {**decides, **plan},
+            "network": dict(network),
+            "data": checkpoint.digest({**data, "live": self._live}),
+            "ancestors": ancestors,
+        }
+        self._noise: noise_lib.Noise | None = None
+        self._root: tuple[int, ...] = ()
+        self._rows = poisson.capacity(self._rate, num, hp["num_steps"], multiple=jax.device_count())
+
+    def plan(self, frozen: Mapping[str, Any]) -> Callable[[int], loop.Plan]:
+        """For `loop.run`: opens the noise under the run's lock, and says where the budget ends."""
+
+        def plan(start: int) -> loop.Plan:
+            self._noise = noise_lib.open_noise(
+                self._workdir,
+                decides=self._decides,
+                start=start,
+                mode=self._mode,
+                seed=self._dp["seed"],
+            )
+            secret = jax.random.fold_in(self._noise.key, _SAMPLING)
+            self._root = tuple(int(word) for word in np.ravel(jax.random.key_data(secret)))
+            end = start + ledger_lib.affordable_steps(
+                self._charged(start),
+                self._entry(),
+                self._dp["epsilon"],
+                self._dp["delta"],
+                most=self._hp["num_steps"] - start,
+            )
+            self._say(end)
+            dp = {
+                "key": jax.random.fold_in(self._noise.key, _NOISE),
+                "norm": jnp.float32(self._dp["norm"]),
+                "noise_multiplier": jnp.float32(self._noise_multiplier),
+                "batch_size": jnp.float32(self._hp["batch_size"]),
+            }
+            return loop.Plan({**frozen, "dp": dp}, lambda s: self._ledger(s).to_json(), end)
+
+        return plan
+
+    def batch(self, step: int, take: Callable[[np.ndarray], Mapping[str, Any]]) -> dict[str, Any]:
+        """This process's rows of a step's batch, before `parallel.feed`; after `plan`.
+
+        Args:
+          step: whose batch; its noise is written down as drawn.
+          take: `take(records int64 [r]) -> {name: [r, …]}`.
+        """
+        assert self._noise is not None, "a private run's plan comes before its batches"
+        self._noise.reserve(step)
+        drawn = poisson.draw(self._root, step, self._rate, self._num)
+        records, where = poisson.pad(drawn, self._rows)
+        where &= self._live[records]
+        here = parallel.local_rows(len(records))
+        records, where = records[here], where[here]
+        rows = {**take(records), "index": records.astype(np.int32)}
+        return {"rows": rows, "where": where, "step": np.full(len(records), step, np.int32)}
+
+    def _entry(self, noise_multiplier: float | None = None) -> ledger_lib.Entry:
+        """What one step charges."""
+        norm = self._dp["norm"]
+        return ledger_lib.Entry(
+            ledger_lib.POISSON_GAUSSIAN,
+            (noise_multiplier or self._noise_multiplier) * norm,
+            norm * (1 + slack(self._hp["batch_size"])),
+            1,
+            "record",
+            ledger_lib.ZERO_OUT,
+            self._rate,
+            "training_gradients, clip",
+            self._hp["batch_size"],
+            num_examples=self._num,
+        )
+
+    def _inherited(self) -> list[accountants.Noised]:
+        """What the run's ancestors cost."""
+        probe = dataclasses.replace(self._entry(1.0), note="probe")
+        try:
+            charged = ledger_lib.charged(self._before.charge(probe))
+        except InputError as error:
+            raise _refused(self._hp, error) from None
+        return [each.noised() for each in charged if each != probe]
+
+    def _calibrated(self, inherited: list[accountants.Noised]) -> float:
+        """std/C with which the run's steps, after what its ancestors cost, spend ε."""
+        steps = self._entry(1.0).times(self._hp["num_steps"])
+        if steps.count > _MANY and parallel.is_main():
+            print(f"calibrates noise for {steps.count:,} steps, which takes a while", flush=True)
+        try:
+            found = accountants.calibrate(
+                [steps.noised()], self._dp["epsilon"], self._dp["delta"], spent=inherited
+            )
+        except InputError as error:
+            raise InputError(f"dp.{error.field}", error.given, error.allowed) from None
+        return accountants.round_up(found)
+
+    def _ledger(self, step: int) -> ledger_lib.Ledger:
+        found = self._charged(step)
+        return found if self._dp["seed"] is None else found.expose(ledger_lib.SEED_GIVEN)
+
+    def _charged(self, step: int) -> ledger_lib.Ledger:
+        assert self._noise is not None
+        count = step + self._noise.replayed
+        charged = self._before.charge(self._entry().times(count)) if count else self._before
+        return dataclasses.replace(charged, restarts=self._noise.restarts)
+
+    def _say(self, end: int):
+        if not parallel.is_main():
+            return
+        short = end < self._hp["num_steps"]
+        asked = f"asked for epsilon {self._dp['epsilon']:g} at delta {self._dp['delta']:g}, "
+        asked += ledger_lib.ZERO_OUT
+        print(
+            (asked if self._dp["seed"] is None else f"no epsilon holds, {ledger_lib.SEED_GIVEN}")
+            + f"; noise of {self._noise_multiplier:.4g} times the norm "
+            f"{self._dp['norm']:g}, records drawn with probability {self._rate:.4g}"
+            + (f"; the budget ends at step {end} of {self._hp['num_steps']}" if short else ""),
+            flush=True,
+        )
+
+
+def _before(ledger: Mapping[str, Any], *, public: bool) -> ledger_lib.Ledger:
+    """What the run inherits; `public` says that its ancestors saw no private data."""
+    found = ledger_lib.read(ledger)
+    if not public:
+        return found
+    ancestors = tuple(
+        dataclasses.replace(each, ledger=dataclasses.replace(each.ledger, public=True))
+        for each in found.ancestors
+    )
+    return dataclasses.replace(found, ancestors=ancestors)
+
+
+def _refused(hp: Mapping[str, Any], error: InputError) -> InputError:
+    allowed = f"{error.allowed} (checkpoint {str(error.given)[:12]}); dp.public_start=True, if it "
+    return InputError("init_from", hp.get("init_from"), f"{allowed}saw public data alone")
+
+
+def report(workdir: epath.PathLike) -> dict[str, Any]:
+    """What a private run's newest checkpoint cost, for tables; with a line on the console.
+
+    Returns:
+      {"epsilon", "replace_one_epsilon", "privacy_unit", "adjacency", "delta", "noise_multiplier"}
+      for the δ of the run's config; {} where no step was done, or no ε holds.
+    """
+    _, metadata = checkpoint.find(workdir)
+    ledger, settings = metadata["ledger"], metadata["config"]
+    if not ledger["mechanisms"]:
+        return {}
+    try:
+        entry, delta = ledger_lib.charged(ledger)[0], settings["dp"]["delta"]
+    except InputError as error:
+        if parallel.is_main():
+            print(error.allowed, flush=True)
+        return {}
+    spent = ledger_lib.epsilon(ledger, delta)
+    replaced = ledger_lib.epsilon(ledger, delta, replace_one=True)
+    if parallel.is_main():
+        print(
+            f"epsilon {spent:.4g} at delta {delta:g}, per {entry.unit}, {entry.adjacency}; "
+            f"{replaced:.4g} with one {entry.unit} replaced by another",
+            flush=True,
+        )
+    return {
+        "epsilon": spent,
+        "replace_one_epsilon": replaced,
+        "privacy_unit": entry.unit,
+        "adjacency": entry.adjacency,
+        "delta": delta,
+        "noise_multiplier": settings["dp.noise_multiplier"],
+    }

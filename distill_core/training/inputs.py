@@ -1,0 +1,68 @@
+"""What a run reads, known by content: a resume on other data is refused.
+
+The fingerprints lie in `<workdir>/private/` and nowhere else: a digest of private data, or of a
+teacher that is a function of it, tells whoever guesses a record whether the guess is right.
+"""
+
+import hashlib
+import json
+from collections.abc import Mapping
+from typing import Any
+
+from etils import epath
+
+from distill_core import checkpoint
+from distill_core.config import InputError
+from distill_core.data.text import tokenizers
+from distill_core.privacy import noise
+
+_FILE = "inputs.json"
+
+
+def of_model(loaded: checkpoint.LoadedModel) -> str:
+    """Fingerprint of a network: its weights, and what else its answers depend on."""
+    described = json.dumps(loaded.spec, sort_keys=True)
+    return hashlib.sha256((checkpoint.digest(loaded.variables) + described).encode()).hexdigest()
+
+
+def of_tokenizer(tokenizer: tokenizers.Tokenizer) -> str:
+    """Fingerprint of a vocabulary and how it splits text."""
+    return hashlib.sha256(tokenizer.to_json().encode()).hexdigest()
+
+
+def check(
+    workdir: epath.PathLike,
+    inputs: Mapping[str, str],
+    settings: Mapping[str, Any],
+    *,
+    resumes: bool,
+) -> str:
+    """Refuses to go on with other data than a run began with; returns what it could not check.
+
+    Args:
+      workdir: the run's directory.
+      inputs: field of the config -> fingerprint of what it names now.
+      settings: the config.
+      resumes: whether a step was done with what should be remembered.
+
+    Raises:
+      InputError: on the first field whose data changed, or on a file that cannot be read.
+    """
+    path = epath.Path(workdir) / noise.FOLDER / _FILE
+    if not path.exists():
+        return f"cannot tell whether the data is that of the steps before: no {path}" * resumes
+    try:
+        known = dict(json.loads(path.read_text()))
+    except (ValueError, TypeError):
+        allowed = "cannot be read; without it the run goes on, its data unchecked"
+        raise InputError("workdir", str(path), allowed) from None
+    for field, fingerprint in inputs.items():
+        if known.get(field, fingerprint) != fingerprint:
+            allowed = "the data changed since this run began: restore it or take another workdir"
+            raise InputError(field, settings.get(field), allowed)
+    return ""
+
+
+def remember(workdir: epath.PathLike, inputs: Mapping[str, str]):
+    """Writes the fingerprints down; by process 0 alone, before the first step."""
+    noise.write_private(epath.Path(workdir) / noise.FOLDER / _FILE, dict(inputs))

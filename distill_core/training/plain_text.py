@@ -1,0 +1,165 @@
+"""Trains a language model on a corpus by its labels alone, perhaps privately."""
+
+import functools
+import math
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+from etils import epath
+
+from distill_core import checkpoint, config
+from distill_core.config import InputError
+from distill_core.data.text import corpus as corpora
+from distill_core.data.text import tasks as text_tasks
+from distill_core.data.text import tokenizers
+from distill_core.models import spec
+from distill_core.runtime import parallel, paths
+from distill_core.training import dp_sgd, inputs, language, run_state
+
+TRAINERS = ("words", "byte_pairs")
+_LENGTH, _VOCAB_SIZE = 64, 2000
+# None: not given, as in a config of images.
+FIELDS = {
+    "length": config.integer(2, default=None),
+    "tokenizer": config.text(default=None),
+    "vocab_size": config.integer(15, default=None),
+    "public_text": config.boolean(default=False),
+}
+
+
+def is_text(dataset: str) -> bool:
+    """Whether a config's `dataset` names a corpus, not images."""
+    return dataset.partition(":")[0] in corpora.KINDS
+
+
+def train(
+    hp: Mapping[str, Any], workdir: epath.PathLike, *, method: str, mode: str | None = None
+) -> dict[str, Any]:
+    """Trains to the end or resumes, and measures on the corpus's test text.
+
+    With a group `dp` a record is a line: each has a row of its own, cut after `length` tokens. A
+    vocabulary made of the private lines would give their words away, so then it has to come from
+    elsewhere. Validation and test text are public. `public_text` says that the training text is,
+    too: then a release may carry the vocabulary made of it.
+
+    Args:
+      hp: validated values of `config.MODEL`, `OPTIMIZER` and `RUN`, of `FIELDS`, and `dataset`.
+      workdir: the run's directory.
+      method: written into the checkpoint.
+      mode: see `parallel.choose_mode`.
+
+    Returns:
+      {"perplexity", "accuracy", "id"}, and with `dp` what `dp_sgd.report` says.
+
+    Raises:
+      InputError: on a field, before anything is written; and what `language.train` raises.
+    """
+    defaults = {"length": _LENGTH, "tokenizer": TRAINERS[0], "vocab_size": _VOCAB_SIZE}
+    hp = {**hp, **{name: hp[name] or value for name, value in defaults.items()}}
+    private, wanted = bool(hp.get("dp")), hp["tokenizer"]
+    check_private(hp)
+    corpus = corpora.load_corpus(hp["dataset"])
+    run_state.check_unchanged(hp, workdir, {"dataset": corpus.fingerprint()})
+    if wanted in TRAINERS:
+        tokenizer = new_tokenizer(hp, wanted, [line.text for line in corpus.train])
+    else:
+        tokenizer = stored_tokenizer(wanted, private=private)
+    network = spec.text_spec(
+        model=hp["model"],
+        model_kwargs=hp["model_kwargs"],
+        tokenizer=tokenizer,
+        max_length=hp["length"],
+    )
+    spec.check(network)
+    encode = functools.partial(text_tasks.encode, tokenizer=tokenizer, task="language")
+
+    def to_rows(lines, lay=text_tasks.to_rows):
+        return lay([encode(line) for line in lines], tokenizer, hp["length"], cut=True)[0]
+
+    rows = to_rows(corpus.train, text_tasks.line_rows if private else text_tasks.to_rows)
+    id = language.train(
+        hp,
+        workdir,
+        method=method,
+        network=network,
+        rows=rows,
+        validation=to_rows(corpus.validation),
+        objective=language.label_objective(network["num_classes"]),
+        frozen={},
+        reads={
+            "dataset": corpus.fingerprint(),
+            "tokenizer": inputs.of_tokenizer(tokenizer),
+        },
+        mode=mode,
+    )
+    loaded = checkpoint.load_model(workdir)
+    judged, batch_size = to_rows(corpus.test), hp["eval_batch_size"]
+    found = language.measure(loaded, judged, batch_size=batch_size, mode=mode)
+    perplexity = math.exp(min(found["cross_entropy"], 700.0))
+    if parallel.is_main():
+        print(f"test perplexity {perplexity:.3f}  accuracy {found['accuracy']:.4f}", flush=True)
+    spent = dp_sgd.report(workdir) if private else {}
+    return {"perplexity": perplexity, "accuracy": found["accuracy"], "id": id, **spent}
+
+
+def check_private(hp: Mapping[str, Any]):
+    """With a group `dp` the vocabulary comes from elsewhere, and the text is not public.
+
+    Raises:
+      InputError: on `tokenizer` or `public_text`.
+    """
+    if not hp.get("dp"):
+        return
+    if hp["tokenizer"] is None or hp["tokenizer"] in TRAINERS:
+        allowed = "with dp must be a PATH: a vocabulary made of the private lines tells their words"
+        raise InputError("tokenizer", hp["tokenizer"], allowed)
+    if hp["public_text"]:
+        raise InputError("public_text", True, "must be False with dp, which protects the text")
+
+
+def new_tokenizer(hp: Mapping[str, Any], kind: str, lines: Iterable[str]) -> tokenizers.Tokenizer:
+    """A tokenizer of one of `TRAINERS`, trained on lines; it remembers whether they are public."""
+    make = tokenizers.train_words if kind == "words" else tokenizers.train_byte_pairs
+    tokenizer = make(lines, vocab_size=hp["vocab_size"])
+    public = hp["public_text"]
+    tokenizer.made_from = tokenizers.PUBLIC_TEXT if public else tokenizers.TRAINING_TEXT
+    return tokenizer
+
+
+def stored_tokenizer(path: str, *, private: bool) -> tokenizers.Tokenizer:
+    """The tokenizer in a `tokenizer.json` or a language model's checkpoint.
+
+    Raises:
+      InputError: on `tokenizer`; with `private` also if it was made from training text, which may
+        be the protected lines, and was not called public.
+    """
+    found = _stored_tokenizer(path)
+    if private and found.made_from == tokenizers.TRAINING_TEXT:
+        allowed = (
+            "with dp must not be made from training text, whose words it tells: take one from "
+            "elsewhere, or of a run with public_text=True"
+        )
+        raise InputError("tokenizer", path, allowed)
+    return found
+
+
+def _stored_tokenizer(path: str) -> tokenizers.Tokenizer:
+    file = paths.expand("tokenizer", path)
+    if file.is_file():
+        try:
+            return tokenizers.Tokenizer.from_json(file.read_text(encoding="utf-8"))
+        except InputError as error:
+            allowed = f"must be a tokenizer of `tokenizers`: {error.given!r} {error.allowed}"
+            raise InputError("tokenizer", path, allowed) from None
+        except UnicodeDecodeError:
+            raise InputError("tokenizer", path, "must be a tokenizer of `tokenizers`") from None
+    with run_state.about("tokenizer", path):
+        loaded = checkpoint.load_model(str(file))
+    return tokenizer_of(loaded, "tokenizer", path)
+
+
+def tokenizer_of(loaded: Any, field: str, path: str) -> tokenizers.Tokenizer:
+    """A checkpoint's own; raises InputError on the field that named it if it has none."""
+    if loaded.tokenizer is None:
+        raise InputError(field, path, "has no tokenizer: it must be a language model's checkpoint")
+    return loaded.tokenizer

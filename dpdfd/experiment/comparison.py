@@ -1,0 +1,292 @@
+"""From a teacher to private students: all privacy units in one table.
+
+    python -m dpdfd.experiment --config configs/dpdfd/digits.py --workdir runs/dpdfd_demo
+
+The report is for the owner of the data: it shows teachers without privacy, and audits; a table in
+it says what may be published.
+
+Per seed: the teachers (plain, DP-SGD, ensembles), trained on data with planted canaries; then every
+arm's student, what it makes of the generator, and what an audit finds. Every run is a stage in
+`<workdir>/runs/`: a finished one is skipped while its settings, data and input checkpoints stay the
+same.
+"""
+
+import contextlib
+import time
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import jax
+from etils import epath
+
+from distill_core import checkpoint, config, data, train
+from distill_core.config import InputError
+from distill_core.experiment import stages
+from distill_core.experiment.stages import Run, run_directory
+from distill_core.models import spec, trust
+from distill_core.training import classification, dp_settings
+from dpdfd import evaluate, settings
+from dpdfd import train as conversion
+from dpdfd.ensemble import partitions
+from dpdfd.ensemble import training as ensemble
+from dpdfd.experiment import audit, summary
+from dpdfd.privacy.units import UNITS
+
+FIELDS = {
+    "dataset": config.text(),
+    "data_dir": config.text(default=None),
+    "seeds": config.sequence(config.integer(0)),
+    "delta": config.number(0.0, 1.0, default=1e-5, above=True),
+    "num_canaries": config.integer(0, default=0),
+    "configurations_tried": config.integer(0, default=None),
+    # Name -> settings of the binary that trains it; an ensemble has `num_teachers`.
+    "teachers": config.mapping(),
+    # What all arms share, and arm -> `teacher` (a name from above) and its own settings.
+    "student": config.mapping(),
+    "arms": config.mapping(),
+    # Teachers and arms that run with the first seed alone.
+    "once": config.sequence(config.text(), default=()),
+    "fresh": config.mapping(default={}),
+    # Arm -> metric -> at least.
+    "bars": config.mapping(default={}),
+}
+_COMMON = ("dataset", "data_dir", "seed", "delta")  # the same in all runs, or made from `seeds`
+FRESH = {
+    "model": config.text(default=None),
+    "model_kwargs": config.mapping(default={}),
+    "num_samples": config.integer(1, default=2000),
+    "num_steps": config.integer(1, default=400),
+}
+
+
+@trust.config_allows
+def run(
+    given: Any, workdir: epath.PathLike, *, parallel: str | None = None
+) -> dict[tuple[str, int], dict[str, Any]]:
+    """Runs or completes the experiment; writes results.json, report.html and the figures.
+
+    Returns each run's result by (teacher or arm, seed).
+    """
+    hp = config.validate(given, FIELDS)
+    hp["fresh"] = settings.group("fresh", hp["fresh"], FRESH)
+    workdir, began = epath.Path(workdir), time.monotonic()
+    dataset = data.load_dataset(hp["dataset"], data_dir=hp["data_dir"])
+    _check(hp, dataset)
+    planted = _planted(hp, workdir, dataset)
+    fingerprint = dataset.fingerprint()
+    prints = {k: data.load_dataset(name).fingerprint() for k, (name, _) in planted.items()}
+    results: dict[tuple[str, int], dict[str, Any]] = {}
+    # What runs once comes last: it is slow.
+    for seed, once in [*((seed, False) for seed in hp["seeds"]), (hp["seeds"][0], True)]:
+        for each in teachers(hp, planted, seed, once=once):
+            saw = prints.get(_absent(each.settings), fingerprint)
+            found = stages.complete(each, workdir, saw, parallel)
+            _, metadata = checkpoint.find(run_directory(workdir, each.arm, seed))
+            results[each.arm, seed] = {**found, "ledger": metadata["ledger"]}
+        for each in students(hp, workdir, seed, once=once):
+            found = stages.complete(each, workdir, fingerprint, parallel)
+            made = _evaluated(hp, workdir, dataset, fingerprint, each.arm, seed)
+            results[each.arm, seed] = found | made
+    for name, absent in _audited(hp).items():
+        bound = _audit(hp, workdir, planted, name, absent)
+        results[name, hp["seeds"][0]] |= bound
+    minutes = (time.monotonic() - began) / 60
+    summary.write(workdir, hp, dataset, results, minutes)
+    return results
+
+
+def teachers(
+    hp: Mapping[str, Any],
+    planted: Mapping[str, tuple[str, str]],
+    seed: int,
+    *,
+    once: bool = False,
+) -> list[Run]:
+    """The runs of one seed's teachers, of those that run once or of the others."""
+    found = []
+    for k, (name, mine) in enumerate(hp["teachers"].items()):
+        if (name in hp["once"]) != once:
+            continue
+        binary = ensemble if "num_teachers" in mine else train
+        source = {"dataset": hp["dataset"], "data_dir": hp["data_dir"]}
+        own: dict[str, Any] = {"seed": 100 * seed + k}
+        if planted:
+            dataset, canaries = planted[_absent(mine)]
+            source = {"dataset": dataset}
+            if mine.get("dp"):
+                own["dp"] = {**mine["dp"], "masked": str(audit.masked_file(canaries))}
+        found.append(Run(name, seed, binary.train_and_evaluate, {**mine, **source, **own}, {}))
+    return found
+
+
+def students(
+    hp: Mapping[str, Any], workdir: epath.Path, seed: int, *, once: bool = False
+) -> list[Run]:
+    """The conversions of one seed, of the arms that run once or of the others."""
+    found = []
+    arms = {arm: {**hp["student"], **mine} for arm, mine in hp["arms"].items()}
+    for arm, own in sorted(arms.items(), key=_place):
+        if (arm in hp["once"]) != once:
+            continue
+        teacher = run_directory(workdir, own.pop("teacher"), seed)
+        own |= {
+            "dataset": hp["dataset"],
+            "data_dir": hp["data_dir"],
+            "seed": 100 * seed + 50,
+            "delta": hp["delta"],
+        }
+        binary = conversion.train_and_evaluate
+        found.append(Run(arm, seed, binary, own, {"teacher": teacher}))
+    return found
+
+
+def _place(arm: tuple[str, Mapping[str, Any]]) -> tuple[int, str]:
+    """Arms in the order of their units: configs do not keep one."""
+    return ("none", *UNITS).index(arm[1]["privacy_unit"]), arm[0]
+
+
+def _absent(teacher: Mapping[str, Any]) -> str:
+    """What stands for a canary that is not in the data: as the teacher's adjacency has it."""
+    return "masked" if teacher.get("dp") else "replaced"
+
+
+def _planted(hp, workdir: epath.Path, dataset) -> dict[str, tuple[str, str]]:
+    """`absent` -> (name of the data set, path of its canaries)."""
+    found, count = {}, hp["num_canaries"]
+    if not count:
+        return found
+    for absent in sorted({_absent(mine) for mine in hp["teachers"].values()}):
+        folder = workdir / "data" / absent
+        planted = audit.plant(
+            dataset.train.images,
+            dataset.train.labels,
+            num_canaries=count,
+            num_classes=dataset.num_classes,
+            seed=0,
+            absent=absent,
+        )
+        found[absent] = audit.write(folder, dataset, planted)
+    return found
+
+
+def _evaluated(hp, workdir, dataset, fingerprint: str, arm: str, seed: int) -> dict[str, Any]:
+    """What a fresh classifier learns from the arm's generator; a stage of its own."""
+    source = run_directory(workdir, arm, seed)
+    own = {**hp["fresh"], "seed": 100 * seed + 51}
+    return stages.run_stage(
+        run_directory(workdir, f"{arm}_evaluated", seed),
+        config={"binary": "dpdfd.evaluate", **own},
+        data=fingerprint,
+        inputs=[checkpoint.find(source)[1]["id"]],
+        run=lambda: evaluate.evaluate(
+            source, dataset, out=run_directory(workdir, f"{arm}_evaluated", seed), **own
+        ),
+        say=stages.say,
+    ).result
+
+
+def _audited(hp: Mapping[str, Any]) -> dict[str, str]:
+    """Teacher or arm -> the kind of canaries that its training data had."""
+    if not hp["num_canaries"]:
+        return {}
+    of = {name: _absent(mine) for name, mine in hp["teachers"].items()}
+    named = {name: absent for name, absent in of.items() if absent == "masked"}
+    control = summary.control(hp)
+    named |= {name: of[name] for name in (control,) if name}
+    return named | {arm: of[mine["teacher"]] for arm, mine in hp["arms"].items()}
+
+
+def _audit(hp, workdir, planted, name: str, absent: str) -> dict[str, Any]:
+    loaded = checkpoint.load_model(run_directory(workdir, name, hp["seeds"][0]))
+    return audit.audit(loaded, planted[absent][1], delta=hp["delta"], comparisons=len(_audited(hp)))
+
+
+def _check(hp: Mapping[str, Any], dataset: data.Dataset):
+    if not hp["seeds"]:
+        raise InputError("seeds", hp["seeds"], "must name at least one seed")
+    if jax.process_count() > 1:
+        allowed = "an experiment runs on one host; start the training binaries on several"
+        raise InputError("multihost", jax.process_count(), allowed)
+    if hp["delta"] * len(dataset.train) >= 1:
+        allowed = f"must be below 1/N = {1 / len(dataset.train):.3g}"
+        raise InputError("delta", hp["delta"], allowed)
+    if hp["num_canaries"] and (dataset.train.record != dataset.train.index).any():
+        # The data set with canaries is stored by places: nothing would keep such files together.
+        allowed = "has files of one name in several classes; rename them, or take num_canaries=0"
+        raise InputError("dataset", hp["dataset"], allowed)
+    for group in ("teachers", "arms", "bars"):
+        for name, mine in hp[group].items():
+            if not isinstance(mine, Mapping):
+                raise InputError(f"{group}.{name}", mine, config.mapping().allowed)
+    runs = {**hp["teachers"], **hp["arms"]}
+    for name in hp["once"]:
+        if name not in runs:
+            raise InputError("once", name, config.suggest(name, runs))
+    for name, mine in hp["teachers"].items():
+        if name in hp["arms"]:
+            raise InputError(f"arms.{name}", name, "must be named otherwise: a teacher is")
+        with _within(f"teachers.{name}"):
+            _check_teacher(mine, dataset)
+    for arm, mine in hp["arms"].items():
+        with _within(f"arms.{arm}"):
+            _check_arm(mine, hp, dataset)
+        if mine["teacher"] in hp["once"] and arm not in hp["once"]:
+            allowed = f"must have {arm}, too: its teacher runs with the first seed alone"
+            raise InputError("once", hp["once"], allowed)
+    if hp["fresh"]["model"]:
+        with _within("fresh"):
+            _check_network(hp["fresh"], dataset)
+    rates = {name: config.number(0.0, 1.0, default=None) for name in summary.RATES}
+    for name, wanted in hp["bars"].items():
+        if name not in runs:
+            raise InputError(f"bars.{name}", wanted, config.suggest(name, runs))
+        settings.group(f"bars.{name}", wanted, rates)
+
+
+def _check_teacher(mine: Mapping[str, Any], dataset: data.Dataset):
+    _check_common(mine, ("dataset", "data_dir", "seed"))
+    several = "num_teachers" in mine
+    fields = ensemble.FIELDS if several else train.FIELDS
+    filled = config.validate({"dataset": "given", **mine}, fields)
+    if several:
+        _check_network(filled, dataset)
+        partitions.check_public(dataset)
+        partitions.members_of(dataset.train.record, filled["num_teachers"])
+    else:
+        classification.check(filled, dataset)
+    if filled.get("dp"):
+        dp_settings.read_group(filled["dp"], len(dataset.train))
+
+
+def _check_arm(mine: Mapping[str, Any], hp: Mapping[str, Any], dataset: data.Dataset):
+    own = {**hp["student"], **mine}
+    _check_common(own, _COMMON)
+    name, teachers = mine.get("teacher"), hp["teachers"]
+    if name not in teachers:
+        raise InputError("teacher", name, f"is one of {', '.join(teachers)}")
+    filled = settings.validate({**own, "delta": hp["delta"]})
+    if filled["mechanism"] == "answers" and "num_teachers" not in teachers[name]:
+        raise InputError("teacher", name, "is a single network; answers need num_teachers of them")
+    if filled["privacy_unit"] == "record_dp_teacher" and not teachers[name].get("dp"):
+        raise InputError("teacher", name, "is not trained with DP-SGD; it needs a group dp")
+    _check_network(filled, dataset)
+
+
+def _check_common(mine: Mapping[str, Any], fields: tuple[str, ...]):
+    for field in fields:
+        if field in mine:
+            raise InputError(field, mine[field], "is what the experiment makes it for all runs")
+
+
+def _check_network(mine: Mapping[str, Any], dataset: data.Dataset):
+    kwargs = mine["model_kwargs"]
+    spec.check(spec.image_spec(model=mine["model"], model_kwargs=kwargs, dataset=dataset))
+
+
+@contextlib.contextmanager
+def _within(group: str) -> Iterator[None]:
+    """Errors name a field of the group as `group.field`."""
+    try:
+        yield
+    except InputError as error:
+        raise InputError(f"{group}.{error.field}", error.given, error.allowed) from None

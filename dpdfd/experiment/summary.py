@@ -1,0 +1,287 @@
+"""An experiment's runs to table, gates, results.json and report.html."""
+
+import json
+import sys
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from etils import epath
+
+from distill_core.config import InputError
+from distill_core.experiment import console, report
+from distill_core.experiment.plotting import attempt
+from distill_core.experiment.stages import run_directory
+from distill_core.privacy.ledger import ZERO_OUT
+from dpdfd.experiment import arms_figure
+from dpdfd.privacy.units import privacy_spent
+
+Results = Mapping[tuple[str, int], Mapping[str, Any]]
+
+METRICS = (
+    "accuracy",
+    "epsilon",
+    "replace_one_epsilon",
+    "record_epsilon",
+    "total_epsilon",
+    "fresh_classifier_accuracy",
+    "audit_epsilon_lower",
+)
+RATES = ("accuracy", "fresh_classifier_accuracy")
+AUDIENCE = (
+    "For the owner of the data alone: it shows accuracies of teachers without privacy and audits "
+    "that know the canaries. A separate table says what may be published."
+)
+LEAST_CONTROL = 1.0  # what the audit has to find in a teacher trained without privacy
+# Accuracy of classifiers trained on private synthetic data, by methods that see the data:
+# DPImageBench's figures, percent at ε = 1 and 10.
+_PUBLISHED = {
+    "mnist": [
+        ("DP-MERF", 80.3, 81.3),
+        ("GS-WGAN", 72.4, 75.3),
+        ("DPDM", 89.2, 97.7),
+        ("DP-FETA", 95.6, 98.1),
+    ],
+    "fashion_mnist": [
+        ("DP-MERF", 62.2, 62.2),
+        ("GS-WGAN", 52.7, 56.7),
+        ("DPDM", 76.4, 85.6),
+        ("DP-FETA", 81.7, 87.3),
+    ],
+}
+
+
+def rows_and_gates(
+    results: Results, hp: Mapping[str, Any]
+) -> tuple[list[report.Row], list[report.Gate]]:
+    """One row a teacher or arm over its seeds, and what the experiment has to show.
+
+    Args:
+      results: each run's result by (teacher or arm, seed); accuracies are on the test split.
+      hp: the experiment's values.
+    """
+    runs: dict[str, list[Mapping[str, Any]]] = {}
+    for (arm, _), result in results.items():
+        runs.setdefault(arm, []).append(result)
+    rows = [_row(arm, found, hp) for arm, found in runs.items()]
+    gates = []
+    for row in rows:
+        gates += _budget_gates(row, hp)
+    for row in rows:
+        if "audit_epsilon_lower" in row.metrics:
+            gates += _audit_gates(row, control(hp))
+    for arm, wanted in hp["bars"].items():
+        for metric, least in wanted.items():
+            gates.append(_bar(arm, metric, least, {row.arm: row for row in rows}))
+    return rows, gates
+
+
+def control(hp: Mapping[str, Any]) -> str | None:
+    """The audit's positive control: a single teacher trained without privacy, if there is one.
+
+    It is the one called `teacher_control`, else the first by name.
+    """
+    single = (name for name, mine in hp["teachers"].items() if "num_teachers" not in mine)
+    plain = sorted(name for name in single if not hp["teachers"][name].get("dp"))
+    return "teacher_control" if "teacher_control" in plain else next(iter(plain), None)
+
+
+def _row(arm: str, runs: Sequence[Mapping[str, Any]], hp: Mapping[str, Any]) -> report.Row:
+    conversion = arm in hp["arms"]
+    own = {**hp["student"], **hp["arms"][arm]} if conversion else hp["teachers"][arm]
+    about = {name: own[name] for name in ("teacher", "model", "mechanism") if name in own}
+    about |= {name: own[name] for name in ("num_teachers",) if name in own}
+    metrics: dict[str, list[float]] = {}
+    for name in ("accuracy", "fresh_classifier_accuracy", "audit_epsilon_lower"):
+        found = [run[name] for run in runs if run.get(name) is not None]
+        if found:
+            metrics[name] = found
+    spent = [_spent(run, hp) for run in runs]
+    claims = [each for each in spent if each is not None]
+    if claims:
+        told = claims[0].report()
+        names = ("privacy_unit", "adjacency", "delta", "batch_size", "assumptions", "claim")
+        about |= {name: told[name] for name in names}
+        metrics["epsilon"] = [each.epsilon for each in claims]
+        if claims[0].adjacency == ZERO_OUT:
+            metrics["replace_one_epsilon"] = [each.replace_one_epsilon for each in claims]
+        metrics["record_epsilon"] = [each.record_epsilon for each in claims]
+        totals = [each.total.epsilon for each in claims if each.total is not None]
+        if totals:
+            metrics["total_epsilon"] = totals
+    elif conversion:
+        about["privacy"] = "no claim"
+    return report.Row(arm, about, metrics)
+
+
+def _spent(run: Mapping[str, Any], hp: Mapping[str, Any]):
+    """The report of a run's ledger, or None where it makes no claim."""
+    if "ledger" not in run:
+        return None
+    tried = hp["configurations_tried"]
+    try:
+        return privacy_spent(run["ledger"], delta=hp["delta"], configurations_tried=tried)
+    except InputError:
+        return None
+
+
+def _budget_gates(row: report.Row, hp: Mapping[str, Any]) -> list[report.Gate]:
+    asked = {**hp["student"], **hp["arms"].get(row.arm, {})}.get("epsilon")
+    if asked is None or row.arm not in hp["arms"]:
+        return []
+    if "epsilon" not in row.metrics:  # e.g. the noise's seed was given
+        return []
+    most = max(row.metrics["epsilon"])
+    name = f"{row.arm} spends no more than its ε"
+    return [report.Gate(name, most <= asked * (1 + 1e-6), f"{most:.4g}", f"at most {asked:g}")]
+
+
+def _audit_gates(row: report.Row, control: str | None) -> list[report.Gate]:
+    found = max(row.metrics["audit_epsilon_lower"])
+    if row.arm == control:
+        name = f"the audit sees that {row.arm} is not private"
+        return [
+            report.Gate(name, found > LEAST_CONTROL, f"{found:.2f}", f"above {LEAST_CONTROL:g}")
+        ]
+    if "record_epsilon" not in row.metrics:
+        return []
+    bound = min(row.metrics["record_epsilon"])
+    name = f"the audit of {row.arm} stays below its ε for a record"
+    return [report.Gate(name, found <= bound, f"{found:.2f}", f"at most {bound:,.4g}")]
+
+
+def _bar(arm: str, metric: str, least: float, rows: Mapping[str, report.Row]) -> report.Gate:
+    values = rows[arm].metrics.get(metric, [float("nan")])
+    mean = sum(values) / len(values)
+    name = f"{metric.replace('_', ' ')} of {arm}"
+    return report.Gate(name, mean >= least, f"{100 * mean:.2f}%", f"at least {100 * least:g}%")
+
+
+def write(workdir: epath.Path, hp: Mapping[str, Any], dataset, results: Results, minutes: float):
+    """results.json, the table and gates on the console, then report.html with its figures."""
+    rows, gates = rows_and_gates(results, hp)
+    environment = report.environment()
+    title = f"Data-free conversion of a teacher on {dataset.name}, for the data's owner"
+    publishable = _publishable(rows, hp)
+    shown = [name for name in METRICS if any(name in row.metrics for row in rows)]
+    try:
+        report.write_results(
+            workdir / "results.json",
+            method="dpdfd",
+            dataset=dataset.name,
+            rows=rows,
+            gates=gates,
+            environment=environment,
+            extra={
+                "audience": AUDIENCE,
+                "settings": json.loads(json.dumps(dict(hp))),
+                "minutes": minutes,
+            },
+        )
+    finally:  # a full disk does not cost the table
+        console.conclude(rows, shown, gates, title, further=[publishable])
+    report.write_html(
+        workdir / "report.html",
+        title=title,
+        summary=f"{AUDIENCE} {_summary(rows, hp)}",
+        rows=rows,
+        metrics=shown,
+        gates=gates,
+        figures=_figures(workdir, hp, rows),
+        notes=_notes(hp, dataset, minutes),
+        environment=environment,
+        command=" ".join(["python -m dpdfd.experiment", *sys.argv[1:]]),
+        extra_tables=[publishable, *_tables(rows, dataset)],
+    )
+    console.say_report(workdir / "report.html")
+
+
+def _summary(rows: Sequence[report.Row], hp: Mapping[str, Any]) -> str:
+    private = [row for row in rows if row.settings.get("privacy_unit") == "record"]
+    private = [row for row in private if row.arm in hp["arms"]]
+    if not private:
+        return "No arm protects records."
+    best = max(private, key=lambda row: report.summarize(row.metrics["accuracy"])["mean"])
+    accuracy = report.summarize(best.metrics["accuracy"])["mean"]
+    return (
+        "From one existing teacher only the figure per query is useful, and it protects no record: "
+        "protecting records needs the training data once, for an ensemble or a teacher trained "
+        f"with DP-SGD. Of the students that protect records, {best.arm} is right on "
+        f"{accuracy:.1%} of the test images at ε = {max(best.metrics['epsilon']):.3g}."
+    )
+
+
+def _publishable(rows: Sequence[report.Row], hp: Mapping[str, Any]):
+    """A table (caption, head, lines): the runs whose ε is about records, and what of them."""
+    lines = []
+    for row in rows:
+        if row.settings.get("privacy_unit") != "record":
+            continue
+        what = "the network, by distill_core.release"
+        if row.arm in hp["arms"]:
+            what = "student and generator, by distill_core.release; samples, by dpdfd.evaluate"
+        spent = f"{max(row.metrics['epsilon']):.4g} per record, {row.settings['adjacency']}"
+        lines.append((f"runs/{row.arm}, one seed", what, f"{spent}; δ = {row.settings['delta']:g}"))
+    lines.append(("all else", "nothing: this report, results.json, checkpoints, data", "no ε"))
+    caption = "What may be published: one of these, for the ε of several add up to more"
+    return caption, ("run", "what of it", "ε"), lines
+
+
+def _figures(workdir: epath.Path, hp, rows) -> list[tuple[str, epath.Path | None]]:
+    made: list[tuple[str, epath.Path | None]] = [
+        (
+            "Accuracy of every arm's student, and of a fresh classifier trained on what its "
+            "generator makes; one dot a seed.",
+            attempt(arms_figure.arm_accuracies, workdir / "figures" / "arms.png", rows),
+        )
+    ]
+    for arm in hp["arms"]:
+        out = run_directory(workdir, f"{arm}_evaluated", hp["seeds"][0])
+        about = {"samples.png": "What the generator makes", "convergence.png": "The run"}
+        for name, what in about.items():
+            if (out / name).exists() and (name == "samples.png" or arm == next(iter(hp["arms"]))):
+                made.append((f"{what}, arm {arm}.", out / name))
+    return made
+
+
+def _tables(rows: Sequence[report.Row], dataset):
+    tables = []
+    claims = [row for row in rows if "assumptions" in row.settings]
+    if claims:
+        lines = [
+            (row.arm, f"{row.settings['claim']}: " + " ".join(row.settings["assumptions"]))
+            for row in claims
+        ]
+        tables.append(
+            ("What each ε says, and under which assumptions", ("arm", "assumptions"), lines)
+        )
+    for name, published in _PUBLISHED.items():
+        if dataset.name.endswith(f":{name}"):
+            lines = [(method, f"{one:.1f}", f"{ten:.1f}") for method, one, ten in published]
+            head = ("method", "accuracy at ε = 1, %", "at ε = 10, %")
+            title = "Methods that see the data (DPImageBench, downstream classifiers)"
+            tables.append((title, head, lines))
+    return tables
+
+
+def _notes(hp: Mapping[str, Any], dataset, minutes: float) -> list[str]:
+    notes = [
+        "The idea is that of Liu et al., IJCAI 2023, as its abstract and introduction state it. "
+        "Formulas, accounting, procedural priors, answers bought in rounds, ensembles and the "
+        "audit are our reconstruction. The priors were shaped while looking at training images of "
+        "MNIST and Fashion-MNIST, which no ε counts.",
+        "Accuracies are fractions of all test examples at the last step; how settings were chosen "
+        "stands in the config.",
+        "ε per query counts one query replaced in every step; record epsilon is what the same "
+        "noise is worth for one record of the training set.",
+        "Conversions of one teacher compose: total epsilon is for a training record, of all that "
+        "were charged to the arm's teacher when the arm (last) began, itself among them. Teachers "
+        "of the same records, one per seed for example, compose on top of that.",
+        "An audit's lower bound stands beside the accountant's ε, never instead of it.",
+        f"This call took {minutes:.1f} minutes; stages finished before it are not counted.",
+    ]
+    if hp["num_canaries"]:
+        notes.append(
+            f"{hp['num_canaries']} training images were given a wrong label, each with probability "
+            "½, in all teachers' data: the audit's canaries."
+        )
+    return notes + ([dataset.note] if dataset.note else [])

@@ -1,0 +1,1 @@
+"""Images drawn from no private data: what a generator starts from."""

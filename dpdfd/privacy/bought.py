@@ -1,0 +1,61 @@
+"""Answers once bought: kept in the workdir's `private/` for a resume, and never published."""
+
+import hashlib
+import io
+import json
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+from etils import epath
+
+from distill_core.config import InputError
+from distill_core.privacy import noise
+from distill_core.runtime import parallel
+
+
+class Bought:
+    """The rounds of one run, `<workdir>/private/rounds/<number>.npz`.
+
+    A round is written in one stroke before anything is made of it, so that a resume goes on with
+    the same answers and pays for them once.
+    """
+
+    def __init__(self, workdir: epath.PathLike, decides: Mapping[str, Any]):
+        """`decides`: JSON-able, settings and teacher by content; of another run nothing is read."""
+        self._folder = epath.Path(workdir) / noise.FOLDER / "rounds"
+        text = json.dumps(dict(decides), sort_keys=True)
+        self._run = hashlib.sha256(text.encode()).hexdigest()
+
+    def read(self, number: int) -> tuple[np.ndarray, np.ndarray] | None:
+        """Queries uint8 [n, H, W, C] and answers float32 [n, K] of a round; None if not there."""
+        path = self._folder / f"{number}.npz"
+        if not path.exists():
+            return None
+        try:
+            with path.open("rb") as stream, np.load(stream, allow_pickle=False) as stored:
+                found, run = (stored["images"], stored["answers"]), str(stored["run"])
+        except Exception:  # NumPy has many for what is no such archive
+            allowed = "cannot be read, and with it answers that were bought; take another workdir"
+            raise InputError("workdir", str(path), allowed) from None
+        return found if run == self._run else None
+
+    def write(self, number: int, images: np.ndarray, answers: np.ndarray):
+        """Of process 0 alone; returns when every process can read it."""
+        if parallel.is_main():
+            buffer = io.BytesIO()
+            np.savez(buffer, images=images, answers=answers, run=np.array(self._run))
+            noise.write_private(self._folder / f"{number}.npz", buffer.getvalue())
+        parallel.barrier(f"bought-{number}")
+
+    def missing(self, number: int) -> InputError:
+        """For a round that has to be there."""
+        allowed = "is missing, and with it answers that this run bought; take another workdir"
+        return InputError("workdir", str(self._folder / f"{number}.npz"), allowed)
+
+    def count(self) -> int:
+        """How many rounds are there, from the first on without a gap."""
+        number = 0
+        while self.read(number) is not None:
+            number += 1
+        return number

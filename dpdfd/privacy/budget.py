@@ -1,0 +1,160 @@
+"""A conversion's privacy from its first step to its last: noise, ledger, and where it must end."""
+
+import dataclasses
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from etils import epath
+
+from distill_core import config
+from distill_core.config import InputError
+from distill_core.privacy import accountants, composition
+from distill_core.privacy import ledger as ledger_lib
+from distill_core.privacy import noise as noise_lib
+from distill_core.privacy.ledger import Entry, Ledger
+from distill_core.runtime import parallel
+from distill_core.training.loop import Plan
+from dpdfd.privacy import odometer
+from dpdfd.privacy.units import UNITS, Release, calibrate
+
+
+class Budget:
+    """What a run releases and when.
+
+    Attributes:
+      release: what one release gives away; None where no noise is drawn.
+      noise_multiplier: of its noise; 0.0 without.
+      releases_at: step -> how many releases the steps before it made.
+    """
+
+    def __init__(
+        self,
+        hp: Mapping[str, Any],
+        release: Release | None,
+        releases_at: Callable[[int], int],
+        teacher: Mapping[str, Any],
+    ):
+        """`teacher` is its checkpoint's metadata.
+
+        Raises:
+          InputError: the teacher's own ledger does not carry the claim.
+        """
+        self.release, self.releases_at, self._hp, self._teacher = release, releases_at, hp, teacher
+        self._noise: noise_lib.Noise | None = None
+        self._conversions: tuple[
+            tuple[str, Entry], ...
+        ] = ()  # of the same teacher, this one among them
+        self.noise_multiplier = 0.0
+        if release is not None:
+            total = releases_at(hp["num_steps"])
+            found = calibrate(release, epsilon=hp["epsilon"], delta=hp["delta"], steps=total)
+            self.noise_multiplier = accountants.round_up(found)
+        elif hp["privacy_unit"] == "record_dp_teacher":
+            self._check_dp_teacher()
+
+    @property
+    def answer_std(self) -> float:
+        """Standard deviation of the noise in each entry of an answer; 0.0 without."""
+        return 0.0 if self.release is None else self.release.charge(self.noise_multiplier).std
+
+    def ledger(self, count: int, restarts: int = 0) -> Ledger:
+        """After `count` releases; without a claim where the noise's seed was given."""
+        theirs = ledger_lib.read(self._teacher["ledger"])
+        teacher = self._teacher["id"]
+        if self.release is None:
+            public = self._hp["privacy_unit"] == "record_dp_teacher"
+            return Ledger(public=public).descend(teacher, theirs)
+        entry = self.release.charge(self.noise_multiplier)
+        spent = Ledger().descend(teacher, theirs, role=ledger_lib.BEHIND_MECHANISM)
+        spent = spent.charge(entry.times(count)) if count else spent
+        if self._hp["noise_seed"] is not None:
+            spent = spent.expose(ledger_lib.SEED_GIVEN)
+        return dataclasses.replace(spent, restarts=restarts, conversions=self._conversions)
+
+    def plan(
+        self,
+        workdir: epath.Path,
+        frozen: Mapping[str, Any],
+        mode: str,
+        decides: Mapping,
+        bought: Callable[[], int] = lambda: 0,
+    ):
+        """`loop.run`'s plan; None where no noise is drawn.
+
+        Args:
+          workdir, frozen, mode: of the run.
+          decides: the checkpoint's config, and the teacher by content.
+          bought: how many releases are kept, which no resume buys again.
+        """
+        if self.release is None:
+            return None
+        release = self.release
+        decides = {name: v for name, v in decides.items() if name not in config.MAY_CHANGE}
+
+        def plan(start: int) -> Plan:
+            noise = noise_lib.open_noise(
+                workdir,
+                decides=decides,
+                start=max(self.releases_at(start), bought()),
+                mode=mode,
+                seed=self._hp["noise_seed"],
+                repeats=self._hp["mechanism"] != "answers",
+            )
+            self._noise = noise
+            entry, delta = release.charge(self.noise_multiplier), self._hp["delta"]
+            # Never more than was planned, and charged to the teacher.
+            afford = ledger_lib.affordable_steps(
+                Ledger(), entry, self._hp["epsilon"], delta, most=self._total()
+            )
+            if noise.id and self._hp["noise_seed"] is None:
+                self._charge_teacher(noise.id, entry.times(self._total()), delta)
+            last = self._last_step(afford - noise.replayed)
+            if last < self._hp["num_steps"] and parallel.is_main():
+                again = f"{noise.replayed} releases were drawn before and are charged again"
+                print(f"{again}: the budget ends at step {max(start, last)}", flush=True)
+            scales = {"norm": self._hp["norm"], "noise_multiplier": self.noise_multiplier}
+            return Plan(
+                {**frozen, "noise": {"key": noise.key, **scales}},
+                lambda step: self.ledger(
+                    self.releases_at(step) + noise.replayed, noise.restarts
+                ).to_json(),
+                last,
+            )
+
+        return plan
+
+    def _charge_teacher(self, conversion: str, entry: Entry, delta: float):
+        """All that the run may release, before it asks for anything; says what that adds up to."""
+        self._conversions = odometer.charge(self._hp["teacher"], conversion, entry)
+        total = composition.total(Ledger(conversions=self._conversions), delta)
+        if total is not None:
+            print(f"{total.says} (δ = {delta:g})", flush=True)
+
+    def reserve(self, release: int, ahead: int):
+        """Before the noise of a release, counted from 0, is drawn."""
+        if self._noise is not None:  # what is never drawn need not be charged after a restart
+            self._noise.reserve(release, min(ahead, self._total() - release))
+
+    def _total(self) -> int:
+        return self.releases_at(self._hp["num_steps"])
+
+    def _last_step(self, affordable: int) -> int:
+        low, high = 0, self._hp["num_steps"]  # releases_at rises
+        while low < high:
+            middle = (low + high + 1) // 2
+            low, high = (
+                (middle, high) if self.releases_at(middle) <= affordable else (low, middle - 1)
+            )
+        return low
+
+    def _check_dp_teacher(self):
+        given = self._hp["teacher"]
+        try:
+            entries = ledger_lib.charged(self.ledger(0))
+        except InputError as error:
+            allowed = f"its ledger makes no claim ({error.allowed}); train it with dp"
+            raise InputError("teacher", given, allowed) from None
+        ledger_lib.check_delta(self._hp["delta"], *(each.num_examples for each in entries))
+        if (entries[0].unit, entries[0].adjacency) != UNITS["record_dp_teacher"]:
+            allowed = "was not trained with DP-SGD; its ledger is about another unit"
+            raise InputError("teacher", given, allowed)

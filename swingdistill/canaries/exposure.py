@@ -1,0 +1,189 @@
+"""Exposure: how many bits of a secret a model gives away, and how to read such numbers.
+
+The estimators that ask a model are in `swingdistill/canaries/estimators.py`.
+"""
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from distill_core.config import InputError
+
+LEAST_FITTED = 200  # values to which a distribution is fitted; from 10 the fit gives any tail
+
+
+def exposure(secret_log_perplexity, reference_log_perplexities):
+    """Bits of a secret that a model gives away: log₂|R| − log₂ rank.
+
+    The rank is the secret's place, from 1, by log-perplexity among R, the secret and the other
+    candidates; |R| = N + 1. A secret that was not learnt has a uniform rank and 1/ln 2 ≈ 1.44 bits
+    on average, not 0; the most is log₂(N + 1), for a secret that every other candidate is behind.
+
+    Candidates that tie with the secret rank behind it, so exposure is never understated: a model
+    that finds all candidates equally likely gets the most.
+
+    Source: Carlini et al., "The Secret Sharer", USENIX Security 2019, definition 4.
+
+    Args:
+      secret_log_perplexity: float `[...]`, −log p(secret), in any base.
+      reference_log_perplexities: float `[N]`, or `[..., N]` for references of each secret's own;
+        the other candidates, without the secret and without other secrets that were planted.
+
+    Returns:
+      Bits `[...]`: float32 and jit-safe for JAX arrays, float64 for NumPy's and Python's; NaN where
+      the secret or one of its references is NaN.
+
+    Raises:
+      ValueError: the shapes do not belong together, or there is no reference.
+
+    >>> print(exposure(1.5, [1.0, 2.0, 3.0]))
+    1.0
+    """
+    given = (secret_log_perplexity, reference_log_perplexities)
+    xp: Any = jnp if any(isinstance(array, jax.Array) for array in given) else np
+    secret, reference = xp.asarray(given[0]), xp.asarray(given[1])
+    leading = reference.shape[:-1]
+    if reference.ndim < 1 or reference.shape[-1] < 1 or (leading and leading != secret.shape):
+        raise ValueError(
+            f"reference_log_perplexities: got shape {reference.shape}; must be [N] or "
+            f"[..., N] for secrets of the shape {secret.shape}, N at least 1"
+        )
+    num = reference.shape[-1]
+    if not leading:
+        reference = reference.reshape((1,) * secret.ndim + (num,))
+    rank = 1.0 + xp.sum(reference < secret[..., None], axis=-1)
+    unknown = xp.isnan(secret) | xp.any(xp.isnan(reference), axis=-1)
+    return xp.where(unknown, xp.nan, math.log2(num + 1) - xp.log2(rank))[()]
+
+
+def skew_normal_exposure(
+    secret_log_perplexity, reference_log_perplexities, *, num_candidates: float
+) -> np.ndarray:
+    """Exposure beyond the number of references: −log₂ of a fitted distribution's tail.
+
+    A skew normal distribution is fitted to the references by maximum likelihood; its cumulative
+    distribution at the secret stands for rank/|R|. The fit is an assumption, tried on the
+    references themselves: what it says of them may differ from their shares by 0.03 + 1/√N at most,
+    and by 1 + 3/√k bits at the k-th lowest, k = N/40. Beyond them nothing tries it: compare with
+    exact ranks where they can be had.
+
+    Source: Carlini et al., 2019, section 4.3. That the value is cut at log₂ `num_candidates`, which
+    no rank can exceed, and the two bounds are ours.
+
+    Args:
+      secret_log_perplexity: float `[...]`.
+      reference_log_perplexities: float `[N]`, finite, N at least `LEAST_FITTED`.
+      num_candidates: how many numbers the secret could have been.
+
+    Returns:
+      float64 `[...]`, bits.
+
+    Raises:
+      InputError: too few references, some that are not finite or all equal, or no fit.
+    """
+    from scipy import stats  # slow to import
+
+    reference = np.sort(np.asarray(reference_log_perplexities, np.float64).ravel())
+    num = len(reference)
+    if num < LEAST_FITTED or not np.all(np.isfinite(reference)) or np.ptp(reference) == 0:
+        allowed = (
+            f"a skew normal distribution is fitted to at least {LEAST_FITTED} finite values that "
+            "are not all equal"
+        )
+        raise InputError("reference_log_perplexities", num, allowed)
+    with np.errstate(all="ignore"):  # the search for the maximum tries impossible values
+        shape, location, scale = stats.skewnorm.fit(reference)
+        fitted = stats.skewnorm(shape, loc=location, scale=scale)
+        tail = fitted.cdf(np.asarray(secret_log_perplexity, np.float64))
+        said = fitted.cdf(reference)
+    shares = np.arange(1, num + 1) / num
+    apart = np.max(np.maximum(shares - said, said - shares + 1 / num))
+    lowest = max(num // 40, 1)
+    bits_apart = abs(math.log2(max(said[lowest - 1], 1e-300) * num / lowest))
+    if not (apart <= 0.03 + num**-0.5 and bits_apart <= 1 + 3 * lowest**-0.5):
+        allowed = (
+            f"no skew normal distribution fits them (off by {apart:.3f} of the values, and by "
+            f"{bits_apart:.1f} bits at the lowest fortieth): their tail would be a guess; rank "
+            "among all candidates or a sample (estimator exact or sampled)"
+        )
+        raise InputError("reference_log_perplexities", num, allowed)
+    return -np.log2(np.clip(tail, 1 / num_candidates, 1))
+
+
+def floor_bits() -> float:
+    """Mean exposure of a secret that was not learnt, 1/ln 2 ≈ 1.44 bits.
+
+    A uniform rank has −log₂(rank/|R|) distributed exponentially with that mean (for large |R|).
+    """
+    return 1 / math.log(2)
+
+
+def exposure_reduction(kd, swing, *, corrected: bool = True):
+    """The share of plain distillation's exposure that a defence takes away.
+
+    Corrected, (kd − swing)/(kd − floor): 1 where the secrets are as if never seen; chance can
+    overshoot it. Raw, (kd − swing)/kd: at most 0.93 on average against 20 bits, since the floor
+    counts as a leak. Report both; our reconstruction.
+
+    Args:
+      kd: mean exposure of the student of plain distillation, bits, a scalar or `[...]`.
+      swing: of the defended student, of the same shape.
+      corrected: measures both from `floor_bits()`.
+
+    Returns:
+      float64 `[...]`; NaN where `kd` is not above the floor: there is nothing to reduce.
+    """
+    kd, swing = np.asarray(kd, np.float64), np.asarray(swing, np.float64)
+    floor = floor_bits() if corrected else 0.0
+    leak = np.where(kd > floor, kd - floor, np.nan)
+    return ((kd - swing) / leak)[()]
+
+
+def worst_allowed(num_secrets: int) -> float:
+    """Bits that the worst of n secrets exceeds once in a hundred if none was learnt: log₂ n + 6.6.
+
+    A uniform rank exceeds x bits with probability 2⁻ˣ, the worst of n with at most n·2⁻ˣ.
+
+    Raises:
+      ValueError: `num_secrets` is less than 1.
+    """
+    if num_secrets < 1:
+        raise ValueError(f"num_secrets: got {num_secrets}; must be at least 1")
+    return math.log2(num_secrets) + 6.6
+
+
+def rank_test(exposures: Sequence[float] | np.ndarray, num_candidates: int) -> float:
+    """Probability of so much exposure, summed over the set, if no secret had been learnt.
+
+    One-sided. A uniform rank's exposure times ln 2 is exponential with mean 1, so the sum over n
+    secrets follows Gamma(n, 1), and the p-value is its upper tail. Ranks are whole numbers, which
+    makes their exposure a little smaller than that: the test never rejects too often. It sees a
+    small leak in many secrets; `worst_allowed` sees a large one in a single secret.
+
+    The secrets must have been drawn uniformly and anew for each model in the set: exposures of the
+    same secrets in several models are not independent. Our reconstruction.
+
+    Args:
+      exposures: bits `[n]`, of ranks (not extrapolated).
+      num_candidates: |R|, how many candidates the ranks are among.
+
+    Returns:
+      The p-value.
+
+    Raises:
+      ValueError: no exposures, or one outside 0 to log₂ `num_candidates`.
+    """
+    from scipy import special
+
+    bits = np.asarray(exposures, np.float64).ravel()
+    most = math.log2(num_candidates)
+    if not (len(bits) and np.all(bits >= -1e-4) and np.all(bits <= most + 1e-4)):
+        raise ValueError(
+            f"exposures: got {np.array2string(bits, threshold=8)}; must be bits in 0 to "
+            f"{most:.2f}, those of ranks among {num_candidates:,}"
+        )
+    return float(special.gammaincc(len(bits), math.log(2) * bits.sum()))

@@ -1,0 +1,1 @@
+"""Who says which tokens are private, and how surely."""

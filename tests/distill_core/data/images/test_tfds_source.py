@@ -1,0 +1,282 @@
+"""Prepared directories of TensorFlow Datasets, written here without TensorFlow."""
+
+import io
+import json
+import logging
+import sys
+
+import numpy as np
+import pytest
+from array_record.python.array_record_module import ArrayRecordWriter
+from PIL import Image
+from tensorflow_datasets.proto import tf_example_pb2
+
+from distill_core.config import InputError
+from distill_core.data import load_dataset
+from distill_core.data.images import tfds_source
+
+CORE = "tensorflow_datasets.core.features"
+
+
+def _prepare(
+    root,
+    name="shapes",
+    version="1.0.0",
+    *,
+    shape=(4, 5, 3),
+    splits=(("train", 6), ("test", 3)),
+    names=("round", "square", "other"),
+    label_key="label",
+    file_format="array_record",
+):
+    """Writes what `download_and_prepare` writes; the pixels [N, H, W, C] and labels of each split.
+
+    `name` may be `dataset/config`.
+    """
+    base, _, config = name.partition("/")
+    folder = root / name / version
+    folder.mkdir(parents=True)
+    image = {"dtype": "uint8", "encodingFormat": "png"}
+    image["shape"] = {"dimensions": [str(d) for d in shape]}
+    features = {
+        "image": {"pythonClassName": f"{CORE}.image_feature.Image", "image": image},
+        label_key: {
+            "pythonClassName": f"{CORE}.class_label_feature.ClassLabel",
+            "classLabel": {"numClasses": "3"},
+        },
+    }
+    spec = {"pythonClassName": f"{CORE}.features_dict.FeaturesDict"}
+    (folder / "features.json").write_text(
+        json.dumps(spec | {"featuresDict": {"features": features}})
+    )
+    if names:
+        (folder / f"{label_key}.labels.txt").write_text("\n".join(names) + "\n")
+    info = {"name": base, "version": version, "fileFormat": file_format, "splits": []}
+    if config:
+        info["configName"] = config
+    rng = np.random.default_rng(0)
+    data = {}
+    for split, num in splits:
+        template = "{DATASET}-{SPLIT}.{FILEFORMAT}-{SHARD_X_OF_Y}"
+        info["splits"].append(
+            {"name": split, "shardLengths": [str(num)], "filepathTemplate": template}
+        )
+        images = rng.integers(0, 256, (num, *shape)).astype(np.uint8)
+        labels = np.arange(num) % 3
+        file = folder / f"{base}-{split}.{file_format}-00000-of-00001"
+        writer = ArrayRecordWriter(str(file), "group_size:1")
+        for pixels, label in zip(images, labels, strict=True):
+            writer.write(_example(pixels, label, label_key))
+        writer.close()
+        data[split] = images, labels
+    (folder / "dataset_info.json").write_text(json.dumps(info))
+    return data
+
+
+def _example(pixels, label, label_key="label"):
+    png = io.BytesIO()
+    Image.fromarray(pixels[..., 0] if pixels.shape[-1] == 1 else pixels).save(png, "PNG")
+    example = tf_example_pb2.Example()
+    example.features.feature["image"].bytes_list.value.append(png.getvalue())
+    example.features.feature[label_key].int64_list.value.append(int(label))
+    return example.SerializeToString()
+
+
+def _refused(name, data_dir, field="data_dir"):
+    with pytest.raises(InputError) as error:
+        load_dataset(name, data_dir=data_dir)
+    assert error.value.field == field
+    message = str(error.value)
+    assert "\n" not in message
+    return message
+
+
+@pytest.mark.parametrize("shape", [(4, 5, 3), (4, 5, 1)])
+def test_reads_what_was_written(tmp_path, shape):
+    had_tensorflow = "tensorflow" in sys.modules  # another test's doing
+    data = _prepare(tmp_path, shape=shape)
+    dataset = load_dataset("tfds:shapes", data_dir=str(tmp_path))
+    for split, (images, labels) in zip(
+        (dataset.train, dataset.test), (data["train"], data["test"]), strict=True
+    ):
+        np.testing.assert_array_equal(split.images, images)
+        np.testing.assert_array_equal(split.labels, labels)
+        assert (split.images.dtype, split.labels.dtype) == (np.uint8, np.int32)
+    assert dataset.classes == ("round", "square", "other")
+    assert dataset.mean == dataset.std == (0.5,) * shape[-1]
+    assert dataset.note == ""
+    assert ("tensorflow" in sys.modules) == had_tensorflow
+
+
+def test_more_examples_than_one_chunk(tmp_path, monkeypatch):
+    monkeypatch.setattr("distill_core.data.images.tfds_source._CHUNK", 4)
+    data = _prepare(tmp_path)
+    dataset = load_dataset("tfds:shapes", data_dir=str(tmp_path))
+    np.testing.assert_array_equal(dataset.train.images, data["train"][0])
+    np.testing.assert_array_equal(dataset.train.labels, data["train"][1])
+
+
+def test_classes_without_names(tmp_path):
+    _prepare(tmp_path, names=())
+    dataset = load_dataset("tfds:shapes", data_dir=str(tmp_path))
+    assert dataset.classes == ("0", "1", "2")
+
+
+def test_published_constants_and_counts(tmp_path):
+    _prepare(tmp_path, "cifar10", "3.0.2")
+    dataset = load_dataset("tfds:cifar10", data_dir=str(tmp_path))
+    assert dataset.mean == (0.4914, 0.4822, 0.4465)
+    assert dataset.std == (0.247, 0.243, 0.261)
+    notes = ("train split has 6 of 50,000 images", "test split has 3 of 10,000 images")
+    assert dataset.note == "; ".join(notes)
+
+
+def test_cifar100s_constants_and_counts(tmp_path):
+    _prepare(tmp_path, "cifar100", "3.0.2")
+    dataset = load_dataset("tfds:cifar100", data_dir=str(tmp_path))
+    assert dataset.mean == (0.5071, 0.4865, 0.4409)
+    assert dataset.std == (0.2673, 0.2564, 0.2762)
+    assert dataset.note.startswith("train split has 6 of 50,000 images; test split has 3 of 10,000")
+
+
+def test_a_complete_split_needs_no_note(tmp_path, monkeypatch):
+    published = {"cifar10": {"train": 6, "test": 4}}
+    monkeypatch.setattr("distill_core.data.images.tfds_source.PUBLISHED", published)
+    _prepare(tmp_path, "cifar10", "3.0.2")
+    note = load_dataset("tfds:cifar10", data_dir=str(tmp_path)).note
+    assert note == "test split has 3 of 4 images"
+
+
+def test_validation_stands_in_for_test(tmp_path):
+    data = _prepare(tmp_path, splits=(("train", 6), ("validation", 3)))
+    dataset = load_dataset("tfds:shapes", data_dir=str(tmp_path))
+    np.testing.assert_array_equal(dataset.test.images, data["validation"][0])
+    assert dataset.note == "the validation split stands in for the test split"
+
+
+def test_newest_version_unless_one_is_given(tmp_path):
+    for version, num in (("2.0.0", 3), ("10.0.0", 4), ("9.1.0", 5)):
+        _prepare(tmp_path, version=version, splits=(("train", 6), ("test", num)))
+    (tmp_path / "shapes" / "incomplete.11.0.0").mkdir()
+    (tmp_path / "shapes" / "11.0.0").mkdir()
+    assert len(load_dataset("tfds:shapes", data_dir=str(tmp_path)).test) == 4
+    assert len(load_dataset("tfds:shapes:9.1.0", data_dir=str(tmp_path)).test) == 5
+    assert "has no prepared 'shapes:3.0.0'" in _refused("tfds:shapes:3.0.0", str(tmp_path))
+
+
+def test_configurations(tmp_path):
+    _prepare(tmp_path, "shapes/small")
+    _prepare(tmp_path, "shapes/large")
+    assert len(load_dataset("tfds:shapes/small", data_dir=str(tmp_path)).test) == 3
+    message = _refused("tfds:shapes", str(tmp_path), field="dataset")
+    assert message.endswith("needs its configuration: tfds:shapes/large, tfds:shapes/small")
+
+
+def test_default_directory(tmp_path, monkeypatch):
+    monkeypatch.setenv("TFDS_DATA_DIR", str(tmp_path / "a"))
+    _prepare(tmp_path / "a")
+    assert len(load_dataset("tfds:shapes").train) == 6
+    monkeypatch.delenv("TFDS_DATA_DIR")
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert "data_dir: got '~/tensorflow_datasets'; has no prepared" in _refused("tfds:shapes", None)
+    _prepare(tmp_path / "tensorflow_datasets")
+    assert len(load_dataset("tfds:shapes").train) == 6
+
+
+def test_no_hint_about_opencv(caplog):
+    # The reader logs it once a process, so it is logged here by hand.
+    with tfds_source._readable("shapes", "data", "the directory"):
+        logging.getLogger("absl").warning("OpenCV is not installed. We recommend using it")
+        logging.getLogger("absl").warning("another")
+    assert caplog.messages == ["another"]
+
+
+@pytest.mark.parametrize("make", [True, False])
+def test_refuses_what_is_not_prepared(tmp_path, make):
+    data_dir = str(tmp_path / "a")
+    if make:
+        (tmp_path / "a" / "mnist").mkdir(parents=True)
+    assert _refused("tfds:mnist", data_dir) == (
+        f"data_dir: got {data_dir!r}; has no prepared 'mnist'; to prepare it, run: "
+        "pip install 'guarded-distillation[prepare]', then: "
+        'python -c "import tensorflow_datasets as tfds; '
+        f"tfds.builder('mnist', data_dir={data_dir!r}, file_format='array_record')"
+        '.download_and_prepare()"'
+    )
+
+
+def test_refuses_another_format(tmp_path):
+    _prepare(tmp_path, file_format="tfrecord")
+    message = _refused("tfds:shapes", str(tmp_path))
+    assert "holds 'shapes' in another format than array_record; to prepare it, run:" in message
+
+
+def test_refuses_a_damaged_description(tmp_path):
+    _prepare(tmp_path)
+    (tmp_path / "shapes" / "1.0.0" / "dataset_info.json").write_text("{")
+    assert "the directory of 'shapes' cannot be read (" in _refused("tfds:shapes", str(tmp_path))
+
+
+@pytest.mark.parametrize("damage", ["missing", "truncated", "fewer records than described"])
+def test_refuses_damaged_records(tmp_path, damage):
+    _prepare(tmp_path)
+    file = tmp_path / "shapes" / "1.0.0" / "shapes-test.array_record-00000-of-00001"
+    if damage == "missing":
+        file.unlink()
+    elif damage == "truncated":
+        file.write_bytes(file.read_bytes()[:100])
+    else:
+        info = tmp_path / "shapes" / "1.0.0" / "dataset_info.json"
+        info.write_text(info.read_text().replace('["3"]', '["5"]'))
+    message = _refused("tfds:shapes", str(tmp_path))
+    assert "the test split of 'shapes' cannot be read (" in message
+    assert "to prepare it, run:" in message
+
+
+def test_refuses_data_without_labels(tmp_path):
+    _prepare(tmp_path, label_key="shape")
+    message = _refused("tfds:shapes", str(tmp_path), field="dataset")
+    assert "must have the features image and label (a class); it has image, shape" in message
+
+
+@pytest.mark.parametrize("splits", [(("train", 3),), (("test", 3),), (("train", 3), ("extra", 3))])
+def test_refuses_data_without_both_splits(tmp_path, splits):
+    _prepare(tmp_path, splits=splits)
+    message = _refused("tfds:shapes", str(tmp_path), field="dataset")
+    assert f"splits train and test; it has {', '.join(s for s, _ in splits)}" in message
+
+
+def test_refuses_images_of_several_sizes(tmp_path):
+    _prepare(tmp_path)
+    folder = tmp_path / "shapes" / "1.0.0"
+    features = json.loads((folder / "features.json").read_text())
+    image = features["featuresDict"]["features"]["image"]["image"]
+    image["shape"]["dimensions"] = ["-1", "-1", "3"]
+    (folder / "features.json").write_text(json.dumps(features))
+    writer = ArrayRecordWriter(
+        str(folder / "shapes-test.array_record-00000-of-00001"), "group_size:1"
+    )
+    for i in range(3):
+        writer.write(_example(np.zeros((4 + (i == 2), 5, 3), np.uint8), 0))
+    writer.close()
+    message = _refused("tfds:shapes", str(tmp_path), field="dataset")
+    assert "test example 0 is (4, 5, 3) and example 2 is (5, 5, 3)" in message
+
+
+def test_refuses_an_empty_split(tmp_path):
+    _prepare(tmp_path, splits=(("train", 6), ("test", 0)))
+    message = _refused("tfds:shapes", str(tmp_path), field="dataset")
+    assert "the test split must not be empty" in message
+
+
+@pytest.mark.parametrize("key", ["pythonClassName", "type"])
+def test_a_directory_is_data_and_its_features_name_no_code(tmp_path, key, monkeypatch):
+    _prepare(tmp_path / "data")
+    [described] = (tmp_path / "data").rglob("features.json")
+    features = json.loads(described.read_text())
+    features["featuresDict"]["features"]["image"][key] = "stranger.Image"
+    described.write_text(json.dumps(features))
+    (tmp_path / "stranger.py").write_text(f"open({str(tmp_path / 'ran')!r}, 'w')")
+    monkeypatch.syspath_prepend(tmp_path)
+    assert "asks for a stranger.Image" in _refused("tfds:shapes", str(tmp_path / "data"))
+    assert not (tmp_path / "ran").exists()

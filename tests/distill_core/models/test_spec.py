@@ -1,0 +1,275 @@
+"""Networks are tried before they are trained, and inputs before they are believed."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import linen as nn
+
+from distill_core import data, evaluate, load_model, models, train
+from distill_core.config import InputError
+from distill_core.models import Transformer, spec, watched
+from distill_core.runtime import parallel
+
+SETTINGS = {
+    "dataset": "digits",
+    "learning_rate": 0.05,
+    "batch_size": 8,
+    "num_validation": 0,
+    "num_steps": 2,
+}
+
+
+class Dropping(nn.Module):
+    """A user's network with Flax's word for not `train`."""
+
+    num_classes: int
+
+    @nn.compact
+    def __call__(self, x, deterministic: bool):
+        x = nn.relu(nn.Dense(64)(x.reshape(x.shape[0], -1)))
+        return nn.Dense(self.num_classes)(nn.Dropout(0.5)(x, deterministic=deterministic))
+
+
+class Untold(nn.Module):
+    """One that is not told when it is trained."""
+
+    num_classes: int
+    layer: str
+
+    @nn.compact
+    def __call__(self, x, training: bool = False):
+        x = nn.Dense(16)(x.reshape(x.shape[0], -1))
+        if self.layer == "dropout":
+            x = nn.Dropout(0.5, name="drop")(x, deterministic=not training)
+        elif self.layer == "attention":
+            x = nn.MultiHeadDotProductAttention(2, dropout_rate=0.1, name="drop")(
+                x[:, None], deterministic=not training
+            )[:, 0]
+        elif self.layer == "norm":
+            x = nn.BatchNorm(use_running_average=not training, name="norm")(x)
+        else:
+            x = nn.Dropout(0.0)(x, deterministic=not training)
+        return nn.Dense(self.num_classes)(x)
+
+
+class Norm(nn.Module):
+    """A user's network with Flax's batch normalisation, over a device or over all."""
+
+    num_classes: int
+    axis_name: str | None = None
+    synced: bool = False
+    pooled: bool = True
+
+    @nn.compact
+    def __call__(self, x, train: bool):
+        x = nn.Conv(4, (3, 3))(x)
+        x = x.mean((1, 2)) if self.pooled else x
+        axis = self.axis_name if self.synced else None
+        x = nn.BatchNorm(use_running_average=not train, axis_name=axis)(x)
+        return nn.Dense(self.num_classes)(x.reshape(x.shape[0], -1))
+
+
+class DroppingText(Transformer):
+    """A language model that drops out where nobody tells it that it is trained."""
+
+    def setup(self):
+        super().setup()
+        self.drop = nn.Dropout(0.5, deterministic=True)
+
+    def hidden(self, tokens, segments=None):
+        return self.drop(super().hidden(tokens, segments))
+
+
+@pytest.fixture(autouse=True)
+def found_by_name(monkeypatch):
+    """The networks above, as a user's module."""
+    import sys
+
+    monkeypatch.setitem(sys.modules, "users_networks", sys.modules[__name__])
+
+
+def described(name, **kwargs):
+    return spec.image_spec(
+        model=name if name in ("resnet18", "cnn") else f"users_networks:{name}",
+        model_kwargs=kwargs,
+        dataset=data.load_dataset("digits"),
+    )
+
+
+def test_deterministic_is_the_opposite_of_train():
+    network = described("Dropping")
+    spec.check(network)
+    apply = jax.jit(spec.make_apply(network), static_argnames="train")
+    params, state = spec.init(network, jax.random.key(0))
+    assert state == {}
+    images = np.random.default_rng(0).random((4, 8, 8, 1), np.float32)
+
+    def logits(key):
+        return np.asarray(apply({"params": params}, images, train=True, key=key)[0])
+
+    first, second = (logits(jax.random.key(seed)) for seed in (1, 2))
+    assert np.abs(first - second).max() > 0.1
+    np.testing.assert_array_equal(first, logits(jax.random.key(1)))
+    still = np.asarray(apply({"params": params}, images))
+    mean = np.mean([logits(jax.random.key(seed)) for seed in range(400)], axis=0)
+    np.testing.assert_allclose(mean, still, atol=0.15)
+
+
+@pytest.mark.parametrize("layer", ["dropout", "attention", "norm"])
+def test_a_network_that_is_not_told_of_training_is_refused(layer):
+    with pytest.raises(InputError) as error:
+        spec.check(described("Untold", layer=layer))
+    name = "norm" if layer == "norm" else "drop"
+    assert str(error.value) == (
+        f"model: got 'users_networks:Untold'; has the layer {name}, which works otherwise in "
+        "training than after it: the network's __call__ must take `train` or `deterministic`"
+    )
+    spec.check(described("Untold", layer="none"))
+
+
+class Mean(nn.Module):
+    """A network made of another that is applied by itself."""
+
+    num_classes: int
+    member: str
+
+    @nn.compact
+    def __call__(self, x):
+        one = Dropping(self.num_classes) if self.member == "told" else Untold(10, layer="dropout")
+        one = one.clone(parent=None)
+        params = self.param("member", lambda key: models.init_model(one, key, x.shape[1:])[0])
+        return models.apply_model(one, {"params": params}, x, train=False)
+
+
+def test_networks_inside_another_are_asked_themselves():
+    spec.check(described("Mean", member="told"))
+    with pytest.raises(InputError, match="has the layer drop, which works otherwise in training"):
+        spec.check(described("Mean", member="untold"))
+
+
+def test_a_language_model_that_drops_out_is_refused():
+    network = {
+        "model": "users_networks:DroppingTextOf",
+        "model_kwargs": {"width": 8, "num_layers": 1, "num_heads": 2},
+        "num_classes": 20,
+        "max_length": 8,
+    }
+    with pytest.raises(InputError, match="model: .*has the layer drop, which works otherwise in t"):
+        spec.check(network)
+    spec.check({**network, "model": "transformer"})
+
+
+def DroppingTextOf(*, num_classes, **kwargs):
+    return DroppingText(vocab_size=num_classes, **kwargs)
+
+
+def test_batch_norm_over_one_value_is_refused_before_training(tmp_path, monkeypatch):
+    """ResNet-18 ends in 1x1 pixels on digits: a batch of one image leaves one value per channel."""
+    monkeypatch.setattr(parallel, "check_batch_size", lambda size: None)
+    settings = {**SETTINGS, "model": "resnet18", "batch_size": 1}
+    monkeypatch.setattr(parallel, "choose_mode", lambda mode=None: "jit")
+    with pytest.raises(InputError) as error:
+        train.train_and_evaluate(settings, tmp_path / "run")
+    message = str(error.value)
+    assert message.startswith("batch_size: got 1; leaves the layer ")
+    assert "BatchNorm_0 of resnet18 a single value per channel to normalise over" in message
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(
+    ("network", "batch_size", "mode", "refused"),
+    [
+        (described("resnet18"), 1, "jit", True),
+        (described("resnet18"), 2, "jit", False),
+        (described("resnet18", norm="group"), 1, "jit", False),
+        (described("cnn", widths=[4], hidden=8), 1, "jit", True),  # its dense layer
+        (described("resnet18"), 8, "pmap", False),  # ours sums over the devices
+        (described("Norm"), 8, "pmap", True),
+        (described("Norm"), 8, "shard_map", True),
+        (described("Norm"), 8, "mesh", False),  # one array, whatever the devices
+        (described("Norm"), 16, "pmap", False),
+        (described("Norm", synced=True), 8, "pmap", False),
+        (described("Norm", pooled=False), 8, "pmap", False),
+        (described("Norm"), 1, "jit", True),
+    ],
+    ids=str,
+)
+def test_values_per_channel_are_counted_as_the_layer_sees_them(network, batch_size, mode, refused):
+    assert jax.device_count() == 8
+    if not refused:
+        return spec.check_statistics(network, batch_size, mode)
+    with pytest.raises(InputError, match=f"^batch_size: got {batch_size}; leaves the layer "):
+        spec.check_statistics(network, batch_size, mode)
+
+
+def test_the_count_is_that_of_the_layers_own_input():
+    network = described("Norm", pooled=False)
+    apply, shapes = spec.make_apply(network), spec.variable_shapes(network)
+    images = jax.ShapeDtypeStruct((3, 8, 8, 1), jnp.float32)
+    with watched() as seen:
+        jax.eval_shape(lambda v, x: apply(v, x, train=True), shapes, images)
+        jax.eval_shape(apply, shapes, images)
+    assert seen.norms == ["BatchNorm_0"] * 2
+    assert seen.values == {"BatchNorm_0": 3 * 8 * 8}
+
+
+@pytest.fixture(scope="module")
+def loaded(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("run")
+    settings = {"model": "cnn", "model_kwargs": {"widths": (4,), "hidden": 8, "norm": "none"}}
+    train.train_and_evaluate({**SETTINGS, **settings}, folder)
+    return load_model(folder)
+
+
+@pytest.mark.parametrize(
+    ("change", "given"),
+    [
+        (lambda x: x * 255, "values from 0 to 255"),
+        (lambda x: (x - 0.5) / 0.5, "values from -1 to 1"),
+        (lambda x: np.where(x == x.max(), np.float32(np.nan), x), "values from nan to nan"),
+        (lambda x: jnp.asarray(x) * 255, "values from 0 to 255"),
+        (lambda x: jnp.asarray(x, jnp.bfloat16) * 2, "values from 0 to 2"),
+    ],
+    ids=["0 to 255", "standardised", "NaN", "a device's", "bfloat16"],
+)
+def test_a_loaded_model_refuses_pixels_of_another_scale(loaded, change, given):
+    images = data.load_dataset("digits").test.images[:50]
+    good = images.astype(np.float32) / 255
+    loaded.apply(loaded.variables, good)
+    with pytest.raises(InputError) as error:
+        loaded.apply(loaded.variables, change(good))
+    assert str(error.value) == (f"inputs: got '{given}'; images that are floats must lie in [0, 1]")
+
+
+def test_rounding_and_traced_values_pass(loaded):
+    images = data.load_dataset("digits").test.images[:5].astype(np.float32) / 255
+    logits = loaded.apply(loaded.variables, images * np.float32(1 + 1e-6))
+    assert np.isfinite(logits).all()
+    assert jax.jit(loaded.apply)(loaded.variables, images * 255).shape == (5, 10)
+    jax.grad(lambda x: loaded.apply(loaded.variables, x).sum())(images * 255)
+    np.testing.assert_allclose(
+        evaluate.compute_logits(loaded, images), loaded.apply(loaded.variables, images), rtol=1e-5
+    )
+
+
+def test_ids_outside_the_vocabulary_are_refused():
+    network = {
+        "model": "transformer",
+        "model_kwargs": {"width": 8, "num_layers": 1, "num_heads": 2},
+        "num_classes": 20,
+        "max_length": 8,
+    }
+    params, _ = spec.init(network, jax.random.key(0))
+    apply = spec.make_apply(network)
+    assert apply({"params": params}, np.array([[0, 19]])).shape == (1, 2, 20)
+    for wrong in (20, -1):
+        with pytest.raises(InputError, match=r"inputs: .*token ids must lie in \[0, 19\]"):
+            apply({"params": params}, np.array([[0, wrong]]))
+
+
+def test_a_loaded_model_shows_itself_in_one_line(loaded):
+    assert repr(loaded) == (
+        "LoadedModel(cnn, 650 parameters, 10 classes, step 2 of distill_core.train)"
+    )
+    assert str(loaded) == repr(loaded)

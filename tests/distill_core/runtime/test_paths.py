@@ -1,0 +1,150 @@
+"""A user's path is expanded and checked in one place, before anything is computed."""
+
+import os
+
+import pytest
+
+import distill_core
+from distill_core import distill, evaluate, release, train
+from distill_core.config import InputError
+from distill_core.data import load_dataset
+from distill_core.data.text import corpus
+from distill_core.runtime import cli
+from distill_core.runtime import paths as lib
+from distill_core.training import plain_text
+from dpdfd import evaluate as dpdfd_evaluate
+from swingdistill import evaluate as swing_evaluate
+
+CONFIG = """
+from ml_collections import config_dict
+
+def get_config():
+    return config_dict.ConfigDict({
+        "dataset": "digits", "model": "cnn", "learning_rate": 0.1, "batch_size": 8, "num_steps": 1,
+    })
+"""
+
+
+@pytest.fixture
+def home(tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    (tmp_path / "home").mkdir()
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "home" / "config.py").write_text(CONFIG)
+    (tmp_path / "file").write_text("")
+    return tmp_path
+
+
+def begun(settings, workdir, *, parallel=None):
+    """Stands for a run: where it would be."""
+    raise InputError("begun", str(workdir), "as a run")
+
+
+begun.__module__ = train.__name__
+
+
+def error_of(capsys, main, *argv):
+    assert cli.exit_code(main, argv) == cli.EXIT_INPUT
+    return capsys.readouterr().err
+
+
+def run(*argv):
+    return cli.run_training(begun, train.FIELDS, argv)
+
+
+def test_a_tilde_is_the_users_home_everywhere(home, capsys):
+    arguments = ["--config=~/config.py", "--workdir=~/runs/one"]
+    line = error_of(capsys, lambda argv: run(*argv), *arguments)
+    assert line == f"error: begun: got '{home}/home/runs/one'; as a run\n"
+    assert lib.expand("x", "~/y") == lib.expand("x", home / "home" / "y")
+    with pytest.raises(InputError, match=f"{home}/home/run"):
+        distill_core.load_model("~/run")
+    assert not (home / "~").exists()
+
+
+def test_a_tilde_that_is_nobodys_home_is_refused(home, capsys):
+    says = "its `~` is nobody's home; a folder of that name is ./~…"
+    for arguments in (["--config=~/config.py", "--workdir=~nobody_here/x"],):
+        line = error_of(capsys, lambda argv: run(*argv), *arguments)
+        assert line == f"error: workdir: got '~nobody_here/x'; {says}\n"
+    line = error_of(
+        capsys, lambda argv: run(*argv), "--config=~nobody_here/c.py", "--workdir=~/runs/one"
+    )
+    assert line == f"error: config: got '~nobody_here/c.py'; {says}\n"
+    assert lib.expand("x", "./~nobody_here") == lib.expand("x", "./~nobody_here/")
+    assert not (home / "~nobody_here").exists()
+
+
+SCHEMES = ["https://host/x", "file:///tmp/x", "ftp://host/x", "S3://bucket/x", "gs:/bucket/x"]
+
+
+@pytest.mark.parametrize("path", SCHEMES)
+def test_a_scheme_that_nobody_reads_is_refused_in_a_line(home, path):
+    def refused(field, call):
+        with pytest.raises(InputError) as error:
+            call()
+        assert str(error.value).startswith(f"{field}: got "), str(error.value)
+        assert "must be a local path or gs://BUCKET/…, not " in str(error.value)
+
+    refused("checkpoint", lambda: distill_core.load_model(path))
+    with pytest.raises(InputError, match="^checkpoint: .* must be an existing local .safetensors"):
+        distill_core.load_model(f"{path}.safetensors")
+    for kind in ("npz", "folder"):
+        refused("dataset", lambda kind=kind: load_dataset(f"{kind}:{path}"))
+    for kind in ("text", "tsv"):
+        refused("dataset", lambda kind=kind: corpus.load_corpus(f"{kind}:{path}"))
+    refused("data_dir", lambda: load_dataset("tfds:mnist", data_dir=path))
+    refused("tokenizer", lambda: plain_text.stored_tokenizer(path, private=False))
+    refused(
+        "teacher",
+        lambda: distill._stored_logits({"teacher": f"npz:{path}"}, "run", load_dataset("digits")),
+    )
+    refused("out", lambda: release.release("run", path))
+    refused("logits_out", lambda: evaluate.evaluate_checkpoint("run", logits_out=path))
+    refused("out", lambda: dpdfd_evaluate.evaluate("run", out=path))
+    refused("export", lambda: dpdfd_evaluate.evaluate("run", export=path))
+    refused("out", lambda: swing_evaluate.main(["--checkpoint=run", f"--out={path}"]))
+    refused("canaries", lambda: lib.expand("canaries", path))
+    refused("workdir", lambda: run("--config=~/config.py", f"--workdir={path}"))
+    with pytest.raises(InputError, match="config: got .*; must be a Python file"):
+        run(f"--config={path}.py", "--workdir=w")
+
+
+@pytest.mark.parametrize("scheme", ["gs", "s3"])
+def test_a_store_whose_library_is_missing_is_refused_by_its_name(monkeypatch, scheme):
+    class Store:
+        def exists(self):
+            raise ImportError("no such library")
+
+    monkeypatch.setattr(lib.epath, "Path", lambda path: Store())
+    with pytest.raises(InputError, match=rf"{scheme}:// needs a library: pip install"):
+        lib.expand("workdir", f"{scheme}://bucket/run")
+
+
+def test_places_to_write_are_refused_before_anything_is_read(home):
+    """`nothing` is no checkpoint: whoever looked at it first would say so."""
+    for place in ("file", "file/below", "file/below/deeper"):
+        for field, call in (
+            ("out", lambda place=place: release.release("nothing", place)),
+            ("out", lambda place=place: dpdfd_evaluate.evaluate("nothing", out=place)),
+            ("workdir", lambda place=place: run("--config=~/config.py", f"--workdir={place}")),
+        ):
+            with pytest.raises(InputError, match=rf"^{field}: got '{place}'; must be a .*director"):
+                call()
+    for place in ("file/x.npz", "absent/x.npz", "home"):
+        for field, call in (
+            ("logits_out", lambda p=place: evaluate.evaluate_checkpoint("nothing", logits_out=p)),
+            ("export", lambda p=place: dpdfd_evaluate.evaluate("nothing", export=p)),
+            ("out", lambda p=place: swing_evaluate.main(["--checkpoint=nothing", f"--out={p}"])),
+        ):
+            with pytest.raises(InputError, match=rf"^{field}: got '{place}'; must be a file in an"):
+                call()
+    assert sorted(os.listdir(home)) == ["file", "home"]
+
+
+def test_what_nobody_may_write_to_is_refused(home, monkeypatch):
+    monkeypatch.setattr(os, "access", lambda path, mode: False)
+    with pytest.raises(InputError, match="out: got 'home/new'; must be a place to write to"):
+        lib.folder_to_write("out", "home/new")
+    with pytest.raises(InputError, match="export: got 'home'; must be a place to write to"):
+        lib.file_to_write("export", "home/x.npz")

@@ -1,0 +1,305 @@
+"""What a person sees of a run: plain lines, the bar of a terminal, metrics.jsonl, TensorBoard."""
+
+import json
+import os
+import pty
+import re
+import sys
+import threading
+
+import pytest
+
+from distill_core.runtime import progress
+
+ROWS = [
+    {"step": 2, "split": "train", "loss": 0.25, "accuracy": 0.5},
+    {"step": 4, "split": "train", "loss": 1234.5, "accuracy": 0.75},
+    {"step": 4, "split": "validation", "accuracy": 0.625},
+]
+
+
+def _report(num_steps=4, **settings):
+    reporter = progress.Reporter(num_steps, **{"active": True, "label": "nasty.train", **settings})
+    reporter.say("8 cpu devices [bold] writing to /runs/[1]")
+    reporter.begin(0)
+    for row in ROWS:
+        reporter.advance(row["step"])
+        reporter.metrics(row)
+    reporter.end()
+
+
+def test_plain_lines_where_there_is_no_terminal(capfd):
+    _report()
+    out, err = capfd.readouterr()
+    assert out == ""
+    said, *lines = err.splitlines()
+    assert said == "8 cpu devices [bold] writing to /runs/[1]"
+    patterns = [
+        r"step 2/4  loss 0\.2500  accuracy 0\.5000",  # one dispatch has no rate
+        r"step 4/4  loss 1234  accuracy 0\.7500  [\d.]+ steps/s",
+        r"step 4/4  validation accuracy 0\.6250",
+    ]
+    assert len(lines) == len(patterns)
+    for line, pattern in zip(lines, patterns, strict=True):
+        assert re.fullmatch(pattern, line), line
+
+
+@pytest.fixture
+def clock(monkeypatch):
+    """`clock[0]`: what time it is, in seconds."""
+    clock = [100.0]
+    monkeypatch.setattr(progress.time, "monotonic", lambda: clock[0])
+    return clock
+
+
+@pytest.mark.parametrize("several", [1, 10])
+def test_plain_lines_say_how_long_it_will_take_without_compilation(capfd, clock, several):
+    reporter = progress.Reporter(1000, active=True)
+    reporter.begin(200)  # a resumed run: the steps of the first one do not count
+    for dispatch, seconds in enumerate([60.0, 20.0, *[0.5 * several] * 10]):
+        clock[0] += seconds
+        reporter.advance(200 + several * (dispatch + 1))
+    step = 200 + several * 12
+    reporter.metrics({"step": step, "split": "train", "loss": 1.0})
+    left = (1000 - step) // 2
+    shown = f"2.0 steps/s  {left // 60}:{left % 60:02d} left"
+    assert capfd.readouterr().err == f"step {step}/1000  loss 1.0000  {shown}\n"
+
+
+def test_a_rate_is_that_of_the_latest_half_minute(clock):
+    pace = progress.Pace()
+    for step in range(1, 100):  # a slow start, then ten times as fast
+        clock[0] += 10.0 if step < 50 else 1.0
+        pace.advance(step)
+    assert pace.rate() == pytest.approx(1.0)
+    clock[0] += 1000.0  # a step that takes long: the last two calls count
+    pace.advance(100)
+    assert 0.0009 < pace.rate() < 0.04
+
+
+def test_evaluating_and_saving_is_no_time_of_updates(clock):
+    pace = progress.Pace()
+    for step in range(1, 200):
+        clock[0] += 0.1
+        pace.advance(step)
+        if step % 20 == 0:
+            clock[0] += 50.0
+            pace.rest()
+            assert pace.rate() == pytest.approx(10.0) or step < 4
+    assert pace.rate() == pytest.approx(10.0)
+
+
+def test_waiting_for_the_device_is_time_of_updates(clock):
+    """Dispatches take no time where the device is behind; the wait for it does."""
+    pace = progress.Pace()
+    for step in range(1, 101):
+        if step % 10 == 0:
+            clock[0] += 5.0
+        pace.advance(step)
+    assert pace.rate() == pytest.approx(2.0, rel=0.2)
+
+
+def test_there_is_no_rate_of_what_only_compiled(clock):
+    pace = progress.Pace()
+    assert pace.rate() is None
+    clock[0] += 60.0
+    pace.advance(1)
+    pace.rest()
+    assert pace.rate() is None
+
+
+def test_the_other_processes_are_silent(capfd):
+    _report(active=False)
+    assert capfd.readouterr() == ("", "")
+
+
+def _report_to_a_terminal(monkeypatch) -> str:
+    """What a terminal was shown."""
+    ours, theirs = pty.openpty()
+    monkeypatch.setenv("TERM", "xterm")
+    monkeypatch.setenv("COLUMNS", "160")
+    for name in ("NO_COLOR", "FORCE_COLOR", "TTY_INTERACTIVE", "TTY_COMPATIBLE"):
+        monkeypatch.delenv(name, raising=False)
+    chunks = []
+
+    def read():
+        try:
+            while chunk := os.read(ours, 4096):
+                chunks.append(chunk)
+        except OSError:
+            pass  # closed at the other end
+
+    reader = threading.Thread(target=read)
+    reader.start()
+    with os.fdopen(theirs, "w") as stream, monkeypatch.context() as patch:
+        patch.setattr(sys, "stderr", stream)
+        _report()
+    reader.join()
+    os.close(ours)
+    return b"".join(chunks).decode()
+
+
+def test_a_bar_on_a_terminal_with_evaluations_above_it(monkeypatch):
+    shown = re.sub(r"\x1b\[[0-9;?]*[a-zA-Z]", "", _report_to_a_terminal(monkeypatch))
+    assert "8 cpu devices [bold] writing to /runs/[1]" in shown
+    assert re.search(r"nasty\.train ━+ 4/4 [\d.]+ steps/s .*loss 1234  accuracy 0.7500", shown)
+    assert re.search(r"\rstep 4/4  validation accuracy 0\.6250\s", shown)
+    assert "step 4/4  loss" not in shown
+
+
+def test_a_terminal_gets_its_cursor_back(monkeypatch):
+    shown = _report_to_a_terminal(monkeypatch)
+    assert shown.rfind("\x1b[?25h") > shown.rfind("\x1b[?25l") > -1
+
+
+def test_a_notebook_gets_lines(capfd, monkeypatch):
+    """The bar would need ipywidgets there."""
+    import rich.console
+
+    monkeypatch.setattr(rich.console, "_is_jupyter", lambda: True)
+    _report()
+    assert "step 4/4  validation accuracy 0.6250" in capfd.readouterr().err
+
+
+# -- metrics.jsonl -----------------------------------------------------------------------------
+
+
+def _metrics_file(path, *rows):
+    metrics = progress.MetricsFile(path, active=True)
+    for row in rows:
+        metrics.write(row)
+    return metrics
+
+
+def test_metrics_are_one_json_object_a_line(tmp_path):
+    path = tmp_path / "metrics.jsonl"
+    _metrics_file(path, *ROWS)
+    assert [json.loads(line) for line in path.read_text().splitlines()] == ROWS
+
+
+@pytest.mark.parametrize(
+    ("step", "evaluated", "kept"),
+    [(0, True, 0), (2, True, 1), (3, True, 1), (4, True, 3), (4, False, 2), (9, True, 3)],
+)
+def test_rewinding_forgets_what_came_after_a_checkpoint(tmp_path, step, evaluated, kept):
+    path = tmp_path / "metrics.jsonl"
+    _metrics_file(path, *ROWS)
+    metrics = progress.MetricsFile(path, active=True)
+    metrics.rewind(step, evaluated=evaluated)
+    metrics.write({"step": 10, "split": "train", "loss": 0.0})
+    rows = [json.loads(line) for line in path.read_text().splitlines()]
+    assert rows[:-1] == ROWS[:kept]
+    assert rows[-1]["step"] == 10
+
+
+@pytest.mark.parametrize(
+    "rest", ['{"step": 4, "split": "tr', "\x00\x00", "null\n", "[4]\n", '{"step": 4}\n', "\n"]
+)
+def test_rewinding_forgets_a_line_that_was_cut_short(tmp_path, rest):
+    path = tmp_path / "metrics.jsonl"
+    _metrics_file(path, ROWS[0])
+    whole = path.read_text()
+    path.write_text(whole + rest)
+    progress.MetricsFile(path, active=True).rewind(5)
+    assert path.read_text() == whole
+
+
+def test_rewinding_does_not_write_what_is_right_already(tmp_path):
+    path = tmp_path / "metrics.jsonl"
+    _metrics_file(path, *ROWS)
+    before = path.stat()
+    progress.MetricsFile(path, active=True).rewind(4)
+    after = path.stat()
+    assert (before.st_ino, before.st_mtime_ns) == (after.st_ino, after.st_mtime_ns)
+    progress.MetricsFile(tmp_path / "none.jsonl", active=True).rewind(4)
+    assert not (tmp_path / "none.jsonl").exists()
+
+
+def test_the_other_processes_write_nothing(tmp_path):
+    metrics = progress.MetricsFile(tmp_path / "metrics.jsonl", active=False)
+    metrics.rewind(0)
+    metrics.write(ROWS[0])
+    board = progress.TensorBoard(tmp_path / "tensorboard", 0, active=False)
+    board.write(ROWS[0])
+    assert not list(tmp_path.iterdir())
+
+
+def test_in_the_cloud_lines_are_written_seldom_but_whenever_it_matters(bucket, monkeypatch):
+    path, clock = "gs://bucket/run/metrics.jsonl", [100.0]
+    monkeypatch.setattr(progress.time, "monotonic", lambda: clock[0])
+
+    def written():
+        return [json.loads(line) for line in bucket.cat(path).splitlines()]
+
+    metrics = _metrics_file(path, *ROWS[:2])
+    assert written() == ROWS[:1]
+    metrics.flush()
+    assert written() == ROWS[:2]
+    clock[0] += progress.REMOTE_SECONDS
+    metrics.write(ROWS[2])
+    assert written() == ROWS
+    resumed = progress.MetricsFile(path, active=True)
+    resumed.rewind(2)
+    assert written() == ROWS[:1]
+    resumed.write(ROWS[1])
+    resumed.flush()
+    assert written() == ROWS[:2]
+
+
+# -- TensorBoard -------------------------------------------------------------------------------
+
+
+def _events(directory):
+    """(step, tag, value) of every event file, in the order in which they were written."""
+    from tensorboard.compat.proto import event_pb2
+    from tensorboard.compat.tensorflow_stub.pywrap_tensorflow import PyRecordReader_New
+
+    found = []
+    for path in sorted(directory.iterdir()):
+        reader = PyRecordReader_New(str(path))
+        while True:
+            try:
+                reader.GetNext()
+            except Exception as error:
+                assert type(error).__name__ == "OutOfRangeError"
+                break
+            found.append(event_pb2.Event.FromString(reader.record()))
+    return found
+
+
+def test_tensorboard_reads_the_event_file(tmp_path):
+    pytest.importorskip("tensorboard")
+    board = progress.TensorBoard(tmp_path / "tensorboard", 0, active=True)
+    for row in ROWS:
+        board.write(row)
+    [path] = (tmp_path / "tensorboard").iterdir()
+    assert "tfevents" in path.name
+    version, started, *events = _events(tmp_path / "tensorboard")
+    assert version.file_version == "brain.Event:2"
+    assert (started.session_log.status, started.step) == (1, 1)
+    assert [(e.step, v.tag, v.simple_value) for e in events for v in e.summary.value] == [
+        (2, "train/loss", 0.25),
+        (2, "train/accuracy", 0.5),
+        (4, "train/loss", 1234.5),
+        (4, "train/accuracy", 0.75),
+        (4, "validation/accuracy", 0.625),
+    ]
+
+
+def test_tensorboard_shows_a_resumed_run_as_one(tmp_path):
+    """What a killed run wrote after its last checkpoint is replaced, not doubled."""
+    accumulators = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
+    for start, steps in ((0, (2, 4, 6)), (3, (4, 6, 8))):
+        board = progress.TensorBoard(tmp_path, start, active=True)
+        for step in steps:
+            board.write({"step": step, "split": "train", "loss": float(start)})
+    shown = accumulators.EventAccumulator(str(tmp_path)).Reload().Scalars("train/loss")
+    assert [(e.step, e.value) for e in shown] == [(2, 0.0), (4, 3.0), (6, 3.0), (8, 3.0)]
+
+
+def test_without_the_extra_there_is_no_event_file(tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "tensorboard", None)
+    monkeypatch.setitem(sys.modules, "tensorboard.compat.proto.event_pb2", None)
+    board = progress.TensorBoard(tmp_path / "tensorboard", 0, active=True)
+    board.write(ROWS[0])
+    assert not (tmp_path / "tensorboard").exists()

@@ -1,0 +1,179 @@
+"""How steps reach the device, and in what numbers they compute: what it changes, and what not."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from distill_core import checkpoint, distill, train
+from distill_core import load_model as load
+from distill_core.config import InputError
+from distill_core.models import spec
+from distill_core.training import dispatch, loop
+
+NUM_STEPS = 10
+
+
+def settings(**changes):
+    return {
+        "dataset": "digits",
+        "model": "cnn",
+        "model_kwargs": {"widths": (4,), "hidden": 8},
+        "learning_rate": 0.05,
+        "batch_size": 16,
+        "num_steps": NUM_STEPS,
+        "crop_padding": 1,
+        "flip": True,
+        "log_every": 4,
+        "eval_every": 4,
+        "save_every": 4,
+        **changes,
+    }
+
+
+def run(folder, **changes):
+    """The final parameters and every logged line."""
+    parallel = changes.pop("parallel", None)
+    train.train_and_evaluate(settings(**changes), folder, parallel=parallel)
+    return load(folder).variables, (folder / "metrics.jsonl").read_text().splitlines()
+
+
+def differ(a, b):
+    return max(
+        float(np.abs(x - y).max())
+        for x, y in zip(jax.tree.leaves(a), jax.tree.leaves(b), strict=True)
+    )
+
+
+@pytest.fixture(scope="module")
+def plain(tmp_path_factory):
+    return run(tmp_path_factory.mktemp("plain"))
+
+
+@pytest.mark.parametrize(
+    ("changes", "parallel"),
+    [
+        ({"steps_per_dispatch": 4, "data_on_device": True}, None),
+        ({"steps_per_dispatch": 2}, "shard_map"),
+        ({"data_on_device": True}, "mesh"),
+    ],
+)
+def test_dispatch_changes_no_number(plain, tmp_path, changes, parallel):
+    variables, lines = run(tmp_path, **changes, parallel=parallel)
+    assert differ(variables, plain[0]) < 1e-5
+    assert [line.split(",")[0] for line in lines] == [line.split(",")[0] for line in plain[1]]
+
+
+def test_data_on_the_device_with_stored_logits_changes_no_number(plain, tmp_path):
+    train.train_and_evaluate(settings(), tmp_path / "teacher")
+    found = []
+    for resident in (False, True):
+        own = {"teacher": str(tmp_path / "teacher"), "temperature": 4.0, "alpha": 0.5}
+        own |= {"crop_padding": 0, "flip": False, "data_on_device": resident}
+        place = tmp_path / f"student{resident}"
+        distill.train_and_evaluate(settings(**own), place)
+        found.append(load(place).variables)
+    assert differ(*found) < 1e-6
+
+
+@pytest.mark.parametrize(("step", "count"), [(0, 4), (3, 1), (6, 2), (8, 2), (9, 1)])
+def test_a_dispatch_ends_at_a_multiple_or_at_the_end(step, count):
+    assert dispatch.length(step, 4, NUM_STEPS) == count
+
+
+def test_a_run_stopped_between_dispatches_goes_on_to_the_same_network(plain, tmp_path):
+    run(tmp_path, num_steps=3)
+    variables, lines = run(tmp_path, steps_per_dispatch=4, data_on_device=True)
+    assert differ(variables, plain[0]) < 1e-5
+    assert len(lines) == len(plain[1]) + 1  # it had logged at its own end, too
+
+
+def test_divergence_inside_a_dispatch_is_told_by_its_step():
+    window = loop._Window()
+    window.add(4, {"loss": np.array([1.0, np.nan, 1.0, 1.0])})
+    with pytest.raises(loop.DivergedError, match="at step 2: .* last finite loss 1"):
+        window.fetch()
+
+
+@pytest.mark.parametrize("name", ["log_every", "eval_every", "save_every"])
+def test_dispatches_that_step_over_an_end_are_refused(tmp_path, name):
+    with pytest.raises(InputError, match=f"steps_per_dispatch: got 4; must divide {name}, 6"):
+        train.train_and_evaluate(settings(steps_per_dispatch=4, **{name: 6}), tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize("changes", [{"steps_per_dispatch": 2}, {"data_on_device": True}])
+def test_private_training_takes_its_batches_from_the_host(tmp_path, changes):
+    private = {"dp": {"epsilon": 8.0}, "model_kwargs": {"widths": (4,), "norm": "group"}}
+    with pytest.raises(InputError, match=r"is not for private training \(dp\)"):
+        train.train_and_evaluate(settings(**private, **changes), tmp_path / "run")
+
+
+def test_bfloat16_keeps_parameters_statistics_and_logits_in_float32(plain, tmp_path):
+    variables, _ = run(tmp_path, compute_dtype="bfloat16")
+    assert {leaf.dtype for leaf in jax.tree.leaves(variables)} == {np.dtype("float32")}
+    assert 1e-4 < differ(variables, plain[0]) < 0.3
+    model = load(tmp_path)
+    assert model.spec["compute_dtype"] == "bfloat16"
+    logits = model.apply(model.variables, np.zeros((2, 8, 8, 1), np.uint8))
+    assert logits.dtype == jnp.float32
+
+
+@pytest.mark.parametrize("name", ["cnn", "resnetc20", "shufflenetv2"])
+def test_bfloat16_reaches_every_product_of_a_network(name):
+    described = {
+        "model": name,
+        "model_kwargs": {},
+        "num_classes": 10,
+        "input_shape": [32, 32, 3],
+        "mean": [0.5] * 3,
+        "std": [0.25] * 3,
+        "compute_dtype": "bfloat16",
+    }
+    apply = spec.make_apply(described)
+    images = jax.ShapeDtypeStruct((2, 32, 32, 3), jnp.uint8)
+    program = jax.make_jaxpr(lambda variables, images: apply(variables, images, train=True))(
+        spec.variable_shapes(described), images
+    )
+    products = [
+        eqn for eqn in _equations(program.jaxpr)
+        if eqn.primitive.name in ("conv_general_dilated", "dot_general")
+    ]  # fmt: skip
+    assert len(products) > 3
+    assert {eqn.invars[0].aval.dtype for eqn in products} == {jnp.dtype(jnp.bfloat16)}
+
+
+def _equations(jaxpr):
+    for eqn in jaxpr.eqns:
+        yield eqn
+        for value in eqn.params.values():
+            inner = getattr(value, "jaxpr", value)
+            if hasattr(inner, "eqns"):
+                yield from _equations(inner)
+
+
+def test_another_precision_is_no_continuation(tmp_path):
+    run(tmp_path, num_steps=4)
+    with pytest.raises(InputError, match="compute_dtype: got 'bfloat16'; this run was started"):
+        run(tmp_path, compute_dtype="bfloat16")
+
+
+def test_a_smaller_share_of_the_data_lies_in_a_larger_one(tmp_path):
+    from distill_core.training import classification
+
+    base = {"dataset": "digits", "data_dir": None, "num_validation": 100}
+    found = {}
+    for share in (0.1, 0.5, 1.0):
+        dataset, splits = classification.load_splits({**base, "train_share": share})
+        rest = len(dataset.train) - 100
+        assert len(splits.train) == round(share * rest)
+        assert len(splits.validation) == 100
+        found[share] = set(splits.train.index.tolist())
+        assert not found[share] & set(splits.validation.index.tolist())
+    assert found[0.1] < found[0.5] < found[1.0]
+
+
+def test_a_run_on_a_share_says_how_many_examples_it_had(tmp_path):
+    run(tmp_path, train_share=0.25)
+    _, metadata = checkpoint.find(tmp_path)
+    assert metadata["num_examples"] == round(0.25 * 1437)

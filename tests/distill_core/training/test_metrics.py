@@ -1,0 +1,77 @@
+"""Means that stay right over batches, masks and types."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from distill_core.training import metrics
+
+
+def test_a_weighted_sum_and_its_mean():
+    total, count = metrics.weighted_sum(jnp.array([1.0, 2.0, 4.0]), jnp.array([1.0, 0.5, 2.0]))
+    assert (total, count) == (10.0, 3.5)
+    assert metrics.mean((total, count)) == pytest.approx(10 / 3.5)
+
+
+@pytest.mark.parametrize("junk", [np.nan, np.inf, -np.inf])
+def test_entries_of_weight_zero_count_for_nothing(junk):
+    values, weights = jnp.array([1.0, junk, 3.0]), jnp.array([1.0, 0.0, 1.0])
+    assert metrics.weighted_sum(values, weights) == (4.0, 2.0)
+    of_values = jax.grad(lambda v: metrics.weighted_sum(v, weights)[0])(values)
+    np.testing.assert_array_equal(of_values, weights)
+
+
+def test_a_value_that_counts_and_is_nan_shows():
+    total, _ = metrics.weighted_sum(jnp.array([1.0, np.nan]), jnp.array([1.0, 0.5]))
+    assert np.isnan(total)
+
+
+@pytest.mark.parametrize("shape", [(), (3,), (2, 3)], ids=str)
+def test_one_weight_may_stand_for_all_values(shape):
+    total, count = metrics.weighted_sum(jnp.full(shape, 2.0), 0.5)
+    assert (total, count) == (np.prod(shape), np.prod(shape) / 2)
+
+
+def test_weights_of_another_shape_are_refused():
+    with pytest.raises(ValueError, match="shape"):
+        metrics.weighted_sum(jnp.ones(3), jnp.ones((3, 2)))
+
+
+@pytest.mark.parametrize("dtype", [jnp.bfloat16, jnp.float16, bool])
+def test_sums_are_float32_whatever_comes_in(dtype):
+    ones = jnp.ones(5000, dtype)  # bfloat16 cannot count beyond 256
+    total, count = metrics.weighted_sum(ones, ones)
+    assert total.dtype == count.dtype == jnp.float32
+    assert (total, count) == (5000, 5000)
+
+
+def test_the_mean_of_nothing_is_zero():
+    assert metrics.mean(metrics.weighted_sum(jnp.array([np.nan]), jnp.zeros(1))) == 0
+
+
+def test_adding_batches_gives_the_mean_over_all_examples():
+    rng = np.random.default_rng(0)
+    values, weights = rng.normal(size=10), rng.integers(0, 2, 10)
+    batches = [slice(0, 4), slice(4, 8), slice(8, 10)]
+    pairs = [metrics.weighted_sum(jnp.asarray(values[b]), jnp.asarray(weights[b])) for b in batches]
+    total, count = metrics.add({"loss": pair} for pair in pairs)["loss"]
+    assert total / count == pytest.approx(np.average(values, weights=weights), rel=1e-5)
+
+
+def test_adding_goes_beyond_float32():
+    parts = [{"n": (np.float32(2**24), np.float32(2**24))}] + [{"n": (np.float32(1), 1.0)}] * 3
+    assert metrics.add(parts) == {"n": (2**24 + 3, 2**24 + 3)}
+
+
+def test_adding_keeps_names_apart():
+    found = metrics.add([{"a": (1, 2), "b": (3, 4)}, {"b": (1, 1), "c": (0, 5)}])
+    assert found == {"a": (1, 2), "b": (4, 5), "c": (0, 5)}
+    assert metrics.add([]) == {}
+
+
+def test_correct_compares_the_largest_logit_with_the_label():
+    logits = jnp.array([[[0.0, 2.0, 1.0], [3.0, 2.0, 1.0]], [[0.0, 1.0, 2.0], [-3.0, -2.0, -9.0]]])
+    found = metrics.correct(logits, jnp.array([[1, 1], [2, 1]]))
+    assert found.dtype == jnp.float32
+    np.testing.assert_array_equal(found, [[1, 0], [1, 1]])

@@ -1,0 +1,302 @@
+"""Teachers on disjoint partitions: who learns from what, and what comes out."""
+
+import functools
+import json
+import types
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from distill_core import checkpoint, data, load_model
+from distill_core.config import InputError
+from distill_core.models import spec
+from distill_core.runtime import config_file
+from distill_core.training.step import TrainState
+from dpdfd.ensemble import partition_fit, partitions
+from dpdfd.ensemble.training import FIELDS, Ensemble, make_answers, partition, train_and_evaluate
+
+TEACHERS, NUM = 5, 48
+RIDGE = {
+    "model": "dpdfd.features:FeatureRidge", "model_kwargs": {"num_random": 24}, "copies": 2,
+}  # fmt: skip
+MEMBERS = {
+    "ridge": RIDGE,
+    "mlp": {"model": "dpdfd.features:FeatureMLP", "model_kwargs": {"hidden": (6,)}},
+    "cnn": {"model": "cnn", "model_kwargs": {"widths": (4,), "hidden": 6, "norm": "group"}},
+}
+GRADIENT = {"batch_size": 8, "num_steps": 3, "learning_rate": 0.01}
+
+
+@pytest.fixture(scope="module")
+def digits():
+    """The arrays of a small data set, as a file has them."""
+    found = data.load_dataset("digits")
+    return {
+        "x_train": found.train.images[:NUM], "y_train": found.train.labels[:NUM],
+        "x_test": found.test.images[:20], "y_test": found.test.labels[:20],
+    }  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def fit(digits, tmp_path_factory):
+    """`fit(name, arrays, **settings)`: the stacked parameters, and what the run returned."""
+    folder = tmp_path_factory.mktemp("ensembles")
+
+    def run(name, arrays=None, **settings):
+        np.savez(folder / "data.npz", **(digits if arrays is None else arrays))
+        workdir = folder / name
+        result = train_and_evaluate(
+            {
+                "dataset": f"npz:{folder}/data.npz",
+                "num_teachers": TEACHERS, **GRADIENT, **RIDGE, **settings,
+            },
+            workdir,
+        )  # fmt: skip
+        return load_model(workdir).variables["params"]["members"], result, workdir
+
+    return run
+
+
+def changed(first, second):
+    """The teachers whose parameters differ in any bit."""
+    pairs = zip(jax.tree.leaves(first), jax.tree.leaves(second), strict=True)
+    differ = [(a != b).reshape(len(a), -1).any(1) for a, b in pairs]
+    return set(np.flatnonzero(np.any(differ, axis=0)).tolist())
+
+
+def teacher_of(record):
+    return int(partition(np.array([record]), TEACHERS)[0])
+
+
+@pytest.mark.parametrize("name", MEMBERS)
+@pytest.mark.parametrize("what", ["label", "content"])
+def test_a_changed_record_changes_its_own_teacher_and_no_bit_of_another(fit, digits, name, what):
+    record = 13
+    before = fit(f"{name}_plain", **MEMBERS[name])[0]
+    arrays = {key: array.copy() for key, array in digits.items()}
+    if what == "label":
+        arrays["y_train"][record] = (arrays["y_train"][record] + 1) % 10
+    else:
+        arrays["x_train"][record] = 255 - arrays["x_train"][record]
+    after = fit(f"{name}_{what}", arrays, **MEMBERS[name])[0]
+    assert changed(before, after) == {teacher_of(record)}
+
+
+def test_no_optimiser_or_schedule_couples_the_teachers(fit, digits):
+    """Momentum, weight decay and rates that fall."""
+    settings = {
+        **MEMBERS["mlp"], "optimizer": "sgd", "momentum": 0.9, "weight_decay": 0.01,
+        "schedule": "onecycle", "deform": 0.0, "num_steps": 8, "save_every": 3,
+    }  # fmt: skip
+    before = fit("sgd_plain", **settings)[0]
+    arrays = {key: array.copy() for key, array in digits.items()}
+    arrays["y_train"][13] = (arrays["y_train"][13] + 1) % 10
+    assert changed(before, fit("sgd_label", arrays, **settings)[0]) == {teacher_of(13)}
+
+
+@pytest.mark.parametrize("name", ["ridge", "mlp"])
+def test_a_record_less_changes_one_teacher_too(fit, digits, name):
+    arrays = {**digits, **{key: digits[key][:-1] for key in ("x_train", "y_train")}}
+    before = fit(f"{name}_plain", **MEMBERS[name])[0]
+    after = fit(f"{name}_less", arrays, **MEMBERS[name])[0]
+    assert changed(before, after) == {teacher_of(NUM - 1)}
+
+
+def test_a_batch_holds_each_teachers_own_records_all_of_them_once_an_epoch():
+    members = partitions.members_of(np.arange(23), 4)
+    rows = np.concatenate([partitions.batch_rows(3, step, 4, members) for step in range(30)])
+    assert rows.shape == (120, 4)
+    for teacher, mine in enumerate(members):
+        epochs = rows[:, teacher][: 120 // len(mine) * len(mine)].reshape(-1, len(mine))
+        assert (np.sort(epochs) == np.sort(mine)).all()
+        assert len({tuple(epoch) for epoch in epochs.tolist()}) > 1
+
+
+def test_a_copy_depends_on_its_records_own_index_and_pixels_alone(digits):
+    images = digits["x_train"][:4].astype(np.float32) / 255
+    index = np.arange(4) + 9
+
+    @functools.partial(jax.jit, static_argnames="flip")
+    def copies(images, index, strength=1.0, flip=False):
+        key, settings = jax.random.key(0), {"strength": strength, "flip": flip}
+        return partitions.affine_copies(key, images, index, copies=4, **settings)
+
+    found = np.asarray(copies(images, index))
+    assert found.shape == (4, 4, 8, 8, 1)
+    np.testing.assert_array_equal(np.asarray(copies(images[::-1], index[::-1]))[::-1], found)
+    assert np.abs(found - images[:, None]).max((2, 3, 4)).min() > 0.01
+    same = np.asarray(copies(images, index, 0.0))
+    np.testing.assert_allclose(same, np.repeat(images[:, None], 4, 1), atol=1e-6)
+    mirrored = np.asarray(copies(images, index, 0.0, flip=True))
+    straight = np.isclose(mirrored, images[:, None], atol=1e-5).all((2, 3, 4))
+    turned = np.isclose(mirrored, images[:, None, :, ::-1], atol=1e-5).all((2, 3, 4))
+    assert (straight != turned).all() and 2 < turned.sum() < 14
+
+
+@pytest.mark.parametrize("rows", [6, 40])
+def test_the_closed_form_is_the_least_squares_solution(rows):
+    rng = np.random.default_rng(0)
+    x, y = rng.normal(size=(rows, 12)), rng.normal(size=(rows, 3))
+    weight = np.ones((rows, 1))
+    weight[-2:] = 0
+    kernel, bias, loss = jax.jit(partition_fit.solve_ridge)(
+        *(jnp.asarray(each, jnp.float32) for each in (x, y, weight)), 0.3
+    )
+    x, y = x[:-2], y[:-2]
+    centred = x - x.mean(0)
+    expected = np.linalg.solve(centred.T @ centred + 0.3 * np.eye(12), centred.T @ (y - y.mean(0)))
+    np.testing.assert_allclose(kernel, expected, atol=1e-5)
+    np.testing.assert_allclose(bias, y.mean(0) - x.mean(0) @ expected, atol=1e-5)
+    np.testing.assert_allclose(
+        loss, np.square(x @ expected + np.asarray(bias) - y).sum() / len(x), rtol=1e-4, atol=1e-6
+    )
+
+
+@pytest.mark.parametrize("name", MEMBERS)
+def test_votes_and_probabilities_are_those_of_the_members(fit, digits, name):
+    stacked, result, workdir = fit(f"{name}_plain", **MEMBERS[name])
+    loaded = load_model(workdir)
+    assert json.loads(json.dumps(loaded.spec)) == loaded.spec
+    answers = jax.jit(make_answers(loaded.spec), static_argnames="kind")
+    images = digits["x_test"]
+    votes = np.asarray(answers(loaded.variables, images))
+    probs = np.asarray(answers(loaded.variables, images, kind="probabilities"))
+    assert votes.shape == probs.shape == (TEACHERS, 20, 10)
+    assert votes.dtype == probs.dtype == np.float32
+    assert set(np.unique(votes).tolist()) == {0, 1}
+    np.testing.assert_allclose(votes.sum(-1), 1)
+    np.testing.assert_allclose(probs.sum(-1), 1, atol=1e-5)
+    np.testing.assert_array_equal(votes.argmax(-1), probs.argmax(-1))
+
+    alone = jax.jit(spec.make_apply(
+        {**loaded.spec, "model": MEMBERS[name]["model"],
+         "model_kwargs": MEMBERS[name]["model_kwargs"]}
+    ))  # fmt: skip
+    for teacher in range(TEACHERS):
+        params = jax.tree.map(lambda leaf, m=teacher: leaf[m], stacked)
+        own = jax.nn.softmax(alone({"params": params}, images))
+        np.testing.assert_allclose(probs[teacher], own, atol=1e-5)
+
+    log_mean = jax.jit(loaded.apply)(loaded.variables, images)
+    np.testing.assert_allclose(log_mean, np.log(probs.mean(0)), atol=1e-4)
+    right = digits["y_test"]
+    assert result["accuracy"] == pytest.approx((votes.mean(0).argmax(-1) == right).mean())
+    assert result["member_accuracy"] == pytest.approx((votes.argmax(-1) == right).mean())
+    assert (result["num_test"], result["validation_accuracy"]) == (20, None)
+    assert result["id"] == loaded.metadata["id"]
+    assert loaded.metadata["ledger"] == {"mechanisms": [], "ancestors": []}
+
+
+def test_separate_steps_are_the_joint_step_and_keep_teachers_apart(digits):
+    """On one CPU device each teacher has a call of its own."""
+    dataset = data.load_dataset("digits")
+    own = MEMBERS["cnn"]
+    one = spec.image_spec(model=own["model"], model_kwargs=own["model_kwargs"], dataset=dataset)
+    kwargs = {"num_teachers": 3, "member": own["model"], "member_kwargs": own["model_kwargs"]}
+    network = {**one, "model": "dpdfd.ensemble:Ensemble", "model_kwargs": kwargs}
+    params, _ = spec.init(network, jax.random.key(0))
+    tx, module = optax.adam(0.01), spec.build(one)
+    augmentation = {"strength": 1.0, "flip": False}
+    joint = partition_fit.make_gradient_step(module, one, tx, axis_name=None, **augmentation)
+    separate = partition_fit.make_separate_gradient_step(module, one, tx, **augmentation)
+    rows = np.arange(12).reshape(4, 3)
+
+    def after_two(step, labels):
+        own_params = jax.tree.map(jnp.copy, params)  # a step uses its state up
+        state = TrainState.create(params=own_params, model_state={}, tx=tx, rng=jax.random.key(1))
+        batch = {"image": digits["x_train"][rows], "label": labels, "index": rows}
+        for _ in range(2):
+            state, metrics = step(state, {}, batch)
+        return jax.device_get((state.params["members"], metrics))
+
+    labels = digits["y_train"][rows]
+    first, metrics = after_two(separate, labels)
+    second, expected = after_two(jax.jit(joint), labels)
+    assert metrics.keys() == expected.keys() == {"loss", "accuracy", "grad_norm"}
+    assert metrics["loss"] == pytest.approx(expected["loss"], rel=1e-3)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=2e-3), first, second)
+    labels = labels.copy()
+    labels[2, 1] = (labels[2, 1] + 1) % 10
+    assert changed(first, after_two(separate, labels)[0]) == {1}
+
+
+def test_the_vote_of_ridge_teachers_reads_digits(tmp_path):
+    path = Path(__file__).parents[2] / "configs/dpdfd/ensemble_digits.py"
+    settings = config_file.read(
+        f"{path}:smoke", [("num_validation", "100"), ("num_teachers", "16")], FIELDS
+    )
+    found = train_and_evaluate(settings, tmp_path)
+    assert found["accuracy"] > 0.9
+    assert found["accuracy"] > found["member_accuracy"] > 0.7
+    assert found["validation_accuracy"] > 0.9
+
+
+@pytest.mark.parametrize("name", ["ridge", "mlp"])
+def test_a_killed_run_goes_on_to_the_same_teachers(fit, monkeypatch, capsys, name):
+    settings = {**MEMBERS[name], "save_every": 2}
+    whole = fit(f"{name}_whole", **settings)[0]
+    reader = "whole" if name == "ridge" else "batch_rows"
+    original = getattr(partitions, reader)
+
+    def dies(*args):
+        if args[1 if name == "mlp" else 2] == 2:
+            raise KeyboardInterrupt
+        return original(*args)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(partitions, reader, dies)
+        with pytest.raises(KeyboardInterrupt):
+            fit(f"{name}_killed", **settings)
+    resumed = fit(f"{name}_killed", **settings)[0]
+    assert changed(resumed, whole) == set()
+    assert "resumes from step 2" in capsys.readouterr().err
+
+
+def test_a_finished_run_does_nothing_and_another_config_is_refused(fit, capsys):
+    _, first, workdir = fit("finished")
+    before = checkpoint.find(workdir)[0].stat().mtime
+    assert fit("finished")[1] == first
+    assert "nothing to do" in capsys.readouterr().err
+    assert checkpoint.find(workdir)[0].stat().mtime == before
+    with pytest.raises(InputError, match="ridge: got 0.5; this run was started with 0.001"):
+        fit("finished", ridge=0.5)
+
+
+@pytest.mark.parametrize(
+    ("settings", "expected"),
+    [
+        ({"num_teachers": NUM + 1}, "num_teachers: got 49; must be at most the 48 training exam"),
+        ({"num_teachers": NUM - 8, "num_validation": 8}, "num_teachers: got 40; must be smaller"),
+        ({"model": "cnn", "model_kwargs": {"widths": (4,)}}, "model: got 'cnn'; .* batch_stats"),
+        ({"model": "dpdfd.features:FeatureMLP", "model_kwargs": {}, "batch_size": 9},
+         "batch_size: got 9; must be divisible"),
+        ({"model_kwargs": {"num_classes": 3}}, "model_kwargs.num_classes: got 3; comes from"),
+        ({"num_teachers": 0}, "num_teachers: got 0; must be an integer of at least 1"),
+        ({"ridge": 0.0}, "ridge: got 0.0; must be a number above 0"),
+    ],
+)  # fmt: skip
+def test_what_cannot_be_is_refused_in_one_line(fit, settings, expected):
+    with pytest.raises(InputError, match=expected) as found:
+        fit("refused", **settings)
+    assert "\n" not in str(found.value)
+
+
+def test_only_an_ensemble_has_answers_and_of_two_kinds():
+    dataset = data.load_dataset("digits")
+    plain = spec.image_spec(model="cnn", model_kwargs={}, dataset=dataset)
+    with pytest.raises(InputError, match="teacher: got 'cnn'; must be an ensemble"):
+        make_answers(plain)
+    kwargs = {"num_teachers": 2, "member": "cnn", "member_kwargs": {"widths": [4], "norm": "none"}}
+    network = spec.image_spec(model="dpdfd.ensemble:Ensemble", model_kwargs=kwargs, dataset=dataset)
+    spec.check(network)
+    images = types.SimpleNamespace(shape=(3, 8, 8, 1))
+    with pytest.raises(InputError, match="kind: got 'logits'; must be one of votes, probabilities"):
+        jax.eval_shape(
+            lambda v: make_answers(network)(v, jnp.zeros(images.shape), kind="logits"),
+            spec.variable_shapes(network),
+        )
+    assert hash(spec.build(network)) == hash(Ensemble(num_classes=10, **kwargs))

@@ -1,0 +1,510 @@
+"""The whole comparison: what it writes, what a second call does again, and what it refuses."""
+
+import dataclasses
+import html
+import json
+import re
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from distill_core import data
+from distill_core import load_model as load
+from distill_core.config import InputError, validate
+from distill_core.data.images import dataset as dataset_lib
+from distill_core.runtime import cli, config_file, parallel
+from dpdfd import privacy_spent
+from dpdfd.experiment import audit, summary
+from dpdfd.experiment import comparison as experiment
+
+CONFIG = Path(__file__).parents[2] / "configs/dpdfd/digits.py"
+TEACHERS = ("dp_teacher", "ensemble", "teacher")
+UNITS = ("query", "record_single", "record_ensemble", "record_dp_teacher")
+ARMS = ("no_privacy", *UNITS)
+EVALUATED = tuple(f"{arm}_evaluated" for arm in ARMS)
+NETWORK = {"model": "cnn", "model_kwargs": {"widths": (2,), "hidden": 4, "norm": "none"}}
+
+
+@pytest.fixture(scope="module", autouse=True)
+def one_device():
+    """Eight cost more to compile."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(parallel, "choose_mode", lambda mode=None: mode or "jit")
+        yield
+
+
+def smoke():
+    """The config's own smoke run."""
+    return config_file.read(f"{CONFIG}:smoke", (), experiment.FIELDS).to_dict()
+
+
+@pytest.fixture(scope="module")
+def given():
+    """The same with one tiny network for all, so that little is compiled."""
+    found = smoke()
+    for name in ("teacher", "dp_teacher"):
+        found["teachers"][name] |= NETWORK
+    small = {"model_kwargs": {"num_random": 20}, "num_teachers": 20, "copies": 0}
+    found["teachers"]["ensemble"] |= small
+    for arm in found["arms"].values():
+        arm |= NETWORK
+    found["student"]["generator"] |= {"width": 2, "latent_size": 4}
+    return found
+
+
+@pytest.fixture(scope="module")
+def finished(given, tmp_path_factory):
+    """The workdir of a finished experiment, not to be touched."""
+    workdir = tmp_path_factory.mktemp("finished")
+    experiment.run(given, workdir)
+    return workdir
+
+
+def table(workdir):
+    """Arm -> its row of results.json."""
+    rows = json.loads((workdir / "results.json").read_text())["rows"]
+    return {row["arm"]: row for row in rows}
+
+
+def means(workdir, metric):
+    found = {arm: row["metrics"].get(metric) for arm, row in table(workdir).items()}
+    return {arm: values["mean"] for arm, values in found.items() if values}
+
+
+# -- what it writes ----------------------------------------------------------------------------
+
+
+def test_results_follow_the_schema(finished, given):
+    results = json.loads((finished / "results.json").read_text())
+    assert {"method", "dataset", "rows", "gates", "environment"} <= set(results)
+    assert (results["method"], results["dataset"]) == ("dpdfd", "digits")
+    assert [row["arm"] for row in results["rows"]] == [*TEACHERS, *ARMS]
+    for row in results["rows"]:
+        assert set(row) == {"arm", "settings", "metrics"}
+        assert "accuracy" in row["metrics"] and set(row["metrics"]) <= set(summary.METRICS)
+        for values in row["metrics"].values():
+            assert set(values) == {"mean", "std", "n", "values"}
+            assert values["n"] == len(values["values"]) == 1
+        for name in summary.RATES:
+            assert 0 <= row["metrics"].get(name, {"mean": 0})["mean"] <= 1
+    assert set(means(finished, "fresh_classifier_accuracy")) == set(ARMS)
+    assert all(set(gate) == {"name", "passed", "value", "needed"} for gate in results["gates"])
+    told = results["settings"]
+    assert told["arms"] == json.loads(json.dumps(given["arms"]))
+    assert (told["seeds"], told["delta"], told["num_canaries"]) == ([0], 1e-5, 20)
+    assert {"jax", "device_kind", "cpu"} <= set(results["environment"])
+
+
+def test_no_epsilon_stands_without_what_it_is_about(finished):
+    about = {
+        arm: tuple(row["settings"][name] for name in ("privacy_unit", "adjacency", "delta"))
+        for arm, row in table(finished).items()
+        if "epsilon" in row["metrics"]
+    }
+    assert about == {
+        "dp_teacher": ("record", "zero-out", 1e-5),
+        "query": ("query", "replace one", 1e-5),
+        "record_single": ("record", "replace one", 1e-5),
+        "record_ensemble": ("record", "replace one, at a fixed index", 1e-5),
+        "record_dp_teacher": ("record", "zero-out", 1e-5),
+    }
+    rows = table(finished)
+    assert [rows[arm]["settings"].get("claim") for arm in UNITS] == list(UNITS)
+    assert rows["no_privacy"]["settings"]["privacy"] == "no claim"
+
+
+def test_what_is_spent_is_what_the_checkpoints_say_and_within_the_budget(finished):
+    spent, record = (means(finished, name) for name in ("epsilon", "record_epsilon"))
+    for arm in UNITS:
+        ledger = load(finished / "runs" / arm / "seed0").metadata["ledger"]
+        found = privacy_spent(ledger, delta=1e-5)
+        assert (spent[arm], record[arm]) == (found.epsilon, found.record_epsilon)
+        assert 9.9 < spent[arm] <= 10 * (1 + 1e-6)
+        assert record[arm] > 100 if arm == "query" else record[arm] == spent[arm]
+    assert spent["record_dp_teacher"] == spent["dp_teacher"] == record["dp_teacher"]
+
+
+def test_the_gates_are_about_budgets_audits_and_the_control(finished):
+    gates = json.loads((finished / "results.json").read_text())["gates"]
+    budgets = [gate for gate in gates if gate["name"].endswith("spends no more than its ε")]
+    assert [gate["name"].split()[0] for gate in budgets] == list(UNITS[:3])
+    assert all(gate["passed"] for gate in budgets)
+    audits = [gate["name"] for gate in gates if "audit" in gate["name"]]
+    below = [f"the audit of {arm} stays below its ε for a record" for arm in ("dp_teacher", *UNITS)]
+    assert sorted(audits) == sorted([*below, "the audit sees that teacher is not private"])
+    assert len(gates) == len(budgets) + len(audits)
+
+
+def test_the_report_stands_alone_and_says_what_each_epsilon_rests_on(finished):
+    page = html.unescape((finished / "report.html").read_text())
+    assert "http" not in re.sub(r"https?://www\.w3\.org", "", page)
+    assert not re.search(r"<(script|link)|src=[\"'](?!data:)", page)
+    samples = [finished / "runs" / arm / "seed0" / "samples.png" for arm in EVALUATED]
+    assert all(path.exists() for path in samples)
+    assert (finished / "figures" / "arms.png").exists()
+    assert page.count("data:image/png;base64,") >= 1 + len(samples)
+    assert all(arm in page for arm in (*TEACHERS, *ARMS))
+    for words in (
+        "per query, replace one, δ = 1e-05",
+        "per record, zero-out, δ = 1e-05",
+        "per record, replace one, at a fixed index, δ = 1e-05",
+        "are our reconstruction",
+        "No record is protected",
+        "configurations tried: not counted",
+        "it protects no record",
+        "20 training images were given a wrong label",
+        "What may be published",
+        "shaped while looking at training images",
+    ):
+        assert words in page, words
+    assert page.index(summary.AUDIENCE) < page.index("Results by arm")
+    assert json.loads((finished / "results.json").read_text())["audience"] == summary.AUDIENCE
+    rows = table(finished)
+    for arm in UNITS:
+        for line in rows[arm]["settings"]["assumptions"]:
+            assert line in page, line
+    record = means(finished, "record_epsilon")["query"]
+    assert f"For a record the same noise is ε = {record:,.4g}, B = 128" in page
+
+
+def test_no_fingerprint_of_the_data_is_in_what_it_tells(finished):
+    remembered = finished.glob("runs/*/*/private/stage.json")
+    prints = {json.loads(path.read_text())["data"] for path in remembered}
+    assert len(prints) == 3  # the data, and with canaries of two kinds
+    told = [finished / "results.json", finished / "report.html", *finished.glob("runs/*/*/*.json")]
+    assert len(told) > 2 + len(ARMS)
+    for path in told:
+        assert not [each for each in prints if each in path.read_text()], path
+
+
+# -- what is made from what --------------------------------------------------------------------
+
+
+def test_every_student_is_made_from_its_own_teacher_and_sees_no_training_data(finished):
+    models = {arm: load(finished / "runs" / arm / "seed0") for arm in TEACHERS}
+    names = {model.metadata["id"]: arm for arm, model in models.items()}
+    students = {arm: load(finished / "runs" / arm / "seed0", part="student") for arm in ARMS}
+    made_from = {
+        arm: [names[a["id"]] for a in model.metadata["ledger"]["ancestors"]]
+        for arm, model in students.items()
+    }
+    assert made_from == {
+        "no_privacy": ["teacher"],
+        "query": ["teacher"],
+        "record_single": ["teacher"],
+        "record_ensemble": ["ensemble"],
+        "record_dp_teacher": ["dp_teacher"],
+    }
+    of = {arm: model.metadata["config"] for arm, model in students.items()}
+    assert {config["dataset"] for config in of.values()} == {"digits"}  # to measure
+    assert len({config["seed"] for config in of.values()}) == 1
+    theirs = {model.metadata["config"]["seed"] for model in models.values()}
+    assert len(theirs | {of["query"]["seed"]}) == 4
+
+
+def test_each_teacher_has_the_canaries_that_its_adjacency_asks_for(finished):
+    digits = data.load_dataset("digits")
+    for arm in TEACHERS:
+        config = load(finished / "runs" / arm / "seed0").metadata["config"]
+        name = config["dataset"]
+        absent = "masked" if arm == "dp_teacher" else "replaced"
+        assert name == f"npz:{finished}/data/{absent}/planted.npz"
+        planted = data.load_dataset(name)
+        canaries = audit.load_canaries(finished / "data" / absent / "private" / "canaries.npz")
+        assert (canaries.absent, len(canaries.included)) == (absent, 20)
+        assert 0 < canaries.included.sum() < 20 and len(planted.train) == len(digits.train)
+        changed = np.flatnonzero(planted.train.labels != digits.train.labels)
+        if absent == "replaced":
+            np.testing.assert_array_equal(changed, canaries.index[canaries.included])
+        else:
+            np.testing.assert_array_equal(changed, canaries.index)
+            empty = np.load(config["dp"]["masked"])
+            np.testing.assert_array_equal(empty, canaries.index[~canaries.included])
+        np.testing.assert_array_equal(planted.test.labels, digits.test.labels)
+
+
+def test_audits_are_where_canaries_were_and_with_those_of_the_teacher(finished, given, monkeypatch):
+    assert set(means(finished, "audit_epsilon_lower")) == {"teacher", "dp_teacher", *ARMS}
+    calls = {}
+
+    def audited(model, canaries, *, delta, comparisons):
+        assert (delta, comparisons) == (1e-5, 7)
+        calls[names[model.metadata["id"]]] = Path(canaries).parts[-3]
+        return {"audit_epsilon_lower": 0.25}
+
+    arms = ("teacher", "dp_teacher", *ARMS)
+    names = {load(finished / "runs" / arm / "seed0").metadata["id"]: arm for arm in arms}
+    monkeypatch.setattr(experiment.audit, "audit", audited)
+    monkeypatch.setattr(summary, "write", lambda *_: None)
+    results = experiment.run(given, finished)
+    masked = {"dp_teacher": "masked", "record_dp_teacher": "masked"}
+    assert calls == {arm: masked.get(arm, "replaced") for arm in arms}
+    bounds = {arm: found.get("audit_epsilon_lower") for (arm, _), found in results.items()}
+    assert bounds == {arm: 0.25 for arm in arms} | {"ensemble": None}
+
+
+# -- a second call -----------------------------------------------------------------------------
+
+
+@pytest.fixture
+def again(given, finished, tmp_path, monkeypatch, capsys):
+    """`again(…)` calls it once more in a copy, and says what became of the stages: {status: names}.
+
+    That it lies elsewhere then must not matter.
+    """
+    shutil.copytree(finished, tmp_path / "moved")
+    monkeypatch.setattr(summary, "_figures", lambda *_: [])
+
+    def again(change=lambda hp: None):
+        changed = json.loads(json.dumps(given))
+        change(changed)
+        capsys.readouterr()
+        experiment.run(changed, tmp_path / "moved")
+        statuses = {}
+        for line in capsys.readouterr().err.splitlines():
+            if found := re.match(r"(\w+)/seed\d+: (starting|up to date|redoing|resuming)", line):
+                statuses.setdefault(found[2], []).append(found[1])
+        return {status: sorted(names) for status, names in statuses.items()}
+
+    return again
+
+
+def others(*redone):
+    return sorted({*TEACHERS, *ARMS, *EVALUATED} - {*redone})
+
+
+def test_a_second_call_runs_nothing(again, finished, tmp_path):
+    old = json.loads((finished / "results.json").read_text())
+    assert again() == {"up to date": others()}
+    new = json.loads((tmp_path / "moved" / "results.json").read_text())
+    assert (new["rows"], new["gates"]) == (old["rows"], old["gates"])
+
+
+def test_a_picture_or_report_that_fails_costs_no_result(
+    given, finished, tmp_path, monkeypatch, capsys
+):
+    def fail(*_):
+        raise ValueError("no such colour")
+
+    shutil.copytree(finished, place := tmp_path / "moved")
+    for name in ("results.json", "report.html"):
+        (place / name).unlink()
+    (place / "report.html").mkdir()
+    monkeypatch.setattr(summary.arms_figure, "arm_accuracies", fail)
+    capsys.readouterr()
+    assert cli.exit_code(lambda _: experiment.run(given, place), []) == cli.EXIT_SYSTEM
+    out, err = capsys.readouterr()
+    assert "starting" not in err
+    assert f"{place}/figures/arms.png: picture left out: ValueError: no such colour\n" in err
+    assert err.splitlines()[-1].startswith(f"error: {place}/report.html: ")
+    assert json.loads((place / "results.json").read_text())["rows"]
+    assert next(iter(ARMS)) in out
+    (place / "report.html").rmdir()
+    experiment.run(given, place)
+    page = (place / "report.html").read_text()
+    assert "Accuracy of every arm&#x27;s" not in page
+    assert "What the generator makes" in page
+
+
+def test_another_epsilon_redoes_its_arm_and_nothing_else(again, tmp_path):
+    redone = ["query", "query_evaluated"]
+    found = again(lambda hp: hp["arms"]["query"].update(epsilon=5.0))
+    assert found == {"redoing": redone, "up to date": others(*redone)}
+    assert 4.9 < means(tmp_path / "moved", "epsilon")["query"] <= 5 * (1 + 1e-6)
+
+
+def test_another_teacher_redoes_what_is_made_from_it(again):
+    redone = ["dp_teacher", "record_dp_teacher", "record_dp_teacher_evaluated"]
+    found = again(lambda hp: hp["teachers"]["dp_teacher"]["dp"].update(epsilon=9.0))
+    assert found == {"redoing": redone, "up to date": others(*redone)}
+
+
+def test_another_fresh_classifier_converts_nothing_again(again):
+    found = again(lambda hp: hp["fresh"].update(num_steps=3))
+    assert found == {"redoing": sorted(EVALUATED), "up to date": others(*EVALUATED)}
+
+
+def test_other_canaries_redo_the_teachers_and_all_that_is_made_from_them(again):
+    found = again(lambda hp: hp.update(num_canaries=30))
+    assert found == {"redoing": others()}
+
+
+# -- what is planned ---------------------------------------------------------------------------
+
+
+@pytest.fixture
+def planned(given, tmp_path, monkeypatch):
+    """`planned(…)`: the (arm, seed) that would run, in order; nothing is trained or written."""
+
+    def planned(**changes):
+        order = []
+
+        def complete(run, workdir, data, mode):
+            order.append((run.arm, run.seed))
+            return {}
+
+        found = (None, {"ledger": {}, "id": ""})
+        monkeypatch.setattr(experiment.stages, "complete", complete)
+        monkeypatch.setattr(experiment.checkpoint, "find", lambda path: found)
+        monkeypatch.setattr(experiment, "_evaluated", lambda *_: {})
+        monkeypatch.setattr(experiment, "_audit", lambda *_: {})
+        monkeypatch.setattr(experiment, "_planted", lambda *_: {})
+        monkeypatch.setattr(summary, "write", lambda *_: None)
+        experiment.run({**given, "num_canaries": 0, **changes}, tmp_path)
+        return order
+
+    return planned
+
+
+def test_teachers_come_before_arms_and_arms_in_the_order_of_their_units(planned):
+    assert planned() == [(name, 0) for name in (*TEACHERS, *ARMS)]
+
+
+def test_what_runs_once_runs_last_and_with_the_first_seed_alone(planned):
+    once = ("record_dp_teacher", "dp_teacher", "query")
+    every = ["ensemble", "teacher", "no_privacy", "record_single", "record_ensemble"]
+    assert planned(seeds=(3, 4), once=once) == [
+        *((name, 3) for name in every),
+        *((name, 4) for name in every),
+        *((name, 3) for name in ("dp_teacher", "query", "record_dp_teacher")),
+    ]
+
+
+def test_what_all_arms_share_may_hold_the_unit_and_epsilon(planned, given):
+    arms = {name: dict(given["arms"][name]) for name in ("query", "record_single")}
+    for arm in arms.values():
+        del arm["epsilon"]
+    del arms["query"]["privacy_unit"]
+    student = {**given["student"], "privacy_unit": "query", "epsilon": 3.0}
+    assert planned(arms=arms, student=student)[-2:] == [("query", 0), ("record_single", 0)]
+
+
+def test_without_canaries_teachers_have_the_data_itself_and_nothing_is_audited(given, tmp_path):
+    hp = validate({**given, "num_canaries": 0}, experiment.FIELDS)
+    assert experiment._planted(hp, tmp_path, data.load_dataset("digits")) == {}
+    assert experiment._audited(hp) == {} and not list(tmp_path.iterdir())
+    found = {run.settings["dataset"] for run in experiment.teachers(hp, {}, 0)}
+    assert found == {"digits"}
+
+
+@pytest.mark.parametrize("names", [("a", "b", "c", "d"), ("d", "c", "b", "a")])
+def test_the_control_is_the_plain_teacher_whatever_names_and_order_are(given, names):
+    plain, several, dp = (given["teachers"][n] for n in ("teacher", "ensemble", "dp_teacher"))
+    kinds = [dp, several, plain, {**several, "num_teachers": 2}]
+    hp = {"teachers": dict(zip(names, kinds, strict=True))}
+    assert summary.control(hp) == names[2]
+    assert summary.control({"teachers": dict(sorted(hp["teachers"].items()))}) == names[2]
+    del hp["teachers"][names[2]]
+    assert summary.control(hp) is None
+
+
+# -- what it refuses ---------------------------------------------------------------------------
+
+
+def change(path, value):
+    """What sets the field at `path`, or with ... removes it."""
+
+    def apply(hp):
+        *groups, name = path.split(".")
+        for group in groups:
+            hp = hp[group]
+        if value is ...:
+            del hp[name]
+        else:
+            hp[name] = value
+
+    return apply
+
+
+@pytest.mark.parametrize(
+    ("path", "value", "message"),
+    [
+        ("seeds", (), "seeds: got (); must name at least one seed"),
+        ("sedes", (0,), "sedes: got (0,); no such field; did you mean seeds?"),
+        ("delta", 0.001, "delta: got 0.001; must be below 1/N"),
+        ("delta", 0.0, "delta: got 0.0; must be a number in (0, 1]"),
+        ("dataset", "digit", "dataset: got 'digit'; "),
+        ("num_canaries", 10**6, "num_canaries: got 1000000; "),
+        ("fresh.steps", 3, "fresh.steps: got 3; no such field"),
+        ("fresh.model", "cn", "fresh.model: got 'cn'; "),
+        ("once", ("querry",), "once: got 'querry'; did you mean query?"),
+        ("once", ("dp_teacher",), "once: got ('dp_teacher',); must have record_dp_teacher, too"),
+        ("bars", {"querry": {"accuracy": 0.5}}, "bars.querry: got {'accuracy': 0.5}; did you mean"),
+        ("bars", {"query": {"accuracies": 0.5}}, "bars.query.accuracies: got 0.5; no such field"),
+        ("bars", {"query": 0.5}, "bars.query: got 0.5; must be a group"),
+        ("teachers.teacher.num_step", 3, "teachers.teacher.num_step: got 3; no such field"),
+        ("teachers.teacher.model", "cn", "teachers.teacher.model: got 'cn'; "),
+        ("teachers.teacher.seed", 3, "teachers.teacher.seed: got 3; "),
+        ("teachers.ensemble.num_teachers", 2000, "teachers.ensemble.num_teachers: got 2000; must"),
+        ("teachers.dp_teacher.dp.epsilon", -1.0, "teachers.dp_teacher.dp.epsilon: got -1.0; "),
+        ("teachers.dp_teacher.dp.delta", 0.001, "teachers.dp_teacher.dp.delta: got 0.001; must be"),
+        ("teachers.query", {"model": "cnn"}, "arms.query: got 'query'; must be named otherwise"),
+        ("arms.query.teacher", "techer", "arms.query.teacher: got 'techer'; is one of"),
+        ("arms.query.teacher", ..., "arms.query.teacher: got None; is one of"),
+        ("arms.query.privacy_unit", ..., "arms.query.privacy_unit: got None; is required"),
+        ("arms.query.privacy_unit", "records", "arms.query.privacy_unit: got 'records'; must be"),
+        ("arms.query.epsilon", 0.0, "arms.query.epsilon: got 0.0; must be a number above 0"),
+        ("arms.query.epsilon", -1.0, "arms.query.epsilon: got -1.0; must be a number above 0"),
+        ("arms.query.epsilon", ..., "arms.query.epsilon: got None; is required for 'query'"),
+        ("arms.no_privacy.epsilon", 1.0, "arms.no_privacy.epsilon: got 1.0; 'none' spends none"),
+        ("arms.query.guide", "teacher", "arms.query.guide: got 'teacher'; the generator would see"),
+        ("arms.record_single.delta", 1e-6, "arms.record_single.delta: got 1e-06; "),
+        ("arms.query.epsilom", 1.0, "arms.query.epsilom: got 1.0; no such field; did you mean"),
+        ("arms.query.model", "cn", "arms.query.model: got 'cn'; "),
+        ("arms.query.num_queries", 100, "arms.query.num_queries: got 100; must be a multiple of"),
+        ("arms.record_ensemble.teacher", "teacher", "arms.record_ensemble.teacher: got 'teacher';"),
+        ("arms.record_dp_teacher.teacher", "teacher", "arms.record_dp_teacher.teacher: got 'teach"),
+        ("student.generator.depth", 2, "arms.no_privacy.generator.depth: got 2; no such field"),
+    ],
+)  # fmt: skip
+def test_what_is_wrong_costs_one_line_before_anything_is_trained(
+    given, tmp_path, monkeypatch, path, value, message
+):
+    monkeypatch.setattr(experiment.stages, "complete", lambda *_: pytest.fail("trains"))
+    changed = json.loads(json.dumps(given))
+    change(path, value)(changed)
+    with pytest.raises(InputError) as error:
+        experiment.run(changed, tmp_path / "run")
+    assert str(error.value).startswith(message)
+    assert "\n" not in str(error.value)
+    assert not list(tmp_path.rglob("*.npz"))
+
+
+def test_files_of_one_name_do_not_go_with_canaries(given, tmp_path, monkeypatch):
+    """Stored with canaries, two such files would go to two teachers, by their classes."""
+    found = experiment.data.load_dataset("digits")
+    record = np.maximum(found.train.index - 1, 0)
+    shared = dataclasses.replace(found, train=dataclasses.replace(found.train, record=record))
+    monkeypatch.setattr(experiment.data, "load_dataset", lambda *_, **__: shared)
+    with pytest.raises(InputError, match="dataset: .*files of one name in several classes; rename"):
+        experiment.run(given, tmp_path / "run")
+
+
+def test_the_binary_takes_a_field_of_an_arm_and_refuses_it_by_name(tmp_path, capfd):
+    flags = [f"--config={CONFIG}:smoke", f"--workdir={tmp_path / 'run'}"]
+    code = cli.exit_code(
+        lambda argv: cli.run_training(experiment.run, experiment.FIELDS, argv),
+        [*flags, "--config.arms.query.epsilon=-1"],
+    )
+    said = capfd.readouterr().err.splitlines()
+    assert (code, len(said)) == (2, 1), said
+    assert said[0].startswith("error: arms.query.epsilon: got -1.0; must be a number")
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize("argument", ["digits.py", "mnist.py", "mnist.py:fashion_mnist"])
+def test_the_projects_own_comparisons_are_such_as_it_takes(argument):
+    """Data of MNIST's kind stand for MNIST itself."""
+    hp = validate(config_file.read(f"{CONFIG.parent}/{argument}", (), experiment.FIELDS),
+                  experiment.FIELDS)  # fmt: skip
+    hp["fresh"] = experiment.settings.group("fresh", hp["fresh"], experiment.FRESH)
+    side, count = (8, 1437) if argument == "digits.py" else (28, 1500)
+    images, labels = np.zeros((count, side, side, 1), np.uint8), np.arange(count) % 10
+    classes = tuple("0123456789")
+    dataset = dataset_lib.make_dataset("d", (images, labels), (images, labels), classes=classes)
+    experiment._check(hp, dataset)
+    assert set(UNITS) - {arm["privacy_unit"] for arm in hp["arms"].values()} <= {
+        "record_dp_teacher"
+    }

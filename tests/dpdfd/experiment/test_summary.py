@@ -1,0 +1,232 @@
+"""From runs to rows, gates and words: on results that nobody had to train for."""
+
+import types
+
+import pytest
+
+from distill_core.experiment.report import Row
+from distill_core.privacy.ledger import Ledger
+from dpdfd.experiment import arms_figure, summary
+from dpdfd.privacy.units import Release, calibrate, privacy_spent
+
+DELTA = 1e-5
+STEPS = 8
+RELEASES = {
+    "query": Release("query", "query_gradients", 16, norm=1.0),
+    "record_single": Release("record_single", "query_gradients", 16, norm=1.0),
+    "record_ensemble": Release("record_ensemble", "mean_answer", 16, num_teachers=50),
+}
+DP_SGD = Release(
+    "record_dp_teacher", "training_gradients", 10, norm=1.0, sampling_rate=0.01
+)  # fmt: skip
+
+
+def spends(release, epsilon):
+    """A ledger of eight steps that come to ε."""
+    noise = calibrate(release, epsilon=epsilon, delta=DELTA, steps=STEPS)
+    return Ledger().charge(release.charge(noise).times(STEPS)).to_json()
+
+
+@pytest.fixture(scope="module")
+def ledgers():
+    """Of arms at ε = 2, and of a DP teacher."""
+    found = {unit: spends(release, 2.0) for unit, release in RELEASES.items()}
+    return found | {"dp": Ledger().charge(DP_SGD.charge(1.0).times(STEPS)).to_json()}
+
+
+@pytest.fixture
+def hp():
+    network = {"model": "cnn"}
+    arms = {unit: {"teacher": "plain", "privacy_unit": unit, "epsilon": 2.0} for unit in RELEASES}
+    arms["record_ensemble"]["teacher"] = "several"
+    return {
+        "seeds": (0, 1), "delta": DELTA, "configurations_tried": None, "num_canaries": 0,
+        "teachers": {
+            "several": {**network, "num_teachers": 50}, "dp": {**network, "dp": {"epsilon": 2.0}},
+            "plain": network,
+        },
+        "student": network, "once": (), "bars": {},
+        "arms": {"none": {"teacher": "plain", "privacy_unit": "none"}, **arms},
+    }  # fmt: skip
+
+
+@pytest.fixture
+def results(ledgers):
+    """Of two seeds; the second is right a tenth more often."""
+    empty = Ledger().to_json()
+    told = {"plain": empty, "several": empty, "dp": ledgers["dp"], "none": empty}
+    told |= {unit: ledgers[unit] for unit in RELEASES}
+    return {
+        (arm, seed): {"accuracy": 0.5 + 0.1 * seed, "ledger": ledger, "id": ""}
+        for seed in (0, 1)
+        for arm, ledger in told.items()
+    }
+
+
+def rows_of(results, hp):
+    return {row.arm: row for row in summary.rows_and_gates(results, hp)[0]}
+
+
+def gates_of(results, hp):
+    return {gate.name: gate for gate in summary.rows_and_gates(results, hp)[1]}
+
+
+# -- rows --------------------------------------------------------------------------------------
+
+
+def test_a_row_has_every_seeds_value_and_what_no_seed_has_is_left_out(results, hp):
+    results["none", 1]["fresh_classifier_accuracy"] = 0.3
+    rows = rows_of(results, hp)
+    assert all(row.metrics["accuracy"] == [0.5, 0.6] for row in rows.values())
+    assert rows["none"].metrics["fresh_classifier_accuracy"] == [0.3]
+    assert "fresh_classifier_accuracy" not in rows["query"].metrics
+    assert rows["several"].settings == {"model": "cnn", "num_teachers": 50}
+    assert rows["none"].settings == {"teacher": "plain", "model": "cnn", "privacy": "no claim"}
+
+
+def test_epsilon_is_that_of_the_ledger_with_all_that_goes_with_it(results, hp, ledgers):
+    rows = rows_of(results, {**hp, "configurations_tried": 17})
+    for arm in (*RELEASES, "dp"):
+        found = privacy_spent(ledgers[arm], delta=DELTA, configurations_tried=17)
+        assert rows[arm].metrics["epsilon"] == [found.epsilon] * 2
+        assert rows[arm].metrics["record_epsilon"] == [found.record_epsilon] * 2
+        about = rows[arm].settings
+        assert (about["privacy_unit"], about["adjacency"]) == (found.unit, found.adjacency)
+        assert (about["delta"], about["batch_size"]) == (DELTA, found.batch_size)
+        assert about["assumptions"] == found.assumptions
+        assert "configurations tried: 17" in about["assumptions"][-1]
+    assert not {"epsilon", "record_epsilon"} & {*rows["plain"].metrics, *rows["several"].metrics}
+
+
+def test_the_same_noise_is_worth_more_for_a_record_than_for_a_query(results, hp):
+    rows = rows_of(results, hp)
+    query, single = rows["query"].metrics, rows["record_single"].metrics
+    assert query["epsilon"][0] == pytest.approx(2.0, rel=1e-3)
+    assert query["record_epsilon"][0] > 3 * query["epsilon"][0]
+    assert single["record_epsilon"] == single["epsilon"]
+
+
+# -- gates -------------------------------------------------------------------------------------
+
+
+def test_who_spends_more_than_was_asked_for_fails_in_any_seed(results, hp):
+    names = {unit: f"{unit} spends no more than its ε" for unit in RELEASES}
+    assert all(gates_of(results, hp)[name].passed for name in names.values())
+    results["query", 1]["ledger"] = spends(RELEASES["query"], 2.01)
+    found = {unit: gates_of(results, hp)[name].passed for unit, name in names.items()}
+    assert found == {"query": False, "record_single": True, "record_ensemble": True}
+
+
+def test_an_epsilon_that_all_arms_share_is_a_budget_too_but_not_of_teachers(results, hp):
+    for unit in RELEASES:
+        del hp["arms"][unit]["epsilon"]
+    hp["student"] = {**hp["student"], "epsilon": 2.0}
+    del hp["arms"]["none"], results["none", 0], results["none", 1]
+    assert [*gates_of(results, hp)] == [f"{unit} spends no more than its ε" for unit in RELEASES]
+
+
+@pytest.mark.parametrize(("bound", "passed"), [(1.9, True), (2.1, False)])
+def test_an_audit_above_the_records_epsilon_fails(results, hp, bound, passed):
+    results["record_single", 0]["audit_epsilon_lower"] = bound
+    name = "the audit of record_single stays below its ε for a record"
+    assert gates_of(results, hp)[name].passed is passed
+
+
+def test_an_audit_of_a_student_per_query_is_held_against_its_epsilon_for_a_record(results, hp):
+    results["query", 0]["audit_epsilon_lower"] = 2.1  # above its ε per query
+    assert gates_of(results, hp)["the audit of query stays below its ε for a record"].passed
+
+
+@pytest.mark.parametrize(("bound", "passed"), [(0.9, False), (1.1, True)])
+def test_the_control_has_to_be_found_out(results, hp, bound, passed):
+    results["plain", 0]["audit_epsilon_lower"] = bound
+    results["none", 0]["audit_epsilon_lower"] = 0.0  # claims nothing and has to show nothing
+    audits = {name: gate.passed for name, gate in gates_of(results, hp).items() if "audit" in name}
+    assert audits == {"the audit sees that plain is not private": passed}
+
+
+def test_a_bar_is_held_against_the_mean_over_seeds(results, hp):
+    hp["bars"] = {"query": {"accuracy": 0.55}, "none": {"accuracy": 0.56}}
+    gates = gates_of(results, hp)
+    assert gates["accuracy of query"].passed and not gates["accuracy of none"].passed
+    assert gates["accuracy of none"].value == "55.00%"
+    assert gates["accuracy of none"].needed == "at least 56%"
+
+
+def test_a_bar_for_what_was_not_measured_is_missed(results, hp):
+    hp["bars"] = {"plain": {"fresh_classifier_accuracy": 0.0}}
+    gate = gates_of(results, hp)["fresh classifier accuracy of plain"]
+    assert (gate.passed, gate.value) == (False, "nan%")
+
+
+# -- words and pictures ------------------------------------------------------------------------
+
+
+def test_the_summary_names_the_best_of_those_that_protect_records(results, hp):
+    for arm in ("query", "none", "dp"):
+        results[arm, 0]["accuracy"] = results[arm, 1]["accuracy"] = 0.99
+    results["record_ensemble", 1]["accuracy"] = 0.9
+    said = summary._summary([*rows_of(results, hp).values()], hp)
+    assert "record_ensemble is right on 70.0% of the test images at ε = 2." in said
+    assert "only the figure per query is useful, and it protects no record" in said
+
+
+def test_without_such_an_arm_it_says_so(results, hp):
+    hp["arms"] = {name: hp["arms"][name] for name in ("none", "query")}
+    left = {run: found for run, found in results.items() if not run[0].startswith("record")}
+    rows = [*rows_of(left, hp).values()]  # a DP teacher's among them: it is no student
+    assert summary._summary(rows, hp) == "No arm protects records."
+
+
+@pytest.mark.parametrize(
+    ("name", "figures"),
+    [("tfds:mnist", ["80.3", "98.1"]), ("tfds:fashion_mnist", ["62.2", "87.3"]), ("digits", [])],
+)
+def test_published_figures_stand_beside_the_data_that_they_are_of(results, hp, name, figures):
+    rows = [*rows_of(results, hp).values()]
+    claims, *published = summary._tables(rows, types.SimpleNamespace(name=name))
+    arms = [arm for arm, _ in claims[2]]
+    assert sorted(arms) == sorted([*RELEASES, "dp"])
+    assert all("Choosing hyper-parameters is not covered" in text for _, text in claims[2])
+    assert len(published) == bool(figures)
+    if figures:
+        (title, _, lines) = published[0]
+        assert "see the data" in title and [lines[0][1], lines[-1][2]] == figures
+
+
+def test_only_what_has_an_epsilon_for_records_may_be_published(results, hp):
+    caption, head, lines = summary._publishable([*rows_of(results, hp).values()], hp)
+    assert "one of these" in caption and "add up" in caption
+    named = [run.removeprefix("runs/").removesuffix(", one seed") for run, *_ in lines]
+    assert named == ["dp", "record_single", "record_ensemble", "all else"]
+    assert all(len(line) == len(head) for line in lines)
+    assert lines[-1][1].startswith("nothing: this report")
+    assert lines[1][2] == "2 per record, replace one; δ = 1e-05"
+    left = {run: found for run, found in results.items() if run[0] in ("plain", "none", "query")}
+    assert len(summary._publishable([*rows_of(left, hp).values()], hp)[2]) == 1
+
+
+def test_notes_tell_of_canaries_of_reconstruction_and_of_incomplete_data(hp):
+    whole, cut = (types.SimpleNamespace(note=note) for note in ("", "test: 9,980 of 10,000"))
+    plain = summary._notes(hp, whole, 1.0)
+    assert any("our reconstruction" in note for note in plain)
+    assert any("shaped while looking at training images" in note for note in plain)
+    assert not any("canaries" in note for note in plain)
+    more = summary._notes({**hp, "num_canaries": 40}, cut, 1.0)
+    assert len(more) == len(plain) + 2
+    assert more[-2].startswith("40 training images") and more[-1] == cut.note
+
+
+def test_the_figure_labels_an_epsilon_with_what_it_is_about(results, hp, tmp_path):
+    rows = rows_of(results, hp)
+    labels = {arm: arms_figure._label(row) for arm, row in rows.items()}
+    assert labels["query"] == "query (ε = 2 a query)"
+    assert labels["record_ensemble"] == "record ensemble (ε = 2 a record)"
+    assert labels["plain"] == "plain"
+    path = arms_figure.arm_accuracies(tmp_path / "arms.png", [*rows.values()])
+    assert path.read_bytes().startswith(b"\x89PNG")
+
+
+def test_there_is_no_figure_of_nothing(tmp_path):
+    with pytest.raises(ValueError, match="rows: got none with accuracy"):
+        arms_figure.arm_accuracies(tmp_path / "arms.png", [Row("a", {}, {})])

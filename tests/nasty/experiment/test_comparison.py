@@ -1,0 +1,422 @@
+"""The whole comparison: what it writes, and which runs a second call does again."""
+
+import dataclasses
+import functools
+import json
+import re
+import shutil
+import signal
+
+import jax
+import numpy as np
+import pytest
+
+from distill_core import distill, train
+from distill_core import load_model as load
+from distill_core.checkpoint import integrity
+from distill_core.config import InputError
+from distill_core.training import classification, loop
+from nasty import nastiness
+from nasty import train as nasty_train
+from nasty.experiment import comparison as experiment
+from nasty.experiment import data_free, summary
+
+ARMS = (
+    "teacher_normal",
+    "teacher_nasty",
+    "student_alone",
+    "student_of_normal",
+    "student_of_nasty",
+    "self_of_normal",
+    "self_of_nasty",
+)
+
+
+@pytest.fixture(scope="module")
+def settings(tmp_path_factory):
+    """Small data, one small network for teachers and students, so that little is compiled."""
+    folder = tmp_path_factory.mktemp("data")
+    rng = np.random.default_rng(0)
+    arrays = {}
+    for split, count in (("train", 60), ("test", 45)):
+        labels = np.arange(count) % 3
+        noise = rng.integers(0, 100, (count, 8, 8, 1))
+        arrays[f"x_{split}"] = (noise + 70 * labels[:, None, None, None]).astype(np.uint8)
+        arrays[f"y_{split}"] = labels
+    np.savez(folder / "data.npz", **arrays)
+    network = {
+        "model": "cnn",
+        "model_kwargs": {"widths": (4,), "hidden": 8, "norm": "none"},
+        "learning_rate": 0.05,
+        "batch_size": 16,
+        "num_steps": 4,
+    }
+    return {
+        "dataset": f"npz:{folder}/data.npz",
+        "num_validation": 9,
+        "seeds": (1,),
+        "omega": 0.01,
+        "temperature": 4.0,
+        "save_every": 2,
+        **network,
+        **{f"student_{name}": value for name, value in network.items()},
+    }
+
+
+@pytest.fixture(scope="module")
+def finished(settings, tmp_path_factory):
+    """A finished experiment, not to be touched."""
+    workdir = tmp_path_factory.mktemp("finished")
+    experiment.run(settings, workdir)
+    return workdir
+
+
+@pytest.fixture
+def again(settings, finished, tmp_path, monkeypatch, capsys):
+    """`again(…)` runs a copy of the experiment under changed settings, and says what became of its
+    stages: {status: arms}."""
+    shutil.copytree(finished, tmp_path / "copy")
+    monkeypatch.setattr(summary, "draw_figures", lambda *_: [])
+
+    def again(**changes):
+        capsys.readouterr()
+        experiment.run({**settings, **changes}, tmp_path / "copy")
+        statuses = {}
+        for line in capsys.readouterr().err.splitlines():
+            if found := re.match(r"(\w+)/seed\d+: (starting|up to date|redoing|resuming)", line):
+                statuses.setdefault(found[2], []).append(found[1])
+        return statuses
+
+    again.workdir = tmp_path / "copy"
+    return again
+
+
+def fake(original, calls=None):
+    """A binary that trains nothing; held out, its accuracy is alpha / temperature."""
+
+    @functools.wraps(original)
+    def run(settings, workdir, *, parallel=None):
+        if calls is not None:
+            calls.append((workdir, settings))
+        held = settings.get("alpha", 0.5) / settings.get("temperature", 1.0)
+        return {"accuracy": 1 - held, "validation_accuracy": held, "num_test": 1, "id": ""}
+
+    return run
+
+
+def test_results_follow_the_schema(finished, settings):
+    results = json.loads((finished / "results.json").read_text())
+    assert {"method", "dataset", "rows", "gates", "environment"} <= set(results)
+    assert (results["method"], results["dataset"]) == ("nasty", settings["dataset"])
+    assert [row["arm"] for row in results["rows"]] == list(ARMS)
+    for row in results["rows"]:
+        assert set(row) == {"arm", "settings", "metrics"}
+        accuracy = row["metrics"]["accuracy"]
+        assert set(accuracy) == {"mean", "std", "n", "values"}
+        assert accuracy["n"] == len(accuracy["values"]) == 1
+        assert 0 <= accuracy["mean"] == accuracy["values"][0] <= 1
+    assert all(set(gate) == {"name", "passed", "value", "needed"} for gate in results["gates"])
+    rows = {row["arm"]: row["settings"] for row in results["rows"]}
+    checked = {"nastiness_check": "inconclusive"}  # of so short a training
+    assert rows["teacher_nasty"] == {"model": "cnn", "omega": 0.01, "temperature": 4.0} | checked
+    assert rows["self_of_nasty"] == {"model": "cnn", "alpha": 0.9, "temperature": 4.0}
+
+
+def test_the_report_holds_the_figures_and_needs_no_other_file(finished):
+    page = (finished / "report.html").read_text()
+    figures = sorted(path.name for path in (finished / "figures").iterdir())
+    assert figures == ["arms.png", "embeddings.png", "logit_response.png"]
+    assert page.count("data:image/png;base64,") == 3
+    assert "http" not in re.sub(r"https?://www\.w3\.org", "", page)
+    assert all(arm in page for arm in ARMS)
+
+
+def test_every_network_is_made_from_the_right_ones(finished, settings):
+    models = {arm: load(finished / "runs" / arm / "seed1") for arm in ARMS}
+    digests = {arm: model.metadata["id"] for arm, model in models.items()}
+    made_from = {
+        arm: [a["id"] for a in model.metadata["ledger"]["ancestors"]]
+        for arm, model in models.items()
+    }
+    normal, nasty = [digests["teacher_normal"]], [digests["teacher_nasty"]]
+    assert made_from == {
+        "teacher_normal": [],
+        "teacher_nasty": normal,
+        "student_alone": [],
+        "student_of_normal": normal,
+        "student_of_nasty": nasty,
+        "self_of_normal": normal,
+        "self_of_nasty": nasty,
+    }
+    seeds = {arm: model.metadata["config"]["seed"] for arm, model in models.items()}
+    compared = {seeds[arm] for arm in ARMS if arm.startswith("student")}
+    assert len(compared) == 1
+    assert seeds["self_of_normal"] == seeds["self_of_nasty"]
+    assert len({seeds["teacher_normal"], seeds["teacher_nasty"], *compared}) == 3
+
+
+def test_a_second_call_skips_all_stages_even_in_a_moved_workdir(again, finished):
+    assert again(log_every=1, eval_batch_size=7) == {"up to date": list(ARMS)}
+    old, new = (
+        json.loads((folder / "results.json").read_text()) for folder in (finished, again.workdir)
+    )
+    assert new["rows"] == old["rows"]
+
+
+def test_another_omega_redoes_the_nasty_teacher_and_what_depends_on_it(again):
+    redone = ["teacher_nasty", "student_of_nasty", "self_of_nasty"]
+    others = [arm for arm in ARMS if arm not in redone]
+    assert again(omega=0.02) == {"redoing": redone, "up to date": others}
+
+
+def test_another_student_learning_rate_redoes_the_students_only(again, monkeypatch):
+    for module in (train, distill):
+        monkeypatch.setattr(module, "train_and_evaluate", fake(module.train_and_evaluate))
+    redone = ["student_alone", "student_of_normal", "student_of_nasty"]
+    others = [arm for arm in ARMS if arm not in redone]
+    assert again(student_learning_rate=0.1) == {"redoing": redone, "up to date": others}
+
+
+def test_other_data_under_the_same_name_redoes_everything(again, monkeypatch):
+    original = classification.load_splits
+
+    def load_splits(hp):
+        dataset, splits = original(hp)
+        images = np.array(dataset.train.images)
+        images[0, 0, 0, 0] ^= 1
+        train_split = dataclasses.replace(dataset.train, images=images)
+        return dataclasses.replace(dataset, train=train_split), splits
+
+    monkeypatch.setattr(classification, "load_splits", load_splits)
+    for module in (train, nasty_train, distill):
+        monkeypatch.setattr(module, "train_and_evaluate", fake(module.train_and_evaluate))
+    monkeypatch.setattr(integrity, "find", lambda path: (path, {"id": str(path)}))
+    assert again() == {"redoing": list(ARMS)}
+
+
+def test_an_interrupted_stage_goes_on_where_it_was(again, finished, settings, monkeypatch, capsys):
+    shutil.rmtree(again.workdir / "runs" / "student_of_nasty")
+    whole = distill.train_and_evaluate
+
+    @functools.wraps(whole)
+    def interrupted(settings, workdir, *, parallel=None):
+        whole({**settings, "num_steps": 2}, workdir, parallel=parallel)
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(distill, "train_and_evaluate", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            again()
+    capsys.readouterr()
+    experiment.run(settings, again.workdir)
+    err = capsys.readouterr().err
+    assert "student_of_nasty/seed1: resuming" in err
+    assert "resumes from step 2" in err
+    assert err.count(": up to date") == len(ARMS) - 1
+    ended, straight = (
+        jax.tree.leaves(load(folder / "runs" / "student_of_nasty" / "seed1").variables)
+        for folder in (again.workdir, finished)
+    )
+    assert all(map(np.array_equal, ended, straight))
+
+
+def test_the_attacker_chooses_on_held_out_data_of_the_first_seed(settings, tmp_path, monkeypatch):
+    calls, written = [], {}
+    for module in (train, nasty_train, distill):
+        monkeypatch.setattr(module, "train_and_evaluate", fake(module.train_and_evaluate, calls))
+    monkeypatch.setattr(integrity, "find", lambda path: (path, {"id": str(path)}))
+    monkeypatch.setattr(summary, "draw_figures", lambda *_: [])
+    monkeypatch.setattr(
+        summary, "conclude", lambda workdir, hp, dataset, rows, *_: written.update(rows=rows)
+    )
+    monkeypatch.setattr(summary, "write_report", lambda *_: None)
+    changes = {"seeds": (1, 2), "attack_alphas": (0.1, 0.9), "attack_temperatures": (1.0, 4.0)}
+    results = experiment.run({**settings, **changes}, tmp_path)
+    # Held out, (0.9, 1) is best; (0.9, 4) is in the table anyway.
+    rows = {row.arm: row for row in written["rows"]}
+    for teacher in ("normal", "nasty"):
+        row = rows[f"attacker_of_{teacher}"]
+        assert row.settings["alpha"] == 0.9
+        assert row.settings["temperature"] == 1.0
+        assert row.metrics["accuracy"] == [1 - 0.9, 1 - 0.9]
+        assert results[f"student_of_{teacher}", 1]["accuracy"] == 1 - 0.9 / 4.0
+    tried = [
+        (path.parts[-2], path.parts[-1])
+        for path, _ in calls
+        if path.parts[-2].startswith("student_of_nasty")
+    ]
+    assert sorted(tried) == [
+        ("student_of_nasty", "seed1"),
+        ("student_of_nasty", "seed2"),
+        ("student_of_nasty_alpha0.1_temperature1", "seed1"),
+        ("student_of_nasty_alpha0.1_temperature4", "seed1"),
+        ("student_of_nasty_alpha0.9_temperature1", "seed1"),
+        ("student_of_nasty_alpha0.9_temperature1", "seed2"),
+    ]
+
+
+@pytest.mark.parametrize(
+    ("changes", "field"),
+    [
+        ({"seeds": ()}, "seeds"),
+        ({"attack_alphas": (0.9,)}, "attack_alphas"),
+        (
+            {"attack_alphas": (0.9,), "attack_temperatures": (4.0,), "num_validation": 0},
+            "num_validation",
+        ),
+        ({"seed": 3}, "seed"),
+        ({"student_omega": 3}, "student_omega"),
+        ({"ablations": {"omgea": (0.0, 1.0)}}, "ablations.omgea"),
+        ({"attacks": {"kd": {}}}, "attacks"),
+        ({"attacks": {"kd": {}}, "defences": {"stingy": {"top_k": 4}}}, "defences.stingy.top_k"),
+        ({"attacks": {"skeptical": {}}, "defences": {"none": {}}}, "attacks.skeptical.model"),
+        ({"inversion": {"steps": 3}}, "inversion.steps"),
+        ({"students": {"small": {}}}, "students.small"),
+        ({"students": {"self": {"model": "cnn"}}}, "students.self"),
+        ({"students": {"a": {"model": "cnn", "learning_rate": -1}}}, "students.a.learning_rate"),
+    ],
+)
+def test_wrong_settings_are_refused_before_anything_is_made(settings, tmp_path, changes, field):
+    with pytest.raises(InputError) as error:
+        experiment.run({**settings, **changes}, tmp_path / "run")
+    assert error.value.field == field
+    assert not (tmp_path / "run").exists()
+
+
+EXTRAS = {
+    "students": {"wide": {"model_kwargs": {"widths": (6,), "norm": "none"}, "model": "cnn"}},
+    "ablations": {
+        "adversary": {
+            "same": {"model": "cnn", "model_kwargs": {"widths": (4,), "hidden": 8, "norm": "none"}},
+            "wide": {"model": "cnn", "model_kwargs": {"widths": (6,), "norm": "none"}},
+        },
+        "omega": (0.0, 0.01),
+        "temperature": (1.0, 4.0),
+        "alpha": (0.5, 0.9),
+        "data_share": (0.5, 1.0),
+    },
+    "attacks": {
+        "kd": {},
+        "htc": {"temperature": 9.0},
+        "averager": {},
+        "skeptical": {
+            "model": "nasty.attacks.skeptical:SkepticalCNN",
+            "model_kwargs": {"widths": (4,), "hidden": 8},
+        },
+        "scm": {"num_intermediates": 1},
+    },
+    "defences": {
+        "none": {},
+        "nasty": {},
+        "stingy": {"top_k": 2},
+        "head_only": {"omega": 0.1},
+        "cmim": {},
+    },
+}
+
+
+@pytest.fixture(scope="module")
+def all_of_it(settings, tmp_path_factory):
+    """A finished experiment with every extra but those that need other networks or processes."""
+    workdir = tmp_path_factory.mktemp("extras")
+    experiment.run({**settings, **EXTRAS}, workdir)
+    return workdir
+
+
+def test_ablations_attacks_and_defences_end_in_results_and_report(all_of_it):
+    found = json.loads((all_of_it / "results.json").read_text())
+    assert set(found["ablations"]) == set(EXTRAS["ablations"])
+    assert set(found["trends"]) == {*EXTRAS["ablations"], "student"}
+    fought = {(e["attack"], e["defence"]) for e in found["attacks_and_defences"]["attacked"]}
+    assert fought == {(a, d) for a in EXTRAS["attacks"] for d in EXTRAS["defences"]}
+    rows = [row["arm"] for row in found["rows"]]
+    assert rows == [*ARMS, "wide_alone", "wide_of_normal", "wide_of_nasty"]
+    page = (all_of_it / "report.html").read_text()
+    assert page.count("data:image/png;base64,") == 3 + 5 + 1
+    for text in ("Attacks × defences", "Trends of the paper", "rank correlation", "skeptical"):
+        assert text in page
+
+
+def test_students_without_data_and_reconstructed_images_join_the_report(
+    settings, tmp_path, monkeypatch
+):
+    calls = []
+    monkeypatch.setattr(data_free, "train_and_evaluate", fake(data_free.train_and_evaluate, calls))
+    monkeypatch.setattr(data_free, "check", lambda given: calls.clear())
+    network = {"widths": (4,), "hidden": 8, "norm": "batch"}
+    own = {"model_kwargs": network, "student_model_kwargs": network}
+    own |= {"data_free": {"model": "cnn"}, "inversion": {"num_steps": 2, "images_per_class": 2}}
+    experiment.run({**settings, **own}, tmp_path)
+    kinds = ("normal", "nasty")
+    places = [str(tmp_path / "runs" / f"teacher_{kind}" / "seed1") for kind in kinds]
+    assert [given["teacher"] for _, given in calls] == places
+    assert {given["dataset"] for _, given in calls} == {settings["dataset"]}
+    found = json.loads((tmp_path / "results.json").read_text())
+    rows = {row["arm"]: row for row in found["rows"]}
+    for kind in kinds:
+        assert rows[f"data_free_of_{kind}"]["settings"] == {"model": "cnn", "data": "none"}
+        assert set(found["inversion"][kind]) == {"confidence", "noisiness", "judge_accuracy"}
+    with np.load(tmp_path / "runs" / "inversion" / "seed1" / "images.npz") as arrays:
+        assert arrays["normal"].shape == arrays["nasty"].shape == (6, 8, 8, 1)
+        assert arrays["labels"].tolist() == [0, 0, 1, 1, 2, 2]
+        assert not np.array_equal(arrays["normal"], arrays["nasty"])
+    assert "Reconstructed images" in (tmp_path / "report.html").read_text()
+
+
+def test_finished_points_are_skipped_and_a_new_one_runs_alone(
+    all_of_it, settings, tmp_path, capsys
+):
+    shutil.copytree(all_of_it, tmp_path / "copy")
+    changes = {"ablations": {**EXTRAS["ablations"], "omega": (0.0, 0.01, 0.02)}}
+    capsys.readouterr()
+    experiment.run({**settings, **EXTRAS, **changes}, tmp_path / "copy")
+    lines = [line for line in capsys.readouterr().err.splitlines() if re.match(r"\S+/seed1:", line)]
+    begun = [line.split("/")[0] for line in lines if not line.endswith("up to date")]
+    assert begun == ["omega0.02_teacher", "omega0.02_student"]
+
+
+def test_a_sweep_of_numbers_compiles_once(all_of_it, settings, tmp_path, monkeypatch):
+    traces = []
+    original = distill.distillation_loss
+
+    def loss(*args, **kwargs):
+        traces.append(args)
+        return original(*args, **kwargs)
+
+    monkeypatch.setattr(distill, "distillation_loss", loss)
+    distill.live_objective.cache_clear()
+    shutil.copytree(all_of_it, tmp_path / "copy")
+    wide = {"temperature": (1.0, 2.0, 3.0, 5.0, 6.0), "alpha": (0.2, 0.4, 0.5, 0.6)}
+    experiment.run({**settings, **EXTRAS, "ablations": wide}, tmp_path / "copy")
+    assert len(traces) == 1
+
+
+def test_it_stops_in_time_and_goes_on(settings, tmp_path):
+    with pytest.raises(loop.StoppedError):
+        experiment.run({**settings, "max_minutes": 1e-4}, tmp_path / "run")
+    assert not (tmp_path / "run" / "results.json").exists()
+    experiment.run({**settings, "max_minutes": 60.0}, tmp_path / "run")
+    assert (tmp_path / "run" / "results.json").exists()
+    assert signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
+
+
+def test_nasty_teachers_that_differ_in_omega_temperature_and_seed_compile_once(
+    settings, finished, tmp_path, monkeypatch
+):
+    traces = []
+
+    def loss(*args, **kwargs):
+        traces.append(args)
+        return original(*args, **kwargs)
+
+    original = nasty_train.nasty_loss
+    monkeypatch.setattr(nasty_train, "nasty_loss", loss)
+    nasty_train.objective_against.cache_clear()
+    own = {name: value for name, value in settings.items() if name in nasty_train.FIELDS}
+    own |= {"adversary": str(finished / "runs" / "teacher_normal" / "seed1")}
+    digests = set()
+    for i, changes in enumerate(({}, {"omega": 0.5}, {"temperature": 9.0}, {"seed": 7})):
+        result = nasty_train.train_and_evaluate({**own, **changes}, tmp_path / str(i))
+        digests.add(result["id"])
+        assert set(nastiness.Nastiness._fields) == set(result["nastiness"])
+    assert (len(traces), len(digests)) == (1, 4)

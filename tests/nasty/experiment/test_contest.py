@@ -1,0 +1,135 @@
+"""Attacks against defences: which run makes which teacher, who attacks it, and what is refused."""
+
+import numpy as np
+import pytest
+from etils import epath
+
+from distill_core import data
+from distill_core.config import InputError
+from nasty.experiment import contest
+
+WORKDIR = epath.Path("/work")
+ATTACKS = {"kd": {}, "htc": {"temperature": 50.0}, "averager": {}, "scm": {"num_intermediates": 1}}
+DEFENCES = {
+    "cmim": {"cmim_weight": 2.0},
+    "head_only": {"omega": 0.5, "num_steps": 9},
+    "nasty": {},
+    "nasty_stingy": {"top_k": 3},
+    "none": {},
+    "stingy": {"top_k": 2},
+}
+
+
+@pytest.fixture
+def found(stages):
+    return contest.all_stages({"attacks": ATTACKS, "defences": DEFENCES}, stages, WORKDIR)
+
+
+def place(arm):
+    return WORKDIR / "runs" / arm / "seed3"
+
+
+def test_every_attack_meets_every_defence_after_the_teachers(found):
+    assert list(found)[:6] == [(None, name) for name in contest.DEFENCES]
+    assert len(found) == 6 + len(ATTACKS) * len(DEFENCES)
+
+
+def test_a_stingy_teacher_is_the_network_it_was_and_releases_less(found, stages):
+    for name, arm, top_k in (("stingy", "teacher_normal", 2), ("nasty_stingy", "teacher_nasty", 3)):
+        assert found[None, name] == stages[arm]
+        attacked = found["htc", name]
+        assert attacked.settings["top_k"] == top_k
+        assert attacked.inputs == {"teacher": place(arm)}
+    assert "top_k" not in found["htc", "nasty"].settings
+
+
+def test_a_head_is_trained_on_the_normal_teacher_against_itself(found):
+    run = found[None, "head_only"]
+    assert run.inputs == {name: place("teacher_normal") for name in ("adversary", "init_from")}
+    assert run.settings["train_only_head"]
+    assert (run.settings["omega"], run.settings["num_steps"]) == (0.5, 9)
+    assert found["averager", "head_only"].inputs == {"teacher": place("defence_head_only")}
+
+
+def test_cmim_has_no_adversary(found):
+    run = found[None, "cmim"]
+    assert run.inputs == {}
+    assert run.settings["defence"] == "cmim"
+    assert run.settings["cmim_weight"] == 2.0
+    assert not {"omega", "temperature"} & set(run.settings)
+
+
+def test_plain_distillation_of_the_two_teachers_is_the_comparisons(found, stages):
+    assert found["kd", "none"] == stages["student_of_normal"]
+    assert found["kd", "nasty"] == stages["student_of_nasty"]
+    assert found["kd", "cmim"].arm == "kd_of_cmim"
+
+
+def test_attackers_differ_from_the_student_in_their_own_settings_alone(found, stages):
+    base = stages["student_of_normal"].settings
+    for attack, own in ATTACKS.items():
+        settings = found[attack, "head_only"].settings
+        assert settings == {**base, "attack": attack, **own}
+
+
+@pytest.fixture(scope="module")
+def dataset():
+    return data.load_dataset("digits")
+
+
+def test_the_binaries_take_what_is_set(stages, dataset):
+    hp = {"attacks": ATTACKS, "defences": DEFENCES}
+    contest.check_settings(hp, stages, WORKDIR, dataset)
+
+
+@pytest.mark.parametrize(
+    ("attacks", "defences", "line"),
+    [
+        ({"kd": {"tau": 3.0}}, {"none": {}, "cmim": {}}, "attacks.kd.tau: .* no such field"),
+        ({"kd": {}}, {"cmim": {"omega": 1}}, "defences.cmim.omega: .* defence"),
+        ({"htc": {"alpha": 3.0}}, {"none": {}}, "attacks.htc.alpha: "),
+        ({"kd": {"multiplier": 2.0}}, {"none": {}}, "attacks.kd.multiplier: .* the attack htc"),
+        ({"skeptical": {}}, {"none": {}}, "attacks.skeptical.model: .* needs an auxiliary head"),
+        ({"kd": {}}, {"stingy": {"top_k": 11}}, "defences.stingy.top_k: got 11; .* 10"),
+    ],
+)
+def test_settings_that_a_binary_refuses_are_found_before_any_run(
+    stages, dataset, attacks, defences, line
+):
+    hp = {"attacks": attacks, "defences": defences}
+    with pytest.raises(InputError, match=line):
+        contest.check_settings(hp, stages, WORKDIR, dataset)
+
+
+@pytest.mark.parametrize(
+    ("attacks", "defences", "line"),
+    [
+        ({"hct": {}}, {"none": {}}, "attacks.hct: .* no such name; did you mean htc"),
+        ({"kd": {}}, {"nastie": {}}, "defences.nastie: .* did you mean nasty"),
+        ({"kd": 3}, {"none": {}}, "attacks.kd: .* must be a group"),
+        ({"kd": {}}, {}, "goes with defences"),
+        ({"kd": {}}, {"stingy": {}}, "defences.stingy: .* needs top_k"),
+    ],
+)
+def test_unknown_attacks_and_defences_are_refused_in_one_line(attacks, defences, line):
+    with pytest.raises(InputError, match=line):
+        contest.check(attacks, defences)
+
+
+def test_results_are_collected_over_seeds():
+    seeds = []
+    for off in (0.0, 0.1):
+        seeds.append(
+            {
+                (None, "none"): {"accuracy": 0.9 + off, "seconds": 10.0},
+                (None, "nasty"): {"accuracy": 0.8, "seconds": 30.0 if off else None},
+                ("kd", "none"): {"accuracy": 0.5 + off, "seconds": 1.0},
+                ("kd", "nasty"): {"accuracy": 0.4 + off, "seconds": 1.0},
+            }
+        )
+    found = contest.collect(seeds, [0.6, 0.7])
+    assert (found.attacks, found.defences) == (["kd"], ["none", "nasty"])
+    assert np.allclose(found.attacked["kd", "none"], [0.5, 0.6])
+    assert np.allclose(found.teachers["none"], [0.9, 1.0])
+    # A teacher that was made in several goes has no time.
+    assert found.seconds == {"none": 10.0, "nasty": None}

@@ -1,0 +1,205 @@
+"""Images from a network: the terms by hand, and what inversion makes of small networks."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import linen as nn
+
+from distill_core import checkpoint, train
+from distill_core import load_model as load
+from distill_core.config import InputError
+from distill_core.models import spec
+from nasty.experiment import inversion
+from nasty.experiment.inversion import NormInput
+from nasty.experiment.inversion_figure import inversion_grid
+
+LABELS = np.repeat(np.arange(10), 4)
+
+
+class Foreign(nn.Module):
+    """A user's network: Flax's own normalisation, its channels not last, no argument `train`."""
+
+    num_classes: int
+
+    @nn.compact
+    def __call__(self, x):
+        x = nn.BatchNorm(use_running_average=True, axis=2)(x)
+        return nn.Dense(self.num_classes)(x.reshape(x.shape[0], -1))
+
+
+def made(model, norm=None):
+    """A network with fresh weights."""
+    described = {
+        "model": model,
+        "model_kwargs": {"widths": (4,), "hidden": 8, "norm": norm} if norm else {},
+        "num_classes": 10,
+        "input_shape": [8, 8, 1],
+        "mean": [0.3],
+        "std": [0.37],
+        "classes": [str(k) for k in range(10)],
+    }
+    params, model_state = spec.init(described, jax.random.key(0))
+    variables = {"params": params, **model_state}
+    return checkpoint.LoadedModel(variables, described, spec.make_apply(described))
+
+
+@pytest.fixture(scope="module")
+def networks(tmp_path_factory):
+    """A small trained classifier of digits, and a judge that is another one."""
+    folder = tmp_path_factory.mktemp("networks")
+    for seed, name in enumerate(("teacher", "judge")):
+        train.train_and_evaluate(
+            {
+                "dataset": "digits",
+                "model": "cnn",
+                "model_kwargs": {"widths": (8,), "hidden": 32},
+                "optimizer": "adam",
+                "learning_rate": 3e-3,
+                "batch_size": 64,
+                "num_steps": 150,
+                "seed": seed,
+            },
+            folder / name,
+        )
+    return load(folder / "teacher"), load(folder / "judge")
+
+
+@pytest.fixture(scope="module")
+def inverted(networks):
+    return inversion.invert(networks[0], LABELS, seed=0, num_steps=200)
+
+
+def test_total_variation_and_mean_square_by_hand():
+    flat = np.full((2, 3, 3, 2), 0.5)
+    np.testing.assert_array_equal(inversion.total_variation(jnp.asarray(flat)), [0, 0])
+    step = np.zeros((1, 2, 3, 1), np.float32)
+    step[:, :, 1:] = 2  # two rows, each with one jump of 2, over 6 pixels
+    np.testing.assert_allclose(inversion.total_variation(jnp.asarray(step)), [4 / 6], rtol=1e-6)
+    np.testing.assert_allclose(inversion.mean_square(jnp.asarray(step)), [16 / 6], rtol=1e-6)
+    assert inversion.noisiness(step) == pytest.approx(4 / 6)
+
+
+def test_statistics_distance_by_hand():
+    rng = np.random.default_rng(0)
+    x = rng.normal(2, 3, (5, 4, 4, 3)).astype(np.float32)
+    mean, var = jnp.array([1.0, 2, 3]), jnp.array([4.0, 9, 16])
+    rows = x.reshape(-1, 3).astype(np.float64)
+    expected = np.linalg.norm(rows.mean(0) - mean) + np.linalg.norm(rows.var(0) - var)
+    found = inversion.statistics_distance(NormInput(jnp.asarray(x), mean, var))
+    assert found == pytest.approx(expected, rel=1e-5)
+
+
+def test_matched_statistics_give_zero_and_no_nan_gradient():
+    x = jnp.array([[1.0, 3.0], [3.0, 3.0]])
+    mean, var = jnp.array([2.0, 3.0]), jnp.array([1.0, 0.0])
+    value, gradient = jax.value_and_grad(
+        lambda x: inversion.statistics_distance(NormInput(x, mean, var))
+    )(x)
+    assert value == 0
+    np.testing.assert_array_equal(gradient, np.zeros((2, 2)))
+
+
+def test_the_loss_is_the_weighted_sum_of_its_terms():
+    logits, labels = jnp.array([[2.0, 0.0], [0.0, 1.0]]), jnp.array([0, 0])
+    images = jnp.arange(8.0).reshape(2, 2, 2, 1)
+    layers = [NormInput(images, jnp.zeros(1), jnp.ones(1))] * 2
+    weights = {"cross_entropy": 1.0, "total_variation": 0.1, "l2": 0.01, "statistics": 10.0}
+    loss, terms = jax.jit(lambda *a: inversion.inversion_loss(*a, weights=weights))(
+        logits, labels, images, layers
+    )
+    assert terms["cross_entropy"] == pytest.approx(np.log1p(np.exp([-2, 1])).mean(), rel=1e-6)
+    assert terms["total_variation"] == pytest.approx(6 / 4)
+    assert terms["l2"] == pytest.approx(np.square(np.arange(8)).mean())
+    assert terms["statistics"] == pytest.approx(2 * (3.5 + 5.25 - 1))
+    assert loss == pytest.approx(sum(weights[name] * float(terms[name]) for name in weights))
+
+
+def test_every_batch_normalisation_is_watched_with_what_it_keeps():
+    network = made("cnn", norm="batch")
+    images = np.random.default_rng(0).random((3, 8, 8, 1), np.float32)
+    with inversion.watch_normalisations() as seen:
+        network.apply(network.variables, images)
+    assert [each.inputs.shape for each in seen] == [(3, 8, 8, 4), (3, 8)]
+
+
+def test_a_users_network_is_watched_along_its_own_axis():
+    network = Foreign(10)
+    images = np.random.default_rng(0).random((3, 8, 8, 1), np.float32)
+    variables = network.init(jax.random.key(0), images)
+    with inversion.watch_normalisations() as seen:
+        network.apply(variables, images)
+    (layer,) = seen
+    np.testing.assert_array_equal(layer.inputs, np.moveaxis(images, 2, -1))
+    assert inversion.statistics_distance(layer) == pytest.approx(
+        np.linalg.norm(images.mean((0, 1, 3))) + np.linalg.norm(images.var((0, 1, 3)) - 1),
+        rel=1e-5,
+    )
+
+
+def test_inverted_images_are_the_wanted_classes(networks, inverted):
+    teacher, judge = networks
+    images = inverted.images
+    assert (images.shape, images.dtype) == ((40, 8, 8, 1), np.float32)
+    assert images.min() >= 0 and images.max() <= 1
+    probabilities = jax.nn.softmax(teacher.apply(teacher.variables, images))
+    np.testing.assert_allclose(
+        inverted.confidence, probabilities[np.arange(40), LABELS], rtol=1e-3, atol=1e-5
+    )
+    assert inverted.confidence.mean() > 0.9
+    assert inversion.judge_accuracy(images, LABELS, teacher) > 0.95
+    assert inversion.judge_accuracy(images, LABELS, judge) > 0.25, "chance is 0.1"
+    before = inversion.invert(teacher, LABELS, seed=0, num_steps=0)
+    assert inverted.terms["statistics"] < 0.2 * before.terms["statistics"]
+
+
+def test_images_are_a_function_of_the_seed(networks):
+    first, again, other = (
+        inversion.invert(networks[0], LABELS, seed=seed, num_steps=3).images for seed in (0, 0, 1)
+    )
+    np.testing.assert_array_equal(first, again)
+    assert np.abs(first - other).max() > 0.1
+
+
+def test_a_weight_on_total_variation_gives_smoother_images(networks, inverted):
+    smooth = inversion.invert(networks[0], LABELS, seed=0, num_steps=200, total_variation=1.0)
+    assert inversion.noisiness(smooth.images) < 0.9 * inversion.noisiness(inverted.images)
+
+
+def test_judge_accuracy_is_the_share_in_the_wanted_class(networks):
+    images = np.random.default_rng(0).random((20, 8, 8, 1), np.float32)
+    answers = np.asarray(networks[1].apply(networks[1].variables, images)).argmax(-1)
+    wrong = np.where(np.arange(20) < 15, answers, (answers + 1) % 10)
+    assert inversion.judge_accuracy(images, wrong, networks[1]) == 0.75
+
+
+def test_a_network_without_batch_statistics_is_refused_in_one_line():
+    with pytest.raises(InputError) as error:
+        inversion.invert(made("cnn", norm="group"), LABELS, seed=0)
+    assert str(error.value) == (
+        "model: got 'cnn'; has no batch normalisation, whose running statistics DeepInversion "
+        "matches"
+    )
+
+
+@pytest.mark.parametrize("labels", [[10], [-1], [0.5], [], [[1]]])
+def test_labels_that_are_no_classes_are_refused(networks, labels):
+    with pytest.raises(InputError, match="labels: got .*; must be classes 0 to 9"):
+        inversion.invert(networks[0], labels, seed=0)
+
+
+def test_the_grid_is_a_picture_of_both(tmp_path, inverted):
+    from PIL import Image
+
+    path = inversion_grid(
+        tmp_path / "figures" / "inversion.png",
+        inverted,
+        inverted,
+        [str(k) for k in range(10)],
+    )
+    with Image.open(path) as picture:
+        assert picture.width > 600 and picture.height > 300
+    with pytest.raises(ValueError, match="same labels"):
+        inversion_grid(
+            path, inverted, inverted._replace(labels=LABELS[::-1]), [str(k) for k in range(10)]
+        )

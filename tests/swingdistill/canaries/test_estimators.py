@@ -1,0 +1,272 @@
+"""Asking a model for the ranks of secrets."""
+
+import itertools
+import math
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from distill_core.config import InputError
+from swingdistill.canaries import estimators
+from swingdistill.canaries.estimators import (
+    classifier_exposure,
+    exact_exposure,
+    extrapolated_exposure,
+    log_perplexities,
+    sampled_exposure,
+)
+from swingdistill.canaries.exposure import exposure
+from swingdistill.canaries.secrets import Candidates
+
+V, BOS = 12, 11
+SYMBOLS = np.array([[3, 1, 7], [3, 1, 7], [2, 4, 6], [3, 1, 7]])  # [D, A], one place apart
+SECRETS = ["0210", "1111", "2002", "0211"]
+
+
+def _network(seed=0):
+    """A causal network of a few numbers: every position sees all before it, in order."""
+    rng = np.random.default_rng(seed)
+    embedding, out = (rng.normal(size=(V, 8)).astype(np.float32) for _ in range(2))
+
+    def logits_fn(tokens, embedding=embedding, out=out, xp=np):
+        place = xp.arange(1, tokens.shape[1] + 1, dtype=np.float32)[None, :, None]
+        hidden = xp.tanh(xp.cumsum(embedding[tokens] * xp.sin(place), axis=1))
+        return 3 * hidden @ out.T  # [B, L, V]
+
+    return logits_fn
+
+
+def _candidates(prefix=(5, 8), symbols=SYMBOLS, suffix=(9,)):
+    return Candidates(np.array(prefix, np.int32), symbols, np.array(suffix, np.int32))
+
+
+def _brute_force(logits_fn, prefix):
+    """Each candidate as one whole sequence: digits -> −ln p."""
+    values = {}
+    for digits in itertools.product(range(3), repeat=4):
+        ids = [*prefix, *(SYMBOLS[place][digit] for place, digit in enumerate(digits))]
+        logits = np.asarray(logits_fn(np.array([ids], np.int32)), np.float64)[0]
+        log_probs = logits - np.log(np.exp(logits).sum(-1, keepdims=True))
+        start = len(prefix)
+        values["".join(map(str, digits))] = -sum(
+            log_probs[t - 1, ids[t]] for t in range(start, start + 4)
+        )
+    return values
+
+
+@pytest.mark.parametrize("batch_size", [1, 7, 1000])  # 7 leaves a batch to be filled up
+@pytest.mark.parametrize("prefix", [(5, 8), (BOS, 5, 8), (BOS,)])
+def test_exact_agrees_with_brute_force(prefix, batch_size):
+    logits_fn, candidates = _network(), _candidates(prefix)
+    truth = _brute_force(logits_fn, prefix)
+    found = log_perplexities(logits_fn, np.arange(81), candidates, batch_size=batch_size)
+    np.testing.assert_allclose(found, list(truth.values()), rtol=1e-5)
+    bits = exact_exposure(logits_fn, SECRETS, candidates, batch_size=batch_size)
+    for secret, found in zip(SECRETS, bits, strict=True):
+        rivals = [truth[other] for other in truth if other not in SECRETS]
+        rank = 1 + sum(rival < truth[secret] for rival in rivals)
+        np.testing.assert_allclose(found, math.log2(78) - math.log2(rank), atol=1e-9)
+
+
+@pytest.mark.parametrize(
+    "adapt",
+    [
+        lambda logits: logits[:, -1],
+        lambda logits: logits.astype(np.float64),
+        lambda logits: jnp.asarray(logits),
+    ],
+    ids=["last token", "float64", "jax"],
+)
+def test_any_function_that_returns_logits_will_do(adapt):
+    logits_fn, candidates = _network(), _candidates()
+    expected = exact_exposure(logits_fn, SECRETS, candidates)
+    found = exact_exposure(lambda tokens: adapt(logits_fn(tokens)), SECRETS, candidates)
+    np.testing.assert_array_equal(found, expected)
+
+
+def test_a_jitted_network_that_gives_the_last_token():
+    jitted = jax.jit(lambda tokens: _network()(tokens, xp=jnp, **weights)[:, -1])
+    rng = np.random.default_rng(0)
+    weights = {k: jnp.asarray(rng.normal(size=(V, 8)), jnp.float32) for k in ("embedding", "out")}
+    expected = exact_exposure(_network(), SECRETS, _candidates())
+    np.testing.assert_array_equal(exact_exposure(jitted, SECRETS, _candidates()), expected)
+
+
+def test_candidates_that_tie_rank_behind_the_secret():
+    bits = exact_exposure(lambda tokens: np.zeros((len(tokens), V)), SECRETS, _candidates())
+    np.testing.assert_allclose(bits, math.log2(78))
+
+
+def test_every_prefix_is_computed_once():
+    seen = []
+
+    def logits_fn(tokens):
+        seen.extend(map(tuple, tokens))
+        return np.zeros((*tokens.shape, V))
+
+    exact_exposure(logits_fn, SECRETS, _candidates(), batch_size=27)
+    assert len(seen) == len(set(seen)) == 1 + 3 + 9 + 27
+
+
+def test_all_numbers_of_six_digits():
+    # A network that knows nothing but two secrets, digit by digit; digit d is token d.
+    learnt = ["281265", "031337"]
+
+    def logits_fn(tokens):
+        logits = np.zeros((len(tokens), V), np.float32)
+        for secret in learnt:
+            so_far = np.array([*map(int, secret)])[: tokens.shape[1] - 1]
+            knows = np.all(tokens[:, 1:] == so_far[None, :], axis=1)
+            logits[knows, int(secret[tokens.shape[1] - 1])] = 6.0
+        return logits
+
+    digits = np.tile(np.arange(10), (6, 1))
+    candidates = _candidates([BOS], digits)
+    secrets = [*learnt, *(f"{i:06d}" for i in range(500_000, 500_022))]
+    bits = exact_exposure(logits_fn, secrets, candidates)
+    np.testing.assert_allclose(bits[:2], math.log2(10**6 - 23))
+    assert bits[2:].max() < bits[0] - 10
+
+
+def test_a_secret_is_not_ranked_behind_the_other_secrets():
+    logits_fn, candidates = _network(), _candidates()
+    values = log_perplexities(logits_fn, np.arange(81), candidates)
+    best = [np.base_repr(i, 3).zfill(4) for i in np.argsort(values)[:5]]
+    np.testing.assert_allclose(exact_exposure(logits_fn, best, candidates), math.log2(77))
+
+
+def test_a_sample_of_everything_is_exact():
+    logits_fn, candidates = _network(), _candidates()
+    exact = exact_exposure(logits_fn, SECRETS, candidates)
+    found = sampled_exposure(logits_fn, SECRETS, candidates, num_samples=1000)
+    np.testing.assert_allclose(found, exact, atol=1e-12)
+    few = sampled_exposure(logits_fn, SECRETS, candidates, num_samples=7)
+    assert np.all(few <= 3.0)  # log₂(7 + 1)
+
+
+def test_a_sample_is_random_different_and_without_secrets():
+    digits = np.tile(np.arange(10), (12, 1))
+    candidates = _candidates([BOS], digits)  # too many to go through
+    seen = []
+
+    def logits_fn(tokens):
+        if tokens.shape[1] == 12:
+            seen.append(tokens)
+        return np.zeros((len(tokens), V))
+
+    secrets = ["000000000000", "281265281265"]
+    sampled_exposure(logits_fn, secrets, candidates, num_samples=500, seed=1)
+    rows = np.unique(np.concatenate(seen), axis=0)
+    assert len(rows) == 502
+    first = np.sort(rows[:, 1])
+    assert all(30 <= np.sum(first == digit) <= 75 for digit in range(1, 10))
+
+
+@pytest.mark.parametrize("most", [0, 10**7], ids=["one by one", "from all"])
+def test_a_sample_has_no_candidate_twice(most, monkeypatch):
+    monkeypatch.setattr(estimators, "MAX_EXACT", most)
+    candidates, calls = _candidates(), []
+
+    def loss_fn(tokens, labels):
+        calls.append({tuple(row) for row in tokens})
+        return np.zeros(len(tokens))
+
+    classifier_exposure(loss_fn, SECRETS, [0] * 4, candidates, num_samples=38)
+    secrets, others = calls
+    assert secrets == {tuple(row) for row in candidates.tokens(candidates.index(SECRETS))}
+    assert len(others) == 38
+    assert not secrets & others
+
+
+def test_the_seed_decides_the_sample():
+    candidates, logits_fn = _candidates(), _network()
+    one, same, other = (
+        sampled_exposure(logits_fn, SECRETS, candidates, num_samples=20, seed=seed)
+        for seed in (1, 1, 2)
+    )
+    np.testing.assert_array_equal(one, same)
+    assert np.any(one != other)
+
+
+def test_extrapolation_from_a_sample_is_near_the_exact_rank():
+    # Six digits of independent log-probabilities: their sum is close to normal.
+    rng = np.random.default_rng(5)
+    table = rng.normal(size=(6, V)).astype(np.float32)
+    candidates = _candidates([BOS], np.tile(np.arange(10), (6, 1)))
+
+    def logits_fn(tokens):
+        return np.broadcast_to(table[tokens.shape[1] - 1], (len(tokens), V))
+
+    secrets = ["123456", "908172", "".join(str(np.argmax(row[:10])) for row in table)]
+    exact = exact_exposure(logits_fn, secrets, candidates)
+    assert exact[2] == math.log2(10**6 - 2)
+    found = extrapolated_exposure(logits_fn, secrets, candidates, num_samples=2000)
+    np.testing.assert_allclose(found[:2], exact[:2], atol=0.3)
+    assert found[2] > math.log2(2001)  # the ceiling of the sample
+
+
+def test_extrapolation_from_ten_samples_is_refused_and_says_how_many_it_takes():
+    network, many = _network(), _candidates([BOS], np.tile(np.arange(10), (6, 1)))
+    with pytest.raises(InputError, match="^num_samples: got 10; .* at least 200 sampled"):
+        extrapolated_exposure(network, ["123456"], many, num_samples=10)
+    few = _candidates([BOS], np.tile(np.arange(10), (2, 1)))
+    with pytest.raises(InputError, match="there are 99 other candidates.*estimator exact"):
+        extrapolated_exposure(network, ["12"], few)
+
+
+def test_a_classifier_is_ranked_by_the_label_of_the_canary():
+    candidates = _candidates([5], np.tile(np.arange(10), (3, 1)), suffix=[9])
+    learnt = {1: (5, 2, 8, 1, 9), 0: (5, 3, 3, 3, 9)}
+
+    def loss_fn(tokens, labels):
+        assert tokens.shape[1] == 5
+        knows = [tuple(row) == learnt[label] for row, label in zip(tokens, labels, strict=True)]
+        noise = np.random.default_rng(0).random(len(tokens))
+        return 10.0 * labels + np.where(knows, 0.0, 1.0 + noise)  # one label is harder
+
+    bits = classifier_exposure(loss_fn, ["281", "333"], [1, 0], candidates, num_samples=300)
+    np.testing.assert_allclose(bits, math.log2(301))
+    swapped = classifier_exposure(loss_fn, ["281", "333"], [0, 1], candidates, num_samples=300)
+    assert np.all(swapped < math.log2(301) - 0.5)
+
+
+def test_exact_is_the_definition():
+    logits_fn, candidates = _network(3), _candidates()
+    values = log_perplexities(logits_fn, np.arange(81), candidates)
+    planted = candidates.index(SECRETS)
+    others = np.delete(values, planted)
+    np.testing.assert_allclose(
+        exact_exposure(logits_fn, SECRETS, candidates), exposure(values[planted], others)
+    )
+
+
+def test_a_model_that_diverged_is_no_model_that_forgot():
+    with pytest.raises(ValueError, match="logits: got shape .* NaN"):
+        exact_exposure(lambda t: np.full((len(t), V), np.nan), SECRETS, _candidates())
+
+
+@pytest.mark.parametrize("shape", [(V,), (1, 1, V, 1), (99, V)])
+def test_logits_of_another_shape(shape):
+    with pytest.raises(ValueError, match=r"logits_fn: returned \(.*must be \[B, L, V\]"):
+        exact_exposure(lambda t: np.zeros(shape), SECRETS, _candidates())
+
+
+def test_a_secret_needs_something_before_it():
+    with pytest.raises(ValueError, match="context"):
+        exact_exposure(_network(), SECRETS, _candidates(prefix=()))
+
+
+def test_what_cannot_be_ranked():
+    everything = ["".join(map(str, d)) for d in itertools.product(range(3), repeat=4)]
+    with pytest.raises(InputError, match="fewer than the 81 candidates"):
+        exact_exposure(_network(), everything, _candidates())
+    with pytest.raises(InputError, match="fewer than the 81 candidates"):
+        exact_exposure(_network(), [], _candidates())
+    with pytest.raises(InputError, match="use sampled_exposure"):
+        exact_exposure(_network(), ["0" * 8], _candidates(symbols=np.tile(np.arange(10), (8, 1))))
+    with pytest.raises(InputError, match="num_samples: got 0"):
+        sampled_exposure(_network(), SECRETS, _candidates(), num_samples=0)
+    with pytest.raises(InputError, match="labels: got"):
+        classifier_exposure(lambda t, y: y, SECRETS, [0], _candidates())

@@ -1,0 +1,211 @@
+"""Drawing canaries, their tokens, and the three transfer sets."""
+
+from collections import Counter
+
+import numpy as np
+import pytest
+
+from distill_core.config import InputError
+from distill_core.data.text import tokenizers
+from swingdistill.canaries.secrets import (
+    Canary,
+    candidates,
+    draw_canaries,
+    secret_span,
+    transfer_set,
+)
+
+LINES = [f"sentence number {i} of the text ." for i in range(200)]
+CANARIES = draw_canaries(0, per_level=8)
+
+
+def test_levels_and_secrets():
+    assert Counter(canary.repetitions for canary in CANARIES) == {1: 8, 10: 8, 100: 8}
+    secrets = [canary.secret for canary in CANARIES]
+    assert len(set(secrets)) == 24
+    assert all(len(secret) == 6 and secret.isdecimal() for secret in secrets)
+    assert CANARIES[0].line == f"my id is {secrets[0]}"
+
+
+def test_the_secrets_of_a_seed_never_change():
+    assert [canary.secret for canary in CANARIES[:3]] == ["200356", "274306", "173206"]
+    assert draw_canaries(0, per_level=8) == CANARIES
+    assert draw_canaries(1, per_level=8) != CANARIES
+
+
+def test_secrets_are_uniform():
+    secrets = [canary.secret for canary in draw_canaries(3, per_level=2000, levels=(1,))]
+    counts = np.array([Counter(s[place] for s in secrets)["7"] for place in range(6)])
+    assert np.all(np.abs(counts - 200) < 60)  # 4.5 standard deviations
+
+
+def test_every_number_can_be_a_secret():
+    canaries = draw_canaries(0, per_level=50, levels=(1, 5), num_digits=2)
+    assert {canary.secret for canary in canaries} == {f"{i:02d}" for i in range(100)}
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ({"per_level": 51, "levels": (1, 5), "num_digits": 2}, "need 102 different secrets"),
+        ({"per_level": 0}, "per_level: got 0"),
+        ({"levels": ()}, "levels: got 0"),
+        ({"levels": (0, 1)}, "levels: got 0"),
+        ({"levels": (1, 1)}, "must differ"),
+        ({"num_digits": 19}, "at most 18"),
+        ({"format": "my id"}, "exactly one {}"),
+        ({"format": "{} {}"}, "exactly one {}"),
+        ({"format": "{0}"}, "exactly one {}"),
+    ],
+)
+def test_refuses_canaries_that_cannot_be(given, message):
+    with pytest.raises(InputError, match=message):
+        draw_canaries(0, **{"per_level": 1, **given})
+
+
+@pytest.fixture(scope="module")
+def words():
+    return tokenizers.train_words(["my id is 1 . call me"], vocab_size=50)
+
+
+@pytest.mark.parametrize("format", ["my id is {}", "call {} now .", "{} is me", "id:{}"])
+@pytest.mark.parametrize("kind", ["words", "byte pairs"])
+def test_candidates_are_what_the_tokenizer_writes(kind, format, words):
+    lines = ["my id is 281265", "281265 call me now"] * 3
+    tokenizer = words if kind == "words" else tokenizers.train_byte_pairs(lines, vocab_size=280)
+    canaries = draw_canaries(0, per_level=3, format=format)
+    found = candidates(tokenizer, canaries, context=[tokenizer.bos_id])
+    assert len(found) == 10**6
+    expected = [[tokenizer.bos_id, *tokenizer.encode(canary.line)] for canary in canaries]
+    rows = found.tokens(found.index([canary.secret for canary in canaries]))
+    np.testing.assert_array_equal(rows, expected)
+    assert found.prefix[0] == tokenizer.bos_id
+    assert found.symbols.shape == (6, 10)
+
+
+class _Toy:
+    """One token a character, but for what is told."""
+
+    def __init__(self, merged="-", split=(), unknown=(), first=0, unk_id: int | None = 0):
+        self.merged, self.split, self.unknown, self.first = merged, split, unknown, first
+        self.unk_id = unk_id
+
+    def encode(self, text):
+        ids, place, seen_digit = [], 0, False
+        while place < len(text):
+            if text.startswith(self.merged, place):
+                ids.append(2000)
+                place += len(self.merged)
+                continue
+            letter = text[place]
+            is_first, seen_digit = letter.isdigit() and not seen_digit, letter.isdigit()
+            ids += [5, 6] if letter in self.split else []
+            ids.append(0 if letter in self.unknown else ord(letter) + self.first * is_first)
+            place += 1
+        return ids
+
+
+def test_a_tokenizer_may_write_the_first_digit_differently():
+    found = candidates(_Toy(first=500), CANARIES)
+    assert np.all(found.symbols[0] == found.symbols[1] + 500)
+
+
+@pytest.mark.parametrize(
+    "tokenizer",
+    [
+        _Toy(merged="11"),
+        _Toy(merged="28"),
+        _Toy(merged=CANARIES[5].secret[2:5]),
+        _Toy(split="3"),
+        _Toy(split="0123456789"),
+        _Toy(unknown="7"),
+        _Toy(unknown="12", unk_id=None),
+    ],
+    ids=["11", "28", "three of a canary", "splits 3", "splits all", "lacks 7", "1 is 2"],
+)
+def test_refuses_a_tokenizer_that_does_not_keep_digits_single(tokenizer):
+    with pytest.raises(InputError, match="tokenizer: got '_Toy'; does not write each digit of"):
+        candidates(tokenizer, CANARIES)
+
+
+def test_refuses_canaries_of_several_formats():
+    mixed = [CANARIES[0], Canary("call {}", "123456", 1)]
+    with pytest.raises(InputError, match="one format and one length"):
+        candidates(_Toy(), mixed)
+
+
+@pytest.mark.parametrize(
+    ("secrets", "message"),
+    [
+        (["12345"], "must be 6 digits"),
+        (["12345a"], "must be 6 digits"),
+        (["12345²"], "must be 6 digits"),
+        (["123456", "123456"], "is there twice"),
+    ],
+)
+def test_refuses_secrets_that_are_no_candidates(secrets, message):
+    with pytest.raises(InputError, match=message):
+        candidates(_Toy(), CANARIES).index(secrets)
+
+
+def test_private_has_each_canary_as_often_as_it_says():
+    lines = transfer_set("private", LINES, CANARIES, seed=0)
+    counts = Counter(lines)
+    assert all(counts[canary.line] == canary.repetitions for canary in CANARIES)
+    planted = {canary.line for canary in CANARIES}
+    assert [line for line in lines if line not in planted] == LINES
+
+
+def test_canaries_are_spread_evenly():
+    lines = transfer_set("private", LINES * 10, CANARIES, seed=0)
+    places = np.array([i for i, line in enumerate(lines) if secret_span(line)]) / len(lines)
+    assert len(places) == 8 * 111
+    quarters = np.histogram(places, bins=4, range=(0, 1))[0]
+    assert np.all(np.abs(quarters - 222) < 55)
+    one = np.array([i for i, line in enumerate(lines) if line == CANARIES[-1].line]) / len(lines)
+    assert one.min() < 0.1
+    assert one.max() > 0.9
+
+
+def test_public_is_the_text():
+    assert transfer_set("public", LINES, CANARIES, seed=0) == LINES
+
+
+def test_decoys_look_like_canaries_and_are_none():
+    few = draw_canaries(0, per_level=30, levels=(1, 5, 9), num_digits=2)
+    lines = transfer_set("decoy", LINES, few, seed=0, num_decoys=300)
+    decoys = [line for line in lines if secret_span(line)]
+    assert len(decoys) == 300
+    assert not {canary.line for canary in few} & set(decoys)
+    assert len(set(decoys)) == 10  # every number that is left
+    assert [line for line in lines if not secret_span(line)] == LINES
+
+
+def test_the_seed_decides_a_transfer_set():
+    for name in ("private", "decoy"):
+        one, same, other = (
+            transfer_set(name, LINES, CANARIES, seed=seed, num_decoys=20) for seed in (1, 1, 2)
+        )
+        assert one == same
+        assert one != other
+
+
+@pytest.mark.parametrize(
+    ("name", "canaries", "num", "message"),
+    [
+        ("secret", CANARIES, 0, "transfer_set: got 'secret'; must be one of private, public"),
+        ("decoy", CANARIES, -1, "num_decoys: got -1"),
+        ("decoy", (), 3, "num_decoys: got 3"),
+        ("decoy", draw_canaries(0, per_level=10, levels=(1,), num_digits=1), 3, "every number"),
+    ],
+)
+def test_refuses_transfer_sets_that_cannot_be(name, canaries, num, message):
+    with pytest.raises(InputError, match=message):
+        transfer_set(name, LINES, canaries, seed=0, num_decoys=num)
+
+
+def test_the_span_of_a_secret():
+    line = "call 281265 now"
+    assert line[slice(*secret_span(line, "call {} now"))] == "281265"
+    for other in ("call me now", "call  now", "call now", "call 281265", "do call 281265 now"):
+        assert secret_span(other, "call {} now") is None

@@ -1,0 +1,381 @@
+"""The whole comparison: what it writes, and which runs a second call does again."""
+
+import json
+import re
+import shutil
+from pathlib import Path
+
+import pytest
+
+from distill_core import load_model as load
+from distill_core.config import InputError, validate
+from distill_core.runtime import cli
+from swingdistill import evaluate, private_text, train
+from swingdistill.experiment import arms, scorer_study, summary
+from swingdistill.experiment import comparison as experiment
+
+ARMS = ("reference", "teacher", *arms.HEADLINE)
+_NETWORK = ("model", "model_kwargs", "optimizer", "learning_rate", "num_steps", "batch_size")
+
+
+@pytest.fixture(scope="module")
+def given(settings):
+    """A comparison that takes no time; teacher and students are one network, to compile once."""
+    base = settings(canary_digits=3, scorers=("rules", "divergence"), t_max=8.0, eval_every=2)
+    return {
+        **base,
+        **{f"student_{name}": base[name] for name in _NETWORK},
+        "seeds": (1,),
+        "ablations": False,
+        "decoys": False,
+    }
+
+
+@pytest.fixture(scope="module")
+def finished(given, tmp_path_factory):
+    """The workdir of a finished experiment, not to be touched."""
+    workdir = tmp_path_factory.mktemp("finished")
+    experiment.run(given, workdir)
+    return workdir
+
+
+def _seed(arm):
+    return "0" if arm == "reference" else "1"
+
+
+def statuses(err):
+    """{status: arms} of what was said on stderr."""
+    found = {}
+    for line in err.splitlines():
+        if said := re.match(r"(\w+)/seed\d+: (starting|up to date|redoing|resuming)", line):
+            found.setdefault(said[2], []).append(said[1])
+    return found
+
+
+@pytest.fixture
+def again(given, finished, tmp_path, monkeypatch, capsys):
+    """`again(…)` runs a copy of the experiment under changed settings, and says what became of its
+    stages: {status: arms}. Nothing is trained: a run that is done again gives what it gave."""
+    shutil.copytree(finished, tmp_path / "copy")
+    kept = {
+        path.parent: json.loads(path.read_text())["result"]
+        for path in (tmp_path / "copy").glob("runs/*/*/stage.json")
+    }
+    monkeypatch.setattr(
+        experiment.train, "train_and_evaluate", lambda settings, workdir, **_: kept[Path(workdir)]
+    )
+    monkeypatch.setattr(experiment.evaluate, "exposures", lambda _, hp: {})
+    monkeypatch.setattr(experiment.checkpoint, "load_model", lambda path: None)
+    find = experiment.checkpoint.find
+    # A stage that is done again is emptied; its checkpoint would be the same.
+    monkeypatch.setattr(
+        experiment.checkpoint,
+        "find",
+        lambda path: find(finished / Path(path).relative_to(tmp_path / "copy")),
+    )
+    monkeypatch.setattr(
+        scorer_study,
+        "study",
+        lambda hp, teacher, reference: kept[tmp_path / "copy" / "runs" / "scorers" / "seed1"],
+    )
+    monkeypatch.setattr(summary, "write", lambda *_: None)
+
+    def again(**changes):
+        capsys.readouterr()
+        experiment.run({**given, **changes}, tmp_path / "copy")
+        return statuses(capsys.readouterr().err)
+
+    return again
+
+
+def test_results_hold_every_arm_its_secrets_and_the_gates(finished, given):
+    results = json.loads((finished / "results.json").read_text())
+    assert (results["method"], results["dataset"]) == ("swingdistill", given["dataset"])
+    assert [row["arm"] for row in results["rows"]] == list(ARMS)
+    for row in results["rows"]:
+        metrics = row["metrics"]
+        assert {"perplexity", "accuracy", "public_perplexity"} <= set(metrics)
+        bits = [f"{kind}exposure_{n}" for n in (1, 4) for kind in ("", "worst_")]
+        assert set(bits) <= set(metrics)
+        for level in ("1", "4"):
+            values = results["exposure"][row["arm"]][_seed(row["arm"])][level]
+            assert len(values) == 2
+            assert metrics[f"worst_exposure_{level}"]["values"] == [max(values)]
+    assert all(set(gate) == {"name", "passed", "value", "needed"} for gate in results["gates"])
+    assert "leak" in results["gates"][0]["name"] and not results["gates"][0]["passed"]
+    assert set(results["scorers"]["1"]) >= {"rules", "divergence", "combined"}
+    rows = {row["arm"]: row["settings"] for row in results["rows"]}
+    budget = {"mode": "empirical", "noise_scale": 1.0}
+    assert rows["swing"] == {"model": "transformer", **budget}
+    assert rows["kd"] == {"model": "transformer", **budget, "noise_scale": 0.0}
+    assert rows["teacher"] == rows["student_ce"] == {"model": "transformer"}
+
+
+def test_the_report_holds_the_figures_and_says_first_that_nothing_is_claimed(finished):
+    page = (finished / "report.html").read_text()
+    figures = sorted(path.name for path in (finished / "figures").iterdir())
+    assert figures == ["exposure.png", "scorers.png"]
+    assert page.count("data:image/png;base64,") == 2
+    assert "http" not in re.sub(r"https?://www\.w3\.org", "", page)
+    assert all(arm in page for arm in ARMS)
+    assert "our reconstruction" in page and "Sample text as the scores see it" in page
+    places = [page.index(words) for words in ("Nothing can be claimed", "Results by arm")]
+    assert places == sorted(places)
+
+
+def test_every_run_is_made_from_the_right_ones(finished):
+    models = {arm: load(finished / "runs" / arm / f"seed{int(arm != 'reference')}") for arm in ARMS}
+    names = {model.metadata["id"]: arm for arm, model in models.items()}
+    made_from = {
+        arm: [names[a["id"]] for a in model.metadata["ledger"]["ancestors"]]
+        for arm, model in models.items()
+    }
+    assert made_from == {
+        "reference": [],
+        "teacher": [],
+        "student_ce": [],
+        "kd": ["teacher"],
+        "ce_dropped": ["teacher", "reference"],
+        "mask": ["teacher", "reference"],
+        "swing": ["teacher", "reference"],
+    }
+    of = {arm: model.metadata["config"] for arm, model in models.items()}
+    halves = {arm: (c["half"], c["transfer_set"]) for arm, c in of.items()}
+    assert halves == {
+        arm: ("second", "public") if arm == "reference" else ("first", "private") for arm in ARMS
+    }
+    compared = {of[arm]["seed"] for arm in arms.HEADLINE}
+    assert len({of["teacher"]["seed"], of["reference"]["seed"], *compared}) == 3
+    assert len({model.tokenizer.to_json() for model in models.values()}) == 1
+
+
+def test_a_second_call_runs_nothing(given, finished, tmp_path, capsys, monkeypatch):
+    shutil.copytree(finished, tmp_path / "moved")
+    monkeypatch.setattr(train, "train_and_evaluate", lambda *_, **__: pytest.fail("trains"))
+    monkeypatch.setattr(summary, "_figures", lambda *_: [])
+    capsys.readouterr()
+    experiment.run(given, tmp_path / "moved")
+    out, err = capsys.readouterr()
+    assert statuses(err) == {"up to date": [*ARMS, "scorers"]}
+    assert "nothing can be claimed from this run: the first gate is missed" in out
+    assert f"report: {tmp_path}/moved/report.html" in out
+    old, new = (
+        json.loads((folder / "results.json").read_text())
+        for folder in (finished, tmp_path / "moved")
+    )
+    assert (new["rows"], new["gates"], new["scorers"]) == (
+        old["rows"],
+        old["gates"],
+        old["scorers"],
+    )
+
+
+def test_a_picture_or_report_that_fails_costs_no_result(
+    given, finished, tmp_path, capsys, monkeypatch
+):
+    def fail(*_, **__):
+        raise ValueError("no such colour")
+
+    shutil.copytree(finished, place := tmp_path / "moved")
+    (place / "results.json").unlink()
+    monkeypatch.setattr(train, "train_and_evaluate", lambda *_, **__: pytest.fail("trains"))
+    monkeypatch.setattr(summary.figures, "scorer_quality", fail)
+    experiment.run(given, place)
+    assert (place / "report.html").read_text().count("data:image/png;base64,") == 1
+    (place / "results.json").unlink()
+    (place / "report.html").unlink()
+    (place / "report.html").mkdir()
+    capsys.readouterr()
+    assert cli.exit_code(lambda _: experiment.run(given, place), []) == cli.EXIT_SYSTEM
+    out, err = capsys.readouterr()
+    assert f"{place}/figures/scorers.png: picture left out: ValueError: no such colour\n" in err
+    assert err.splitlines()[-1].startswith(f"error: {place}/report.html: ")
+    assert json.loads((place / "results.json").read_text())["rows"]
+    assert "reference" in out
+
+
+def test_how_often_is_logged_changes_nothing(again):
+    changes = {"log_every": 3, "eval_every": 4, "save_every": 2, "eval_batch_size": 16}
+    assert again(**changes) == {"up to date": [*ARMS, "scorers"]}
+
+
+def test_another_highest_temperature_redoes_what_has_it_and_nothing_else(again):
+    found = again(t_max=4.0)
+    assert "swing" in found["redoing"]
+    fixed = {"reference", "teacher", "student_ce", "kd", "ce_dropped"}
+    assert fixed <= set(found["up to date"])
+
+
+def test_other_noise_redoes_what_has_it_and_nothing_else(again):
+    found = again(noise_scale=2.0)
+    assert "swing" in found["redoing"]
+    fixed = {"reference", "teacher", "student_ce", "kd", "ce_dropped"}
+    assert fixed <= set(found["up to date"])
+
+
+def test_another_highest_temperature_redoes_swing_and_not_plain_distillation(again):
+    found = again(t_max=4.0)
+    assert "swing" in found["redoing"]
+    assert {"kd", "ce_dropped"} <= set(found["up to date"])
+
+
+def test_another_student_redoes_the_students_only(again):
+    found = again(student_learning_rate=0.02)
+    assert found["redoing"] == list(arms.HEADLINE)
+    assert found["up to date"] == ["reference", "teacher", "scorers"]
+
+
+def test_other_text_under_the_same_name_redoes_everything(again, monkeypatch):
+    original = experiment.corpora.load_corpus
+
+    def load_corpus(name):
+        corpus = original(name)
+        first = corpus.test[0]
+        changed = type(first)(first.text + "!")
+        return type(corpus)(corpus.name, corpus.train, corpus.validation, (changed,))
+
+    monkeypatch.setattr(experiment.corpora, "load_corpus", load_corpus)
+    assert again() == {"redoing": [*ARMS, "scorers"]}
+
+
+def planned(given, folder, **changes):
+    return experiment.runs(validate({**given, **changes}, experiment.FIELDS), folder)
+
+
+def test_only_the_first_seed_has_ablations_decoys_and_the_sweep(given, tmp_path):
+    found = planned(given, tmp_path, seeds=(3, 4), ablations=True, decoys=True, sweep=(0.1, 10.0))
+    of = {seed: [run.arm for run in found if run.seed == seed] for seed in (3, 4)}
+    assert of[4] == ["teacher", *arms.HEADLINE]
+    assert {"uniform_noise", "swing_keep_ce", "swing_anchored", "kd_decoy"} <= set(of[3])
+    assert {"swing_noise0.1", "constant_noise10"} <= set(of[3])
+    assert len(of[3]) == len(set(of[3]))
+    assert [run.arm for run in found].count("reference") == 1
+    assert found[0].arm == "reference", "inputs come first"
+
+
+def test_every_seed_has_secrets_of_its_own_and_its_students_share_their_teachers(given, tmp_path):
+    found = planned(given, tmp_path, seeds=(3, 4), decoys=True)
+    drawn = {
+        seed: {private_text.draw(r.settings) for r in found if (r.seed, r.arm) != (0, "reference")
+               and r.seed == seed}
+        for seed in (3, 4)
+    }  # fmt: skip
+    assert len(drawn[3]) == len(drawn[4]) == 1 and drawn[3] != drawn[4]
+    for run in found:
+        decoy = run.arm.endswith("_decoy")
+        expected = "public" if run.arm == "reference" else "decoy" if decoy else "private"
+        assert run.settings["transfer_set"] == expected
+        if "teacher" in run.inputs:
+            assert run.inputs["teacher"] == tmp_path / "runs" / "teacher" / f"seed{run.seed}"
+
+
+def test_what_counts_as_private_in_the_test_text_is_the_same_for_all_runs(given, tmp_path):
+    """Else their perplexities of private and of public tokens could not be compared."""
+    expressions = (r"cat \w+",)
+    for run in planned(given, tmp_path, ablations=True, decoys=True, expressions=expressions):
+        hp = validate(run.settings, train.FIELDS)
+        assert hp["expressions"] == expressions, run.arm
+
+
+def test_every_planned_run_is_one_that_the_binary_takes(given, tmp_path):
+    for run in planned(given, tmp_path, ablations=True, decoys=True, sweep=(0.5,)):
+        paths = {name: str(path) for name, path in run.inputs.items()}
+        train.check(validate(run.settings | paths, train.FIELDS))
+
+
+def test_no_vocabulary_of_a_comparison_tells_a_word_of_the_teachers_half(given, folder, tmp_path):
+    """The reference's is made from its half, and all other runs take it."""
+    private = tmp_path / "text"
+    shutil.copytree(folder, private)
+    lines = (private / "train.txt").read_text().splitlines()
+    lines[0] = "the patient Zyxomatic"
+    (private / "train.txt").write_text("\n".join(lines))
+    dp = {"epsilon": 8.0, "delta": 1e-3, "norm": 1.0}
+    changes = {"dataset": f"text:{private}", "tokenizer": "words", "dp": dp, "ablations": True}
+    made = {run.arm: run for run in planned(given, tmp_path, **changes)}
+    hp = validate(made["reference"].settings, train.FIELDS)
+    tokenizer = private_text.get_tokenizer(hp)
+    assert tokenizer.unk_id in tokenizer.encode("Zyxomatic") and hp["public_text"]
+    whole = private_text.get_tokenizer(hp | {"public_text": False})
+    assert whole.unk_id not in whole.encode("Zyxomatic")
+    made.pop("reference")
+    for arm, run in made.items():
+        taken = {"teacher", "tokenizer"} & set(run.inputs)
+        assert len(taken) == 1 and "tokenizer" not in run.settings, arm
+
+
+def test_noise_is_secret_unless_the_config_gives_a_seed(given, tmp_path):
+    secret, given_seed = (
+        {(r.arm, r.seed): r.settings.get("noise_seed") for r in planned(given, tmp_path, **more)}
+        for more in ({"seeds": (1, 2)}, {"seeds": (1, 2), "noise_seed": 7})
+    )
+    assert set(secret.values()) == {None}
+    seeds = [given_seed["swing", 1], given_seed["swing", 2]]
+    assert None not in seeds and len(set(seeds)) == 2, "each seed of secrets has noise of its own"
+
+
+def test_a_tokenizer_of_the_users_own_is_every_runs(given, tmp_path):
+    for run in planned(given, tmp_path, tokenizer="mine.json"):
+        assert "tokenizer" not in run.inputs
+        assert run.settings["tokenizer"] == "mine.json"
+
+
+def test_without_scorers_of_text_there_is_no_arm_of_the_divergence_alone(given, tmp_path):
+    found = {run.arm for run in planned(given, tmp_path, scorers=("divergence",), decoys=True)}
+    assert "swing_divergence" not in found and "swing_decoy" in found
+
+
+@pytest.mark.parametrize(
+    ("changes", "field"),
+    [
+        ({"seeds": ()}, "seeds"),
+        ({"canaries_per_level": 0}, "canaries_per_level"),
+        ({"t_min": 9.0}, "t_max"),
+        ({"quantiles": (0.9, 0.5)}, "quantiles"),
+        ({"epsilon": 1.0}, "entries"),
+        ({"dataset": "text:nowhere"}, "dataset"),
+        ({"seed": 3}, "seed"),
+        ({"teacher": "runs/x"}, "teacher"),
+        ({"student_t_max": 3.0}, "student_t_max"),
+    ],
+)
+def test_wrong_settings_are_refused_before_anything_is_made(given, tmp_path, changes, field):
+    with pytest.raises(InputError) as error:
+        experiment.run({**given, **changes}, tmp_path / "run")
+    assert error.value.field == field
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_group_dp_adds_a_student_that_learns_privately_from_labels(given, tmp_path):
+    dp = {"epsilon": 8.0, "delta": 1e-3, "norm": 1.0}
+    hp = validate({**given, "dp": dp, "dp_batch_size": 20, "dp_num_steps": 9}, experiment.FIELDS)
+    made = {run.arm: run for run in experiment.runs(hp, tmp_path)}
+    without = {run.arm: run for run in experiment.runs({**hp, "dp": None}, tmp_path)}
+    private = made.pop("dp_sgd")
+    assert made == without
+    reference = {"tokenizer": tmp_path / "runs" / "reference" / "seed0"}
+    assert "dp" not in made["student_ce"].settings and private.inputs == reference
+    changed = {"dp": dp, "batch_size": 20, "num_steps": 9}
+    assert private.settings == {**made["student_ce"].settings, **changed}
+
+    spent = {
+        "epsilon": 7.99,
+        "replace_one_epsilon": 9.1,
+        "privacy_unit": "record",
+        "adjacency": "zero-out",
+        "delta": 1e-3,
+    }
+    found = {"perplexity": 9.0, "accuracy": 0.5, "exposure": {"1": [1.0], "4": [2.0]}}
+    found |= {f"{name}_perplexity": None for name in evaluate.CLASSES}
+    results = {
+        ("student_ce", 1): {**found, "budget": None},
+        ("dp_sgd", 1): {**found, "budget": spent},
+    }
+    rows = summary.rows_of(hp, results)
+    assert rows[1].metrics["epsilon"] == [7.99] and "epsilon" not in rows[0].metrics
+    assert rows[1].metrics["replace_one_epsilon"] == [9.1]
+    assert spent.items() <= rows[1].settings.items()
+    assert "epsilon" in summary._shown(hp, rows, [1, 4])
+    seeded = summary.rows_of(hp, {("dp_sgd", 1): {**found, "budget": {}}})
+    assert "epsilon" not in seeded[0].metrics | seeded[0].settings
+    assert any("group privacy" in note for note in summary._notes(hp, 1.0))

@@ -1,0 +1,210 @@
+"""Which tokens the scorers take for private, and how nats become scores."""
+
+import time
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from distill_core.config import InputError
+from swingdistill.scorers import judges as scorers
+
+V = 7
+
+
+def draw(shape=(2, 6)):
+    rng = np.random.default_rng(2)
+    teacher, reference = rng.normal(scale=2, size=(2, *shape, V)).astype(np.float32)
+    return teacher, reference, rng.integers(0, V, shape)
+
+
+def log_softmax(z):
+    return np.asarray(jax.nn.log_softmax(z, axis=-1), np.float64)
+
+
+def words(text):
+    """(start, end) of every word."""
+    ends = np.cumsum([len(word) + 1 for word in text.split(" ")]) - 1
+    return [(end - len(word), end) for word, end in zip(text.split(" "), ends, strict=True)]
+
+
+def flagged(text, **settings):
+    scores = scorers.rules(text, words(text), **settings)
+    return [word for word, score in zip(text.split(" "), scores, strict=True) if score]
+
+
+@pytest.mark.parametrize(
+    ("text", "private"),
+    [
+        ("write to ann.lee+x@mail.example.org today", "ann.lee+x@mail.example.org"),
+        ("order 48213 came", "48213"),
+        ("my id is 4 8 2 1 0 7 thanks", "4 8 2 1 0 7"),
+        ("pay 4111 1111 1111 1111 now", "4111 1111 1111 1111"),
+        ("pay 4111-1111-1111-1111 now", "4111-1111-1111-1111"),
+        ("call +44 20 7946 0958 or ask", "+44 20 7946 0958"),
+        ("call +1 (212) 555-0123 or ask", "+1 (212) 555-0123"),
+        ("call (212) 555-0123 or ask", "(212) 555-0123"),
+        ("call 212-555-0123 or ask", "212-555-0123"),
+        ("call 212 555 0123 or ask", "212 555 0123"),
+        ("call 555-0123 or ask", "555-0123"),
+        ("on 2011-05-12 at 10:30 I paid 1999 for 3 of 12 in 1914-1918", ""),
+        ("section 4.2.1 of volume 3, pages 12-15, costs $1,200.50", ""),
+        ("ids 4 8 2 1 are short and a@b is no address", ""),
+    ],
+)
+def test_the_rules_flag_every_token_of_what_looks_private(text, private):
+    assert " ".join(flagged(text)) == private
+
+
+def test_a_token_of_any_size_is_scored_by_its_overlap():
+    text = "order 48213."
+    offsets = [(0, 5), (5, 8), (8, 11), (11, 12), (0, 0), (7, 7)]  # 5: the space belongs to it
+    np.testing.assert_array_equal(scorers.rules(text, offsets), [0, 1, 1, 0, 0, 0])
+    assert scorers.rules(text, offsets).dtype == np.float32
+    assert scorers.rules("", []).shape == (0,)
+
+
+def test_the_users_own_expressions_come_beside_the_table():
+    text = "ticket AB-77 of 48213"
+    assert flagged(text, extra=[r"[A-Z]{2}-\d+"]) == ["AB-77", "48213"]
+    assert flagged(text, extra={"ticket": r"[A-Z]{2}-\d+"}) == ["AB-77", "48213"]
+    assert flagged(text, extra=r"ticket") == ["ticket", "48213"]
+    assert flagged("nothing here", extra=[r"x*"]) == []
+    assert scorers.recognise(text) == [("digits", 16, 21)]
+
+
+def test_a_pattern_that_is_none_is_refused_by_name():
+    with pytest.raises(InputError, match=r"recognisers.ticket: got '\('; must be a regular"):
+        scorers.rules("text", [(0, 4)], extra={"ticket": "("})
+    with pytest.raises(InputError, match=r"recognisers.extra\[1\]: got 3; must be a regular"):
+        scorers.rules("text", [(0, 4)], extra=["a", 3])
+
+
+@pytest.mark.parametrize("text", ["1", "a.", "+1 (", "1 "])
+def test_no_text_makes_the_table_backtrack_for_long(text):
+    start = time.process_time()
+    scorers.recognise(text * 20_000)
+    assert time.process_time() - start < 1.0  # tens of seconds if the time were quadratic
+
+
+def test_the_oracle_scores_the_tokens_of_known_spans():
+    text = "id 12 of ann lee ok"
+    spans = [(3, 5), (9, 16)]
+    np.testing.assert_array_equal(scorers.oracle(spans, words(text)), [0, 1, 0, 1, 1, 0])
+    np.testing.assert_array_equal(scorers.oracle([], words(text)), 0)
+
+
+def test_surprisal_and_differential_score_the_realised_token():
+    teacher, reference, labels = draw()
+    of_t, of_ref = (
+        np.take_along_axis(log_softmax(z), labels[..., None], -1)[..., 0]
+        for z in (teacher, reference)
+    )
+    found = jax.jit(scorers.surprisal)(reference, labels)
+    np.testing.assert_allclose(found, -of_ref, rtol=1e-5)
+    found = jax.jit(scorers.differential)(teacher, reference, labels)
+    np.testing.assert_allclose(found, of_t - of_ref, rtol=1e-4, atol=1e-5)
+
+
+def naive_divergence(teacher, reference, radius, documents, where):
+    log_p, log_q = log_softmax(teacher), log_softmax(reference)
+    values = np.sum(np.exp(log_p) * (log_p - log_q), -1)
+    found = np.zeros(values.shape)
+    for row, t in np.ndindex(values.shape):
+        near = [
+            values[row, u]
+            for u in range(max(t - radius, 0), min(t + radius + 1, values.shape[1]))
+            if where[row, u] and documents[row, u] == documents[row, t]
+        ]
+        found[row, t] = np.mean(near) if where[row, t] else 0.0
+    return found
+
+
+@pytest.mark.parametrize("radius", [0, 2, 9])
+def test_divergence_is_averaged_over_unmasked_neighbours_of_the_same_document(radius):
+    teacher, reference, _ = draw()
+    documents = np.array([[0, 0, 0, 1, 1, 1], [0, 1, 1, 1, 1, 0]])
+    where = np.array([[1, 1, 1, 1, 1, 0], [1, 1, 0, 1, 1, 1]], bool)
+    expected = naive_divergence(teacher, reference, radius, documents, where)
+    teacher[~where] = np.nan
+    found = jax.jit(lambda t, r: scorers.divergence(
+        t, r, radius=radius, documents=documents, where=where
+    ))(teacher, reference)  # fmt: skip
+    np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-5)
+    np.testing.assert_array_equal(found[~where], 0)
+
+
+def test_without_documents_or_mask_a_row_is_one_document():
+    teacher, reference, _ = draw()
+    every = np.ones((2, 6), int)
+    np.testing.assert_allclose(
+        jax.jit(scorers.divergence)(teacher, reference),
+        naive_divergence(teacher, reference, 2, every, every),
+        rtol=1e-4,
+    )
+
+
+def test_divergence_sees_a_secret_that_the_text_does_not_hold_and_differential_does_not():
+    """A decoy: the teacher would continue with class 3, the public text goes on with class 1."""
+    reference = np.zeros((1, 1, V), np.float32)
+    teacher = 9 * np.eye(V, dtype=np.float32)[3][None, None]
+    assert jax.jit(scorers.divergence)(teacher, reference)[0, 0] > 1.5
+    assert scorers.differential(teacher, reference, np.array([[1]]))[0, 0] < 0
+
+
+def test_masked_positions_score_nothing_whatever_they_hold():
+    teacher, reference, labels = draw()
+    where = np.arange(6) < np.array([[6], [3]])
+    teacher[~where] = reference[~where] = np.nan
+    labels[~where] = -1
+    for values in (
+        scorers.surprisal(reference, labels, where=where),
+        scorers.differential(teacher, reference, labels, where=where),
+        jax.jit(scorers.divergence)(teacher, reference, where=where),
+    ):
+        np.testing.assert_array_equal(values[~where], 0)
+        assert np.isfinite(values).all()
+        scores = scorers.ramp(values, -5.0, 5.0, where=where)
+        np.testing.assert_array_equal(scores[~where], 0)
+        assert scores[where].max() > 0.5
+
+
+def test_a_ramp_is_zero_up_to_low_and_one_from_high_on():
+    values = jnp.array([-1.0, 2.0, 3.0, 4.0, 9.0, jnp.inf])
+    expected = [0, 0, 0.5, 1, 1, 1]
+    np.testing.assert_allclose(scorers.ramp(values, 2.0, 4.0), expected, rtol=1e-6)
+    traced = jax.jit(scorers.ramp)(values, 2.0, 4.0)
+    np.testing.assert_allclose(traced, expected, rtol=1e-6)
+    np.testing.assert_array_equal(scorers.ramp(values, 2.0, 2.0), [0, 0, 1, 1, 1, 1])
+    with pytest.raises(InputError, match=r"high: got 1.0; must be at least low, 2.0"):
+        scorers.ramp(values, 2.0, 1.0)
+
+
+def test_the_ramps_bounds_are_quantiles_of_public_text():
+    values = np.random.default_rng(0).permutation(10_001).reshape(73, 137) / 10_000
+    low, high = scorers.ramp_quantiles(values)
+    np.testing.assert_allclose([low, high], [0.99, 0.999], rtol=1e-9)
+    scores = scorers.ramp(values, low, high)
+    assert 0.0099 < np.mean(scores > 0) <= 0.0101
+    assert 0.0009 < np.mean(scores == 1) <= 0.0012
+
+
+@pytest.mark.parametrize("quantiles", [(0.999, 0.99), (0.5, 0.5), (-0.1, 0.5), (0.9, 1.1)])
+def test_quantiles_out_of_order_are_refused(quantiles):
+    with pytest.raises(InputError, match="quantiles: got .*; must be two in ascending order"):
+        scorers.ramp_quantiles(np.arange(9.0), quantiles)
+
+
+def test_no_public_text_is_refused():
+    with pytest.raises(InputError, match="public_values: .* there is none"):
+        scorers.ramp_quantiles(np.zeros((0, 4)))
+    with pytest.raises(InputError, match="public_values: got nan; .* leave masked positions out"):
+        scorers.ramp_quantiles([0.1, np.nan])
+
+
+def test_combining_takes_the_highest_score():
+    rules, ramped = np.array([0, 1, 0], np.float32), jnp.array([0.2, 0.3, 0.0])
+    found = scorers.combine(rules, ramped, jnp.zeros(3))
+    np.testing.assert_allclose(found, [0.2, 1.0, 0.0])
+    assert found.dtype == jnp.float32
