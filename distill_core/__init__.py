@@ -6,15 +6,16 @@ and `.release`.
 
 from distill_core.checkpoint import LoadedModel, load_model
 from distill_core.losses import cross_entropy, distillation_loss, kl_divergence
-from distill_core.training.step import TrainState, make_eval_step, make_train_step
+from distill_core.training.step import Objective, Outputs, TrainState, train_step
 
 __all__ = [
     "LoadedModel",
+    "Objective",
+    "Outputs",
     "TrainState",
     "cross_entropy",
     "distillation_loss",
     "kl_divergence",
     "load_model",
-    "make_eval_step",
-    "make_train_step",
+    "train_step",
 ]

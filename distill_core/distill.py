@@ -4,9 +4,6 @@
         --config.teacher=runs/plain --workdir runs/student
 """
 
-import functools
-import json
-from collections.abc import Callable
 from typing import Any
 
 import jax.numpy as jnp
@@ -14,9 +11,9 @@ import numpy as np
 from etils import epath
 
 from distill_core import checkpoint, config
-from distill_core.losses import distillation_loss
 from distill_core.models import trust
 from distill_core.runtime import cli, paths
+from distill_core.step import Distillation
 from distill_core.training import classification, fits, run_state
 
 FIELDS = {
@@ -27,35 +24,6 @@ FIELDS = {
 }
 
 
-@functools.cache
-def live_objective(network: str) -> Callable:
-    """The distillation loss against a teacher of this (JSON) spec, run on the student's images."""
-    apply = classification.cached_apply(network)
-
-    def objective(logits, images, labels, frozen, extra):
-        teacher_logits = apply(frozen["teacher"], images)
-        return distillation_loss(
-            logits,
-            teacher_logits,
-            labels,
-            temperature=frozen["temperature"],
-            alpha=frozen["alpha"],
-        )
-
-    return objective
-
-
-def stored_objective(logits, images, labels, frozen, extra):
-    """The distillation loss against logits that were stored for the unaugmented images."""
-    return distillation_loss(
-        logits,
-        extra["teacher_logits"],
-        labels,
-        temperature=frozen["temperature"],
-        alpha=frozen["alpha"],
-    )
-
-
 @trust.config_allows
 def train_and_evaluate(
     settings: Any, workdir: epath.PathLike, *, parallel: str | None = None
@@ -63,28 +31,21 @@ def train_and_evaluate(
     """Distils to the end or resumes; returns the student's test accuracy and the checkpoint."""
     hp = config.validate(settings, FIELDS)
     # Traced values, not constants: students that differ only in them share one compiled step.
-    frozen = {name: jnp.float32(hp[name]) for name in ("temperature", "alpha")}
+    frozen: dict[str, Any] = {name: jnp.float32(hp[name]) for name in ("temperature", "alpha")}
     if hp["teacher"].startswith("npz:"):
         dataset, splits = classification.load_splits(hp, workdir)
-        objective = stored_objective
         logits, teacher = _stored_logits(hp, workdir, dataset)
-        extra = {"teacher_logits": logits[splits.train.index]}
+        network, stored = None, {"teacher_logits": logits[splits.train.index]}
     else:
         teacher, dataset, splits = classification.load_with(hp, "teacher", workdir)
-        objective = live_objective(json.dumps(teacher.spec))
-        frozen, extra = {**frozen, "teacher": teacher.variables}, {}
-    return classification.train(
-        hp,
-        workdir,
-        method="distill_core.distill",
-        dataset=dataset,
-        splits=splits,
-        objective=objective,
-        frozen=frozen,
-        extra=extra,
-        reads={"teacher": teacher},
-        mode=parallel,
+        network, stored = teacher.network, {}
+        frozen["teacher"] = teacher.variables
+    run = classification.prepare(
+        hp, workdir, method="distill_core.distill", dataset=dataset, splits=splits, mode=parallel
     )
+    objective = Distillation(run.network, network)
+    reads = {"teacher": teacher}
+    return classification.train(run, objective, frozen=frozen, reads=reads, examples=stored)
 
 
 def _stored_logits(hp, workdir: epath.PathLike, dataset) -> tuple[np.ndarray, str]:

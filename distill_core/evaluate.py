@@ -6,7 +6,6 @@
 
 import functools
 import io
-import json
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -17,7 +16,7 @@ from etils import epath
 
 from distill_core import checkpoint, config, data
 from distill_core.losses import cross_entropy
-from distill_core.models import spec
+from distill_core.models.network import Network
 from distill_core.runtime import cli, parallel, paths
 from distill_core.training import fits, metrics
 
@@ -58,10 +57,10 @@ def evaluate_checkpoint(
     if logits_out is not None:
         logits_out = paths.file_to_write("logits_out", logits_out)
     loaded = checkpoint.load_model(path, part=part)
-    if spec.is_text(loaded.spec):
+    if loaded.network.is_text:
         allowed = "is a language model; python -m swingdistill.evaluate measures those"
         raise config.InputError("checkpoint", str(path), allowed)
-    if loaded.spec.get("outputs") == "images":
+    if loaded.network.outputs == "images":
         raise config.InputError("part", part, "makes images and classifies none")
     settings = loaded.metadata["config"]
     name = dataset or settings["dataset"]
@@ -79,7 +78,7 @@ def evaluate_checkpoint(
         tell(result)
     if logits_out is not None:
         buffer = io.BytesIO()
-        names = fits.class_names(loaded.spec)
+        names = loaded.network.class_names
         arrays: dict[str, Any] = {"logits": logits, "labels": examples.labels}
         if names is not None:
             arrays["classes"] = np.array(list(names), np.str_)
@@ -92,20 +91,18 @@ def compute_logits(
     loaded: checkpoint.LoadedModel, images: np.ndarray, batch_size: int = 512
 ) -> np.ndarray:
     """float32 logits [N, K] of images [N, H, W, C], unaugmented."""
-    apply = _jitted_apply(json.dumps(loaded.spec))
     variables = jax.device_put(loaded.variables)
     padded = -(-len(images) // batch_size) * batch_size if len(images) > batch_size else len(images)
     parts = []
     for start in range(0, padded, batch_size):
         rows = np.arange(start, min(start + batch_size, padded)).clip(max=len(images) - 1)
-        parts.append(np.asarray(apply(variables, images[rows])))
+        parts.append(np.asarray(_logits(loaded.network, variables, images[rows])))
     return np.concatenate(parts)[: len(images)]
 
 
-@functools.lru_cache(maxsize=16)
-def _jitted_apply(network: str):
-    """One jitted `apply` for all checkpoints of one (JSON) spec."""
-    return jax.jit(spec.make_apply(json.loads(network)))
+@functools.partial(jax.jit, static_argnums=0)
+def _logits(network: Network, variables, images):
+    return network.apply(variables, images)
 
 
 def main(argv: Sequence[str]):

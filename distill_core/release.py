@@ -27,7 +27,7 @@ from etils import epath
 from distill_core import checkpoint, config
 from distill_core.checkpoint import strict_json
 from distill_core.data.text.tokenizers import ELSEWHERE, PUBLIC_TEXT, TRAINING_TEXT
-from distill_core.models import spec
+from distill_core.models.network import Network
 from distill_core.privacy import composition, noise
 from distill_core.privacy import ledger as ledger_lib
 from distill_core.runtime import cli, paths
@@ -111,9 +111,10 @@ def release(
         "/".join(jax.tree_util.keystr((k,), simple=True) for k in keypath): np.asarray(leaf)
         for keypath, leaf in jax.tree_util.tree_flatten_with_path(loaded.variables)[0]
     }
-    fields, inputs, outputs = _described(loaded.spec)
+    fields, inputs, outputs = _described(loaded.network)
+    described = loaded.network.to_json()
     card = {
-        "network": {name: loaded.spec[name] for name in fields},
+        "network": {name: described[name] for name in fields if name in described},
         "inputs": inputs,
         "outputs": outputs,
         "parameters": int(sum(np.size(v) for k, v in flat.items() if k.startswith("params/"))),
@@ -159,7 +160,7 @@ def _write_owners_half(path, step: int | None, loaded: checkpoint.LoadedModel, k
     if str(path).endswith(".safetensors"):
         return  # somebody else's file: there is no run to write beside
     folder, about = checkpoint.find(path, step=step)
-    part = next(name for name, each in about["parts"].items() if each == loaded.spec)
+    part = next(name for name, each in about["parts"].items() if each == loaded.network.to_json())
     names = ("method", "id", "step", "config", "data_note", "ledger")
     half = {**known, "part": part, **{name: about[name] for name in names}}
     place = folder.parent.parent / noise.FOLDER / f"released_{part}_{about['step']}.json"
@@ -169,14 +170,14 @@ def _write_owners_half(path, step: int | None, loaded: checkpoint.LoadedModel, k
         print(f"could not write {place}, the owner's record of it: {error}", file=sys.stderr)
 
 
-def _described(network: Mapping[str, Any]) -> tuple[Sequence[str], str, str]:
-    """(what the card repeats of the spec, inputs in words, outputs in words)."""
-    if spec.is_text(network):
+def _described(network: Network) -> tuple[Sequence[str], str, str]:
+    """(what the card repeats of the network, inputs in words, outputs in words)."""
+    if network.is_text:
         inputs = "int32 token ids of tokenizer.json, [B, L], <bos> first"
         return TEXT_FIELDS, inputs, "float32 logits [B, L, V], at each position for the next token"
-    if network.get("outputs") == "images":
-        inputs = f"float32 latent vectors, draws of N(0, I), [B, {network['input_shape'][0]}]"
-        if network.get("labelled"):
+    if network.outputs == "images":
+        inputs = f"float32 latent vectors, draws of N(0, I), [B, {network.input_shape[0]}]"
+        if network.labelled:
             inputs += "; second, int32 labels [B], the classes to draw"
         return GENERATOR_FIELDS, inputs, "float32 images in [0, 1], [B, H, W, C]"
     inputs = "float32 images in [0, 1], [B, H, W, C]; preprocessing is in model.stablehlo"
@@ -226,14 +227,14 @@ def _export(loaded: checkpoint.LoadedModel) -> bytes:
     Text has rows of `max_length`, padded at the end: what stands behind a position does not count.
     """
     (batch,) = jax.export.symbolic_shape("b")
-    network, function = loaded.spec, loaded.apply
-    if spec.is_text(network):
-        inputs = [jax.ShapeDtypeStruct((batch, network["max_length"]), jnp.int32)]
+    network, function = loaded.network, loaded.apply
+    if network.is_text:
+        inputs = [jax.ShapeDtypeStruct((batch, network.max_length), jnp.int32)]
     else:
-        inputs = [jax.ShapeDtypeStruct((batch, *network["input_shape"]), jnp.float32)]
-    if network.get("outputs") == "images":
+        inputs = [jax.ShapeDtypeStruct((batch, *network.input_shape), jnp.float32)]
+    if network.outputs == "images":
         function = _one_by_one(network)
-        if network.get("labelled"):
+        if network.labelled:
             inputs.append(jax.ShapeDtypeStruct((batch,), jnp.int32))
     program = jax.jit(lambda *inputs: function(loaded.variables, *inputs))
     settings: Any = jax.config
@@ -246,9 +247,9 @@ def _export(loaded: checkpoint.LoadedModel) -> bytes:
     return bytes(exported.serialize())
 
 
-def _one_by_one(network: Mapping[str, Any]) -> Callable:
+def _one_by_one(network: Network) -> Callable:
     """`images(variables, z, labels)` of a generator, which may need to know the batch's size."""
-    module = spec.build(network)
+    module = network.module()
 
     def images(variables, *inputs):
         def one(*example):

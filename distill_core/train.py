@@ -9,18 +9,13 @@ from etils import epath
 
 from distill_core import config
 from distill_core.config import InputError
-from distill_core.losses import cross_entropy
 from distill_core.models import trust
 from distill_core.runtime import cli
+from distill_core.step import Labels
 from distill_core.training import classification, dp_settings, plain_text
 
 FIELDS = {**config.TRAINING, **dp_settings.FIELDS, **plain_text.FIELDS}
 _IMAGES_ALONE = ("data_dir", "num_validation", *config.AUGMENTATION, *config.CLASSIFIER)
-
-
-def objective(logits, images, labels, frozen, extra):
-    """Cross-entropy."""
-    return cross_entropy(logits, labels)
 
 
 @trust.config_allows
@@ -40,16 +35,10 @@ def train_and_evaluate(
     if text:
         return plain_text.train(hp, workdir, method="distill_core.train", mode=parallel)
     dataset, splits = classification.load_splits(hp, workdir)
-    return classification.train(
-        hp,
-        workdir,
-        method="distill_core.train",
-        dataset=dataset,
-        splits=splits,
-        objective=objective,
-        frozen={},
-        mode=parallel,
+    run = classification.prepare(
+        hp, workdir, method="distill_core.train", dataset=dataset, splits=splits, mode=parallel
     )
+    return classification.train(run, Labels(run.network), frozen={})
 
 
 if __name__ == "__main__":

@@ -32,7 +32,6 @@ class Generator(nn.Module):
       width: F, channels of the last hidden layer.
       label_features: length of a class's embedding.
       norm: "batch", "group" or "none".
-      axis_name: mapped axis of the batch statistics.
     """
 
     image_shape: tuple[int, int, int]
@@ -42,7 +41,6 @@ class Generator(nn.Module):
     width: int = 64
     label_features: int = 32
     norm: str = "batch"
-    axis_name: str | None = None
 
     @nn.compact
     def __call__(
@@ -76,7 +74,7 @@ class Generator(nn.Module):
             raise InputError("labels", tuple(labels.shape), "this generator is not conditional")
 
         def norm(x: jax.Array) -> jax.Array:
-            return make_norm(self.norm, axis_name=self.axis_name)(x, train=train, where=where)
+            return make_norm(self.norm)(x, train=train, where=where)
 
         def block(x: jax.Array, features: int) -> jax.Array:
             x = conv(_double(x), features, use_bias=self.norm == "none")

@@ -12,6 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from distill_core.losses import coefficient, cross_entropy, leading_shape
+from distill_core.runtime import collectives
 
 Array = jax.Array
 
@@ -49,7 +50,7 @@ def one_hot_loss(
     return cross_entropy(logits, labels, where=where)
 
 
-def balance_loss(logits: Array, where: Array | None = None, axis_name: str | None = None) -> Array:
+def balance_loss(logits: Array, where: Array | None = None) -> Array:
     """Σ_k p̄_k log p̄_k: the negative entropy of the mean prediction over the *whole batch*.
 
     Least, −log K, where the guide sees all classes equally often. The mean goes over the unmasked
@@ -62,7 +63,6 @@ def balance_loss(logits: Array, where: Array | None = None, axis_name: str | Non
     Args:
       logits: `[..., K]`, any float dtype.
       where: bool `[...]`, the examples that count.
-      axis_name: mapped axis of the devices, or None.
 
     Returns:
       float32 `[]` in [−log K, 0], one value of the batch; 0 if no example counts.
@@ -78,9 +78,7 @@ def balance_loss(logits: Array, where: Array | None = None, axis_name: str | Non
     probs = jax.nn.softmax(_masked(logits, where), axis=-1)
     axes = tuple(range(len(leading)))
     total = jnp.sum(jnp.where(where[..., None], probs, 0.0), axes)  # [K]
-    count = jnp.sum(where, dtype=jnp.float32)
-    if axis_name is not None:
-        total, count = jax.lax.psum((total, count), axis_name)
+    total, count = collectives.all_sum((total, jnp.sum(where, dtype=jnp.float32)))
     mean = total / jnp.where(count > 0, count, 1.0)
     # p log p and its share of the gradient vanish with p.
     live = mean > _TINY

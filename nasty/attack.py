@@ -7,23 +7,21 @@ Attacks: kd (plain distillation), htc, averager, scm, and skeptical, whose stude
 auxiliary head (model nasty.attacks.skeptical:SkepticalCNN). With top_k the teacher is stingy.
 """
 
-import functools
-import json
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 import jax.numpy as jnp
 from etils import epath
 
-from distill_core import checkpoint, config, evaluate
-from distill_core.losses import distillation_loss
+from distill_core import config, evaluate
 from distill_core.models import trust
 from distill_core.runtime import cli
 from distill_core.training import classification, inputs
-from nasty.attacks import scm, skeptical_training
+from nasty.attacks import scm
 from nasty.attacks.averager import class_means
-from nasty.attacks.htc import htc_loss
+from nasty.attacks.skeptical import check_auxiliary
 from nasty.defences.stingy import check_top_k, release_top_k
+from nasty.step import Attack, Averager, Skeptical
 
 FIELDS = {
     **config.TRAINING,
@@ -45,46 +43,6 @@ _OF_ONE_ATTACK = {
 }
 
 
-def kd(logits, teacher_logits, labels, frozen):
-    """Plain distillation."""
-    return distillation_loss(
-        logits, teacher_logits, labels, temperature=frozen["temperature"], alpha=frozen["alpha"]
-    )
-
-
-def htc(logits, teacher_logits, labels, frozen):
-    """The high temperature on the teacher alone."""
-    return htc_loss(
-        logits,
-        teacher_logits,
-        labels,
-        temperature=frozen["temperature"],
-        alpha=frozen["alpha"],
-        multiplier=frozen["multiplier"],
-    )
-
-
-def averager(logits, images, labels, frozen, extra):
-    """Plain distillation from the class means of the teacher's answers."""
-    return kd(logits, frozen["class_means"][labels], labels, frozen)
-
-
-@functools.cache
-def live_objective(network: str, top_k: int | None, loss: Callable) -> Callable:
-    """A loss against a teacher of this (JSON) spec, run on the student's images and then released.
-
-    `loss(logits, teacher_logits, labels, frozen)` is one of this file.
-    """
-    apply = classification.cached_apply(network)
-
-    def objective(logits, images, labels, frozen, extra):
-        answers = apply(frozen["teacher"], images)
-        released = answers if top_k is None else release_top_k(answers, top_k)
-        return loss(logits, released, labels, frozen)
-
-    return objective
-
-
 @trust.config_allows
 def train_and_evaluate(
     settings: Any, workdir: epath.PathLike, *, parallel: str | None = None
@@ -93,58 +51,48 @@ def train_and_evaluate(
     hp = validate(settings)
     teacher, dataset, splits = classification.load_with(hp, "teacher", workdir)
     check_top_k(hp["top_k"], dataset.num_classes)
-    train = functools.partial(
-        classification.train,
-        method="nasty.attack",
-        dataset=dataset,
-        splits=splits,
-        mode=parallel,
+    attack = hp["attack"]
+    if attack == "scm":
+
+        def distil(stage, place, source):
+            # Only the attacked teacher is stingy; the attacker's own students are not.
+            top_k = hp["top_k"] if source is teacher else None
+            reads: dict[str, Any] = {"teacher": teacher}
+            if source is not teacher:
+                reads = {"teacher": inputs.of_model(teacher), "intermediate": source}
+            run = _prepare(stage, place, dataset, splits, parallel)
+            return _train(run, Attack(run.network, source.network, top_k), source, reads)
+
+        return scm.train_in_sequence(hp, workdir, teacher, distil)
+    run = _prepare(hp, workdir, dataset, splits, parallel)
+    reads, schedules = {"teacher": teacher}, None
+    if attack == "averager":
+        answers = jnp.asarray(evaluate.compute_logits(teacher, splits.train.images))
+        answers = release_top_k(answers, hp["top_k"])
+        frozen = _traced(hp, "temperature", "alpha")
+        frozen["class_means"] = jnp.asarray(class_means(answers, splits.train.labels))
+        return classification.train(run, Averager(run.network), frozen=frozen, reads=reads)
+    if attack == "skeptical":
+        check_auxiliary(run.network)
+        # Of the step, so that a resumed run wakes at the same one.
+        schedules = {"awake": lambda step: step >= hp["delay_steps"]}
+        objective = Skeptical(run.network, teacher.network, hp["top_k"])
+    else:
+        objective = Attack(run.network, teacher.network, hp["top_k"], htc=attack == "htc")
+    return _train(run, objective, teacher, reads, schedules)
+
+
+def _prepare(hp, workdir, dataset, splits, mode) -> classification.Run:
+    return classification.prepare(
+        hp, workdir, method="nasty.attack", dataset=dataset, splits=splits, mode=mode
     )
-    values = _traced(hp, "temperature", "alpha", "multiplier")
-    match hp["attack"]:
-        case "kd" | "htc":
-            loss = kd if hp["attack"] == "kd" else htc
-            return train(hp, workdir, **_against(teacher, loss, hp["top_k"], values))
-        case "averager":
-            answers = evaluate.compute_logits(teacher, splits.train.images)
-            if hp["top_k"] is not None:
-                answers = release_top_k(jnp.asarray(answers), hp["top_k"])
-            means = {"class_means": jnp.asarray(class_means(answers, splits.train.labels))}
-            frozen = {**_traced(hp, "temperature", "alpha"), **means}
-            reads = {"teacher": teacher}
-            return train(hp, workdir, objective=averager, frozen=frozen, reads=reads)
-        case "skeptical":
-            return skeptical_training.train(
-                hp,
-                workdir,
-                method="nasty.attack",
-                dataset=dataset,
-                splits=splits,
-                teacher=teacher,
-                mode=parallel,
-            )
-        case _:
-
-            def distil(stage, place, source):
-                # Only the attacked teacher is stingy; the attacker's own students are not.
-                top_k = hp["top_k"] if source is teacher else None
-                run = _against(source, kd, top_k, values)
-                if source is not teacher:
-                    run["reads"] = {"teacher": inputs.of_model(teacher), "intermediate": source}
-                return train(stage, place, **run)
-
-            return scm.train_in_sequence(hp, workdir, teacher, distil)
 
 
-def _against(
-    teacher: checkpoint.LoadedModel, loss: Callable, top_k: int | None, values: Mapping[str, Any]
-) -> dict[str, Any]:
-    """What `classification.train` needs to know of a teacher."""
-    return {
-        "objective": live_objective(json.dumps(teacher.spec), top_k, loss),
-        "frozen": {**values, "teacher": teacher.variables},
-        "reads": {"teacher": teacher},
-    }
+def _train(run: classification.Run, objective, teacher, reads, schedules=None) -> dict[str, Any]:
+    """Distils from a network that answers the student's images."""
+    frozen = _traced(run.hp, "temperature", "alpha", "multiplier", "self_weight")
+    frozen["teacher"] = teacher.variables
+    return classification.train(run, objective, frozen=frozen, reads=reads, schedules=schedules)
 
 
 def _traced(hp: Mapping[str, Any], *names: str) -> dict[str, Any]:

@@ -19,8 +19,8 @@ from distill_core import checkpoint, evaluate
 from distill_core.checkpoint import strict_json
 from distill_core.config import InputError
 from distill_core.data import Split
-from distill_core.models import spec
 from distill_core.models.flops import count_flops
+from distill_core.models.network import Network
 from distill_core.runtime import parallel
 from distill_core.training import classification
 from nasty.experiment import throughput
@@ -147,7 +147,7 @@ def check(
     try:
         plans = [
             _plan(
-                proxy_network(adversary.spec, model, model_kwargs or {}, wider),
+                proxy_network(adversary.network, model, model_kwargs or {}, wider),
                 _Pool(images, validation, seed),
                 budget,
                 sum(forward),
@@ -189,17 +189,17 @@ class _Plan(NamedTuple):
     """What a budget buys: the proxies' network, rows to learn from, images to measure on, updates,
     and the operations of it all."""
 
-    network: dict[str, Any]
+    network: Network
     rows: np.ndarray
     held: Split
     steps: int
     spent: float
 
 
-def _plan(network: dict[str, Any], pool: _Pool, budget: float, answering: float) -> _Plan:
+def _plan(network: Network, pool: _Pool, budget: float, answering: float) -> _Plan:
     """At most half of the budget goes into images; both networks answer one for `answering`."""
-    one = jax.ShapeDtypeStruct((1, *network["input_shape"]), np.float32)
-    proxy = count_flops(spec.make_apply(network), spec.variable_shapes(network), one)
+    one = jax.ShapeDtypeStruct((1, *network.input_shape), np.float32)
+    proxy = count_flops(network.apply, network.shapes(), one)
     rows, held = _choose(pool, int(0.5 * budget / (answering + 2 * proxy)))
     images = (len(rows) + len(held)) * answering + len(held) * 2 * proxy
     per_step = 2 * 3 * BATCH * proxy

@@ -8,9 +8,6 @@ nasty teacher for a small part of the time. With defence "cmim" the teacher need
 answers to all images of a class are made alike, so that they tell a student little.
 """
 
-import functools
-import json
-from collections.abc import Callable
 from typing import Any
 
 import jax.numpy as jnp
@@ -21,10 +18,12 @@ from distill_core.config import InputError
 from distill_core.models import trust
 from distill_core.runtime import cli
 from distill_core.training import classification
+from distill_core.training.run_state import Layout
 from nasty import nastiness
-from nasty.defences import cmim_training, head_only
-from nasty.losses import nasty_loss
+from nasty.defences import head_only
+from nasty.defences.cmim import DECAY, uniform_centroids
 from nasty.proxy import proxy_network
+from nasty.step import CENTROIDS, Cmim, Nasty, NastyHead
 
 FIELDS = {
     "defence": config.choice("nasty", "cmim", default="nasty"),
@@ -47,24 +46,6 @@ _OF_NASTY = ("adversary", "temperature", "omega", "train_only_head", *_CHECK_MOD
 _OF_CMIM = ("cmim_weight", "cmim_temperatures")
 
 
-@functools.cache
-def objective_against(network: str) -> Callable:
-    """The nasty loss against an adversary of this (JSON) spec, run on the teacher's images."""
-    apply = classification.cached_apply(network)
-
-    def objective(logits, images, labels, frozen, extra):
-        adversary_logits = apply(frozen["adversary"], images)
-        return nasty_loss(
-            logits,
-            adversary_logits,
-            labels,
-            temperature=frozen["temperature"],
-            omega=frozen["omega"],
-        )
-
-    return objective
-
-
 @trust.config_allows
 def train_and_evaluate(
     settings: Any, workdir: epath.PathLike, *, parallel: str | None = None
@@ -75,38 +56,60 @@ def train_and_evaluate(
     """
     hp = validate(settings)
     if hp.get("defence") == "cmim":
-        dataset, splits = classification.load_splits(hp, workdir)
-        return cmim_training.train(
-            hp, workdir, method="nasty.train", dataset=dataset, splits=splits, mode=parallel
-        )
+        return _train_cmim(hp, workdir, parallel)
     adversary, dataset, splits = classification.load_with(hp, "adversary", workdir)
     # A finished teacher can be checked anew with another proxy: these are not of its training.
     check = {name: hp.pop(name) for name in ("check_nastiness", *_CHECK_MODEL)}
     if check["check_model"] or check["check_model_kwargs"]:
-        proxy_network(adversary.spec, check["check_model"], check["check_model_kwargs"])
-    if hp["train_only_head"]:
-        return _train_only_head(hp, workdir, dataset, splits, adversary, parallel, check)
-    del hp["train_only_head"]  # runs that know nothing of it can be resumed
-    # ω and τ are traced: a sweep over them compiles once.
-    frozen = {
-        "adversary": adversary.variables,
-        "temperature": jnp.float32(hp["temperature"]),
-        "omega": jnp.float32(hp["omega"]),
-    }
-    result = classification.train(
-        hp,
-        workdir,
-        method="nasty.train",
-        dataset=dataset,
-        splits=splits,
-        objective=objective_against(json.dumps(adversary.spec)),
-        frozen=frozen,
-        reads={"adversary": adversary},
-        mode=parallel,
+        proxy_network(adversary.network, check["check_model"], check["check_model_kwargs"])
+    only_head = hp["train_only_head"]
+    if not only_head:
+        del hp["train_only_head"]  # runs that know nothing of it can be resumed
+    run = classification.prepare(
+        hp, workdir, method="nasty.train", dataset=dataset, splits=splits, mode=parallel
     )
+    # ω and τ are traced: a sweep over them compiles once.
+    frozen: dict[str, Any] = {name: jnp.float32(hp[name]) for name in ("temperature", "omega")}
+    reads = {"adversary": adversary}
+    if only_head:
+        layout, examples = head_only.prepare(run, adversary)
+        result = classification.train(
+            run, NastyHead(), frozen=frozen, reads=reads, examples=examples, layout=layout
+        )
+        # Two forward passes an image, of the four that a step's image takes in a full training:
+        # what the check may cost is a share of this.
+        check |= {"num_steps": 1, "batch_size": len(splits.train) // 2}
+    else:
+        frozen["adversary"] = adversary.variables
+        objective = Nasty(run.network, adversary.network)
+        result = classification.train(run, objective, frozen=frozen, reads=reads)
     if check["check_nastiness"]:
         result["nastiness"] = nastiness.check_run(workdir, adversary, splits, hp | check)
     return result
+
+
+def _train_cmim(hp: dict[str, Any], workdir: epath.PathLike, mode: str | None) -> dict[str, Any]:
+    """A step compares its answers with the centroids of the steps before, then updates these.
+
+    They start uniform. A checkpoint keeps them with the optimiser: the model in it is the network
+    alone.
+    """
+    if not hp["cmim_temperatures"]:
+        allowed = "must name at least one temperature"
+        raise InputError("cmim_temperatures", hp["cmim_temperatures"], allowed)
+    dataset, splits = classification.load_splits(hp, workdir)
+    run = classification.prepare(
+        hp, workdir, method="nasty.train", dataset=dataset, splits=splits, mode=mode
+    )
+    # Traced: a sweep over weights, or over as many temperatures, compiles once.
+    frozen = {
+        "weight": jnp.float32(hp["cmim_weight"]),
+        "temperatures": jnp.asarray(hp["cmim_temperatures"], jnp.float32),
+    }
+    start = uniform_centroids(len(hp["cmim_temperatures"]), run.network.num_classes)
+    return classification.train(
+        run, Cmim(run.network, DECAY), frozen=frozen, layout=Layout(own={CENTROIDS: start})
+    )
 
 
 def validate(settings: Any) -> dict[str, Any]:
@@ -135,24 +138,6 @@ def _refuse(hp: dict[str, Any], names: tuple[str, ...], defence: str):
     for name in names:
         if hp[name] != FIELDS[name].default:
             raise InputError(name, hp[name], f"belongs to the defence {defence}; leave it out")
-
-
-def _train_only_head(hp, workdir, dataset, splits, adversary, parallel, check) -> dict[str, Any]:
-    result = head_only.train(
-        hp,
-        workdir,
-        method="nasty.train",
-        dataset=dataset,
-        splits=splits,
-        adversary=adversary,
-        mode=parallel,
-    )
-    if check["check_nastiness"]:
-        # Two forward passes an image, of the four that a step's image takes in a full training:
-        # what the check may cost is a share of this.
-        done = {"num_steps": 1, "batch_size": len(splits.train) // 2}
-        result["nastiness"] = nastiness.check_run(workdir, adversary, splits, hp | check | done)
-    return result
 
 
 if __name__ == "__main__":

@@ -4,7 +4,6 @@ python -m swingdistill.evaluate --checkpoint runs/x [--canaries runs/teacher] [-
 """
 
 import functools
-import json
 import math
 import sys
 from collections.abc import Mapping, Sequence
@@ -20,7 +19,7 @@ from distill_core.config import InputError
 from distill_core.data.text import corpus as corpora
 from distill_core.data.text import tasks as text_tasks
 from distill_core.data.text.corpus import Example
-from distill_core.models import spec
+from distill_core.models.network import Network
 from distill_core.runtime import cli, parallel, paths
 from distill_core.training import chunked, fits, language, run_state
 from swingdistill import private_text
@@ -133,25 +132,18 @@ def exposures(
 
 def last_logits(loaded: checkpoint.LoadedModel):
     """`tokens int32 [B, L] -> logits [B, V]` after the last token, for the estimators."""
-    apply = _compiled_last(json.dumps(dict(loaded.spec)))
-    return functools.partial(apply, jax.device_put(loaded.variables))
+    return functools.partial(_last, loaded.network, jax.device_put(loaded.variables))
 
 
-@functools.lru_cache(maxsize=16)
-def _compiled_last(network: str):
-    hidden_fn = spec.make_hidden(json.loads(network))
-
-    @jax.jit
-    def last(variables, tokens):
-        states, embedding = hidden_fn(variables, tokens)
-        return chunked.logits(states[:, -1], embedding)
-
-    return last
+@functools.partial(jax.jit, static_argnums=0)
+def _last(network: Network, variables, tokens):
+    states, embedding = network.hidden(variables, tokens)
+    return chunked.logits(states[:, -1], embedding)
 
 
 def _classifier(loaded, hp, secrets, candidates, num_samples, batch_size):
     classes = corpora.load_corpus(hp["dataset"]).classes
-    ours = fits.class_names(loaded.spec)
+    ours = loaded.network.class_names
     order = fits.class_order(
         "canaries", hp["dataset"], classes, ours, what="the model", mapped=False
     )

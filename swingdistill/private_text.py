@@ -203,14 +203,14 @@ def check_vocabularies(hp: Mapping[str, Any], tokenizer: tokenizers.Tokenizer, *
                 f"({tokenizer.vocab_size:,}); all three need one tokenizer"
             )
             raise InputError(field, hp[field], allowed)
-        if loaded.spec["num_classes"] != tokenizer.vocab_size:
+        if loaded.network.num_classes != tokenizer.vocab_size:
             allowed = (
-                f"has embeddings for {loaded.spec['num_classes']:,} tokens and a tokenizer of "
+                f"has embeddings for {loaded.network.num_classes:,} tokens and a tokenizer of "
                 f"{tokenizer.vocab_size:,}; they must agree"
             )
             raise InputError(field, hp[field], allowed)
-        if loaded.spec["max_length"] < hp["length"]:
-            allowed = f"must be at most {loaded.spec['max_length']}, the {field}'s"
+        if loaded.network.max_length < hp["length"]:
+            allowed = f"must be at most {loaded.network.max_length}, the {field}'s"
             raise InputError("length", hp["length"], allowed)
 
 
@@ -227,7 +227,7 @@ def check_classes(hp: Mapping[str, Any], classes: Sequence[str], **others: Any):
     """
     for field, loaded in others.items() if hp["task"] == "classification" else ():
         if loaded is not None:
-            theirs = fits.class_names(loaded.spec)
+            theirs = loaded.network.class_names
             path, what = str(hp[field]), hp["dataset"]
             fits.say(fits.class_order(field, path, theirs, classes, what=what, mapped=False)[1])
 

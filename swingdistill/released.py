@@ -7,7 +7,6 @@ its places share, bit for bit. Were there two, c/T₁ + η and c/T₂ + η, thei
 """
 
 import functools
-import json
 from collections.abc import Mapping
 from typing import Any
 
@@ -16,7 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from distill_core.data import sampling
-from distill_core.models import spec
+from distill_core.models.network import Network
 from distill_core.models.segments import places_in_line
 from distill_core.privacy.gaussian import standard_normal
 from swingdistill.losses import soft_targets, token_temperatures
@@ -88,11 +87,10 @@ def table(
     Returns:
       {"classes": int32 [C, k], "log_probs": float32 [C, k]}, for C contexts.
     """
-    specs = (json.dumps(dict(teacher.spec)), json.dumps(dict(reference.spec)))
-    release = _compiled(*specs, entries, variant)
+    release = functools.partial(_release, teacher.network, reference.network, entries, variant)
     frozen = {"key": key, "teacher": teacher.variables, "reference": reference.variables, **numbers}
     num, length = rows["tokens"].shape
-    size = min(num, max(1, _ENTRIES // (length * teacher.spec["num_classes"])))
+    size = min(num, max(1, _ENTRIES // (length * teacher.network.num_classes)))
     count = int(rows["released"].max()) + 1
     made = {
         "classes": np.zeros((count, entries), np.int32),
@@ -123,35 +121,28 @@ def instead(target: jax.Array, classes: jax.Array, log_probs: jax.Array) -> jax.
     return jnp.where(classes[:, :1] >= 0, made, target)
 
 
-@functools.lru_cache(maxsize=4)
-def _compiled(teacher: str, reference: str, entries: int, variant: str):
-    teacher_hidden, reference_hidden = map(spec.make_hidden, map(json.loads, (teacher, reference)))
+@functools.partial(jax.jit, static_argnums=(0, 1, 2, 3))
+def _release(teacher: Network, reference: Network, entries: int, variant: str, frozen, batch):
+    public = _logits(reference, frozen["reference"], batch)
+    let_out = released_entries(_logits(teacher, frozen["teacher"], batch), public, entries)
+    t_min = frozen["t_min"]
+    heats = token_temperatures(
+        batch["scores"], t_min=t_min, t_max=frozen["t_max"], gamma=frozen["gamma"]
+    )
+    noised = {
+        "noise_scale": batch["noise_scale"],
+        "clip": frozen["clip"],
+        "noise_ids": batch["released"],
+        "normal": standard_normal,
+    }
+    if variant == "anchored":
+        target = anchored_targets(frozen["key"], let_out, public, heats, t_min=t_min, **noised)
+    else:
+        target = soft_targets(frozen["key"], let_out, heats, **noised)
+    _, classes = jax.lax.top_k(public, entries)
+    return {"classes": classes, "log_probs": jnp.take_along_axis(target, classes, axis=-1)}
 
-    def logits(hidden_fn, variables, batch):
-        hidden, embedding = hidden_fn(variables, batch["tokens"], batch["segments"])
-        return jnp.einsum("bld,vd->blv", hidden, embedding, preferred_element_type=jnp.float32)
 
-    @jax.jit
-    def release(frozen, batch):
-        public = logits(reference_hidden, frozen["reference"], batch)
-        let_out = released_entries(
-            logits(teacher_hidden, frozen["teacher"], batch), public, entries
-        )
-        t_min = frozen["t_min"]
-        heats = token_temperatures(
-            batch["scores"], t_min=t_min, t_max=frozen["t_max"], gamma=frozen["gamma"]
-        )
-        noised = {
-            "noise_scale": batch["noise_scale"],
-            "clip": frozen["clip"],
-            "noise_ids": batch["released"],
-            "normal": standard_normal,
-        }
-        if variant == "anchored":
-            target = anchored_targets(frozen["key"], let_out, public, heats, t_min=t_min, **noised)
-        else:
-            target = soft_targets(frozen["key"], let_out, heats, **noised)
-        _, classes = jax.lax.top_k(public, entries)
-        return {"classes": classes, "log_probs": jnp.take_along_axis(target, classes, axis=-1)}
-
-    return release
+def _logits(network: Network, variables, batch):
+    hidden, embedding = network.hidden(variables, batch["tokens"], batch["segments"])
+    return jnp.einsum("bld,vd->blv", hidden, embedding, preferred_element_type=jnp.float32)

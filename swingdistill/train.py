@@ -6,7 +6,6 @@
 Without a teacher it is plain training: so teachers and references are made.
 """
 
-import json
 import re
 from collections.abc import Mapping
 from typing import Any
@@ -18,13 +17,15 @@ from etils import epath
 from distill_core import checkpoint, config
 from distill_core.config import InputError
 from distill_core.data.text import corpus as corpora
-from distill_core.models import spec, trust
+from distill_core.models import checks, trust
+from distill_core.models.network import LoadedModel, text_network
 from distill_core.privacy.ledger import check_delta
 from distill_core.runtime import cli
+from distill_core.step import NextTokens
 from distill_core.training import dp_settings, dp_sgd, inputs, language, plain_text, run_state
 from swingdistill import evaluate, private_text, released, targets
-from swingdistill.objectives import swing_objective
 from swingdistill.scorers import scoring
+from swingdistill.step import Swing
 
 METHOD_FIELDS = {
     "alpha": config.number(0.0, 1.0, default=0.7),
@@ -83,16 +84,16 @@ def train_and_evaluate(
     if hp["epsilon"] and teacher is not None:
         check_delta(hp["delta"], len(texts.train))
     private_text.check_classes(hp, texts.classes, teacher=teacher, reference=reference)
-    network = spec.text_spec(
+    network = text_network(
+        tokenizer,
+        hp["length"],
         model=hp["model"],
         model_kwargs=hp["model_kwargs"],
-        tokenizer=tokenizer,
-        max_length=hp["length"],
         classes=texts.classes if hp["task"] == "classification" else (),
     )
-    spec.check(network)
-    if hp["entries"] > network["num_classes"]:
-        allowed = f"must be at most the size of the vocabulary, {network['num_classes']:,}"
+    checks.check(network)
+    if hp["entries"] > network.num_classes:
+        allowed = f"must be at most the size of the vocabulary, {network.num_classes:,}"
         raise InputError("entries", hp["entries"], allowed)
     if texts.canaries:
         private_text.secret_candidates(hp, tokenizer, texts.canaries)  # refuses before training
@@ -100,30 +101,20 @@ def train_and_evaluate(
     public, _, _ = private_text.to_rows(hp, texts.validation, tokenizer)
     judged = evaluate.test_rows(hp, texts.test, tokenizer)
     if teacher is None:
-        objective, frozen, report = language.label_objective(network["num_classes"]), {}, None
-        share = 0.0
+        objective, frozen, report, share = NextTokens(network), {}, None, 0.0
     else:
         scores = score_rows(hp, rows, lines, fill, public, teacher, reference)
         share = float(np.mean(scores[rows["weights"] > 0] > 0.5))
         rows, report = targets.with_noise(hp, rows, scores)
-        objective, frozen = _student(hp, workdir, rows, teacher, reference)
-    id = language.train(
-        hp,
-        workdir,
-        method="swingdistill.train",
-        network=network,
-        rows=rows,
-        validation=public,
-        objective=objective,
-        frozen=frozen,
-        reads={
-            "dataset": text,
-            **{field: m for field, m in models.items() if m is not None},
-            "tokenizer": inputs.of_tokenizer(tokenizer),
-        },
-        description=_describe(hp, report, share),
-        mode=parallel,
-    )
+        objective, frozen = _student(hp, workdir, network, rows, teacher, reference)
+    run = language.Run(hp, workdir, "swingdistill.train", network, rows, public, parallel)
+    reads = {
+        "dataset": text,
+        **{field: m for field, m in models.items() if m is not None},
+        "tokenizer": inputs.of_tokenizer(tokenizer),
+    }
+    description = _describe(hp, report, share)
+    id = language.train(run, objective, frozen=frozen, reads=reads, description=description)
     found = evaluate.rows_metrics(checkpoint.load_model(workdir), judged, mode=parallel)
     evaluate.say(found)
     report = dp_sgd.report(workdir) if private else report
@@ -210,15 +201,16 @@ def _describe(hp, report, share: float) -> str:
     )
 
 
-def _student(hp, workdir, rows, teacher, reference):
+def _student(hp, workdir, network, rows, teacher, reference):
     """(objective, frozen) of a run with a teacher; `frozen` as `language.train` takes it."""
     formal = bool(hp["epsilon"])  # what is noised is made beforehand, once; the rest is plain
     plain = formal or hp["variant"] == "mask"
     needs = not formal and (hp["variant"] in ("anchored", "reference_mix") or hp["entries"])
     noisy = bool(hp["noise_scale"]) and not plain
-    objective = swing_objective(
-        json.dumps(teacher.spec),
-        json.dumps(reference.spec) if needs else None,
+    objective = Swing(
+        network,
+        teacher.network,
+        reference.network if needs else None,
         "swing" if plain else hp["variant"],
         (hp["entries"] or None) if needs else None,
         hp["keep_ce"],
@@ -243,12 +235,12 @@ def _student(hp, workdir, rows, teacher, reference):
     return objective, open_frozen
 
 
-def _load(hp, field: str) -> checkpoint.LoadedModel | None:
+def _load(hp, field: str) -> LoadedModel | None:
     if hp[field] is None:
         return None
     with run_state.about(field, hp[field]):
         loaded = checkpoint.load_model(hp[field])
-    if not spec.is_text(loaded.spec):
+    if not loaded.network.is_text:
         raise InputError(field, hp[field], "must be a language model's checkpoint, not of images")
     return loaded
 

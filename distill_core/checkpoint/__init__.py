@@ -20,7 +20,7 @@ from distill_core.checkpoint.store import (
     save,
     to_host,
 )
-from distill_core.models.loaded_model import LoadedModel
+from distill_core.models.network import LoadedModel
 
 __all__ = [
     "FOLDER",

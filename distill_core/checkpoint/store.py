@@ -30,8 +30,9 @@ from distill_core.checkpoint.integrity import (
     remove_unfinished,
 )
 from distill_core.config import InputError
+from distill_core.data.images.dataset import wrong_constants
 from distill_core.models import trust as trust_lib
-from distill_core.models.loaded_model import LoadedModel, check_images
+from distill_core.models.network import LoadedModel, Network
 from distill_core.runtime import parallel, paths
 
 PyTree = Any
@@ -131,7 +132,6 @@ def load_model(
         in a module that is not trusted.
     """
     from distill_core.models import gpt2, torch_weights
-    from distill_core.models import spec as spec_lib
 
     if str(path).endswith(".safetensors"):  # whose readers say that it must be local
         reader = torch_weights if torch_weights.is_torch(path) else gpt2
@@ -141,11 +141,10 @@ def load_model(
     part = next(iter(specs)) if part is None else part
     if part not in specs:
         raise InputError("part", part, f"{path} holds {', '.join(sorted(specs))}")
-    spec = specs[part]
     with trust_lib.allowed(trust):
-        trust_lib.check_network(path, spec)
-    check_images(path, spec)
-    expected = spec_lib.variable_shapes(spec)
+        trust_lib.check_network(path, specs[part])
+    network = _read_network(path, specs[part])
+    expected = network.shapes()
     with _alone() as ocp:
         stored = ocp.metadata(_absolute(path), "model").metadata
         wanted = {
@@ -156,8 +155,25 @@ def load_model(
     found = {"params": leaves["params"], **leaves["model_state"]}
     variables = fit(path, expected, found)
     check_finite(path, variables)
-    tokenizer = spec_lib.tokenizer(spec)
-    return LoadedModel(variables, spec, spec_lib.make_apply(spec), tokenizer, metadata)
+    return LoadedModel(variables, network, metadata)
+
+
+def _read_network(path: epath.PathLike, described: Mapping[str, Any]) -> Network:
+    """A part's network; refuses one of images whose own classes and constants cannot be."""
+    allowed = "describes no network: its image size, mean, std and classes do not agree"
+    try:
+        network = Network.from_json(described)
+        count, text = network.num_classes, network.is_text
+        mean, std = ([float(value) for value in each] for each in (network.mean, network.std))
+        fits = type(count) is int and (not network.classes or text or len(network.classes) == count)
+        fits = fits and (text or len(mean) == len(std) == network.input_shape[-1])
+    except (TypeError, ValueError, IndexError) as error:
+        raise InputError("checkpoint", str(path), f"describes no network: {error}") from None
+    if not fits:
+        raise InputError("checkpoint", str(path), allowed)
+    if mean and (wrong := wrong_constants(mean, std)) is not None:
+        raise InputError("checkpoint", str(path), wrong)
+    return network
 
 
 def check_finite(path: epath.PathLike, variables: PyTree):

@@ -3,7 +3,7 @@
 import functools
 import inspect
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, Literal, overload
 
 import jax
@@ -26,22 +26,16 @@ def init_model(
       (params, model_state), plain dicts of arrays; `model_state` holds every other collection,
       such as `batch_stats`, and is {} if there is none.
     """
-    variables = dict(_compiled_init(module, tuple(input_shape), jnp.dtype(dtype))(key))
+    variables = dict(_init(module, tuple(input_shape), jnp.dtype(dtype), key))
     params = variables.pop("params", {})
     variables.pop("intermediates", None)
     return params, variables
 
 
-@functools.lru_cache(maxsize=32)
-def _compiled_init(module: nn.Module, input_shape: tuple[int, ...], dtype) -> Callable[..., Any]:
-    # Kept, since an experiment initialises the same network many times.
+@functools.partial(jax.jit, static_argnums=(0, 1, 2))
+def _init(module: nn.Module, input_shape: tuple[int, ...], dtype: Any, key: jax.Array) -> Any:
     options = _accepted(module, train=False)
-
-    @jax.jit
-    def init(key: jax.Array) -> Any:
-        return module.init(key, jnp.zeros((1, *input_shape), dtype), **options)
-
-    return init
+    return module.init(key, jnp.zeros((1, *input_shape), dtype), **options)
 
 
 @overload

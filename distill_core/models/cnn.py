@@ -22,14 +22,12 @@ class CNN(nn.Module):
         least 2**len(widths).
       hidden: D, the width of the dense layer, also of the features.
       norm: "batch", "group" or "none".
-      axis_name: mapped axis of the batch statistics.
     """
 
     num_classes: int
     widths: tuple[int, ...] = (32, 64, 128)
     hidden: int = 128
     norm: str = "batch"
-    axis_name: str | None = None
 
     @nn.compact
     def __call__(
@@ -42,7 +40,7 @@ class CNN(nn.Module):
         """
 
         def norm(x: jax.Array) -> jax.Array:
-            return make_norm(self.norm, axis_name=self.axis_name)(x, train=train, where=where)
+            return make_norm(self.norm)(x, train=train, where=where)
 
         if not self.widths:
             raise InputError("model_kwargs.widths", self.widths, "must name at least one width")

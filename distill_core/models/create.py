@@ -16,6 +16,7 @@ from distill_core.models.resnetc import resnetc20, resnetc32
 from distill_core.models.resnext import resnext29
 from distill_core.models.shufflenetv2 import shufflenetv2
 from distill_core.models.transformer import Transformer
+from distill_core.runtime import collectives
 
 
 def _transformer(*, num_classes: int, **kwargs: Any) -> Transformer:
@@ -37,9 +38,7 @@ _FACTORIES: dict[str, Callable[..., nn.Module]] = {
 MODEL_NAMES = tuple(_FACTORIES)
 
 
-def create_model(
-    name: str, *, num_classes: int, axis_name: str | None = None, **kwargs: Any
-) -> nn.Module:
+def create_model(name: str, *, num_classes: int, **kwargs: Any) -> nn.Module:
     """The network called `name`, without variables.
 
     Args:
@@ -48,9 +47,11 @@ def create_model(
         to logits [B, C] (see `apply_model` for its optional arguments). A network of text takes
         `max_length`, too, and has the methods of `Transformer`.
       num_classes: C, of text the size of the vocabulary, passed to the factory.
-      axis_name: mapped axis of the batch statistics; passed only to a factory that takes an
-        argument of that name (or, if not None, any keyword).
       **kwargs: the factory's own settings. Lists become tuples, so that modules stay hashable.
+
+    A factory with an argument `axis_name` (or, within a mapped function, any keyword) gets the name
+    of the axis that holds the devices, None where there is none: Flax's batch normalisation wants
+    it. Ours sums over the devices by itself.
 
     Raises:
       InputError: field "model" if nothing of that name can be had, with the reason; field
@@ -58,7 +59,8 @@ def create_model(
     """
     factory = _FACTORIES[name] if name in _FACTORIES else _load_factory(name)
     settings = {key: _freeze(value) for key, value in kwargs.items()}
-    axis = {"axis_name": axis_name} if _takes_axis_name(factory, axis_name) else {}
+    axis_name = collectives.AXIS if collectives.is_bound() else None
+    axis = {"axis_name": axis_name} if _takes_axis(factory, bound=axis_name is not None) else {}
     try:
         model = factory(num_classes=num_classes, **axis, **settings)
     except TypeError as error:
@@ -99,13 +101,13 @@ def _load_factory(name: str) -> Callable[..., Any]:
     return factory
 
 
-def _takes_axis_name(factory: Callable[..., Any], axis_name: str | None) -> bool:
+def _takes_axis(factory: Callable[..., Any], *, bound: bool) -> bool:
     try:
         parameters = inspect.signature(factory).parameters
     except ValueError:  # some built-ins have no signature
         return False
     takes_any = any(p.kind is p.VAR_KEYWORD for p in parameters.values())
-    return "axis_name" in parameters or (takes_any and axis_name is not None)
+    return "axis_name" in parameters or (takes_any and bound)
 
 
 def _freeze(value: Any) -> Any:

@@ -14,9 +14,9 @@ from typing import Any
 
 import numpy as np
 
-from distill_core import checkpoint
 from distill_core.config import InputError
 from distill_core.models import weights_file
+from distill_core.models.network import LoadedModel, Network
 
 PyTree = Any
 HEAD_WIDTH = 64  # in every published size
@@ -38,8 +38,8 @@ class _RefusedError(Exception):
     """Why a file is not taken."""
 
 
-def load_gpt2(path: str | os.PathLike, *, field: str = "checkpoint") -> tuple[dict, PyTree]:
-    """The spec and the variables of a `Transformer` with the logits of a GPT-2 in a file.
+def load_gpt2(path: str | os.PathLike, *, field: str = "checkpoint") -> tuple[Network, PyTree]:
+    """A `Transformer` and its variables, with the logits of a GPT-2 in a file.
 
     Sizes come from the tensors; the number of heads from `n_head` in `config.json` beside the file,
     or else the heads are 64 wide; the tokenizer from `tokenizer.json` beside the file, if it is
@@ -50,7 +50,7 @@ def load_gpt2(path: str | os.PathLike, *, field: str = "checkpoint") -> tuple[di
       field: what an error names as wrong.
 
     Returns:
-      (spec, variables): as `spec.text_spec` makes it, with a `tokenizer` that may be None; and
+      (network, variables); the network's `tokenizer` may be None, the variables are
       `{"params": …}` of float32 NumPy arrays.
 
     Raises:
@@ -62,26 +62,26 @@ def load_gpt2(path: str | os.PathLike, *, field: str = "checkpoint") -> tuple[di
         params = _read_tensors(file)
         config = _read_config(file.parent / "config.json")
         vocab_size, width = params["wte"].shape
-        spec = {
-            "model": "transformer",
-            "model_kwargs": {
-                "num_layers": sum(name.startswith("h_") for name in params),
-                "num_heads": _num_heads(config, width),
-                "width": width,
-            },
-            "num_classes": vocab_size,
-            "max_length": params["wpe"].shape[0],
-            "tokenizer": _read_tokenizer(file.parent / "tokenizer.json", vocab_size),
-            "tokenizer_from": "elsewhere",
+        sizes = {
+            "num_layers": sum(name.startswith("h_") for name in params),
+            "num_heads": _num_heads(config, width),
+            "width": width,
         }
+        network = Network(
+            "transformer",
+            vocab_size,
+            sizes,
+            max_length=params["wpe"].shape[0],
+            tokenizer=_read_tokenizer(file.parent / "tokenizer.json", vocab_size),
+        )
     except _RefusedError as error:
         raise InputError(field, str(path), str(error)) from error
-    return spec, {"params": params}
+    return network, {"params": params}
 
 
 def load_model(
     path: str | os.PathLike, *, part: str | None = None, step: int | None = None
-) -> checkpoint.LoadedModel:
+) -> LoadedModel:
     """What `distill_core.load_model` gives for a `.safetensors` file.
 
     Raises:
@@ -207,7 +207,7 @@ def _num_heads(config: Mapping[str, Any], width: int) -> int:
 
 
 def _read_tokenizer(file: pathlib.Path, vocab_size: int) -> str | None:
-    """The tokenizer as a spec holds it; None if there is no file."""
+    """The tokenizer as a network has it; None if there is no file."""
     if not file.exists():
         return None
     from distill_core.data.text.tokenizers import Tokenizer

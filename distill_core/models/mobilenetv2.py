@@ -30,12 +30,11 @@ class InvertedResidual(nn.Module):
     stride: int = 1
     expansion: int = 6
     norm: str = "batch"
-    axis_name: str | None = None
 
     @nn.compact
     def __call__(self, x: jax.Array, *, train: bool, where: jax.Array | None) -> jax.Array:
         def norm(x: jax.Array) -> jax.Array:
-            return make_norm(self.norm, axis_name=self.axis_name)(x, train=train, where=where)
+            return make_norm(self.norm)(x, train=train, where=where)
 
         wide = self.expansion * x.shape[-1]
         y = _relu6(norm(conv(x, wide, kernel=1, use_bias=True)))
@@ -59,14 +58,12 @@ class MobileNetV2(nn.Module):
       stages: of each stage (expansion, features, blocks, stride of the first block).
       head: D, channels of the last convolution, also of the features.
       norm: "batch", "group" or "none".
-      axis_name: mapped axis of the batch statistics.
     """
 
     num_classes: int
     stages: tuple[tuple[int, int, int, int], ...] = _STAGES
     head: int = 1280
     norm: str = "batch"
-    axis_name: str | None = None
 
     @nn.compact
     def __call__(
@@ -75,7 +72,7 @@ class MobileNetV2(nn.Module):
         """Images float32 [B, H, W, channels] to logits [B, C]; `where` bool [B] masks examples."""
 
         def norm(x: jax.Array) -> jax.Array:
-            return make_norm(self.norm, axis_name=self.axis_name)(x, train=train, where=where)
+            return make_norm(self.norm)(x, train=train, where=where)
 
         check_images(x)
         x = mask_examples(x, where)
@@ -83,7 +80,7 @@ class MobileNetV2(nn.Module):
         for expansion, features, blocks, first_stride in self.stages:
             for index in range(blocks):
                 stride = first_stride if index == 0 else 1
-                x = InvertedResidual(features, stride, expansion, self.norm, self.axis_name)(
+                x = InvertedResidual(features, stride, expansion, self.norm)(
                     x, train=train, where=where
                 )
         x = _relu6(norm(conv(x, self.head, kernel=1, use_bias=True))).mean(axis=(1, 2))  # [B, D]
@@ -91,11 +88,9 @@ class MobileNetV2(nn.Module):
         return dense(x, self.num_classes)
 
 
-def mobilenetv2(
-    *, num_classes: int, norm: str = "batch", axis_name: str | None = None
-) -> MobileNetV2:
+def mobilenetv2(*, num_classes: int, norm: str = "batch") -> MobileNetV2:
     """MobileNetV2 of the published width."""
-    return MobileNetV2(num_classes, norm=norm, axis_name=axis_name)
+    return MobileNetV2(num_classes, norm=norm)
 
 
 def _relu6(x: jax.Array) -> jax.Array:

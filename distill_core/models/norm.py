@@ -11,6 +11,7 @@ from jax import lax
 
 from distill_core.config import InputError
 from distill_core.models.layers import mask_examples
+from distill_core.runtime import collectives
 
 
 class BatchNorm(nn.Module):
@@ -18,22 +19,19 @@ class BatchNorm(nn.Module):
 
     As `torch.nn.BatchNorm2d`: it normalises by the biased variance of the batch and stores a
     running average of the *unbiased* one (`momentum` 0.9 here is 0.1 there). Unlike Flax's layer,
-    which averages the means of the devices, it sums counts, sums and centred squares over
-    `axis_name`, so that an uneven mask changes nothing. The variance takes two passes: the
+    which averages the means of the devices, it sums counts, sums and centred squares over all of
+    them, so that an uneven mask changes nothing. The variance takes two passes: the
     one-pass formula cancels where the mean is large.
 
     Variables: `params` scale, bias and `batch_stats` mean, var, each float32 [C].
     Source: Ioffe and Szegedy, 2015, Algorithm 1 and Section 3.1; PyTorch for the conventions.
 
     Attributes:
-      axis_name: mapped axis to sum over, or None on one device. It must be bound when
-        `train=True`; inference needs no axis.
       momentum: weight of the old running value.
       epsilon: added to the variance.
       dtype: of the result, by default the input's. Everything inside is float32.
     """
 
-    axis_name: str | None = None
     momentum: float = 0.9
     epsilon: float = 1e-5
     dtype: Any = None
@@ -76,26 +74,19 @@ class BatchNorm(nn.Module):
         """Mean [C], biased variance [C] and count [] of the entries of a channel; x is masked."""
         axes = tuple(range(x.ndim - 1))
         examples = jnp.float32(x.shape[0]) if where is None else where.sum(dtype=jnp.float32)
-        total, count = self._sum_over_devices((x.sum(axes), examples * math.prod(x.shape[1:-1])))
+        total, count = collectives.all_sum((x.sum(axes), examples * math.prod(x.shape[1:-1])))
         mean = total / jnp.maximum(count, 1)
         centred = mask_examples(x - _along_channels(mean, x), where)
-        squares = self._sum_over_devices(jnp.square(centred).sum(axes))
+        squares = collectives.all_sum(jnp.square(centred).sum(axes))
         return mean, squares / jnp.maximum(count, 1), count
 
-    def _sum_over_devices(self, tree: Any) -> Any:
-        # Initialisation runs outside the mapped function, where the axis has no meaning.
-        if self.axis_name is None or self.is_initializing():
-            return tree
-        return lax.psum(tree, self.axis_name)
 
-
-def make_norm(kind: str, *, axis_name: str | None = None) -> Callable[..., jax.Array]:
+def make_norm(kind: str) -> Callable[..., jax.Array]:
     """The normalisation named by `kind`, to be called in a compact method.
 
     Args:
-      kind: "batch" (`BatchNorm` over `axis_name`), "group" (Flax's GroupNorm, for steps that
+      kind: "batch" (`BatchNorm` over all devices), "group" (Flax's GroupNorm, for steps that
         must not mix examples, such as DP-SGD), or "none".
-      axis_name: mapped axis of the batch statistics; the other kinds ignore it.
 
     Returns:
       A function (x [B, ..., C], *, train=False, where=None) -> [B, ..., C].
@@ -104,7 +95,7 @@ def make_norm(kind: str, *, axis_name: str | None = None) -> Callable[..., jax.A
       InputError: for another kind.
     """
     if kind == "batch":
-        return BatchNorm(axis_name=axis_name)
+        return BatchNorm()
     if kind == "group":
         return _group_norm
     if kind == "none":

@@ -15,12 +15,11 @@ class BasicBlock(nn.Module):
     features: int
     stride: int = 1
     norm: str = "batch"
-    axis_name: str | None = None
 
     @nn.compact
     def __call__(self, x: jax.Array, *, train: bool, where: jax.Array | None) -> jax.Array:
         def norm(x: jax.Array) -> jax.Array:
-            return make_norm(self.norm, axis_name=self.axis_name)(x, train=train, where=where)
+            return make_norm(self.norm)(x, train=train, where=where)
 
         y = nn.relu(norm(conv(x, self.features, stride=self.stride)))
         y = norm(conv(y, self.features))
@@ -38,12 +37,11 @@ class Bottleneck(nn.Module):
     features: int
     stride: int = 1
     norm: str = "batch"
-    axis_name: str | None = None
 
     @nn.compact
     def __call__(self, x: jax.Array, *, train: bool, where: jax.Array | None) -> jax.Array:
         def norm(x: jax.Array) -> jax.Array:
-            return make_norm(self.norm, axis_name=self.axis_name)(x, train=train, where=where)
+            return make_norm(self.norm)(x, train=train, where=where)
 
         wide = 4 * self.features
         y = nn.relu(norm(conv(x, self.features, kernel=1)))
@@ -68,16 +66,14 @@ class ResNet(nn.Module):
     Attributes:
       num_classes: C.
       stage_sizes: blocks of each stage.
-      block: (features, stride, norm, axis_name) -> module, `BasicBlock` or `Bottleneck`.
+      block: (features, stride, norm) -> module, `BasicBlock` or `Bottleneck`.
       norm: "batch", "group" or "none".
-      axis_name: mapped axis of the batch statistics.
     """
 
     num_classes: int
     stage_sizes: tuple[int, ...]
     block: Callable[..., nn.Module] = BasicBlock
     norm: str = "batch"
-    axis_name: str | None = None
 
     @nn.compact
     def __call__(
@@ -87,29 +83,27 @@ class ResNet(nn.Module):
         check_images(x)
         x = mask_examples(x, where)
         x = conv(x, 64)
-        x = make_norm(self.norm, axis_name=self.axis_name)(x, train=train, where=where)
+        x = make_norm(self.norm)(x, train=train, where=where)
         x = nn.relu(x)
         for stage, blocks in enumerate(self.stage_sizes):
             for index in range(blocks):
                 stride = 2 if stage > 0 and index == 0 else 1
-                x = self.block(64 * 2**stage, stride, self.norm, self.axis_name)(
-                    x, train=train, where=where
-                )
+                x = self.block(64 * 2**stage, stride, self.norm)(x, train=train, where=where)
         x = x.mean(axis=(1, 2))  # [B, D]
         self.sow("intermediates", "features", x)
         return dense(x, self.num_classes)
 
 
-def resnet18(*, num_classes: int, norm: str = "batch", axis_name: str | None = None) -> ResNet:
+def resnet18(*, num_classes: int, norm: str = "batch") -> ResNet:
     """ResNet of two basic blocks a stage."""
-    return ResNet(num_classes, stage_sizes=(2, 2, 2, 2), norm=norm, axis_name=axis_name)
+    return ResNet(num_classes, stage_sizes=(2, 2, 2, 2), norm=norm)
 
 
-def resnet34(*, num_classes: int, norm: str = "batch", axis_name: str | None = None) -> ResNet:
+def resnet34(*, num_classes: int, norm: str = "batch") -> ResNet:
     """ResNet of 3, 4, 6 and 3 basic blocks."""
-    return ResNet(num_classes, stage_sizes=(3, 4, 6, 3), norm=norm, axis_name=axis_name)
+    return ResNet(num_classes, stage_sizes=(3, 4, 6, 3), norm=norm)
 
 
-def resnet50(*, num_classes: int, norm: str = "batch", axis_name: str | None = None) -> ResNet:
+def resnet50(*, num_classes: int, norm: str = "batch") -> ResNet:
     """ResNet of 3, 4, 6 and 3 bottlenecks."""
-    return ResNet(num_classes, (3, 4, 6, 3), block=Bottleneck, norm=norm, axis_name=axis_name)
+    return ResNet(num_classes, (3, 4, 6, 3), block=Bottleneck, norm=norm)

@@ -16,12 +16,11 @@ class PreActivationBlock(nn.Module):
     features: int
     stride: int = 1
     norm: str = "batch"
-    axis_name: str | None = None
 
     @nn.compact
     def __call__(self, x: jax.Array, *, train: bool, where: jax.Array | None) -> jax.Array:
         def norm(x: jax.Array) -> jax.Array:
-            return make_norm(self.norm, axis_name=self.axis_name)(x, train=train, where=where)
+            return make_norm(self.norm)(x, train=train, where=where)
 
         y = conv(nn.relu(norm(x)), self.features, stride=self.stride, kernel_init=_kernel_init)
         y = conv(nn.relu(norm(y)), self.features, kernel_init=_kernel_init)
@@ -47,13 +46,11 @@ class ResNetC(nn.Module):
       num_classes: C.
       blocks_per_stage: n.
       norm: "batch", "group" or "none".
-      axis_name: mapped axis of the batch statistics.
     """
 
     num_classes: int
     blocks_per_stage: int
     norm: str = "batch"
-    axis_name: str | None = None
 
     @nn.compact
     def __call__(
@@ -66,20 +63,18 @@ class ResNetC(nn.Module):
         for stage, features in enumerate((16, 32, 64)):
             for block in range(self.blocks_per_stage):
                 stride = 2 if stage > 0 and block == 0 else 1
-                x = PreActivationBlock(features, stride, self.norm, self.axis_name)(
-                    x, train=train, where=where
-                )
-        x = make_norm(self.norm, axis_name=self.axis_name)(x, train=train, where=where)
+                x = PreActivationBlock(features, stride, self.norm)(x, train=train, where=where)
+        x = make_norm(self.norm)(x, train=train, where=where)
         x = nn.relu(x).mean(axis=(1, 2))  # [B, 64]
         self.sow("intermediates", "features", x)
         return dense(x, self.num_classes)
 
 
-def resnetc20(*, num_classes: int, norm: str = "batch", axis_name: str | None = None) -> ResNetC:
+def resnetc20(*, num_classes: int, norm: str = "batch") -> ResNetC:
     """ResNetC of depth 20."""
-    return ResNetC(num_classes, blocks_per_stage=3, norm=norm, axis_name=axis_name)
+    return ResNetC(num_classes, blocks_per_stage=3, norm=norm)
 
 
-def resnetc32(*, num_classes: int, norm: str = "batch", axis_name: str | None = None) -> ResNetC:
+def resnetc32(*, num_classes: int, norm: str = "batch") -> ResNetC:
     """ResNetC of depth 32."""
-    return ResNetC(num_classes, blocks_per_stage=5, norm=norm, axis_name=axis_name)
+    return ResNetC(num_classes, blocks_per_stage=5, norm=norm)

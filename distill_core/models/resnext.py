@@ -22,13 +22,12 @@ class GroupedBottleneck(nn.Module):
     groups: int
     stride: int = 1
     norm: str = "batch"
-    axis_name: str | None = None
 
     @nn.compact
     def __call__(self, x: jax.Array, *, train: bool, where: jax.Array | None) -> jax.Array:
         def layer(x: jax.Array, features: int, **options) -> jax.Array:
             x = conv(x, features, kernel_init=_kernel_init, **options)
-            return make_norm(self.norm, axis_name=self.axis_name)(x, train=train, where=where)
+            return make_norm(self.norm)(x, train=train, where=where)
 
         y = nn.relu(layer(x, self.inner, kernel=1))
         y = nn.relu(layer(y, self.inner, stride=self.stride, groups=self.groups))
@@ -57,7 +56,6 @@ class ResNeXt(nn.Module):
       base_width: channels of a group in the first stage.
       widen_factor: features of the first stage over those of the stem.
       norm: "batch", "group" or "none".
-      axis_name: mapped axis of the batch statistics.
     """
 
     num_classes: int
@@ -66,7 +64,6 @@ class ResNeXt(nn.Module):
     base_width: int = 64
     widen_factor: int = 4
     norm: str = "batch"
-    axis_name: str | None = None
 
     @nn.compact
     def __call__(
@@ -76,21 +73,21 @@ class ResNeXt(nn.Module):
         check_images(x)
         x = mask_examples(x, where)
         x = conv(x, 64, kernel_init=_kernel_init)
-        x = make_norm(self.norm, axis_name=self.axis_name)(x, train=train, where=where)
+        x = make_norm(self.norm)(x, train=train, where=where)
         x = nn.relu(x)
         for stage in range(3):
             features = 64 * self.widen_factor * 2**stage
             inner = self.cardinality * self.base_width * 2**stage
             for block in range(self.blocks_per_stage):
                 stride = 2 if stage > 0 and block == 0 else 1
-                x = GroupedBottleneck(
-                    features, inner, self.cardinality, stride, self.norm, self.axis_name
-                )(x, train=train, where=where)
+                x = GroupedBottleneck(features, inner, self.cardinality, stride, self.norm)(
+                    x, train=train, where=where
+                )
         x = x.mean(axis=(1, 2))  # [B, D]
         self.sow("intermediates", "features", x)
         return nn.Dense(self.num_classes, kernel_init=_dense_init)(x)
 
 
-def resnext29(*, num_classes: int, norm: str = "batch", axis_name: str | None = None) -> ResNeXt:
+def resnext29(*, num_classes: int, norm: str = "batch") -> ResNeXt:
     """ResNeXt of depth 29 with 8 groups of 64 channels, 8×64d."""
-    return ResNeXt(num_classes, norm=norm, axis_name=axis_name)
+    return ResNeXt(num_classes, norm=norm)

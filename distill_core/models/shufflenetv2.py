@@ -20,12 +20,11 @@ class ShuffleUnit(nn.Module):
     features: int
     stride: int = 1
     norm: str = "batch"
-    axis_name: str | None = None
 
     @nn.compact
     def __call__(self, x: jax.Array, *, train: bool, where: jax.Array | None) -> jax.Array:
         def norm(x: jax.Array) -> jax.Array:
-            return make_norm(self.norm, axis_name=self.axis_name)(x, train=train, where=where)
+            return make_norm(self.norm)(x, train=train, where=where)
 
         def narrow(x: jax.Array) -> jax.Array:
             channels = x.shape[-1]
@@ -56,7 +55,6 @@ class ShuffleNetV2(nn.Module):
       stage_sizes: units of each stage.
       head: D, channels of the last convolution, also of the features.
       norm: "batch", "group" or "none".
-      axis_name: mapped axis of the batch statistics.
     """
 
     num_classes: int
@@ -64,7 +62,6 @@ class ShuffleNetV2(nn.Module):
     stage_sizes: tuple[int, ...] = (4, 8, 4)
     head: int = 1024
     norm: str = "batch"
-    axis_name: str | None = None
 
     @nn.compact
     def __call__(
@@ -73,7 +70,7 @@ class ShuffleNetV2(nn.Module):
         """Images float32 [B, H, W, channels] to logits [B, C]; `where` bool [B] masks examples."""
 
         def norm(x: jax.Array) -> jax.Array:
-            return make_norm(self.norm, axis_name=self.axis_name)(x, train=train, where=where)
+            return make_norm(self.norm)(x, train=train, where=where)
 
         check_images(x)
         x = mask_examples(x, where)
@@ -81,16 +78,12 @@ class ShuffleNetV2(nn.Module):
         for features, units in zip(self.widths, self.stage_sizes, strict=True):
             for index in range(units):
                 stride = 2 if index == 0 else 1
-                x = ShuffleUnit(features, stride, self.norm, self.axis_name)(
-                    x, train=train, where=where
-                )
+                x = ShuffleUnit(features, stride, self.norm)(x, train=train, where=where)
         x = nn.relu(norm(conv(x, self.head, kernel=1, use_bias=True))).mean(axis=(1, 2))  # [B, D]
         self.sow("intermediates", "features", x)
         return dense(x, self.num_classes)
 
 
-def shufflenetv2(
-    *, num_classes: int, norm: str = "batch", axis_name: str | None = None
-) -> ShuffleNetV2:
+def shufflenetv2(*, num_classes: int, norm: str = "batch") -> ShuffleNetV2:
     """ShuffleNetV2 of width 1×."""
-    return ShuffleNetV2(num_classes, norm=norm, axis_name=axis_name)
+    return ShuffleNetV2(num_classes, norm=norm)

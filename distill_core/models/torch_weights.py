@@ -20,13 +20,12 @@ from typing import Any
 import jax
 import numpy as np
 
-from distill_core import checkpoint
 from distill_core.config import InputError
 from distill_core.data.images.dataset import wrong_constants
-from distill_core.models import spec as spec_lib
-from distill_core.models import weights_file
+from distill_core.models import checks, weights_file
 from distill_core.models.cnn import CNN
 from distill_core.models.create import MODEL_NAMES
+from distill_core.models.network import LoadedModel, Network
 from distill_core.models.torch_layout import NETWORKS, canonical, layers
 
 PyTree = Any
@@ -71,15 +70,15 @@ def convert(module: Any, input_shape: Sequence[int], tensors: Mapping[str, Any])
         raise InputError("state_dict", type(module).__name__, str(error)) from error
 
 
-def load_torch(path: str | os.PathLike, *, field: str = "checkpoint") -> tuple[dict, PyTree]:
-    """The spec and the variables of an image network with the weights in a file.
+def load_torch(path: str | os.PathLike, *, field: str = "checkpoint") -> tuple[Network, PyTree]:
+    """An image network and its variables, with the weights in a file.
 
     Args:
       path: a local `.safetensors` file; tensors in float32, float16 or bfloat16.
       field: what an error names as wrong.
 
     Returns:
-      (spec, variables): as `spec.image_spec` makes it, and as `convert` returns them.
+      (network, variables), these as `convert` returns them.
 
     Raises:
       InputError: on `field`: no such file, no description, or the weights of another network; names
@@ -88,7 +87,7 @@ def load_torch(path: str | os.PathLike, *, field: str = "checkpoint") -> tuple[d
     file = pathlib.Path(path).expanduser()
     try:
         with _opened(file) as tensors:
-            spec = _read_spec(file, tensors.metadata() or {})
+            network = _read_network(file, tensors.metadata() or {})
             stored = {}
             for name in _names(tensors):
                 if (dtype := tensors.get_slice(name).get_dtype()) not in _DTYPES:
@@ -97,19 +96,19 @@ def load_torch(path: str | os.PathLike, *, field: str = "checkpoint") -> tuple[d
                 if not np.isfinite(stored[name]).all():
                     raise _RefusedError(f"tensor {name} holds NaN or infinity")
         try:
-            if spec["model_kwargs"]:
-                spec_lib.check(spec)
-            variables = _convert(spec_lib.build(spec), tuple(spec["input_shape"]), stored)
+            if network.model_kwargs:
+                checks.check(network)
+            variables = _convert(network.module(), network.input_shape, stored)
         except InputError as error:  # settings that the network does not take
             raise _RefusedError(f"its description is refused ({error})") from error
     except _RefusedError as error:
         raise InputError(field, str(path), str(error)) from error
-    return spec, variables
+    return network, variables
 
 
 def load_model(
     path: str | os.PathLike, *, part: str | None = None, step: int | None = None
-) -> checkpoint.LoadedModel:
+) -> LoadedModel:
     """What `distill_core.load_model` gives for the `.safetensors` file of an image network.
 
     Raises:
@@ -150,8 +149,8 @@ def _names(tensors: Any) -> list[str]:
     return [name for name in tensors.keys() if name.rpartition(".")[2] != _COUNT]  # noqa: SIM118
 
 
-def _read_spec(file: pathlib.Path, header: Mapping[str, str]) -> dict[str, Any]:
-    """The spec from what describes the file, each of its values checked."""
+def _read_network(file: pathlib.Path, header: Mapping[str, str]) -> Network:
+    """The network from what describes the file, each of its values checked."""
     beside = file.with_suffix(".json")
     if not beside.exists() and "spec" not in header:
         needed = f"{beside.name} must lie beside it, with {', '.join(_FIELDS)}"
@@ -189,7 +188,7 @@ def _read_spec(file: pathlib.Path, header: Mapping[str, str]) -> dict[str, Any]:
             raise _RefusedError(f"{where} has {name} {given[name]!r}; must be {needed}")
     if (wrong := wrong_constants(given["mean"], given["std"])) is not None:
         raise _RefusedError(f"{where} is refused: {wrong}")
-    return {**given, "num_classes": len(given["classes"])}
+    return Network(num_classes=len(given["classes"]), **given)
 
 
 def _is_size(value: Any) -> bool:

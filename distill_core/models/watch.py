@@ -9,6 +9,7 @@ from flax import linen as nn
 
 from distill_core.models.apply import takes_train
 from distill_core.models.norm import BatchNorm
+from distill_core.runtime import collectives
 
 # Layers that drop out, and what they call their rate.
 _RATES: Any = ((nn.Dropout, "rate"), (nn.MultiHeadDotProductAttention, "dropout_rate"))
@@ -31,12 +32,8 @@ class Seen(NamedTuple):
 
 
 @contextlib.contextmanager
-def watched(num_devices: int = 1) -> Iterator[Seen]:
-    """Records layers of Flax and of ours that run inside, also in jitted or abstract passes.
-
-    Args:
-      num_devices: over which a layer with an `axis_name` sums its statistics.
-    """
+def watched() -> Iterator[Seen]:
+    """Records layers of Flax and of ours that run inside, also in jitted or abstract passes."""
     seen = Seen([], [], [], {})
 
     def watch(call, args, kwargs, context):
@@ -56,11 +53,16 @@ def watched(num_devices: int = 1) -> Iterator[Seen]:
                     axes = getattr(module, "axis", -1)
                     axes = (axes,) if isinstance(axes, int) else axes
                     values = math.prod(shape) // max(1, math.prod(shape[axis] for axis in axes))
-                    seen.values[name] = values * (num_devices if module.axis_name else 1)
+                    seen.values[name] = values * (collectives.num_devices() if _sums(module) else 1)
         return call(*args, **kwargs)
 
     with nn.intercept_methods(watch):
         yield seen
+
+
+def _sums(module: Any) -> bool:
+    """Whether a layer's statistics are those of all devices."""
+    return isinstance(module, BatchNorm) or module.axis_name is not None
 
 
 def _root(module: nn.Module) -> nn.Module:

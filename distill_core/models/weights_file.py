@@ -4,20 +4,19 @@ import os
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from distill_core import checkpoint
 from distill_core.config import InputError
-from distill_core.models import spec as spec_lib
+from distill_core.models.network import LoadedModel, Network
 
 
 def load_model(
     path: str | os.PathLike,
-    read: Callable[..., tuple[dict, Mapping[str, Any]]],
+    read: Callable[..., tuple[Network, Mapping[str, Any]]],
     *,
     method: str,
     part: str | None,
     step: int | None,
-) -> checkpoint.LoadedModel:
-    """What `distill_core.load_model` gives for a file; `read(path)` gives (spec, variables).
+) -> LoadedModel:
+    """What `distill_core.load_model` gives for a file; `read(path)` gives (network, variables).
 
     Raises:
       InputError: from `read`; or a part or a step is asked for, and a file has neither.
@@ -25,15 +24,14 @@ def load_model(
     for name, value in (("part", part), ("step", step)):
         if value is not None:
             raise InputError(name, value, f"{path} is a file of one network; leave it out")
-    spec, variables = read(path)
+    network, variables = read(path)
     metadata = {
         "method": method,
-        "parts": {"model": spec},
+        "parts": {"model": network.to_json()},
         "config": {},
         "ledger": {"mechanisms": [], "ancestors": []},
         "data_note": "",
         "step": 0,
         "id": "a file of weights",  # nobody drew one
     }
-    apply, tokenizer = spec_lib.make_apply(spec), spec_lib.tokenizer(spec)
-    return checkpoint.LoadedModel(variables, spec, apply, tokenizer, metadata)
+    return LoadedModel(variables, network, metadata)

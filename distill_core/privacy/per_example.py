@@ -199,7 +199,6 @@ def noisy_sum(
     *,
     norm: float | Array,
     noise_multiplier: float | Array,
-    axis_name: str | None = None,
 ) -> PyTree:
     """Adds Gaussian noise to a sum of bounded gradients, once, after the sum over devices.
 
@@ -213,11 +212,10 @@ def noisy_sum(
     `gaussian.standard_normal`.
 
     Args:
-      key: used for this release and no other; under `axis_name` equal on all devices.
+      key: used for this release and no other; equal on all devices.
       tree: the sum of this device's examples.
       norm: C > 0, as given for the sum.
       noise_multiplier: σ ≥ 0, a scalar; 0 releases the sum as it is.
-      axis_name: mapped axis that holds the devices, or None.
 
     Returns:
       A tree like the given one, float32, equal on all devices.
@@ -227,7 +225,7 @@ def noisy_sum(
     """
     norm = coefficient("norm", norm, (), None, low=0.0, above=True)
     std = coefficient("noise_multiplier", noise_multiplier, (), None, low=0.0) * norm
-    tree = all_sum(jax.tree.map(lambda x: jnp.asarray(x, jnp.float32), tree), axis_name)
+    tree = all_sum(jax.tree.map(lambda x: jnp.asarray(x, jnp.float32), tree))
     leaves, structure = jax.tree.flatten(tree)
     noisy = [
         leaf + std * standard_normal(jax.random.fold_in(key, i), leaf.shape)

@@ -4,12 +4,14 @@ State and teachers are replicated, batches are split over all devices of all pro
 wrapped once: `jax.jit` on one device; on several `jax.pmap`, or `shard_map`, or `jit` over a mesh.
 """
 
+import dataclasses
+import functools
 import itertools
 import json
 import os
 import sys
 import zlib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Hashable, Mapping
 from typing import Any, NamedTuple
 
 import jax
@@ -17,8 +19,8 @@ import numpy as np
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from distill_core.config import InputError
+from distill_core.runtime.collectives import AXIS
 
-AXIS = "devices"
 MODES = ("pmap", "shard_map", "mesh")
 PyTree = Any
 
@@ -70,18 +72,32 @@ def choose_mode(mode: str | None = None) -> str:
     return "jit" if jax.device_count() == 1 else mode or "pmap"
 
 
-def axis_name(mode: str) -> str | None:
-    """The mapped axis that a step has to sum over; None where the compiler sees whole arrays."""
-    return AXIS if mode in ("pmap", "shard_map") else None
+def is_mapped(mode: str) -> bool:
+    """Whether a step runs once per device, on its part of the batch (see `collectives`)."""
+    return mode in ("pmap", "shard_map")
+
+
+@dataclasses.dataclass(frozen=True)
+class Bound:
+    """A module's function with its first, static argument: equal by value, as a closure is not."""
+
+    function: Callable
+    first: Any
+
+    def __call__(self, *args):
+        """The function of the first argument and these."""
+        return self.function(self.first, *args)
 
 
 def wrap(step: Callable, mode: str, *, donate: bool = False) -> Callable:
     """Compiles `step(state, frozen, batch) -> (state, metrics)` or an evaluation of that form.
 
     All outputs are replicated. `state` and `frozen` should come from `place`, the batch from
-    `feed`. With `donate` the state's memory is reused for the new state.
+    `feed`. With `donate` the state's memory is reused for the new state. Steps that are equal, as
+    frozen dataclasses of equal values are, share what is compiled.
     """
-    compiled = _compile(step, mode, (0,) if donate else ())
+    assert isinstance(step, Hashable)
+    compiled = functools.partial(_program(mode, donate), step)
     if mode == "jit" or jax.default_backend() != "cpu":
         return compiled
     # A CPU's simulated devices share one pool of threads: of two steps in flight, each can hold the
@@ -89,33 +105,54 @@ def wrap(step: Callable, mode: str, *, donate: bool = False) -> Callable:
     return lambda *args: jax.block_until_ready(compiled(*args))
 
 
-def _compile(step: Callable, mode: str, donated: tuple[int, ...]) -> Callable:
+@functools.cache
+def _program(mode: str, donate: bool) -> Callable:
+    """`program(step, state, frozen, batch)`, which compiles once per equal step."""
+    donated = (1,) if donate else ()
     if mode == "jit":
-        return jax.jit(step, donate_argnums=donated)
+        return jax.jit(_call, static_argnums=0, donate_argnums=donated)
     if mode == "pmap":
-        options = {"in_axes": (None, None, 0), "out_axes": None, "donate_argnums": donated}
+        options = {
+            "axis_name": AXIS,
+            "in_axes": (None, None, None, 0),
+            "out_axes": None,
+            "static_broadcasted_argnums": 0,
+            "donate_argnums": donated,
+        }
         if jax.process_count() == 1:
-            return jax.pmap(step, AXIS, **options)
+            return jax.pmap(_call, **options)
         # Of several processes, pmap fetches typed keys to the host at every call, and so waits for
         # the step before; their data it leaves on the devices.
-        on_data = jax.pmap(
-            lambda state, frozen, batch: _bare(step(_typed(state), _typed(frozen), batch)),
-            AXIS,
-            **options,
+        on_data = jax.pmap(_call_on_data, **options)
+        return lambda step, state, frozen, batch: _typed(
+            on_data(step, _bare(state), _bare(frozen), batch)
         )
-        return lambda state, frozen, batch: _typed(on_data(_bare(state), _bare(frozen), batch))
     mesh = _mesh(mode)
-    whole, split = PartitionSpec(), PartitionSpec(AXIS)
-    if mode == "shard_map":
-        # check_vma=False: the steps sum their gradients themselves. With the default, JAX inserts
-        # a sum of its own for gradients of replicated parameters and they count twice, silently.
-        step = jax.shard_map(
-            step, mesh=mesh, in_specs=(whole, whole, split), out_specs=whole, check_vma=False
-        )
-    whole, split = NamedSharding(mesh, whole), NamedSharding(mesh, split)
+    whole, split = NamedSharding(mesh, PartitionSpec()), NamedSharding(mesh, PartitionSpec(AXIS))
     return jax.jit(
-        step, in_shardings=(whole, whole, split), out_shardings=whole, donate_argnums=donated
+        functools.partial(_call_sharded, mesh) if mode == "shard_map" else _call,
+        static_argnums=0,
+        in_shardings=(whole, whole, split),
+        out_shardings=whole,
+        donate_argnums=donated,
     )
+
+
+def _call(step: Callable, state: PyTree, frozen: PyTree, batch: PyTree):
+    return step(state, frozen, batch)
+
+
+def _call_on_data(step: Callable, state: PyTree, frozen: PyTree, batch: PyTree):
+    return _bare(step(_typed(state), _typed(frozen), batch))
+
+
+def _call_sharded(mesh: Mesh, step: Callable, state: PyTree, frozen: PyTree, batch: PyTree):
+    whole, split = PartitionSpec(), PartitionSpec(AXIS)
+    # check_vma=False: the steps sum their gradients themselves. With the default, JAX inserts
+    # a sum of its own for gradients of replicated parameters and they count twice, silently.
+    return jax.shard_map(
+        step, mesh=mesh, in_specs=(whole, whole, split), out_specs=whole, check_vma=False
+    )(state, frozen, batch)
 
 
 def place(tree: PyTree, mode: str) -> PyTree:

@@ -1,29 +1,32 @@
-"""A training run of an image classifier: data, network and batches around a method's objective.
+"""Runs that train an image classifier: data, network, batches and measurements around an objective.
 
-A method gives an objective, `objective(logits, images, labels, frozen, extra) -> values [B]`: one
-loss an example from the trained network's logits, the (augmented) images, the labels, the frozen
-side and the batch's extra arrays. Everything else is the same for plain training, distillation and
-nasty teachers.
+Plain training, distillation, nasty teachers and every attack on them differ in their objective, in
+what it reads, and perhaps in what of the network is trained.
 """
 
-import functools
-import json
+import dataclasses
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 from etils import epath
 
 from distill_core import checkpoint, config, data
+from distill_core.data import sampling
 from distill_core.data.images import augment
-from distill_core.models import spec
+from distill_core.losses import cross_entropy
+from distill_core.models import checks
+from distill_core.models.network import LoadedModel, Network, image_network
 from distill_core.runtime import parallel
-from distill_core.training import dispatch, dp_sgd, fits, fitting, optimizers, run_state
-from distill_core.training import gradients as dp_gradient
+from distill_core.training import dispatch, dp_sgd, fits, loop, run_state
 from distill_core.training import metrics as metrics_lib
-from distill_core.training.step import make_train_step
+from distill_core.training.gradients import PrivateGradient
+from distill_core.training.optimizers import Optimizer
+from distill_core.training.run_state import Layout
+from distill_core.training.step import Evaluation, Objective, Outputs, Update, mean_gradient
+
+PyTree = Any
 
 
 class Splits(NamedTuple):
@@ -52,7 +55,7 @@ def load_splits(
 
 def load_with(
     hp: Mapping[str, Any], field: str, workdir: epath.PathLike
-) -> tuple[checkpoint.LoadedModel, data.Dataset, Splits]:
+) -> tuple[LoadedModel, data.Dataset, Splits]:
     """The classifier that a field of the config names, and the data in the order of its classes.
 
     Raises:
@@ -87,8 +90,8 @@ def check(
     dataset: data.Dataset,
     workdir: epath.PathLike | None = None,
     mode: str | None = None,
-) -> dict[str, Any]:
-    """The spec of the network that a run would train, if it can run on this data and these devices.
+) -> Network:
+    """The network that a run would train, if it can run on this data and these devices.
 
     Weights belong with the constants that standardised their pixels: a run that starts from a
     network's (`init_from`), or goes on from its own in `workdir`, has that network's. `mode` is
@@ -99,39 +102,60 @@ def check(
     """
     if not hp.get("dp"):  # else it is an expected size
         parallel.check_batch_size(hp["batch_size"])
-    network = spec.image_spec(
+    network = image_network(
+        dataset,
         model=hp["model"],
         model_kwargs=hp["model_kwargs"],
-        dataset=dataset,
         compute_dtype=hp.get("compute_dtype", "float32"),
     )
     start = None if workdir is None else run_state.starting_network(hp, workdir)
-    if start is not None and not spec.is_text(start):
-        theirs, ours = start["input_shape"][-1], network["input_shape"][-1]
+    if start is not None and not start.is_text:
+        theirs, ours = start.input_shape[-1], network.input_shape[-1]
         if theirs != ours:
             allowed = f"takes images of {theirs} channels; those of {dataset.name} have {ours}"
             raise config.InputError("init_from", hp.get("init_from"), allowed)
-        network |= {name: start[name] for name in ("mean", "std")}
-    spec.check(network)
+        network = dataclasses.replace(network, mean=start.mean, std=start.std)
+    checks.check(network)
     if not hp.get("dp"):  # which refuses batch statistics
-        spec.check_statistics(network, hp["batch_size"], mode or parallel.choose_mode())
+        checks.check_statistics(network, hp["batch_size"], mode or parallel.choose_mode())
     return network
 
 
-def train(
+@dataclasses.dataclass(frozen=True)
+class Run:
+    """A training run that can begin, or go on, as far as its settings and data tell."""
+
+    hp: Mapping[str, Any]
+    workdir: epath.PathLike
+    method: str
+    dataset: data.Dataset
+    splits: Splits
+    network: Network
+    mode: str
+
+    def describe(self, reads: Mapping[str, LoadedModel | str]):
+        """(metadata, inputs) of the run; see `run_state.describe`."""
+        about, prints = run_state.describe(
+            self.hp,
+            self.workdir,
+            method=self.method,
+            network=self.network,
+            reads={"dataset": self.dataset.fingerprint(), **reads},
+            note=self.dataset.note,
+        )
+        return {**about, "num_examples": len(self.splits.train)}, prints
+
+
+def prepare(
     hp: Mapping[str, Any],
     workdir: epath.PathLike,
     *,
     method: str,
     dataset: data.Dataset,
     splits: Splits,
-    objective: Callable,
-    frozen: Any,
-    extra: Mapping[str, np.ndarray] | None = None,
-    reads: Mapping[str, checkpoint.LoadedModel | str] | None = None,
-    mode: str | None = None,
-) -> dict[str, Any]:
-    """Trains a classifier by an objective, or resumes it, and measures it on the test split.
+    mode: str | None,
+) -> Run:
+    """Checks everything but what the objective reads.
 
     Args:
       hp: validated values of `config.TRAINING` and the method's own; with a group `dp` (see
@@ -139,12 +163,38 @@ def train(
       workdir: the run's directory.
       method: written into the checkpoint.
       dataset, splits: as `load_splits` gives them.
-      objective: see above; a module-level or cached function, since compiled steps are reused
-        between runs that share it.
-      frozen: what the objective reads, e.g. a teacher's variables and a temperature.
-      extra: arrays with one row a training example, e.g. stored teacher logits.
-      reads: what else than the data the run reads; see `run_state.describe`.
       mode: see `parallel.choose_mode`.
+
+    Raises:
+      InputError: as `check`.
+    """
+    mode = parallel.choose_mode(mode)
+    network = check(hp, dataset, workdir, mode)
+    return Run(hp, workdir, method, dataset, splits, network, mode)
+
+
+def train(
+    run: Run,
+    objective: Objective,
+    *,
+    frozen: PyTree,
+    reads: Mapping[str, LoadedModel | str] | None = None,
+    examples: Mapping[str, np.ndarray] | None = None,
+    schedules: Mapping[str, Callable[[int], float]] | None = None,
+    layout: Layout | None = None,
+) -> dict[str, Any]:
+    """Trains a classifier by an objective, or resumes it, and measures it on the test split.
+
+    Args:
+      run: from `prepare`.
+      objective: reads `image` [B, H, W, C] (augmented), `label` and `index` int32 [B] of a batch,
+        and what `examples` and `schedules` add.
+      frozen: what the objective reads, e.g. a teacher's variables and a temperature.
+      reads: what else than the data the run reads; see `run_state.describe`.
+      examples: arrays with one row per training example, e.g. stored teacher logits, beside the
+        images; with a `layout.head` in their place.
+      schedules: name -> value at a step, given to the objective as float32 [B].
+      layout: what of the network is trained, and what is trained beside it; by default the network.
 
     Returns:
       {"accuracy", "validation_accuracy" (None without one), "num_test", "id"}, JSON-able; all
@@ -153,131 +203,146 @@ def train(
     Raises:
       InputError: before anything is written; and what `loop.run` raises.
     """
-    mode = parallel.choose_mode(mode)
-    network = check(hp, dataset, workdir, mode)
-    about, reads = describe(
-        hp,
-        workdir,
-        method=method,
-        dataset=dataset,
-        splits=splits,
-        network=network,
-        reads=reads or {},
-    )
-    private, several, resident = None, hp["steps_per_dispatch"], hp["data_on_device"]
+    hp, mode, layout = run.hp, run.mode, layout or Layout()
+    about, reads = run.describe(reads or {})
+    train_split, examples = run.splits.train, {"label": run.splits.train.labels, **(examples or {})}
+    if not layout.head:
+        examples["image"] = train_split.images
+    augmentation = augment.from_settings(hp)
+    if any(augmentation):
+        objective = Augmented(objective, augmentation)
+    private, gradient, several = None, mean_gradient, hp["steps_per_dispatch"]
     if hp.get("dp"):
         _check_fed_from_host(hp)
-        arrays = {"images": splits.train.images, "labels": splits.train.labels, **(extra or {})}
-        private = dp_sgd.PrivateRun(hp, workdir, about, network, data=arrays, mode=mode)
+        private = dp_sgd.PrivateRun(hp, run.workdir, about, run.network, data=examples, mode=mode)
         about, reads = private.metadata, reads | private.reads
-    step_fn, tx = compiled(
-        json.dumps(network),
-        json.dumps({name: hp[name] for name in run_state.OPTIMIZER_FIELDS}),
-        objective,
-        augment.from_settings(hp),
-        mode,
-        private.augmentations if private else None,
-        gather=resident,
-        repeat=several > 1,
-    )
-    state = run_state.initial_state(hp, workdir, network, tx)
+        gradient = PrivateGradient(private.augmentations)
+    resident = hp["data_on_device"] and not schedules  # else the device does not know the step
+    update = Update(objective, Optimizer.of(hp), gradient, resident, several > 1)
+    state = run_state.initial_state(hp, run.workdir, run.network, layout)
 
-    examples = {"image": splits.train.images, "label": splits.train.labels, "extra": extra or {}}
-    if resident:
-        frozen = {"frozen": frozen, "data": examples}
+    def take(rows: np.ndarray) -> dict[str, np.ndarray]:
+        return {**{k: v[rows] for k, v in examples.items()}, "index": rows.astype(np.int32)}
 
-    def take_train(rows):
-        taken = jax.tree.map(lambda array: array[rows], examples)
-        return {**taken, "index": rows.astype(np.int32)}
+    def one_batch(step: int):
+        rows = batch_rows(hp, step, len(train_split))
+        if resident:
+            return rows.astype(np.int32)
+        scheduled = {
+            k: np.full(len(rows), f(step), np.float32) for k, f in (schedules or {}).items()
+        }
+        return {**take(rows), **scheduled}
 
-    def one_batch(step):
-        rows = fitting.batch_rows(hp, step, len(splits.train))
-        return rows.astype(np.int32) if resident else take_train(rows)
-
-    def batch_fn(step):
+    def batch_fn(step: int):
         if private:
-            return parallel.feed(private.batch(step, take_train), mode)
+            return parallel.feed(private.batch(step, take), mode)
         if several == 1:
             return parallel.feed(one_batch(step), mode)
         steps = range(step, step + dispatch.length(step, several, hp["num_steps"]))
         return parallel.feed(dispatch.stacked([one_batch(each) for each in steps]), mode)
 
-    result = fitting.fit(
-        hp,
-        workdir,
+    def measured(state, split, stopped=lambda: False):
+        part = layout.split(state)[0][run_state.PART]
+        variables = {"params": part["params"], **part["model_state"]}
+        size = hp["eval_batch_size"]
+        return measure(run.network, variables, split, batch_size=size, mode=mode, stopped=stopped)
+
+    validation = run.splits.validation
+
+    def evaluate(state, stopped):
+        return measured(state, validation, stopped)
+
+    final = loop.run(
+        workdir=run.workdir,
+        state=state,
+        step_fn=parallel.wrap(update, mode, donate=True),
+        frozen={"frozen": frozen, "data": examples} if resident else frozen,
+        batch_fn=batch_fn,
+        num_steps=hp["num_steps"],
         metadata=about,
         reads=reads,
-        validation=splits.validation,
-        test=splits.test,
-        state=state,
-        step_fn=step_fn,
-        batch_fn=batch_fn,
-        frozen=frozen,
+        split=layout.split,
+        merge=layout.merge,
+        evaluate=evaluate if len(validation) else None,
         plan=private.plan(frozen) if private else None,
-        steps_per_dispatch=several,
+        best="accuracy",
         mode=mode,
+        log_every=hp["log_every"],
+        eval_every=hp["eval_every"],
+        save_every=hp["save_every"],
+        steps_per_dispatch=several,
+        label=run.method,
     )
-    return {**result, **(dp_sgd.report(workdir) if private else {})}
+    test = run.splits.test
+    accuracy = measured(final, test)["accuracy"]
+    held = measured(final, validation)["accuracy"] if len(validation) else None
+    if parallel.is_main():
+        note = f"; {run.dataset.note}" if run.dataset.note else ""
+        print(f"test accuracy {accuracy:.4f} ({len(test)} examples{note})", flush=True)
+    return {
+        "accuracy": accuracy,
+        "validation_accuracy": held,
+        "num_test": len(test),
+        "id": checkpoint.find(run.workdir)[1]["id"],
+        **(dp_sgd.report(run.workdir) if private else {}),
+    }
 
 
-def describe(
-    hp: Mapping[str, Any],
-    workdir: epath.PathLike,
+@dataclasses.dataclass(frozen=True)
+class Augmented:
+    """An objective on augmented images."""
+
+    objective: Objective
+    augmentation: augment.Augmentation
+
+    def __call__(self, params, model_state, frozen, batch, key) -> Outputs:
+        """As the objective's, with the same key."""
+        images = augment.augment(key, batch["image"], batch["index"], **self.augmentation._asdict())
+        return self.objective(params, model_state, frozen, {**batch, "image": images}, key)
+
+
+def measure(
+    network: Network,
+    variables: PyTree,
+    split: data.Split,
     *,
-    method: str,
-    dataset: data.Dataset,
-    splits: Splits,
-    network: Mapping[str, Any],
-    reads: Mapping[str, checkpoint.LoadedModel | str],
-) -> tuple[dict[str, Any], dict[str, str]]:
-    """(metadata, inputs) of a classifier's run; see `run_state.describe`."""
-    about, prints = run_state.describe(
-        hp,
-        workdir,
-        method=method,
-        network=network,
-        reads={"dataset": dataset.fingerprint(), **reads},
-        note=dataset.note,
-    )
-    return {**about, "num_examples": len(splits.train)}, prints
-
-
-@functools.lru_cache(maxsize=16)
-def compiled(
-    network: str,
-    optimizer: str,
-    objective: Callable,
-    augmentation: augment.Augmentation,
+    batch_size: int,
     mode: str,
-    copies: int | None = None,
-    *,
-    gather: bool = False,
-    repeat: bool = False,
-):
-    """(train step, optimiser) for one set of static choices, compiled once.
+    stopped: Callable[[], bool] = lambda: False,
+) -> dict[str, float]:
+    """Accuracy and cross-entropy of a network over all of a split; see `run_state.evaluate`."""
 
-    Runs that differ only in seed, teacher or traced settings share them. `network` and `optimizer`
-    are JSON, to be hashable; `copies` of each record make a step of a private run. With `gather`
-    and `repeat` the step takes its batches as `dispatch` says.
-    """
-    axis = parallel.axis_name(mode)
-    apply = spec.make_apply(json.loads(network), axis_name=axis)
-    tx = optimizers.make_optimizer(**json.loads(optimizer))
+    def take(rows, mask):
+        return {"image": split.images[rows], "label": split.labels[rows], "mask": mask}
 
-    def loss_fn(params, model_state, frozen, batch, key):
-        images = batch["image"]
-        if any(augmentation):
-            images = augment.augment(key, images, batch["index"], **augmentation._asdict())
-        logits, model_state = apply({"params": params, **model_state}, images, train=True, key=key)
-        values = objective(logits, images, batch["label"], frozen, batch["extra"])
-        aux = {"accuracy": metrics_lib.correct(logits, batch["label"])}
-        return values, jnp.ones_like(values), model_state, aux
+    return run_state.evaluate(
+        Evaluation(_Classified(network)),
+        variables,
+        take,
+        len(split),
+        batch_size=batch_size,
+        mode=mode,
+        stopped=stopped,
+    )
 
-    gradient_fn = dp_gradient.gradient_fn(copies) if copies else None
-    step = make_train_step(loss_fn, tx, axis_name=axis, gradient_fn=gradient_fn)
-    step = dispatch.gathered(step) if gather else step
-    step = dispatch.repeated(step) if repeat else step
-    return parallel.wrap(step, mode, donate=True), tx
+
+@dataclasses.dataclass(frozen=True)
+class _Classified:
+    network: Network
+
+    def __call__(self, variables, frozen, batch):
+        logits = self.network.apply(variables, batch["image"], where=batch["mask"])
+        weight = batch["mask"].astype(jnp.float32)
+        return {
+            "accuracy": (metrics_lib.correct(logits, batch["label"]), weight),
+            "cross_entropy": (cross_entropy(logits, batch["label"], where=batch["mask"]), weight),
+        }
+
+
+def batch_rows(hp: Mapping[str, Any], step: int, num_examples: int) -> np.ndarray:
+    """This process's rows of the batch of a step: a pure function of (seed, step)."""
+    rows = sampling.batch_indices(hp["seed"], step, hp["batch_size"], num_examples)
+    return rows[parallel.local_rows(hp["batch_size"])]
 
 
 def _check_fed_from_host(hp: Mapping[str, Any]):
@@ -285,9 +350,3 @@ def _check_fed_from_host(hp: Mapping[str, Any]):
     for name in ("data_on_device", "steps_per_dispatch"):
         if hp[name] != config.CLASSIFIER[name].default:
             raise config.InputError(name, hp[name], "is not for private training (dp)")
-
-
-@functools.lru_cache(maxsize=16)
-def cached_apply(network: str) -> Callable:
-    """`spec.make_apply` of a JSON spec: one function object for equal specs."""
-    return spec.make_apply(json.loads(network))

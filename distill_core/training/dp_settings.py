@@ -7,7 +7,7 @@ import numpy as np
 
 from distill_core import config
 from distill_core.config import InputError
-from distill_core.models import spec
+from distill_core.models.network import Network
 from distill_core.privacy import ledger
 from distill_core.runtime import paths
 
@@ -86,7 +86,7 @@ def live_records(masked: str | None, num_examples: int) -> np.ndarray:
     return live
 
 
-def check(hp: Mapping[str, Any], network: Mapping[str, Any], num_examples: int):
+def check(hp: Mapping[str, Any], network: Network, num_examples: int):
     """Raises InputError where a run of N records cannot be private with its other settings."""
     if hp["batch_size"] > num_examples:
         allowed = (
@@ -96,12 +96,11 @@ def check(hp: Mapping[str, Any], network: Mapping[str, Any], num_examples: int):
     if hp.get("num_validation"):
         allowed = "must be 0 with dp: held-out records would be looked at without noise"
         raise InputError("num_validation", hp["num_validation"], allowed)
-    if state := sorted(spec.variable_shapes(network).keys() - {"params"}):
-        kwargs = network["model_kwargs"]
+    if state := sorted(network.shapes().keys() - {"params"}):
         allowed = (
             f"keeps statistics of batches ({', '.join(state)}), which mix records; with dp take "
             "model_kwargs.norm 'group' or 'none'"
         )
-        if "norm" in kwargs:
-            raise InputError("model_kwargs.norm", kwargs["norm"], allowed)
-        raise InputError("model", network["model"], allowed)
+        if "norm" in network.model_kwargs:
+            raise InputError("model_kwargs.norm", network.model_kwargs["norm"], allowed)
+        raise InputError("model", network.model, allowed)

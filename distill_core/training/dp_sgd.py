@@ -26,6 +26,7 @@ from etils import epath
 
 from distill_core import checkpoint, config
 from distill_core.config import InputError
+from distill_core.models.network import Network
 from distill_core.privacy import accountants, poisson
 from distill_core.privacy import ledger as ledger_lib
 from distill_core.privacy import noise as noise_lib
@@ -54,7 +55,7 @@ class PrivateRun:
         hp: Mapping[str, Any],
         workdir: epath.PathLike,
         metadata: Mapping[str, Any],
-        network: Mapping[str, Any],
+        network: Network,
         *,
         data: Mapping[str, np.ndarray],
         mode: str,
@@ -65,7 +66,7 @@ class PrivateRun:
           hp: validated config with the group `dp`.
           workdir: the run's directory.
           metadata: as `run_state.describe` gives it.
-          network: spec of the network to train.
+          network: to train.
           data: the private training arrays, [N, …] each.
           mode: as for `parallel.wrap`.
 
@@ -95,7 +96,7 @@ class PrivateRun:
         ancestors = [ancestor.id for ancestor in self._before.ancestors]
         self._decides = {
             "config": {**decides, **plan},
-            "network": dict(network),
+            "network": network.to_json(),
             "data": checkpoint.digest({**data, "live": self._live}),
             "ancestors": ancestors,
         }

@@ -4,44 +4,39 @@ The same names of classes in another order are mapped; other names are refused; 
 no names, classes are taken in their order, and a line on the console says so.
 """
 
-from collections.abc import Mapping, Sequence
-from typing import Any
+import dataclasses
+from collections.abc import Sequence
 
 import jax
 
 from distill_core.config import InputError
 from distill_core.data.images.dataset import Dataset
-from distill_core.models import spec
+from distill_core.models.network import LoadedModel, Network
 from distill_core.runtime import parallel
 
 
-def data_for(field: str, path: str, loaded: Any, dataset: Dataset) -> Dataset:
+def data_for(field: str, path: str, loaded: LoadedModel, dataset: Dataset) -> Dataset:
     """The data set, its labels in the order of a network's classes.
 
     Args:
       field, path: what named the network, for messages.
-      loaded: the network, a `checkpoint.LoadedModel`.
+      loaded: the network.
       dataset: images and labels.
 
     Raises:
       InputError: the network is of text, has other inputs (names the first leaf that would have
         another shape), or other classes (names the first).
     """
-    if spec.is_text(loaded.spec):
+    if loaded.network.is_text:
         raise InputError(field, path, f"is a language model; {dataset.name} holds images")
-    _check_shapes(field, path, loaded.spec, dataset)
-    theirs = class_names(loaded.spec)
+    _check_shapes(field, path, loaded.network, dataset)
+    theirs = loaded.network.class_names
     ours = dataset.classes if dataset.named else None
     if theirs is ours is None and loaded.metadata.get("config", {}).get("dataset") == dataset.name:
         return dataset  # whose numbers it was trained on
     order, line = class_order(field, path, theirs, ours, what=dataset.name)
     say(line)
     return dataset if order is None else dataset.reordered(order)
-
-
-def class_names(network: Mapping[str, Any]) -> Sequence[str] | None:
-    """The names of a spec's classes; None where there are only numbers."""
-    return network.get("classes") if network.get("classes_named", True) else None
 
 
 def class_order(
@@ -89,46 +84,45 @@ def class_order(
     return order, f"{field} {path} has its classes in another order: labels are mapped ({differ})"
 
 
-def check_start(field: str, path: str, theirs: Mapping[str, Any], ours: Mapping[str, Any]):
+def check_start(field: str, path: str, theirs: Network, ours: Network):
     """Refuses first weights of a network whose outputs or tokens mean something else.
 
     Args:
       field, path: what named the weights, for messages.
-      theirs: the spec that they were trained under.
-      ours: the spec of the run.
+      theirs: the network that they belong to.
+      ours: the run's.
 
     Raises:
       InputError: other classes, also in another order, or another vocabulary.
     """
-    if spec.is_text(ours) != spec.is_text(theirs):
-        kind = "a language model" if spec.is_text(theirs) else "a network of images"
+    if ours.is_text != theirs.is_text:
+        kind = "a language model" if theirs.is_text else "a network of images"
         raise InputError(field, path, f"is {kind}")
-    if spec.is_text(ours):
-        first, second = (spec.tokenizer(each) for each in (theirs, ours))
+    if ours.is_text:
+        first, second = (each.load_tokenizer() for each in (theirs, ours))
         if first is None:
             say(f"{field} {path} has no tokenizer: its tokens are taken to be the run's")
         elif second is None or first.to_json() != second.to_json():
             allowed = f"has another vocabulary ({first.vocab_size:,} tokens) than the run"
             raise InputError(field, path, f"{allowed}; take it by tokenizer={path}")
-    names = class_names(theirs), class_names(ours)
-    same = theirs["num_classes"] == ours["num_classes"]  # else a leaf has another shape
+    names = theirs.class_names, ours.class_names
+    same = theirs.num_classes == ours.num_classes  # else a leaf has another shape
     if same and any(each is not None for each in names):
         say(class_order(field, path, *names, what="the run", mapped=False)[1])
 
 
-def _check_shapes(field: str, path: str, network: Mapping[str, Any], dataset: Dataset):
-    wanted = {
-        **network,
-        "num_classes": dataset.num_classes,
-        "input_shape": list(dataset.input_shape),
-    }
-    changed = [k for k in ("num_classes", "input_shape") if _listed(network[k]) != wanted[k]]
+def _check_shapes(field: str, path: str, network: Network, dataset: Dataset):
+    wanted = {"num_classes": dataset.num_classes, "input_shape": tuple(dataset.input_shape)}
+    changed = [name for name in wanted if getattr(network, name) != wanted[name]]
     if not changed:
         return
     what = ", ".join(
-        f"{k} {_listed(network[k])} where {dataset.name} needs {wanted[k]}" for k in changed
+        f"{name} {_listed(getattr(network, name))} where {dataset.name} needs "
+        f"{_listed(wanted[name])}"
+        for name in changed
     )
-    raise InputError(field, path, f"has {what}{_first_difference(network, wanted)}")
+    difference = _first_difference(network, dataclasses.replace(network, **wanted))
+    raise InputError(field, path, f"has {what}{difference}")
 
 
 def _listed(value):
@@ -136,9 +130,9 @@ def _listed(value):
     return list(value) if isinstance(value, tuple) else value
 
 
-def _first_difference(network: Mapping[str, Any], wanted: Mapping[str, Any]) -> str:
+def _first_difference(network: Network, wanted: Network) -> str:
     try:
-        ours, theirs = spec.variable_shapes(wanted), spec.variable_shapes(network)
+        ours, theirs = wanted.shapes(), network.shapes()
     except Exception:
         return ""  # the network cannot even be built for the other input: no leaf to name
     for (path, a), b in zip(

@@ -1,7 +1,6 @@
 """The gradient of a differentially private step."""
 
-import functools
-from collections.abc import Callable
+import dataclasses
 from typing import Any
 
 import jax
@@ -13,9 +12,9 @@ from distill_core.training import metrics as metrics_lib
 _ENTRIES = 2**24  # numbers in the gradients of single records that exist at a time
 
 
-@functools.cache
-def gradient_fn(augmentations: int = 1) -> Callable:
-    """DP-SGD's `gradient_fn` for `make_train_step`: clipped, summed, noised once, divided.
+@dataclasses.dataclass(frozen=True)
+class PrivateGradient:
+    """DP-SGD's gradient, for `train_step`: clipped, summed, noised once, divided.
 
     The batch is what `dp_sgd.PrivateRun.batch` makes, {"rows": …, "where": bool [R], "step":
     int32 [R]}, and `frozen["dp"]` holds `key`, `norm`, `noise_multiplier` and `batch_size`, all
@@ -29,17 +28,23 @@ def gradient_fn(augmentations: int = 1) -> Callable:
     it. No loss and no norm of the data goes into the metrics. Needs a network without batch
     statistics, and whole arrays on each device: in parallel's mode "mesh" XLA splits gradients of
     single records wrongly.
+
+    Attributes:
+      augmentations: copies of a record in a step.
     """
 
-    def gradient(loss_fn, params, model_state, frozen, batch, key, *, axis_name):
+    augmentations: int = 1
+
+    def __call__(self, objective, params, model_state, frozen, batch, key):
+        """(gradient, model_state, {}) of a batch."""
         dp = frozen["dp"]
 
         def record_loss(params, row):
-            copies = jax.tree.map(lambda x: jnp.repeat(x[None], augmentations, axis=0), row)
-            copies["index"] = row["index"] * augmentations + jnp.arange(augmentations)
+            copies = jax.tree.map(lambda x: jnp.repeat(x[None], self.augmentations, axis=0), row)
+            copies["index"] = row["index"] * self.augmentations + jnp.arange(self.augmentations)
             own = jax.random.fold_in(key, row["index"])
-            values, weights, _, _ = loss_fn(params, model_state, frozen, copies, own)
-            return metrics_lib.mean(metrics_lib.weighted_sum(values, weights))
+            found = objective(params, model_state, frozen, copies, own)
+            return metrics_lib.mean(metrics_lib.weighted_sum(found.values, found.weights))
 
         total = bounded_gradient_sum(
             record_loss,
@@ -55,12 +60,9 @@ def gradient_fn(augmentations: int = 1) -> Callable:
             total,
             norm=dp["norm"],
             noise_multiplier=dp["noise_multiplier"],
-            axis_name=axis_name,
         )
         scaled = jax.tree.map(lambda p, g: (g / dp["batch_size"]).astype(p.dtype), params, noisy)
         return scaled, model_state, {}
-
-    return gradient
 
 
 def _microbatch(params: Any) -> int:

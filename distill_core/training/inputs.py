@@ -21,7 +21,7 @@ _FILE = "inputs.json"
 
 def of_model(loaded: checkpoint.LoadedModel) -> str:
     """Fingerprint of a network: its weights, and what else its answers depend on."""
-    described = json.dumps(loaded.spec, sort_keys=True)
+    described = json.dumps(loaded.network.to_json(), sort_keys=True)
     return hashlib.sha256((checkpoint.digest(loaded.variables) + described).encode()).hexdigest()
 
 

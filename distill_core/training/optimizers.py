@@ -1,52 +1,60 @@
-"""Config values to an Optax optimiser."""
+"""Settings of an optimiser, and the Optax optimiser that they mean."""
 
-from collections.abc import Sequence
+import dataclasses
+from collections.abc import Mapping
+from typing import Any
 
 import optax
 
 
-def make_schedule(
-    *,
-    learning_rate: float,
-    schedule: str,
-    num_steps: int,
-    drop_steps: Sequence[int] = (),
-    drop_factor: float = 0.1,
-) -> optax.Schedule:
-    """Learning rate by step.
+@dataclasses.dataclass(frozen=True)
+class Optimizer:
+    """SGD with (plain, not Nesterov) momentum, or Adam, and a schedule of its learning rate.
 
-    Args:
+    Attributes:
+      optimizer: `sgd` or `adam`.
       learning_rate: the constant, first or, for `onecycle`, highest value.
+      num_steps: length of the run in updates.
+      momentum: of `sgd`.
+      weight_decay: factor of the parameters added to the gradient: L2 on all parameters, before
+        momentum, as in PyTorch's SGD and Adam.
       schedule: `constant`; `step` (times `drop_factor` at each of `drop_steps`); `cosine` to 0;
         `onecycle` (up over the first 30%, cosine down to almost 0).
-      num_steps: length of the run in updates.
-      drop_steps: for `step`.
-      drop_factor: for `step`.
+      drop_steps, drop_factor: of `step`.
     """
-    if schedule == "step":
-        return optax.piecewise_constant_schedule(
-            learning_rate, {step: drop_factor for step in drop_steps}
-        )
-    if schedule == "cosine":
-        return optax.cosine_decay_schedule(learning_rate, num_steps)
-    if schedule == "onecycle":
-        return optax.cosine_onecycle_schedule(num_steps, learning_rate)
-    return optax.constant_schedule(learning_rate)
 
+    optimizer: str
+    learning_rate: float
+    num_steps: int
+    momentum: float = 0.9
+    weight_decay: float = 0.0
+    schedule: str = "constant"
+    drop_steps: tuple[int, ...] = ()
+    drop_factor: float = 0.1
 
-def make_optimizer(
-    *, optimizer: str, momentum: float = 0.9, weight_decay: float = 0.0, **schedule
-) -> optax.GradientTransformation:
-    """SGD with (plain, not Nesterov) momentum, or Adam.
+    @classmethod
+    def of(cls, hp: Mapping[str, Any]) -> "Optimizer":
+        """The one that a config asks for."""
+        return cls(**{field.name: hp[field.name] for field in dataclasses.fields(cls)})
 
-    Weight decay is L2 on all parameters and enters before momentum, as in PyTorch's SGD and Adam.
+    def make_schedule(self) -> optax.Schedule:
+        """Learning rate by step."""
+        if self.schedule == "step":
+            drops = {step: self.drop_factor for step in self.drop_steps}
+            return optax.piecewise_constant_schedule(self.learning_rate, drops)
+        if self.schedule == "cosine":
+            return optax.cosine_decay_schedule(self.learning_rate, self.num_steps)
+        if self.schedule == "onecycle":
+            return optax.cosine_onecycle_schedule(self.num_steps, self.learning_rate)
+        return optax.constant_schedule(self.learning_rate)
 
-    Args:
-      optimizer: `sgd` or `adam`.
-      momentum: for `sgd`.
-      weight_decay: factor of the parameters added to the gradient.
-      **schedule: as for `make_schedule`.
-    """
-    rate = make_schedule(**schedule)
-    update = optax.sgd(rate, momentum=momentum or None) if optimizer == "sgd" else optax.adam(rate)
-    return optax.chain(optax.add_decayed_weights(weight_decay), update) if weight_decay else update
+    def make(self) -> optax.GradientTransformation:
+        """The Optax optimiser."""
+        rate = self.make_schedule()
+        if self.optimizer == "sgd":
+            update = optax.sgd(rate, momentum=self.momentum or None)
+        else:
+            update = optax.adam(rate)
+        if not self.weight_decay:
+            return update
+        return optax.chain(optax.add_decayed_weights(self.weight_decay), update)

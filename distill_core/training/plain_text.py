@@ -12,8 +12,10 @@ from distill_core.config import InputError
 from distill_core.data.text import corpus as corpora
 from distill_core.data.text import tasks as text_tasks
 from distill_core.data.text import tokenizers
-from distill_core.models import spec
+from distill_core.models import checks
+from distill_core.models.network import text_network
 from distill_core.runtime import parallel, paths
+from distill_core.step import NextTokens
 from distill_core.training import dp_sgd, inputs, language, run_state
 
 TRAINERS = ("words", "byte_pairs")
@@ -64,34 +66,19 @@ def train(
         tokenizer = new_tokenizer(hp, wanted, [line.text for line in corpus.train])
     else:
         tokenizer = stored_tokenizer(wanted, private=private)
-    network = spec.text_spec(
-        model=hp["model"],
-        model_kwargs=hp["model_kwargs"],
-        tokenizer=tokenizer,
-        max_length=hp["length"],
+    network = text_network(
+        tokenizer, hp["length"], model=hp["model"], model_kwargs=hp["model_kwargs"]
     )
-    spec.check(network)
+    checks.check(network)
     encode = functools.partial(text_tasks.encode, tokenizer=tokenizer, task="language")
 
     def to_rows(lines, lay=text_tasks.to_rows):
         return lay([encode(line) for line in lines], tokenizer, hp["length"], cut=True)[0]
 
     rows = to_rows(corpus.train, text_tasks.line_rows if private else text_tasks.to_rows)
-    id = language.train(
-        hp,
-        workdir,
-        method=method,
-        network=network,
-        rows=rows,
-        validation=to_rows(corpus.validation),
-        objective=language.label_objective(network["num_classes"]),
-        frozen={},
-        reads={
-            "dataset": corpus.fingerprint(),
-            "tokenizer": inputs.of_tokenizer(tokenizer),
-        },
-        mode=mode,
-    )
+    run = language.Run(hp, workdir, method, network, rows, to_rows(corpus.validation), mode)
+    reads = {"dataset": corpus.fingerprint(), "tokenizer": inputs.of_tokenizer(tokenizer)}
+    id = language.train(run, NextTokens(network), frozen={}, reads=reads)
     loaded = checkpoint.load_model(workdir)
     judged, batch_size = to_rows(corpus.test), hp["eval_batch_size"]
     found = language.measure(loaded, judged, batch_size=batch_size, mode=mode)

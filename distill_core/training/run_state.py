@@ -4,6 +4,8 @@ Shared by the training of classifiers and of language models.
 """
 
 import contextlib
+import dataclasses
+import functools
 import json
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -15,47 +17,96 @@ from etils import epath
 from distill_core import checkpoint
 from distill_core.config import InputError
 from distill_core.data import sampling
-from distill_core.models import spec
+from distill_core.models.network import Network
 from distill_core.runtime import parallel
 from distill_core.training import fits, inputs, loop
 from distill_core.training import metrics as metrics_lib
-from distill_core.training.step import STREAM_INIT, TrainState, stream_key
+from distill_core.training.optimizers import Optimizer
+from distill_core.training.step import STREAM_INIT, Evaluation, TrainState, stream_key
 
 PART = "model"
-OPTIMIZER_FIELDS = (
-    "optimizer",
-    "learning_rate",
-    "momentum",
-    "weight_decay",
-    "schedule",
-    "drop_steps",
-    "drop_factor",
-    "num_steps",
-)
+
+
+@dataclasses.dataclass(frozen=True)
+class Layout:
+    """How a state in training and the network in a checkpoint are made of each other.
+
+    Attributes:
+      own: collections of the state that are the run's and not the network's, as they start; a
+        checkpoint keeps them with the optimiser.
+      head: where in the network's `params` lies what is trained; () for all of it.
+      whole: with a head, variables of the network, of which all else stays.
+    """
+
+    own: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    head: tuple[str, ...] = ()
+    whole: Mapping[str, Any] | None = None
+
+    def split(self, state: TrainState):
+        """(parts, train) for the checkpoint."""
+        train = {"step": state.step, "opt_state": state.opt_state, "rng": state.rng}
+        if self.whole is not None:
+            rest = dict(self.whole)
+            params = replaced(rest.pop("params"), self.head, state.params)
+            return {PART: {"params": params, "model_state": rest}}, train
+        model_state = dict(state.model_state)
+        train |= {name: model_state.pop(name) for name in self.own}
+        return {PART: {"params": state.params, "model_state": model_state}}, train
+
+    def merge(self, state: TrainState, parts, train) -> TrainState:
+        """The inverse of `split`."""
+        params, train = parts[PART]["params"], dict(train)
+        if self.whole is not None:
+            return state.replace(params=at(self.head, params), **train)
+        own = {name: train.pop(name) for name in self.own}
+        model_state = {**parts[PART]["model_state"], **own}
+        return state.replace(params=params, model_state=model_state, **train)
+
+
+def at(place: tuple[str, ...], tree: Any) -> Any:
+    """The subtree at a place."""
+    return functools.reduce(lambda below, name: below[name], place, tree)
+
+
+def replaced(tree: Any, place: tuple[str, ...], leaf: Any) -> Any:
+    """A copy of a tree with another subtree at one place."""
+    if not place:
+        return leaf
+    return {**tree, place[0]: replaced(tree[place[0]], place[1:], leaf)}
+
+
+def first_variables(
+    hp: Mapping[str, Any], workdir: epath.PathLike, network: Network
+) -> tuple[Any, Any]:
+    """(params, model_state), fresh, or of `init_from` if the workdir has no checkpoint."""
+    if start := _starting_point(hp, workdir):
+        with about("init_from", hp["init_from"]):
+            fits.check_start("init_from", hp["init_from"], start.network, network)
+            model_state = checkpoint.fit(hp["init_from"], network.shapes(), start.variables)
+        return model_state.pop("params"), model_state
+    return network.init(stream_key(jax.random.key(hp["seed"]), STREAM_INIT, 0))
 
 
 def initial_state(
-    hp: Mapping[str, Any], workdir: epath.PathLike, network: Mapping[str, Any], tx: Any
+    hp: Mapping[str, Any], workdir: epath.PathLike, network: Network, layout: Layout
 ) -> TrainState:
-    """Fresh, or with the weights of `init_from` if the workdir has no checkpoint of its own."""
-    rng = jax.random.key(hp["seed"])
-    if start := _starting_point(hp, workdir):
-        with about("init_from", hp["init_from"]):
-            fits.check_start("init_from", hp["init_from"], start.spec, network)
-            shapes = spec.variable_shapes(network)
-            model_state = checkpoint.fit(hp["init_from"], shapes, start.variables)
-        params = model_state.pop("params")
+    """The state before the first step of a run, or what a resumed one is shaped like."""
+    if layout.whole is not None:
+        params, model_state = at(layout.head, layout.whole["params"]), {}
     else:
-        params, model_state = spec.init(network, stream_key(rng, STREAM_INIT, 0))
+        params, model_state = first_variables(hp, workdir, network)
+        model_state = {**model_state, **layout.own}
+    tx, rng = Optimizer.of(hp).make(), jax.random.key(hp["seed"])
     return TrainState.create(params=params, model_state=model_state, tx=tx, rng=rng)
 
 
-def starting_network(hp: Mapping[str, Any], workdir: epath.PathLike) -> Mapping[str, Any] | None:
-    """The spec of the network whose weights a run starts or goes on from; None from scratch."""
+def starting_network(hp: Mapping[str, Any], workdir: epath.PathLike) -> Network | None:
+    """The network whose weights a run starts or goes on from; None from scratch."""
     if has_checkpoint(workdir):
-        return checkpoint.find(workdir)[1]["parts"].get(PART)
+        described = checkpoint.find(workdir)[1]["parts"].get(PART)
+        return None if described is None else Network.from_json(described)
     start = _starting_point(hp, workdir)
-    return None if start is None else start.spec
+    return None if start is None else start.network
 
 
 def _starting_point(
@@ -88,23 +139,12 @@ def _prints(reads: Mapping[str, checkpoint.LoadedModel | str]) -> dict[str, str]
     return {k: v if isinstance(v, str) else inputs.of_model(v) for k, v in reads.items()}
 
 
-def split_state(state: TrainState):
-    """(parts, train) for the checkpoint."""
-    parts = {PART: {"params": state.params, "model_state": state.model_state}}
-    return parts, {"step": state.step, "opt_state": state.opt_state, "rng": state.rng}
-
-
-def merge_state(state: TrainState, parts, train) -> TrainState:
-    """The inverse of `split_state`."""
-    return state.replace(**parts[PART], **train)
-
-
 def describe(
     hp: Mapping[str, Any],
     workdir: epath.PathLike,
     *,
     method: str,
-    network: Mapping[str, Any],
+    network: Network,
     reads: Mapping[str, checkpoint.LoadedModel | str],
     note: str = "",
 ) -> tuple[dict[str, Any], dict[str, str]]:
@@ -115,7 +155,7 @@ def describe(
       workdir: the run's directory. Of a run with a checkpoint the ancestors are those that its
         ledger names.
       method: the binary.
-      network: the spec of its network.
+      network: that the run trains.
       reads: field of the config -> the network that it names, or a fingerprint of its data.
       note: belongs beside every number from this data.
 
@@ -132,7 +172,7 @@ def describe(
         ancestors = [{"id": id, "ledger": ledger} for id, ledger in once.items()]
     about = {
         "method": method,
-        "parts": {PART: network},
+        "parts": {PART: network.to_json()},
         "config": json.loads(json.dumps(dict(hp))),
         "data_note": note,
         "ledger": {"mechanisms": [], "ancestors": ancestors},
@@ -141,7 +181,7 @@ def describe(
 
 
 def evaluate(
-    eval_step: Callable,
+    measured: Evaluation,
     variables: Any,
     take: Callable[[np.ndarray, np.ndarray], Mapping[str, np.ndarray]],
     num_examples: int,
@@ -153,7 +193,7 @@ def evaluate(
     """Means over all examples of a split, each counted once; NaN where no weight is.
 
     Args:
-      eval_step: wrapped, from `make_eval_step`.
+      measured: what is measured of a batch.
       variables: of the network.
       take: `take(rows, mask) -> batch`, those examples; masked ones must not count.
       num_examples: in the split.
@@ -167,7 +207,7 @@ def evaluate(
     devices = jax.device_count()
     batch_size = -(-min(batch_size, num_examples) // devices) * devices
     rows_here = parallel.local_rows(batch_size)
-    found = []
+    eval_step, found = parallel.wrap(measured, mode), []
     for rows, mask in sampling.eval_batches(num_examples, batch_size):
         if stopped() and jax.process_count() == 1:
             raise loop.StoppedError

@@ -1,14 +1,17 @@
-"""Pure train and evaluation steps; the seam where a method hands in its loss."""
+"""The training step, and the seam where a method hands in its loss: `Objective` → `Outputs`."""
 
-from collections.abc import Callable
-from typing import Any
+import dataclasses
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple, Protocol
 
 import flax.struct
 import jax
 import jax.numpy as jnp
 import optax
 
+from distill_core.runtime.collectives import all_sum
 from distill_core.training import metrics as metrics_lib
+from distill_core.training.optimizers import Optimizer
 
 Array = jax.Array
 PyTree = Any
@@ -41,55 +44,57 @@ class TrainState(flax.struct.PyTreeNode):
         return cls(jnp.zeros((), jnp.int32), params, model_state, tx.init(params), rng)
 
 
+class Outputs(NamedTuple):
+    """What an objective gives for a batch.
+
+    Attributes:
+      values: a loss per example or token.
+      weights: how much each counts; of the shape of `values`.
+      model_state: the network's new one.
+      metrics: further means for the log, by name: an array of the shape of `values`, or a pair
+        (values, weights) of a shape of its own.
+    """
+
+    values: Array
+    weights: Array
+    model_state: PyTree
+    metrics: Mapping[str, Any]
+
+
+class Objective(Protocol):
+    """What a run minimises: a frozen dataclass, so that equal objectives compile once.
+
+    `params` and `model_state` are those of the network in training, `frozen` what is only read,
+    such as a teacher's variables, and `key` the step's, equal on all devices.
+    """
+
+    def __call__(
+        self, params: PyTree, model_state: PyTree, frozen: PyTree, batch: PyTree, key: Array
+    ) -> Outputs: ...
+
+
+def per_example(values: Array, model_state: PyTree, **metrics: Array) -> Outputs:
+    """Outputs whose examples all count alike."""
+    return Outputs(values, jnp.ones_like(values), model_state, metrics)
+
+
+def per_token(total: Array, weights: Array, model_state: PyTree, **sums: Array) -> Outputs:
+    """Outputs of a loss that comes as a sum over tokens, weighted by `weights` [B, L].
+
+    `sums` are further weighted sums, for the log.
+    """
+    weight = jnp.sum(weights)
+    known = jnp.where(weight > 0, weight, 1.0)
+    metrics = {name: (value[None] / known, weight[None]) for name, value in sums.items()}
+    return Outputs(total[None] / known, weight[None], model_state, metrics)
+
+
 def stream_key(rng: Array, stream: int, step: Array | int) -> Array:
     """The key of one named stream at one step: fold_in(fold_in(rng, stream), step)."""
     return jax.random.fold_in(jax.random.fold_in(rng, stream), step)
 
 
-def make_train_step(
-    loss_fn: Callable,
-    tx: optax.GradientTransformation,
-    *,
-    axis_name: str | None = None,
-    gradient_fn: Callable | None = None,
-) -> Callable:
-    """Makes one pure update, `step(state, frozen, batch) -> (state, metrics)`.
-
-    Args:
-      loss_fn: `loss_fn(params, model_state, frozen, batch, key) -> (values, weights, model_state,
-        aux)`: a loss and a weight per example or token (one shape), the new model state, and
-        named extra metrics, each an array of the shape of `values`, or a pair (values, weights)
-        of its own shape. `key` is the step's; it is equal on all devices.
-      tx: Optax optimiser.
-      axis_name: the mapped axis that holds the devices; None inside plain jit.
-      gradient_fn: how to get gradients from a loss_fn, by default `mean_gradient`, with its
-        signature; differentially private training enters here.
-
-    Returns:
-      A step. `metrics` holds float32 scalars: `loss` and the extras as global weighted means
-      (numerators and denominators are summed over devices, then divided), and `grad_norm`. A batch
-      of total weight 0 gives gradient 0.
-    """
-    gradient_fn = gradient_fn or mean_gradient
-
-    def step(state: TrainState, frozen: PyTree, batch: PyTree):
-        key = stream_key(state.rng, STREAM_TRAIN, state.step)
-        grads, model_state, metrics = gradient_fn(
-            loss_fn, state.params, state.model_state, frozen, batch, key, axis_name=axis_name
-        )
-        updates, opt_state = tx.update(grads, state.opt_state, state.params)
-        new_state = state.replace(
-            step=state.step + 1,
-            params=optax.apply_updates(state.params, updates),
-            model_state=model_state,
-            opt_state=opt_state,
-        )
-        return new_state, {**metrics, "grad_norm": optax.tree.norm(grads)}
-
-    return step
-
-
-def mean_gradient(loss_fn, params, model_state, frozen, batch, key, *, axis_name):
+def mean_gradient(objective: Objective, params, model_state, frozen, batch, key):
     """Gradient of the globally weighted mean of the losses.
 
     Returns (gradient, model_state, metrics), all equal on every device. Written so that the
@@ -97,41 +102,112 @@ def mean_gradient(loss_fn, params, model_state, frozen, batch, key, *, axis_name
     """
 
     def weighted_total(params):
-        values, weights, new_model_state, aux = loss_fn(params, model_state, frozen, batch, key)
-        if reserved := aux.keys() & {"loss", "grad_norm"}:
-            raise ValueError(f"aux: got {sorted(reserved)}; the step has metrics of these names")
-        total, count = metrics_lib.weighted_sum(values, weights)
-        extras = {name: _as_pair(value, weights) for name, value in aux.items()}
-        return total, ({"loss": (total, count), **extras}, new_model_state)
+        found = objective(params, model_state, frozen, batch, key)
+        if reserved := found.metrics.keys() & {"loss", "grad_norm"}:
+            raise ValueError(f"metrics: got {sorted(reserved)}; the step has some of these names")
+        pairs = {name: _as_pair(value, found.weights) for name, value in found.metrics.items()}
+        pairs["loss"] = metrics_lib.weighted_sum(found.values, found.weights)
+        return pairs["loss"][0], (pairs, found.model_state)
 
     grads, (pairs, new_model_state) = jax.grad(weighted_total, has_aux=True)(params)
-    grads, pairs = all_sum((grads, pairs), axis_name)
+    grads, pairs = all_sum((grads, pairs))
     count = pairs["loss"][1]
     scale = jnp.where(count > 0, 1.0 / jnp.where(count > 0, count, 1.0), 0.0)
     grads = jax.tree.map(lambda g: (g * scale).astype(g.dtype), grads)
     return grads, new_model_state, {name: metrics_lib.mean(pair) for name, pair in pairs.items()}
 
 
-def make_eval_step(eval_fn: Callable, *, axis_name: str | None = None) -> Callable:
-    """Makes `eval_step(variables, frozen, batch) -> {name: (sum, count)}`, summed over devices.
+def train_step(
+    state: TrainState,
+    frozen: PyTree,
+    batch: PyTree,
+    *,
+    objective: Objective,
+    tx: optax.GradientTransformation,
+    gradient: Callable = mean_gradient,
+) -> tuple[TrainState, dict[str, Array]]:
+    """One update; pure.
 
     Args:
-      eval_fn: `eval_fn(variables, frozen, batch) -> {name: (values, weights)}`, one value and one
-        weight per example or token.
-      axis_name: as in `make_train_step`.
+      state: of the network in training.
+      frozen: what the objective reads besides.
+      batch: this device's examples.
+      objective: what is minimised.
+      tx: Optax optimiser.
+      gradient: how to get gradients from an objective, with `mean_gradient`'s signature;
+        differentially private training enters here.
+
+    Returns:
+      The new state and float32 scalars: `loss` and the objective's metrics as global weighted means
+      (numerators and denominators are summed over devices, then divided), and `grad_norm`. A batch
+      of total weight 0 gives gradient 0.
+    """
+    key = stream_key(state.rng, STREAM_TRAIN, state.step)
+    grads, model_state, metrics = gradient(
+        objective, state.params, state.model_state, frozen, batch, key
+    )
+    updates, opt_state = tx.update(grads, state.opt_state, state.params)
+    state = state.replace(
+        step=state.step + 1,
+        params=optax.apply_updates(state.params, updates),
+        model_state=model_state,
+        opt_state=opt_state,
+    )
+    return state, {**metrics, "grad_norm": optax.tree.norm(grads)}
+
+
+@dataclasses.dataclass(frozen=True)
+class Update:
+    """`train_step` with its static choices, as the loop runs it; equal ones compile once.
+
+    Attributes:
+      objective, gradient: as for `train_step`.
+      optimizer: settings of the optimiser.
+      resident: the batch is the rows, int32 [B], of `frozen["data"]` on the device, and what the
+        objective reads is `frozen["frozen"]`.
+      several: leaves of the batch are [B, K, ...], of K steps, and so metrics are [K]. On CPU
+        convolutions inside XLA's loops are many times slower than outside.
     """
 
-    def eval_step(variables: PyTree, frozen: PyTree, batch: PyTree):
-        found = eval_fn(variables, frozen, batch)
-        pairs = {name: metrics_lib.weighted_sum(*pair) for name, pair in found.items()}
-        return all_sum(pairs, axis_name)
+    objective: Objective
+    optimizer: Optimizer
+    gradient: Callable = mean_gradient
+    resident: bool = False
+    several: bool = False
 
-    return eval_step
+    def __call__(self, state: TrainState, frozen: PyTree, batch: PyTree):
+        """(state, metrics) after one step, or several."""
+        if not self.several:
+            return self._one(state, frozen, batch)
+        in_turn = jax.tree.map(lambda leaf: jnp.moveaxis(leaf, 1, 0), batch)
+        return jax.lax.scan(lambda state, each: self._one(state, frozen, each), state, in_turn)
+
+    def _one(self, state: TrainState, frozen: PyTree, batch: PyTree):
+        if self.resident:
+            rows = batch
+            batch = jax.tree.map(lambda leaf: leaf[rows], frozen["data"])
+            batch, frozen = {**batch, "index": rows}, frozen["frozen"]
+        tx = self.optimizer.make()
+        return train_step(
+            state, frozen, batch, objective=self.objective, tx=tx, gradient=self.gradient
+        )
 
 
-def all_sum(tree: PyTree, axis_name: str | None) -> PyTree:
-    """Sum over the devices of a mapped axis; the tree itself where there is none."""
-    return tree if axis_name is None else jax.lax.psum(tree, axis_name)
+@dataclasses.dataclass(frozen=True)
+class Evaluation:
+    """`(variables, frozen, batch) -> {name: (sum, count)}`, summed over devices.
+
+    Attributes:
+      measure: a frozen dataclass, `measure(variables, frozen, batch) -> {name: (values, weights)}`,
+        one value and one weight per example or token.
+    """
+
+    measure: Callable
+
+    def __call__(self, variables: PyTree, frozen: PyTree, batch: PyTree):
+        """The sums of one batch."""
+        found = self.measure(variables, frozen, batch)
+        return all_sum({name: metrics_lib.weighted_sum(*pair) for name, pair in found.items()})
 
 
 def _as_pair(value, weights):

@@ -37,6 +37,7 @@ from distill_core.privacy.per_example import (
     check_mode,
     noisy_sum,
 )
+from distill_core.runtime import collectives
 
 Array = jax.Array
 
@@ -61,7 +62,6 @@ def privatize_logit_gradients(
     noise_multiplier: float | Array,
     mode: str,
     where: Array | None = None,
-    axis_name: str | None = None,
 ) -> Array:
     """The gradient by the student's logits of CE(teacher, student), bounded and noised per query.
 
@@ -80,16 +80,14 @@ def privatize_logit_gradients(
     cannot be, and one equal to the student's, gives gradient 0, with noise.
 
     Args:
-      key: typed key, used for this release and no other.
+      key: typed key, used for this release and no other. Where a mapped axis splits the queries
+        over devices, all give the same key: a row's noise is that of its place in the whole batch.
       student_logits: `[B, K]`, any float dtype; further leading axes are further queries.
       teacher_probs: probabilities or one-hot votes of the same shape (not logits).
       norm: C > 0, a scalar.
       noise_multiplier: std/C ≥ 0, a scalar; 0 gives no privacy.
       mode: "normalize" or "clip".
       where: bool `[B]`; False rows are exactly 0 and hold no noise.
-      axis_name: mapped axis that splits the queries over devices, if any. All devices give the
-        same key, and the noise of a row is that of its place in the global batch. Without it they
-        would all draw the same noise, which protects nothing.
 
     Returns:
       float32 `[B, K]`, with no gradient.
@@ -109,7 +107,7 @@ def privatize_logit_gradients(
     probs, valid = on_simplex(jax.lax.stop_gradient(teacher_probs))
     live = valid if where is None else valid & where
     grads = _bound(_student_probs(student_logits) - probs, live, norm, mode)
-    return _released(key, grads, multiplier * norm, where, axis_name)
+    return _released(key, grads, multiplier * norm, where)
 
 
 def ensemble_gradients(
@@ -122,7 +120,6 @@ def ensemble_gradients(
     mode: str,
     order: str = "bound_then_mean",
     where: Array | None = None,
-    axis_name: str | None = None,
 ) -> Array:
     """`privatize_logit_gradients` of M teachers: the mean of their gradients, with noise.
 
@@ -151,7 +148,6 @@ def ensemble_gradients(
       mode: "normalize" or "clip".
       order: whether every teacher's gradient is bounded and the mean taken, or the other way round.
       where: bool `[B]`; False rows are exactly 0 and hold no noise.
-      axis_name: as in `privatize_logit_gradients`; splits the queries, not the teachers.
 
     Returns:
       float32 `[B, K]`, with no gradient.
@@ -179,7 +175,7 @@ def ensemble_gradients(
     else:
         live = jnp.ones(student.shape[:-1], bool) if where is None else where
         grads = _bound(student - jnp.mean(probs, axis=0), live, norm, mode)
-    return _released(key, grads, multiplier * norm, where, axis_name)
+    return _released(key, grads, multiplier * norm, where)
 
 
 def private_answers(
@@ -268,17 +264,10 @@ def _bound(grads: Array, live: Array, norm: Array, mode: str) -> Array:
     return jnp.where(weights > 0, weights * grads, 0.0)
 
 
-def _released(
-    key: Array, values: Array, std: Array, where: Array | None, axis_name: str | None
-) -> Array:
+def _released(key: Array, values: Array, std: Array, where: Array | None) -> Array:
     """Values `[B, ...]` plus noise, which is that of the rows' places in the global batch."""
-    if axis_name is None:
-        noise = standard_normal(key, values.shape)
-    else:
-        rows = values.shape[0]
-        shape = (rows * jax.lax.axis_size(axis_name), *values.shape[1:])
-        noise = jax.lax.dynamic_slice_in_dim(
-            standard_normal(key, shape), rows * jax.lax.axis_index(axis_name), rows
-        )
+    rows = values.shape[0]
+    whole = standard_normal(key, (rows * collectives.num_devices(), *values.shape[1:]))
+    noise = collectives.own_rows(whole, rows)
     noisy = values + std * noise
     return noisy if where is None else jnp.where(where[..., None], noisy, 0.0)

@@ -1,7 +1,5 @@
 """The skeptical student: its final head trusts labels only, an inner one listens to the teacher."""
 
-from typing import Any
-
 import jax
 import jax.numpy as jnp
 from flax import linen as nn
@@ -15,6 +13,7 @@ from distill_core.losses import (
     leading_shape,
 )
 from distill_core.models.layers import check_images, conv, dense, mask_examples, max_pool_2x2
+from distill_core.models.network import Network
 from distill_core.models.norm import make_norm
 
 Array = jax.Array
@@ -101,7 +100,6 @@ class SkepticalCNN(nn.Module):
       auxiliary_block: after which block the auxiliary head sits, from 1; 0 is the last but one (of
         a single block, that one).
       norm: "batch", "group" or "none".
-      axis_name: mapped axis of the batch statistics.
     """
 
     num_classes: int
@@ -109,7 +107,6 @@ class SkepticalCNN(nn.Module):
     hidden: int = 128
     auxiliary_block: int = 0
     norm: str = "batch"
-    axis_name: str | None = None
 
     @nn.compact
     def __call__(
@@ -122,7 +119,7 @@ class SkepticalCNN(nn.Module):
         """
 
         def norm(x: jax.Array) -> jax.Array:
-            return make_norm(self.norm, axis_name=self.axis_name)(x, train=train, where=where)
+            return make_norm(self.norm)(x, train=train, where=where)
 
         def hidden(x: jax.Array) -> jax.Array:
             return nn.relu(norm(dense(x.reshape(x.shape[0], -1), self.hidden)))
@@ -143,7 +140,19 @@ class SkepticalCNN(nn.Module):
         return dense(x, self.num_classes)
 
 
-def auxiliary_logits(collections: Any) -> Array | None:
-    """The auxiliary head's logits [B, C] among what a network sowed, or None."""
-    sown = collections.get("intermediates", {}).get(SOWN)
-    return None if sown is None else jnp.asarray(sown[-1], jnp.float32)
+def check_auxiliary(network: Network):
+    """Refuses, on shapes alone, a network without the head that the attack needs.
+
+    Raises:
+      InputError: on `model`.
+    """
+    images = jax.ShapeDtypeStruct((2, *network.input_shape), jnp.float32)
+    variables, key = network.shapes(), jax.eval_shape(jax.random.key, 0)
+    params = variables.pop("params")
+    _, _, sown = jax.eval_shape(network.train_apply_sown, params, variables, images, key)
+    if SOWN not in sown or sown[SOWN].shape != (2, network.num_classes):
+        allowed = (
+            f"a skeptical student needs an auxiliary head that sows `{SOWN}` "
+            f"[B, {network.num_classes}]; take nasty.attacks.skeptical:SkepticalCNN"
+        )
+        raise InputError("model", network.model, allowed)

@@ -24,7 +24,7 @@ def check_top_k(top_k: int | None, num_classes: int):
         raise InputError("top_k", top_k, allowed)
 
 
-def release_top_k(logits: Array, top_k: int) -> Array:
+def release_top_k(logits: Array, top_k: int | None) -> Array:
     """The `top_k` largest logits of each answer; the rest are −∞, which excludes those classes.
 
     A student learns from it by any loss that lets its reference exclude classes, such as
@@ -39,7 +39,7 @@ def release_top_k(logits: Array, top_k: int) -> Array:
 
     Args:
       logits: `[..., C]`, any float dtype.
-      top_k: released logits per answer, in [1, C].
+      top_k: released logits per answer, in [1, C]; None releases all.
 
     Returns:
       float32 `[..., C]`.
@@ -52,6 +52,8 @@ def release_top_k(logits: Array, top_k: int) -> Array:
     """
     logits = jax.lax.stop_gradient(jnp.asarray(logits, jnp.float32))
     check_top_k(top_k, logits.shape[-1])
+    if top_k is None:
+        return logits
     _, kept = jax.lax.top_k(logits, top_k)  # [..., k]
     released = jnp.any(jax.nn.one_hot(kept, logits.shape[-1], dtype=bool), axis=-2)
     return jnp.where(released, logits, -jnp.inf)

@@ -16,7 +16,7 @@ from distill_core.experiment.stages import Run, run_directory
 from distill_core.training import classification
 from nasty import attack as nasty_attack
 from nasty import train as nasty_train
-from nasty.attacks.skeptical_training import check_auxiliary
+from nasty.attacks.skeptical import check_auxiliary
 from nasty.defences.stingy import check_top_k
 
 ATTACKS = ("kd", "htc", "averager", "skeptical", "scm")

@@ -7,8 +7,7 @@ Knowledge Transfer via DeepInversion", CVPR 2020.
 """
 
 import functools
-import json
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any, NamedTuple
 
@@ -23,7 +22,7 @@ from distill_core import checkpoint, evaluate
 from distill_core.config import InputError
 from distill_core.data.images.preprocess import preprocess
 from distill_core.losses import cross_entropy
-from distill_core.models import spec
+from distill_core.models.network import Network
 from distill_core.models.norm import BatchNorm
 
 Array = jax.Array
@@ -173,7 +172,7 @@ def invert(
     """
     wanted = _checked_labels(model, labels)
     _check_normalised(model, len(wanted))
-    step, finish = _compiled(json.dumps(model.spec))
+    network = model.network
     variables = jax.device_put(model.variables)
     weights = {
         "cross_entropy": np.float32(1),
@@ -182,15 +181,16 @@ def invert(
         "statistics": np.float32(statistics),
     }
     key = jax.random.key(seed)
-    shape = (len(wanted), *model.spec["input_shape"])
+    shape = (len(wanted), *network.input_shape)
     channels = (1, 1, 1, -1)
-    mean, std = (np.float32(model.spec[name]).reshape(channels) for name in ("mean", "std"))
+    mean, std = (np.float32(each).reshape(channels) for each in (network.mean, network.std))
     images = jnp.clip(mean + std * jax.random.normal(key, shape), 0, 1)
     moments = _adam().init(images)
     for i in range(num_steps):
         rate = np.float32(learning_rate * 0.5 * (1 + np.cos(np.pi * i / num_steps)))
-        images, moments = step(images, moments, variables, wanted, weights, rate, key, np.int32(i))
-    confidence, terms = finish(images, variables, wanted, weights)
+        given, number = (variables, wanted, weights), np.int32(i)
+        images, moments = _step(network, images, moments, given, rate, key, number)
+    confidence, terms = _finish(network, images, variables, wanted, weights)
     return Inversion(
         np.asarray(images),
         wanted,
@@ -215,9 +215,10 @@ def judge_accuracy(images: ArrayLike, labels: ArrayLike, judge: checkpoint.Loade
 
 
 def _checked_labels(model: checkpoint.LoadedModel, labels: ArrayLike) -> np.ndarray:
-    if spec.is_text(model.spec) or model.spec.get("outputs") == "images":
-        raise InputError("model", model.spec["model"], "is no classifier of images")
-    wanted, classes = np.asarray(labels), model.spec["num_classes"]
+    network = model.network
+    if network.is_text or network.outputs == "images":
+        raise InputError("model", network.model, "is no classifier of images")
+    wanted, classes = np.asarray(labels), network.num_classes
     integers = wanted.ndim == 1 and wanted.size and np.issubdtype(wanted.dtype, np.integer)
     if not integers or wanted.min() < 0 or wanted.max() >= classes:
         raise InputError(
@@ -228,53 +229,50 @@ def _checked_labels(model: checkpoint.LoadedModel, labels: ArrayLike) -> np.ndar
 
 def _check_normalised(model: checkpoint.LoadedModel, batch: int):
     """Refuses, on shapes alone, a network that has no statistics to match."""
-    apply = spec.make_apply(model.spec)
-    images = jax.ShapeDtypeStruct((batch, *model.spec["input_shape"]), jnp.float32)
+    images = jax.ShapeDtypeStruct((batch, *model.network.input_shape), jnp.float32)
 
     def count(variables, images):
         with watch_normalisations() as seen:
-            apply(variables, images)
+            model.apply(variables, images)
         found.append(len(seen))
 
     found: list[int] = []
     jax.eval_shape(count, model.variables, images)
     if not found[0]:
         allowed = "has no batch normalisation, whose running statistics DeepInversion matches"
-        raise InputError("model", model.spec["model"], allowed)
+        raise InputError("model", model.network.model, allowed)
 
 
-@functools.lru_cache(maxsize=8)
-def _compiled(network: str) -> tuple[Callable, Callable]:
-    """(step, finish) of a (JSON) spec, jitted: a normal and a nasty teacher compile once."""
-    described = json.loads(network)
-    apply = spec.make_apply(described)
-    mean, std = tuple(described["mean"]), tuple(described["std"])
-    height, width, _ = described["input_shape"]
+def _loss(network: Network, images, variables, labels, weights):
+    with watch_normalisations() as seen:
+        logits = network.apply(variables, images)
+    standardised = preprocess(images, network.mean, network.std)
+    value, terms = inversion_loss(logits, labels, standardised, seen, weights=weights)
+    return value, (logits, terms)
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def _step(network: Network, images, moments, given, rate, key, number):
+    """One update of the images, on a random shift of them: a normal and a nasty teacher compile
+    once."""
+    height, width, _ = network.input_shape
     reach = np.array([height // 16, width // 16], np.int32)
+    key = jax.random.fold_in(key, number)
+    shift = jax.random.randint(key, (2,), -reach, reach + 1)
 
-    def loss(images, variables, labels, weights):
-        with watch_normalisations() as seen:
-            logits = apply(variables, images)
-        standardised = preprocess(images, mean, std)
-        value, terms = inversion_loss(logits, labels, standardised, seen, weights=weights)
-        return value, (logits, terms)
+    def rolled(images):
+        return _loss(network, jnp.roll(images, shift, (1, 2)), *given)[0]
 
-    def step(images, moments, variables, labels, weights, rate, key, number):
-        key = jax.random.fold_in(key, number)
-        shift = jax.random.randint(key, (2,), -reach, reach + 1)
+    update, moments = _adam().update(jax.grad(rolled)(images), moments)
+    return jnp.clip(images - rate * update, 0, 1), moments
 
-        def rolled(images):
-            return loss(jnp.roll(images, shift, (1, 2)), variables, labels, weights)[0]
 
-        update, moments = _adam().update(jax.grad(rolled)(images), moments)
-        return jnp.clip(images - rate * update, 0, 1), moments
-
-    def finish(images, variables, labels, weights):
-        _, (logits, terms) = loss(images, variables, labels, weights)
-        probabilities = jax.nn.softmax(logits)
-        return jnp.take_along_axis(probabilities, labels[:, None], 1)[:, 0], terms
-
-    return jax.jit(step), jax.jit(finish)
+@functools.partial(jax.jit, static_argnums=0)
+def _finish(network: Network, images, variables, labels, weights):
+    """(confidence [B], terms of the loss) at the end."""
+    _, (logits, terms) = _loss(network, images, variables, labels, weights)
+    probabilities = jax.nn.softmax(logits)
+    return jnp.take_along_axis(probabilities, labels[:, None], 1)[:, 0], terms
 
 
 def _adam() -> Any:

@@ -64,9 +64,9 @@ def reconstruct(
     hp = config.validate(settings, FIELDS)
     workdir = epath.Path(workdir)
     teachers = {name: checkpoint.load_model(hp[name]) for name in TEACHERS}
-    judge, classes = checkpoint.load_model(hp["judge"]), teachers["normal"].spec["classes"]
+    judge, classes = checkpoint.load_model(hp["judge"]), teachers["normal"].network.classes
     for field, each in (("nasty", teachers["nasty"]), ("judge", judge)):
-        fits.check_start(field, hp[field], each.spec, teachers["normal"].spec)
+        fits.check_start(field, hp[field], each.network, teachers["normal"].network)
     labels = np.repeat(np.arange(len(classes)), hp["images_per_class"])
     weights = {name: hp[name] for name in _WEIGHTS if hp[name] is not None}
     made, found = {}, {}

@@ -9,12 +9,10 @@ import jax
 import numpy as np
 from etils import epath
 
-from distill_core import checkpoint, evaluate, models
+from distill_core import checkpoint, evaluate
 from distill_core.data import Dataset
-from distill_core.data.images import preprocess
 from distill_core.experiment import console, report
 from distill_core.experiment.plotting import attempt
-from distill_core.models import spec
 from nasty.experiment import figures, representations
 from nasty.experiment.further_results import Further
 
@@ -180,14 +178,7 @@ def _embeddings(path, workdirs, dataset: Dataset) -> epath.Path | None:
 
 def _features(model: checkpoint.LoadedModel, images: np.ndarray) -> np.ndarray | None:
     """Penultimate activations [N, D]; None for a user's network that does not sow them."""
-    module = spec.build(model.spec)
-
-    @jax.jit
-    def compute(variables, images):
-        x = preprocess.preprocess(images, tuple(model.spec["mean"]), tuple(model.spec["std"]))
-        return models.features(module, variables, x)
-
-    found = compute(model.variables, images)
+    found = jax.jit(lambda *given: model.network.features(*given))(model.variables, images)
     return None if found is None else np.asarray(found)
 
 

@@ -57,7 +57,7 @@ def table(
         (the backward pass counts as two) and one of the network that it is trained against.
       peak: of all devices together, FLOP/s.
     """
-    shape = tuple(teacher.spec["input_shape"])
+    shape = teacher.network.input_shape
     large, small = (forward_flops(model, shape) for model in (teacher, student))
     flops = {
         "teacher_normal": 3 * large,

@@ -5,7 +5,6 @@ scorers are; what a scorer finds on private text is itself private.
 """
 
 import functools
-import json
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -13,11 +12,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from distill_core import checkpoint
 from distill_core.config import InputError
 from distill_core.data import sampling
 from distill_core.data.text.tasks import Line
-from distill_core.models import spec
+from distill_core.models.network import LoadedModel, Network
 from distill_core.training import chunked
 from swingdistill.scorers import judges as scorers
 
@@ -35,8 +33,8 @@ def score(
     lines: Sequence[Line],
     fill: Any,
     *,
-    teacher: checkpoint.LoadedModel | None = None,
-    reference: checkpoint.LoadedModel | None = None,
+    teacher: LoadedModel | None = None,
+    reference: LoadedModel | None = None,
     bounds: Mapping[str, tuple[float, float]] | None = None,
     expressions: Sequence[str] = (),
     whole_line: bool = False,
@@ -75,8 +73,8 @@ def score(
 def measure(
     name: str,
     rows: Rows,
-    teacher: checkpoint.LoadedModel | None,
-    reference: checkpoint.LoadedModel | None,
+    teacher: LoadedModel | None,
+    reference: LoadedModel | None,
 ) -> np.ndarray:
     """One of `MEASURES` in nats, float32 [N, L], 0 where nothing is trained."""
     networks = {"teacher": teacher, "reference": reference}
@@ -86,14 +84,14 @@ def measure(
         if loaded is None:
             raise InputError("scorers", name, f"needs a {field}; give its checkpoint")
     variables = {k: jax.device_put(m.variables) for k, m in networks.items() if m}
-    specs = tuple((k, json.dumps(dict(m.spec))) for k, m in networks.items() if m)
+    described = tuple((k, m.network) for k, m in networks.items() if m)
     num, length = rows["tokens"].shape
-    vocab = max(m.spec["num_classes"] for m in networks.values() if m)
+    vocab = max(network.num_classes for _, network in described)
     size = min(num, max(1, _ENTRIES // (length * vocab)))
     values = []
     for index, _ in sampling.eval_batches(num, size):
         batch = {k: rows[k][index] for k in ("tokens", "labels", "segments", "weights")}
-        values.append(np.asarray(_compiled(name, specs)(variables, batch)))
+        values.append(np.asarray(_measured(name, described, variables, batch)))
     return np.concatenate(values)[:num]
 
 
@@ -102,8 +100,8 @@ def measure_bounds(
     public_rows: Rows,
     quantiles: tuple[float, float],
     *,
-    teacher: checkpoint.LoadedModel | None,
-    reference: checkpoint.LoadedModel | None,
+    teacher: LoadedModel | None,
+    reference: LoadedModel | None,
 ) -> dict[str, tuple[float, float]]:
     """(low, high) of the ramp of each measure among `names`, from held-out public text.
 
@@ -157,22 +155,16 @@ def _from_text(name, lines, fill, expressions, whole_line) -> np.ndarray:
     return fill(values)
 
 
-@functools.lru_cache(maxsize=16)
-def _compiled(name: str, specs: tuple[tuple[str, str], ...]):
-    hidden = {field: spec.make_hidden(json.loads(text)) for field, text in specs}
-
-    @jax.jit
-    def values(variables, batch):
-        where = batch["weights"] > 0
-        logits = {}
-        for field, fn in hidden.items():
-            states, embedding = fn(variables[field], batch["tokens"], batch["segments"])
-            logits[field] = chunked.logits(states, embedding)
-        if name == "surprisal":
-            return scorers.surprisal(logits["reference"], batch["labels"], where=where)
-        pair = (logits["teacher"], logits["reference"])
-        if name == "differential":
-            return scorers.differential(*pair, batch["labels"], where=where)
-        return scorers.divergence(*pair, documents=batch["segments"], where=where)
-
-    return values
+@functools.partial(jax.jit, static_argnums=(0, 1))
+def _measured(name: str, networks: tuple[tuple[str, Network], ...], variables, batch):
+    where = batch["weights"] > 0
+    logits = {}
+    for field, network in networks:
+        states = network.hidden(variables[field], batch["tokens"], batch["segments"])
+        logits[field] = chunked.logits(*states)
+    if name == "surprisal":
+        return scorers.surprisal(logits["reference"], batch["labels"], where=where)
+    pair = (logits["teacher"], logits["reference"])
+    if name == "differential":
+        return scorers.differential(*pair, batch["labels"], where=where)
+    return scorers.divergence(*pair, documents=batch["segments"], where=where)

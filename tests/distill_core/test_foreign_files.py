@@ -5,13 +5,13 @@ import json
 import numpy as np
 import pytest
 import tokenizers
+from distill_core.models.loaded_model import check_images
 
 import distill_core
 from distill_core import checkpoint, distill
 from distill_core.config import InputError
 from distill_core.data import load_dataset
 from distill_core.data.text.tokenizers import SPECIALS, Tokenizer, train_words
-from distill_core.models.loaded_model import check_images
 from distill_core.training import plain_text
 
 LINES = ["the cat sat", "on the mat, 12 times"]

@@ -1,0 +1,302 @@
+"""`Network`: what a checkpoint says of a network, and all that can be done with one.
+
+Networks of images have `input_shape`, `mean`, `std` and `classes`; networks of text `max_length`
+and a tokenizer, and `num_classes` is the size of their vocabulary.
+"""
+
+import dataclasses
+import functools
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax.core import FrozenDict
+
+from distill_core import models
+from distill_core.config import InputError
+from distill_core.data.images import preprocess
+
+PyTree = Any
+ELSEWHERE = "elsewhere"  # where a tokenizer is from, if nobody says
+_RESERVED = {
+    "num_classes": "comes from the data set",
+    "max_length": "comes from the field length",
+    "axis_name": "comes from the devices",
+    "name": "is a module's own; the network is named by the field model",
+    "parent": "is a module's own",
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class Network:
+    """A network without its weights; hashable by value, so that it can be a static argument.
+
+    Attributes:
+      model: a name of `models.MODEL_NAMES`, or "package.module:factory".
+      num_classes: K, of text the size of the vocabulary.
+      model_kwargs: the factory's own settings.
+      input_shape: (H, W, C) of an image; () of text.
+      mean, std: constants that pixels are standardised by, one value per channel.
+      classes: what the class numbers stand for. A language model has them if it classifies.
+      classes_named: False where the classes are numbers without names.
+      compute_dtype: parameters and pixels are rounded to it; batch statistics and logits stay
+        float32, and so do parameters as stored.
+      max_length: L of text, in tokens; None of images.
+      tokenizer: of text, as JSON; None if there is none.
+      tokenizer_from: whose text the tokenizer was made from.
+      outputs: "logits", or "images" of a generator, whose inputs are drawn from a normal
+        distribution.
+      labelled: whether a generator is told the class that it should make.
+    """
+
+    model: str
+    num_classes: int
+    model_kwargs: Mapping[str, Any] = FrozenDict()
+    input_shape: tuple[int, ...] = ()
+    mean: tuple[float, ...] = ()
+    std: tuple[float, ...] = ()
+    classes: tuple[str, ...] = ()
+    classes_named: bool = True
+    compute_dtype: str = "float32"
+    max_length: int | None = None
+    tokenizer: str | None = dataclasses.field(default=None, repr=False)
+    tokenizer_from: str = ELSEWHERE
+    outputs: str = "logits"
+    labelled: bool = False
+
+    def __post_init__(self):
+        for name in ("model_kwargs", "input_shape", "mean", "std", "classes"):
+            object.__setattr__(self, name, hashable(getattr(self, name)))
+
+    def to_json(self) -> dict[str, Any]:
+        """JSON-able; fields at their defaults are left out, but for `model_kwargs`."""
+        found = {"model": self.model, "model_kwargs": _plain(self.model_kwargs)}
+        for field in dataclasses.fields(self):
+            value = getattr(self, field.name)
+            if field.name not in found and value != field.default:
+                found[field.name] = _plain(value)
+        return found
+
+    @classmethod
+    def from_json(cls, given: Mapping[str, Any]) -> "Network":
+        """The inverse of `to_json`.
+
+        Raises:
+          ValueError: an unknown or missing field.
+        """
+        if strange := given.keys() - {field.name for field in dataclasses.fields(cls)}:
+            raise ValueError(f"unknown: {', '.join(sorted(strange))}")
+        try:
+            return cls(**given)
+        except TypeError as error:
+            raise ValueError(str(error)) from None
+
+    @property
+    def is_text(self) -> bool:
+        """Whether the network reads token ids, not images."""
+        return self.max_length is not None
+
+    @property
+    def class_names(self) -> tuple[str, ...] | None:
+        """The names of the classes; None where there are only numbers."""
+        return self.classes if self.classes and self.classes_named else None
+
+    def load_tokenizer(self):
+        """The tokenizer of a network of text; None for images, or if there is none."""
+        if not self.tokenizer:
+            return None
+        from distill_core.data.text.tokenizers import Tokenizer
+
+        return Tokenizer.from_json(self.tokenizer, self.tokenizer_from)
+
+    def module(self) -> Any:
+        """The Linen module. Made within a mapped function, it may know of the axis.
+
+        Raises:
+          InputError: no such model, or settings that it does not take.
+        """
+        for name, source in _RESERVED.items():
+            if name in self.model_kwargs:
+                given = self.model_kwargs[name]
+                raise InputError(f"model_kwargs.{name}", given, f"{source}; leave it out")
+        text = {"max_length": self.max_length} if self.is_text else {}
+        return models.create_model(
+            self.model, num_classes=self.num_classes, **text, **self.model_kwargs
+        )
+
+    def init(self, key: jax.Array) -> tuple[PyTree, PyTree]:
+        """Fresh (params, model_state)."""
+        if self.max_length is not None:
+            return models.init_model(self.module(), key, (self.max_length,), dtype=jnp.int32)
+        return models.init_model(self.module(), key, self.input_shape)
+
+    def shapes(self) -> PyTree:
+        """Shapes and dtypes of the variables `{"params": …, **model_state}`."""
+        params, model_state = jax.eval_shape(self.init, jax.random.key(0))
+        return {"params": params, **model_state}
+
+    def apply(self, variables: PyTree, inputs, *, train=False, where=None, key=None) -> Any:
+        """Logits; preprocessing is inside. Pure and jit-safe.
+
+        Where inputs are concrete, not traced, their values are checked.
+
+        Args:
+          variables: `{"params": …, **model_state}`.
+          inputs: images `[B, H, W, C]`, uint8 or floats in [0, 1]; or token ids `[B, L]`, one
+            document per row.
+          train: use and update the batch's statistics, and drop out.
+          where: bool `[B]`, the examples that count.
+          key: of dropout.
+
+        Returns:
+          float32 logits `[B, K]`, of text `[B, L, V]`; with `train` (logits, new model_state).
+
+        Raises:
+          InputError: on `inputs`: floats outside [0, 1], NaN among them, or ids outside the
+            vocabulary.
+        """
+        if self.is_text:
+            preprocess.check_range(inputs, jnp.integer, 0, self.num_classes - 1, "token ids")
+        else:
+            variables, inputs = self._prepared(variables, inputs)
+        found = models.apply_model(
+            self.module(), variables, inputs, train=train, where=where, key=key
+        )
+        if self.is_text:
+            return found
+        if not train:
+            return found.astype(jnp.float32)
+        return found[0].astype(jnp.float32), found[1]
+
+    def train_apply(
+        self, params: PyTree, model_state: PyTree, inputs: jax.Array, key: jax.Array
+    ) -> tuple[jax.Array, PyTree]:
+        """(logits, new model_state) of a training step; see `apply`."""
+        return self.apply({"params": params, **model_state}, inputs, train=True, key=key)
+
+    def train_apply_sown(
+        self, params: PyTree, model_state: PyTree, images: jax.Array, key: jax.Array
+    ) -> tuple[jax.Array, PyTree, PyTree]:
+        """`train_apply` of a network of images, with what its layers sowed, by name."""
+        variables, pixels = self._prepared({"params": params, **model_state}, images)
+        logits, found = models.apply_model(
+            self.module(), variables, pixels, train=True, mutable=("intermediates",), key=key
+        )
+        found = dict(found)
+        sown = {name: each[-1] for name, each in found.pop("intermediates", {}).items()}
+        return logits.astype(jnp.float32), found, sown
+
+    def features(self, variables: PyTree, images: jax.Array) -> jax.Array | None:
+        """Inputs of the last dense layer at inference, `[B, D]`; None if the network hides them."""
+        return models.features(self.module(), *self._prepared(variables, images))
+
+    def hidden(self, variables: PyTree, tokens, segments=None) -> tuple[jax.Array, jax.Array]:
+        """(hidden states `[B, L, D]`, embedding `[V, D]`) of a network of text.
+
+        Logits are hidden · embeddingᵀ, for losses that never hold them all. `tokens` and `segments`
+        are integers `[B, L]`; see `models.Transformer.hidden`.
+        """
+        module = self.module()
+        states = module.apply(variables, tokens, segments, method="hidden")
+        return states, module.apply(variables, method="embedding")
+
+    def _prepared(self, variables: PyTree, images: Any) -> tuple[PyTree, jax.Array]:
+        """Variables and standardised images in the `compute_dtype`; other collections stay."""
+        if tuple(images.shape[1:]) != self.input_shape:
+            raise ValueError(
+                f"inputs {tuple(images.shape)}: this network takes [B, {self.input_shape}]"
+            )
+        if self.outputs == "logits":  # else they are draws of a normal distribution
+            preprocess.check_range(images, jnp.floating, 0, 1, "images that are floats")
+        pixels = preprocess.preprocess(images, self.mean, self.std)
+        dtype = jnp.dtype(self.compute_dtype)
+        if dtype == jnp.float32:
+            return variables, pixels
+        params = jax.tree.map(lambda leaf: leaf.astype(dtype), variables["params"])
+        return {**variables, "params": params}, pixels.astype(dtype)
+
+
+@dataclasses.dataclass(frozen=True)
+class LoadedModel:
+    """A network with its weights, whatever file it was read from.
+
+    Attributes:
+      variables: `{"params": …, **model_state}`, NumPy arrays.
+      network: how to rebuild it.
+      metadata: everything that the file says of itself.
+    """
+
+    variables: PyTree
+    network: Network
+    metadata: dict = dataclasses.field(default_factory=dict)
+
+    def apply(self, variables: PyTree, inputs, *, train: bool = False) -> Any:
+        """`Network.apply`: pure and jit-safe, preprocessing is inside."""
+        return self.network.apply(variables, inputs, train=train)
+
+    @functools.cached_property
+    def tokenizer(self) -> Any:
+        """Of a network of text, `distill_core.data.text.tokenizers.Tokenizer`; else None."""
+        return self.network.load_tokenizer()
+
+    def __repr__(self) -> str:
+        """One line: neither weights nor settings."""
+        size = sum(np.size(leaf) for leaf in jax.tree.leaves(self.variables.get("params", {})))
+        kind = "tokens" if self.network.is_text else "classes"
+        found = [self.network.model, f"{size:,} parameters"]
+        found.append(f"{self.network.num_classes:,} {kind}")
+        if "step" in self.metadata:
+            found.append(f"step {self.metadata['step']} of {self.metadata.get('method')}")
+        return f"LoadedModel({', '.join(found)})"
+
+
+def image_network(
+    dataset, *, model: str, model_kwargs: Mapping[str, Any], compute_dtype: str = "float32"
+) -> Network:
+    """A classifier of a data set's images."""
+    return Network(
+        model,
+        dataset.num_classes,
+        model_kwargs,
+        input_shape=dataset.input_shape,
+        mean=dataset.mean,
+        std=dataset.std,
+        classes=dataset.classes,
+        classes_named=dataset.named,
+        compute_dtype=compute_dtype,
+    )
+
+
+def text_network(
+    tokenizer: Any,
+    max_length: int,
+    *,
+    model: str,
+    model_kwargs: Mapping[str, Any],
+    classes: Sequence[str] = (),
+) -> Network:
+    """A language model over a tokenizer's vocabulary; with `classes` one that classifies."""
+    return Network(
+        model,
+        tokenizer.vocab_size,
+        model_kwargs,
+        max_length=max_length,
+        tokenizer=tokenizer.to_json(),
+        tokenizer_from=tokenizer.made_from,
+        classes=tuple(classes),
+    )
+
+
+def hashable(value: Any) -> Any:
+    """Lists and mappings of JSON as tuples and FrozenDicts, at any depth."""
+    if isinstance(value, Mapping):
+        return FrozenDict({name: hashable(each) for name, each in value.items()})
+    return tuple(map(hashable, value)) if isinstance(value, list | tuple) else value
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return {name: _plain(each) for name, each in value.items()}
+    return [_plain(each) for each in value] if isinstance(value, list | tuple) else value

@@ -1,0 +1,45 @@
+"""Sums and gathers over the devices of the mapped axis, where one is bound; else the identity.
+
+Inside `pmap` and `shard_map` a function sees its device's part of the batch, inside `jit` (on one
+device or over a mesh) the whole of it. These functions ask which, while they are traced, so that
+nothing else has to know.
+"""
+
+from typing import Any
+
+import jax
+
+AXIS = "devices"
+Array = jax.Array
+PyTree = Any
+
+
+def is_bound() -> bool:
+    """Whether the code that is being traced runs once per device, over the axis `AXIS`."""
+    try:
+        jax.lax.axis_size(AXIS)
+    except NameError:
+        return False
+    return True
+
+
+def all_sum(tree: PyTree) -> PyTree:
+    """Sum over the devices."""
+    return jax.lax.psum(tree, AXIS) if is_bound() else tree
+
+
+def all_gather(x: Array) -> Array:
+    """All devices' rows `[B, ...]` of an array whose own rows are `[b, ...]`, in order."""
+    return jax.lax.all_gather(x, AXIS, tiled=True) if is_bound() else x
+
+
+def own_rows(x: Array, count: int) -> Array:
+    """This device's `count` rows of an array `[B, ...]` that every device holds whole."""
+    if not is_bound():
+        return x
+    return jax.lax.dynamic_slice_in_dim(x, count * jax.lax.axis_index(AXIS), count)
+
+
+def num_devices() -> int:
+    """Over how many devices the others sum; 1 where no axis is bound."""
+    return jax.lax.axis_size(AXIS) if is_bound() else 1
