@@ -86,8 +86,7 @@ def fit(
     batch_fn: Callable[[int], PyTree],
     frozen: PyTree,
     plan: Callable[[int], loop.Plan] | None = None,
-    split: Callable[[PyTree], tuple[dict, PyTree]] = run_state.split_state,
-    merge: Callable[[PyTree, dict, PyTree], PyTree] = run_state.merge_state,
+    layout: loop.Layout = run_state.LAYOUT,
     steps_per_dispatch: int = 1,
     mode: str,
 ) -> dict[str, Any]:
@@ -99,8 +98,8 @@ def fit(
       metadata, reads: from `classification.describe`.
       validation: what is watched; may be empty.
       test: what the result is measured on.
-      state, step_fn, batch_fn, frozen, plan, split, merge, steps_per_dispatch: as `loop.run` takes
-        them; the part of `split` is the whole network.
+      state, step_fn, batch_fn, frozen, plan, layout, steps_per_dispatch: as `loop.run` takes them;
+        the part of `layout` is the whole network.
       mode: from `parallel.choose_mode`.
 
     Returns:
@@ -112,7 +111,7 @@ def fit(
     """
 
     def measured(state, examples, stopped=lambda: False):
-        part = split(state)[0][run_state.PART]
+        part = layout.split(state)[0][run_state.PART]
         return measure(
             metadata["parts"][run_state.PART],
             {"params": part["params"], **part["model_state"]},
@@ -132,8 +131,7 @@ def fit(
         num_steps=hp["num_steps"],
         metadata=metadata,
         reads=reads,
-        split=split,
-        merge=merge,
+        layout=layout,
         evaluate=(lambda state, stopped: measured(state, validation, stopped)) if watched else None,
         plan=plan,
         best="accuracy",

@@ -99,6 +99,9 @@ def merge_state(state: TrainState, parts, train) -> TrainState:
     return state.replace(**parts[PART], **train)
 
 
+LAYOUT = loop.Layout(split_state, merge_state)
+
+
 def describe(
     hp: Mapping[str, Any],
     workdir: epath.PathLike,

@@ -14,7 +14,7 @@ from distill_core.config import InputError
 from distill_core.data.images import augment
 from distill_core.models import spec
 from distill_core.runtime import parallel
-from distill_core.training import classification, fitting, metrics, optimizers, run_state
+from distill_core.training import classification, fitting, loop, metrics, optimizers, run_state
 from distill_core.training.step import TrainState, make_train_step
 from nasty.defences.cmim import cmim_loss, uniform_centroids, update_centroids
 
@@ -94,8 +94,7 @@ def train(
         step_fn=step_fn,
         batch_fn=batch_fn,
         frozen=frozen,
-        split=_split,
-        merge=_merge,
+        layout=loop.Layout(_split, _merge),
         mode=mode,
     )
 

@@ -21,7 +21,7 @@ from distill_core.data import sampling
 from distill_core.data.images import preprocess
 from distill_core.models import spec
 from distill_core.runtime import parallel
-from distill_core.training import classification, fitting, metrics, optimizers, run_state
+from distill_core.training import classification, fitting, loop, metrics, optimizers, run_state
 from distill_core.training.step import TrainState, make_train_step
 from nasty.losses import nasty_loss
 
@@ -111,8 +111,7 @@ def train(
         step_fn=step_fn,
         batch_fn=batch_fn,
         frozen={name: jnp.float32(hp[name]) for name in ("temperature", "omega")},
-        split=split,
-        merge=merge,
+        layout=loop.Layout(split, merge),
         mode=mode,
     )
 
