@@ -122,7 +122,7 @@ _DIGITS = "--config=configs/distill_core/digits.py"
         (f"python -m distill_core.train {_DIGITS} --work_dir=runs/x", "work_dir"),
         (f"python -m distill_core.train {_DIGITS}:smoky --workdir=runs/x", "config"),
         (f"python -m distill_core.train {_DIGITS} --workdir runs/x --config.omega=1", "omega"),
-        (f"python -m distill_core.train {_DIGITS} \\\n    --workdir=runs/x --config.seed=-1", "seed"),
+        (f"python -m distill_core.train {_DIGITS} \\\n --workdir=runs/x --config.seed=-1", "seed"),
         ("python -m distill_core.train --config=configs/digits.py --workdir=runs/x", "config"),
         (f"python -m nasty.train {_DIGITS} --workdir=runs/x", "adversary"),
         ("python -m nasty.train --config=configs/nasty/digits.py --workdir=runs/x", "alpha"),
