@@ -1,6 +1,7 @@
 # Needs Python 3.11 or newer (with venv), pip and make. `make help` lists the targets.
 # Takes the newest Python that it finds, also among pyenv's.
 # PYTHON=python3.12 make demo   picks the interpreter (and makes .venv anew if it has another one)
+# make setup EXTRAS=cuda,tensorboard   installs extras of pyproject.toml, too; kept until others are named
 # make test ARGS="-k nasty"     passes arguments on to pytest
 
 SHELL := /bin/sh
@@ -9,6 +10,7 @@ BIN := $(VENV)/bin
 RUN_PYTHON = $(BIN)/python
 JOBS ?= 2
 ARGS ?=
+EXTRAS ?=
 TYPED := $(wildcard distill_core nasty swingdistill dpdfd benchmarks)
 NOTEBOOKS := $(wildcard docs/*.ipynb)
 # The experiments that need no network and no accelerator, one a method.
@@ -20,13 +22,17 @@ DEMOS := $(wildcard configs/nasty/digits.py configs/swingdistill/records.py conf
 help:  ## this list
 	@grep -E '^[a-z-]+:.*## ' $(firstword $(MAKEFILE_LIST)) | sed -E 's/:[^#]*## /\t/' | expand -t 14
 
-# $(call install,LEVELS,REQUIREMENT): a virtual environment with REQUIREMENT in it. A stamp per level
-# holds the checksum of pyproject.toml: pip (and so the network) is called only when that has changed.
+# $(call install,LEVELS,EXTRA): a virtual environment with the project, EXTRA and $(EXTRAS) in it. A stamp
+# per level holds the checksum of pyproject.toml and the extras: pip (and so the network) is called
+# only when one of them has changed. Without EXTRAS those installed last are kept.
 define install
 	@fail() { echo "make: $$1" >&2; exit 1; }; \
 	fits='import sys, venv, ensurepip; assert sys.version_info >= (3, 11)'; \
 	whose='import sys; print(sys.base_prefix, sys.version)'; \
-	wanted=$$(cksum < pyproject.toml); \
+	known='import tomllib; print(*tomllib.load(open("pyproject.toml", "rb"))["project"]["optional-dependencies"])'; \
+	extras='$(EXTRAS)'; \
+	[ -n "$$extras" ] || extras=$$(cat $(VENV)/extras 2>/dev/null); \
+	wanted="$$(cksum < pyproject.toml)$${extras:+ $$extras}"; \
 	if [ -n "$(PYTHON)" ]; then \
 	  "$(PYTHON)" -c "$$fits" 2>/dev/null || fail "PYTHON=$(PYTHON) is no Python >= 3.11 with the venv module"; \
 	  [ "$$("$(PYTHON)" -c "$$whose")" = "$$($(RUN_PYTHON) -c "$$whose" 2>/dev/null)" ] || rm -rf $(VENV); \
@@ -40,18 +46,25 @@ define install
 	  echo "Making $(VENV) with $$($$python -V)"; \
 	  $$python -m venv --clear $(VENV) || fail "could not make $(VENV)"; \
 	fi; \
+	known=$$($(RUN_PYTHON) -c "$$known"); \
+	for extra in $$(echo "$$extras" | tr ',' ' '); do \
+	  case " $$known " in *" $$extra "*) ;; *) fail "EXTRAS: got $$extra; must be of $$known";; esac; \
+	done; \
+	all=$$(echo "$(2),$$extras" | sed 's/^,*//; s/,*$$//'); \
+	what=".$${all:+[$$all]}"; \
 	rm -f $(VENV)/stamp-*; \
-	echo "Installing $(2) into $(VENV) (a minute or two)"; \
-	$(RUN_PYTHON) -m pip install --quiet --disable-pip-version-check -e '$(2)' \
-	  || fail "pip could not install $(2) (its message is above)"; \
+	echo "Installing $$what into $(VENV) (a minute or two)"; \
+	$(RUN_PYTHON) -m pip install --quiet --disable-pip-version-check -e "$$what" \
+	  || fail "pip could not install $$what (its message is above)"; \
+	echo "$$extras" > $(VENV)/extras; \
 	for level in $(1); do echo "$$wanted" > $(VENV)/stamp-$$level; done
 endef
 
-setup:  ## the virtual environment .venv, enough to run the binaries
-	$(call install,run,.)
+setup:  ## the virtual environment .venv, enough to run the binaries (EXTRAS=cuda,…)
+	$(call install,run,)
 
 setup-dev:  ## the same with what the tests and the linters need
-	$(call install,dev run,.[test])
+	$(call install,dev run,test)
 
 demo: setup  ## the nasty teacher on digits: a table on the console, runs/demo/report.html
 	$(RUN_PYTHON) -m nasty.experiment --config configs/nasty/digits.py --workdir runs/demo

@@ -82,8 +82,10 @@ def train_and_evaluate(
         num_steps=hp["num_steps"],
         metadata=metadata,
         reads=reads,
-        split=conversion.split_state,
-        merge=lambda *parts: steps.recall(run, conversion.merge_state(*parts)),
+        layout=loop.Layout(
+            conversion.split_state,
+            lambda *parts: steps.recall(run, conversion.merge_state(*parts)),
+        ),
         evaluate=measure,
         evaluated_on="test",
         plan=run.budget.plan(

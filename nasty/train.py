@@ -1,6 +1,6 @@
 """Trains a nasty teacher against a normally trained adversary, then checks that it is nasty.
 
-    python -m nasty.train --config configs/nasty/digits.py --config.adversary=runs/plain \
+    python -m nasty.train --config configs/nasty/digits_teacher.py --config.adversary=runs/plain \
         --workdir runs/nasty
 
 With train_only_head (and init_from, a normal teacher) only the last layer is trained: a mildly

@@ -3,8 +3,8 @@
 python -m dpdfd.experiment --config configs/dpdfd/mnist.py --workdir runs/dpdfd_mnist \
     --config.data_dir=DIRECTORY
 
-DIRECTORY holds the data set as TFDS prepares it. About 60 minutes on one busy core; the README has
-the table.
+DIRECTORY holds the data set as TFDS prepares it. About 60 minutes on one busy core;
+docs/dpdfd.md has the table.
 
 `paper_…` is the abstract's own loop, as we reconstruct it: one teacher, plain networks on pixels,
 student and generator by turns. `…_cnn` has the same plain networks, all else public features

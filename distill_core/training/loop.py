@@ -4,7 +4,7 @@ import contextlib
 import math
 import sys
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 import jax
 import jax.numpy as jnp
@@ -25,6 +25,18 @@ class DivergedError(RuntimeError):
 
 class StoppedError(RuntimeError):
     """A signal ended the run; everything up to then is saved."""
+
+
+class Layout(Protocol):
+    """How a checkpoint keeps a state."""
+
+    def split(self, state: PyTree) -> tuple[dict, PyTree]:
+        """(parts, train) as `checkpoint.save` takes them."""
+        ...
+
+    def merge(self, state: PyTree, parts: dict, train: PyTree) -> PyTree:
+        """The state with what was saved; the inverse of `split`."""
+        ...
 
 
 class Plan(NamedTuple):
@@ -51,8 +63,7 @@ def run(
     num_steps: int,
     metadata: Mapping[str, Any],
     reads: Mapping[str, str],
-    split: Callable[[PyTree], tuple[dict, PyTree]],
-    merge: Callable[[PyTree, dict, PyTree], PyTree],
+    layout: Layout,
     evaluate: Callable[..., dict[str, float]] | None = None,
     plan: Callable[[int], Plan] | None = None,
     best: str | None = None,
@@ -78,8 +89,7 @@ def run(
       num_steps: updates in all.
       metadata: for the checkpoints; `metadata["config"]` is what a resume is checked against.
       reads: field of the config -> fingerprint of what it names; a resume is checked against it.
-      split: state -> (parts, train) as `checkpoint.save` takes them.
-      merge: (state, parts, train) -> state, the inverse.
+      layout: how a checkpoint keeps the state.
       evaluate: `evaluate(state, stopped) -> {name: value}`; may raise StoppedError if `stopped()`.
       plan: for private runs: step to start from -> `Plan`; not asked where nothing is left to do.
       best: name of the evaluated metric (higher is better) whose best checkpoint is kept, too; a
@@ -109,7 +119,7 @@ def run(
             raise config.InputError("steps_per_dispatch", steps_per_dispatch, allowed)
     report = progress.Reporter(num_steps, active=main, label=label)
     metrics = progress.MetricsFile(workdir / "metrics.jsonl", active=main)
-    template = split(state)
+    template = layout.split(state)
     params = [part["params"] for part in template[0].values()]
     count = sum(leaf.size for leaf in jax.tree.leaves(params))
     where = f"{parallel.describe()}; {count:,} parameters; writing to {workdir}"
@@ -126,7 +136,8 @@ def run(
         if found is not None:
             path, old = found
             start, top, window = old["step"], old["best"], _Window(old["pending"], old["last_loss"])
-            state = merge(state, *checkpoint.restore(path, parts=template[0], train=template[1]))
+            saved = checkpoint.restore(path, parts=template[0], train=template[1])
+            state = layout.merge(state, *saved)
             # A signal may have ended the evaluation that was due at this step.
             unevaluated = (
                 evaluate is not None and is_due(start, eval_every) and not old["evaluated"]
@@ -162,7 +173,7 @@ def run(
             window.fetch()
             metrics.flush()
             board.flush()
-            parts, train = split(state)
+            parts, train = layout.split(state)
             _check_finite(parts, step, window.last_loss)
             so_far = {
                 **metadata,

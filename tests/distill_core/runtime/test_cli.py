@@ -15,7 +15,7 @@ from distill_core.runtime import cli
 from nasty import train as nasty_train
 from nasty.experiment import comparison as experiment
 
-ROOT = Path(__file__).parents[2]
+ROOT = Path(__file__).parents[3]
 CONFIG = """
 from ml_collections import config_dict
 

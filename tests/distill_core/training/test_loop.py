@@ -22,7 +22,7 @@ import pytest
 from distill_core import checkpoint, config
 from distill_core.training import loop
 
-ROOT = Path(__file__).parents[2]
+ROOT = Path(__file__).parents[3]
 STEPS = 12  # of every run here: lines every 3 steps, evaluations every 4, checkpoints every 2
 
 

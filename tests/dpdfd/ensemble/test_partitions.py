@@ -168,7 +168,7 @@ def _of_files(root, names, train, test):
 def _tfds(root, _):
     from array_record.python.array_record_module import ArrayRecordWriter
 
-    path = Path(__file__).parents[1] / "distill_core/data/test_tfds_source.py"
+    path = Path(__file__).parents[2] / "distill_core/data/images/test_tfds_source.py"
     spec = importlib.util.spec_from_file_location("prepared", path)
     prepared = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(prepared)

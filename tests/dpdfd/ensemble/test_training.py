@@ -225,7 +225,7 @@ def test_separate_steps_are_the_joint_step_and_keep_teachers_apart(digits):
 
 
 def test_the_vote_of_ridge_teachers_reads_digits(tmp_path):
-    path = Path(__file__).parents[2] / "configs/dpdfd/ensemble_digits.py"
+    path = Path(__file__).parents[3] / "configs/dpdfd/ensemble_digits.py"
     settings = config_file.read(
         f"{path}:smoke", [("num_validation", "100"), ("num_teachers", "16")], FIELDS
     )

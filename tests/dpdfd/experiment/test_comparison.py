@@ -19,7 +19,7 @@ from dpdfd import privacy_spent
 from dpdfd.experiment import audit, summary
 from dpdfd.experiment import comparison as experiment
 
-CONFIG = Path(__file__).parents[2] / "configs/dpdfd/digits.py"
+CONFIG = Path(__file__).parents[3] / "configs/dpdfd/digits.py"
 TEACHERS = ("dp_teacher", "ensemble", "teacher")
 UNITS = ("query", "record_single", "record_ensemble", "record_dp_teacher")
 ARMS = ("no_privacy", *UNITS)
