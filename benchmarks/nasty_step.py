@@ -37,7 +37,6 @@ from torch.nn import functional
 
 from distill_core import models
 from distill_core.data.images import augment
-from distill_core.models import spec
 from distill_core.models.flops import count_flops
 from distill_core.training import classification
 from distill_core.training.step import TrainState
@@ -72,7 +71,7 @@ def jax_step(model: str, dtype: str, images: np.ndarray, labels: np.ndarray):
     step, tx = classification.compiled(
         key, json.dumps(optimizer), objective_against(key), augment.Augmentation(), "jit"
     )
-    module = spec.build(network)
+    module = network.module()
     params, model_state = models.init_model(module, jax.random.key(0), (32, 32, 3))
     adversary, statistics_ = models.init_model(module, jax.random.key(1), (32, 32, 3))
     frozen = {

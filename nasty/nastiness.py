@@ -8,7 +8,7 @@ inconclusive. The test split is not used. The arithmetic of the whole check stay
 the training's.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -174,7 +174,7 @@ def check(
         known.append(_accuracy(each, held))
         learned.append(_accuracy(student, held))
     chance = np.bincount(held.labels).max() / len(held)
-    return _verdict(known, learned, len(held), float(chance))._replace(
+    return verdict(known, learned, len(held), float(chance))._replace(
         on_validation=_measures(validation), cost=plan.spent / training
     )
 
@@ -228,7 +228,9 @@ def _part(split: Split, rows: np.ndarray) -> Split:
     return Split(split.images[rows], split.labels[rows])
 
 
-def _verdict(known: list[float], learned: list[float], count: int, chance: float) -> Nastiness:
+def verdict(
+    known: Sequence[float], learned: Sequence[float], count: int, chance: float
+) -> Nastiness:
     """From the accuracies of (teacher, adversary) and of their proxies on `count` images.
 
     All errors are two standard errors of independent proportions.

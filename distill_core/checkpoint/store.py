@@ -160,18 +160,23 @@ def load_model(
 
 def _read_network(path: epath.PathLike, described: Mapping[str, Any]) -> Network:
     """A part's network; refuses one of images whose own classes and constants cannot be."""
-    allowed = "describes no network: its image size, mean, std and classes do not agree"
     try:
         network = Network.from_json(described)
-        count, text = network.num_classes, network.is_text
-        mean, std = ([float(value) for value in each] for each in (network.mean, network.std))
-        fits = type(count) is int and (not network.classes or text or len(network.classes) == count)
-        fits = fits and (text or len(mean) == len(std) == network.input_shape[-1])
-    except (TypeError, ValueError, IndexError) as error:
+    except ValueError as error:
         raise InputError("checkpoint", str(path), f"describes no network: {error}") from None
+    if network.is_text:
+        return network
+    try:
+        mean, std = ([float(value) for value in each] for each in (network.mean, network.std))
+        count, names = network.num_classes, network.classes
+        fits = type(count) is int and len(mean) == len(std) == network.input_shape[-1]
+        fits = fits and (not names or len(names) == count)
+    except (TypeError, ValueError, IndexError):
+        mean, std, fits = [], [], False
     if not fits:
+        allowed = "describes no network: its image size, mean, std and classes do not agree"
         raise InputError("checkpoint", str(path), allowed)
-    if mean and (wrong := wrong_constants(mean, std)) is not None:
+    if (wrong := wrong_constants(mean, std)) is not None:
         raise InputError("checkpoint", str(path), wrong)
     return network
 

@@ -14,7 +14,7 @@ import pytest
 from distill_core import checkpoint, config, release, train
 from distill_core.checkpoint import store
 from distill_core.data.text import tokenizers
-from distill_core.models import spec
+from distill_core.models.network import text_network
 from distill_core.privacy import ledger as ledger_lib
 from distill_core.runtime import cli
 
@@ -187,18 +187,18 @@ def test_the_binary_says_what_it_did(released, tmp_path, capsys):
 def language_model(tmp_path_factory):
     """(a checkpoint of a language model, its released folder, the card)."""
     folder = tmp_path_factory.mktemp("language")
-    network = spec.text_spec(
+    network = text_network(
+        tokenizers.train_words(["the cat sat on the mat ."], vocab_size=30),
+        8,
         model="transformer",
         model_kwargs={"width": 16, "num_layers": 1, "num_heads": 2},
-        tokenizer=tokenizers.train_words(["the cat sat on the mat ."], vocab_size=30),
-        max_length=8,
     )
     rng = np.random.default_rng(0)
-    shapes = spec.variable_shapes(network)["params"]
+    shapes = network.shapes()["params"]
     params = jax.tree.map(lambda x: rng.normal(scale=0.3, size=x.shape).astype(x.dtype), shapes)
     metadata = {
         "method": "swingdistill.train",
-        "parts": {"model": network},
+        "parts": {"model": network.to_json()},
         "config": {"dataset": "text:/home/ann/letters", "canary_seed": SEED, "alpha": 0.7},
         "data_note": "",
         "ledger": {"mechanisms": [], "ancestors": []},
@@ -233,12 +233,8 @@ def _made_from(run, made_from, out):
     """A language model's run whose vocabulary has that origin."""
     loaded = checkpoint.load_model(run)
     loaded.tokenizer.made_from = made_from
-    network = spec.text_spec(
-        model="transformer",
-        model_kwargs=loaded.spec["model_kwargs"],
-        tokenizer=loaded.tokenizer,
-        max_length=8,
-    )
+    kwargs = loaded.network.model_kwargs
+    network = text_network(loaded.tokenizer, 8, model="transformer", model_kwargs=kwargs)
     variables = {"params": loaded.variables["params"]}
     _save(out, {"model": (network, variables)}, ledger_lib.Ledger(), {})
     return out
@@ -318,7 +314,7 @@ def generator(request, tmp_path_factory):
         "classes": [str(i) for i in range(10)],
     }
     rng = np.random.default_rng(0)
-    shapes = spec.variable_shapes(network)
+    shapes = network.shapes()
     variables = {
         name: jax.tree.map(lambda x, low=low: rng.uniform(low, 1, x.shape).astype(x.dtype), tree)
         for (name, tree), low in zip(shapes.items(), (-1.0, 0.5), strict=True)  # of positive spread
@@ -352,7 +348,7 @@ def _save(run, networks, ledger, settings):
 
 def test_a_generators_card_says_what_goes_in_and_what_comes_out(generator):
     run, out, card = generator
-    labelled = checkpoint.load_model(run).spec["labelled"]
+    labelled = checkpoint.load_model(run).network.labelled
     assert card["inputs"].startswith("float32 latent vectors, draws of N(0, I), [B, 3]")
     assert ("int32 labels [B]" in card["inputs"]) == labelled
     assert card["outputs"] == "float32 images in [0, 1], [B, H, W, C]"
@@ -367,9 +363,9 @@ def test_a_generators_release_draws_its_images_without_the_project(generator, tm
     loaded = checkpoint.load_model(run)
     rng = np.random.default_rng(1)
     given = [rng.normal(size=(5, 3)).astype(np.float32)]
-    if loaded.spec["labelled"]:
+    if loaded.network.labelled:
         given.append(np.array([3, 1, 4, 1, 9], np.int32))
-    images = spec.build(loaded.spec).apply(loaded.variables, *given)
+    images = loaded.network.module().apply(loaded.variables, *given)
     assert np.ptp(images, axis=0).max() > 0.01  # another vector, another image
     np.savez(tmp_path / "given.npz", *given)
     np.save(tmp_path / "images.npy", np.asarray(images))

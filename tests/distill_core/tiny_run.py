@@ -3,33 +3,34 @@
 As a program it is a binary: `python tests/distill_core/tiny_run.py '{"workdir": …}'`.
 """
 
-import functools
+import dataclasses
 import json
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
 from etils import epath
 
 from distill_core import checkpoint
 from distill_core.runtime import cli, parallel
 from distill_core.training import loop
-from distill_core.training import step as training
+from distill_core.training.optimizers import Optimizer
+from distill_core.training.run_state import Layout
+from distill_core.training.step import Outputs, TrainState, Update
 
 WIDTH = 3
 
 
-@functools.cache
-def _compiled(learning_rate: float):
-    tx = optax.adam(learning_rate)
-
-    def loss_fn(params, model_state, frozen, batch, key):
+@dataclasses.dataclass(frozen=True)
+class Regression:
+    def __call__(self, params, model_state, frozen, batch, key):
         noise = frozen["noise"] * jax.random.normal(key, batch["x"].shape)
         predicted = (batch["x"] + noise) @ params["w"] + params["b"]
-        return jnp.square(predicted - batch["y"]), batch["weight"], model_state, {}
+        return Outputs(jnp.square(predicted - batch["y"]), batch["weight"], model_state, {})
 
-    return parallel.wrap(training.make_train_step(loss_fn, tx), "jit", donate=True), tx
+
+def update(learning_rate: float) -> Update:
+    return Update(Regression(), Optimizer("adam", learning_rate, num_steps=1))
 
 
 def batch_at(step: int) -> dict[str, np.ndarray]:
@@ -41,19 +42,8 @@ def fresh_state(learning_rate: float = 0.01, *, seed: int = 7, padding: int = 0)
     params = {"w": jnp.zeros(WIDTH), "b": jnp.zeros(())}
     if padding:  # makes the checkpoint large
         params["padding"] = jax.random.normal(jax.random.key(0), (padding,))
-    tx = _compiled(learning_rate)[1]
-    return training.TrainState.create(
-        params=params, model_state={}, tx=tx, rng=jax.random.key(seed)
-    )
-
-
-def split(state):
-    parts = {"model": {"params": state.params, "model_state": state.model_state}}
-    return parts, {"step": state.step, "opt_state": state.opt_state, "rng": state.rng}
-
-
-def merge(state, parts, train):
-    return state.replace(**parts["model"], **train)
+    tx = update(learning_rate).optimizer.make()
+    return TrainState.create(params=params, model_state={}, tx=tx, rng=jax.random.key(seed))
 
 
 def measure(state, stopped=lambda: False):
@@ -66,7 +56,7 @@ def run(workdir, num_steps=12, *, learning_rate=0.01, padding=0, config=None, **
         "workdir": workdir,
         "num_steps": num_steps,
         "state": fresh_state(learning_rate, padding=padding),
-        "step_fn": _compiled(learning_rate)[0],
+        "step_fn": parallel.wrap(update(learning_rate), "jit", donate=True),
         "frozen": {"noise": np.float32(0.1)},
         "batch_fn": batch_at,
         "metadata": {
@@ -77,7 +67,7 @@ def run(workdir, num_steps=12, *, learning_rate=0.01, padding=0, config=None, **
             "ledger": {},
         },
         "reads": {},
-        "layout": loop.Layout(split, merge),
+        "layout": Layout(),
         "evaluate": measure,
         "best": "accuracy",
         "log_every": 3,
@@ -89,7 +79,7 @@ def run(workdir, num_steps=12, *, learning_rate=0.01, padding=0, config=None, **
 
 def contents(workdir, *, seed: int = 7) -> dict:
     """All that must not depend on how often a run was interrupted."""
-    parts, train = split(fresh_state(seed=seed))
+    parts, train = Layout().split(fresh_state(seed=seed))
     path, metadata = checkpoint.find(workdir)
     arrays = checkpoint.restore(path, parts=parts, train=train)
     return {

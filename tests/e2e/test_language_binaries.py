@@ -15,7 +15,7 @@ import pytest
 
 from distill_core import checkpoint, config
 from distill_core.checkpoint import store
-from distill_core.models import spec
+from distill_core.models.network import text_network
 from distill_core.runtime import config_file
 from distill_core.training import run_state
 from swingdistill import private_text, train
@@ -78,16 +78,16 @@ def place(tmp_path_factory):
     (place / "config.py").write_text(CONFIG.format(folder=place))
     given = config_file.read(f"{place}/config.py", [], train.FIELDS)
     hp = config.validate(given, train.FIELDS)
-    network = spec.text_spec(
+    network = text_network(
+        private_text.get_tokenizer(hp),
+        hp["length"],
         model=hp["model"],
         model_kwargs=hp["model_kwargs"],
-        tokenizer=private_text.get_tokenizer(hp),
-        max_length=hp["length"],
     )
     draw = np.random.default_rng(0)
     params = jax.tree.map(
         lambda x: draw.normal(scale=0.3, size=x.shape).astype(x.dtype),
-        spec.variable_shapes(network)["params"],
+        network.shapes()["params"],
     )
     parts = {"model": {"params": params, "model_state": {}}}
     method = "swingdistill.train"

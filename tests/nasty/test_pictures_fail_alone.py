@@ -128,8 +128,9 @@ def test_a_table_of_speed_that_fails_costs_nothing_else(again, monkeypatch):
 
 @pytest.mark.parametrize("field", ["batch_size", "student_batch_size"])
 def test_a_batch_is_refused_by_the_field_that_says_so(settings, tmp_path, field):
-    with pytest.raises(InputError, match=f"^{field}: got 13; must be divisible by the 8 devices"):
+    with pytest.raises(InputError) as error:
         experiment.run({**settings, field: 13}, tmp_path / "run")
+    assert error.value.field == field
     assert not (tmp_path / "run").exists()
 
 

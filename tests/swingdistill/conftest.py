@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from distill_core import checkpoint, config
-from distill_core.models import spec
+from distill_core.models.network import text_network
 from distill_core.training import run_state
 from swingdistill import private_text, train
 
@@ -67,11 +67,11 @@ def untrained(values):
 
     def untrained(workdir, seed, **changes):
         hp = values(**changes)
-        network = spec.text_spec(
+        network = text_network(
+            private_text.get_tokenizer(hp),
+            hp["length"],
             model=hp["model"],
             model_kwargs=hp["model_kwargs"],
-            tokenizer=private_text.get_tokenizer(hp),
-            max_length=hp["length"],
         )
         rng = np.random.default_rng(seed)
 
@@ -79,7 +79,7 @@ def untrained(values):
             is_scale = jax.tree_util.keystr(path).endswith("['scale']")
             return np.float32(1.0 * is_scale + rng.normal(scale=0.3, size=leaf.shape))
 
-        params = jax.tree_util.tree_map_with_path(draw, spec.variable_shapes(network)["params"])
+        params = jax.tree_util.tree_map_with_path(draw, network.shapes()["params"])
         parts = {"model": {"params": params, "model_state": {}}}
         method = "swingdistill.train"
         metadata, _ = run_state.describe(hp, workdir, method=method, network=network, reads={})

@@ -297,40 +297,40 @@ def test_memory_is_that_of_a_chunk():
 
 
 @pytest.mark.parametrize(
-    ("change", "message"),
+    ("change", "field"),
     [
-        ({"variant": "other"}, "variant: got 'other'; must be one of swing, anchored"),
-        ({"chunk": 0}, "chunk: got 0; must be at least 1"),
-        ({"alpha": 1.5}, r"alpha: got 1.5; must be in \[0, 1\]"),
-        ({"noise_scale": -1.0}, "noise_scale: got -1.0; must be finite and at least 0"),
-        ({"noise_scale": jnp.ones(L)}, r"noise_scale: got shape \(7,\)"),
-        ({"clip": 0.0}, "clip: got 0.0; must be finite and above 0"),
-        ({"heats": {"t_min": 4.0, "t_max": 2.0}}, "t_max: got 2.0; must be at least t_min"),
+        ({"variant": "other"}, "variant"),
+        ({"chunk": 0}, "chunk"),
+        ({"alpha": 1.5}, "alpha"),
+        ({"noise_scale": -1.0}, "noise_scale"),
+        ({"noise_scale": jnp.ones(L)}, "noise_scale"),
+        ({"clip": 0.0}, "clip"),
+        ({"heats": {"t_min": 4.0, "t_max": 2.0}}, "t_max"),
     ],
 )
-def test_wrong_settings_are_refused(batch, change, message):
-    with pytest.raises(ValueError, match=message):
+def test_wrong_settings_are_refused(batch, change, field):
+    with pytest.raises(ValueError, match=f"^{field}"):
         chunked(batch["student"], batch, **{**PLAIN, **change})
 
 
 @pytest.mark.parametrize(
-    ("name", "value", "message"),
+    ("name", "value", "field"),
     [
-        ("ids", None, r"noise_ids: got None; must be integers \(2, 7\)"),
-        ("ids", jnp.zeros(L, jnp.uint32), r"noise_ids: got uint32 \(7,\); must be integers"),
-        ("labels", jnp.zeros((B, L)), r"labels: got float32 \(2, 7\); must be integers"),
-        ("weights", jnp.ones(L), r"weights: got shape \(7,\); must be \(2, 7\)"),
-        ("scores", jnp.ones(L), r"privacy_scores: got shape \(7,\)"),
+        ("ids", None, "noise_ids"),
+        ("ids", jnp.zeros(L, jnp.uint32), "noise_ids"),
+        ("labels", jnp.zeros((B, L)), "labels"),
+        ("weights", jnp.ones(L), "weights"),
+        ("scores", jnp.ones(L), "privacy_scores"),
     ],
 )
-def test_tokens_that_do_not_belong_together_are_refused(batch, name, value, message):
-    with pytest.raises(ValueError, match=message):
+def test_tokens_that_do_not_belong_together_are_refused(batch, name, value, field):
+    with pytest.raises(ValueError, match=f"^{field}"):
         chunked(batch["student"], {**batch, name: value}, **NOISED)
 
 
 @pytest.mark.parametrize("needs", [{"variant": "anchored"}, {"entries": 3}])
 def test_a_missing_reference_is_named(batch, needs):
-    with pytest.raises(ValueError, match="reference_hidden, reference_embedding: .* needs both"):
+    with pytest.raises(ValueError, match="^reference_hidden, reference_embedding: "):
         swing_loss_from_hidden(
             *batch["student"], *batch["teacher"], batch["labels"], batch["scores"], key=KEY,
             noise_ids=batch["ids"], weights=batch["weights"], **HEATS, **PLAIN, **needs,
@@ -339,9 +339,9 @@ def test_a_missing_reference_is_named(batch, needs):
 
 def test_networks_of_two_vocabularies_are_refused(batch):
     hidden, embedding = batch["teacher"]
-    with pytest.raises(ValueError, match=r"teacher_hidden \(2, 7, 3\) and teacher_embedding \(36"):
+    with pytest.raises(ValueError, match="^teacher_hidden "):
         chunked(batch["student"], {**batch, "teacher": (hidden, embedding[:-1])}, **PLAIN)
-    with pytest.raises(ValueError, match=r"student_hidden \(7, 5\) and student_embedding \(37"):
+    with pytest.raises(ValueError, match="^student_hidden "):
         chunked((batch["student"][0][0], batch["student"][1]), batch, **PLAIN)
 
 

@@ -1,6 +1,7 @@
 """Perplexity and exposure of a checkpoint, by hand and by the binary."""
 
 import dataclasses
+import functools
 import json
 import math
 import shutil
@@ -16,7 +17,7 @@ from distill_core.config import InputError
 from distill_core.data.text import tasks as text_tasks
 from distill_core.data.text import tokenizers
 from distill_core.data.text.corpus import Example
-from distill_core.models import spec
+from distill_core.models.network import text_network
 from swingdistill import evaluate, private_text, train
 
 # What a model of two canaries learns by heart; of three digits, so that there are few candidates.
@@ -49,10 +50,10 @@ def fresh(untrained, tmp_path_factory):
 def by_hand(loaded, example, task):
     """(−log p, whether it is the likeliest, text) of each label that counts, a line by itself."""
     line = text_tasks.encode(example, loaded.tokenizer, task)
-    width = loaded.spec["max_length"]
+    width = loaded.network.max_length
     tokens = np.zeros((1, width), np.int32)  # what stands behind a position does not count
     tokens[0, : len(line.ids) + 1] = [loaded.tokenizer.bos_id, *line.ids]
-    logits = np.asarray(_apply(loaded)(loaded.variables, tokens), np.float64)[0]
+    logits = np.asarray(apply(loaded.network, loaded.variables, tokens), np.float64)[0]
     labels = [*line.ids, loaded.tokenizer.eos_id]
     log_sum = np.log(np.sum(np.exp(logits), axis=-1))
     return [
@@ -64,9 +65,9 @@ def by_hand(loaded, example, task):
     ]
 
 
-def _apply(loaded, _kept={}):  # noqa: B006 - compiled once a network
-    key = json.dumps(loaded.spec)
-    return _kept.setdefault(key, jax.jit(loaded.apply))
+@functools.partial(jax.jit, static_argnums=0)
+def apply(network, variables, tokens):
+    return network.apply(variables, tokens)
 
 
 @pytest.mark.parametrize("task", ["language", "generation"])
@@ -141,7 +142,7 @@ def test_estimators_agree_on_what_was_learnt(learnt, values):
     few = exposures(learnt, hp, estimator="sampled", num_samples=31)
     assert few[20] == [5.0, 5.0]
     for num in (10, 998):  # too few, and what a network that learnt two numbers gives the others
-        with pytest.raises(InputError, match="at least 200 sampled|no skew normal"):
+        with pytest.raises(InputError):
             exposures(learnt, hp, estimator="extrapolated", num_samples=num)
 
 
@@ -156,8 +157,9 @@ def test_exposures_are_grouped_by_repetitions_in_the_order_of_the_secrets(fresh,
 
 
 def test_without_canaries_there_is_no_exposure(fresh, values):
-    with pytest.raises(InputError, match="canaries_per_level: got 0; the config plants no canar"):
+    with pytest.raises(InputError) as error:
         exposures(fresh, values(canaries_per_level=0))
+    assert error.value.field == "canaries_per_level"
 
 
 def classified(monkeypatch, fresh, hp):
@@ -188,7 +190,7 @@ def test_a_classifiers_secrets_are_ranked_by_the_loss_of_their_labels(
     for row, label, loss in zip(asked["rows"], asked["labels"], asked["losses"], strict=True):
         tokens = np.zeros((1, 16), np.int32)
         tokens[0, : len(row)] = row
-        logits = np.asarray(_apply(loaded)(loaded.variables, tokens), np.float64)[0]
+        logits = np.asarray(apply(loaded.network, loaded.variables, tokens), np.float64)[0]
         logits = logits[len(row) - 1, answers]
         assert row[-1] == loaded.tokenizer.eos_id
         assert loss == pytest.approx(np.log(np.exp(logits).sum()) - logits[label], rel=1e-4)
@@ -223,9 +225,11 @@ def test_a_classifiers_labels_are_those_it_was_taught_whatever_the_test_text_hol
 def test_a_classifier_is_not_asked_about_other_classes(fresh, values, folder):
     hp = values(task="classification", dataset=f"tsv:{folder}/labelled", canary_digits=3)
     loaded = checkpoint.load_model(fresh)
-    loaded = dataclasses.replace(loaded, spec={**loaded.spec, "classes": ["a", "b", "c"]})
-    with pytest.raises(InputError, match="^canaries: .*calls class 0 '0', which is no class"):
+    other = dataclasses.replace(loaded.network, classes=("a", "b", "c"))
+    loaded = dataclasses.replace(loaded, network=other)
+    with pytest.raises(InputError) as error:
         evaluate.exposures(loaded, hp, num_samples=31)
+    assert error.value.field == "canaries"
 
 
 def test_a_checkpoint_knows_its_text_and_its_canaries(learnt, fresh, values):
@@ -296,16 +300,10 @@ def test_exact_exposure_of_24_secrets_of_six_digits_takes_less_than_a_minute():
     """For a student as large as the demo's; a few seconds on two free cores."""
     lines = ["my id is 0", *(f"w{i} x{i}" for i in range(480))]
     tokenizer = tokenizers.train_words(lines, vocab_size=1000)
-    network = spec.text_spec(
-        model="transformer",
-        model_kwargs={"width": 64, "num_layers": 1, "num_heads": 4},
-        tokenizer=tokenizer,
-        max_length=64,
-    )
-    params, _ = spec.init(network, jax.random.key(0))
-    loaded = checkpoint.LoadedModel(
-        {"params": params}, network, spec.make_apply(network), tokenizer
-    )
+    kwargs = {"width": 64, "num_layers": 1, "num_heads": 4}
+    network = text_network(tokenizer, 64, model="transformer", model_kwargs=kwargs)
+    params, _ = network.init(jax.random.key(0))
+    loaded = checkpoint.LoadedModel({"params": params}, network)
     given = {"dataset": "records", "canaries_per_level": 8}
     began = time.process_time()  # of both cores, so that a busy machine adds little
     found = evaluate.exposures(loaded, config.validate(given, private_text.FIELDS))

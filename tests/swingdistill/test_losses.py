@@ -68,18 +68,18 @@ def test_the_temperature_rises_from_t_min_to_t_max_as_a_power_of_the_score():
 
 
 @pytest.mark.parametrize(
-    ("settings", "message"),
+    ("settings", "field"),
     [
-        ({"t_min": 4.0, "t_max": 2.0}, "t_max: got 2.0; must be at least t_min, 4.0"),
-        ({"t_min": 0.0, "t_max": 2.0}, "t_min: got 0.0; must be finite and above 0"),
-        ({"t_min": 1.0, "t_max": np.inf}, "t_max: got inf; must be finite"),
-        ({"t_min": 1.0, "t_max": 2.0, "gamma": 0}, "gamma: got 0; must be finite and above 0"),
+        ({"t_min": 4.0, "t_max": 2.0}, "t_max"),
+        ({"t_min": 0.0, "t_max": 2.0}, "t_min"),
+        ({"t_min": 1.0, "t_max": np.inf}, "t_max"),
+        ({"t_min": 1.0, "t_max": 2.0, "gamma": 0}, "gamma"),
     ],
 )
-def test_temperatures_outside_their_range_are_refused(settings, message):
-    with pytest.raises(ValueError, match=message):
+def test_temperatures_outside_their_range_are_refused(settings, field):
+    with pytest.raises(ValueError, match=f"^{field}"):
         token_temperatures(jnp.zeros(3), **settings)
-    with pytest.raises(ValueError, match=r"privacy_scores: got 1.5; must be in \[0, 1\]"):
+    with pytest.raises(ValueError, match="^privacy_scores: got"):
         token_temperatures(1.5, t_min=1.0, t_max=2.0)
 
 
@@ -143,9 +143,9 @@ def test_equal_contexts_meet_equal_noise_in_any_row_batch_or_epoch():
 
 
 def test_a_generator_whose_noise_is_no_function_of_the_context_is_refused():
-    with pytest.raises(ValueError, match="default generator, threefry2x32"):
+    with pytest.raises(ValueError, match="^key: got"):
         targets(jnp.zeros((2, V)), noise_scale=1.0, key=jax.random.key(0, impl="unsafe_rbg"))
-    with pytest.raises(ValueError, match="key: got None"):
+    with pytest.raises(ValueError, match="^key: got"):
         targets(jnp.zeros((2, V)), noise_scale=1.0, key=None)
 
 
@@ -273,26 +273,26 @@ def test_the_teacher_and_the_scores_get_no_gradient():
 
 
 @pytest.mark.parametrize(
-    ("call", "message"),
+    ("call", "field"),
     [
-        (lambda z: targets(z, noise_scale=-1.0), "noise_scale: got -1.0; must be finite and at"),
-        (lambda z: targets(z, clip=0.0), "clip: got 0.0; must be finite and above 0"),
-        (lambda z: targets(z, 0.0), "temperatures: got 0.0; must be finite and above 0"),
-        (lambda z: targets(z, jnp.ones(3)), r"temperatures: got shape \(3,\)"),
-        (lambda z: targets(z, noise_scale=jnp.ones((4, 1))), r"noise_scale: got shape \(4, 1\)"),
+        (lambda z: targets(z, noise_scale=-1.0), "noise_scale"),
+        (lambda z: targets(z, clip=0.0), "clip"),
+        (lambda z: targets(z, 0.0), "temperatures"),
+        (lambda z: targets(z, jnp.ones(3)), "temperatures"),
+        (lambda z: targets(z, noise_scale=jnp.ones((4, 1))), "noise_scale"),
         (
             lambda z: soft_targets(KEY, z, 1.0, noise_scale=1.0, clip=1.0, noise_ids=jnp.ones(4)),
-            r"noise_ids: got float32 \(4,\); must be integers \(4,\)",
+            "noise_ids",
         ),
-        (lambda z: swing(z, z[:3], None, 0.0), r"student_logits \(4, 5\) and target_log_probs"),
-        (lambda z: swing(z, z, np.zeros(4, int), 1.5), r"privacy_scores: got 1.5; must be in"),
-        (lambda z: swing(z, z, np.zeros(4, int), 0.0, 1.1), "alpha: got 1.1"),
-        (lambda z: swing(z, z, np.zeros(4, int), 0.0, 0.5, 0.0), "temperature: got 0.0"),
-        (lambda z: context_ids(z), r"tokens: got float32 \(4, 5\); must be integers"),
+        (lambda z: swing(z, z[:3], None, 0.0), "student_logits"),
+        (lambda z: swing(z, z, np.zeros(4, int), 1.5), "privacy_scores"),
+        (lambda z: swing(z, z, np.zeros(4, int), 0.0, 1.1), "alpha"),
+        (lambda z: swing(z, z, np.zeros(4, int), 0.0, 0.5, 0.0), "temperature"),
+        (lambda z: context_ids(z), "tokens"),
     ],
 )
-def test_wrong_arguments_are_refused(call, message):
-    with pytest.raises(ValueError, match=message):
+def test_wrong_arguments_are_refused(call, field):
+    with pytest.raises(ValueError, match=f"^{field}"):
         call(draw()[0])
 
 

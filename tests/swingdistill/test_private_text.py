@@ -1,7 +1,6 @@
 """Which lines a run reads, with which canaries, in which tokens."""
 
 import dataclasses
-import re
 from collections import Counter
 
 import numpy as np
@@ -54,8 +53,9 @@ def test_a_half_that_is_empty_is_refused(values, tmp_path):
     for name in ("train", "valid", "test"):
         (tmp_path / name).write_text("one line")
     hp = values(dataset=f"text:{tmp_path}", half="first", canaries_per_level=0)
-    with pytest.raises(InputError, match="half: got 'first'; has no line of text:"):
+    with pytest.raises(InputError) as error:
         private_text.load(hp)
+    assert error.value.field == "half"
     assert texts(private_text.load(hp | {"half": "second"}).train) == ["one line"]
 
 
@@ -145,9 +145,10 @@ def test_a_tokenizer_may_come_from_a_file_or_from_a_checkpoint(values, teacher, 
         found = private_text.get_tokenizer(values(tokenizer=source, vocab_size=30))
         assert found.to_json() == own.to_json()
     (tmp_path / "other.json").write_text("{}")
-    for source, message in (("other.json", "must be a tokenizer of"), ("none", "does not exist")):
-        with pytest.raises(InputError, match=f"tokenizer: got '{tmp_path}/{source}'; {message}"):
+    for source in ("other.json", "none"):
+        with pytest.raises(InputError) as error:
             private_text.get_tokenizer(values(tokenizer=f"{tmp_path}/{source}"))
+        assert error.value.field == "tokenizer"
 
 
 def test_a_student_takes_its_teachers_tokens(values, teacher):
@@ -165,17 +166,17 @@ def test_models_of_several_vocabularies_are_refused_by_name(values, teacher, fie
     private_text.check_vocabularies(hp, loaded.tokenizer, teacher=loaded, reference=None)
     private_text.check_vocabularies(hp, loaded.tokenizer, teacher=loaded, reference=loaded)
     other = private_text.get_tokenizer(values(vocab_size=20))
-    size = loaded.tokenizer.vocab_size
-    allowed = f"has another vocabulary ({size} tokens) than the student (20); all three need one"
-    with pytest.raises(InputError, match=re.escape(f"{field}: got '{teacher}'; {allowed}")):
+    with pytest.raises(InputError) as error:
         private_text.check_vocabularies(hp, other, **{field: loaded})
+    assert error.value.field == field
 
 
 def test_rows_longer_than_a_teachers_are_refused(values, teacher):
     loaded = checkpoint.load_model(teacher)
     hp = values(teacher=teacher, length=17)
-    with pytest.raises(InputError, match="length: got 17; must be at most 16, the teacher's"):
+    with pytest.raises(InputError) as error:
         private_text.check_vocabularies(hp, loaded.tokenizer, teacher=loaded)
+    assert error.value.field == "length"
 
 
 def test_the_label_of_a_canary_is_a_fixed_function_of_its_secret(values, labelled):
@@ -281,21 +282,21 @@ def test_digits_private_and_public_tokens_are_told_apart(values):
 
 
 @pytest.mark.parametrize(
-    ("classes", "message"),
+    "classes",
     [
-        (["2", "0", "1"], "has the same classes in another order: class 0 is '2', in tsv:x '0'"),
-        (["0", "1", "no"], "calls class 2 'no', which is no class of tsv:x, which has '2'"),
-        (["0", "1"], "lacks the class '2' of tsv:x"),
+        pytest.param(("2", "0", "1"), id="another order"),
+        pytest.param(("0", "1", "no"), id="another class"),
+        pytest.param(("0", "1"), id="one missing"),
     ],
 )
-def test_classifiers_of_other_classes_are_refused(teacher, labelled, classes, message):
+def test_classifiers_of_other_classes_are_refused(teacher, labelled, classes):
     loaded = checkpoint.load_model(teacher)
-    changed = dataclasses.replace(loaded, spec={**loaded.spec, "classes": classes})
+    other = dataclasses.replace(loaded.network, classes=classes)
+    changed = dataclasses.replace(loaded, network=other)
     hp = {**labelled, "dataset": "tsv:x", "teacher": teacher, "reference": None}
     with pytest.raises(InputError) as error:
         private_text.check_classes(hp, ("0", "1", "2"), teacher=changed, reference=None)
-    assert str(error.value).startswith(f"teacher: got {teacher!r}; ")
-    assert message in str(error.value)
+    assert (error.value.field, error.value.given) == ("teacher", teacher)
     private_text.check_classes({**hp, "task": "language"}, ("0", "1", "2"), teacher=changed)
 
 

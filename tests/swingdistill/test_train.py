@@ -14,7 +14,7 @@ from distill_core.checkpoint import store
 from distill_core.config import InputError
 from distill_core.data import sampling
 from distill_core.losses import cross_entropy, distillation_loss, kl_divergence
-from distill_core.models import spec
+from distill_core.models.network import Network
 from distill_core.training.step import STREAM_INIT, STREAM_TRAIN, stream_key
 from swingdistill import context_ids, soft_targets, swing_loss, targets, token_temperatures, train
 from swingdistill.experiment import arms
@@ -28,8 +28,9 @@ class StopError(Exception):
 def prepared(settings, tmp_path, monkeypatch):
     """`prepared(…)`: what a run of these settings would train on, without training it."""
 
-    def stop(hp, workdir, **given):
-        raise StopError(types.SimpleNamespace(hp=hp, **given))
+    def stop(run, objective, *, frozen, reads, description):
+        given = {name: getattr(run, name) for name in ("hp", "rows", "validation", "network")}
+        raise StopError(types.SimpleNamespace(frozen=frozen, reads=reads, **given))
 
     def prepared(**changes):
         with monkeypatch.context() as patch:
@@ -38,7 +39,7 @@ def prepared(settings, tmp_path, monkeypatch):
                 train.train_and_evaluate(settings(**changes), tmp_path / "never")
         assert not (tmp_path / "never").exists()
         made = stopped.value.args[0]
-        made.module = spec.build(made.network)
+        made.module = made.network.module()
         return made
 
     return prepared
@@ -117,11 +118,14 @@ def swing(settings, teacher, reference, first, tmp_path_factory):
         t_max=8.0,
         noise_seed=5,
     )
-    loaded, load = {}, train._load
+    loaded, load = {}, checkpoint.load_model
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(train, "_load", lambda hp, field: loaded.setdefault(field, load(hp, field)))
+        patch.setattr(
+            checkpoint, "load_model", lambda path: loaded.setdefault(str(path), load(path))
+        )
         result = train.train_and_evaluate(given, workdir)
-    return types.SimpleNamespace(given=given, workdir=workdir, result=result, **loaded)
+    models = {"teacher": loaded[teacher], "reference": loaded[reference]}
+    return types.SimpleNamespace(given=given, workdir=workdir, result=result, **models)
 
 
 def test_the_loss_of_a_swing_run_is_the_formula_on_whole_logits(swing, prepared):
@@ -162,7 +166,7 @@ def test_the_loss_of_a_swing_run_is_the_formula_on_whole_logits(swing, prepared)
 def test_a_students_checkpoint_holds_the_student_alone(swing):
     path, metadata = checkpoint.find(swing.workdir)
     found = store._orbax().load_checkpointables(path, {"model": None, "train": None})
-    expected = spec.variable_shapes(metadata["parts"]["model"])["params"]
+    expected = Network.from_json(metadata["parts"]["model"]).shapes()["params"]
     assert list(metadata["parts"]) == list(found["model"]) == ["model"]
     shapes = jax.tree.map(lambda x: x.shape, found["model"]["model"])
     assert shapes == {
@@ -215,15 +219,17 @@ def test_the_noise_has_a_secret_key_that_a_resume_finds_again(prepared, teacher,
 def test_a_key_that_is_lost_or_anothers_is_refused(prepared, teacher, reference, tmp_path):
     """Other noise would be a second release; the same on other targets would give both away."""
     made = prepared(teacher=teacher, scorers=("rules",))
-    with pytest.raises(InputError, match="is missing, and with it the noise of this run's first 4"):
+    with pytest.raises(InputError) as error:
         made.frozen(4)
+    assert error.value.field == "workdir"
     noise_key(made)
     shutil.move(tmp_path / "never", tmp_path / "kept")
     for changes in ({"t_max": 9.0}, {"teacher": reference}, {"half": "first"}):
         other = prepared(**{"teacher": teacher, "scorers": ("rules",), **changes})
         shutil.copytree(tmp_path / "kept", tmp_path / "never")
-        with pytest.raises(InputError, match="holds the noise of a run with other settings"):
+        with pytest.raises(InputError) as error:
             other.frozen(0)
+        assert error.value.field == "workdir"
         shutil.rmtree(tmp_path / "never")
 
 
@@ -272,7 +278,7 @@ def test_in_classification_a_private_text_makes_its_answer_private(prepared, tea
         task="classification",
         dataset=f"tsv:{folder}/labelled",
     )
-    assert made.network["classes"] == ["0", "1", "2"]
+    assert made.network.classes == ("0", "1", "2")
     rows, tokenizer = made.rows, checkpoint.load_model(teacher).tokenizer
     answers = np.argwhere(rows["weights"] > 0)
     numbers = 2 * (1 + 4) + 10  # canaries, and other numbers
@@ -466,25 +472,30 @@ def test_with_dp_a_line_is_a_record_and_the_budget_says_so(settings, prepared, u
     assert (entry["count"], entry["sampling_rate"]) == (4, 8 / lines)
 
 
-@pytest.mark.parametrize("tokenizer", [None, "words", "byte_pairs"])
-def test_with_dp_no_vocabulary_is_made_of_the_protected_lines(settings, tokenizer, tmp_path):
-    given = settings(dp=DP, tokenizer=tokenizer, vocab_size=300)
-    with pytest.raises(InputError, match="^tokenizer: got .*; with dp must be a PATH"):
-        train.train_and_evaluate(given, tmp_path / "run")
+@pytest.mark.parametrize(
+    ("field", "changes"),
+    [
+        # No vocabulary is made of the protected lines, …
+        ("tokenizer", {"tokenizer": None}),
+        ("tokenizer", {"tokenizer": "words"}),
+        ("tokenizer", {"tokenizer": "byte_pairs", "vocab_size": 300}),
+        # … nor by another run, …
+        ("tokenizer", {}),
+        # … and what is protected is not public.
+        ("public_text", {"public_text": True}),
+        ("dp", {"teacher": "{teacher}"}),
+    ],
+    ids=str,
+)
+def test_with_dp_nothing_else_saw_the_protected_lines(
+    settings, teacher, reference, tmp_path, field, changes
+):
+    given = {"dp": DP, "tokenizer": reference, "reference": reference, **changes}
+    given = {k: teacher if v == "{teacher}" else v for k, v in given.items()}
+    with pytest.raises(InputError) as error:
+        train.train_and_evaluate(settings(**given), tmp_path / "run")
+    assert error.value.field == field
     assert not (tmp_path / "run").exists()
-
-
-def test_with_dp_no_other_run_may_have_made_the_vocabulary_of_them(settings, reference, tmp_path):
-    given = settings(dp=DP, tokenizer=reference)
-    with pytest.raises(InputError, match="^tokenizer: got .*; with dp must not be made from train"):
-        train.train_and_evaluate(given, tmp_path / "run")
-    assert not (tmp_path / "run").exists()
-
-
-def test_text_that_dp_protects_is_not_public(settings, reference, tmp_path):
-    given = settings(dp=DP, tokenizer=reference, public_text=True)
-    with pytest.raises(InputError, match="^public_text: got True; must be False with dp"):
-        train.train_and_evaluate(given, tmp_path / "run")
 
 
 @pytest.mark.parametrize("public", [False, True])
@@ -494,14 +505,7 @@ def test_a_student_inherits_where_its_teachers_vocabulary_is_from(
     taught = untrained(tmp_path / "teacher", 1, public_text=public)
     made = prepared(teacher=taught, scorers=())
     told = "public text" if public else "training text"
-    assert made.network["tokenizer_from"] == told
+    assert made.network.tokenizer_from == told
     (tmp_path / "tokenizer.json").write_text(checkpoint.load_model(taught).tokenizer.to_json())
     file = prepared(tokenizer=str(tmp_path / "tokenizer.json"))
-    assert file.network["tokenizer_from"] == "elsewhere"
-
-
-def test_with_dp_there_is_no_teacher(settings, teacher, reference, tmp_path):
-    given = settings(dp=DP, teacher=teacher, reference=reference)
-    with pytest.raises(InputError, match="^dp: got .*; is for training on labels alone"):
-        train.train_and_evaluate(given, tmp_path / "run")
-    assert not (tmp_path / "run").exists()
+    assert file.network.tokenizer_from == "elsewhere"

@@ -123,11 +123,11 @@ def test_exactly_k_classes_are_released_and_the_reference_alone_picks_them():
 def test_wrong_arguments_are_refused():
     teacher, reference = draw()
     for entries in (0, V + 1):
-        with pytest.raises(ValueError, match=f"entries: got {entries}; must be from 1 to {V}"):
+        with pytest.raises(ValueError, match="^entries: got"):
             released_entries(teacher, reference, entries)
-    with pytest.raises(ValueError, match=r"logits \(4, 6\) and reference_logits \(3, 6\)"):
+    with pytest.raises(ValueError, match="reference_logits"):
         anchored(teacher, reference[:3], 1.0)
-    with pytest.raises(ValueError, match=r"teacher_weight: got 2; must be in \[0, 1\]"):
+    with pytest.raises(ValueError, match="^teacher_weight: got"):
         reference_mix(teacher, reference, 0.0, teacher_weight=2, temperature=1.0)
-    with pytest.raises(ValueError, match=r"t_min: got 0; must be finite and above 0"):
+    with pytest.raises(ValueError, match="^t_min: got"):
         anchored(teacher, reference, 1.0, t_min=0)

@@ -14,30 +14,21 @@ import numpy as np
 import pytest
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from distill_core import checkpoint, models
+from distill_core import checkpoint
 from distill_core.checkpoint import integrity, store
 from distill_core.config import InputError
-from distill_core.models import spec
+from distill_core.models.network import Network
 
-NETWORK = {
-    "model": "cnn",
-    "model_kwargs": {"widths": [2], "hidden": 4},
-    "num_classes": 3,
-    "input_shape": [4, 4, 1],
-    "mean": [0.5],
-    "std": [0.25],
-    "classes": ["a", "b", "c"],
-}
+NETWORK = Network(
+    "cnn", 3, {"widths": (2,), "hidden": 4}, (4, 4, 1), (0.5,), (0.25,), ("a", "b", "c")
+)
 IMAGES = np.linspace(0, 1, 5 * 16, dtype=np.float32).reshape(5, 4, 4, 1)
 
 
 def _parts(seed=0, *names):
-    shape = tuple(NETWORK["input_shape"])
     found = {}
     for i, name in enumerate(names or ("student",)):
-        params, model_state = models.init_model(
-            spec.build(NETWORK), jax.random.key(seed + i), shape
-        )
+        params, model_state = NETWORK.init(jax.random.key(seed + i))
         found[name] = {"params": params, "model_state": model_state}
     return found
 
@@ -52,7 +43,7 @@ def _train(seed=0):
 
 def _save(workdir, step=3, *, parts=None, train=None, **metadata):
     parts = parts or _parts()
-    metadata = {"method": "test", "parts": {name: NETWORK for name in parts}, **metadata}
+    metadata = {"method": "test", "parts": {name: NETWORK.to_json() for name in parts}, **metadata}
     return checkpoint.save(workdir, step, parts=parts, train=train or _train(), metadata=metadata)
 
 
@@ -97,9 +88,9 @@ def test_load_model_rebuilds_the_network(tmp_path):
     variables = {"params": parts["student"]["params"], **parts["student"]["model_state"]}
     assert "batch_stats" in loaded.variables
     _assert_equal(loaded.variables, variables)
-    assert loaded.spec == NETWORK
+    assert loaded.network == NETWORK
     assert loaded.metadata["step"] == 3
-    wanted = spec.make_apply(NETWORK)(variables, IMAGES)
+    wanted = NETWORK.apply(variables, IMAGES)
     np.testing.assert_array_equal(loaded.apply(loaded.variables, IMAGES), wanted)
 
 
@@ -307,7 +298,7 @@ def test_a_leaf_that_does_not_fit_is_named(two_steps, change, words):
 def test_load_model_names_the_leaf_that_the_network_would_not_have(tmp_path):
     # As when a user's own network was changed after the training.
     parts = _parts()
-    wider = {"student": {**NETWORK, "model_kwargs": {"widths": [2], "hidden": 5}}}
+    wider = {"student": {**NETWORK.to_json(), "model_kwargs": {"widths": [2], "hidden": 5}}}
     checkpoint.save(
         tmp_path, 1, parts=parts, train=_train(), metadata={"method": "test", "parts": wider}
     )

@@ -1,11 +1,14 @@
 import re
 from textwrap import dedent
 
+import jax
+import jax.numpy as jnp
 import pytest
 from ml_collections import ConfigDict
 
 from distill_core.config import InputError
 from distill_core.models import CNN, MODEL_NAMES, create_model
+from distill_core.runtime import collectives
 
 _NETWORKS = """
     from flax import linen as nn
@@ -49,9 +52,7 @@ def test_ours_by_name():
         *("cnn", "resnetc20", "resnetc32", "resnet18", "resnet34", "resnet50", "resnext29"),
         *("mobilenetv2", "shufflenetv2", "transformer"),
     ) == MODEL_NAMES
-    assert create_model("cnn", num_classes=4, axis_name="devices", hidden=8) == CNN(
-        num_classes=4, axis_name="devices", hidden=8
-    )
+    assert create_model("cnn", num_classes=4, hidden=8) == CNN(num_classes=4, hidden=8)
 
 
 def test_lists_become_tuples_so_that_modules_are_hashable():
@@ -61,14 +62,21 @@ def test_lists_become_tuples_so_that_modules_are_hashable():
 
 
 def test_a_users_factory(networks):
-    model = create_model("users_networks:Linear", num_classes=4, scale=2.0, axis_name="devices")
+    model = create_model("users_networks:Linear", num_classes=4, scale=2.0)
     assert (type(model).__name__, model.num_classes, model.scale) == ("Linear", 4, 2.0)
 
 
-def test_axis_name_goes_to_those_who_take_it(networks):
-    for factory in ("WithAxis", "forwards"):
-        model = create_model(f"users_networks:{factory}", num_classes=4, axis_name="devices")
-        assert model.axis_name == "devices"
+def test_the_name_of_a_bound_axis_goes_to_those_who_take_it(networks):
+    def look(_):
+        made = (
+            create_model(f"users_networks:{f}", num_classes=4) for f in ("WithAxis", "forwards")
+        )
+        found.extend(model.axis_name for model in made)
+
+    found = []
+    jax.vmap(look, axis_name=collectives.AXIS)(jnp.zeros(2))
+    look(0)
+    assert found == [collectives.AXIS] * 2 + [None] * 2
     # Without an axis, a function that takes any keyword is not bothered with it.
     assert create_model("users_networks:ignores", num_classes=4, scale=3.0).scale == 3.0
 

@@ -15,7 +15,7 @@ from safetensors.numpy import load_file, save_file
 from distill_core import checkpoint
 from distill_core.config import InputError
 from distill_core.data.text.tokenizers import Tokenizer
-from distill_core.models import spec as spec_lib
+from distill_core.models import checks
 from distill_core.models.gpt2 import load_gpt2
 
 _VOCAB, _LENGTH, _WIDTH, _LAYERS = 300, 16, 128, 2
@@ -88,10 +88,10 @@ def theirs(tmp_path_factory):
 
 
 def test_equal_logits_to_transformers(theirs):
-    spec, variables = load_gpt2(theirs.folder / "model.safetensors")
-    assert spec["model_kwargs"] == {"num_layers": 3, "num_heads": 4, "width": 32}
+    network, variables = load_gpt2(theirs.folder / "model.safetensors")
+    assert network.model_kwargs == {"num_layers": 3, "num_heads": 4, "width": 32}
     assert theirs.logits.std() > 1
-    ours = jax.jit(spec_lib.make_apply(spec))(variables, theirs.tokens)
+    ours = jax.jit(network.apply)(variables, theirs.tokens)
     np.testing.assert_allclose(ours, theirs.logits, atol=1e-4)
 
 
@@ -99,22 +99,22 @@ def test_equal_logits_to_transformers(theirs):
 def test_half_precision_becomes_float32(theirs, tmp_path, dtype, atol):
     tensors = load_file(theirs.folder / "model.safetensors")
     _write(tmp_path, {k: v.astype(dtype) for k, v in tensors.items()}, n_head=4)
-    spec, variables = load_gpt2(tmp_path / "model.safetensors")
+    network, variables = load_gpt2(tmp_path / "model.safetensors")
     assert {leaf.dtype for leaf in jax.tree.leaves(variables)} == {np.dtype(np.float32)}
-    ours = jax.jit(spec_lib.make_apply(spec))(variables, theirs.tokens)
+    ours = jax.jit(network.apply)(variables, theirs.tokens)
     np.testing.assert_allclose(ours, theirs.logits, atol=atol)
 
 
 def test_the_parameters_are_the_transformers(tmp_path):
-    spec, variables = load_gpt2(str(_write(tmp_path, _tensors())))
-    assert spec["model_kwargs"] == _SIZES  # heads 64 wide, without config.json
-    assert (spec["num_classes"], spec["max_length"], spec["tokenizer"]) == (_VOCAB, _LENGTH, None)
-    assert spec_lib.tokenizer(spec) is None
-    wanted = spec_lib.variable_shapes(spec)
+    network, variables = load_gpt2(str(_write(tmp_path, _tensors())))
+    assert network.model_kwargs == _SIZES  # heads 64 wide, without config.json
+    assert (network.num_classes, network.max_length, network.tokenizer) == (_VOCAB, _LENGTH, None)
+    assert network.load_tokenizer() is None
+    wanted = network.shapes()
     assert jax.tree.map(lambda leaf: (leaf.shape, leaf.dtype), variables) == jax.tree.map(
         lambda leaf: (leaf.shape, leaf.dtype), wanted
     )
-    spec_lib.check(spec)
+    checks.check(network)
 
 
 def test_every_form_of_the_names_gives_the_same(tmp_path):
@@ -137,10 +137,7 @@ def test_load_model_gives_all_of_it(tmp_path):
     loaded = checkpoint.load_model(path)
     tokenizer = loaded.tokenizer
     assert tokenizer.vocab_size == 290  # the embeddings are for more
-    assert set(loaded.spec) == set(
-        spec_lib.text_spec(model="m", model_kwargs={}, tokenizer=tokenizer, max_length=1)
-    )
-    assert loaded.spec["model_kwargs"] == {**_SIZES, "num_heads": 4}
+    assert loaded.network.model_kwargs == {**_SIZES, "num_heads": 4}
     ids = tokenizer.encode("the naïve cat")
     assert len(ids) > 3  # the truncation in tokenizer.json does not count
     assert tokenizer.decode(ids) == "the naïve cat"
@@ -151,7 +148,7 @@ def test_load_model_gives_all_of_it(tmp_path):
     json.dumps(metadata)
     assert metadata == {
         "method": "gpt2",
-        "parts": {"model": loaded.spec},
+        "parts": {"model": loaded.network.to_json()},
         "config": {},
         "ledger": {"mechanisms": [], "ancestors": []},
         "data_note": "",

@@ -117,9 +117,8 @@ def test_training_on_8_devices_is_training_on_one():
     on_one, state_one = jax.jit(lambda variables, x: apply_model(module, variables, x, train=True))(
         variables, x.reshape(-1, 8, 8, 1)
     )
-    sharded = module.copy(axis_name="devices")
     on_8, state_8 = jax.pmap(
-        lambda variables, x: apply_model(sharded, variables, x, train=True),
+        lambda variables, x: apply_model(module, variables, x, train=True),
         axis_name="devices",
         in_axes=(None, 0),
         out_axes=(0, None),

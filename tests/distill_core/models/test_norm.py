@@ -110,12 +110,12 @@ def test_statistics_are_global_over_devices(rng):
     where[0], where[3, 1], where[7] = False, False, False  # uneven, two devices empty
     x[~where] = np.nan
 
-    def loss(params, x, weights, mask, axis_name):
-        y, new_state = _apply(BatchNorm(axis_name=axis_name), params, state, x, where=mask)
+    def loss(params, x, weights, mask):
+        y, new_state = _apply(BatchNorm(), params, state, x, where=mask)
         return jnp.where(mask[:, None, None, None], y * weights, 0).sum(), (y, new_state)
 
     def local(params, x, weights, mask):
-        grad, (y, new_state) = jax.grad(loss, has_aux=True)(params, x, weights, mask, "devices")
+        grad, (y, new_state) = jax.grad(loss, has_aux=True)(params, x, weights, mask)
         return jax.lax.psum(grad, "devices"), y, new_state
 
     d_params, y, new_state = jax.pmap(
@@ -126,7 +126,7 @@ def test_statistics_are_global_over_devices(rng):
         return a.reshape(-1, *a.shape[2:])
 
     d_params_one, (y_one, new_state_one) = jax.grad(loss, has_aux=True)(
-        params, merged(x), merged(weights), merged(where), None
+        params, merged(x), merged(weights), merged(where)
     )
     np.testing.assert_allclose(merged(y), y_one, rtol=1e-5, atol=1e-5)
     jax.tree.map(
@@ -142,11 +142,11 @@ def test_gradients_of_inputs_cross_devices(rng):
     weights = rng.normal(size=x.shape).astype(np.float32)
     params, state = _fresh(3)
 
-    def loss(x, weights, axis_name):
-        return (_apply(BatchNorm(axis_name=axis_name), params, state, x)[0] * weights).sum()
+    def loss(x, weights):
+        return (_apply(BatchNorm(), params, state, x)[0] * weights).sum()
 
-    d_x = jax.pmap(lambda x, w: jax.grad(loss)(x, w, "devices"), axis_name="devices")(x, weights)
-    d_x_one = jax.grad(loss)(x.reshape(-1, 3), weights.reshape(-1, 3), None)
+    d_x = jax.pmap(jax.grad(loss), axis_name="devices")(x, weights)
+    d_x_one = jax.grad(loss)(x.reshape(-1, 3), weights.reshape(-1, 3))
     np.testing.assert_allclose(d_x.reshape(-1, 3), d_x_one, rtol=1e-5, atol=1e-5)
 
 
@@ -163,12 +163,6 @@ def test_a_fully_masked_batch_changes_nothing():
     y, new_state = _apply(BatchNorm(), params, state, x, where=jnp.zeros(3, bool))
     assert np.isfinite(y).all()
     jax.tree.map(np.testing.assert_array_equal, new_state, state)
-
-
-def test_initialisation_needs_no_axis():
-    variables = BatchNorm(axis_name="devices").init(jax.random.key(0), jnp.ones((2, 3)), train=True)
-    np.testing.assert_array_equal(variables["batch_stats"]["mean"], np.zeros(3))
-    np.testing.assert_array_equal(variables["batch_stats"]["var"], np.ones(3))
 
 
 class _Normalised(nn.Module):

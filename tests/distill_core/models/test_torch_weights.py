@@ -11,8 +11,7 @@ from safetensors.numpy import load_file, save_file
 
 import distill_core
 from distill_core.config import InputError
-from distill_core.models import CNN, create_model
-from distill_core.models import spec as spec_lib
+from distill_core.models import CNN, checks, create_model
 from distill_core.models.torch_weights import convert, load_torch
 
 _SPEC = {
@@ -71,12 +70,12 @@ def _in_torch(torch, tensors, images):
 def test_load_model_gives_the_network_with_its_preprocessing(tmp_path):
     torch = pytest.importorskip("torch")
     loaded = distill_core.load_model(_write(tmp_path))
-    assert loaded.spec == {**_SPEC, "num_classes": 3}
+    assert loaded.network == {**_SPEC, "num_classes": 3}
     assert loaded.tokenizer is None
     images = np.random.default_rng(1).uniform(size=(5, 8, 12, 2)).astype(np.float32)
     found = jax.jit(loaded.apply)(loaded.variables, images)
     np.testing.assert_allclose(found, _in_torch(torch, _state_dict(), images), atol=1e-4)
-    assert loaded.metadata["parts"] == {"model": loaded.spec}
+    assert loaded.metadata["parts"] == {"model": loaded.network.to_json()}
     assert {leaf.dtype for leaf in jax.tree.leaves(loaded.variables)} == {np.dtype(np.float32)}
 
 
@@ -84,8 +83,8 @@ def test_the_description_may_be_in_the_header(tmp_path):
     beside = load_torch(_write(tmp_path))
     file = tmp_path / "alone.safetensors"
     save_file(_state_dict(), file, metadata={"spec": json.dumps(_SPEC), "format": "pt"})
-    spec, variables = load_torch(str(file))
-    assert spec == beside[0]
+    network, variables = load_torch(str(file))
+    assert network == beside[0]
     jax.tree.map(np.testing.assert_array_equal, variables, beside[1])
 
 
@@ -245,7 +244,7 @@ def test_what_is_no_such_file_is_refused(tmp_path):
     with pytest.raises(InputError, match="CNN.*; its norm is 'none'"):
         convert(CNN(3, norm="none"), (8, 8, 1), load_file(_write(tmp_path)))
     with pytest.raises(InputError, match="weights of PyTorch can be had for CNN, MobileNetV2"):
-        convert(spec_lib, (8, 8, 1), {})
+        convert(checks, (8, 8, 1), {})
 
 
 @pytest.mark.parametrize("value", [np.nan, np.inf])

@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 
 from distill_core.config import InputError
-from distill_core.models import Transformer, count_parameters, init_model
-from distill_core.models import spec as spec_lib
+from distill_core.models import Transformer, checks, count_parameters, init_model
+from distill_core.models.network import Network
 from distill_core.models.transformer import places_in_line
 
 _LENGTH = 12
@@ -124,18 +124,13 @@ def test_places_in_line():
     np.testing.assert_array_equal(jax.jit(places_in_line)(segments), expected)
 
 
-def test_a_spec_builds_it(apply, variables):
-    spec = {
-        "model": "transformer",
-        "model_kwargs": {"num_layers": 2, "num_heads": 2, "width": 16},
-        "num_classes": 17,
-        "max_length": _LENGTH,
-        "tokenizer": None,
-    }
-    spec_lib.check(spec)
-    assert spec_lib.tokenizer(spec) is None
+def test_a_network_builds_it(apply, variables):
+    kwargs = {"num_layers": 2, "num_heads": 2, "width": 16}
+    network = Network("transformer", 17, kwargs, max_length=_LENGTH)
+    checks.check(network)
+    assert network.load_tokenizer() is None
     tokens = _tokens(2, _LENGTH)
-    logits = jax.jit(spec_lib.make_apply(spec))(variables, tokens)
+    logits = jax.jit(network.apply)(variables, tokens)
     np.testing.assert_allclose(logits, apply(variables, tokens), atol=1e-6)
-    states, embedding = jax.jit(spec_lib.make_hidden(spec))(variables, tokens)
+    states, embedding = jax.jit(network.hidden)(variables, tokens)
     np.testing.assert_allclose(states @ embedding.T, logits, atol=1e-5)

@@ -11,9 +11,10 @@ from etils import epath
 from ml_collections import ConfigDict
 
 import distill_core
-from distill_core import checkpoint, distill, evaluate, models, release, train
+from distill_core import checkpoint, distill, evaluate, release, train
 from distill_core.config import InputError
-from distill_core.models import spec, trust
+from distill_core.models import trust
+from distill_core.models.network import Network
 from distill_core.runtime import cli
 from dpdfd.ensemble import training as ensemble
 from nasty.experiment import data_free
@@ -106,7 +107,7 @@ def test_a_strangers_module_is_not_imported_and_named_in_one_line(place):
 
 def test_trust_is_for_one_call_even_of_a_module_that_was_imported(place):
     for trusted in (("stranger",), "stranger"):
-        assert distill_core.load_model("run", trust=trusted).spec["model"] == "stranger:Net"
+        assert distill_core.load_model("run", trust=trusted).network.model == "stranger:Net"
         assert ran(place) == ["stranger"]
         assert "asks for the network stranger:Net" in refused()
     importlib.import_module("stranger")
@@ -243,8 +244,8 @@ def test_our_own_networks_need_no_trust(tmp_path):
         "model": "nasty.attacks.skeptical:SkepticalCNN",
         "model_kwargs": {"widths": [2], "hidden": 4},
     }
-    params, model_state = models.init_model(spec.build(described), jax.random.key(0), (4, 4, 1))
+    params, model_state = Network.from_json(described).init(jax.random.key(0))
     parts = {"model": {"params": params, "model_state": model_state}}
     metadata = {"method": "test", "parts": {"model": described}}
     checkpoint.save(tmp_path, 1, parts=parts, train={"step": np.int32(1)}, metadata=metadata)
-    assert distill_core.load_model(tmp_path).spec == described
+    assert distill_core.load_model(tmp_path).network == Network.from_json(described)

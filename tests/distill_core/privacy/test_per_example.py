@@ -337,13 +337,13 @@ def test_eight_devices_give_the_numbers_of_one(mode):
     where = np.arange(24) % 7 != 0
     where[3:6] = False  # one device has nothing
 
-    def step(batch, where, axis_name):
+    def step(batch, where):
         total = bounded_gradient_sum(mlp_loss, params, batch, norm=1.0, mode=mode, where=where)
-        return noisy_sum(KEY, total, norm=1.0, noise_multiplier=0.1, axis_name=axis_name)
+        return noisy_sum(KEY, total, norm=1.0, noise_multiplier=0.1)
 
-    expected = jax.jit(lambda b, w: step(b, w, None))(batch, where)
+    expected = jax.jit(step)(batch, where)
     split = jax.tree.map(lambda x: x.reshape(8, 3, *x.shape[1:]), (batch, where))
-    found = jax.pmap(lambda b, w: step(b, w, "devices"), axis_name="devices")(*split)
+    found = jax.pmap(step, axis_name="devices")(*split)
     for device in range(8):
         assert_close(jax.tree.map(lambda g, d=device: g[d], found), expected)
     moved = noisy_sum(jax.random.key(9), expected, norm=1.0, noise_multiplier=0.1)

@@ -1,5 +1,6 @@
 """One step, four ways to spread it over devices: the same numbers."""
 
+import dataclasses
 import functools
 import re
 
@@ -15,8 +16,16 @@ from distill_core.checkpoint import CheckpointError
 from distill_core.config import InputError
 from distill_core.data.images.augment import augment
 from distill_core.losses import cross_entropy
-from distill_core.runtime import cli, parallel
-from distill_core.training.step import TrainState, make_eval_step, make_train_step
+from distill_core.runtime import cli, collectives, parallel
+from distill_core.training.optimizers import Optimizer
+from distill_core.training.step import (
+    Evaluation,
+    Outputs,
+    TrainState,
+    Update,
+    per_example,
+    train_step,
+)
 
 DEVICES, BATCH, STEPS = 8, 24, 3
 
@@ -36,34 +45,37 @@ def _batch(step):
     }
 
 
-def _network(mode):
-    axis = parallel.axis_name(mode)
-    return models.CNN(num_classes=3, widths=(4,), hidden=8, norm="batch", axis_name=axis)
+@dataclasses.dataclass(frozen=True)
+class Masked:
+    """Cross-entropy of augmented images, some of which do not count."""
+
+    def __call__(self, params, model_state, frozen, batch, key):
+        images = augment(key, batch["image"], batch["index"], crop_padding=1, flip=True)
+        mask = batch["weight"] > 0
+        variables = {"params": params, **model_state}
+        logits, model_state = models.apply_model(NETWORK, variables, images, train=True, where=mask)
+        values = cross_entropy(logits + frozen["shift"], batch["label"], where=mask)
+        metrics = {"accuracy": (jnp.argmax(logits, -1) == batch["label"]).astype(jnp.float32)}
+        return Outputs(values, batch["weight"], model_state, metrics)
+
+
+def _measure(variables, frozen, batch):
+    mask = batch["weight"] > 0
+    logits = models.apply_model(NETWORK, variables, batch["image"], train=False, where=mask)
+    return {"loss": (cross_entropy(logits, batch["label"], where=mask), batch["weight"])}
+
+
+NETWORK = models.CNN(num_classes=3, widths=(4,), hidden=8, norm="batch")
 
 
 @functools.cache
 def _trained(mode):
     """(state, metrics of every step, evaluation's sums) after three steps of SGD, on the host."""
-    network, axis = _network(mode), parallel.axis_name(mode)
-
-    def loss_fn(params, model_state, frozen, batch, key):
-        images = augment(key, batch["image"], batch["index"], crop_padding=1, flip=True)
-        mask = batch["weight"] > 0
-        variables = {"params": params, **model_state}
-        logits, model_state = models.apply_model(network, variables, images, train=True, where=mask)
-        values = cross_entropy(logits + frozen["shift"], batch["label"], where=mask)
-        aux = {"accuracy": (jnp.argmax(logits, -1) == batch["label"]).astype(jnp.float32)}
-        return values, batch["weight"], model_state, aux
-
-    def eval_fn(variables, frozen, batch):
-        mask = batch["weight"] > 0
-        logits = models.apply_model(network, variables, batch["image"], train=False, where=mask)
-        return {"loss": (cross_entropy(logits, batch["label"], where=mask), batch["weight"])}
-
-    tx = optax.sgd(0.1, momentum=0.9)
-    step = parallel.wrap(make_train_step(loss_fn, tx, axis_name=axis), mode, donate=True)
-    eval_step = parallel.wrap(make_eval_step(eval_fn, axis_name=axis), mode)
-    params, model_state = models.init_model(network, jax.random.key(1), (6, 6, 1))
+    update = Update(Masked(), Optimizer("sgd", 0.1, STEPS))
+    step = parallel.wrap(update, mode, donate=True)
+    eval_step = parallel.wrap(Evaluation(_measure), mode)
+    tx = update.optimizer.make()
+    params, model_state = models.init_model(NETWORK, jax.random.key(1), (6, 6, 1))
     state = TrainState.create(params=params, model_state=model_state, tx=tx, rng=jax.random.key(2))
     state = parallel.place(state, mode)
     frozen = parallel.place({"shift": np.array([[0.3, -0.2, 0.1]], np.float32)}, mode)
@@ -119,18 +131,17 @@ def test_a_mode_on_eight_devices_evaluates_as_one_device_does(mode):
 def test_shard_map_by_its_default_counts_gradients_once_more_for_every_device():
     """Why `wrap` passes check_vma=False. Fails when JAX changes: then look at `wrap` again."""
 
-    def loss_fn(params, model_state, frozen, batch, key):
-        values = jnp.square(batch["x"] @ params["w"])
-        return values, jnp.ones_like(values), model_state, {}
+    def objective(params, model_state, frozen, batch, key):
+        return per_example(jnp.square(batch["x"] @ params["w"]), model_state)
 
-    step = make_train_step(loss_fn, optax.sgd(1.0), axis_name=parallel.AXIS)
+    step = functools.partial(train_step, objective=objective, tx=optax.sgd(1.0))
     params = {"w": jnp.array([1.0, -2.0])}
     state = TrainState.create(
         params=params, model_state={}, tx=optax.sgd(1.0), rng=jax.random.key(0)
     )
     batch = {"x": np.random.default_rng(0).normal(size=(16, 2)).astype(np.float32)}
-    mesh = Mesh(np.asarray(jax.devices()), (parallel.AXIS,), axis_types=(AxisType.Auto,))
-    whole, split = PartitionSpec(), PartitionSpec(parallel.AXIS)
+    mesh = Mesh(np.asarray(jax.devices()), (collectives.AXIS,), axis_types=(AxisType.Auto,))
+    whole, split = PartitionSpec(), PartitionSpec(collectives.AXIS)
 
     def gradient(**options):
         specs = {"in_specs": (whole, whole, split), "out_specs": whole}

@@ -1,5 +1,6 @@
 """A classifier's run: the user's own network, initial weights, held-out data, compilations."""
 
+import dataclasses
 import json
 
 import jax
@@ -10,6 +11,8 @@ from distill_core import checkpoint, config, losses, train
 from distill_core import load_model as load
 from distill_core.config import InputError
 from distill_core.data import sampling
+from distill_core.models.network import Network
+from distill_core.step import Labels
 from distill_core.training import classification
 
 NETWORKS = """
@@ -94,8 +97,8 @@ def fit(path, tmp_path, monkeypatch):
 def test_a_users_network_is_trained_saved_and_rebuilt(fit, path, tmp_path):
     result = fit("run")
     loaded = load(tmp_path / "run", trust=("mynets",))
-    assert loaded.spec["model"] == "mynets:Net"
-    assert loaded.spec["model_kwargs"] == {"hidden": 8, "rate": 0.5}
+    assert loaded.network.model == "mynets:Net"
+    assert loaded.network.model_kwargs == {"hidden": 8, "rate": 0.5}
     assert loaded.variables["params"]["Dense_0"]["kernel"].shape == (64, 8)
     images = np.load(path)["x_test"]
     logits = loaded.apply(loaded.variables, images)
@@ -208,9 +211,14 @@ def test_a_run_takes_all_its_augmentations(fit, monkeypatch):
 def test_runs_that_differ_in_seed_and_traced_settings_compile_once(path, tmp_path):
     traces = []
 
-    def objective(logits, images, labels, frozen, extra):
-        traces.append(logits.shape)
-        return frozen["weight"] * losses.cross_entropy(logits, labels)
+    @dataclasses.dataclass(frozen=True)
+    class Weighted:
+        network: Network
+
+        def __call__(self, params, model_state, frozen, batch, key):
+            traces.append(batch["label"].shape)
+            found = Labels(self.network)(params, model_state, frozen, batch, key)
+            return found._replace(values=frozen["weight"] * found.values)
 
     for seed, weight in ((0, 1.0), (1, 2.0)):
         settings = {
@@ -224,16 +232,12 @@ def test_runs_that_differ_in_seed_and_traced_settings_compile_once(path, tmp_pat
         }
         hp = config.validate(settings, config.TRAINING)
         dataset, splits = classification.load_splits(hp)
-        classification.train(
-            hp,
-            tmp_path / str(seed),
-            method="test",
-            dataset=dataset,
-            splits=splits,
-            objective=objective,
-            frozen={"weight": np.float32(weight)},
+        run = classification.prepare(
+            hp, tmp_path / str(seed), method="test", dataset=dataset, splits=splits, mode=None
         )
-    assert traces == [(2, 3)]  # [B, K] on one of eight devices
+        frozen = {"weight": np.float32(weight)}
+        classification.train(run, Weighted(run.network), frozen=frozen)
+    assert traces == [(2,)]  # [B] on one of eight devices
 
 
 def test_one_device_trains_as_several_do(fit, tmp_path, monkeypatch):

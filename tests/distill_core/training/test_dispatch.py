@@ -8,7 +8,7 @@ import pytest
 from distill_core import checkpoint, distill, train
 from distill_core import load_model as load
 from distill_core.config import InputError
-from distill_core.models import spec
+from distill_core.models.network import Network
 from distill_core.training import dispatch, loop
 
 NUM_STEPS = 10
@@ -114,26 +114,19 @@ def test_bfloat16_keeps_parameters_statistics_and_logits_in_float32(plain, tmp_p
     assert {leaf.dtype for leaf in jax.tree.leaves(variables)} == {np.dtype("float32")}
     assert 1e-4 < differ(variables, plain[0]) < 0.3
     model = load(tmp_path)
-    assert model.spec["compute_dtype"] == "bfloat16"
+    assert model.network.compute_dtype == "bfloat16"
     logits = model.apply(model.variables, np.zeros((2, 8, 8, 1), np.uint8))
     assert logits.dtype == jnp.float32
 
 
 @pytest.mark.parametrize("name", ["cnn", "resnetc20", "shufflenetv2"])
 def test_bfloat16_reaches_every_product_of_a_network(name):
-    described = {
-        "model": name,
-        "model_kwargs": {},
-        "num_classes": 10,
-        "input_shape": [32, 32, 3],
-        "mean": [0.5] * 3,
-        "std": [0.25] * 3,
-        "compute_dtype": "bfloat16",
-    }
-    apply = spec.make_apply(described)
+    constants = {"mean": [0.5] * 3, "std": [0.25] * 3}
+    network = Network(name, 10, input_shape=(32, 32, 3), **constants, compute_dtype="bfloat16")
+    apply = network.apply
     images = jax.ShapeDtypeStruct((2, 32, 32, 3), jnp.uint8)
     program = jax.make_jaxpr(lambda variables, images: apply(variables, images, train=True))(
-        spec.variable_shapes(described), images
+        network.shapes(), images
     )
     products = [
         eqn for eqn in _equations(program.jaxpr)

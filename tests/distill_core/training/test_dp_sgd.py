@@ -15,26 +15,19 @@ from distill_core import checkpoint, release, train
 from distill_core.config import InputError
 from distill_core.data.images import augment
 from distill_core.losses import cross_entropy
-from distill_core.models import spec
+from distill_core.models.network import Network
 from distill_core.privacy import accountants, poisson
 from distill_core.privacy.ledger import Ledger
 from distill_core.privacy.per_example import SLACK, noisy_sum
 from distill_core.runtime import parallel
 from distill_core.training import dp_sgd
-from distill_core.training import gradients as dp_gradient
+from distill_core.training.gradients import PrivateGradient
+from distill_core.training.step import per_example
 from dpdfd.privacy.units import Release
 
 N, B, DELTA = 240, 24, 1e-3
 NETWORK = {"widths": (4,), "hidden": 8, "norm": "none"}
-SPEC = {
-    "model": "cnn",
-    "model_kwargs": {**NETWORK, "norm": "group"},
-    "num_classes": 3,
-    "input_shape": [8, 8, 1],
-    "mean": [0.5],
-    "std": [0.5],
-    "classes": ["a", "b", "c"],
-}
+SPEC = Network("cnn", 3, {**NETWORK, "norm": "group"}, (8, 8, 1), (0.5,), (0.5,))
 MODES = ("pmap", "shard_map")
 KEY = jax.random.key(3)
 
@@ -129,18 +122,17 @@ def batch_of(rows=16, *, step=5, seed=1):
 
 
 def loss_fn(params, model_state, frozen, batch, key):
-    logits = spec.make_apply(SPEC)({"params": params}, batch["image"])
+    logits = SPEC.apply({"params": params}, batch["image"])
     values = cross_entropy(logits, batch["label"])
-    return values, jnp.ones_like(values), model_state, {}
+    return per_example(values, model_state)
 
 
 def step_of(mode, copies=1, loss_fn=loss_fn):
     """A wrapped step that returns the gradient as its metrics."""
 
     def step(state, frozen, batch):
-        grads, model_state, metrics = dp_gradient.gradient_fn(copies)(
-            loss_fn, state, {}, frozen, batch, KEY, axis_name=parallel.axis_name(mode)
-        )
+        gradient = PrivateGradient(copies)
+        grads, model_state, metrics = gradient(loss_fn, state, {}, frozen, batch, KEY)
         assert (model_state, metrics) == ({}, {})
         return state, grads
 
@@ -155,7 +147,7 @@ def step_of(mode, copies=1, loss_fn=loss_fn):
 
 @pytest.fixture(scope="module")
 def params():
-    return spec.init(SPEC, jax.random.key(0))[0]
+    return SPEC.init(jax.random.key(0))[0]
 
 
 def assert_close(found, expected, rtol=1e-4, atol=1e-6):
@@ -168,7 +160,7 @@ def assert_close(found, expected, rtol=1e-4, atol=1e-6):
 def test_without_noise_the_gradient_is_jax_privacys_over_the_expected_batch(params):
     batch = batch_of()
     live = jax.tree.map(lambda x: x[batch["where"]], batch["rows"])
-    apply = spec.make_apply(SPEC)
+    apply = SPEC.apply
 
     def one(params, image, label):
         return cross_entropy(apply({"params": params}, image[None])[0], label)

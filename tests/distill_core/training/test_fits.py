@@ -1,14 +1,16 @@
 """Networks, data and stored logits that meet: classes agree by name, or nothing is computed."""
 
+import dataclasses
+
 import jax
 import numpy as np
 import pytest
 
-from distill_core import checkpoint, data, distill, evaluate, train
+from distill_core import data, distill, evaluate, train
 from distill_core import load_model as load
 from distill_core.config import InputError
 from distill_core.data.text import tokenizers
-from distill_core.models import spec
+from distill_core.models.network import LoadedModel, Network, text_network
 from distill_core.runtime import cli
 from distill_core.training import fits
 from nasty import attack
@@ -92,7 +94,7 @@ def test_classes_without_names_pass_with_a_line(place, capsys):
 def test_numbers_that_a_network_was_trained_on_need_no_line(place, tmp_path, capsys):
     path = f"npz:{place}/unnamed.npz"
     train.train_and_evaluate({**SETTINGS, "dataset": path, "num_steps": 1}, tmp_path)
-    assert load(tmp_path).spec["classes"] == ["0", "1", "2"]
+    assert load(tmp_path).network.classes == ("0", "1", "2")
     capsys.readouterr()
     evaluate.evaluate_checkpoint(tmp_path)
     assert capsys.readouterr().out == ""
@@ -104,11 +106,11 @@ def test_numbers_that_a_network_was_trained_on_need_no_line(place, tmp_path, cap
 def test_the_names_of_digits_are_names(place):
     """A network that knows digits by name takes no animals, though both can be counted."""
     digits = data.load_dataset("digits")
-    network = {"classes": list("0123456789"), "num_classes": 10, "input_shape": (8, 8, 1)}
-    loaded = checkpoint.LoadedModel({}, network, lambda: None)
+    network = Network("cnn", 10, input_shape=(8, 8, 1), classes=tuple("0123456789"))
+    loaded = LoadedModel({}, network)
     assert fits.data_for("checkpoint", "x", loaded, digits) is digits
-    animals = {**network, "classes": [*"012345678", "fox"]}
-    loaded = checkpoint.LoadedModel({}, animals, lambda: None)
+    animals = dataclasses.replace(network, classes=(*"012345678", "fox"))
+    loaded = LoadedModel({}, animals)
     with pytest.raises(InputError, match="calls class 9 'fox', which is no class of digits, which"):
         fits.data_for("checkpoint", "x", loaded, digits)
 
@@ -132,7 +134,7 @@ def test_who_learns_from_a_network_takes_its_order(place, tmp_path, name):
     for order in ("data", "turned"):
         settings = {**given, "dataset": f"npz:{place}/{order}.npz"}
         binary.train_and_evaluate(settings, tmp_path / order)
-    assert load(tmp_path / "turned").spec["classes"] == list(NAMES)
+    assert load(tmp_path / "turned").network.classes == tuple(NAMES)
     for ours, theirs in zip(leaves(tmp_path / "data"), leaves(tmp_path / "turned"), strict=True):
         np.testing.assert_array_equal(ours, theirs)
     with pytest.raises(InputError, match="calls class 2 'eel', which is no class of npz:"):
@@ -197,12 +199,12 @@ def test_first_weights_bring_the_constants_that_they_were_trained_with(tmp_path)
     settings |= {"dataset": f"npz:{tmp_path}/digits.npz", "init_from": str(tmp_path / "first")}
     settings |= {"num_steps": 1, "learning_rate": 1e-9}
     again = train.train_and_evaluate(settings, tmp_path / "again")
-    assert load(tmp_path / "again").spec["mean"] == list(digits.mean)
+    assert load(tmp_path / "again").network.mean == digits.mean
     assert again["accuracy"] == first["accuracy"]
     # The run goes on with them, also where the first weights are no longer there.
     (tmp_path / "first").rename(tmp_path / "moved")
     train.train_and_evaluate({**settings, "num_steps": 2}, tmp_path / "again")
-    assert load(tmp_path / "again").spec["mean"] == list(digits.mean)
+    assert load(tmp_path / "again").network.mean == digits.mean
 
 
 def test_reordered_data_keep_what_each_example_is():
@@ -223,17 +225,15 @@ def test_first_weights_of_another_vocabulary_are_refused(capsys):
 
     def described(lines):
         tokenizer = tokenizers.train_words(lines, vocab_size=30)
-        return spec.text_spec(
-            model="transformer", model_kwargs={}, tokenizer=tokenizer, max_length=8
-        )
+        return text_network(tokenizer, 8, model="transformer", model_kwargs={})
 
     cats, dogs = described(["a cat sat on a mat"]), described(["a dog ran in a yard"])
-    assert cats["num_classes"] == dogs["num_classes"]
+    assert cats.num_classes == dogs.num_classes
     fits.check_start("init_from", "runs/cats", cats, cats)
     assert capsys.readouterr().out == ""
     with pytest.raises(InputError, match="^init_from: got 'runs/cats'; has another vocabulary"):
         fits.check_start("init_from", "runs/cats", cats, dogs)
-    fits.check_start("init_from", "runs/cats", {**cats, "tokenizer": None}, dogs)
+    fits.check_start("init_from", "runs/cats", dataclasses.replace(cats, tokenizer=None), dogs)
     assert capsys.readouterr().out.startswith("init_from runs/cats has no tokenizer: its tokens")
     with pytest.raises(InputError, match="^init_from: got 'runs/cats'; is a language model"):
-        fits.check_start("init_from", "runs/cats", cats, {"num_classes": 3, "classes": ["a"]})
+        fits.check_start("init_from", "runs/cats", cats, Network("cnn", 3, classes=("a",)))

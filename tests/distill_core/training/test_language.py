@@ -1,5 +1,6 @@
 """A language model's run: it learns, resumes bit by bit, and does not see how it is spread."""
 
+import dataclasses
 import json
 import math
 
@@ -15,9 +16,10 @@ from distill_core.data.text import tasks as text_tasks
 from distill_core.data.text import tokenizers
 from distill_core.data.text.corpus import Example
 from distill_core.losses import cross_entropy
-from distill_core.models import spec
+from distill_core.models.network import Network, text_network
 from distill_core.runtime import parallel
-from distill_core.training import chunked, language
+from distill_core.step import NextTokens
+from distill_core.training import language
 
 LENGTH = 8
 TEXT = ("the cat sat on the mat .", "a dog ran .", "the dog sat on a cat .", "the mat ran !")
@@ -35,12 +37,15 @@ HP = {
 FIELDS = {**config.MODEL, **config.OPTIMIZER, **config.RUN}
 
 
-def objective(hidden, embedding, batch, frozen):
-    values, correct = chunked.cross_entropy_from_hidden(
-        hidden, embedding, batch["labels"], chunk=64
-    )
-    weights = batch["weights"] * frozen["scale"]
-    return jnp.sum(values * weights), {"accuracy": jnp.sum(correct * batch["weights"])}
+@dataclasses.dataclass(frozen=True)
+class Scaled:
+    """Cross-entropy times a number on the frozen side."""
+
+    network: Network
+
+    def __call__(self, params, model_state, frozen, batch, key):
+        found = NextTokens(self.network)(params, model_state, frozen, batch, key)
+        return found._replace(values=found.values * frozen["scale"])
 
 
 @pytest.fixture(scope="module")
@@ -67,17 +72,14 @@ def fit(tokenizer, rows, tmp_path_factory):
 
     def fit(name, *, mode=None, rows=rows, reads=None, **changes):
         hp = config.validate({**HP, **changes}, FIELDS)
+        network = _network(tokenizer)
+        held = {name: array[:5] for name, array in rows.items()}
+        run = language.Run(hp, folder / name, "test", network, rows, held, mode)
         language.train(
-            hp,
-            folder / name,
-            method="test",
-            network=_network(tokenizer),
-            rows=rows,
-            validation={name: array[:5] for name, array in rows.items()},
-            objective=objective,
+            run,
+            Scaled(network),
             frozen={"scale": np.float32(1.0)},
             reads=reads or {"dataset": "these lines"},
-            mode=mode,
         )
         return folder / name
 
@@ -85,9 +87,7 @@ def fit(tokenizer, rows, tmp_path_factory):
 
 
 def _network(tokenizer):
-    return spec.text_spec(
-        model=HP["model"], model_kwargs=HP["model_kwargs"], tokenizer=tokenizer, max_length=LENGTH
-    )
+    return text_network(tokenizer, LENGTH, model=HP["model"], model_kwargs=HP["model_kwargs"])
 
 
 def metrics(workdir):
@@ -113,8 +113,8 @@ def test_training_lowers_the_loss_and_is_logged(straight):
 def test_the_checkpoint_is_a_language_model_of_its_tokenizer(straight, tokenizer):
     loaded = load(straight)
     assert loaded.tokenizer.to_json() == tokenizer.to_json()
-    assert (loaded.spec["max_length"], loaded.metadata["method"]) == (LENGTH, "test")
-    assert loaded.spec["num_classes"] == tokenizer.vocab_size
+    assert (loaded.network.max_length, loaded.metadata["method"]) == (LENGTH, "test")
+    assert loaded.network.num_classes == tokenizer.vocab_size
     tokens = jax.ShapeDtypeStruct((3, 5), jnp.int32)
     logits = jax.eval_shape(loaded.apply, loaded.variables, tokens)
     assert (logits.shape, logits.dtype) == ((3, 5, tokenizer.vocab_size), jnp.float32)

@@ -6,7 +6,7 @@ import numpy as np
 import optax
 import pytest
 
-from distill_core.training.optimizers import make_optimizer, make_schedule
+from distill_core.training.optimizers import Optimizer
 
 STEPS = 7
 
@@ -42,7 +42,7 @@ def params():
 @pytest.mark.parametrize("weight_decay", [0.0, 0.1])
 def test_sgd_is_pytorchs(params, momentum, weight_decay):
     """torch.optim.SGD: g += λ p; v = μ v + g; p −= η v, with η dropping after steps 2 and 4."""
-    tx = make_optimizer(
+    tx = Optimizer(
         optimizer="sgd",
         momentum=momentum,
         weight_decay=weight_decay,
@@ -51,7 +51,7 @@ def test_sgd_is_pytorchs(params, momentum, weight_decay):
         drop_steps=(2, 4),
         drop_factor=0.5,
         num_steps=STEPS,
-    )
+    ).make()
     rates = [0.2, 0.2, 0.1, 0.1, 0.05, 0.05, 0.05]
     found = run(tx, params)
     for name in params:
@@ -65,13 +65,13 @@ def test_sgd_is_pytorchs(params, momentum, weight_decay):
 @pytest.mark.parametrize("weight_decay", [0.0, 0.1])
 def test_adam_is_pytorchs(params, weight_decay):
     """torch.optim.Adam: its weight decay is L2, inside the moments (not AdamW's)."""
-    tx = make_optimizer(
+    tx = Optimizer(
         optimizer="adam",
         weight_decay=weight_decay,
         learning_rate=0.1,
         schedule="constant",
         num_steps=STEPS,
-    )
+    ).make()
     found = run(tx, params)
     for name in params:
         p, m, v = params[name].astype(np.float64), 0.0, 0.0
@@ -85,12 +85,14 @@ def test_adam_is_pytorchs(params, weight_decay):
 
 def rates(count, **kwargs):
     """The rates of the first steps of a run of 100, from 0.4."""
-    schedule = make_schedule(learning_rate=0.4, num_steps=100, **kwargs)
+    schedule = Optimizer("sgd", learning_rate=0.4, num_steps=100, **kwargs).make_schedule()
     return np.asarray(jax.vmap(schedule)(jnp.arange(count)))
 
 
 def test_a_constant_rate():
-    schedule = make_schedule(learning_rate=0.4, schedule="constant", num_steps=100)
+    schedule = Optimizer(
+        "sgd", learning_rate=0.4, schedule="constant", num_steps=100
+    ).make_schedule()
     assert [float(schedule(step)) for step in (0, 50, 100)] == [0.4] * 3
 
 
@@ -124,7 +126,9 @@ def test_onecycle_peaks_at_the_rate_after_three_tenths():
 @pytest.mark.parametrize("schedule", ["constant", "step", "cosine", "onecycle"])
 @pytest.mark.parametrize("num_steps", [1, 2, 3])
 def test_the_shortest_runs_have_finite_rates(schedule, num_steps):
-    made = make_schedule(learning_rate=0.4, schedule=schedule, num_steps=num_steps)
+    made = Optimizer(
+        "sgd", learning_rate=0.4, schedule=schedule, num_steps=num_steps
+    ).make_schedule()
     found = np.array([made(step) for step in range(num_steps)])
     assert np.isfinite(found).all()
     assert found.max() <= 0.4 + 1e-6

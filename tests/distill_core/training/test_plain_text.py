@@ -113,7 +113,7 @@ def test_a_checkpoint_says_what_its_vocabulary_was_made_from(fit, folder, tmp_pa
         ("from own", {"tokenizer": str(tmp_path / "own")}, "training text"),
     ):
         fit(tmp_path / name, num_steps=1, **changes)
-        assert load_model(tmp_path / name).spec["tokenizer_from"] == told
+        assert load_model(tmp_path / name).network.tokenizer_from == told
     with pytest.raises(InputError, match="^tokenizer: got .*; with dp must not be made from train"):
         fit(tmp_path / "private", dp=DP, tokenizer=str(tmp_path / "own"))
 

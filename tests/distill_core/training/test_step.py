@@ -1,13 +1,21 @@
 """A train step is the hand-written loop; its means are global; it is pure."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
 
-from distill_core import TrainState, make_eval_step, make_train_step
-from distill_core.training.step import STREAM_INIT, STREAM_TRAIN, mean_gradient, stream_key
+from distill_core import Outputs, TrainState, train_step
+from distill_core.training.step import (
+    STREAM_INIT,
+    STREAM_TRAIN,
+    Evaluation,
+    mean_gradient,
+    stream_key,
+)
 
 DEVICES, ROWS, FEATURES = 3, 4, 5
 
@@ -26,7 +34,7 @@ def make_batch(seed=0, weights=None):
 def squared_error(params, model_state, frozen, batch, key):
     error = batch["x"] @ params["w"] + params["b"] - frozen["scale"] * batch["y"]
     aux = {"absolute": jnp.abs(error)}
-    return error**2, batch["weight"], {"seen": model_state["seen"] + 1}, aux
+    return Outputs(error**2, batch["weight"], {"seen": model_state["seen"] + 1}, aux)
 
 
 def make_state(tx, seed=0):
@@ -40,7 +48,7 @@ def make_state(tx, seed=0):
 
 
 def split_over_devices(step):
-    """The step over a mapped axis of three devices, without needing them."""
+    """The step over the mapped axis of three devices, without needing them."""
 
     def run(state, frozen, batch):
         batch = jax.tree.map(lambda a: a.reshape(DEVICES, ROWS, *a.shape[1:]), batch)
@@ -54,7 +62,7 @@ FROZEN = {"scale": jnp.float32(2.0)}
 
 def test_steps_equal_a_hand_written_optax_loop():
     tx = optax.adamw(0.1)
-    step = jax.jit(make_train_step(squared_error, tx))
+    step = jax.jit(functools.partial(train_step, objective=squared_error, tx=tx))
     state = make_state(tx)
     params, opt_state = state.params, state.opt_state
 
@@ -86,25 +94,24 @@ def test_steps_equal_a_hand_written_optax_loop():
 
 def test_means_and_gradients_are_global_over_devices():
     tx = optax.sgd(0.1)
-    alone = make_train_step(squared_error, tx)
-    together = make_train_step(squared_error, tx, axis_name="devices")
-    expected, expected_metrics = jax.jit(alone)(make_state(tx), FROZEN, make_batch())
-    found, found_metrics = split_over_devices(together)(make_state(tx), FROZEN, make_batch())
+    step = functools.partial(train_step, objective=squared_error, tx=tx)
+    expected, expected_metrics = jax.jit(step)(make_state(tx), FROZEN, make_batch())
+    found, found_metrics = split_over_devices(step)(make_state(tx), FROZEN, make_batch())
     for device in range(DEVICES):
         np.testing.assert_allclose(found.params["w"][device], expected.params["w"], rtol=1e-5)
         for name, value in expected_metrics.items():
             np.testing.assert_allclose(found_metrics[name][device], value, rtol=1e-5)
 
-    _, local = split_over_devices(alone)(make_state(tx), FROZEN, make_batch())
-    naive = np.mean(local["loss"])
+    rows = [{k: a[i : i + ROWS] for k, a in make_batch().items()} for i in (0, ROWS, 2 * ROWS)]
+    naive = np.mean([jax.jit(step)(make_state(tx), FROZEN, each)[1]["loss"] for each in rows])
     assert abs(naive - expected_metrics["loss"]) > 0.05, "the case cannot tell the means apart"
 
 
-@pytest.mark.parametrize("axis_name", [None, "devices"])
-def test_a_batch_of_weight_zero_moves_nothing(axis_name):
+@pytest.mark.parametrize("mapped", [False, True])
+def test_a_batch_of_weight_zero_moves_nothing(mapped):
     tx = optax.sgd(0.1)
-    step = make_train_step(squared_error, tx, axis_name=axis_name)
-    step = split_over_devices(step) if axis_name else jax.jit(step)
+    step = functools.partial(train_step, objective=squared_error, tx=tx)
+    step = split_over_devices(step) if mapped else jax.jit(step)
     batch = make_batch(weights=np.zeros(DEVICES * ROWS, np.float32))
     before = make_state(tx)
     after, metrics = step(before, FROZEN, batch)
@@ -118,10 +125,12 @@ def test_a_batch_of_weight_zero_moves_nothing(axis_name):
 def test_one_device_without_weight_does_not_change_the_others_mean():
     tx = optax.sgd(0.1)
     weights = np.r_[np.zeros(ROWS), np.ones(2 * ROWS)].astype(np.float32)
-    step = split_over_devices(make_train_step(squared_error, tx, axis_name="devices"))
+    step = split_over_devices(functools.partial(train_step, objective=squared_error, tx=tx))
     _, metrics = step(make_state(tx), FROZEN, make_batch(weights=weights))
     rest = {name: a[ROWS:] for name, a in make_batch(weights=weights).items()}
-    _, expected = jax.jit(make_train_step(squared_error, tx))(make_state(tx), FROZEN, rest)
+    _, expected = jax.jit(functools.partial(train_step, objective=squared_error, tx=tx))(
+        make_state(tx), FROZEN, rest
+    )
     np.testing.assert_allclose(metrics["loss"][0], expected["loss"], rtol=1e-5)
     np.testing.assert_allclose(metrics["grad_norm"][0], expected["grad_norm"], rtol=1e-5)
 
@@ -132,10 +141,12 @@ def test_extra_metrics_are_arrays_like_the_losses_or_pairs_with_weights_of_their
         tokens = jnp.arange(2.0 * values.size).reshape(-1, 2)
         kept = (tokens % 3 == 0) * values[:, None] ** 0
         aux = {"like": values * 10, "pair": (tokens, kept), "never": (tokens, 0 * kept)}
-        return values, weights, model_state, aux
+        return Outputs(values, weights, model_state, aux)
 
     tx = optax.sgd(0.1)
-    _, metrics = jax.jit(make_train_step(loss_fn, tx))(make_state(tx), FROZEN, make_batch())
+    _, metrics = jax.jit(functools.partial(train_step, objective=loss_fn, tx=tx))(
+        make_state(tx), FROZEN, make_batch()
+    )
     np.testing.assert_allclose(metrics["like"], 10 * metrics["loss"], rtol=1e-5)
     tokens = np.arange(2 * DEVICES * ROWS)
     np.testing.assert_allclose(metrics["pair"], tokens[tokens % 3 == 0].mean(), rtol=1e-6)
@@ -146,27 +157,28 @@ def test_extra_metrics_are_arrays_like_the_losses_or_pairs_with_weights_of_their
 def test_an_extra_metric_may_not_take_the_steps_own_name(name):
     def loss_fn(*args):
         values, weights, model_state, _ = squared_error(*args)
-        return values, weights, model_state, {name: values}
+        return Outputs(values, weights, model_state, {name: values})
 
     tx = optax.sgd(0.1)
-    with pytest.raises(ValueError, match=rf"aux: got \['{name}'\]"):
-        jax.eval_shape(make_train_step(loss_fn, tx), make_state(tx), FROZEN, make_batch())
-
-
-def test_gradients_come_from_gradient_fn():
-    given = {}
-
-    def doubled(loss_fn, params, model_state, frozen, batch, key, *, axis_name):
-        given.update(loss_fn=loss_fn, axis_name=axis_name)
-        grads, model_state, metrics = mean_gradient(
-            loss_fn, params, model_state, frozen, batch, key, axis_name=None
+    with pytest.raises(ValueError, match=rf"metrics: got \['{name}'\]"):
+        jax.eval_shape(
+            functools.partial(train_step, objective=loss_fn, tx=tx),
+            make_state(tx),
+            FROZEN,
+            make_batch(),
         )
+
+
+def test_gradients_come_from_the_given_function():
+    def doubled(objective, *given):
+        assert objective is squared_error
+        grads, model_state, metrics = mean_gradient(objective, *given)
         return jax.tree.map(lambda g: 2 * g, grads), model_state, {**metrics, "noise": jnp.ones(())}
 
     tx, state = optax.sgd(0.1), make_state(optax.sgd(0.1))
-    step = make_train_step(squared_error, tx, axis_name="anything", gradient_fn=doubled)
+    step = functools.partial(train_step, objective=squared_error, tx=tx, gradient=doubled)
     moved, metrics = jax.jit(step)(state, FROZEN, make_batch())
-    step = make_train_step(squared_error, tx)
+    step = functools.partial(train_step, objective=squared_error, tx=tx)
     plain, plain_metrics = jax.jit(step)(state, FROZEN, make_batch())
     np.testing.assert_allclose(
         moved.params["w"] - state.params["w"],
@@ -175,7 +187,6 @@ def test_gradients_come_from_gradient_fn():
     )
     np.testing.assert_allclose(metrics["grad_norm"], 2 * plain_metrics["grad_norm"], rtol=1e-5)
     assert metrics["noise"] == 1
-    assert given == {"loss_fn": squared_error, "axis_name": "anything"}
 
 
 def test_the_frozen_side_is_an_argument_gets_no_gradient_and_is_not_in_the_state():
@@ -184,10 +195,10 @@ def test_the_frozen_side_is_an_argument_gets_no_gradient_and_is_not_in_the_state
     def loss_fn(params, model_state, frozen, batch, key):
         traces.append(1)
         values = jnp.sum(params["w"] * frozen["w"]) * jnp.ones(2)  # symmetric in the two
-        return values, jnp.ones(2), model_state, {}
+        return Outputs(values, jnp.ones(2), model_state, {})
 
     tx = optax.sgd(1.0)
-    step, state = jax.jit(make_train_step(loss_fn, tx)), make_state(tx)
+    step, state = jax.jit(functools.partial(train_step, objective=loss_fn, tx=tx)), make_state(tx)
     for factor in (1.0, 3.0):
         teacher = {"w": factor * state.params["w"]}
         after, _ = step(state, teacher, {})
@@ -202,10 +213,10 @@ def test_the_key_is_the_steps_own_and_the_same_when_repeated():
 
     def loss_fn(params, model_state, frozen, batch, key):
         draw = jax.random.uniform(key, (2,))
-        return 0 * draw * params["b"], jnp.ones(2), model_state, {"draw": draw}
+        return Outputs(0 * draw * params["b"], jnp.ones(2), model_state, {"draw": draw})
 
     tx = optax.sgd(0.1)
-    step, state = jax.jit(make_train_step(loss_fn, tx)), make_state(tx)
+    step, state = jax.jit(functools.partial(train_step, objective=loss_fn, tx=tx)), make_state(tx)
     for i in range(3):
         again = step(state, {}, {})[1]["draw"]
         state, metrics = step(state, {}, {})
@@ -231,7 +242,7 @@ def test_a_step_is_pure():
     tx = optax.sgd(0.1, momentum=0.9)
     state, batch = make_state(tx), make_batch()
     before = jax.tree.map(np.array, (state.params, state.opt_state, batch))
-    step = make_train_step(squared_error, tx)
+    step = functools.partial(train_step, objective=squared_error, tx=tx)
     with jax.checking_leaks():
         once, again = (jax.jit(step)(state, FROZEN, batch)[0].params for _ in range(2))
     jax.tree.map(np.testing.assert_array_equal, once, again)
@@ -245,14 +256,14 @@ def test_an_evaluation_sums_over_examples_and_devices():
 
     batch, variables = make_batch(), {"w": np.ones(FEATURES, np.float32)}
     batch["y"][5:8] = np.nan  # weight 0
-    pairs = jax.jit(make_eval_step(eval_fn))(variables, FROZEN, batch)
+    pairs = jax.jit(Evaluation(eval_fn))(variables, FROZEN, batch)
     error = batch["x"].sum(1) - 2 * batch["y"]
     kept = batch["weight"] > 0
     np.testing.assert_allclose(pairs["error"][0], (error * batch["weight"])[kept].sum(), rtol=1e-4)
     assert pairs["error"][1] == batch["weight"].sum()
     assert pairs["rows"] == (12, 12)
 
-    spread = split_over_devices(make_eval_step(eval_fn, axis_name="devices"))
+    spread = split_over_devices(Evaluation(eval_fn))
     for name, pair in spread(variables, FROZEN, batch).items():
         for ours, whole in zip(pair, pairs[name], strict=True):
             np.testing.assert_allclose(ours, np.full(DEVICES, whole), rtol=1e-5)

@@ -122,13 +122,8 @@ def test_masked_entries_are_zero_and_harmless_whatever_they_hold():
 
 
 @pytest.mark.parametrize(
-    ("setting", "value", "allowed"),
-    [
-        ("temperature", 0, "finite and above 0"),
-        ("alpha", 1.1, r"in \[0, 1\]"),
-        ("multiplier", -1.0, "finite and at least 0"),
-    ],
+    ("setting", "value"), [("temperature", 0), ("alpha", 1.1), ("multiplier", -1.0)]
 )
-def test_a_setting_outside_its_range_is_refused(setting, value, allowed):
-    with pytest.raises(ValueError, match=f"{setting}: got {value}; must be {allowed}"):
+def test_a_setting_outside_its_range_is_refused(setting, value):
+    with pytest.raises(ValueError, match=f"^{setting}: got "):
         htc(*draw(), **{setting: value})

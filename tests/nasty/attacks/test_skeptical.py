@@ -7,7 +7,8 @@ import pytest
 
 from distill_core import cross_entropy, distillation_loss, kl_divergence, models
 from distill_core.config import InputError
-from nasty.attacks.skeptical import SkepticalCNN, auxiliary_logits, skeptical_loss
+from distill_core.models.network import Network
+from nasty.attacks.skeptical import SOWN, check_auxiliary, skeptical_loss
 
 C, T, ALPHA, BETA = 5, 4.0, 0.9, 0.3
 
@@ -101,23 +102,22 @@ def test_masked_entries_are_zero_and_harmless_whatever_they_hold():
         np.testing.assert_allclose(whole[where], part, rtol=1e-5, atol=1e-6)
 
 
-def run(module, train=True):
-    key = jax.random.key(0)
-    params, state = models.init_model(module, key, (8, 8, 1))
-    images = jax.random.normal(key, (3, 8, 8, 1))
+def student(**kwargs):
+    return Network("nasty.attacks.skeptical:SkepticalCNN", C, kwargs, (8, 8, 1), (0.0,), (1.0,))
 
-    @jax.jit
-    def apply(variables):
-        return models.apply_model(
-            module, variables, images, train=train, mutable=("intermediates",)
-        )
 
-    logits, found = apply({"params": params, **state})
-    return params, logits, auxiliary_logits(found)
+def run(network):
+    """(parameters, logits, auxiliary logits) of a training step's pass."""
+    params, state = network.init(jax.random.key(0))
+    images = jax.random.uniform(jax.random.key(1), (3, 8, 8, 1))
+    logits, _, sown = jax.jit(network.train_apply_sown)(params, state, images, jax.random.key(2))
+    return params, logits, sown[SOWN]
 
 
 def test_the_network_has_a_head_at_an_inner_block():
-    params, logits, auxiliary = run(SkepticalCNN(C, widths=(4, 8), hidden=16))
+    network = student(widths=(4, 8), hidden=16)
+    check_auxiliary(network)
+    params, logits, auxiliary = run(network)
     assert logits.shape == auxiliary.shape == (3, C)
     assert not np.allclose(logits, auxiliary)
     assert params["Dense_0"]["kernel"].shape == (4 * 4 * 4, 16)  # after the first block
@@ -127,12 +127,16 @@ def test_the_network_has_a_head_at_an_inner_block():
 
 
 def test_the_block_can_be_chosen_and_a_single_one_serves():
-    params, _, _ = run(SkepticalCNN(C, widths=(4, 8), hidden=16, auxiliary_block=2))
+    params, _, _ = run(student(widths=(4, 8), hidden=16, auxiliary_block=2))
     assert params["Dense_0"]["kernel"].shape == (2 * 2 * 8, 16)
-    assert run(SkepticalCNN(C, widths=(4,), hidden=16, norm="none"))[2].shape == (3, C)
-    with pytest.raises(InputError, match=r"auxiliary_block: got 3; must be a block of widths"):
-        run(SkepticalCNN(C, widths=(4, 8), auxiliary_block=3))
+    assert run(student(widths=(4,), hidden=16, norm="none"))[2].shape == (3, C)
+    with pytest.raises(InputError) as error:
+        run(student(widths=(4, 8), auxiliary_block=3))
+    assert error.value.field == "model_kwargs.auxiliary_block"
 
 
-def test_a_network_without_the_head_shows_none():
-    assert run(models.CNN(C, (4,), 8))[2] is None
+def test_a_network_without_the_head_is_refused():
+    plain = Network("cnn", C, {"widths": (4,), "hidden": 8}, (8, 8, 1), (0.0,), (1.0,))
+    with pytest.raises(InputError) as error:
+        check_auxiliary(plain)
+    assert error.value.field == "model"

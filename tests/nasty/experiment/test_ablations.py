@@ -128,16 +128,18 @@ def test_the_rank_correlation_is_spearmans():
 
 
 @pytest.mark.parametrize(
-    ("given", "line"),
+    "given",
     [
-        ({"omgea": (0.0, 1.0)}, "ablations.omgea: .* no such axis of an ablation; did you mean"),
-        ({"omega": (0.0, -1.0)}, "ablations.omega: .* each item must be a number at least 0"),
-        ({"alpha": (0.5, 1.5)}, "ablations.alpha: "),
-        ({"temperature": (1.0,)}, "needs at least two values"),
-        ({"adversary": ("cnn", "resnet18")}, "ablations.adversary: .* must be a group of networks"),
-        ({"adversary": {"a": {"modle": "cnn"}, "b": {"model": "cnn"}}}, "a group of networks"),
+        {"omgea": (0.0, 1.0)},
+        {"omega": (0.0, -1.0)},
+        {"alpha": (0.5, 1.5)},
+        {"temperature": (1.0,)},
+        {"adversary": ("cnn", "resnet18")},
+        {"adversary": {"a": {"modle": "cnn"}, "b": {"model": "cnn"}}},
     ],
+    ids=str,
 )
-def test_wrong_axes_and_values_are_refused_in_one_line(given, line):
-    with pytest.raises(InputError, match=line):
+def test_wrong_axes_and_values_are_refused(given):
+    with pytest.raises(InputError) as error:
         ablations.check(given)
+    assert error.value.field == f"ablations.{next(iter(given))}"

@@ -13,10 +13,12 @@ import pytest
 
 from distill_core import distill, train
 from distill_core import load_model as load
+from distill_core import step as distill_step
 from distill_core.checkpoint import integrity
 from distill_core.config import InputError
 from distill_core.training import classification, loop
 from nasty import nastiness
+from nasty import step as nasty_step
 from nasty import train as nasty_train
 from nasty.experiment import comparison as experiment
 from nasty.experiment import data_free, summary
@@ -375,20 +377,29 @@ def test_finished_points_are_skipped_and_a_new_one_runs_alone(
     assert begun == ["omega0.02_teacher", "omega0.02_student"]
 
 
-def test_a_sweep_of_numbers_compiles_once(all_of_it, settings, tmp_path, monkeypatch):
-    traces = []
-    original = distill.distillation_loss
+@pytest.fixture
+def traced(monkeypatch):
+    """`traced(module, name)`: a list that gets longer whenever a function is traced."""
 
-    def loss(*args, **kwargs):
-        traces.append(args)
-        return original(*args, **kwargs)
+    def traced(module, name):
+        calls, original = [], getattr(module, name)
 
-    monkeypatch.setattr(distill, "distillation_loss", loss)
-    distill.live_objective.cache_clear()
-    shutil.copytree(all_of_it, tmp_path / "copy")
-    wide = {"temperature": (1.0, 2.0, 3.0, 5.0, 6.0), "alpha": (0.2, 0.4, 0.5, 0.6)}
-    experiment.run({**settings, **EXTRAS, "ablations": wide}, tmp_path / "copy")
-    assert len(traces) == 1
+        def counted(*args, **kwargs):
+            calls.append(name)
+            return original(*args, **kwargs)
+
+        monkeypatch.setattr(module, name, counted)
+        return calls
+
+    return traced
+
+
+def test_a_sweep_of_numbers_compiles_once(again, traced):
+    calls = traced(distill_step, "distillation_loss")
+    sweep = {"temperature": (1.0, 2.0, 3.0), "alpha": (0.2, 0.4, 0.5)}
+    begun = again(student_learning_rate=0.013, ablations=sweep)  # which no step has had before
+    assert len(begun["starting"]) >= 5
+    assert len(calls) == 1
 
 
 def test_it_stops_in_time_and_goes_on(settings, tmp_path):
@@ -401,22 +412,15 @@ def test_it_stops_in_time_and_goes_on(settings, tmp_path):
 
 
 def test_nasty_teachers_that_differ_in_omega_temperature_and_seed_compile_once(
-    settings, finished, tmp_path, monkeypatch
+    settings, finished, tmp_path, traced
 ):
-    traces = []
-
-    def loss(*args, **kwargs):
-        traces.append(args)
-        return original(*args, **kwargs)
-
-    original = nasty_train.nasty_loss
-    monkeypatch.setattr(nasty_train, "nasty_loss", loss)
-    nasty_train.objective_against.cache_clear()
+    calls = traced(nasty_step, "nasty_loss")
     own = {name: value for name, value in settings.items() if name in nasty_train.FIELDS}
     own |= {"adversary": str(finished / "runs" / "teacher_normal" / "seed1")}
+    own |= {"learning_rate": 0.013}  # which no step has had before
     digests = set()
     for i, changes in enumerate(({}, {"omega": 0.5}, {"temperature": 9.0}, {"seed": 7})):
         result = nasty_train.train_and_evaluate({**own, **changes}, tmp_path / str(i))
         digests.add(result["id"])
         assert set(nastiness.Nastiness._fields) == set(result["nastiness"])
-    assert (len(traces), len(digests)) == (1, 4)
+    assert (len(calls), len(digests)) == (1, 4)

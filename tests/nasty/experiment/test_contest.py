@@ -83,37 +83,39 @@ def test_the_binaries_take_what_is_set(stages, dataset):
 
 
 @pytest.mark.parametrize(
-    ("attacks", "defences", "line"),
+    ("attacks", "defences", "field"),
     [
-        ({"kd": {"tau": 3.0}}, {"none": {}, "cmim": {}}, "attacks.kd.tau: .* no such field"),
-        ({"kd": {}}, {"cmim": {"omega": 1}}, "defences.cmim.omega: .* defence"),
-        ({"htc": {"alpha": 3.0}}, {"none": {}}, "attacks.htc.alpha: "),
-        ({"kd": {"multiplier": 2.0}}, {"none": {}}, "attacks.kd.multiplier: .* the attack htc"),
-        ({"skeptical": {}}, {"none": {}}, "attacks.skeptical.model: .* needs an auxiliary head"),
-        ({"kd": {}}, {"stingy": {"top_k": 11}}, "defences.stingy.top_k: got 11; .* 10"),
+        ({"kd": {"tau": 3.0}}, {"none": {}, "cmim": {}}, "attacks.kd.tau"),
+        ({"kd": {}}, {"cmim": {"omega": 1}}, "defences.cmim.omega"),
+        ({"htc": {"alpha": 3.0}}, {"none": {}}, "attacks.htc.alpha"),
+        ({"kd": {"multiplier": 2.0}}, {"none": {}}, "attacks.kd.multiplier"),
+        ({"skeptical": {}}, {"none": {}}, "attacks.skeptical.model"),
+        ({"kd": {}}, {"stingy": {"top_k": 11}}, "defences.stingy.top_k"),
     ],
 )
 def test_settings_that_a_binary_refuses_are_found_before_any_run(
-    stages, dataset, attacks, defences, line
+    stages, dataset, attacks, defences, field
 ):
     hp = {"attacks": attacks, "defences": defences}
-    with pytest.raises(InputError, match=line):
+    with pytest.raises(InputError) as error:
         contest.check_settings(hp, stages, WORKDIR, dataset)
+    assert error.value.field == field
 
 
 @pytest.mark.parametrize(
-    ("attacks", "defences", "line"),
+    ("attacks", "defences", "field"),
     [
-        ({"hct": {}}, {"none": {}}, "attacks.hct: .* no such name; did you mean htc"),
-        ({"kd": {}}, {"nastie": {}}, "defences.nastie: .* did you mean nasty"),
-        ({"kd": 3}, {"none": {}}, "attacks.kd: .* must be a group"),
-        ({"kd": {}}, {}, "goes with defences"),
-        ({"kd": {}}, {"stingy": {}}, "defences.stingy: .* needs top_k"),
+        ({"hct": {}}, {"none": {}}, "attacks.hct"),
+        ({"kd": {}}, {"nastie": {}}, "defences.nastie"),
+        ({"kd": 3}, {"none": {}}, "attacks.kd"),
+        ({"kd": {}}, {}, "attacks"),
+        ({"kd": {}}, {"stingy": {}}, "defences.stingy"),
     ],
 )
-def test_unknown_attacks_and_defences_are_refused_in_one_line(attacks, defences, line):
-    with pytest.raises(InputError, match=line):
+def test_unknown_attacks_and_defences_are_refused(attacks, defences, field):
+    with pytest.raises(InputError) as error:
         contest.check(attacks, defences)
+    assert error.value.field == field
 
 
 def test_results_are_collected_over_seeds():

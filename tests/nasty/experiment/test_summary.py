@@ -215,7 +215,7 @@ def test_a_network_that_hides_its_features_gets_the_other_figures(dataset, tmp_p
     rows, _ = summary.rows_and_gates(results(), HP, {})
     teachers = [tmp_path / "teacher"] * 2
     with trust.allowed("hidden_network"):
-        assert load(tmp_path / "teacher").spec["model"] == "hidden_network:Hidden"
+        assert load(tmp_path / "teacher").network.model == "hidden_network:Hidden"
         made = summary.draw_figures(tmp_path, dataset, rows, *teachers, temperature=20.0)
     drawn = [path for _, path in made if path]
     assert [path.name for path in drawn] == ["arms.png", "logit_response.png"]

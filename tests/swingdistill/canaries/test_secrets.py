@@ -45,22 +45,24 @@ def test_every_number_can_be_a_secret():
 
 
 @pytest.mark.parametrize(
-    ("given", "message"),
+    "given",
     [
-        ({"per_level": 51, "levels": (1, 5), "num_digits": 2}, "need 102 different secrets"),
-        ({"per_level": 0}, "per_level: got 0"),
-        ({"levels": ()}, "levels: got 0"),
-        ({"levels": (0, 1)}, "levels: got 0"),
-        ({"levels": (1, 1)}, "must differ"),
-        ({"num_digits": 19}, "at most 18"),
-        ({"format": "my id"}, "exactly one {}"),
-        ({"format": "{} {}"}, "exactly one {}"),
-        ({"format": "{0}"}, "exactly one {}"),
+        {"per_level": 51, "levels": (1, 5), "num_digits": 2},
+        {"per_level": 0},
+        {"levels": ()},
+        {"levels": (0, 1)},
+        {"levels": (1, 1)},
+        {"num_digits": 19},
+        {"format": "my id"},
+        {"format": "{} {}"},
+        {"format": "{0}"},
     ],
+    ids=str,
 )
-def test_refuses_canaries_that_cannot_be(given, message):
-    with pytest.raises(InputError, match=message):
+def test_refuses_canaries_that_cannot_be(given):
+    with pytest.raises(InputError) as error:
         draw_canaries(0, **{"per_level": 1, **given})
+    assert error.value.field == next(iter(given))
 
 
 @pytest.fixture(scope="module")
@@ -124,27 +126,21 @@ def test_a_tokenizer_may_write_the_first_digit_differently():
     ids=["11", "28", "three of a canary", "splits 3", "splits all", "lacks 7", "1 is 2"],
 )
 def test_refuses_a_tokenizer_that_does_not_keep_digits_single(tokenizer):
-    with pytest.raises(InputError, match="tokenizer: got '_Toy'; does not write each digit of"):
+    with pytest.raises(InputError, match="^tokenizer: got"):
         candidates(tokenizer, CANARIES)
 
 
 def test_refuses_canaries_of_several_formats():
     mixed = [CANARIES[0], Canary("call {}", "123456", 1)]
-    with pytest.raises(InputError, match="one format and one length"):
+    with pytest.raises(InputError, match="^canaries: got"):
         candidates(_Toy(), mixed)
 
 
 @pytest.mark.parametrize(
-    ("secrets", "message"),
-    [
-        (["12345"], "must be 6 digits"),
-        (["12345a"], "must be 6 digits"),
-        (["12345²"], "must be 6 digits"),
-        (["123456", "123456"], "is there twice"),
-    ],
+    "secrets", [["12345"], ["12345a"], ["12345²"], ["123456", "123456"]], ids=str
 )
-def test_refuses_secrets_that_are_no_candidates(secrets, message):
-    with pytest.raises(InputError, match=message):
+def test_refuses_secrets_that_are_no_candidates(secrets):
+    with pytest.raises(InputError, match="^secret: got"):
         candidates(_Toy(), CANARIES).index(secrets)
 
 
@@ -191,16 +187,16 @@ def test_the_seed_decides_a_transfer_set():
 
 
 @pytest.mark.parametrize(
-    ("name", "canaries", "num", "message"),
+    ("name", "canaries", "num", "field"),
     [
-        ("secret", CANARIES, 0, "transfer_set: got 'secret'; must be one of private, public"),
-        ("decoy", CANARIES, -1, "num_decoys: got -1"),
-        ("decoy", (), 3, "num_decoys: got 3"),
-        ("decoy", draw_canaries(0, per_level=10, levels=(1,), num_digits=1), 3, "every number"),
+        ("secret", CANARIES, 0, "transfer_set"),
+        ("decoy", CANARIES, -1, "num_decoys"),
+        ("decoy", (), 3, "num_decoys"),
+        ("decoy", draw_canaries(0, per_level=10, levels=(1,), num_digits=1), 3, "num_decoys"),
     ],
 )
-def test_refuses_transfer_sets_that_cannot_be(name, canaries, num, message):
-    with pytest.raises(InputError, match=message):
+def test_refuses_transfer_sets_that_cannot_be(name, canaries, num, field):
+    with pytest.raises(InputError, match=f"^{field}: got"):
         transfer_set(name, LINES, canaries, seed=0, num_decoys=num)
 
 

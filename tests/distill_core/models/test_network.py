@@ -1,5 +1,8 @@
 """Networks are tried before they are trained, and inputs before they are believed."""
 
+import dataclasses
+import json
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -8,7 +11,8 @@ from flax import linen as nn
 
 from distill_core import data, evaluate, load_model, models, train
 from distill_core.config import InputError
-from distill_core.models import Transformer, spec, watched
+from distill_core.models import Transformer, checks, watched
+from distill_core.models.network import Network, image_network
 from distill_core.runtime import parallel
 
 SETTINGS = {
@@ -90,18 +94,29 @@ def found_by_name(monkeypatch):
 
 
 def described(name, **kwargs):
-    return spec.image_spec(
+    return image_network(
+        data.load_dataset("digits"),
         model=name if name in ("resnet18", "cnn") else f"users_networks:{name}",
         model_kwargs=kwargs,
-        dataset=data.load_dataset("digits"),
     )
+
+
+def test_networks_are_equal_by_value_and_survive_json():
+    ours = described("cnn", widths=[4, 8], hidden=8)
+    again = described("cnn", widths=(4, 8), hidden=8)
+    assert (ours, hash(ours)) == (again, hash(again))
+    assert ours != described("cnn", widths=(4, 8), hidden=9)
+    assert Network.from_json(json.loads(json.dumps(ours.to_json()))) == ours
+    for wrong in ({**ours.to_json(), "speed": 3}, {"model": "cnn"}):
+        with pytest.raises(ValueError):
+            Network.from_json(wrong)
 
 
 def test_deterministic_is_the_opposite_of_train():
     network = described("Dropping")
-    spec.check(network)
-    apply = jax.jit(spec.make_apply(network), static_argnames="train")
-    params, state = spec.init(network, jax.random.key(0))
+    checks.check(network)
+    apply = jax.jit(network.apply, static_argnames="train")
+    params, state = network.init(jax.random.key(0))
     assert state == {}
     images = np.random.default_rng(0).random((4, 8, 8, 1), np.float32)
 
@@ -119,13 +134,13 @@ def test_deterministic_is_the_opposite_of_train():
 @pytest.mark.parametrize("layer", ["dropout", "attention", "norm"])
 def test_a_network_that_is_not_told_of_training_is_refused(layer):
     with pytest.raises(InputError) as error:
-        spec.check(described("Untold", layer=layer))
+        checks.check(described("Untold", layer=layer))
     name = "norm" if layer == "norm" else "drop"
     assert str(error.value) == (
         f"model: got 'users_networks:Untold'; has the layer {name}, which works otherwise in "
         "training than after it: the network's __call__ must take `train` or `deterministic`"
     )
-    spec.check(described("Untold", layer="none"))
+    checks.check(described("Untold", layer="none"))
 
 
 class Mean(nn.Module):
@@ -143,21 +158,17 @@ class Mean(nn.Module):
 
 
 def test_networks_inside_another_are_asked_themselves():
-    spec.check(described("Mean", member="told"))
+    checks.check(described("Mean", member="told"))
     with pytest.raises(InputError, match="has the layer drop, which works otherwise in training"):
-        spec.check(described("Mean", member="untold"))
+        checks.check(described("Mean", member="untold"))
 
 
 def test_a_language_model_that_drops_out_is_refused():
-    network = {
-        "model": "users_networks:DroppingTextOf",
-        "model_kwargs": {"width": 8, "num_layers": 1, "num_heads": 2},
-        "num_classes": 20,
-        "max_length": 8,
-    }
+    kwargs = {"width": 8, "num_layers": 1, "num_heads": 2}
+    network = Network("users_networks:DroppingTextOf", 20, kwargs, max_length=8)
     with pytest.raises(InputError, match="model: .*has the layer drop, which works otherwise in t"):
-        spec.check(network)
-    spec.check({**network, "model": "transformer"})
+        checks.check(network)
+    checks.check(dataclasses.replace(network, model="transformer"))
 
 
 def DroppingTextOf(*, num_classes, **kwargs):
@@ -198,14 +209,14 @@ def test_batch_norm_over_one_value_is_refused_before_training(tmp_path, monkeypa
 def test_values_per_channel_are_counted_as_the_layer_sees_them(network, batch_size, mode, refused):
     assert jax.device_count() == 8
     if not refused:
-        return spec.check_statistics(network, batch_size, mode)
+        return checks.check_statistics(network, batch_size, mode)
     with pytest.raises(InputError, match=f"^batch_size: got {batch_size}; leaves the layer "):
-        spec.check_statistics(network, batch_size, mode)
+        checks.check_statistics(network, batch_size, mode)
 
 
 def test_the_count_is_that_of_the_layers_own_input():
     network = described("Norm", pooled=False)
-    apply, shapes = spec.make_apply(network), spec.variable_shapes(network)
+    apply, shapes = network.apply, network.shapes()
     images = jax.ShapeDtypeStruct((3, 8, 8, 1), jnp.float32)
     with watched() as seen:
         jax.eval_shape(lambda v, x: apply(v, x, train=True), shapes, images)
@@ -254,14 +265,10 @@ def test_rounding_and_traced_values_pass(loaded):
 
 
 def test_ids_outside_the_vocabulary_are_refused():
-    network = {
-        "model": "transformer",
-        "model_kwargs": {"width": 8, "num_layers": 1, "num_heads": 2},
-        "num_classes": 20,
-        "max_length": 8,
-    }
-    params, _ = spec.init(network, jax.random.key(0))
-    apply = spec.make_apply(network)
+    kwargs = {"width": 8, "num_layers": 1, "num_heads": 2}
+    network = Network("transformer", 20, kwargs, max_length=8)
+    params, _ = network.init(jax.random.key(0))
+    apply = network.apply
     assert apply({"params": params}, np.array([[0, 19]])).shape == (1, 2, 20)
     for wrong in (20, -1):
         with pytest.raises(InputError, match=r"inputs: .*token ids must lie in \[0, 19\]"):
