@@ -33,3 +33,31 @@ def noise_of_a_module(request):
 def noise_of_a_test(request, monkeypatch):
     """No test passes or fails by the noise that it happened to draw; two draws still differ."""
     monkeypatch.setattr(os, "urandom", random.Random(request.node.nodeid).randbytes)
+
+
+@pytest.fixture(scope="session")
+def masked_is_sliced():
+    """`masked_is_sliced(loss, args, by)`: entries that do not count are 0 and harmless.
+
+    `loss(*args, where)` takes NumPy arrays whose leading axes are [2, 3], and is differentiated by
+    the arguments of the indices `by`. Masked entries, whatever they hold, have exactly value and
+    gradient 0; the others are what they are without them.
+    """
+    import jax
+    import numpy as np
+
+    def check(loss, args, by):
+        where = np.array([[True, False, True], [False, True, True]])
+        gradient = jax.grad(lambda *args: loss(*args).sum(), by)
+        both = jax.jit(lambda *args: (loss(*args), gradient(*args)))
+        expected = both(*(x[where] for x in args))
+        for junk in (np.nan, np.inf, -np.inf):
+            held = [x.copy() for x in args]
+            for x in held:
+                x[~where] = junk if x.dtype.kind == "f" else [999, -7]
+            found = both(*held, where)
+            for whole, part in zip(jax.tree.leaves(found), jax.tree.leaves(expected), strict=True):
+                np.testing.assert_array_equal(whole[~where], 0)
+                np.testing.assert_allclose(whole[where], part, rtol=1e-5, atol=1e-6)
+
+    return check

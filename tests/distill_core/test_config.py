@@ -1,5 +1,7 @@
 """A config becomes checked values, or one line: field, value, what is allowed."""
 
+import re
+
 import numpy as np
 import pytest
 from ml_collections import config_dict
@@ -42,56 +44,48 @@ def test_a_config_dict_is_read_like_a_dict():
 
 
 @pytest.mark.parametrize(
-    ("field", "value", "allowed"),
+    ("field", "values"),
     [
-        ("omega", "abc", "must be a number at least 0"),
-        ("omega", -0.001, "at least 0"),
-        ("omega", float("nan"), "at least 0"),
-        ("omega", float("inf"), "at least 0"),
-        ("omega", 10**400, "at least 0"),
-        ("omega", True, "must be a number"),
-        ("omega", None, "must be a number"),
-        ("omega", (1.0,), "must be a number"),
-        ("temperature", 0, "above 0"),
-        ("temperature", -1.0, "above 0"),
-        ("alpha", 1.0001, "in [0, 1]"),
-        ("alpha", -0.1, "in [0, 1]"),
-        ("drop_factor", 0.0, "in (0, 1]"),
-        ("num_steps", 1.5, "must be an integer of at least 1"),
-        ("num_steps", 0, "at least 1"),
-        ("num_steps", True, "an integer"),
-        ("batch_size", "16", "an integer"),
-        ("seed", -1, "in [0, 4294967295]"),
-        ("seed", 2**32, "in [0, 4294967295]"),
-        ("dataset", "", "a string that is not empty"),
-        ("dataset", None, "a string"),
-        ("data_dir", 3, "a string"),
-        ("optimizer", "lion", "one of sgd, adam"),
-        ("flip", 1, "True or False"),
-        ("seeds", 3, "a tuple"),
-        ("seeds", (1, -1), "each item must be an integer of at least 0"),
-        ("drop_steps", (0, 3), "at least 1"),
-        ("drop_steps", (3, 3), "must increase"),
-        ("drop_steps", (4, 3), "must increase"),
-        ("model_kwargs", (1, 2), "a group of names and plain values"),
-        ("model_kwargs", {"dtype": np.float32}, "plain values"),
+        ("omega", ["abc", -0.001, float("nan"), float("inf"), 10**400, True, None, (1.0,)]),
+        ("temperature", [0, -1.0]),
+        ("alpha", [1.0001, -0.1]),
+        ("drop_factor", [0.0]),
+        ("num_steps", [1.5, 0, True]),
+        ("batch_size", ["16"]),
+        ("seed", [-1, 2**32]),
+        ("dataset", ["", None]),
+        ("data_dir", [3]),
+        ("optimizer", ["lion"]),
+        ("flip", [1]),
+        ("seeds", [3, (1, -1)]),
+        ("drop_steps", [(0, 3), (3, 3), (4, 3)]),
+        ("model_kwargs", [(1, 2), {"dtype": np.float32}]),
     ],
 )
-def test_a_wrong_value_is_named_with_what_is_allowed(field, value, allowed):
-    with pytest.raises(InputError) as error:
-        validate(**{field: value})
-    assert error.value.field == field
-    assert str(error.value).startswith(f"{field}: got {value!r}; ")
-    assert allowed in str(error.value)
-    assert "\n" not in str(error.value)
+def test_a_wrong_value_is_refused_by_its_field_and_the_ends_of_a_range_are_not(field, values):
+    for value in values:
+        with pytest.raises(InputError, match=f"^{field}: got {re.escape(repr(value))}; must "):
+            validate(**{field: value})
+    ends = {"omega": [0], "alpha": [0, 1], "temperature": [1e-3], "seed": [2**32 - 1]}
+    for value in ends.get(field, []):
+        assert validate(**{field: value})[field] == value
 
 
 @pytest.mark.parametrize(
-    ("field", "value"),
-    [("omega", 0), ("alpha", 0), ("alpha", 1), ("temperature", 1e-3), ("seed", 2**32 - 1)],
+    ("field", "allowed"),
+    [
+        ("omega", "a number at least 0"),
+        ("temperature", "a number above 0"),
+        ("alpha", "a number in [0, 1]"),
+        ("drop_factor", "a number in (0, 1]"),
+        ("num_steps", "an integer of at least 1"),
+        ("seed", "an integer in [0, 4294967295]"),
+        ("optimizer", "one of sgd, adam"),
+    ],
 )
-def test_the_ends_of_a_range_are_in_it(field, value):
-    assert validate(**{field: value})[field] == value
+def test_an_error_says_what_is_allowed(field, allowed):
+    with pytest.raises(InputError, match=re.escape(f"must be {allowed}")):
+        validate(**{field: "wrong"})
 
 
 def test_a_step_schedule_needs_steps_to_drop_at():
@@ -105,10 +99,7 @@ def test_unknown_names_are_answered_with_the_nearest_known_one():
         validate(omgea=1)
     with pytest.raises(InputError, match="no such field; known: alpha, batch_size, .*, omega"):
         validate(q=1)
-
-
-def test_a_missing_field_is_asked_for():
-    with pytest.raises(InputError, match="omega: got None; is required; must be a number"):
+    with pytest.raises(InputError, match="^omega: got None; is required"):
         config.validate(GIVEN, FIELDS)
 
 
@@ -148,9 +139,8 @@ def test_a_resumed_run_may_change_its_length_and_cadence_only():
     config.check_resume({**old, "seeds": [1, 2]}, longer)  # JSON has lists
     changes = {"omega": 0.05, "seed": 1, "model_kwargs": {"hidden": 3}, "seeds": (2, 1)}
     for field, value in changes.items():
-        with pytest.raises(InputError) as error:
+        with pytest.raises(InputError, match=f"^{field}: got {re.escape(repr(value))}; this run"):
             config.check_resume(old, {**old, field: value})
-        assert str(error.value).startswith(f"{field}: got {value!r}; this run was started with")
 
 
 def test_a_run_from_before_a_field_existed_is_resumed_unless_the_field_is_used():

@@ -5,6 +5,7 @@ import json
 import numpy as np
 import pytest
 import tokenizers
+from scipy import special
 
 import distill_core
 from distill_core import checkpoint, distill
@@ -45,20 +46,21 @@ def test_a_tokenizers_truncation_and_padding_are_cleared(tmp_path, state):
     assert inner.truncation or inner.padding, "the caller's own tokenizer was changed"
 
 
-def test_ids_with_holes_are_refused_by_token(tmp_path):
-    state = json.loads(train_words(LINES, vocab_size=40).to_json())
+def test_ids_with_holes_and_ids_of_two_tokens_are_refused_by_token(tmp_path):
+    text = train_words(LINES, vocab_size=40).to_json()
+    state = json.loads(text)
     vocab = state["model"]["vocab"]
     last = max(vocab, key=vocab.get)
     vocab[last] += 7
     path = tmp_path / "tokenizer.json"
     path.write_text(json.dumps(state))
-    with pytest.raises(InputError) as error:
+    named = f"{last!r} its id is {vocab[last]}, and none has {len(vocab) - 1}"
+    with pytest.raises(InputError, match=f"^tokenizer: got '{path}'; .*{named}"):
         plain_text.stored_tokenizer(str(path), private=False)
-    assert str(error.value) == (
-        f"tokenizer: got '{path}'; must be a tokenizer of `tokenizers`: {last!r} its id is "
-        f"{vocab[last]}, and none has {len(vocab) - 1}; {len(vocab)} tokens must have the ids from "
-        "0 on"
-    )
+    state = json.loads(text)
+    state["model"]["vocab"] |= {"cat": state["model"]["vocab"]["mat"]}
+    with pytest.raises(InputError, match="^tokenizer: got '(cat|mat)'"):
+        Tokenizer.from_json(json.dumps(state))
 
 
 def test_an_added_tokens_id_is_the_files_or_is_refused():
@@ -68,11 +70,8 @@ def test_an_added_tokens_id_is_the_files_or_is_refused():
     state["added_tokens"].append(added)
     assert Tokenizer.from_json(json.dumps(state)).vocab_size == free + 1
     added["id"] += 3
-    with pytest.raises(InputError) as error:
+    with pytest.raises(InputError, match=f"^tokenizer: got '<extra>'; .*{free + 3}.*{free}"):
         Tokenizer.from_json(json.dumps(state))
-    assert str(error.value) == (
-        f"tokenizer: got '<extra>'; its id is {free + 3}, where the next free one is {free}"
-    )
 
 
 def byte_free_pairs(**options):
@@ -98,23 +97,13 @@ def test_text_without_a_token_is_not_lost():
     found = Tokenizer(byte_free_pairs())
     assert len(found.encode("the cat"))
     for read in (found.encode, found.encode_with_offsets):
-        with pytest.raises(InputError) as error:
+        with pytest.raises(InputError, match="^tokenizer: got 'ä'"):
             read("the cät sat")
-        assert str(error.value) == (
-            "tokenizer: got 'ä'; has no token, nor has unknown text (unk_token): it would be lost"
-        )
     with_unknown = Tokenizer(byte_free_pairs(unk_token="<unk>"))
     assert with_unknown.unk_id in with_unknown.encode("the cät sat")
     pieces = [(token, -1.0) for token in (*SPECIALS, "the", "cat")]
-    with pytest.raises(InputError, match="^tokenizer: got 'a dog'; something in this text has no"):
+    with pytest.raises(InputError, match="^tokenizer: got 'a dog'"):
         Tokenizer(tokenizers.Tokenizer(tokenizers.models.Unigram(pieces))).encode("a dog")
-
-
-def test_ids_of_two_tokens_are_refused_by_token():
-    state = json.loads(train_words(LINES, vocab_size=40).to_json())
-    state["model"]["vocab"] |= {"cat": state["model"]["vocab"]["mat"]}
-    with pytest.raises(InputError, match="tokenizer: got '(cat|mat)'; its id is "):
-        Tokenizer.from_json(json.dumps(state))
 
 
 def weights():
@@ -124,52 +113,51 @@ def weights():
     return checkpoint.to_host({"params": params, "model_state": model_state})
 
 
+def load(folder, parts, network=NETWORK):
+    """What `load_model` makes of a checkpoint of these weights and this network."""
+    metadata = {"method": "test", "parts": {"model": network}}
+    train = {"step": np.int32(1)}
+    checkpoint.save(folder, 1, parts={"model": parts}, train=train, metadata=metadata)
+    return distill_core.load_model(folder)
+
+
 @pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
 def test_weights_that_are_no_numbers_are_refused_by_leaf(tmp_path, value):
     parts = weights()
     kernel = np.array(parts["params"]["Dense_0"]["kernel"])
     kernel[0, 0] = value
     parts["params"]["Dense_0"]["kernel"] = kernel
-    checkpoint.save(
-        tmp_path,
-        1,
-        parts={"model": parts},
-        train={"step": np.int32(1)},
-        metadata={"method": "test", "parts": {"model": NETWORK}},
-    )
-    with pytest.raises(InputError, match="leaf params/Dense_0/kernel holds NaN or infinity"):
-        distill_core.load_model(tmp_path)
+    with pytest.raises(InputError, match="^checkpoint: .*leaf params/Dense_0/kernel"):
+        load(tmp_path, parts)
 
 
 @pytest.mark.parametrize(
     "network",
-    [[], {}, {"model": 3, "model_kwargs": {}}, {"model": "cnn", "model_kwargs": ["a"]}],
+    [
+        *[[], {}, {"model": 3, "model_kwargs": {}}, {"model": "cnn", "model_kwargs": ["a"]}],
+        {**NETWORK, "std": [64.0]},
+    ],
 )
-def test_a_checkpoint_that_describes_no_network_is_refused(tmp_path, network):
-    checkpoint.save(
-        tmp_path,
-        1,
-        parts={"model": weights()},
-        train={"step": np.int32(1)},
-        metadata={"method": "test", "parts": {"model": network}},
-    )
-    with pytest.raises(InputError, match="describes no network: its model must be a name"):
-        distill_core.load_model(tmp_path)
+def test_a_checkpoint_that_describes_no_network_or_one_of_other_pixels_is_refused(
+    tmp_path, network
+):
+    reason = "divide" if "std" in network else "describes no network"
+    with pytest.raises(InputError, match=f"^checkpoint: .*{reason}"):
+        load(tmp_path, weights(), network)
 
 
 @pytest.mark.parametrize(
-    ("changes", "message"),
+    ("changes", "reason"),
     [
-        ({"mean": [127.5], "std": [63.0]}, r"mean must lie in \[0, 1\] and std in \(0, 1\]"),
-        ({"std": [0.0]}, r"mean must lie in \[0, 1\] and std in \(0, 1\]"),
-        ({"mean": [float("nan")]}, "image size, mean, std and classes do not agree"),
-        ({"mean": [0.5, 0.5]}, "image size, mean, std and classes do not agree"),
-        ({"mean": ["a"]}, "image size, mean, std and classes do not agree"),
-        ({"classes": ["a", "b"]}, "image size, mean, std and classes do not agree"),
-        ({"num_classes": "3"}, "image size, mean, std and classes do not agree"),
+        ({"mean": [127.5], "std": [63.0]}, "mean must lie in"),
+        ({"std": [0.0]}, "mean must lie in"),
+        ({"mean": [float("nan")]}, "do not agree"),
+        *[({"mean": mean}, "do not agree") for mean in ([0.5, 0.5], ["a"])],
+        ({"classes": ["a", "b"]}, "do not agree"),
+        ({"num_classes": "3"}, "do not agree"),
     ],
 )
-def test_a_checkpoint_whose_numbers_cannot_be_is_refused(tmp_path, changes, message):
+def test_a_checkpoint_whose_numbers_cannot_be_is_refused(tmp_path, changes, reason):
     checkpoint.save(
         tmp_path,
         1,
@@ -177,47 +165,40 @@ def test_a_checkpoint_whose_numbers_cannot_be_is_refused(tmp_path, changes, mess
         train={"step": np.int32(1)},
         metadata={"method": "test", "parts": {"model": {**NETWORK, **changes}}},
     )
-    with pytest.raises(InputError, match=f"^checkpoint: .*{message}"):
+    with pytest.raises(InputError, match=f"^checkpoint: .*{reason}"):
         distill_core.load_model(tmp_path)
 
 
 @pytest.mark.parametrize(
-    ("row", "dtype", "message"),
+    ("row", "dtype", "reason"),
     [
-        ([0, np.nan], np.float32, "row 7 of its `logits` holds NaN or +infinity"),
-        ([0, np.inf], np.float64, "row 7 of its `logits` holds NaN or +infinity"),
-        ([0, 1e300], np.float64, "row 7 of its `logits` holds NaN or +infinity"),
-        ([-np.inf, -np.inf], np.float32, "row 7 of its `logits` holds -infinity for every class"),
-        ([0, 1], np.int64, "TypeError: its `logits` are int64, not floats"),
-        ([0, 1], np.complex64, "TypeError: its `logits` are complex64, not floats"),
+        ([0, np.nan], np.float32, "row 7"),
+        ([0, np.inf], np.float64, "row 7"),
+        ([0, 1e300], np.float64, "row 7"),
+        ([-np.inf, -np.inf], np.float32, "row 7"),
+        ([0, 1], np.int64, "int64"),
+        ([0, 1], np.complex64, "complex64"),
+        (None, np.float32, "probabilities"),
         ([0, -np.inf], np.float32, None),
         ([0, 1], np.float64, None),
         ([0, 1], np.float16, None),
     ],
 )
-def test_stored_logits_are_refused_by_row(tmp_path, row, dtype, message):
+def test_stored_logits_are_refused_by_row_and_probabilities_are_none(tmp_path, row, dtype, reason):
     digits = load_dataset("digits")
     logits = np.zeros((len(digits.train), digits.num_classes))
-    logits[7, :] = row[1]
-    logits[7, 0] = row[0]
+    if row:
+        logits[7, :] = row[1]
+        logits[7, 0] = row[0]
+    else:
+        logits = special.softmax(np.random.default_rng(0).normal(size=logits.shape), axis=1)
     np.savez(tmp_path / "logits.npz", logits=logits.astype(dtype))
     hp, run = {"teacher": f"npz:{tmp_path}/logits.npz"}, tmp_path / "run"
-    if message is None:
+    if reason is None:
         assert distill._stored_logits(hp, run, digits)[0].dtype == np.float32
         return
-    with pytest.raises(InputError) as error:
+    with pytest.raises(InputError, match=f"^teacher: .*{reason}"):
         distill._stored_logits(hp, run, digits)
-    assert message in str(error.value)
-
-
-def test_stored_probabilities_are_no_logits(tmp_path):
-    digits = load_dataset("digits")
-    rng = np.random.default_rng(0)
-    logits = rng.normal(size=(len(digits.train), digits.num_classes))
-    probabilities = np.exp(logits) / np.exp(logits).sum(1, keepdims=True)
-    hp, run = {"teacher": f"npz:{tmp_path}/logits.npz"}, tmp_path / "run"
-    np.savez(tmp_path / "logits.npz", logits=probabilities.astype(np.float32))
-    with pytest.raises(InputError, match="its `logits` are probabilities: every row adds up to 1"):
-        distill._stored_logits(hp, run, digits)
-    np.savez(tmp_path / "logits.npz", logits=np.log(probabilities))
-    assert distill._stored_logits(hp, run, digits)[0].shape == logits.shape
+    if row is None:  # but their logarithms are
+        np.savez(tmp_path / "logits.npz", logits=np.log(logits))
+        assert distill._stored_logits(hp, run, digits)[0].shape == logits.shape

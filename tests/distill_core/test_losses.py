@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from scipy import special
 
 from distill_core import cross_entropy, distillation_loss, kl_divergence
 
@@ -15,9 +16,7 @@ SHAPES = [(), (4,), (2, 3)]
 
 
 def np_log_softmax(z):
-    z = np.asarray(z, np.float64)
-    z = z - z.max(-1, keepdims=True)
-    return z - np.log(np.exp(z).sum(-1, keepdims=True))
+    return special.log_softmax(np.asarray(z, np.float64), axis=-1)
 
 
 def np_kl(p, q, labels=None, temperature=1.0, alpha=None):
@@ -91,10 +90,9 @@ def test_it_is_the_formula_for_any_leading_axes_under_jit(loss, formula, shape):
 @each
 def test_vmap_over_a_leading_axis_changes_nothing(loss):
     a, b, labels = draw((2, 3))
-    t, alpha = jnp.full((2, 3), 2.5), jnp.full((2, 3), 0.3)
-    np.testing.assert_allclose(
-        jax.vmap(jax.vmap(loss))(a, b, labels, t, alpha), loss(a, b, labels, t, alpha), rtol=1e-6
-    )
+    args = (a, b, labels, np.full((2, 3), 2.5, np.float32), np.full((2, 3), 0.3, np.float32))
+    mapped = jax.jit(jax.vmap(jax.vmap(loss)))
+    np.testing.assert_allclose(mapped(*args), jax.jit(loss)(*args), rtol=1e-6)
 
 
 @both
@@ -112,12 +110,12 @@ def test_the_gradient_is_that_of_the_formula(loss, formula):
 def test_optax_agrees():
     a, b, labels = draw((2, 3))
     np.testing.assert_allclose(
-        cross_entropy(a, labels),
+        jax.jit(cross_entropy)(a, labels),
         optax.losses.softmax_cross_entropy_with_integer_labels(a, labels),
         rtol=1e-5,
     )
     np.testing.assert_allclose(
-        kl_divergence(a, b, temperature=2.0),
+        jax.jit(kl)(a, b, labels, 2.0),
         optax.losses.kl_divergence(jax.nn.log_softmax(b / 2), jax.nn.softmax(a / 2)),
         rtol=1e-4,
     )
@@ -138,11 +136,6 @@ def test_it_stays_finite_at_huge_logits_in_every_float_type(loss, formula, dtype
     for gradient in summed_gradient(loss, (0, 1), a, b, labels, 4.0, 0.9):
         assert gradient.dtype == dtype
         assert np.isfinite(np.asarray(gradient, np.float32)).all()
-
-
-def test_opposite_one_hot_answers_diverge_by_the_whole_logit_gap():
-    p, q = jnp.array([1e4, -1e4]), jnp.array([-1e4, 1e4])
-    assert kl_divergence(p, q) == 2e4
 
 
 def test_the_reference_may_exclude_classes():
@@ -226,7 +219,8 @@ def test_nearly_equal_distributions_keep_the_digits_of_their_divergence(kind, te
 
 def test_the_distillation_term_tends_to_half_the_variance_of_the_logits_difference():
     student, teacher, labels = draw()
-    found = distillation(student, teacher, labels, np.array([1e4, 1e5, 1e6, 1e7]), 1.0)
+    temperatures = np.array([1e4, 1e5, 1e6, 1e7])
+    found = jax.jit(distillation)(student, teacher, labels, temperatures, 1.0)
     wanted = np.var(student - teacher, axis=-1, dtype=np.float64) / 2
     np.testing.assert_allclose(found, wanted, rtol=1e-3)
 
@@ -235,39 +229,26 @@ def test_the_derivative_by_the_temperature_is_that_of_the_formula():
     a, b, _ = draw()
     t = np.array([0.5, 2.0, 10.0, 100.0])
     a[0, 1] = -np.inf
-    found = jax.grad(lambda t: kl(a, b, None, t).sum())(jnp.asarray(t))
+    found = jax.jit(jax.grad(lambda t: kl(a, b, None, t).sum()))(jnp.asarray(t))
     wanted = central_differences(lambda t: np_kl(a, b, temperature=t), t)
     np.testing.assert_allclose(found, wanted, rtol=1e-4)
 
 
 def test_a_class_that_the_reference_allows_may_not_be_excluded():
     p, q = jnp.zeros(3), jnp.array([0.0, 1.0, -jnp.inf])
-    assert kl_divergence(p, q) == np.inf
-    assert np.isfinite(jax.grad(kl, argnums=1)(p, q, None)).all()
+    assert jax.jit(kl)(p, q, None) == np.inf
+    assert np.isfinite(summed_gradient(kl, 1, p, q, None)).all()
+    opposite = jnp.array([1e4, -1e4, -1e4])
+    assert jax.jit(kl)(opposite, -opposite.at[2].set(1e4), None) == 2e4
 
 
-@each
-def test_masked_entries_are_zero_and_harmless_whatever_they_hold(loss):
-    a, b, labels = draw((2, 3))
+@pytest.mark.parametrize(
+    ("loss", "by"), [(ce, (0,)), (kl, (0, 1, 3)), (distillation, (0, 1, 3, 4))]
+)
+def test_masked_entries_are_zero_and_harmless_whatever_they_hold(loss, by, masked_is_sliced):
     temperature = np.linspace(1, 4, 6, dtype=np.float32).reshape(2, 3)
     alpha = np.linspace(0.1, 0.9, 6, dtype=np.float32).reshape(2, 3)
-    where = np.array([[True, False, True], [False, True, True]])
-    kept = [x[where] for x in (a, b, labels, temperature, alpha)]
-    for x in (a, b, temperature, alpha):
-        x[~where] = np.nan
-    a[0, 1] = np.inf
-    labels[~where] = [-7, 999]
-
-    values = jax.jit(loss)(a, b, labels, temperature, alpha, where)
-    np.testing.assert_array_equal(values[~where], 0)
-    np.testing.assert_allclose(values[where], loss(*kept), rtol=1e-6)
-
-    used = (0,) if loss is ce else (0, 1, 3) if loss is kl else (0, 1, 3, 4)
-    masked = summed_gradient(loss, used, a, b, labels, temperature, alpha, where)
-    sliced = summed_gradient(loss, used, *kept)
-    for whole, part in zip(masked, sliced, strict=True):
-        np.testing.assert_array_equal(whole[~where], 0)
-        np.testing.assert_allclose(whole[where], part, rtol=1e-5, atol=1e-6)
+    masked_is_sliced(loss, [*draw((2, 3)), temperature, alpha], by)
 
 
 def test_the_teacher_gets_no_gradient():
@@ -280,36 +261,22 @@ def test_the_teacher_gets_no_gradient():
 def test_temperature_and_alpha_act_on_each_element_before_any_reduction():
     a, b, labels = draw()
     temperatures, alphas = np.array([0.5, 1.0, 4.0, 20.0]), np.array([0.0, 0.3, 0.9, 1.0])
-    together = distillation(a, b, labels, jnp.asarray(temperatures), jnp.asarray(alphas))
-    divergence = kl(a, b, labels, jnp.asarray(temperatures))
+    together = jax.jit(distillation)(a, b, labels, temperatures, alphas)
+    divergence = jax.jit(kl)(a, b, labels, temperatures)
     for i, (t, alpha) in enumerate(zip(temperatures, alphas, strict=True)):
-        alone = distillation(a, b, labels, float(t), float(alpha))
+        alone = jax.jit(distillation)(a, b, labels, float(t), float(alpha))
         np.testing.assert_allclose(together[i], alone[i], rtol=1e-5)
-        np.testing.assert_allclose(divergence[i], kl(a, b, labels, float(t))[i], rtol=1e-5)
+        np.testing.assert_allclose(divergence[i], jax.jit(kl)(a, b, labels, float(t))[i], rtol=1e-5)
 
 
 def test_alpha_weighs_the_distillation_term():
     student, teacher, labels = draw()
-    alone = distillation(student, teacher, labels, 3.0, 0.0)
-    np.testing.assert_allclose(alone, cross_entropy(student, labels), rtol=1e-6)
-    soft = distillation(student, teacher, labels, 3.0, 1.0)
-    divergence = kl_divergence(teacher, student, temperature=3.0)
+    loss = jax.jit(distillation)
+    alone = loss(student, teacher, labels, 3.0, 0.0)
+    np.testing.assert_allclose(alone, jax.jit(cross_entropy)(student, labels), rtol=1e-6)
+    soft = loss(student, teacher, labels, 3.0, 1.0)
+    divergence = jax.jit(kl)(teacher, student, labels, 3.0)
     np.testing.assert_allclose(soft, 9.0 * divergence, rtol=1e-6)
-
-
-@pytest.mark.parametrize("temperature", [0, 0.0, -1.0, np.nan, np.inf, np.float32(-2)])
-def test_a_temperature_that_is_not_positive_is_refused(temperature):
-    a, b, labels = draw()
-    with pytest.raises(ValueError, match=r"temperature: got .*; must be finite and above 0"):
-        kl(a, b, labels, temperature)
-    with pytest.raises(ValueError, match=r"temperature: got .*; must be finite and above 0"):
-        distillation(a, b, labels, temperature)
-
-
-@pytest.mark.parametrize("alpha", [-0.1, 1.01, np.nan, -np.inf])
-def test_an_alpha_outside_its_range_is_refused(alpha):
-    with pytest.raises(ValueError, match=r"alpha: got .*; must be in \[0, 1\]"):
-        distillation(*draw(), 1.0, alpha)
 
 
 def test_traced_settings_pass_unchecked():
@@ -318,48 +285,36 @@ def test_traced_settings_pass_unchecked():
 
 
 @pytest.mark.parametrize(
-    ("call", "message"),
+    ("call", "named"),
     [
-        (
-            lambda a, b, y: kl_divergence(a, b[:3]),
-            r"logits_p \(4, 5\) and logits_q \(3, 5\): must have one shape",
-        ),
-        (
-            lambda a, b, y: distillation(a, b[..., :4], y),
-            r"student_logits \(4, 5\) and teacher_logits \(4, 4\): must have one shape",
-        ),
-        (lambda a, b, y: cross_entropy(a[0, 0], y[0]), r"logits \(\): must have one shape"),
-        (
-            lambda a, b, y: cross_entropy(a, y[:, None]),
-            r"labels: got int\d+ \(4, 1\); must be integers \(4,\)",
-        ),
-        (
-            lambda a, b, y: cross_entropy(a, a),
-            r"labels: got float32 \(4, 5\); must be integers \(4,\)",
-        ),
-        (lambda a, b, y: cross_entropy(a, y * 1.0), r"labels: got float"),
-        (
-            lambda a, b, y: cross_entropy(a, y, where=np.ones((4, 5), bool)),
-            r"where: got shape \(4, 5\); must be \(4,\)",
-        ),
-        (
-            lambda a, b, y: kl_divergence(a, b, temperature=jnp.ones(5)),
-            r"temperature: got shape \(5,\); must be a scalar or one per element, \(4,\)",
-        ),
-        (
-            lambda a, b, y: distillation(a, b, y, 1.0, jnp.ones((4, 1))),
-            r"alpha: got shape \(4, 1\); must be a scalar or one per element, \(4,\)",
-        ),
+        *[
+            (lambda a, b, y, loss=loss, t=t: loss(a, b, y, t), "temperature: ")
+            for t in (0, 0.0, -1.0, np.nan, np.inf, np.float32(-2))
+            for loss in (kl, distillation)
+        ],
+        *[
+            (lambda a, b, y, alpha=alpha: distillation(a, b, y, 1.0, alpha), "alpha: ")
+            for alpha in (-0.1, 1.01, np.nan, -np.inf)
+        ],
+        (lambda a, b, y: kl_divergence(a, b[:3]), "logits_p .* logits_q "),
+        (lambda a, b, y: distillation(a, b[..., :4], y), "student_logits .* teacher_logits "),
+        (lambda a, b, y: cross_entropy(a[0, 0], y[0]), "logits "),
+        (lambda a, b, y: cross_entropy(a, y[:, None]), "labels: "),
+        (lambda a, b, y: cross_entropy(a, a), "labels: "),
+        (lambda a, b, y: cross_entropy(a, y * 1.0), "labels: "),
+        (lambda a, b, y: cross_entropy(a, y, where=np.ones((4, 5), bool)), "where: "),
+        (lambda a, b, y: kl_divergence(a, b, temperature=jnp.ones(5)), "temperature: "),
+        (lambda a, b, y: distillation(a, b, y, 1.0, jnp.ones((4, 1))), "alpha: "),
     ],
 )
-def test_shapes_that_do_not_belong_together_are_refused(call, message):
-    with pytest.raises(ValueError, match=message):
+def test_settings_out_of_range_and_shapes_that_do_not_belong_together_are_refused(call, named):
+    with pytest.raises(ValueError, match=f"^{named}"):
         call(*draw())
 
 
 def test_a_label_outside_the_classes_gives_nan():
     logits = jnp.zeros((4, C))
-    found = np.isnan(cross_entropy(logits, jnp.array([-1, 0, C - 1, C])))
+    found = np.isnan(jax.jit(cross_entropy)(logits, jnp.array([-1, 0, C - 1, C])))
     np.testing.assert_array_equal(found, [True, False, False, True])
 
 
@@ -368,7 +323,7 @@ def test_labels_may_be_of_any_integer_type(dtype):
     logits = np.random.default_rng(0).normal(size=(2, 300)).astype(np.float32)
     labels = np.array([3, 100], dtype)
     np.testing.assert_allclose(
-        cross_entropy(logits, labels), np_ce(logits, None, labels), rtol=1e-5
+        jax.jit(cross_entropy)(logits, labels), np_ce(logits, None, labels), rtol=1e-5
     )
     if dtype is np.int8:
-        assert np.isnan(cross_entropy(logits, -labels)).all()
+        assert np.isnan(jax.jit(cross_entropy)(logits, -labels)).all()

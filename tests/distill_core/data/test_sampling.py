@@ -43,14 +43,14 @@ def test_a_batch_may_be_changed_by_its_owner():
     assert len(np.unique(batch_indices(0, 0, 8, 20))) == 8
 
 
-def test_sizes_are_checked():
-    with pytest.raises(InputError, match="^batch_size: got 0; must be at least 1"):
-        batch_indices(0, 0, 0, 20)
-    with pytest.raises(InputError, match="^num_examples: got 0; must be at least 1"):
-        batch_indices(0, 0, 8, 0)
-    with pytest.raises(InputError, match="^step: got -1; must be at least 0"):
-        batch_indices(0, -1, 8, 20)
-    with pytest.raises(InputError, match="^batch_size: got 0"):
+@pytest.mark.parametrize(
+    ("field", "given"),
+    [("batch_size", (0, 0, 0, 20)), ("num_examples", (0, 0, 8, 0)), ("step", (0, -1, 8, 20))],
+)
+def test_sizes_are_checked(field, given):
+    with pytest.raises(InputError, match=f"^{field}: "):
+        batch_indices(*given)
+    with pytest.raises(InputError, match="^batch_size: "):
         eval_batches(20, 0)
 
 

@@ -43,34 +43,26 @@ def begun(settings, workdir, *, parallel=None):
 begun.__module__ = train.__name__
 
 
-def error_of(capsys, main, *argv):
-    assert cli.exit_code(main, argv) == cli.EXIT_INPUT
-    return capsys.readouterr().err
-
-
 def run(*argv):
     return cli.run_training(begun, train.FIELDS, argv)
 
 
-def test_a_tilde_is_the_users_home_everywhere(home, capsys):
-    arguments = ["--config=~/config.py", "--workdir=~/runs/one"]
-    line = error_of(capsys, lambda argv: run(*argv), *arguments)
-    assert line == f"error: begun: got '{home}/home/runs/one'; as a run\n"
+def test_a_tilde_is_the_users_home_everywhere(home):
+    with pytest.raises(InputError, match=f"^begun: got '{home}/home/runs/one'"):
+        run("--config=~/config.py", "--workdir=~/runs/one")
     assert lib.expand("x", "~/y") == lib.expand("x", home / "home" / "y")
     with pytest.raises(InputError, match=f"{home}/home/run"):
         distill_core.load_model("~/run")
     assert not (home / "~").exists()
 
 
-def test_a_tilde_that_is_nobodys_home_is_refused(home, capsys):
-    says = "its `~` is nobody's home; a folder of that name is ./~…"
-    for arguments in (["--config=~/config.py", "--workdir=~nobody_here/x"],):
-        line = error_of(capsys, lambda argv: run(*argv), *arguments)
-        assert line == f"error: workdir: got '~nobody_here/x'; {says}\n"
-    line = error_of(
-        capsys, lambda argv: run(*argv), "--config=~nobody_here/c.py", "--workdir=~/runs/one"
-    )
-    assert line == f"error: config: got '~nobody_here/c.py'; {says}\n"
+@pytest.mark.parametrize(
+    ("config", "workdir", "field"),
+    [("~", "~nobody_here", "workdir"), ("~nobody_here", "~", "config")],
+)
+def test_a_tilde_that_is_nobodys_home_is_refused(home, config, workdir, field):
+    with pytest.raises(InputError, match=f"^{field}: got '~nobody_here"):
+        run(f"--config={config}/config.py", f"--workdir={workdir}/runs/one")
     assert lib.expand("x", "./~nobody_here") == lib.expand("x", "./~nobody_here/")
     assert not (home / "~nobody_here").exists()
 
@@ -81,10 +73,8 @@ SCHEMES = ["https://host/x", "file:///tmp/x", "ftp://host/x", "S3://bucket/x", "
 @pytest.mark.parametrize("path", SCHEMES)
 def test_a_scheme_that_nobody_reads_is_refused_in_a_line(home, path):
     def refused(field, call):
-        with pytest.raises(InputError) as error:
+        with pytest.raises(InputError, match=f"^{field}: .*gs://BUCKET/…, not "):
             call()
-        assert str(error.value).startswith(f"{field}: got "), str(error.value)
-        assert "must be a local path or gs://BUCKET/…, not " in str(error.value)
 
     refused("checkpoint", lambda: distill_core.load_model(path))
     with pytest.raises(InputError, match="^checkpoint: .* must be an existing local .safetensors"):
@@ -144,7 +134,6 @@ def test_places_to_write_are_refused_before_anything_is_read(home):
 
 def test_what_nobody_may_write_to_is_refused(home, monkeypatch):
     monkeypatch.setattr(os, "access", lambda path, mode: False)
-    with pytest.raises(InputError, match="out: got 'home/new'; must be a place to write to"):
-        lib.folder_to_write("out", "home/new")
-    with pytest.raises(InputError, match="export: got 'home'; must be a place to write to"):
-        lib.file_to_write("export", "home/x.npz")
+    for check, path in ((lib.folder_to_write, "home/new"), (lib.file_to_write, "home/x.npz")):
+        with pytest.raises(InputError, match="^out: got 'home.*to write to"):
+            check("out", path)

@@ -108,11 +108,6 @@ def test_there_is_no_rate_of_what_only_compiled(clock):
     assert pace.rate() is None
 
 
-def test_the_other_processes_are_silent(capfd):
-    _report(active=False)
-    assert capfd.readouterr() == ("", "")
-
-
 def _report_to_a_terminal(monkeypatch) -> str:
     """What a terminal was shown."""
     ours, theirs = pty.openpty()
@@ -140,16 +135,13 @@ def _report_to_a_terminal(monkeypatch) -> str:
 
 
 def test_a_bar_on_a_terminal_with_evaluations_above_it(monkeypatch):
-    shown = re.sub(r"\x1b\[[0-9;?]*[a-zA-Z]", "", _report_to_a_terminal(monkeypatch))
+    shown = _report_to_a_terminal(monkeypatch)
+    assert shown.rfind("\x1b[?25h") > shown.rfind("\x1b[?25l") > -1, "the cursor comes back"
+    shown = re.sub(r"\x1b\[[0-9;?]*[a-zA-Z]", "", shown)
     assert "8 cpu devices [bold] writing to /runs/[1]" in shown
     assert re.search(r"nasty\.train ━+ 4/4 [\d.]+ steps/s .*loss 1234  accuracy 0.7500", shown)
     assert re.search(r"\rstep 4/4  validation accuracy 0\.6250\s", shown)
     assert "step 4/4  loss" not in shown
-
-
-def test_a_terminal_gets_its_cursor_back(monkeypatch):
-    shown = _report_to_a_terminal(monkeypatch)
-    assert shown.rfind("\x1b[?25h") > shown.rfind("\x1b[?25l") > -1
 
 
 def test_a_notebook_gets_lines(capfd, monkeypatch):
@@ -169,12 +161,6 @@ def _metrics_file(path, *rows):
     for row in rows:
         metrics.write(row)
     return metrics
-
-
-def test_metrics_are_one_json_object_a_line(tmp_path):
-    path = tmp_path / "metrics.jsonl"
-    _metrics_file(path, *ROWS)
-    assert [json.loads(line) for line in path.read_text().splitlines()] == ROWS
 
 
 @pytest.mark.parametrize(
@@ -215,7 +201,9 @@ def test_rewinding_does_not_write_what_is_right_already(tmp_path):
     assert not (tmp_path / "none.jsonl").exists()
 
 
-def test_the_other_processes_write_nothing(tmp_path):
+def test_the_other_processes_say_and_write_nothing(tmp_path, capfd):
+    _report(active=False)
+    assert capfd.readouterr() == ("", "")
     metrics = progress.MetricsFile(tmp_path / "metrics.jsonl", active=False)
     metrics.rewind(0)
     metrics.write(ROWS[0])

@@ -60,57 +60,44 @@ def _with(index, value, dtype=np.float32):
 
 
 @pytest.mark.parametrize(
-    ("train", "test", "message"),
+    ("change", "reason"),
     [
-        (None, _arrays(0), "the test split must not be empty"),
-        (_arrays(0), None, "the train split must not be empty"),
-        ((np.zeros((6, 4, 4), np.uint8), np.zeros(6, int)), None, "train images must have the sh"),
-        (None, (np.zeros((6, 4), np.uint8), np.zeros(6, int)), "[N, H, W, C], and have (6, 4)"),
-        (None, (_arrays(6)[0], np.zeros(5, int)), "test split must have one label an image, and "),
-        ((_arrays(6)[0], np.full(6, 3)), None, "train labels must lie in 0 to 2, and lie in 3 to"),
-        (None, (_arrays(6)[0], np.full(6, -1)), "test labels must lie in 0 to 2, and lie in -1 "),
-        ((_arrays(6)[0], np.zeros(6)), None, "train labels must be integers of the shape [N], and"),
-        ((_arrays(6)[0], np.zeros((6, 2), int)), None, "are int64 of the shape (6, 2)"),
-        (_with((2, 1, 1, 0), np.nan), None, "train images that are floats must lie in [0, 1], and"),
-        (_with((2, 1, 1, 0), 1.5), None, "and lie in [0, 1.5]"),
-        (_with((2, 1, 1, 0), -0.5), None, "and lie in [-0.5, "),
-        (
-            (_arrays()[0].astype(int), _arrays()[1]),
-            None,
-            "uint8 or floats in [0, 1], and are int64",
-        ),
-        (None, _arrays(shape=(4, 5, 1)), "test images must be (4, 4, 1) as the train images are"),
+        ({"test": _arrays(0)}, "test split must not be empty"),
+        ({"train": _arrays(0)}, "train split must not be empty"),
+        ({"train": (np.zeros((6, 4, 4), np.uint8), np.zeros(6, int))}, "train images"),
+        ({"test": (np.zeros((6, 4), np.uint8), np.zeros(6, int))}, r"\(6, 4\)"),
+        ({"test": (_arrays(6)[0], np.zeros(5, int))}, "test split must have one label"),
+        ({"train": (_arrays(6)[0], np.full(6, 3))}, "train labels .* 0 to 2"),
+        ({"test": (_arrays(6)[0], np.full(6, -1))}, "test labels .* -1 to -1"),
+        ({"train": (_arrays(6)[0], np.zeros(6))}, "train labels must be integers"),
+        ({"train": (_arrays(6)[0], np.zeros((6, 2), int))}, r"\(6, 2\)"),
+        ({"train": _with((2, 1, 1, 0), np.nan)}, r"train images .*\[0, 1\]"),
+        ({"train": _with((2, 1, 1, 0), 1.5)}, r"\[0, 1.5\]"),
+        ({"train": _with((2, 1, 1, 0), -0.5)}, r"\[-0.5, "),
+        ({"train": (_arrays()[0].astype(int), _arrays()[1])}, "int64"),
+        ({"test": _arrays(shape=(4, 5, 1))}, r"test images must be \(4, 4, 1\)"),
+        # A path one level too deep gives a single class, and 100% accuracy.
+        ({"train": _arrays(classes=1), "test": _arrays(classes=1), "classes": ("a",)}, "2 classes"),
+        *[({"mean": (mean,), "std": (58.4,)}, "mean .* std") for mean in (123.7, 0.5)],
+        *[({"mean": (mean,), "std": (0.5,)}, "mean .* std") for mean in (-0.1, float("nan"))],
+        ({"mean": (0.5,), "std": (0.0,)}, "mean .* std"),
     ],
 )
-def test_refuses(train, test, message):
-    with pytest.raises(InputError) as error:
-        _make(train, test)
-    assert error.value.field == "dataset"
-    assert message in str(error.value)
-    assert "\n" not in str(error.value)
-
-
-def test_refuses_one_class():
-    # A path one level too deep gives a single class, and 100% accuracy.
-    with pytest.raises(InputError, match="needs at least 2 classes, and has 1"):
-        _make(_arrays(classes=1), _arrays(classes=1), classes=("images",))
+def test_refuses(change, reason):
+    with pytest.raises(InputError, match=f"^dataset: .*{reason}"):
+        _make(**change)
 
 
 def test_split_name():
     assert split_name("digits") == ("digits", "")
-    assert split_name("tfds:imagenet_resized/8x8:0.1.0") == (
-        "tfds",
-        "imagenet_resized/8x8:0.1.0",
-    )
+    assert split_name("tfds:imagenet_resized/8x8:0.1.0") == ("tfds", "imagenet_resized/8x8:0.1.0")
     assert split_name("npz:/a:b.npz") == ("npz", "/a:b.npz")
 
 
 @pytest.mark.parametrize("name", ["", "mnist", "digits:", "digits:x", "tfds", "npz:", "text:a"])
 def test_refuses_names(name):
-    expected = "must be one of digits, tfds:NAME, npz:PATH, folder:PATH"
-    with pytest.raises(InputError) as error:
+    with pytest.raises(InputError, match="^dataset: .*digits, tfds:NAME, npz:PATH, folder:PATH"):
         load_dataset(name)
-    assert str(error.value) == f"dataset: got {name!r}; {expected}"
 
 
 def test_hold_out_partitions():
@@ -125,13 +112,8 @@ def test_hold_out_partitions():
         np.testing.assert_array_equal(part.index, part.labels)
         assert np.all(np.diff(part.labels) > 0)
         assert not part.images.flags.writeable
-
-
-def test_hold_out_depends_on_the_seed_alone():
-    split = Split(np.zeros((50, 2, 2, 1), np.uint8), np.arange(50, dtype=np.int32))
-    again = [hold_out(split, 12, seed=3)[1].labels for _ in range(2)]
-    np.testing.assert_array_equal(*again)
-    assert not np.array_equal(again[0], hold_out(split, 12, seed=4)[1].labels)
+    np.testing.assert_array_equal(held.labels, hold_out(split, 12, seed=3)[1].labels)
+    assert not np.array_equal(held.labels, hold_out(split, 12, seed=4)[1].labels)
 
 
 def test_hold_out_twice_keeps_the_first_places():
@@ -160,30 +142,14 @@ def test_import_is_light():
     code = """
 import sys
 import distill_core.data
-import distill_core.data.augment, distill_core.data.preprocess, distill_core.data.sampling
+import distill_core.data.images.augment, distill_core.data.images.preprocess
+import distill_core.data.sampling
 slow = {"tensorflow_datasets", "tensorflow", "sklearn", "matplotlib", "orbax", "PIL"}
 assert not slow & set(sys.modules), slow & set(sys.modules)
 from jax._src import xla_bridge
 assert not xla_bridge._backends
 """
     subprocess.run([sys.executable, "-c", code], check=True)
-
-
-@pytest.mark.parametrize(
-    ("mean", "std"),
-    [
-        ((123.7,), (58.4,)),
-        ((0.5,), (58.4,)),
-        ((-0.1,), (0.5,)),
-        ((0.5,), (0.0,)),
-        ((float("nan"),), (0.5,)),
-    ],
-)
-def test_refuses_constants_of_another_scale(mean, std):
-    with pytest.raises(
-        InputError, match=r"^dataset: .*mean must lie in \[0, 1\] and std in \(0, 1"
-    ):
-        make_dataset("x", _arrays(), _arrays(), classes=("a", "b", "c"), mean=mean, std=std)
 
 
 def test_names_that_are_not_unicode_become_such_as_any_file_and_console_takes():

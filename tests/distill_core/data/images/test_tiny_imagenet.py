@@ -49,13 +49,9 @@ def _annotate(root, *lines):
     (root / "val/val_annotations.txt").write_text("".join(f"{line}\n" for line in lines))
 
 
-def _refused(root):
-    with pytest.raises(InputError) as error:
+def _refused(root, named):
+    with pytest.raises(InputError, match="^dataset: .*" + named.replace("ROOT", str(root))):
         load_dataset(f"folder:{root}")
-    message = str(error.value)
-    assert message.startswith(f"dataset: got 'folder:{root}'; ")
-    assert "\n" not in message
-    return message.partition("; ")[2].replace(str(root), "ROOT")
 
 
 def test_the_labels_of_the_validation_set_are_those_of_its_annotations(tiny):
@@ -79,14 +75,6 @@ def test_neither_the_order_of_the_annotations_nor_their_line_ends_matter(tiny):
     np.testing.assert_array_equal(load_dataset(f"folder:{root}").test.labels, [1, 0, 1])
 
 
-def test_images_that_are_all_grey_become_rgb_too(tiny):
-    root, pixels = tiny
-    for i, path in enumerate(pixels):
-        pixels[path] = _image(root / path, i, (8, 8))
-    dataset = load_dataset(f"folder:{root}")
-    np.testing.assert_array_equal(dataset.train.images, np.stack(list(pixels.values())[:4]))
-
-
 def test_classes_have_readable_names_that_differ(tiny):
     root, _ = tiny
     assert load_dataset(f"folder:{root}").classes == ("goldfish", "crane", BUILDING_CRANE)
@@ -95,7 +83,7 @@ def test_classes_have_readable_names_that_differ(tiny):
     names = ("goldfish", f"crane ({CRANE})", f"crane ({BUILDING_CRANE})")
     assert load_dataset(f"folder:{root}").classes == names
     (root / "words.txt").write_bytes(b"\xff\n")
-    assert _refused(root) == "ROOT/words.txt cannot be read as text"
+    _refused(root, "ROOT/words.txt")
     (root / "words.txt").unlink()
     assert load_dataset(f"folder:{root}").classes == (GOLDFISH, CRANE, BUILDING_CRANE)
 
@@ -115,46 +103,35 @@ def test_a_test_folder_may_miss_and_one_with_classes_is_a_users_own(tiny):
     assert dataset.note == ""
 
 
-def test_without_annotations_it_is_refused(tiny):
-    root, _ = tiny
-    (root / "val/val_annotations.txt").unlink()
-    labels = "ROOT/val/val_annotations.txt, which holds the labels of ROOT/val/images"
-    assert _refused(root) == f"needs {labels}"
-
-
 @pytest.mark.parametrize(
-    ("line", "message"),
+    ("line", "named"),
     [
-        (f"val_2.JPEG\tn99999999{BOX}", "names n99999999, a class that the train split does not"),
-        (f"val_3.JPEG\t{CRANE}{BOX}", "names val_3.JPEG, which is not in ROOT/val/images"),
-        (f"val_1.JPEG\t{CRANE}{BOX}", "names val_1.JPEG, as a line before it does"),
-        (f"val_2.JPEG {CRANE} 0 1 6 7", "must be FILE, WNID and 4 numbers, separated by tabs"),
-        (f"val_2.JPEG\t{CRANE}", "must be FILE, WNID and 4 numbers, separated by tabs"),
-        (f"\t{CRANE}{BOX}", "must be FILE, WNID and 4 numbers, separated by tabs"),
-        ("", "must be FILE, WNID and 4 numbers, separated by tabs, and is ''"),
+        (f"val_2.JPEG\tn99999999{BOX}", "n99999999"),
+        (f"val_3.JPEG\t{CRANE}{BOX}", "val_3.JPEG"),
+        (f"val_1.JPEG\t{CRANE}{BOX}", "val_1.JPEG"),
+        (f"val_2.JPEG {CRANE} 0 1 6 7", "tabs"),
+        (f"val_2.JPEG\t{CRANE}", "tabs"),
+        (f"\t{CRANE}{BOX}", "tabs"),
+        ("", "''"),
     ],
 )
-def test_a_wrong_line_is_named(tiny, line, message):
+def test_a_wrong_line_is_named(tiny, line, named):
     root, _ = tiny
     good = [f"{file}\t{wnid}{BOX}" for file, wnid in ANNOTATIONS]
     _annotate(root, *good[:2], line, good[2])
-    where = "line 3 of ROOT/val/val_annotations.txt"
-    assert _refused(root).startswith(f"{where} {message}")
+    _refused(root, f"line 3 of ROOT/val/val_annotations.txt .*{named}")
 
 
-def test_an_image_without_annotation_is_named(tiny):
+def test_a_file_that_is_missing_or_damaged_is_named(tiny):
     root, _ = tiny
     for left in (ANNOTATIONS[:2], ()):
         _annotate(root, *(f"{file}\t{wnid}{BOX}" for file, wnid in left))
-        first = f"val_{len(left)}.JPEG"
-        message = f"ROOT/val/images/{first} has no line in ROOT/val/val_annotations.txt"
-        assert _refused(root) == message
-
-
-def test_a_class_without_images_and_a_damaged_image_are_named(tiny):
-    root, _ = tiny
+        _refused(root, f"ROOT/val/images/val_{len(left)}.JPEG")
+    (root / "val/val_annotations.txt").unlink()
+    _refused(root, "needs ROOT/val/val_annotations.txt")
+    _annotate(root, *(f"{file}\t{wnid}{BOX}" for file, wnid in ANNOTATIONS))
     path = root / _train(CRANE, 0)
     path.write_bytes(path.read_bytes()[:40])
-    assert _refused(root) == f"ROOT/{_train(CRANE, 0)} cannot be read as an image"
+    _refused(root, f"ROOT/{_train(CRANE, 0)}")
     path.unlink()
-    assert _refused(root).startswith(f"ROOT/train/{CRANE}/images must hold images (")
+    _refused(root, f"ROOT/train/{CRANE}/images")

@@ -76,18 +76,13 @@ def test_the_prompt_depends_on_the_fields_and_not_on_their_order():
     assert text_tasks.prompt(ANN) == text_tasks.prompt(swapped) == PROMPT
 
 
-def test_text_without_labels_cannot_be_classified(words):
-    with pytest.raises(InputError, match="task: got 'classification'; needs labelled text"):
-        text_tasks.encode(Example("one"), words, "classification")
-
-
 def test_a_class_is_one_digit_so_that_there_are_ten(tokenizer):
     found = [text_tasks.class_token(tokenizer, label) for label in range(10)]
     assert len({*found, tokenizer.unk_id}) == 11
-    for label in (10, 11):
-        message = f"task: got 'classification'; takes at most 10 classes, not class {label}"
-        with pytest.raises(InputError, match=message):
-            text_tasks.class_token(tokenizer, label)
+    with pytest.raises(InputError, match="^task: .*10"):
+        text_tasks.class_token(tokenizer, 10)
+    with pytest.raises(InputError, match="^task: .*label"):
+        text_tasks.encode(Example("one"), tokenizer, "classification")
 
 
 def lines_of(words, task="language"):
@@ -128,13 +123,9 @@ def test_a_line_that_must_not_be_cut_is_refused_where_it_is_too_long(words):
     lines = lines_of(words)
     needed = len(lines[0].ids) + 1
     text_tasks.to_rows(lines, words, needed, cut=False)
-    message = f"length: got {needed - 1}; the line 'call Ann at 55 now'… needs {needed} positions"
-    with pytest.raises(InputError, match=message):
+    with pytest.raises(InputError, match=f"^length: .*call Ann .* {needed} "):
         text_tasks.to_rows(lines, words, needed - 1, cut=False)
+    with pytest.raises(InputError, match="^dataset: "):
+        text_tasks.to_rows([], words, needed, cut=False)
     arrays, _ = text_tasks.to_rows(lines, words, needed - 1, cut=True)
     assert set(arrays["segments"].ravel()) >= {0, 1, 2}
-
-
-def test_no_lines_make_no_rows(words):
-    with pytest.raises(InputError, match="dataset: got 'no text'; must hold at least one line"):
-        text_tasks.to_rows([], words, 8, cut=True)

@@ -60,7 +60,7 @@ def test_digits_are_tokens_even_of_text_without_any():
 
 
 def test_offsets_cover_the_text(tokenizer):
-    for text in LINES:
+    for text in (*LINES, ""):
         ids, offsets = tokenizer.encode_with_offsets(text)
         np.testing.assert_array_equal(ids, tokenizer.encode(text))
         assert ids.dtype == offsets.dtype == np.int32
@@ -69,12 +69,8 @@ def test_offsets_cover_the_text(tokenizer):
         for start, end in offsets:
             covered[start:end] = True
         np.testing.assert_array_equal(covered, [not letter.isspace() for letter in text])
-
-
-def test_offsets_of_no_text(tokenizer):
-    ids, offsets = tokenizer.encode_with_offsets("")
-    assert ids.shape == (0,)
-    assert offsets.shape == (0, 2)
+        assert np.all(ids < tokenizer.vocab_size)
+    assert tokenizer.vocab_size <= 300
 
 
 def test_byte_pairs_give_any_text_back(byte_pairs):
@@ -82,10 +78,7 @@ def test_byte_pairs_give_any_text_back(byte_pairs):
         ids = byte_pairs.encode(text)
         assert byte_pairs.decode(ids) == text
         assert "<unk>" in text or byte_pairs.unk_id not in ids
-
-
-def test_byte_pairs_merge_what_is_frequent(byte_pairs):
-    assert "the" in _pieces(byte_pairs, "on the mat")
+    assert "the" in _pieces(byte_pairs, "on the mat")  # frequent
     assert len(byte_pairs.encode("zqxj")) == 4
 
 
@@ -103,22 +96,13 @@ def test_training_depends_on_the_text_alone(tokenizer):
     assert train(LINES[1:], vocab_size=300).to_json() != tokenizer.to_json()
 
 
-def test_vocab_size_is_an_upper_bound(tokenizer):
-    assert tokenizer.vocab_size <= 300
-    assert max(max(tokenizer.encode(line)) for line in LINES) < tokenizer.vocab_size
-
-
 def test_special_tokens_cannot_be_forged(tokenizer):
     special = {tokenizer.pad_id, tokenizer.bos_id, tokenizer.eos_id, tokenizer.unk_id}
     assert len(special) == 4
     ids = set(tokenizer.encode("a <pad> b <bos> c <eos>").tolist())
     assert not ids & (special - {tokenizer.unk_id})
     assert list(tokenizer.encode("<unk>")) == [tokenizer.unk_id]
-
-
-def test_decoding_leaves_out_what_was_put_around(tokenizer):
-    ids = tokenizer.encode("the cat")
-    around = [tokenizer.bos_id, *ids, tokenizer.eos_id, tokenizer.pad_id, tokenizer.pad_id]
+    around = [tokenizer.bos_id, *tokenizer.encode("the cat"), tokenizer.eos_id, tokenizer.pad_id]
     assert tokenizer.decode(np.array(around)) == "the cat"
 
 
@@ -133,23 +117,17 @@ def test_travels_as_json(tokenizer):
         assert getattr(copy, name) == getattr(tokenizer, name)
 
 
-def test_refuses_json_of_something_else(words):
-    with pytest.raises(InputError, match="tokenizer: got '{}'; cannot be read"):
-        Tokenizer.from_json("{}")
-    foreign = words.to_json().replace("<bos>", "<cls>")
-    with pytest.raises(InputError, match="tokenizer: got '<bos>'; must be a token of it"):
-        Tokenizer.from_json(foreign)
+@pytest.mark.parametrize("change", [lambda _: "{}", lambda text: text.replace("<bos>", "<cls>")])
+def test_refuses_json_of_something_else(words, change):
+    with pytest.raises(InputError, match="^tokenizer: "):
+        Tokenizer.from_json(change(words.to_json()))
 
 
 @pytest.mark.parametrize(("kind", "least"), [("words", 15), ("byte pairs", 260)])
-def test_refuses_a_vocabulary_without_room(kind, least):
+def test_refuses_a_vocabulary_without_room_and_no_text(kind, least):
     assert KINDS[kind](LINES, vocab_size=least).vocab_size == least
-    with pytest.raises(InputError, match=f"vocab_size: got {least - 1}"):
+    with pytest.raises(InputError, match="^vocab_size: "):
         KINDS[kind](LINES, vocab_size=least - 1)
-
-
-@pytest.mark.parametrize("lines", [[], ["", "  "]])
-@pytest.mark.parametrize("kind", KINDS)
-def test_refuses_to_train_on_nothing(kind, lines):
-    with pytest.raises(InputError, match="lines: got"):
-        KINDS[kind](lines, vocab_size=300)
+    for nothing in ([], ["", "  "]):
+        with pytest.raises(InputError, match="^lines: "):
+            KINDS[kind](nothing, vocab_size=300)
