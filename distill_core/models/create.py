@@ -49,9 +49,9 @@ def create_model(name: str, *, num_classes: int, **kwargs: Any) -> nn.Module:
       num_classes: C, of text the size of the vocabulary, passed to the factory.
       **kwargs: the factory's own settings. Lists become tuples, so that modules stay hashable.
 
-    A factory with an argument `axis_name` (or, within a mapped function, any keyword) gets the name
-    of the axis that holds the devices, None where there is none: Flax's batch normalisation wants
-    it. Ours sums over the devices by itself.
+    A user's factory with an argument `axis_name` (or, within a mapped function, any keyword) gets
+    the name of the axis that holds the devices, None where there is none: Flax's batch
+    normalisation wants it. Ours sums over the devices by itself.
 
     Raises:
       InputError: field "model" if nothing of that name can be had, with the reason; field
@@ -59,8 +59,9 @@ def create_model(name: str, *, num_classes: int, **kwargs: Any) -> nn.Module:
     """
     factory = _FACTORIES[name] if name in _FACTORIES else _load_factory(name)
     settings = {key: _freeze(value) for key, value in kwargs.items()}
-    axis_name = collectives.AXIS if collectives.is_bound() else None
-    axis = {"axis_name": axis_name} if _takes_axis(factory, bound=axis_name is not None) else {}
+    bound, axis = collectives.is_bound(), {}
+    if name not in _FACTORIES and _takes_axis(factory, by_any=bound and "max_length" not in kwargs):
+        axis = {"axis_name": collectives.AXIS if bound else None}
     try:
         model = factory(num_classes=num_classes, **axis, **settings)
     except TypeError as error:
@@ -101,13 +102,13 @@ def _load_factory(name: str) -> Callable[..., Any]:
     return factory
 
 
-def _takes_axis(factory: Callable[..., Any], *, bound: bool) -> bool:
+def _takes_axis(factory: Callable[..., Any], *, by_any: bool) -> bool:
     try:
         parameters = inspect.signature(factory).parameters
     except ValueError:  # some built-ins have no signature
         return False
     takes_any = any(p.kind is p.VAR_KEYWORD for p in parameters.values())
-    return "axis_name" in parameters or (takes_any and bound)
+    return "axis_name" in parameters or (takes_any and by_any)
 
 
 def _freeze(value: Any) -> Any:

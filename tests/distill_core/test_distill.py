@@ -4,7 +4,7 @@ import jax
 import numpy as np
 import pytest
 
-from distill_core import distill, evaluate, train
+from distill_core import distill, evaluate, train, step
 from distill_core import load_model as load
 from distill_core.config import InputError
 
@@ -116,9 +116,8 @@ def test_students_that_differ_in_seed_temperature_and_alpha_compile_once(
         traces.append(args)
         return original(*args, **kwargs)
 
-    original = distill.distillation_loss
-    monkeypatch.setattr(distill, "distillation_loss", loss)
-    distill.live_objective.cache_clear()
+    original = step.distillation_loss
+    monkeypatch.setattr(step, "distillation_loss", loss)
     changes = {"model_kwargs": {"widths": (4,), "hidden": 7, "norm": "none"}}
     if teacher == "stored":
         changes["teacher"] = f"npz:{place}/logits.npz"
