@@ -1,14 +1,23 @@
-"""Config to validated hyper-parameters."""
+"""Settings: what a config may hold, checked and typed, and the words for what is wrong in one.
+
+A binary declares its settings as a class, one line per field:
+
+    @config.settings
+    class Settings(config.Training):
+        omega: float = config.number(0.0, help="weight of the adversarial term")
+"""
 
 import ast
 import dataclasses
 import difflib
-import json
 import math
 from collections.abc import Callable, Iterable, Mapping
-from typing import Any
+from typing import Any, TypeVar, dataclass_transform, overload
 
-_REQUIRED = object()
+from flax.core import FrozenDict
+
+_REQUIRED: Any = object()
+T = TypeVar("T")
 
 
 class InputError(ValueError):
@@ -39,21 +48,45 @@ def literal(text: str) -> Any:
 class Field:
     """One field of a config: how to read a value, and the words for what is allowed.
 
-    `read` returns the value in its proper type or raises ValueError or TypeError; `parse` makes a
-    value for it out of an argument of the command line.
+    `read` returns the value in its proper, hashable type or raises ValueError or TypeError (or, for
+    a group, InputError); `parse` makes a value for it out of an argument of the command line;
+    `help` says in a clause what the field means.
     """
 
     read: Callable[[Any], Any]
     allowed: str
     default: Any = _REQUIRED
     parse: Callable[[str], Any] = literal
+    help: str = ""
+    kind: type | None = None  # of a group
 
     @property
     def required(self) -> bool:
         return self.default is _REQUIRED
 
+    def refused(self, name: str, given: Any) -> InputError:
+        """For a wrong or missing value."""
+        meaning = f" ({self.help})" if self.help else ""
+        return InputError(name, given, f"{self.allowed}{meaning}")
 
-def number(low: float, high: float = math.inf, *, default=_REQUIRED, above: bool = False) -> Field:
+
+def _jsonable(value: Any) -> Any:
+    """Names and plain values, hashable: FrozenDicts and tuples, at any depth."""
+    if isinstance(value, Mapping):
+        return FrozenDict({str(name): _jsonable(each) for name, each in value.items()})
+    if isinstance(value, list | tuple):
+        return tuple(map(_jsonable, value))
+    if value is not None and not isinstance(value, bool | int | float | str):
+        raise TypeError
+    return value
+
+
+# The functions below return a `Field`; typed as Any, it can stand as a default in a class.
+
+
+def number(
+    low: float, high: float = math.inf, *, default=_REQUIRED, above: bool = False, help: str = ""
+) -> Any:
     """A float in [low, high], or above `low` if `above`; None where that is the default."""
 
     def read(value):
@@ -70,10 +103,10 @@ def number(low: float, high: float = math.inf, *, default=_REQUIRED, above: bool
     bound = f"above {low:g}" if above else f"at least {low:g}"
     if high < math.inf:
         bound = f"in {'(' if above else '['}{low:g}, {high:g}]"
-    return Field(read, f"must be a number {bound}", default)
+    return Field(read, f"must be a number {bound}", default, help=help)
 
 
-def integer(low: int, high: int | None = None, *, default=_REQUIRED) -> Field:
+def integer(low: int, high: int | None = None, *, default=_REQUIRED, help: str = "") -> Any:
     """An integer in [low, high]; None where that is the default."""
 
     def read(value):
@@ -86,11 +119,11 @@ def integer(low: int, high: int | None = None, *, default=_REQUIRED) -> Field:
         return value
 
     bound = f"of at least {low}" if high is None else f"in [{low}, {high}]"
-    return Field(read, f"must be an integer {bound}", default)
+    return Field(read, f"must be an integer {bound}", default, help=help)
 
 
-def text(*, default=_REQUIRED) -> Field:
-    """A string that is not empty; None counts as not given where there is a default."""
+def text(*, default=_REQUIRED, help: str = "") -> Any:
+    """A non-empty string; None counts as not given where that is the default."""
 
     def read(value):
         if value is None and default is None:
@@ -102,10 +135,10 @@ def text(*, default=_REQUIRED) -> Field:
     def parse(text):  # as it stands: a directory may be called 2024
         return None if default is None and text.lower() == "none" else text
 
-    return Field(read, "must be a string that is not empty", default, parse)
+    return Field(read, "must be a non-empty string", default, parse, help)
 
 
-def choice(*names: str, default=_REQUIRED) -> Field:
+def choice(*names: str, default=_REQUIRED, help: str = "") -> Any:
     """One of some names."""
 
     def read(value):
@@ -113,10 +146,10 @@ def choice(*names: str, default=_REQUIRED) -> Field:
             raise ValueError
         return value
 
-    return Field(read, f"must be one of {', '.join(names)}", default, str)
+    return Field(read, f"must be one of {', '.join(names)}", default, str, help)
 
 
-def boolean(*, default=_REQUIRED) -> Field:
+def boolean(*, default=_REQUIRED, help: str = "") -> Any:
     """True or False."""
 
     def read(value):
@@ -124,23 +157,22 @@ def boolean(*, default=_REQUIRED) -> Field:
             raise TypeError
         return value
 
-    return Field(read, "must be True or False", default)
+    return Field(read, "must be True or False", default, help=help)
 
 
-def mapping(*, default=_REQUIRED) -> Field:
-    """A group of names and values that JSON can hold; lists become tuples."""
+def mapping(*, default=_REQUIRED, help: str = "") -> Any:
+    """A group of names and values that JSON can hold; becomes hashable."""
 
     def read(value):
         if not isinstance(value, Mapping):
             raise TypeError
-        json.dumps(dict(value))  # checkpoints store it
-        return {str(k): tuple(v) if isinstance(v, list) else v for k, v in value.items()}
+        return _jsonable(value)
 
     allowed = "must be a group of names and plain values (numbers, strings, True, None, tuples)"
-    return Field(read, allowed, default)
+    return Field(read, allowed, _jsonable(default) if default == {} else default, help=help)
 
 
-def sequence(item: Field, *, default=_REQUIRED) -> Field:
+def sequence(item: Field, *, default=_REQUIRED, help: str = "") -> Any:
     """A tuple of values that each satisfy `item`."""
 
     def read(value):
@@ -148,80 +180,197 @@ def sequence(item: Field, *, default=_REQUIRED) -> Field:
             raise TypeError
         return tuple(item.read(v) for v in value)
 
-    return Field(read, f"must be a tuple, (A, B, …); each item {item.allowed}", default)
+    allowed = f"must be a tuple, (A, B, …); each item {item.allowed}"
+    return Field(read, allowed, default, help=help)
 
 
-# What every training binary has: the flat names at the top of a config.
-DATA = {"dataset": text(), "data_dir": text(default=None), "num_validation": integer(0, default=0)}
-MODEL = {"model": text(), "model_kwargs": mapping(default={})}
-OPTIMIZER = {
-    "optimizer": choice("sgd", "adam", default="sgd"),
-    "learning_rate": number(0.0, above=True),
-    "momentum": number(0.0, 1.0, default=0.9),
-    "weight_decay": number(0.0, default=0.0),
-    "schedule": choice("constant", "step", "cosine", "onecycle", default="constant"),
-    "drop_steps": sequence(integer(1), default=()),
-    "drop_factor": number(0.0, 1.0, default=0.1, above=True),
-}
-RUN = {
-    "seed": integer(0, 2**32 - 1, default=0),  # jax.random.key keeps 32 bits
-    "batch_size": integer(1),
-    "num_steps": integer(1),
-    "eval_batch_size": integer(1, default=512),
-    "log_every": integer(1, default=50),
-    "eval_every": integer(1, default=1000),
-    "save_every": integer(1, default=1000),
-    "init_from": text(default=None),
-}
-AUGMENTATION = {
-    "crop_padding": integer(0, default=0),
-    "flip": boolean(default=False),
-    "rotation": number(0.0, 180.0, default=0.0),
-}
-# Of image classifiers: numbers to compute in, and how steps reach the device. A step that is a
-# method's own (a skeptical student's, a head's) takes its batches from the host, one at a time.
-CLASSIFIER = {
-    "train_share": number(0.0, 1.0, above=True, default=1.0),
-    "compute_dtype": choice("float32", "bfloat16", default="float32"),
-    "data_on_device": boolean(default=False),
-    "steps_per_dispatch": integer(1, default=1),
-}
-TRAINING = {**DATA, **MODEL, **OPTIMIZER, **RUN, **AUGMENTATION, **CLASSIFIER}
+def group(kind: type, *, default=_REQUIRED, help: str = "") -> Any:
+    """Settings of their own; {} as default fills in theirs, None means that there are none."""
 
-# A resumed run may change these; everything else decides the numbers.
-_FEEDING = {"data_on_device", "steps_per_dispatch"}
-MAY_CHANGE = frozenset({"num_steps", "log_every", "eval_every", "save_every"} | _FEEDING)
-# Fields that older runs do not name, and what they would say.
-ABSENT_MEANS = {"rotation": 0.0, "train_share": 1.0, "compute_dtype": "float32"}
+    def read(value):
+        if value is None and default is None:
+            return None
+        if dataclasses.is_dataclass(value):
+            return value
+        if not isinstance(value, Mapping):
+            raise TypeError
+        if not value and default is None:  # an empty group asks for something, but for what?
+            raise ValueError
+        return validate(value, kind)
+
+    allowed = f"must be a group: {', '.join(fields(kind))}"
+    if default is None:
+        allowed += "; or None"
+    default = validate({}, kind) if default == {} else default
+    return Field(read, allowed, default, help=help, kind=kind)
 
 
-def validate(config: Any, fields: Mapping[str, Field]) -> dict[str, Any]:
-    """Checked values of a mapping or ConfigDict, defaults filled in, in the order of `fields`.
+@dataclass_transform(
+    kw_only_default=True,
+    frozen_default=True,
+    field_specifiers=(number, integer, text, choice, boolean, mapping, sequence, group),
+)
+def settings(cls: type[T]) -> type[T]:
+    """Makes a class, whose attributes default to fields, a frozen dataclass of their values."""
+    for name, value in list(vars(cls).items()):
+        if isinstance(value, Field):
+            default = {} if value.required else {"default": value.default}
+            setattr(cls, name, dataclasses.field(**default, metadata={"field": value}))
+    return dataclasses.dataclass(frozen=True, kw_only=True)(cls)
+
+
+def fields(kind: type) -> dict[str, Field]:
+    """The fields of settings, by name."""
+    return {each.name: each.metadata["field"] for each in dataclasses.fields(kind)}
+
+
+@overload
+def validate(config: Any, kind: type[T]) -> T: ...
+@overload
+def validate(config: Any, kind: Mapping[str, Field]) -> dict[str, Any]: ...
+def validate(config: Any, kind: Any) -> Any:
+    """Checked values of a mapping or ConfigDict, defaults filled in.
+
+    Args:
+      config: names and values.
+      kind: a class of settings, whose object is returned; or fields by name, for a dict.
 
     Raises:
-      InputError: an unknown or missing field, a wrong type, a value outside its range, drop steps
-        that a schedule cannot have.
+      InputError: an unknown or missing field, a wrong type, a value outside its range, or what the
+        class says of values that do not go together; `group.field` for one in a group.
     """
     given = config.to_dict() if hasattr(config, "to_dict") else dict(config)
+    known = kind if isinstance(kind, Mapping) else fields(kind)
     for name, value in given.items():
-        if name not in fields:
-            raise InputError(name, value, f"no such field; {suggest(name, fields)}")
+        if name not in known:
+            raise InputError(name, value, f"no such field; {suggest(name, known)}")
     values = {}
-    for name, field in fields.items():
+    for name, field in known.items():
         if name not in given:
             if field.required:
-                raise InputError(name, None, f"is required; {field.allowed}")
+                raise InputError(name, None, f"is required; {field.refused(name, None).allowed}")
             values[name] = field.default
             continue
         try:
             values[name] = field.read(given[name])
+        except InputError as error:
+            raise InputError(f"{name}.{error.field}", error.given, error.allowed) from None
         except (TypeError, ValueError, OverflowError):
-            raise InputError(name, given[name], field.allowed) from None
-    for name in values:
-        if name.endswith("drop_steps"):
-            schedule = name.removesuffix("drop_steps") + "schedule"
-            _check_drops(name, values[name], schedule, values[schedule])
-    return values
+            raise field.refused(name, given[name]) from None
+    return values if isinstance(kind, Mapping) else kind(**values)
+
+
+def to_json(settings: Any) -> Any:
+    """Settings, or a value of them, as JSON has them: dicts and lists."""
+    if dataclasses.is_dataclass(settings):
+        return {
+            each.name: to_json(getattr(settings, each.name))
+            for each in dataclasses.fields(settings)
+        }
+    if isinstance(settings, Mapping):
+        return {name: to_json(value) for name, value in settings.items()}
+    return [to_json(v) for v in settings] if isinstance(settings, list | tuple) else settings
+
+
+def part(settings: Any, kind: type[T]) -> T:
+    """The settings of one kind among others that include its fields."""
+    return kind(**{each.name: getattr(settings, each.name) for each in dataclasses.fields(kind)})  # type: ignore[arg-type]
+
+
+# What every training binary has: the flat names at the top of a config.
+
+
+@settings
+class Data:
+    """Labelled images."""
+
+    dataset: str = text(help="digits, tfds:NAME, npz:PATH or folder:PATH")
+    data_dir: str | None = text(default=None, help="where tfds:NAME was prepared")
+    num_validation: int = integer(0, default=0, help="training examples that are held out")
+
+
+@settings
+class Model:
+    """A network."""
+
+    model: str = text(help="a network's name, or package.module:factory")
+    model_kwargs: Mapping[str, Any] = mapping(default={}, help="the network's own settings")
+
+
+@settings
+class Optimizer:
+    """An optimiser and the schedule of its learning rate."""
+
+    optimizer: str = choice("sgd", "adam", default="sgd", help="the update rule")
+    learning_rate: float = number(
+        0.0, above=True, help="of the first step; the highest of onecycle"
+    )
+    momentum: float = number(0.0, 1.0, default=0.9, help="of sgd")
+    weight_decay: float = number(0.0, default=0.0, help="factor of L2 on all parameters")
+    schedule: str = choice(
+        "constant", "step", "cosine", "onecycle", default="constant", help="of the learning rate"
+    )
+    drop_steps: tuple[int, ...] = sequence(
+        integer(1), default=(), help="where schedule 'step' lowers the rate"
+    )
+    drop_factor: float = number(0.0, 1.0, default=0.1, above=True, help="by which it lowers it")
+
+    def __post_init__(self):
+        if self.schedule == "step" and not self.drop_steps:
+            allowed = "schedule 'step' needs at least one step to drop at"
+            raise InputError("drop_steps", self.drop_steps, allowed)
+        if list(self.drop_steps) != sorted(set(self.drop_steps)):
+            allowed = "must increase from each item to the next"
+            raise InputError("drop_steps", self.drop_steps, allowed)
+
+
+@settings
+class Run:
+    """Length, batches and cadence of a run."""
+
+    # jax.random.key keeps 32 bits.
+    seed: int = integer(0, 2**32 - 1, default=0, help="of weights, batches and augmentation")
+    batch_size: int = integer(1, help="over all devices")
+    num_steps: int = integer(1, help="updates in all")
+    eval_batch_size: int = integer(1, default=512, help="of the evaluations")
+    log_every: int = integer(1, default=50, help="steps between lines of the log")
+    eval_every: int = integer(1, default=1000, help="steps between evaluations")
+    save_every: int = integer(1, default=1000, help="steps between checkpoints")
+    init_from: str | None = text(default=None, help="a checkpoint whose weights come first")
+
+
+@settings
+class Augmentation:
+    """Random changes of training images."""
+
+    crop_padding: int = integer(0, default=0, help="pixels by which images are shifted at random")
+    flip: bool = boolean(default=False, help="mirrors half of the images")
+    rotation: float = number(0.0, 180.0, default=0.0, help="degrees to turn by at most")
+
+
+@settings
+class Classifier:
+    """Of image classifiers: the numbers they compute in, and how steps reach the device."""
+
+    train_share: float = number(
+        0.0, 1.0, above=True, default=1.0, help="of the training examples to train on"
+    )
+    compute_dtype: str = choice(
+        "float32", "bfloat16", default="float32", help="that parameters and pixels are rounded to"
+    )
+    data_on_device: bool = boolean(default=False, help="keeps the training data on the devices")
+    steps_per_dispatch: int = integer(1, default=1, help="steps in one program; 1 is best on CPU")
+
+
+@settings
+class Training(Classifier, Augmentation, Run, Optimizer, Model, Data):
+    """A run that trains an image classifier."""
+
+
+# A resumed run may change these; everything else decides the numbers of its training.
+_FEEDING = {"data_on_device", "steps_per_dispatch"}
+_CHECK = {"check_nastiness", "check_model", "check_model_kwargs"}
+MAY_CHANGE = frozenset({"num_steps", "log_every", "eval_every", "save_every"} | _FEEDING | _CHECK)
 
 
 def suggest(name: str, known: Iterable[str]) -> str:
@@ -235,32 +384,16 @@ def suggest(name: str, known: Iterable[str]) -> str:
     return f"did you mean {near[0]}?" if near else f"known: {', '.join(known)}"
 
 
-def _check_drops(name: str, drops: tuple[int, ...], schedule_name: str, schedule: str):
-    if schedule == "step" and not drops:
-        raise InputError(name, drops, f"{schedule_name} 'step' needs at least one step to drop at")
-    if list(drops) != sorted(set(drops)):
-        raise InputError(name, drops, "must increase from each item to the next")
-
-
 def check_resume(old: Mapping[str, Any], new: Mapping[str, Any]):
     """Refuses to resume a run under other settings, by name.
 
     Raises:
       InputError: the first field that differs and decides the numbers.
     """
-    old, new = {**ABSENT_MEANS, **old}, {**ABSENT_MEANS, **new}
     for name in [*new, *(name for name in old if name not in new)]:
-        if name not in MAY_CHANGE and _plain(old.get(name)) != _plain(new.get(name)):
+        if name not in MAY_CHANGE and to_json(old.get(name)) != to_json(new.get(name)):
             raise InputError(
                 name,
                 new.get(name),
                 f"this run was started with {old.get(name)!r}; keep it or take another workdir",
             )
-
-
-def _plain(value):
-    if isinstance(value, list | tuple):
-        return [_plain(v) for v in value]
-    if isinstance(value, Mapping):
-        return {k: _plain(v) for k, v in value.items()}
-    return value

@@ -16,12 +16,14 @@ from distill_core.runtime import cli, paths
 from distill_core.step import Distillation
 from distill_core.training import classification, fits, run_state
 
-FIELDS = {
-    **config.TRAINING,
-    "teacher": config.text(),
-    "temperature": config.number(0.0, above=True, default=4.0),
-    "alpha": config.number(0.0, 1.0, default=0.9),
-}
+
+@config.settings
+class Settings(config.Training):
+    """Of a distillation."""
+
+    teacher: str = config.text(help="a checkpoint, or npz:FILE of a teacher's stored logits")
+    temperature: float = config.number(0.0, above=True, default=4.0, help="τ, softens both sides")
+    alpha: float = config.number(0.0, 1.0, default=0.9, help="α, weight of the teacher's answers")
 
 
 @trust.config_allows
@@ -29,10 +31,13 @@ def train_and_evaluate(
     settings: Any, workdir: epath.PathLike, *, parallel: str | None = None
 ) -> dict[str, Any]:
     """Distils to the end or resumes; returns the student's test accuracy and the checkpoint."""
-    hp = config.validate(settings, FIELDS)
+    hp = config.validate(settings, Settings)
     # Traced values, not constants: students that differ only in them share one compiled step.
-    frozen: dict[str, Any] = {name: jnp.float32(hp[name]) for name in ("temperature", "alpha")}
-    if hp["teacher"].startswith("npz:"):
+    frozen: dict[str, Any] = {
+        "temperature": jnp.float32(hp.temperature),
+        "alpha": jnp.float32(hp.alpha),
+    }
+    if hp.teacher.startswith("npz:"):
         dataset, splits = classification.load_splits(hp, workdir)
         logits, teacher = _stored_logits(hp, workdir, dataset)
         network, stored = None, {"teacher_logits": logits[splits.train.index]}
@@ -51,7 +56,7 @@ def train_and_evaluate(
 def _stored_logits(hp, workdir: epath.PathLike, dataset) -> tuple[np.ndarray, str]:
     """`logits` of the whole training split, float32 [N, C], in its and its classes' order; and the
     fingerprint of what the file holds of them."""
-    teacher = hp["teacher"]
+    teacher = hp.teacher
     path = paths.expand("teacher", teacher.removeprefix("npz:"), given=teacher)
     shape = (len(dataset.train), dataset.num_classes)
     how = "write it with distill_core.evaluate --split=train --logits_out=FILE"
@@ -95,4 +100,4 @@ def _stored_logits(hp, workdir: epath.PathLike, dataset) -> tuple[np.ndarray, st
 
 
 if __name__ == "__main__":
-    cli.launch_training(train_and_evaluate, FIELDS)
+    cli.launch_training(train_and_evaluate, Settings)

@@ -14,8 +14,14 @@ from distill_core.runtime import cli
 from distill_core.step import Labels
 from distill_core.training import classification, dp_settings, plain_text
 
-FIELDS = {**config.TRAINING, **dp_settings.FIELDS, **plain_text.FIELDS}
-_IMAGES_ALONE = ("data_dir", "num_validation", *config.AUGMENTATION, *config.CLASSIFIER)
+
+@config.settings
+class Settings(plain_text.Vocabulary, dp_settings.Private, config.Training):
+    """Of a plain training run, of images or of text."""
+
+
+_OF_IMAGES = ("data_dir", "num_validation", *config.fields(config.Augmentation))
+_OF_IMAGES += tuple(config.fields(config.Classifier))
 
 
 @trust.config_allows
@@ -23,23 +29,26 @@ def train_and_evaluate(
     settings: Any, workdir: epath.PathLike, *, parallel: str | None = None
 ) -> dict[str, Any]:
     """Trains to the end or resumes; returns what was found on the test split and the checkpoint."""
-    hp = config.validate(settings, FIELDS)
-    text = plain_text.is_text(hp["dataset"])
-    strange = _IMAGES_ALONE if text else tuple(plain_text.FIELDS)
-    for name in strange:
-        if hp[name] != FIELDS[name].default:
-            allowed = f"belongs to {'images' if text else 'text'}, not to {hp['dataset']}"
-            raise InputError(name, hp[name], allowed)
-    unused = {*strange, *(() if hp["dp"] else dp_settings.FIELDS)}
-    hp = {name: value for name, value in hp.items() if name not in unused}
+    hp = config.validate(settings, Settings)
+    text, fields = plain_text.is_text(hp.dataset), config.fields(Settings)
+    for name in _OF_IMAGES if text else config.fields(plain_text.Vocabulary):
+        if getattr(hp, name) != fields[name].default:
+            allowed = f"belongs to {'images' if text else 'text'}, not to {hp.dataset}"
+            raise InputError(name, getattr(hp, name), allowed)
     if text:
         return plain_text.train(hp, workdir, method="distill_core.train", mode=parallel)
     dataset, splits = classification.load_splits(hp, workdir)
     run = classification.prepare(
-        hp, workdir, method="distill_core.train", dataset=dataset, splits=splits, mode=parallel
+        hp,
+        workdir,
+        method="distill_core.train",
+        dataset=dataset,
+        splits=splits,
+        mode=parallel,
+        dp=hp.dp,
     )
     return classification.train(run, Labels(run.network), frozen={})
 
 
 if __name__ == "__main__":
-    cli.launch_training(train_and_evaluate, FIELDS)
+    cli.launch_training(train_and_evaluate, Settings)

@@ -7,7 +7,6 @@ Attacks: kd (plain distillation), htc, averager, scm, and skeptical, whose stude
 auxiliary head (model nasty.attacks.skeptical:SkepticalCNN). With top_k the teacher is stingy.
 """
 
-from collections.abc import Mapping
 from typing import Any
 
 import jax.numpy as jnp
@@ -23,18 +22,24 @@ from nasty.attacks.skeptical import check_auxiliary
 from nasty.defences.stingy import check_top_k, release_top_k
 from nasty.step import Attack, Averager, Skeptical
 
-FIELDS = {
-    **config.TRAINING,
-    "teacher": config.text(),
-    "attack": config.choice("kd", "htc", "averager", "skeptical", "scm"),
-    "temperature": config.number(0.0, above=True, default=4.0),
-    "alpha": config.number(0.0, 1.0, default=0.9),
-    "top_k": config.integer(1, default=None),  # the teacher's defence: releases only so many
-    "multiplier": config.number(0.0, default=1.0),  # htc
-    "self_weight": config.number(0.0, 1.0, default=0.3),  # skeptical
-    "delay_steps": config.integer(0, default=0),  # skeptical
-    "num_intermediates": config.integer(1, default=2),  # scm
-}
+
+@config.settings
+class Settings(config.Training):
+    """Of an attack."""
+
+    teacher: str = config.text(help="the attacked checkpoint")
+    attack: str = config.choice("kd", "htc", "averager", "skeptical", "scm", help="the way")
+    temperature: float = config.number(0.0, above=True, default=4.0, help="τ of the distillation")
+    alpha: float = config.number(0.0, 1.0, default=0.9, help="α, weight of the teacher's answers")
+    top_k: int | None = config.integer(
+        1, default=None, help="logits that a stingy teacher releases of each answer"
+    )
+    multiplier: float = config.number(0.0, default=1.0, help="of htc: its further weight")
+    self_weight: float = config.number(0.0, 1.0, default=0.3, help="of skeptical: β")
+    delay_steps: int = config.integer(0, default=0, help="of skeptical: steps asleep")
+    num_intermediates: int = config.integer(1, default=2, help="of scm: students between")
+
+
 _OF_ONE_ATTACK = {
     "multiplier": "htc",
     "self_weight": "skeptical",
@@ -50,13 +55,13 @@ def train_and_evaluate(
     """Attacks to the end or resumes; returns the student's test accuracy and the checkpoint."""
     hp = validate(settings)
     teacher, dataset, splits = classification.load_with(hp, "teacher", workdir)
-    check_top_k(hp["top_k"], dataset.num_classes)
-    attack = hp["attack"]
+    check_top_k(hp.top_k, dataset.num_classes)
+    attack = hp.attack
     if attack == "scm":
 
         def distil(stage, place, source):
             # Only the attacked teacher is stingy; the attacker's own students are not.
-            top_k = hp["top_k"] if source is teacher else None
+            top_k = hp.top_k if source is teacher else None
             reads: dict[str, Any] = {"teacher": teacher}
             if source is not teacher:
                 reads = {"teacher": inputs.of_model(teacher), "intermediate": source}
@@ -68,17 +73,17 @@ def train_and_evaluate(
     reads, schedules = {"teacher": teacher}, None
     if attack == "averager":
         answers = jnp.asarray(evaluate.compute_logits(teacher, splits.train.images))
-        answers = release_top_k(answers, hp["top_k"])
+        answers = release_top_k(answers, hp.top_k)
         frozen = _traced(hp, "temperature", "alpha")
         frozen["class_means"] = jnp.asarray(class_means(answers, splits.train.labels))
         return classification.train(run, Averager(run.network), frozen=frozen, reads=reads)
     if attack == "skeptical":
         check_auxiliary(run.network)
         # Of the step, so that a resumed run wakes at the same one.
-        schedules = {"awake": lambda step: step >= hp["delay_steps"]}
-        objective = Skeptical(run.network, teacher.network, hp["top_k"])
+        schedules = {"awake": lambda step: step >= hp.delay_steps}
+        objective = Skeptical(run.network, teacher.network, hp.top_k)
     else:
-        objective = Attack(run.network, teacher.network, hp["top_k"], htc=attack == "htc")
+        objective = Attack(run.network, teacher.network, hp.top_k, htc=attack == "htc")
     return _train(run, objective, teacher, reads, schedules)
 
 
@@ -95,23 +100,23 @@ def _train(run: classification.Run, objective, teacher, reads, schedules=None) -
     return classification.train(run, objective, frozen=frozen, reads=reads, schedules=schedules)
 
 
-def _traced(hp: Mapping[str, Any], *names: str) -> dict[str, Any]:
+def _traced(hp: Any, *names: str) -> dict[str, Any]:
     """Values, not constants: attacks that differ only in them share one compiled step."""
-    return {name: jnp.float32(hp[name]) for name in names}
+    return {name: jnp.float32(getattr(hp, name)) for name in names}
 
 
-def validate(settings: Any) -> dict[str, Any]:
-    """Checked values of `FIELDS`.
+def validate(settings: Any) -> Settings:
+    """Checked settings.
 
     Raises:
       InputError: as `config.validate`; and on what belongs to another attack.
     """
-    hp = config.validate(settings, FIELDS)
+    hp, fields = config.validate(settings, Settings), config.fields(Settings)
     for name, attack in _OF_ONE_ATTACK.items():
-        if hp["attack"] != attack and hp[name] != FIELDS[name].default:
-            raise config.InputError(name, hp[name], f"belongs to the attack {attack}")
+        if hp.attack != attack and getattr(hp, name) != fields[name].default:
+            raise config.InputError(name, getattr(hp, name), f"belongs to the attack {attack}")
     return hp
 
 
 if __name__ == "__main__":
-    cli.launch_training(train_and_evaluate, FIELDS)
+    cli.launch_training(train_and_evaluate, Settings)

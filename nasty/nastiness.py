@@ -22,8 +22,6 @@ from distill_core.data import Split
 from distill_core.models.flops import count_flops
 from distill_core.models.network import Network
 from distill_core.runtime import parallel
-from distill_core.training import classification
-from nasty.experiment import throughput
 from nasty.proxy import BATCH, distilled, proxy_network
 
 MIN_STEPS, MAX_IMAGES = 50, 20_000
@@ -66,23 +64,8 @@ class Nastiness(NamedTuple):
     why: str = ""
 
 
-def check_run(
-    workdir: epath.PathLike,
-    adversary: checkpoint.LoadedModel,
-    splits: classification.Splits,
-    hp: Mapping[str, Any],
-) -> dict[str, Any]:
-    """Checks the teacher in a finished workdir, prints the verdict, writes `nastiness.json`."""
-    found = check(
-        checkpoint.load_model(workdir),
-        adversary,
-        splits.train,
-        splits.validation,
-        temperature=hp["temperature"],
-        training_examples=hp["num_steps"] * hp["batch_size"],
-        model=hp["check_model"],
-        model_kwargs=hp["check_model_kwargs"],
-    )
+def say(workdir: epath.PathLike, found: Nastiness) -> dict[str, Any]:
+    """Prints the verdict on the teacher in a workdir and writes `nastiness.json`."""
     if parallel.is_main():
         print(describe(found), flush=True)
         checkpoint.write_atomically(
@@ -139,8 +122,7 @@ def check(
       model, model_kwargs: of the proxies; by default a small CNN.
       seed: of the proxies and of the choice of images.
     """
-    shape = images.images.shape[1:]
-    forward = [throughput.forward_flops(each, shape) for each in (teacher, adversary)]
+    forward = [forward_flops(each) for each in (teacher, adversary)]
     # A backward pass counts as two forward passes. Every network answers an image once.
     training = training_examples * (3 * forward[0] + forward[1])
     budget = 0.9 * SHARE_OF_TRAINING * training
@@ -258,6 +240,12 @@ def verdict(
         why = f"{count} images are too few to see a gap of {100 * GAP_TO_SEE:g} points"
         return found._replace(why=why)
     return found._replace(nasty=False)
+
+
+def forward_flops(model: checkpoint.LoadedModel) -> float:
+    """Operations of one image's logits: see `distill_core.models.flops`."""
+    image = jax.ShapeDtypeStruct((1, *model.network.input_shape), np.float32)
+    return count_flops(model.apply, model.variables, image)
 
 
 def _accuracy(model: checkpoint.LoadedModel, held: Split) -> float:

@@ -8,12 +8,13 @@ nasty teacher for a small part of the time. With defence "cmim" the teacher need
 answers to all images of a class are made alike, so that they tell a student little.
 """
 
+from collections.abc import Mapping
 from typing import Any
 
 import jax.numpy as jnp
 from etils import epath
 
-from distill_core import config
+from distill_core import checkpoint, config
 from distill_core.config import InputError
 from distill_core.models import trust
 from distill_core.runtime import cli
@@ -25,24 +26,43 @@ from nasty.defences.cmim import DECAY, uniform_centroids
 from nasty.proxy import proxy_network
 from nasty.step import CENTROIDS, Cmim, Nasty, NastyHead
 
-FIELDS = {
-    "defence": config.choice("nasty", "cmim", default="nasty"),
-    **config.TRAINING,
-    "adversary": config.text(default=None),
-    "temperature": config.number(0.0, default=None, above=True),
-    "omega": config.number(0.0, default=None),
-    "check_nastiness": config.boolean(default=True),
-    # Of the check's proxies; by default a small CNN.
-    "check_model": config.text(default=None),
-    "check_model_kwargs": config.mapping(default={}),
-    "train_only_head": config.boolean(default=False),
+
+@config.settings
+class Settings(config.Training):
+    """Of a nasty teacher."""
+
+    defence: str = config.choice("nasty", "cmim", default="nasty", help="how to be undistillable")
+    adversary: str | None = config.text(
+        default=None, help="of nasty: the checkpoint of a normal network to get away from"
+    )
+    temperature: float | None = config.number(
+        0.0, default=None, above=True, help="of nasty: τ, softens both sides"
+    )
+    omega: float | None = config.number(
+        0.0, default=None, help="of nasty: ω, weight of the adversarial term"
+    )
+    train_only_head: bool = config.boolean(
+        default=False, help="of nasty: trains the last layer of init_from alone"
+    )
+    check_nastiness: bool = config.boolean(
+        default=True, help="of nasty: tries at the end whether students are damaged"
+    )
+    check_model: str | None = config.text(
+        default=None, help="network of the check's students; by default a small CNN"
+    )
+    check_model_kwargs: Mapping[str, Any] = config.mapping(default={}, help="its settings")
     # Chosen by us on held-out images of digits.
-    "cmim_weight": config.number(0.0, default=30.0),
-    "cmim_temperatures": config.sequence(config.number(0.0, above=True), default=(4.0, 20.0)),
-}
+    cmim_weight: float = config.number(0.0, default=30.0, help="of cmim: of the divergences")
+    cmim_temperatures: tuple[float, ...] = config.sequence(
+        config.number(0.0, above=True), default=(4.0, 20.0), help="of cmim: at which they are taken"
+    )
+
+
 # What one defence reads and the other has no use for.
-_CHECK_MODEL = ("check_model", "check_model_kwargs")
-_OF_NASTY = ("adversary", "temperature", "omega", "train_only_head", *_CHECK_MODEL)
+_OF_NASTY = (
+    *("adversary", "temperature", "omega", "train_only_head"),
+    *("check_model", "check_model_kwargs"),
+)
 _OF_CMIM = ("cmim_weight", "cmim_temperatures")
 
 
@@ -55,90 +75,88 @@ def train_and_evaluate(
     A run of defence "cmim" has no adversary to be compared with, and so no nastiness check.
     """
     hp = validate(settings)
-    if hp.get("defence") == "cmim":
+    if hp.defence == "cmim":
         return _train_cmim(hp, workdir, parallel)
     adversary, dataset, splits = classification.load_with(hp, "adversary", workdir)
-    # A finished teacher can be checked anew with another proxy: these are not of its training.
-    check = {name: hp.pop(name) for name in ("check_nastiness", *_CHECK_MODEL)}
-    if check["check_model"] or check["check_model_kwargs"]:
-        proxy_network(adversary.network, check["check_model"], check["check_model_kwargs"])
-    only_head = hp["train_only_head"]
-    if not only_head:
-        del hp["train_only_head"]  # runs that know nothing of it can be resumed
+    if hp.check_model or hp.check_model_kwargs:
+        proxy_network(adversary.network, hp.check_model, hp.check_model_kwargs)
     run = classification.prepare(
         hp, workdir, method="nasty.train", dataset=dataset, splits=splits, mode=parallel
     )
     # ω and τ are traced: a sweep over them compiles once.
-    frozen: dict[str, Any] = {name: jnp.float32(hp[name]) for name in ("temperature", "omega")}
-    reads = {"adversary": adversary}
-    if only_head:
+    frozen: dict[str, Any] = {
+        "temperature": jnp.float32(hp.temperature),
+        "omega": jnp.float32(hp.omega),
+    }
+    reads, trained_on = {"adversary": adversary}, hp.num_steps * hp.batch_size
+    if hp.train_only_head:
         layout, examples = head_only.prepare(run, adversary)
         result = classification.train(
             run, NastyHead(), frozen=frozen, reads=reads, examples=examples, layout=layout
         )
         # Two forward passes an image, of the four that a step's image takes in a full training:
         # what the check may cost is a share of this.
-        check |= {"num_steps": 1, "batch_size": len(splits.train) // 2}
+        trained_on = len(splits.train) // 2
     else:
         frozen["adversary"] = adversary.variables
         objective = Nasty(run.network, adversary.network)
         result = classification.train(run, objective, frozen=frozen, reads=reads)
-    if check["check_nastiness"]:
-        result["nastiness"] = nastiness.check_run(workdir, adversary, splits, hp | check)
+    if hp.check_nastiness:
+        found = nastiness.check(
+            checkpoint.load_model(workdir),
+            adversary,
+            splits.train,
+            splits.validation,
+            temperature=hp.temperature or 0.0,  # which the defence nasty requires
+            training_examples=trained_on,
+            model=hp.check_model,
+            model_kwargs=hp.check_model_kwargs,
+        )
+        result["nastiness"] = nastiness.say(workdir, found)
     return result
 
 
-def _train_cmim(hp: dict[str, Any], workdir: epath.PathLike, mode: str | None) -> dict[str, Any]:
+def _train_cmim(hp: Settings, workdir: epath.PathLike, mode: str | None) -> dict[str, Any]:
     """A step compares its answers with the centroids of the steps before, then updates these.
 
     They start uniform. A checkpoint keeps them with the optimiser: the model in it is the network
     alone.
     """
-    if not hp["cmim_temperatures"]:
+    if not hp.cmim_temperatures:
         allowed = "must name at least one temperature"
-        raise InputError("cmim_temperatures", hp["cmim_temperatures"], allowed)
+        raise InputError("cmim_temperatures", hp.cmim_temperatures, allowed)
     dataset, splits = classification.load_splits(hp, workdir)
     run = classification.prepare(
         hp, workdir, method="nasty.train", dataset=dataset, splits=splits, mode=mode
     )
     # Traced: a sweep over weights, or over as many temperatures, compiles once.
     frozen = {
-        "weight": jnp.float32(hp["cmim_weight"]),
-        "temperatures": jnp.asarray(hp["cmim_temperatures"], jnp.float32),
+        "weight": jnp.float32(hp.cmim_weight),
+        "temperatures": jnp.asarray(hp.cmim_temperatures, jnp.float32),
     }
-    start = uniform_centroids(len(hp["cmim_temperatures"]), run.network.num_classes)
+    start = uniform_centroids(len(hp.cmim_temperatures), run.network.num_classes)
     return classification.train(
         run, Cmim(run.network, DECAY), frozen=frozen, layout=Layout(own={CENTROIDS: start})
     )
 
 
-def validate(settings: Any) -> dict[str, Any]:
-    """Checked values of the fields that the chosen defence reads.
+def validate(settings: Any) -> Settings:
+    """Checked settings.
 
     Raises:
       InputError: as `config.validate`; and on what the defence has no use for, or needs but lacks.
     """
-    hp = config.validate(settings, FIELDS)
-    if hp["defence"] == "cmim":
-        _refuse(hp, _OF_NASTY, "nasty")
-        # Without an adversary there is nothing to check the teacher against.
-        left_out = (*_OF_NASTY, "check_nastiness")
-    else:
-        _refuse(hp, _OF_CMIM, "cmim")
-        for name in ("adversary", "temperature", "omega"):
-            if hp[name] is None:
-                allowed = f"is required by the defence nasty; {FIELDS[name].allowed}"
-                raise InputError(name, None, allowed)
-        # Runs from before there was another defence can be resumed.
-        left_out = ("defence", *_OF_CMIM)
-    return {name: value for name, value in hp.items() if name not in left_out}
-
-
-def _refuse(hp: dict[str, Any], names: tuple[str, ...], defence: str):
-    for name in names:
-        if hp[name] != FIELDS[name].default:
-            raise InputError(name, hp[name], f"belongs to the defence {defence}; leave it out")
+    hp, fields = config.validate(settings, Settings), config.fields(Settings)
+    other = "nasty" if hp.defence == "cmim" else "cmim"
+    for name in _OF_NASTY if other == "nasty" else _OF_CMIM:
+        if (given := getattr(hp, name)) != fields[name].default:
+            raise InputError(name, given, f"belongs to the defence {other}; leave it out")
+    for name in ("adversary", "temperature", "omega") if hp.defence == "nasty" else ():
+        if getattr(hp, name) is None:
+            allowed = f"is required by the defence nasty; {fields[name].allowed}"
+            raise InputError(name, None, allowed)
+    return hp
 
 
 if __name__ == "__main__":
-    cli.launch_training(train_and_evaluate, FIELDS)
+    cli.launch_training(train_and_evaluate, Settings)

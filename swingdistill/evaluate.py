@@ -32,7 +32,7 @@ ESTIMATORS = ("exact", "sampled", "extrapolated")
 
 def test_metrics(
     loaded: checkpoint.LoadedModel,
-    hp: Mapping[str, Any],
+    hp: private_text.Settings,
     examples: Sequence[Example],
     *,
     mode: str | None = None,
@@ -41,7 +41,7 @@ def test_metrics(
 
     Args:
       loaded: the model; its tokenizer reads the text.
-      hp: values of `private_text.FIELDS`: the task and the length of a row.
+      hp: the task and the length of a row.
       examples: the text.
       mode: see `parallel.choose_mode`.
 
@@ -52,10 +52,10 @@ def test_metrics(
     return rows_metrics(loaded, test_rows(hp, examples, loaded.tokenizer), mode=mode)
 
 
-def test_rows(hp: Mapping[str, Any], examples: Sequence[Example], tokenizer: Any) -> dict:
+def test_rows(hp: private_text.Settings, examples: Sequence[Example], tokenizer: Any) -> dict:
     """A text in rows, with the classes of its tokens; see `language.measure`."""
     rows, lines, fill = private_text.to_rows(hp, examples, tokenizer)
-    return {**rows, **private_text.token_classes(lines, fill, hp.get("expressions", ()))}
+    return {**rows, **private_text.token_classes(lines, fill, hp.expressions)}
 
 
 def rows_metrics(
@@ -78,7 +78,7 @@ def rows_metrics(
 
 def exposures(
     loaded: checkpoint.LoadedModel,
-    hp: Mapping[str, Any] | None = None,
+    hp: private_text.Settings | None = None,
     *,
     estimator: str | None = None,
     num_samples: int = 10_000,
@@ -88,7 +88,7 @@ def exposures(
 
     Args:
       loaded: any language model; it need not have seen the canaries.
-      hp: values of `private_text.FIELDS`; None: those of the model's own run.
+      hp: which text and canaries; None: those of the model's own run.
       estimator: of `ESTIMATORS`; by default exact up to 10⁷ candidates, else extrapolated, or
         sampled where no distribution fits. In classification candidates are always sampled.
       num_samples: where they are sampled: ranks among n show log₂(n + 1) bits at most.
@@ -104,7 +104,7 @@ def exposures(
         raise InputError("canaries_per_level", 0, allowed)
     candidates = private_text.secret_candidates(hp, loaded.tokenizer, drawn)
     secrets = [canary.secret for canary in drawn]
-    if hp["task"] == "classification":
+    if hp.task == "classification":
         bits = _classifier(loaded, hp, secrets, candidates, num_samples, batch_size)
     else:
         small = len(candidates) <= estimators.MAX_EXACT
@@ -142,11 +142,9 @@ def _last(network: Network, variables, tokens):
 
 
 def _classifier(loaded, hp, secrets, candidates, num_samples, batch_size):
-    classes = corpora.load_corpus(hp["dataset"]).classes
+    classes = corpora.load_corpus(hp.dataset).classes
     ours = loaded.network.class_names
-    order = fits.class_order(
-        "canaries", hp["dataset"], classes, ours, what="the model", mapped=False
-    )
+    order = fits.class_order("canaries", hp.dataset, classes, ours, what="the model", mapped=False)
     fits.say(order[1])
     num_classes = len(classes)
     answers = np.array(
@@ -208,7 +206,7 @@ def evaluate_checkpoint(
     loaded = checkpoint.load_model(path)
     hp = _settings(loaded, "checkpoint", path)
     texts = private_text.load(hp)
-    private_text.check_classes({**hp, "checkpoint": path}, texts.classes, checkpoint=loaded)
+    private_text.check_classes(hp, texts.classes, {"checkpoint": (str(path), loaded)})
     found = test_metrics(loaded, hp, texts.test)
     if canaries is not None:
         with run_state.about("canaries", str(canaries)):
@@ -216,24 +214,25 @@ def evaluate_checkpoint(
         if not metadata["config"].get("canaries_per_level"):
             allowed = "must be a run of swingdistill.train that plants canaries"
             raise InputError("canaries", str(canaries), allowed)
-        theirs = {**hp, **_known(metadata["config"])}
-        hp = {**theirs, "length": hp["length"]}
-    if not hp["canaries_per_level"]:
+        theirs = {**config.to_json(hp), **_known(metadata["config"]), "length": hp.length}
+        hp = config.validate(theirs, private_text.Settings)
+    if not hp.canaries_per_level:
         return {**found, "exposure": None}
     bits = exposures(loaded, hp, estimator=estimator, num_samples=num_samples)
     return {**found, "exposure": {str(level): values for level, values in bits.items()}}
 
 
-def _settings(loaded, field: str, path) -> dict[str, Any]:
+def _settings(loaded, field: str, path) -> private_text.Settings:
     known = _known(loaded.metadata["config"])
     if loaded.tokenizer is None or "dataset" not in known:
         allowed = "must be a run of swingdistill.train; its config says which text and canaries"
         raise InputError(field, str(path), allowed)
-    return config.validate(known, private_text.FIELDS)
+    return config.validate(known, private_text.Settings)
 
 
 def _known(settings: Mapping[str, Any]) -> dict[str, Any]:
-    return {name: value for name, value in settings.items() if name in private_text.FIELDS}
+    ours = config.fields(private_text.Settings)
+    return {name: value for name, value in settings.items() if name in ours}
 
 
 def main(argv: Sequence[str]):

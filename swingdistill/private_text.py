@@ -21,24 +21,45 @@ from distill_core.training import fits, plain_text
 from swingdistill.canaries import secrets as canaries_lib
 from swingdistill.scorers import judges as scorers
 
-FIELDS = {
-    "dataset": config.text(),
-    "task": config.choice(*text_tasks.TASKS, default="language"),
-    "half": config.choice("all", "first", "second", default="all"),
-    "num_train": config.integer(1, default=10**9),
-    "length": config.integer(2, default=64),
-    "tokenizer": config.text(default=None),
-    "vocab_size": config.integer(15, default=2000),
-    "public_text": config.boolean(default=False),
-    "transfer_set": config.choice(*canaries_lib.TRANSFER_SETS, default="private"),
-    "canaries_per_level": config.integer(0, default=0),
-    "canary_levels": config.sequence(config.integer(1), default=(1, 10, 100)),
-    "canary_digits": config.integer(1, canaries_lib.MAX_DIGITS, default=6),
-    "canary_format": config.text(default=canaries_lib.FORMAT),
-    "canary_seed": config.integer(0, default=0),
-    "num_decoys": config.integer(0, default=1000),
-    "expressions": config.sequence(config.text(), default=()),
-}
+
+@config.settings
+class Settings:
+    """Text, what is private in it, and the canaries that are planted to see it leak."""
+
+    dataset: str = config.text(help="records, text:PATH or tsv:PATH")
+    task: str = config.choice(*text_tasks.TASKS, default="language", help="what is learnt of it")
+    half: str = config.choice(
+        "all", "first", "second", default="all", help="of the training lines to train on"
+    )
+    num_train: int = config.integer(1, default=10**9, help="training lines at most")
+    length: int = config.integer(2, default=64, help="L, tokens of a row")
+    tokenizer: str | None = config.text(
+        default=None, help="words, byte_pairs, or the PATH of one; by default the teacher's"
+    )
+    vocab_size: int = config.integer(15, default=2000, help="of a new tokenizer")
+    public_text: bool = config.boolean(
+        default=False, help="the training text is public, so a vocabulary made of it may be told"
+    )
+    transfer_set: str = config.choice(
+        *canaries_lib.TRANSFER_SETS, default="private", help="which canary lines are mixed in"
+    )
+    canaries_per_level: int = config.integer(0, default=0, help="secrets planted per level")
+    canary_levels: tuple[int, ...] = config.sequence(
+        config.integer(1), default=(1, 10, 100), help="how often a secret stands in the text"
+    )
+    canary_digits: int = config.integer(
+        1, canaries_lib.MAX_DIGITS, default=6, help="of a secret number"
+    )
+    canary_format: str = config.text(
+        default=canaries_lib.FORMAT, help="a secret's line, {} in its place"
+    )
+    canary_seed: int = config.integer(0, default=0, help="which secrets are drawn")
+    num_decoys: int = config.integer(0, default=1000, help="other numbers, where they are mixed in")
+    expressions: tuple[str, ...] = config.sequence(
+        config.text(), default=(), help="regular expressions of private text, for the scorer rules"
+    )
+
+
 _FIELD_OF = {
     "per_level": "canaries_per_level",
     "levels": "canary_levels",
@@ -59,7 +80,7 @@ class Texts:
     classes: tuple[str, ...]
 
 
-def load(hp: Mapping[str, Any]) -> Texts:
+def load(hp: Settings) -> Texts:
     """The lines of a config's run.
 
     `half` and `num_train` choose among the corpus's training lines (the first or the second half,
@@ -72,15 +93,15 @@ def load(hp: Mapping[str, Any]) -> Texts:
     Raises:
       InputError: on the text or on the canaries.
     """
-    corpus = corpora.load_corpus(hp["dataset"])
-    if hp["task"] == "classification" and not corpus.classes:
-        raise InputError("task", hp["task"], "needs labelled text: records or tsv:PATH")
+    corpus = corpora.load_corpus(hp.dataset)
+    if hp.task == "classification" and not corpus.classes:
+        raise InputError("task", hp.task, "needs labelled text: records or tsv:PATH")
     drawn = draw(hp)
-    lines = _half(hp, corpus.train)[: hp["num_train"]]
+    lines = _half(hp, corpus.train)[: hp.num_train]
     mixed: Sequence[Any] = lines
     for name in _mixed_in(hp) if drawn else ():
         mixed = canaries_lib.transfer_set(
-            name, mixed, drawn, seed=hp["canary_seed"], num_decoys=hp["num_decoys"]
+            name, mixed, drawn, seed=hp.canary_seed, num_decoys=hp.num_decoys
         )
     train = tuple(
         canary_example(line, hp, corpus.classes) if isinstance(line, str) else line
@@ -89,78 +110,80 @@ def load(hp: Mapping[str, Any]) -> Texts:
     return Texts(train, corpus.validation, corpus.test, drawn, corpus.classes)
 
 
-def _half(hp: Mapping[str, Any], lines: tuple[Example, ...]) -> tuple[Any, ...]:
+def _half(hp: Settings, lines: tuple[Example, ...]) -> tuple[Any, ...]:
     middle = len(lines) // 2
     chosen = {"all": slice(None), "first": slice(middle), "second": slice(middle, None)}
-    found = lines[chosen[hp["half"]]]
+    found = lines[chosen[hp.half]]
     if not found:
-        raise InputError("half", hp["half"], f"has no line of {hp['dataset']}; take all")
+        raise InputError("half", hp.half, f"has no line of {hp.dataset}; take all")
     return found
 
 
-def _mixed_in(hp: Mapping[str, Any]) -> tuple[str, ...]:
-    if hp["task"] == "classification" and hp["transfer_set"] == "private":
+def _mixed_in(hp: Settings) -> tuple[str, ...]:
+    if hp.task == "classification" and hp.transfer_set == "private":
         return ("decoy", "private")
-    return (hp["transfer_set"],)
+    return (hp.transfer_set,)
 
 
-def draw(hp: Mapping[str, Any]) -> tuple[canaries_lib.Canary, ...]:
+def draw(hp: Settings) -> tuple[canaries_lib.Canary, ...]:
     """The canaries of a config, () if it has none."""
-    if not hp["canaries_per_level"]:
+    if not hp.canaries_per_level:
         return ()
     try:
         return canaries_lib.draw_canaries(
-            hp["canary_seed"],
-            per_level=hp["canaries_per_level"],
-            levels=hp["canary_levels"],
-            num_digits=hp["canary_digits"],
-            format=hp["canary_format"],
+            hp.canary_seed,
+            per_level=hp.canaries_per_level,
+            levels=hp.canary_levels,
+            num_digits=hp.canary_digits,
+            format=hp.canary_format,
         )
     except InputError as error:
         raise InputError(_FIELD_OF[error.field], error.given, error.allowed) from None
 
 
-def canary_example(line: str, hp: Mapping[str, Any], classes: Sequence[str]) -> Example:
+def canary_example(line: str, hp: Settings, classes: Sequence[str]) -> Example:
     """A canary's or a decoy's line as an example of the corpus.
 
     Its label, where there are classes, is a function of the secret that looks random: who knows the
     label of one number knows nothing of another's.
     """
-    span = canaries_lib.secret_span(line, hp["canary_format"])
+    span = canaries_lib.secret_span(line, hp.canary_format)
     assert span is not None
-    if hp["task"] != "classification":
+    if hp.task != "classification":
         return dataclasses.replace(_NOTE, text=line, spans=(span,))
     return Example(line, (span,), {}, canary_label(line[span[0] : span[1]], hp, len(classes)))
 
 
-def canary_label(secret: str, hp: Mapping[str, Any], num_classes: int) -> int:
+def canary_label(secret: str, hp: Settings, num_classes: int) -> int:
     """The class of a canary's text in `classification`."""
-    mixed = np.random.default_rng([hp["canary_seed"], int(secret), len(secret)])
+    mixed = np.random.default_rng([hp.canary_seed, int(secret), len(secret)])
     return int(mixed.integers(num_classes))
 
 
 def secret_candidates(
-    hp: Mapping[str, Any], tokenizer: tokenizers.Tokenizer, drawn: Sequence[canaries_lib.Canary]
+    hp: Settings, tokenizer: tokenizers.Tokenizer, drawn: Sequence[canaries_lib.Canary]
 ) -> canaries_lib.Candidates:
     """What the secrets are ranked among, in the task's own lines.
 
     Raises:
       InputError: on `tokenizer`, if it splits them; on `length`, if they are longer than a row.
     """
-    before = text_tasks.prompt(_NOTE) if hp["task"] == "generation" else ""
+    before = text_tasks.prompt(_NOTE) if hp.task == "generation" else ""
     whole = [dataclasses.replace(canary, format=before + canary.format) for canary in drawn]
     found = canaries_lib.candidates(tokenizer, whole, context=[tokenizer.bos_id])
-    ending = [tokenizer.eos_id] if hp["task"] == "classification" else []
+    ending = [tokenizer.eos_id] if hp.task == "classification" else []
     found = dataclasses.replace(
         found, suffix=np.concatenate([found.suffix, np.array(ending, np.int32)])
     )
     needed = len(found.prefix) + len(found.symbols) + len(found.suffix) + len(ending)
-    if needed > hp["length"]:
-        raise InputError("length", hp["length"], f"must be at least {needed}, a canary's")
+    if needed > hp.length:
+        raise InputError("length", hp.length, f"must be at least {needed}, a canary's")
     return found
 
 
-def get_tokenizer(hp: Mapping[str, Any], teacher: Any = None) -> tokenizers.Tokenizer:
+def get_tokenizer(
+    hp: Settings, teacher: Any = None, *, private: bool = False
+) -> tokenizers.Tokenizer:
     """The tokenizer of a run: the teacher's, a stored one, or one trained on the corpus.
 
     `tokenizer` in the config is `words`, `byte_pairs`, the path of a checkpoint or of a
@@ -172,22 +195,22 @@ def get_tokenizer(hp: Mapping[str, Any], teacher: Any = None) -> tokenizers.Toke
     Raises:
       InputError: on `tokenizer` or on the text.
     """
-    wanted = hp["tokenizer"] or ("words" if teacher is None else None)
+    wanted = hp.tokenizer or ("words" if teacher is None else None)
     if wanted is None:
-        return plain_text.tokenizer_of(teacher, "teacher", hp["teacher"])
+        return plain_text.tokenizer_of(teacher, "teacher", str(getattr(hp, "teacher", None)))
     if wanted not in plain_text.TRAINERS:
-        return plain_text.stored_tokenizer(wanted, private=bool(hp.get("dp")))
-    corpus = corpora.load_corpus(hp["dataset"]).train
-    if hp["public_text"]:
+        return plain_text.stored_tokenizer(wanted, private=private)
+    corpus = corpora.load_corpus(hp.dataset).train
+    if hp.public_text:
         corpus = _half(hp, corpus)
-    form = dataclasses.replace(_NOTE, text=hp["canary_format"].replace("{}", "0"))
-    examples = [*corpus, *[form] * (len(corpus) if hp["canaries_per_level"] else 0)]
-    before = text_tasks.prompt if hp["task"] == "generation" else lambda example: ""
+    form = dataclasses.replace(_NOTE, text=hp.canary_format.replace("{}", "0"))
+    examples = [*corpus, *[form] * (len(corpus) if hp.canaries_per_level else 0)]
+    before = text_tasks.prompt if hp.task == "generation" else lambda example: ""
     lines = [before(example) + example.text for example in examples]
     return plain_text.new_tokenizer(hp, wanted, lines)
 
 
-def check_vocabularies(hp: Mapping[str, Any], tokenizer: tokenizers.Tokenizer, **others: Any):
+def check_vocabularies(hp: Settings, tokenizer: tokenizers.Tokenizer, **others: Any):
     """Refuses a teacher or reference whose tokens are others than the student's.
 
     Raises:
@@ -196,44 +219,43 @@ def check_vocabularies(hp: Mapping[str, Any], tokenizer: tokenizers.Tokenizer, *
     for field, loaded in others.items():
         if loaded is None:
             continue
-        theirs = plain_text.tokenizer_of(loaded, field, hp[field])
+        theirs = plain_text.tokenizer_of(loaded, field, getattr(hp, field))
         if theirs.to_json() != tokenizer.to_json():
             allowed = (
                 f"has another vocabulary ({theirs.vocab_size:,} tokens) than the student "
                 f"({tokenizer.vocab_size:,}); all three need one tokenizer"
             )
-            raise InputError(field, hp[field], allowed)
+            raise InputError(field, getattr(hp, field), allowed)
         if loaded.network.num_classes != tokenizer.vocab_size:
             allowed = (
                 f"has embeddings for {loaded.network.num_classes:,} tokens and a tokenizer of "
                 f"{tokenizer.vocab_size:,}; they must agree"
             )
-            raise InputError(field, hp[field], allowed)
-        if loaded.network.max_length < hp["length"]:
+            raise InputError(field, getattr(hp, field), allowed)
+        if loaded.network.max_length < hp.length:
             allowed = f"must be at most {loaded.network.max_length}, the {field}'s"
-            raise InputError("length", hp["length"], allowed)
+            raise InputError("length", hp.length, allowed)
 
 
-def check_classes(hp: Mapping[str, Any], classes: Sequence[str], **others: Any):
+def check_classes(hp: Settings, classes: Sequence[str], models: Mapping[str, tuple[str, Any]]):
     """Refuses, in `classification`, a model whose class numbers stand for other classes.
 
     Args:
-      hp: values of `FIELDS`.
+      hp: settings.
       classes: of the run's text.
-      **others: models by the field that names them in `hp`; None where there is none.
+      models: (path, model) by the field that names them; None where there is no model.
 
     Raises:
       InputError: on the field of the first that differs.
     """
-    for field, loaded in others.items() if hp["task"] == "classification" else ():
+    for field, (path, loaded) in models.items() if hp.task == "classification" else ():
         if loaded is not None:
-            theirs = loaded.network.class_names
-            path, what = str(hp[field]), hp["dataset"]
+            theirs, what = loaded.network.class_names, hp.dataset
             fits.say(fits.class_order(field, path, theirs, classes, what=what, mapped=False)[1])
 
 
 def to_rows(
-    hp: Mapping[str, Any],
+    hp: Settings,
     examples: Sequence[Example],
     tokenizer: tokenizers.Tokenizer,
     *,
@@ -241,9 +263,9 @@ def to_rows(
 ):
     """(arrays [N, L], lines, fill) of examples; see `text_tasks.to_rows`, or `line_rows` if
     `apart`."""
-    lines = [text_tasks.encode(example, tokenizer, hp["task"]) for example in examples]
+    lines = [text_tasks.encode(example, tokenizer, hp.task) for example in examples]
     lay = text_tasks.line_rows if apart else text_tasks.to_rows
-    arrays, fill = lay(lines, tokenizer, hp["length"], cut=hp["task"] == "language")
+    arrays, fill = lay(lines, tokenizer, hp.length, cut=hp.task == "language")
     return arrays, lines, fill
 
 

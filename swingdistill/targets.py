@@ -16,10 +16,10 @@ STREAM_NOISE = 2  # beside the streams of distill_core.training.step
 
 def noise_key(hp, workdir, start: int, rows, *models) -> jax.Array:
     """Secret, or of `noise_seed`; the same all through the run."""
-    if hp["noise_seed"] is not None:
-        return stream_key(jax.random.key(hp["noise_seed"]), STREAM_NOISE, 0)
+    if hp.noise_seed is not None:
+        return stream_key(jax.random.key(hp.noise_seed), STREAM_NOISE, 0)
     decides = {
-        "config": {name: value for name, value in hp.items() if name not in config.MAY_CHANGE},
+        "config": {k: v for k, v in config.to_json(hp).items() if k not in config.MAY_CHANGE},
         "models": [checkpoint.digest(model.variables) for model in models if model],
         "text": checkpoint.digest({k: rows[k] for k in ("tokens", "labels", "segments")}),
     }
@@ -28,17 +28,17 @@ def noise_key(hp, workdir, start: int, rows, *models) -> jax.Array:
 
 def with_noise(hp, rows, scores):
     """The rows with `scores` and `noise_scale`, and what a table says of the noise."""
-    if hp["variant"] == "mask":
+    if hp.variant == "mask":
         kept = np.asarray(variants.mask(scores))
         zeros = np.zeros_like(scores)
         weights = rows["weights"] * kept
         return {**rows, "weights": weights, "scores": zeros, "noise_scale": zeros}, None
-    if hp["epsilon"]:
+    if hp.epsilon:
         return _with_releases(hp, rows, scores)
-    set_by = budget.empirical(hp["noise_scale"])
+    set_by = budget.empirical(hp.noise_scale)
     scale = set_by.noise_scale(jnp.asarray(scores))
-    if hp["noise_everywhere"]:
-        scale = jnp.full_like(scale, hp["noise_scale"])
+    if hp.noise_everywhere:
+        scale = jnp.full_like(scale, hp.noise_scale)
     scale = np.asarray(scale, np.float32)
     return {**rows, "scores": scores, "noise_scale": scale}, set_by.report()
 
@@ -48,23 +48,21 @@ def _with_releases(hp, rows, scores):
     live = rows["weights"] > 0
     ids = released.contexts(rows["tokens"], rows["segments"])
     scores = released.highest_per_context(scores, ids, live)
-    public = set(hp["scorers"]) <= {"rules"} and not hp["noise_everywhere"]
+    public = set(hp.scorers) <= {"rules"} and not hp.noise_everywhere
     places, count = released.places_in_table(ids, live & (scores > 0) if public else live)
     if not count:
         allowed = "no token scores above 0, so nothing would be noised; name more scorers"
-        raise InputError("epsilon", hp["epsilon"], allowed)
+        raise InputError("epsilon", hp.epsilon, allowed)
     set_by = budget.formal(
-        epsilon=hp["epsilon"],
-        delta=hp["delta"],
+        epsilon=hp.epsilon,
+        delta=hp.delta,
         positions=count,
-        entries=hp["entries"],
-        clip=hp["clip"],
-        t_min=hp["t_min"],
+        entries=hp.entries,
+        clip=hp.clip,
+        t_min=hp.t_min,
         public_scores=public,
     )
-    heats = token_temperatures(
-        jnp.asarray(scores), t_min=hp["t_min"], t_max=hp["t_max"], gamma=hp["gamma"]
-    )
+    heats = token_temperatures(jnp.asarray(scores), t_min=hp.t_min, t_max=hp.t_max, gamma=hp.gamma)
     scale = np.asarray(set_by.noise_scale(jnp.asarray(scores), heats), np.float32)
     made = {"scores": scores, "noise_scale": scale, "released": places}
-    return {**rows, **made}, set_by.report(noise_seed=hp["noise_seed"])
+    return {**rows, **made}, set_by.report(noise_seed=hp.noise_seed)

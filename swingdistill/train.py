@@ -7,7 +7,6 @@ Without a teacher it is plain training: so teachers and references are made.
 """
 
 import re
-from collections.abc import Mapping
 from typing import Any
 
 import jax.numpy as jnp
@@ -27,34 +26,55 @@ from swingdistill import evaluate, private_text, released, targets
 from swingdistill.scorers import scoring
 from swingdistill.step import Swing
 
-METHOD_FIELDS = {
-    "alpha": config.number(0.0, 1.0, default=0.7),
-    "scorers": config.sequence(config.choice(*scoring.SCORERS), default=("rules", "divergence")),
-    "quantiles": config.sequence(config.number(0.0, 1.0), default=(0.99, 0.999)),
-    "t_min": config.number(0.0, above=True, default=1.0),
-    "t_max": config.number(0.0, above=True, default=16.0),
-    "gamma": config.number(0.0, above=True, default=1.0),
-    "noise_scale": config.number(0.0, default=1.0),
-    "noise_everywhere": config.boolean(default=False),
-    "noise_seed": config.integer(0, 2**32 - 1, default=None),
-    "clip": config.number(0.0, above=True, default=10.0),
-    "variant": config.choice("swing", "anchored", "reference_mix", "mask", default="swing"),
-    "teacher_weight": config.number(0.0, 1.0, default=0.0),
-    "keep_ce": config.boolean(default=False),
-    "epsilon": config.number(0.0, default=0.0),
-    "delta": config.number(0.0, 1.0, default=1e-5),
-    "entries": config.integer(0, default=0),
-}
-FIELDS = {
-    **private_text.FIELDS,
-    **config.MODEL,
-    **config.OPTIMIZER,
-    **config.RUN,
-    "teacher": config.text(default=None),
-    "reference": config.text(default=None),
-    **dp_settings.FIELDS,
-    **METHOD_FIELDS,
-}
+
+@config.settings
+class Method:
+    """Swing distillation itself: who is private, how warm and how noisy the targets are."""
+
+    alpha: float = config.number(0.0, 1.0, default=0.7, help="α, weight of the teacher's targets")
+    scorers: tuple[str, ...] = config.sequence(
+        config.choice(*scoring.SCORERS),
+        default=("rules", "divergence"),
+        help="who says which tokens are private; the highest score counts",
+    )
+    quantiles: tuple[float, ...] = config.sequence(
+        config.number(0.0, 1.0),
+        default=(0.99, 0.999),
+        help="of a measure on public text, between which its score rises from 0 to 1",
+    )
+    t_min: float = config.number(0.0, above=True, default=1.0, help="temperature at score 0")
+    t_max: float = config.number(0.0, above=True, default=16.0, help="temperature at score 1")
+    gamma: float = config.number(0.0, above=True, default=1.0, help="exponent of the score")
+    noise_scale: float = config.number(0.0, default=1.0, help="std of the noise on clipped logits")
+    noise_everywhere: bool = config.boolean(default=False, help="noises public tokens, too")
+    noise_seed: int | None = config.integer(
+        0, 2**32 - 1, default=None, help="of the noise, to reproduce a run that claims no epsilon"
+    )
+    clip: float = config.number(0.0, above=True, default=10.0, help="bound of noised logits")
+    variant: str = config.choice(
+        "swing", "anchored", "reference_mix", "mask", default="swing", help="of private targets"
+    )
+    teacher_weight: float = config.number(
+        0.0, 1.0, default=0.0, help="λ of reference_mix: the teacher's share at score 1"
+    )
+    keep_ce: bool = config.boolean(default=False, help="keeps the labels' loss at private tokens")
+    epsilon: float = config.number(0.0, default=0.0, help="a formal budget; 0 for none")
+    delta: float = config.number(0.0, 1.0, default=1e-5, help="of the formal budget")
+    entries: int = config.integer(
+        0, default=0, help="classes released of a noised position; 0 for all"
+    )
+
+
+@config.settings
+class Settings(
+    Method, dp_settings.Private, config.Run, config.Optimizer, config.Model, private_text.Settings
+):
+    """Of a language model's training, from a teacher or from text alone."""
+
+    teacher: str | None = config.text(default=None, help="a checkpoint to learn from")
+    reference: str | None = config.text(
+        default=None, help="a checkpoint of public text, for the measures and some variants"
+    )
 
 
 @trust.config_allows
@@ -68,33 +88,32 @@ def train_and_evaluate(
     of the training text. There the vocabulary, which has to come from elsewhere, and the text for
     validation count as public.
     """
-    hp = config.validate(settings, FIELDS)
+    hp = config.validate(settings, Settings)
     check(hp)
-    private = bool(hp["dp"])
-    if not private:
-        del hp["dp"]  # as before there was such a field
-    text = corpora.load_corpus(hp["dataset"]).fingerprint()
+    private = hp.dp is not None
+    text = corpora.load_corpus(hp.dataset).fingerprint()
     run_state.check_unchanged(hp, workdir, {"dataset": text})
     models = {field: _load(hp, field) for field in ("teacher", "reference")}
     run_state.check_unchanged(hp, workdir, {k: m for k, m in models.items() if m is not None})
     teacher, reference = models.values()
-    tokenizer = private_text.get_tokenizer(hp, teacher)
+    tokenizer = private_text.get_tokenizer(hp, teacher, private=private)
     private_text.check_vocabularies(hp, tokenizer, teacher=teacher, reference=reference)
     texts = private_text.load(hp)
-    if hp["epsilon"] and teacher is not None:
-        check_delta(hp["delta"], len(texts.train))
-    private_text.check_classes(hp, texts.classes, teacher=teacher, reference=reference)
+    if hp.epsilon and teacher is not None:
+        check_delta(hp.delta, len(texts.train))
+    paths = {field: (str(getattr(hp, field)), model) for field, model in models.items()}
+    private_text.check_classes(hp, texts.classes, paths)
     network = text_network(
         tokenizer,
-        hp["length"],
-        model=hp["model"],
-        model_kwargs=hp["model_kwargs"],
-        classes=texts.classes if hp["task"] == "classification" else (),
+        hp.length,
+        model=hp.model,
+        model_kwargs=hp.model_kwargs,
+        classes=texts.classes if hp.task == "classification" else (),
     )
     checks.check(network)
-    if hp["entries"] > network.num_classes:
+    if hp.entries > network.num_classes:
         allowed = f"must be at most the size of the vocabulary, {network.num_classes:,}"
-        raise InputError("entries", hp["entries"], allowed)
+        raise InputError("entries", hp.entries, allowed)
     if texts.canaries:
         private_text.secret_candidates(hp, tokenizer, texts.canaries)  # refuses before training
     rows, lines, fill = private_text.to_rows(hp, texts.train, tokenizer, apart=private)
@@ -107,7 +126,7 @@ def train_and_evaluate(
         share = float(np.mean(scores[rows["weights"] > 0] > 0.5))
         rows, report = targets.with_noise(hp, rows, scores)
         objective, frozen = _student(hp, workdir, network, rows, teacher, reference)
-    run = language.Run(hp, workdir, "swingdistill.train", network, rows, public, parallel)
+    run = language.Run(hp, workdir, "swingdistill.train", network, rows, public, parallel, hp.dp)
     reads = {
         "dataset": text,
         **{field: m for field, m in models.items() if m is not None},
@@ -121,49 +140,49 @@ def train_and_evaluate(
     return {**found, "id": id, "budget": report}
 
 
-def check(hp: Mapping[str, Any]):
+def check(hp: Settings):
     """What the fields must be to one another.
 
     Raises:
       InputError: naming the field.
     """
-    if hp["t_min"] > hp["t_max"]:
-        raise InputError("t_max", hp["t_max"], f"must be at least t_min, {hp['t_min']}")
-    low_high = hp["quantiles"]
+    if hp.t_min > hp.t_max:
+        raise InputError("t_max", hp.t_max, f"must be at least t_min, {hp.t_min}")
+    low_high = hp.quantiles
     if len(low_high) != 2 or not low_high[0] < low_high[1]:
         raise InputError("quantiles", low_high, "must be two in ascending order, in [0, 1]")
-    for pattern in hp["expressions"]:
+    for pattern in hp.expressions:
         try:
             re.compile(pattern)
         except re.error as error:
             allowed = f"must be regular expressions ({error})"
             raise InputError("expressions", pattern, allowed) from None
-    if hp.get("dp") and hp["teacher"] is not None:
+    if hp.dp and hp.teacher is not None:
         allowed = "is for training on labels alone: a teacher saw the private text without noise"
-        raise InputError("dp", hp["dp"], allowed)
+        raise InputError("dp", hp.dp, allowed)
     plain_text.check_private(hp)
-    if hp["teacher"] is None:
+    if hp.teacher is None:
         return
     asks = asks_reference(hp)
-    if asks and hp["reference"] is None:
+    if asks and hp.reference is None:
         raise InputError("reference", None, f"{asks[0]} needs one: a checkpoint on public text")
-    if not hp["epsilon"]:
+    if not hp.epsilon:
         return
-    if not hp["entries"]:
+    if not hp.entries:
         raise InputError("entries", 0, "a formal budget needs the number of released entries")
-    if hp["variant"] in ("reference_mix", "mask"):
+    if hp.variant in ("reference_mix", "mask"):
         allowed = (
             "with epsilon must be swing or anchored: how much reference_mix mixes in follows the "
             "scores, after the noise, and mask releases the teacher's logits without any"
         )
-        raise InputError("variant", hp["variant"], allowed)
+        raise InputError("variant", hp.variant, allowed)
 
 
-def asks_reference(hp: Mapping[str, Any]) -> list[str]:
+def asks_reference(hp: Method) -> list[str]:
     """Which of the settings need a reference."""
-    asks = [name for name in hp["scorers"] if name in scoring.MEASURES]
-    asks += [hp["variant"]] if hp["variant"] in ("anchored", "reference_mix") else []
-    return asks + (["entries"] if hp["entries"] else [])
+    asks = [name for name in hp.scorers if name in scoring.MEASURES]
+    asks += [hp.variant] if hp.variant in ("anchored", "reference_mix") else []
+    return asks + (["entries"] if hp.entries else [])
 
 
 def score_rows(hp, rows, lines, fill, public, teacher, reference) -> np.ndarray:
@@ -172,52 +191,52 @@ def score_rows(hp, rows, lines, fill, public, teacher, reference) -> np.ndarray:
     The ramps lie between quantiles of `public`, held-out text without canaries.
     """
     bounds = scoring.measure_bounds(
-        hp["scorers"], public, hp["quantiles"], teacher=teacher, reference=reference
+        hp.scorers, public, hp.quantiles, teacher=teacher, reference=reference
     )
     each = scoring.score(
-        hp["scorers"],
+        hp.scorers,
         rows,
         lines,
         fill,
         teacher=teacher,
         reference=reference,
         bounds=bounds,
-        expressions=hp["expressions"],
-        whole_line=hp["task"] == "classification",
+        expressions=hp.expressions,
+        whole_line=hp.task == "classification",
     )
     return np.max([np.zeros_like(rows["weights"]), *each.values()], axis=0)
 
 
 def _describe(hp, report, share: float) -> str:
     """What a run learns from, in one line."""
-    if hp["teacher"] is None:
+    if hp.teacher is None:
         return "no teacher: learns from the text alone"
-    found = " and ".join(hp["scorers"]) or "nobody"
-    found += f" ({share:.2%} of the tokens)" if hp["scorers"] else ""
+    found = " and ".join(hp.scorers) or "nobody"
+    found += f" ({share:.2%} of the tokens)" if hp.scorers else ""
     budget = ", ".join(f"{name} {value}" for name, value in (report or {}).items())
     return (
-        f"teacher {hp['teacher']}; private by {found}; {hp['variant']}, temperatures "
-        f"{hp['t_min']:g} to {hp['t_max']:g}; budget: {budget or 'none'}"
+        f"teacher {hp.teacher}; private by {found}; {hp.variant}, temperatures "
+        f"{hp.t_min:g} to {hp.t_max:g}; budget: {budget or 'none'}"
     )
 
 
 def _student(hp, workdir, network, rows, teacher, reference):
     """(objective, frozen) of a run with a teacher; `frozen` as `language.train` takes it."""
-    formal = bool(hp["epsilon"])  # what is noised is made beforehand, once; the rest is plain
-    plain = formal or hp["variant"] == "mask"
-    needs = not formal and (hp["variant"] in ("anchored", "reference_mix") or hp["entries"])
-    noisy = bool(hp["noise_scale"]) and not plain
+    formal = bool(hp.epsilon)  # what is noised is made beforehand, once; the rest is plain
+    plain = formal or hp.variant == "mask"
+    needs = not formal and (hp.variant in ("anchored", "reference_mix") or hp.entries)
+    noisy = bool(hp.noise_scale) and not plain
     objective = Swing(
         network,
         teacher.network,
         reference.network if needs else None,
-        "swing" if plain else hp["variant"],
-        (hp["entries"] or None) if needs else None,
-        hp["keep_ce"],
+        "swing" if plain else hp.variant,
+        (hp.entries or None) if needs else None,
+        hp.keep_ce,
         noisy,
     )
     numbers = ("alpha", "t_min", "t_max", "gamma", "clip", "teacher_weight")
-    frozen = {name: jnp.float32(hp[name]) for name in numbers}
+    frozen = {name: jnp.float32(getattr(hp, name)) for name in numbers}
     frozen["teacher"] = teacher.variables
     if needs:
         frozen["reference"] = reference.variables
@@ -228,7 +247,7 @@ def _student(hp, workdir, network, rows, teacher, reference):
         key = targets.noise_key(hp, workdir, start, rows, teacher, reference)
         if not formal:
             return {**frozen, "noise_key": key}
-        given = {"entries": hp["entries"], "variant": hp["variant"], "numbers": numbers_of}
+        given = {"entries": hp.entries, "variant": hp.variant, "numbers": numbers_of}
         return {**frozen, "released": released.table(key, rows, teacher, reference, **given)}
 
     numbers_of = {name: frozen[name] for name in ("t_min", "t_max", "gamma", "clip")}
@@ -236,14 +255,16 @@ def _student(hp, workdir, network, rows, teacher, reference):
 
 
 def _load(hp, field: str) -> LoadedModel | None:
-    if hp[field] is None:
+    if getattr(hp, field) is None:
         return None
-    with run_state.about(field, hp[field]):
-        loaded = checkpoint.load_model(hp[field])
+    with run_state.about(field, getattr(hp, field)):
+        loaded = checkpoint.load_model(getattr(hp, field))
     if not loaded.network.is_text:
-        raise InputError(field, hp[field], "must be a language model's checkpoint, not of images")
+        raise InputError(
+            field, getattr(hp, field), "must be a language model's checkpoint, not of images"
+        )
     return loaded
 
 
 if __name__ == "__main__":
-    cli.launch_training(train_and_evaluate, FIELDS)
+    cli.launch_training(train_and_evaluate, Settings)

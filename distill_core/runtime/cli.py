@@ -12,10 +12,11 @@ import os
 import signal
 import sys
 import traceback
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, NoReturn
 
-from distill_core.config import Field, InputError, suggest
+from distill_core import config
+from distill_core.config import InputError, suggest
 from distill_core.models import trust
 from distill_core.runtime import paths
 
@@ -26,12 +27,12 @@ _FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 class Flags(argparse.ArgumentParser):
     """argparse, with wrong flags as InputError."""
 
-    def __init__(self, description: str | None, fields: Mapping[str, Field] | None = None):
-        """`fields` are those of `--config`, if the binary takes one."""
-        self.fields = fields or {}
+    def __init__(self, description: str | None, settings: type | None = None):
+        """`settings` are those of `--config`, if the binary takes one."""
+        self.fields = config.fields(settings) if settings else {}
         super().__init__(
             description=description,
-            epilog=_describe(self.fields) if fields else None,
+            epilog=_describe(settings) if settings else None,
             formatter_class=argparse.RawDescriptionHelpFormatter,
             allow_abbrev=False,
             exit_on_error=False,
@@ -73,22 +74,22 @@ class Flags(argparse.ArgumentParser):
         raise InputError("flags", " ".join(sys.argv[1:]), message)
 
 
-def launch_training(run: Callable[..., Any], fields: Mapping[str, Field]):
+def launch_training(run: Callable[..., Any], settings: type):
     """Entry point of a binary with `--config` and `--workdir`.
 
     Args:
       run: `run(config, workdir, parallel=None)`; `config` is the file's ConfigDict, locked, with
         what the command line overrides.
-      fields: all that a config may set.
+      settings: all that a config may set, a class of `config.settings`.
     """
-    launch(lambda argv: run_training(run, fields, argv))
+    launch(lambda argv: run_training(run, settings, argv))
 
 
-def run_training(run: Callable[..., Any], fields: Mapping[str, Field], argv: Sequence[str]):
+def run_training(run: Callable[..., Any], kind: type, argv: Sequence[str]):
     """`launch_training` without the process around it: arguments in, InputError out."""
     from distill_core.runtime import config_file, parallel
 
-    flags = Flags(sys.modules[run.__module__].__doc__, fields)
+    flags = Flags(sys.modules[run.__module__].__doc__, kind)
     flags.add_argument("--config", metavar="FILE.py[:ARG]", help="defines get_config(arg)")
     flags.add_argument("--workdir", metavar="DIR", help="where the run lives: local or gs://…")
     flags.add_argument(
@@ -106,7 +107,7 @@ def run_training(run: Callable[..., Any], fields: Mapping[str, Field], argv: Seq
     flags.add_argument("--process_id", type=int, metavar="I", help="this process's index")
     overrides, others = config_file.split(argv)
     given = flags.read(others, required=("config", "workdir"))
-    settings = config_file.read(given.config, overrides, fields)
+    settings = config_file.read(given.config, overrides, kind)
     workdir = str(paths.folder_to_write("workdir", given.workdir))
     parallel.start(
         multihost=given.multihost,
@@ -182,11 +183,19 @@ def _given(argv: Sequence[str], flag: str) -> str | None:
     return None
 
 
-def _describe(fields: Mapping[str, Field]) -> str:
-    lines = ["every field of a config can be given here, too: --config.FIELD=VALUE"]
-    for name, field in fields.items():
-        default = "required" if field.required else f"default {field.default!r}"
-        lines.append(f"  {name}: {field.allowed}; {default}")
+def _describe(settings: type, group: str = "") -> str:
+    """One line per field, those of groups after their own."""
+    lines = []
+    if not group:
+        lines.append("every field of a config can be given here, too: --config.FIELD=VALUE")
+    for name, field in config.fields(settings).items():
+        default = "required" if field.required else f"default {config.to_json(field.default)!r}"
+        if field.kind is not None:
+            lines.append(f"  {group}{name}: {field.help}; a group:")
+            lines.append(_describe(field.kind, f"{group}{name}."))
+            continue
+        meaning = f"{field.help}; " if field.help else ""
+        lines.append(f"  {group}{name}: {meaning}{field.allowed}; {default}")
     return "\n".join(lines)
 
 

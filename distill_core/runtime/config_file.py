@@ -5,6 +5,7 @@ the type that they have there. Here every field of the binary can be given.
 """
 
 import inspect
+import sys
 import traceback
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -12,7 +13,8 @@ from typing import Any
 
 from ml_collections import config_dict
 
-from distill_core.config import Field, InputError, literal, suggest
+from distill_core import config
+from distill_core.config import InputError, literal, suggest
 from distill_core.runtime import paths
 
 _KIND = "must be a Python file that defines get_config(arg): FILE.py, or FILE.py:ARG"
@@ -36,15 +38,13 @@ def split(argv: Sequence[str]) -> tuple[list[tuple[str, str]], list[str]]:
     return overrides, others
 
 
-def read(
-    given: str, overrides: Sequence[tuple[str, str]], fields: Mapping[str, Field]
-) -> config_dict.ConfigDict:
+def read(given: str, overrides: Sequence[tuple[str, str]], kind: type) -> config_dict.ConfigDict:
     """The settings of a config file, with the overrides in; locked, values not yet checked.
 
     Args:
       given: `FILE.py`, or `FILE.py:ARG` where ARG is handed to `get_config`.
       overrides: (field, text) in order; `group.name` reaches into a group, and makes it.
-      fields: of the binary; they say how a text becomes a value.
+      kind: the binary's settings; their fields say how a text becomes a value.
 
     Raises:
       InputError: field "config" where the file cannot be read; the override's field where there is
@@ -55,15 +55,18 @@ def read(
     with settings.unlocked(), settings.ignore_type():
         for name, text in overrides:
             *groups, last = name.split(".")
-            top = name.split(".")[0]
-            if top not in fields:
-                raise InputError(name, text, f"no such field; {suggest(top, fields)}")
             group: Any = settings
+            known = config.fields(kind)
             for key in groups:
+                if key not in (known or {key}):
+                    raise InputError(name, text, f"no such field; {suggest(key, known)}")
                 if not isinstance(group.get(key), config_dict.ConfigDict):
                     group[key] = config_dict.ConfigDict()
-                group = group[key]
-            group[last] = literal(text) if groups else fields[top].parse(text)
+                inner = known[key].kind if known else None
+                group, known = group[key], config.fields(inner) if inner else {}
+            if last not in (known or {last}):
+                raise InputError(name, text, f"no such field; {suggest(last, known)}")
+            group[last] = known[last].parse(text) if known else literal(text)
     return settings.lock()
 
 
@@ -77,6 +80,7 @@ def _run(given: str, file: Path, arg: str) -> config_dict.ConfigDict:
         hint = suggest(file.name, others) if others else f"{folder} holds no config"
         raise InputError("config", given, f"no such file; {hint}")
     namespace = {"__name__": file.stem, "__file__": str(file)}
+    sys.path.insert(0, str(file.parent))  # a config may import its neighbours
     try:
         exec(compile(file.read_bytes(), str(file), "exec"), namespace)
         if not callable(get_config := namespace.get("get_config")):
@@ -90,9 +94,11 @@ def _run(given: str, file: Path, arg: str) -> config_dict.ConfigDict:
     except Exception as error:  # whatever a user's file raises
         line, reason = _line(error, file), f"{type(error).__name__}: {error}"
         raise InputError("config", given, f"fails{line} with {reason}") from error
-    if not isinstance(settings, config_dict.ConfigDict):
+    finally:
+        sys.path.remove(str(file.parent))
+    if not isinstance(settings, config_dict.ConfigDict | Mapping):
         kind = type(settings).__name__
-        allowed = f"its get_config must return a ml_collections ConfigDict, and returns a {kind}"
+        allowed = f"its get_config must return a dict or a ml_collections ConfigDict, not a {kind}"
         raise InputError("config", given, allowed)
     return config_dict.ConfigDict(settings)  # pyright: ignore[reportArgumentType]: thaws a frozen one
 

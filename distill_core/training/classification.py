@@ -21,6 +21,7 @@ from distill_core.models.network import LoadedModel, Network, image_network
 from distill_core.runtime import parallel
 from distill_core.training import dispatch, dp_sgd, fits, loop, run_state
 from distill_core.training import metrics as metrics_lib
+from distill_core.training.dp_settings import Dp
 from distill_core.training.gradients import PrivateGradient
 from distill_core.training.optimizers import Optimizer
 from distill_core.training.run_state import Layout
@@ -38,7 +39,7 @@ class Splits(NamedTuple):
 
 
 def load_splits(
-    hp: Mapping[str, Any], workdir: epath.PathLike | None = None
+    hp: config.Data, workdir: epath.PathLike | None = None
 ) -> tuple[data.Dataset, Splits]:
     """The config's data set, with `num_validation` training examples held out.
 
@@ -54,7 +55,7 @@ def load_splits(
 
 
 def load_with(
-    hp: Mapping[str, Any], field: str, workdir: epath.PathLike
+    hp: config.Data, field: str, workdir: epath.PathLike
 ) -> tuple[LoadedModel, data.Dataset, Splits]:
     """The classifier that a field of the config names, and the data in the order of its classes.
 
@@ -63,61 +64,64 @@ def load_with(
         `workdir` began with, or one of other classes or inputs than the data set's.
     """
     dataset = _load(hp, workdir)
-    with run_state.about(field, hp[field]):
-        loaded = checkpoint.load_model(hp[field])
+    with run_state.about(field, getattr(hp, field)):
+        loaded = checkpoint.load_model(getattr(hp, field))
     run_state.check_unchanged(hp, workdir, {field: loaded})
-    dataset = fits.data_for(field, hp[field], loaded, dataset)
+    dataset = fits.data_for(field, getattr(hp, field), loaded, dataset)
     return loaded, dataset, _split(hp, dataset)
 
 
-def _load(hp: Mapping[str, Any], workdir: epath.PathLike | None) -> data.Dataset:
-    dataset = data.load_dataset(hp["dataset"], data_dir=hp["data_dir"])
+def _load(hp: config.Data, workdir: epath.PathLike | None) -> data.Dataset:
+    dataset = data.load_dataset(hp.dataset, data_dir=hp.data_dir)
     if workdir is not None:
         run_state.check_unchanged(hp, workdir, {"dataset": dataset.fingerprint()})
     return dataset
 
 
-def _split(hp: Mapping[str, Any], dataset: data.Dataset) -> Splits:
-    train, validation = data.hold_out(dataset.train, hp["num_validation"], seed=0)
-    if hp.get("train_share", 1.0) < 1:
-        left_out = len(train) - max(1, round(hp["train_share"] * len(train)))
+def _split(hp: config.Data, dataset: data.Dataset) -> Splits:
+    train, validation = data.hold_out(dataset.train, hp.num_validation, seed=0)
+    if (share := getattr(hp, "train_share", 1.0)) < 1:
+        left_out = len(train) - max(1, round(share * len(train)))
         train, _ = data.hold_out(train, left_out, seed=1)
     return Splits(train, validation, dataset.test)
 
 
 def check(
-    hp: Mapping[str, Any],
+    hp: config.Training,
     dataset: data.Dataset,
     workdir: epath.PathLike | None = None,
     mode: str | None = None,
+    *,
+    private: bool = False,
 ) -> Network:
     """The network that a run would train, if it can run on this data and these devices.
 
     Weights belong with the constants that standardised their pixels: a run that starts from a
     network's (`init_from`), or goes on from its own in `workdir`, has that network's. `mode` is
-    one from `parallel.choose_mode`, which gives it where there is none.
+    one from `parallel.choose_mode`, which gives it where there is none; `private` training has
+    batches of an expected size, and no batch statistics.
 
     Raises:
       InputError: on `batch_size`, `model`, `model_kwargs` or `init_from`.
     """
-    if not hp.get("dp"):  # else it is an expected size
-        parallel.check_batch_size(hp["batch_size"])
+    if not private:
+        parallel.check_batch_size(hp.batch_size)
     network = image_network(
         dataset,
-        model=hp["model"],
-        model_kwargs=hp["model_kwargs"],
-        compute_dtype=hp.get("compute_dtype", "float32"),
+        model=hp.model,
+        model_kwargs=hp.model_kwargs,
+        compute_dtype=hp.compute_dtype,
     )
     start = None if workdir is None else run_state.starting_network(hp, workdir)
     if start is not None and not start.is_text:
         theirs, ours = start.input_shape[-1], network.input_shape[-1]
         if theirs != ours:
             allowed = f"takes images of {theirs} channels; those of {dataset.name} have {ours}"
-            raise config.InputError("init_from", hp.get("init_from"), allowed)
+            raise config.InputError("init_from", hp.init_from, allowed)
         network = dataclasses.replace(network, mean=start.mean, std=start.std)
     checks.check(network)
-    if not hp.get("dp"):  # which refuses batch statistics
-        checks.check_statistics(network, hp["batch_size"], mode or parallel.choose_mode())
+    if not private:
+        checks.check_statistics(network, hp.batch_size, mode or parallel.choose_mode())
     return network
 
 
@@ -125,13 +129,14 @@ def check(
 class Run:
     """A training run that can begin, or go on, as far as its settings and data tell."""
 
-    hp: Mapping[str, Any]
+    hp: config.Training
     workdir: epath.PathLike
     method: str
     dataset: data.Dataset
     splits: Splits
     network: Network
     mode: str
+    dp: Dp | None
 
     def describe(self, reads: Mapping[str, LoadedModel | str]):
         """(metadata, inputs) of the run; see `run_state.describe`."""
@@ -147,30 +152,31 @@ class Run:
 
 
 def prepare(
-    hp: Mapping[str, Any],
+    hp: config.Training,
     workdir: epath.PathLike,
     *,
     method: str,
     dataset: data.Dataset,
     splits: Splits,
     mode: str | None,
+    dp: Dp | None = None,
 ) -> Run:
     """Checks everything but what the objective reads.
 
     Args:
-      hp: validated values of `config.TRAINING` and the method's own; with a group `dp` (see
-        `dp_sgd`) the training is differentially private.
+      hp: settings of the training, and the method's own.
       workdir: the run's directory.
       method: written into the checkpoint.
       dataset, splits: as `load_splits` gives them.
       mode: see `parallel.choose_mode`.
+      dp: trains differentially privately (see `dp_sgd`).
 
     Raises:
       InputError: as `check`.
     """
     mode = parallel.choose_mode(mode)
-    network = check(hp, dataset, workdir, mode)
-    return Run(hp, workdir, method, dataset, splits, network, mode)
+    network = check(hp, dataset, workdir, mode, private=dp is not None)
+    return Run(hp, workdir, method, dataset, splits, network, mode, dp)
 
 
 def train(
@@ -208,16 +214,17 @@ def train(
     train_split, examples = run.splits.train, {"label": run.splits.train.labels, **(examples or {})}
     if not layout.head:
         examples["image"] = train_split.images
-    augmentation = augment.from_settings(hp)
-    if any(augmentation):
+    augmentation = config.part(hp, config.Augmentation)
+    if augmentation != config.Augmentation():
         objective = Augmented(objective, augmentation)
-    private, gradient, several = None, mean_gradient, hp["steps_per_dispatch"]
-    if hp.get("dp"):
+    private, gradient, several = None, mean_gradient, hp.steps_per_dispatch
+    if run.dp:
         _check_fed_from_host(hp)
-        private = dp_sgd.PrivateRun(hp, run.workdir, about, run.network, data=examples, mode=mode)
+        given = (hp, run.dp, run.workdir, about, run.network)
+        private = dp_sgd.PrivateRun(*given, data=examples, mode=mode)
         about, reads = private.metadata, reads | private.reads
         gradient = PrivateGradient(private.augmentations)
-    resident = hp["data_on_device"] and not schedules  # else the device does not know the step
+    resident = hp.data_on_device and not schedules  # else the device does not know the step
     update = Update(objective, Optimizer.of(hp), gradient, resident, several > 1)
     state = run_state.initial_state(hp, run.workdir, run.network, layout)
 
@@ -238,13 +245,13 @@ def train(
             return parallel.feed(private.batch(step, take), mode)
         if several == 1:
             return parallel.feed(one_batch(step), mode)
-        steps = range(step, step + dispatch.length(step, several, hp["num_steps"]))
+        steps = range(step, step + dispatch.length(step, several, hp.num_steps))
         return parallel.feed(dispatch.stacked([one_batch(each) for each in steps]), mode)
 
     def measured(state, split, stopped=lambda: False):
         part = layout.split(state)[0][run_state.PART]
         variables = {"params": part["params"], **part["model_state"]}
-        size = hp["eval_batch_size"]
+        size = hp.eval_batch_size
         return measure(run.network, variables, split, batch_size=size, mode=mode, stopped=stopped)
 
     validation = run.splits.validation
@@ -258,7 +265,7 @@ def train(
         step_fn=parallel.wrap(update, mode, donate=True),
         frozen={"frozen": frozen, "data": examples} if resident else frozen,
         batch_fn=batch_fn,
-        num_steps=hp["num_steps"],
+        num_steps=hp.num_steps,
         metadata=about,
         reads=reads,
         layout=layout,
@@ -266,9 +273,9 @@ def train(
         plan=private.plan(frozen) if private else None,
         best="accuracy",
         mode=mode,
-        log_every=hp["log_every"],
-        eval_every=hp["eval_every"],
-        save_every=hp["save_every"],
+        log_every=hp.log_every,
+        eval_every=hp.eval_every,
+        save_every=hp.save_every,
         steps_per_dispatch=several,
         label=run.method,
     )
@@ -292,11 +299,12 @@ class Augmented:
     """An objective on augmented images."""
 
     objective: Objective
-    augmentation: augment.Augmentation
+    augmentation: config.Augmentation
 
     def __call__(self, params, model_state, frozen, batch, key) -> Outputs:
         """As the objective's, with the same key."""
-        images = augment.augment(key, batch["image"], batch["index"], **self.augmentation._asdict())
+        how = dataclasses.asdict(self.augmentation)
+        images = augment.augment(key, batch["image"], batch["index"], **how)
         return self.objective(params, model_state, frozen, {**batch, "image": images}, key)
 
 
@@ -338,14 +346,14 @@ class _Classified:
         }
 
 
-def batch_rows(hp: Mapping[str, Any], step: int, num_examples: int) -> np.ndarray:
+def batch_rows(hp: config.Run, step: int, num_examples: int) -> np.ndarray:
     """This process's rows of the batch of a step: a pure function of (seed, step)."""
-    rows = sampling.batch_indices(hp["seed"], step, hp["batch_size"], num_examples)
-    return rows[parallel.local_rows(hp["batch_size"])]
+    rows = sampling.batch_indices(hp.seed, step, hp.batch_size, num_examples)
+    return rows[parallel.local_rows(hp.batch_size)]
 
 
-def _check_fed_from_host(hp: Mapping[str, Any]):
+def _check_fed_from_host(hp: config.Classifier):
     """A private run's batches have sizes of their own, and its ledger counts every step."""
     for name in ("data_on_device", "steps_per_dispatch"):
-        if hp[name] != config.CLASSIFIER[name].default:
-            raise config.InputError(name, hp[name], "is not for private training (dp)")
+        if getattr(hp, name) != getattr(config.Classifier(), name):
+            raise config.InputError(name, getattr(hp, name), "is not for private training (dp)")

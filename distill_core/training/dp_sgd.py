@@ -32,8 +32,7 @@ from distill_core.privacy import ledger as ledger_lib
 from distill_core.privacy import noise as noise_lib
 from distill_core.privacy.per_example import slack
 from distill_core.runtime import parallel
-from distill_core.training import loop
-from distill_core.training.dp_settings import check, live_records, read_group
+from distill_core.training import dp_settings, loop
 
 # Two uses of the run's root: the noise, and who is in a batch.
 _NOISE, _SAMPLING = 0, 1
@@ -52,7 +51,8 @@ class PrivateRun:
 
     def __init__(
         self,
-        hp: Mapping[str, Any],
+        hp: config.Run,
+        dp: dp_settings.Dp,
         workdir: epath.PathLike,
         metadata: Mapping[str, Any],
         network: Network,
@@ -63,7 +63,8 @@ class PrivateRun:
         """Checks and calibrates; writes nothing.
 
         Args:
-          hp: validated config with the group `dp`.
+          hp: settings of the run.
+          dp: its group `dp`.
           workdir: the run's directory.
           metadata: as `run_state.describe` gives it.
           network: to train.
@@ -76,16 +77,15 @@ class PrivateRun:
         """
         parallel.check_per_example(mode)
         num = len(next(iter(data.values())))
-        dp = read_group(hp["dp"], num)
-        check(hp, network, num)
-        self.augmentations: int = dp["augmentations"]
+        dp_settings.check(hp, dp, network, num)
+        self.augmentations: int = dp.augmentations
         self._hp, self._dp, self._num, self._mode = hp, dp, num, mode
-        self._workdir, self._rate = workdir, hp["batch_size"] / num
-        self._live = live_records(dp["masked"], num)
-        self._before = _before(metadata["ledger"], public=dp["public_start"])
+        self._workdir, self._rate = workdir, hp.batch_size / num
+        self._live = dp_settings.live_records(dp.masked, num)
+        self._before = _before(metadata["ledger"], public=dp.public_start)
         inherited = self._inherited()
-        self._noise_multiplier = dp["noise_multiplier"] or self._calibrated(inherited)
-        plan = {"dp.num_steps": hp["num_steps"], "dp.noise_multiplier": self._noise_multiplier}
+        self._noise_multiplier = dp.noise_multiplier or self._calibrated(inherited)
+        plan = {"dp.num_steps": hp.num_steps, "dp.noise_multiplier": self._noise_multiplier}
         self.metadata = {
             **metadata,
             "config": {**metadata["config"], **plan},
@@ -102,7 +102,7 @@ class PrivateRun:
         }
         self._noise: noise_lib.Noise | None = None
         self._root: tuple[int, ...] = ()
-        self._rows = poisson.capacity(self._rate, num, hp["num_steps"], multiple=jax.device_count())
+        self._rows = poisson.capacity(self._rate, num, hp.num_steps, multiple=jax.device_count())
 
     def plan(self, frozen: Mapping[str, Any]) -> Callable[[int], loop.Plan]:
         """For `loop.run`: opens the noise under the run's lock, and says where the budget ends."""
@@ -113,23 +113,23 @@ class PrivateRun:
                 decides=self._decides,
                 start=start,
                 mode=self._mode,
-                seed=self._dp["seed"],
+                seed=self._dp.seed,
             )
             secret = jax.random.fold_in(self._noise.key, _SAMPLING)
             self._root = tuple(int(word) for word in np.ravel(jax.random.key_data(secret)))
             end = start + ledger_lib.affordable_steps(
                 self._charged(start),
                 self._entry(),
-                self._dp["epsilon"],
-                self._dp["delta"],
-                most=self._hp["num_steps"] - start,
+                self._dp.epsilon,
+                self._dp.delta,
+                most=self._hp.num_steps - start,
             )
             self._say(end)
             dp = {
                 "key": jax.random.fold_in(self._noise.key, _NOISE),
-                "norm": jnp.float32(self._dp["norm"]),
+                "norm": jnp.float32(self._dp.norm),
                 "noise_multiplier": jnp.float32(self._noise_multiplier),
-                "batch_size": jnp.float32(self._hp["batch_size"]),
+                "batch_size": jnp.float32(self._hp.batch_size),
             }
             return loop.Plan({**frozen, "dp": dp}, lambda s: self._ledger(s).to_json(), end)
 
@@ -154,17 +154,17 @@ class PrivateRun:
 
     def _entry(self, noise_multiplier: float | None = None) -> ledger_lib.Entry:
         """What one step charges."""
-        norm = self._dp["norm"]
+        norm = self._dp.norm
         return ledger_lib.Entry(
             ledger_lib.POISSON_GAUSSIAN,
             (noise_multiplier or self._noise_multiplier) * norm,
-            norm * (1 + slack(self._hp["batch_size"])),
+            norm * (1 + slack(self._hp.batch_size)),
             1,
             "record",
             ledger_lib.ZERO_OUT,
             self._rate,
             "training_gradients, clip",
-            self._hp["batch_size"],
+            self._hp.batch_size,
             num_examples=self._num,
         )
 
@@ -179,12 +179,12 @@ class PrivateRun:
 
     def _calibrated(self, inherited: list[accountants.Noised]) -> float:
         """std/C with which the run's steps, after what its ancestors cost, spend ε."""
-        steps = self._entry(1.0).times(self._hp["num_steps"])
+        steps = self._entry(1.0).times(self._hp.num_steps)
         if steps.count > _MANY and parallel.is_main():
             print(f"calibrates noise for {steps.count:,} steps, which takes a while", flush=True)
         try:
             found = accountants.calibrate(
-                [steps.noised()], self._dp["epsilon"], self._dp["delta"], spent=inherited
+                [steps.noised()], self._dp.epsilon, self._dp.delta, spent=inherited
             )
         except InputError as error:
             raise InputError(f"dp.{error.field}", error.given, error.allowed) from None
@@ -192,7 +192,7 @@ class PrivateRun:
 
     def _ledger(self, step: int) -> ledger_lib.Ledger:
         found = self._charged(step)
-        return found if self._dp["seed"] is None else found.expose(ledger_lib.SEED_GIVEN)
+        return found if self._dp.seed is None else found.expose(ledger_lib.SEED_GIVEN)
 
     def _charged(self, step: int) -> ledger_lib.Ledger:
         assert self._noise is not None
@@ -203,14 +203,14 @@ class PrivateRun:
     def _say(self, end: int):
         if not parallel.is_main():
             return
-        short = end < self._hp["num_steps"]
-        asked = f"asked for epsilon {self._dp['epsilon']:g} at delta {self._dp['delta']:g}, "
+        short = end < self._hp.num_steps
+        asked = f"asked for epsilon {self._dp.epsilon:g} at delta {self._dp.delta:g}, "
         asked += ledger_lib.ZERO_OUT
         print(
-            (asked if self._dp["seed"] is None else f"no epsilon holds, {ledger_lib.SEED_GIVEN}")
+            (asked if self._dp.seed is None else f"no epsilon holds, {ledger_lib.SEED_GIVEN}")
             + f"; noise of {self._noise_multiplier:.4g} times the norm "
-            f"{self._dp['norm']:g}, records drawn with probability {self._rate:.4g}"
-            + (f"; the budget ends at step {end} of {self._hp['num_steps']}" if short else ""),
+            f"{self._dp.norm:g}, records drawn with probability {self._rate:.4g}"
+            + (f"; the budget ends at step {end} of {self._hp.num_steps}" if short else ""),
             flush=True,
         )
 
@@ -227,9 +227,9 @@ def _before(ledger: Mapping[str, Any], *, public: bool) -> ledger_lib.Ledger:
     return dataclasses.replace(found, ancestors=ancestors)
 
 
-def _refused(hp: Mapping[str, Any], error: InputError) -> InputError:
+def _refused(hp: config.Run, error: InputError) -> InputError:
     allowed = f"{error.allowed} (checkpoint {str(error.given)[:12]}); dp.public_start=True, if it "
-    return InputError("init_from", hp.get("init_from"), f"{allowed}saw public data alone")
+    return InputError("init_from", hp.init_from, f"{allowed}saw public data alone")
 
 
 def report(workdir: epath.PathLike) -> dict[str, Any]:

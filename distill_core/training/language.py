@@ -13,6 +13,7 @@ from distill_core.models.network import LoadedModel, Network
 from distill_core.runtime import parallel
 from distill_core.training import dp_sgd, loop, run_state
 from distill_core.training.chunked import chunk_for, cross_entropy_from_hidden
+from distill_core.training.dp_settings import Dp
 from distill_core.training.gradients import PrivateGradient
 from distill_core.training.optimizers import Optimizer
 from distill_core.training.run_state import Layout
@@ -28,8 +29,7 @@ class Run:
     """A training run, without what its objective reads.
 
     Attributes:
-      hp: validated values of `config.MODEL`, `OPTIMIZER` and `RUN`, and the method's own; with a
-        group `dp` (see `dp_sgd`) the training is differentially private, and a record is a line.
+      hp: settings `config.Model`, `Optimizer` and `Run`, and the method's own.
       workdir: the run's directory.
       method: written into the checkpoint.
       network: to train.
@@ -37,15 +37,17 @@ class Run:
         objective reads, [N, L] each. With `dp` a row is one whole line (`tasks.line_rows`).
       validation: likewise, without the objective's own; see `measure`. Public, also with `dp`.
       mode: see `parallel.choose_mode`.
+      dp: trains differentially privately (see `dp_sgd`); a record is a line.
     """
 
-    hp: Mapping[str, Any]
+    hp: Any
     workdir: epath.PathLike
     method: str
     network: Network
     rows: Rows
     validation: Rows
     mode: str | None = None
+    dp: Dp | None = None
 
 
 def train(
@@ -74,15 +76,17 @@ def train(
         hp, run.workdir, method=run.method, network=run.network, reads=reads
     )
     private, plan, gradient = None, None, mean_gradient
-    if hp.get("dp"):
+    if run.dp:
         _check_lines(rows["segments"])
-        private = dp_sgd.PrivateRun(hp, run.workdir, metadata, run.network, data=rows, mode=mode)
+        given = (hp, run.dp, run.workdir, metadata, run.network)
+        private = dp_sgd.PrivateRun(*given, data=rows, mode=mode)
         metadata, prints = private.metadata, prints | private.reads
+        assert not callable(frozen), "a private run has no teacher"
         plan, gradient = private.plan(frozen), PrivateGradient(private.augmentations)
     else:
-        parallel.check_batch_size(hp["batch_size"])
+        parallel.check_batch_size(hp.batch_size)
         if callable(frozen):
-            plan = _plan(frozen, metadata["ledger"], hp["num_steps"])
+            plan = _plan(frozen, metadata["ledger"], hp.num_steps)
 
     def take(index: np.ndarray) -> dict[str, np.ndarray]:
         return {name: array[index] for name, array in rows.items()}
@@ -90,12 +94,12 @@ def train(
     def batch_fn(step: int):
         if private:
             return parallel.feed(private.batch(step, take), mode)
-        index = sampling.batch_indices(hp["seed"], step, hp["batch_size"], len(rows["tokens"]))
-        return parallel.feed(take(index[parallel.local_rows(hp["batch_size"])]), mode)
+        index = sampling.batch_indices(hp.seed, step, hp.batch_size, len(rows["tokens"]))
+        return parallel.feed(take(index[parallel.local_rows(hp.batch_size)]), mode)
 
     def evaluate(state, stopped):
         variables = {"params": state.params, **state.model_state}
-        size = hp["eval_batch_size"]
+        size = hp.eval_batch_size
         return _measure(run.network, variables, run.validation, size, mode, stopped)
 
     layout = Layout()
@@ -109,7 +113,7 @@ def train(
         step_fn=parallel.wrap(update, mode, donate=True),
         frozen={} if callable(frozen) else frozen,
         batch_fn=batch_fn,
-        num_steps=hp["num_steps"],
+        num_steps=hp.num_steps,
         metadata=metadata,
         reads=prints,
         layout=layout,
@@ -117,9 +121,9 @@ def train(
         plan=plan,
         best="accuracy",
         mode=mode,
-        log_every=hp["log_every"],
-        eval_every=hp["eval_every"],
-        save_every=hp["save_every"],
+        log_every=hp.log_every,
+        eval_every=hp.eval_every,
+        save_every=hp.save_every,
         label=run.method,
     )
     return checkpoint.find(run.workdir)[1]["id"]

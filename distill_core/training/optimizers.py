@@ -1,10 +1,11 @@
 """Settings of an optimiser, and the Optax optimiser that they mean."""
 
 import dataclasses
-from collections.abc import Mapping
 from typing import Any
 
 import optax
+
+from distill_core import config
 
 
 @dataclasses.dataclass(frozen=True)
@@ -33,9 +34,9 @@ class Optimizer:
     drop_factor: float = 0.1
 
     @classmethod
-    def of(cls, hp: Mapping[str, Any]) -> "Optimizer":
-        """The one that a config asks for."""
-        return cls(**{field.name: hp[field.name] for field in dataclasses.fields(cls)})
+    def of(cls, hp: Any) -> "Optimizer":
+        """The one of settings that hold `config.Optimizer` and `num_steps`."""
+        return config.part(hp, cls)
 
     def make_schedule(self) -> optax.Schedule:
         """Learning rate by step."""

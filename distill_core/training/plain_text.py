@@ -1,8 +1,9 @@
 """Trains a language model on a corpus by its labels alone, perhaps privately."""
 
+import dataclasses
 import functools
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from typing import Any
 
 from etils import epath
@@ -20,13 +21,20 @@ from distill_core.training import dp_sgd, inputs, language, run_state
 
 TRAINERS = ("words", "byte_pairs")
 _LENGTH, _VOCAB_SIZE = 64, 2000
-# None: not given, as in a config of images.
-FIELDS = {
-    "length": config.integer(2, default=None),
-    "tokenizer": config.text(default=None),
-    "vocab_size": config.integer(15, default=None),
-    "public_text": config.boolean(default=False),
-}
+
+
+@config.settings
+class Vocabulary:
+    """Rows of text, and the tokenizer that makes them. None is not given, as for images."""
+
+    length: int | None = config.integer(2, default=None, help="L, tokens of a row of text; 64")
+    tokenizer: str | None = config.text(
+        default=None, help="words, byte_pairs, or the PATH of one; words"
+    )
+    vocab_size: int | None = config.integer(15, default=None, help="of a new tokenizer; 2000")
+    public_text: bool = config.boolean(
+        default=False, help="the training text is public, so a vocabulary made of it may be told"
+    )
 
 
 def is_text(dataset: str) -> bool:
@@ -35,7 +43,7 @@ def is_text(dataset: str) -> bool:
 
 
 def train(
-    hp: Mapping[str, Any], workdir: epath.PathLike, *, method: str, mode: str | None = None
+    hp: Any, workdir: epath.PathLike, *, method: str, mode: str | None = None
 ) -> dict[str, Any]:
     """Trains to the end or resumes, and measures on the corpus's test text.
 
@@ -45,7 +53,7 @@ def train(
     too: then a release may carry the vocabulary made of it.
 
     Args:
-      hp: validated values of `config.MODEL`, `OPTIMIZER` and `RUN`, of `FIELDS`, and `dataset`.
+      hp: settings `config.Model`, `Optimizer`, `Run`, `Vocabulary`, `Private`, and `dataset`.
       workdir: the run's directory.
       method: written into the checkpoint.
       mode: see `parallel.choose_mode`.
@@ -57,30 +65,28 @@ def train(
       InputError: on a field, before anything is written; and what `language.train` raises.
     """
     defaults = {"length": _LENGTH, "tokenizer": TRAINERS[0], "vocab_size": _VOCAB_SIZE}
-    hp = {**hp, **{name: hp[name] or value for name, value in defaults.items()}}
-    private, wanted = bool(hp.get("dp")), hp["tokenizer"]
+    hp = dataclasses.replace(hp, **{k: getattr(hp, k) or v for k, v in defaults.items()})
+    private, wanted = bool(hp.dp), hp.tokenizer
     check_private(hp)
-    corpus = corpora.load_corpus(hp["dataset"])
+    corpus = corpora.load_corpus(hp.dataset)
     run_state.check_unchanged(hp, workdir, {"dataset": corpus.fingerprint()})
     if wanted in TRAINERS:
         tokenizer = new_tokenizer(hp, wanted, [line.text for line in corpus.train])
     else:
         tokenizer = stored_tokenizer(wanted, private=private)
-    network = text_network(
-        tokenizer, hp["length"], model=hp["model"], model_kwargs=hp["model_kwargs"]
-    )
+    network = text_network(tokenizer, hp.length, model=hp.model, model_kwargs=hp.model_kwargs)
     checks.check(network)
     encode = functools.partial(text_tasks.encode, tokenizer=tokenizer, task="language")
 
     def to_rows(lines, lay=text_tasks.to_rows):
-        return lay([encode(line) for line in lines], tokenizer, hp["length"], cut=True)[0]
+        return lay([encode(line) for line in lines], tokenizer, hp.length, cut=True)[0]
 
     rows = to_rows(corpus.train, text_tasks.line_rows if private else text_tasks.to_rows)
-    run = language.Run(hp, workdir, method, network, rows, to_rows(corpus.validation), mode)
+    run = language.Run(hp, workdir, method, network, rows, to_rows(corpus.validation), mode, hp.dp)
     reads = {"dataset": corpus.fingerprint(), "tokenizer": inputs.of_tokenizer(tokenizer)}
     id = language.train(run, NextTokens(network), frozen={}, reads=reads)
     loaded = checkpoint.load_model(workdir)
-    judged, batch_size = to_rows(corpus.test), hp["eval_batch_size"]
+    judged, batch_size = to_rows(corpus.test), hp.eval_batch_size
     found = language.measure(loaded, judged, batch_size=batch_size, mode=mode)
     perplexity = math.exp(min(found["cross_entropy"], 700.0))
     if parallel.is_main():
@@ -89,26 +95,26 @@ def train(
     return {"perplexity": perplexity, "accuracy": found["accuracy"], "id": id, **spent}
 
 
-def check_private(hp: Mapping[str, Any]):
+def check_private(hp: Any):
     """With a group `dp` the vocabulary comes from elsewhere, and the text is not public.
 
     Raises:
       InputError: on `tokenizer` or `public_text`.
     """
-    if not hp.get("dp"):
+    if not hp.dp:
         return
-    if hp["tokenizer"] is None or hp["tokenizer"] in TRAINERS:
+    if hp.tokenizer is None or hp.tokenizer in TRAINERS:
         allowed = "with dp must be a PATH: a vocabulary made of the private lines tells their words"
-        raise InputError("tokenizer", hp["tokenizer"], allowed)
-    if hp["public_text"]:
+        raise InputError("tokenizer", hp.tokenizer, allowed)
+    if hp.public_text:
         raise InputError("public_text", True, "must be False with dp, which protects the text")
 
 
-def new_tokenizer(hp: Mapping[str, Any], kind: str, lines: Iterable[str]) -> tokenizers.Tokenizer:
+def new_tokenizer(hp: Any, kind: str, lines: Iterable[str]) -> tokenizers.Tokenizer:
     """A tokenizer of one of `TRAINERS`, trained on lines; it remembers whether they are public."""
     make = tokenizers.train_words if kind == "words" else tokenizers.train_byte_pairs
-    tokenizer = make(lines, vocab_size=hp["vocab_size"])
-    public = hp["public_text"]
+    tokenizer = make(lines, vocab_size=hp.vocab_size)
+    public = hp.public_text
     tokenizer.made_from = tokenizers.PUBLIC_TEXT if public else tokenizers.TRAINING_TEXT
     return tokenizer
 

@@ -6,7 +6,6 @@ Shared by the training of classifiers and of language models.
 import contextlib
 import dataclasses
 import functools
-import json
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -14,7 +13,7 @@ import jax
 import numpy as np
 from etils import epath
 
-from distill_core import checkpoint
+from distill_core import checkpoint, config
 from distill_core.config import InputError
 from distill_core.data import sampling
 from distill_core.models.network import Network
@@ -75,20 +74,19 @@ def replaced(tree: Any, place: tuple[str, ...], leaf: Any) -> Any:
     return {**tree, place[0]: replaced(tree[place[0]], place[1:], leaf)}
 
 
-def first_variables(
-    hp: Mapping[str, Any], workdir: epath.PathLike, network: Network
-) -> tuple[Any, Any]:
+def first_variables(hp: config.Run, workdir: epath.PathLike, network: Network) -> tuple[Any, Any]:
     """(params, model_state), fresh, or of `init_from` if the workdir has no checkpoint."""
     if start := _starting_point(hp, workdir):
-        with about("init_from", hp["init_from"]):
-            fits.check_start("init_from", hp["init_from"], start.network, network)
-            model_state = checkpoint.fit(hp["init_from"], network.shapes(), start.variables)
+        path = str(hp.init_from)
+        with about("init_from", path):
+            fits.check_start("init_from", path, start.network, network)
+            model_state = checkpoint.fit(path, network.shapes(), start.variables)
         return model_state.pop("params"), model_state
-    return network.init(stream_key(jax.random.key(hp["seed"]), STREAM_INIT, 0))
+    return network.init(stream_key(jax.random.key(hp.seed), STREAM_INIT, 0))
 
 
 def initial_state(
-    hp: Mapping[str, Any], workdir: epath.PathLike, network: Network, layout: Layout
+    hp: config.Run, workdir: epath.PathLike, network: Network, layout: Layout
 ) -> TrainState:
     """The state before the first step of a run, or what a resumed one is shaped like."""
     if layout.whole is not None:
@@ -96,11 +94,11 @@ def initial_state(
     else:
         params, model_state = first_variables(hp, workdir, network)
         model_state = {**model_state, **layout.own}
-    tx, rng = Optimizer.of(hp).make(), jax.random.key(hp["seed"])
+    tx, rng = Optimizer.of(hp).make(), jax.random.key(hp.seed)
     return TrainState.create(params=params, model_state=model_state, tx=tx, rng=rng)
 
 
-def starting_network(hp: Mapping[str, Any], workdir: epath.PathLike) -> Network | None:
+def starting_network(hp: config.Run, workdir: epath.PathLike) -> Network | None:
     """The network whose weights a run starts or goes on from; None from scratch."""
     if has_checkpoint(workdir):
         described = checkpoint.find(workdir)[1]["parts"].get(PART)
@@ -109,18 +107,16 @@ def starting_network(hp: Mapping[str, Any], workdir: epath.PathLike) -> Network 
     return None if start is None else start.network
 
 
-def _starting_point(
-    hp: Mapping[str, Any], workdir: epath.PathLike
-) -> checkpoint.LoadedModel | None:
+def _starting_point(hp: config.Run, workdir: epath.PathLike) -> checkpoint.LoadedModel | None:
     """What the run's first weights are from; None where they are its own, or fresh."""
-    if not hp.get("init_from") or has_checkpoint(workdir):
+    if not hp.init_from or has_checkpoint(workdir):
         return None  # it resumes from its checkpoint; the path may hold something else by now
-    with about("init_from", hp["init_from"]):
-        return checkpoint.load_model(hp["init_from"])
+    with about("init_from", hp.init_from):
+        return checkpoint.load_model(hp.init_from)
 
 
 def check_unchanged(
-    hp: Mapping[str, Any],
+    hp: Any,
     workdir: epath.PathLike,
     reads: Mapping[str, checkpoint.LoadedModel | str],
 ):
@@ -131,8 +127,8 @@ def check_unchanged(
     """
     if has_checkpoint(workdir):
         began = checkpoint.find(workdir)[1]["config"]
-        same = {field: each for field, each in reads.items() if began.get(field) == hp[field]}
-        inputs.check(workdir, _prints(same), hp, resumes=False)
+        same = {k: each for k, each in reads.items() if began.get(k) == getattr(hp, k)}
+        inputs.check(workdir, _prints(same), config.to_json(hp), resumes=False)
 
 
 def _prints(reads: Mapping[str, checkpoint.LoadedModel | str]) -> dict[str, str]:
@@ -140,7 +136,7 @@ def _prints(reads: Mapping[str, checkpoint.LoadedModel | str]) -> dict[str, str]
 
 
 def describe(
-    hp: Mapping[str, Any],
+    hp: config.Run,
     workdir: epath.PathLike,
     *,
     method: str,
@@ -151,7 +147,7 @@ def describe(
     """What the checkpoints of a run say of it, and what it reads, by content.
 
     Args:
-      hp: the validated config.
+      hp: the run's settings.
       workdir: the run's directory. Of a run with a checkpoint the ancestors are those that its
         ledger names.
       method: the binary.
@@ -173,7 +169,7 @@ def describe(
     about = {
         "method": method,
         "parts": {PART: network.to_json()},
-        "config": json.loads(json.dumps(dict(hp))),
+        "config": config.to_json(hp),
         "data_note": note,
         "ledger": {"mechanisms": [], "ancestors": ancestors},
     }

@@ -1,6 +1,7 @@
 """SCM: the attacker distils through a sequence of intermediate students."""
 
-from collections.abc import Callable, Mapping
+import dataclasses
+from collections.abc import Callable
 from typing import Any
 
 from etils import epath
@@ -10,10 +11,10 @@ from distill_core.training import run_state
 
 
 def train_in_sequence(
-    hp: Mapping[str, Any],
+    hp: Any,
     workdir: epath.PathLike,
     teacher: checkpoint.LoadedModel,
-    distil: Callable[[Mapping[str, Any], epath.Path, checkpoint.LoadedModel], dict[str, Any]],
+    distil: Callable[[Any, epath.Path, checkpoint.LoadedModel], dict[str, Any]],
 ) -> dict[str, Any]:
     """Teacher → intermediate 1 → … → student, each distilled from the one before.
 
@@ -36,11 +37,12 @@ def train_in_sequence(
       The student's result.
     """
     workdir, source = epath.Path(workdir), teacher
-    places = [workdir / f"intermediate{i + 1}" for i in range(hp["num_intermediates"])]
+    places = [workdir / f"intermediate{i + 1}" for i in range(hp.num_intermediates)]
     for i, (place, after) in enumerate(zip(places, [*places[1:], workdir], strict=True), 1):
-        stage = {**hp, "seed": (hp["seed"] + i) % 2**32}
+        stage = dataclasses.replace(hp, seed=(hp.seed + i) % 2**32)
         if run_state.has_checkpoint(place) and run_state.has_checkpoint(after):
-            stage["num_steps"] = checkpoint.find(place)[1]["config"]["num_steps"]
+            done = checkpoint.find(place)[1]["config"]["num_steps"]
+            stage = dataclasses.replace(stage, num_steps=done)
         distil(stage, place, source)
         source = checkpoint.load_model(place)
     return distil(hp, workdir, source)

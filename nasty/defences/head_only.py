@@ -130,14 +130,14 @@ def _same_features(adversary: LoadedModel, network: Network, layout: Layout) -> 
     return all(map(np.array_equal, jax.tree.leaves(ours), jax.tree.leaves(theirs)))
 
 
-def _check(hp: Mapping[str, Any]):
-    if not hp["init_from"]:
+def _check(hp: config.Training):
+    if not hp.init_from:
         allowed = "train_only_head starts from a trained network, e.g. the adversary: name it"
-        raise InputError("init_from", hp["init_from"], allowed)
-    for name in config.AUGMENTATION:
-        if hp[name]:
+        raise InputError("init_from", hp.init_from, allowed)
+    for name in config.fields(config.Augmentation):
+        if getattr(hp, name):
             allowed = "train_only_head takes no augmentation: it computes features once"
-            raise InputError(name, hp[name], allowed)
+            raise InputError(name, getattr(hp, name), allowed)
 
 
 def _dense_layers(tree: PyTree, place: tuple[str, ...] = ()):

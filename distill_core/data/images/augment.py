@@ -1,8 +1,6 @@
 """Random rotations, crops and flips of images, on the device."""
 
-from collections.abc import Mapping
 from functools import partial
-from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -10,20 +8,7 @@ import jax.numpy as jnp
 from distill_core.config import InputError
 
 
-class Augmentation(NamedTuple):
-    """How a run augments its images: the settings of `augment`, hashable."""
-
-    crop_padding: int = 0
-    flip: bool = False
-    rotation: float = 0.0
-
-
-def from_settings(hp: Mapping[str, Any]) -> Augmentation:
-    """What validated values of `config.AUGMENTATION` say."""
-    return Augmentation(*(hp[name] for name in Augmentation._fields))
-
-
-@partial(jax.jit, static_argnames=Augmentation._fields)
+@partial(jax.jit, static_argnames=("crop_padding", "flip", "rotation"))
 def augment(
     key: jax.Array,
     images: jax.Array,
