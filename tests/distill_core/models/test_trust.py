@@ -2,12 +2,10 @@
 
 import importlib
 import sys
-from pathlib import Path
 
 import jax
 import numpy as np
 import pytest
-from etils import epath
 from ml_collections import ConfigDict
 
 import distill_core
@@ -16,7 +14,6 @@ from distill_core.config import InputError
 from distill_core.models import spec, trust
 from distill_core.runtime import cli
 from dpdfd.ensemble import training as ensemble
-from nasty.experiment import data_free
 
 STRANGER = """
 import pathlib
@@ -193,7 +190,6 @@ def test_the_binaries_refuse_and_take_trust(place, capsys):
         assert "trust: got 'a/b'" in capsys.readouterr().err
     assert cli.exit_code(evaluate.main, ["--checkpoint=run", "--trust=other,stranger"]) == 0
     assert cli.exit_code(evaluate.main, ["--checkpoint=run"]) == cli.EXIT_INPUT
-    assert trust.trusted() == []
 
 
 def test_a_run_trusts_the_very_module_that_its_config_names(place):
@@ -215,19 +211,14 @@ def test_a_run_trusts_the_very_module_that_its_config_names(place):
 
 def test_groups_of_a_config_name_modules_too():
     @trust.config_allows
-    def run(settings):
-        return trust.trusted()
+    def run(settings, module):
+        trust.check("checkpoint", "file", module, asks_for="a network")
 
     named = {"model": "a.b:C", "student_model": "d:E", "students": {"x": {"model": "f:G"}}}
-    assert run(ConfigDict(named)) == ["a.b", "d", "f"]
-    assert run({"dataset": "npz:file", "model": "cnn", "modelled": "h:I"}) == []
-
-
-def test_a_run_in_another_process_gets_the_trust_of_this_one():
-    with trust.allowed(["a.b", "c"]):
-        command = data_free._command(Path("config.py"), epath.Path("run"), None)
-    assert command[-2:] == ["--trust=a.b", "--trust=c"]
-    assert data_free._command(Path("config.py"), epath.Path("run"), None)[-1] == "run"
+    for module in ("a.b", "d", "f"):
+        run(ConfigDict(named), module)
+    with pytest.raises(InputError, match="asks for a network"):
+        run({"dataset": "npz:file", "model": "cnn", "modelled": "h:I"}, "h")
 
 
 def test_our_own_networks_need_no_trust(tmp_path):
