@@ -1,11 +1,12 @@
 """Config to validated hyper-parameters."""
 
 import ast
+import contextlib
 import dataclasses
 import difflib
 import json
 import math
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
 _REQUIRED = object()
@@ -21,6 +22,21 @@ class InputError(ValueError):
     def __init__(self, field: str, given: object, allowed: str):
         super().__init__(" ".join(f"{field}: got {given!r}; {allowed}".split()))
         self.field, self.given, self.allowed = field, given, allowed
+
+
+@contextlib.contextmanager
+def within(group: str) -> Iterator[None]:
+    """Errors inside name their field as `group.field`.
+
+    >>> with within("dp"):
+    ...     raise InputError("norm", 0.0, "must be above 0")
+    Traceback (most recent call last):
+    distill_core.config.InputError: dp.norm: got 0.0; must be above 0
+    """
+    try:
+        yield
+    except InputError as error:
+        raise InputError(f"{group}.{error.field}", error.given, error.allowed) from None
 
 
 def literal(text: str) -> Any:

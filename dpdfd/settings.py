@@ -126,10 +126,8 @@ def _check_rounds(hp: Mapping[str, Any]):
 
 def group(name: str, given: Mapping[str, Any], fields: Mapping[str, config.Field]) -> dict:
     """Checked values of a group; errors name its field as `name.field`."""
-    try:
+    with config.within(name):
         return config.validate(given, fields)
-    except InputError as error:
-        raise InputError(f"{name}.{error.field}", error.given, error.allowed) from None
 
 
 def release(hp: Mapping[str, Any], *, num_teachers: int, num_examples: int | None):

@@ -30,7 +30,7 @@ from dpdfd.ensemble import provenance
 from dpdfd.privacy import odometer
 from dpdfd.privacy.bought import Bought
 from dpdfd.privacy.budget import Budget
-from dpdfd.settings import FIELDS
+from dpdfd.settings import FIELDS, validate
 from dpdfd.warm_start import warm_start
 
 _WARM_START_IMAGES = 10_000
@@ -49,7 +49,7 @@ def train_and_evaluate(
     Raises:
       InputError: before anything is written; and what `loop.run` raises.
     """
-    hp = settings.validate(given)
+    hp = validate(given)
     workdir, mode = epath.Path(workdir), _mode(hp, parallel)
     with run_state.about("teacher", hp["teacher"]):
         teacher = checkpoint.load_model(hp["teacher"])
