@@ -78,6 +78,7 @@ def train(
         _check_lines(rows["segments"])
         private = dp_sgd.PrivateRun(hp, run.workdir, metadata, run.network, data=rows, mode=mode)
         metadata, prints = private.metadata, prints | private.reads
+        assert not callable(frozen), "a private run has no teacher"
         plan, gradient = private.plan(frozen), PrivateGradient(private.augmentations)
     else:
         parallel.check_batch_size(hp["batch_size"])

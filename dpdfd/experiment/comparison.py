@@ -22,7 +22,8 @@ from distill_core import checkpoint, config, data, train
 from distill_core.config import InputError
 from distill_core.experiment import stages
 from distill_core.experiment.stages import Run, run_directory
-from distill_core.models import spec, trust
+from distill_core.models import checks, trust
+from distill_core.models.network import image_network
 from distill_core.training import classification, dp_settings
 from dpdfd import evaluate, settings
 from dpdfd import train as conversion
@@ -279,4 +280,4 @@ def _check_common(mine: Mapping[str, Any], fields: tuple[str, ...]):
 
 def _check_network(mine: Mapping[str, Any], dataset: data.Dataset):
     kwargs = mine["model_kwargs"]
-    spec.check(spec.image_spec(model=mine["model"], model_kwargs=kwargs, dataset=dataset))
+    checks.check(image_network(dataset, model=mine["model"], model_kwargs=kwargs))
