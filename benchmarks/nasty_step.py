@@ -10,7 +10,7 @@ round by round, and medians are compared; the machine may be shared, so the rati
 
 PyTorch runs as it is written and compiled (`torch.compile` of forward pass and loss, default mode),
 convolutions in channels_last. In float32 both may use a GPU's TF32; in bfloat16 ours computes in it
-where its specs say so, PyTorch under autocast, and parameters stay float32 on both sides.
+where its network says so, PyTorch under autocast, and parameters stay float32 on both sides.
 
 A share of the chip's peak is the operations of our step (`distill_core.models.flops`: convolutions
 and matrix products, forward and backward) by our time and by the peak: dense, of TF32 or of
@@ -36,12 +36,12 @@ import torch_networks
 from torch.nn import functional
 
 from distill_core import models
-from distill_core.data.images import augment
 from distill_core.models.flops import count_flops
-from distill_core.training import classification
-from distill_core.training.step import TrainState
+from distill_core.models.network import Network
+from distill_core.training.optimizers import Optimizer
+from distill_core.training.step import TrainState, Update
 from nasty.experiment import throughput
-from nasty.train import objective_against
+from nasty.step import Nasty
 
 OMEGA, TEMPERATURE = 0.04, 4.0
 SIDES = ("ours", "torch", "torch.compile")
@@ -49,31 +49,18 @@ SIDES = ("ours", "torch", "torch.compile")
 
 def jax_step(model: str, dtype: str, images: np.ndarray, labels: np.ndarray):
     """(a function that does one of our steps and waits for it, flops of a step, parameters)."""
-    network = {
-        "model": model,
-        "model_kwargs": {},
-        "num_classes": 10,
-        "input_shape": [32, 32, 3],
-        "mean": [0.5] * 3,
-        "std": [0.25] * 3,
-        "classes": [str(i) for i in range(10)],
-        **({} if dtype == "float32" else {"compute_dtype": dtype}),
-    }
-    key = json.dumps(network)
-    optimizer = {
-        "optimizer": "sgd",
-        "learning_rate": 0.01,
-        "momentum": 0.9,
-        "weight_decay": 5e-4,
-        "schedule": "constant",
-        "num_steps": 1000,
-    }
-    step, tx = classification.compiled(
-        key, json.dumps(optimizer), objective_against(key), augment.Augmentation(), "jit"
+    network = Network(
+        model,
+        10,
+        input_shape=(32, 32, 3),
+        mean=(0.5,) * 3,
+        std=(0.25,) * 3,
+        compute_dtype=dtype,
     )
-    module = network.module()
-    params, model_state = models.init_model(module, jax.random.key(0), (32, 32, 3))
-    adversary, statistics_ = models.init_model(module, jax.random.key(1), (32, 32, 3))
+    optimizer = Optimizer("sgd", 0.01, num_steps=1000, momentum=0.9, weight_decay=5e-4)
+    update = Update(Nasty(network, network), optimizer)
+    params, model_state = network.init(jax.random.key(0))
+    adversary, statistics_ = network.init(jax.random.key(1))
     frozen = {
         "adversary": {"params": adversary, **statistics_},
         "omega": jnp.float32(OMEGA),
@@ -84,15 +71,14 @@ def jax_step(model: str, dtype: str, images: np.ndarray, labels: np.ndarray):
             "image": images,
             "label": labels,
             "index": np.arange(len(labels), dtype=np.int32),
-            "extra": {},
         }
     )
     rng = jax.random.key(2)
-    state = TrainState.create(params=params, model_state=model_state, tx=tx, rng=rng)
-    operations = count_flops(step, state, frozen, batch)
-    lowered = step.lower(state, frozen, batch)
+    state = TrainState.create(params=params, model_state=model_state, tx=optimizer.make(), rng=rng)
+    operations = count_flops(update, state, frozen, batch)
+    lowered = jax.jit(update, donate_argnums=0).lower(state, frozen, batch)
     if dtype == "bfloat16" and "bf16" not in lowered.as_text():
-        raise SystemExit("our step holds no bfloat16: this version's specs know no compute_dtype")
+        raise SystemExit("our step holds no bfloat16")
     compiled = lowered.compile()
 
     def run():

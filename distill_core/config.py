@@ -8,10 +8,11 @@ A binary declares its settings as a class, one line per field:
 """
 
 import ast
+import contextlib
 import dataclasses
 import difflib
 import math
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any, TypeVar, dataclass_transform, overload
 
 from flax.core import FrozenDict
@@ -30,6 +31,21 @@ class InputError(ValueError):
     def __init__(self, field: str, given: object, allowed: str):
         super().__init__(" ".join(f"{field}: got {given!r}; {allowed}".split()))
         self.field, self.given, self.allowed = field, given, allowed
+
+
+@contextlib.contextmanager
+def within(group: str) -> Iterator[None]:
+    """Errors inside name their field as `group.field`.
+
+    >>> with within("dp"):
+    ...     raise InputError("norm", 0.0, "must be above 0")
+    Traceback (most recent call last):
+    distill_core.config.InputError: dp.norm: got 0.0; must be above 0
+    """
+    try:
+        yield
+    except InputError as error:
+        raise InputError(f"{group}.{error.field}", error.given, error.allowed) from None
 
 
 def literal(text: str) -> Any:
@@ -252,9 +268,10 @@ def validate(config: Any, kind: Any) -> Any:
             values[name] = field.default
             continue
         try:
-            values[name] = field.read(given[name])
-        except InputError as error:
-            raise InputError(f"{name}.{error.field}", error.given, error.allowed) from None
+            with within(name):
+                values[name] = field.read(given[name])
+        except InputError:
+            raise
         except (TypeError, ValueError, OverflowError):
             raise field.refused(name, given[name]) from None
     return values if isinstance(kind, Mapping) else kind(**values)

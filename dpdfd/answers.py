@@ -1,110 +1,151 @@
-"""Noisy answers of an ensemble: whole numbers are counted on the device and noised on the host.
+"""Buys answers, a round at a time: queries are drawn, the teacher is asked, the bank holds both."""
 
-Each teacher gives every query R parts, shared out among the classes by its probabilities. The sum
-over M teachers is a vector of whole numbers that moves by √2·R at most when one teacher changes in
-any way at all, without any rounding. It gets discrete Gaussian noise from the operating system's
-randomness, and over M·R it is the noisy mean of probabilities. Our reconstruction, after Papernot
-et al., "Scalable Private Learning with PATE", 2018.
-
-Noise for 8,192 queries of 10 classes takes a tenth of a second on one CPU core:
-
-    python -m timeit -n 1 -s "import numpy as np" \
-        -s "from dpdfd.answers import noisy_answers, parts" \
-        -s "counts = np.full((8192, 10), 25 * parts(250), np.int32)" \
-        "noisy_answers(counts, 250, noise_multiplier=60.0)"
-"""
-
-import math
+import dataclasses
 import os
-from collections.abc import Callable
+from collections.abc import Mapping
 
-import jax
-import jax.numpy as jnp
 import numpy as np
 
-from distill_core.privacy import discrete_gaussian
-from dpdfd.privacy.mechanism import on_simplex
-
-Array = jax.Array
-
-_MOST_PARTS = 1 << 20  # below 10⁻⁶ a probability is of no interest
-MOST_NOISE = 6e7  # of `noise_multiplier`
-_MOST_TOTAL = 1 << 30  # so that int32 holds every sum
+from distill_core.runtime import parallel
+from dpdfd import bank as bank_lib
+from dpdfd import step as step_lib
+from dpdfd.conversion import Run, prior_images
+from dpdfd.privacy import exact_noise
+from dpdfd.step import State
 
 
-def parts(num_teachers: int) -> int:
-    """R, into how many parts a teacher divides a query: a power of 2.
-
-    >>> parts(1000), parts(100_000)
-    (1048576, 8192)
-    """
-    return min(_MOST_PARTS, 1 << (_MOST_TOTAL // num_teachers).bit_length() - 1)
-
-
-def answer_counts(teacher_outputs: Array) -> Array:
-    """Sum over M teachers of the parts that each gives to the classes of each query.
-
-    Formal guarantee: if one teacher changes in any way at all, the counts of a query move by at
-    most √2·R (L2), R = `parts(M)`, exactly: whatever a teacher returns becomes K whole numbers of
-    at least 0 that add up to R. Rows are brought onto the simplex as in `mechanism.private_answers`
-    and the cumulative probabilities rounded to multiples of 1/R.
+def buy(run: Run, state: State, frozen, number: int) -> State:
+    """The state after a round: queries and answers are in the bank.
 
     Args:
-      teacher_outputs: `[M, B, K]`, probabilities or one-hot votes, any real dtype (not logits).
-
-    Returns:
-      int32 `[B, K]`, each row adding up to M·R; private, without noise.
-
-    Raises:
-      ValueError: another number of axes.
-
-    >>> print(answer_counts(jnp.array([[[1.0, 0.0]], [[0.25, 0.75]]])) / parts(2))
-    [[1.25 0.75]]
+      run: in whose `private/` answers are kept before anything is made of them; what is there
+        already is not bought again.
+      state: its student chooses the queries, and its generator draws them if there is no prior.
+      frozen: as for `step.ask`.
+      number: of the round, from 0.
     """
-    if jnp.ndim(teacher_outputs) != 3 or 0 in jnp.shape(teacher_outputs):
-        shape = jnp.shape(teacher_outputs)
-        raise ValueError(f"teachers: got shape {shape}; must be [M, B, K], none 0")
-    whole = parts(teacher_outputs.shape[0])
-    probs, _ = on_simplex(jax.lax.stop_gradient(teacher_outputs))
-    shares = jnp.clip(jnp.round(jnp.cumsum(probs, axis=-1) * whole), 0, whole)
-    edges = jax.lax.cummax(shares.astype(jnp.int32), axis=2)
-    edges = edges.at[..., -1].set(whole)
-    # So that no compiler computes an edge twice: rounded otherwise, the parts would not add up.
-    edges = jax.lax.optimization_barrier(edges)
-    return jnp.sum(jnp.diff(edges, axis=-1, prepend=0), axis=0)
+    num = run.releases_per_round * run.hp["batch_size"]
+    found = run.bought.read(number)
+    if found is None:
+        queries = _queries(run, state, number, num)
+        found = queries, _answers(run, state, frozen, number, queries)
+        run.bought.write(number, *found)
+    bank = {name: np.asarray(value) for name, value in state.bank.items()}
+    bank = bank_lib.deposit(bank, number * num, *found)
+    bought = (number + 1) * num
+    bank = _smoothed(run, bank, bought)
+    seen = _predicted(run, state, bank["images"][:bought]) if number else None
+    bank = bank_lib.balance(bank, bought, seen)
+    return state.replace(bank=parallel.place(bank, run.mode))
 
 
-def noisy_answers(
-    counts: np.ndarray,
-    num_teachers: int,
-    *,
-    noise_multiplier: float,
-    random: Callable[[int], bytes] = os.urandom,
-) -> np.ndarray:
-    """The mean of M teachers' probabilities for each query, with noise; on the host.
+@dataclasses.dataclass(frozen=True)
+class Layout:
+    """How a checkpoint keeps a state: student and generator are networks of their own.
 
-    Formal guarantee: every query is at least as private as a Gaussian mechanism of ratio std/Δ =
-    `noise_multiplier` for a record that reaches one teacher only, at every (ε, δ), composed with
-    all others (`discrete_gaussian.variance`); what is published lies on a grid and excludes no
-    neighbour. It assumes that the random bytes are fair and stay unknown.
-
-    The answers are raw: they may be negative and need not sum to 1. Everything done to them
-    afterwards, this function's rounding to float32 included, is free.
-
-    Args:
-      counts: `[N, K]`, from `answer_counts`.
-      num_teachers: M.
-      noise_multiplier: std/Δ above 0, with Δ = √2/M (a ledger's Δ is a little more).
-      random: n to n random bytes.
-
-    Returns:
-      float32 `[N, K]`.
-
-    Raises:
-      ValueError: `noise_multiplier` outside its range; it may be up to `MOST_NOISE`.
+    Of the bank it keeps the replay probabilities alone: answers stay in `private/`, see `bought`.
     """
-    whole = parts(num_teachers)
-    # Upwards, by more than the product's last bits.
-    std = noise_multiplier * math.sqrt(2.0) * whole * (1 + 1e-12)
-    noise = discrete_gaussian.sample(std, np.size(counts), random).reshape(np.shape(counts))
-    return ((counts.astype(np.int64) + noise) / (num_teachers * whole)).astype(np.float32)
+
+    run: Run
+
+    def split(self, state: State) -> tuple[dict, dict]:
+        """(parts, train) for the checkpoint."""
+        trained = {"student": state.student, "generator": state.generator}
+        parts = {
+            name: {"params": one.params, "model_state": one.model_state}
+            for name, one in trained.items()
+        }
+        train = {
+            name: {"step": one.step, "opt_state": one.opt_state, "rng": one.rng}
+            for name, one in trained.items()
+        }
+        kept = {name: state.bank[name] for name in ("reach",) if name in state.bank}
+        return parts, {**train, "bank": kept}
+
+    def merge(self, state: State, parts: dict, train: dict) -> State:
+        """The inverse, with the queries and answers that were bought before its step.
+
+        Raises:
+          InputError: they are missing, and with them what the run has paid for.
+        """
+        student = state.student.replace(**parts["student"], **train["student"])
+        generator = state.generator.replace(**parts["generator"], **train["generator"])
+        bank, bought, step = {**state.bank, **train["bank"]}, 0, int(student.step)
+        if bank and step < self.run.hp["num_steps"]:
+            for number in range(-(-step // self.run.steps_per_round)):
+                found = self.run.bought.read(number)
+                if found is None:
+                    raise self.run.bought.missing(number)
+                bank = bank_lib.deposit(bank, bought, *found)
+                bought += len(found[0])
+            bank = _smoothed(self.run, bank, bought)
+        return State(student, generator, bank)
+
+
+def _smoothed(run: Run, bank: dict, bought: int) -> dict:
+    return bank_lib.smooth(bank, bought, run.budget.answer_std) if run.hp["smooth"] else bank
+
+
+def _queries(run: Run, state: State, number: int, num: int) -> np.ndarray:
+    """uint8 [num, H, W, C], as the bank keeps them."""
+    hp = run.hp
+    candidates = num * (hp["candidates"] if number else 1)  # an untrained student cannot choose
+    if hp["prior"]:
+        shape = run.conversion.student.input_shape
+        queries = prior_images(hp, shape, 1 + number, candidates)
+    else:
+        queries = _drawn(run, state, number, candidates)
+    queries = np.round(queries * 255).astype(np.uint8)
+    if number:
+        queries = queries[bank_lib.choose_balanced(_predicted(run, state, queries), num)]
+    return queries
+
+
+def _answers(run: Run, state: State, frozen, number: int, queries: np.ndarray) -> np.ndarray:
+    """What a round buys, float32 [num, K]; written down as drawn before any noise is."""
+    size, first = run.hp["batch_size"], number * run.releases_per_round
+    counted = run.hp["mechanism"] == "answers"  # noised on the host, all at once
+    if not counted:
+        run.budget.reserve(first, run.releases_per_round)
+    ask, found = run.program(step_lib.ask), []
+    for i in range(run.releases_per_round):
+        release = np.full(size, first + i, np.int32)
+        batch = {"image": queries[i * size : (i + 1) * size], "number": release}
+        found.append(np.asarray(ask(state, frozen, _fed(run, batch))))
+    if not counted:
+        return np.concatenate(found)
+    run.budget.reserve(first, run.releases_per_round)
+    seed = run.hp["noise_seed"]
+    noisy = exact_noise.noisy_answers(
+        np.concatenate(found),
+        run.num_teachers,
+        noise_multiplier=run.budget.noise_multiplier,
+        random=os.urandom if seed is None else np.random.default_rng([seed, number]).bytes,
+    )
+    return parallel.from_main(noisy)
+
+
+def _predicted(run: Run, state: State, images: np.ndarray) -> np.ndarray:
+    """The student's probabilities [N, K], a batch at a time."""
+    size, predict, found = run.hp["batch_size"], run.program(step_lib.predict), []
+    for start in range(0, len(images), size):
+        part = images[start : start + size]
+        padded = np.concatenate([part, np.zeros((size - len(part), *part.shape[1:]), part.dtype)])
+        probs = predict(state, {}, _fed(run, {"image": padded}))
+        found.append(np.asarray(probs)[: len(part)])
+    return np.concatenate(found)
+
+
+def _drawn(run: Run, state: State, number: int, num: int) -> np.ndarray:
+    """Images of the generator, float32 [num, H, W, C]."""
+    size, draw, found = run.hp["batch_size"], run.program(step_lib.draw), []
+    index = np.arange(size, dtype=np.int32)
+    for i in range(-(-num // size)):
+        batch = {"index": index, "number": np.full(size, number * 1_000_003 + i, np.int32)}
+        found.append(np.asarray(draw(state, {}, _fed(run, batch))))
+    return np.concatenate(found)[:num]
+
+
+def _fed(run: Run, batch: Mapping[str, np.ndarray]):
+    rows = parallel.local_rows(run.hp["batch_size"])
+    return parallel.feed({name: array[rows] for name, array in batch.items()}, run.mode)

@@ -1,234 +1,187 @@
-"""The conversion's state, and its pure steps: the student's, the generator's, and their draws.
+"""A conversion before its first step: its networks, what a run holds, its state and the images
+that code draws for it."""
 
-Student and generator alternate: the student steps towards the teacher on generated queries, by
-gradients that are bounded and noised; then the generator steps with the student, frozen, as its
-guide. The generator's step is given no teacher, unless the teacher itself is the guide (one that
-was trained with DP, or a run without privacy). The idea is that of Liu et al., "Model Conversion
-via Differentially Private Data-Free Distillation", IJCAI 2023; the formulas are our reconstruction.
-"""
-
+import dataclasses
+import functools
 from collections.abc import Callable, Mapping
 from typing import Any
 
-import flax.struct
 import jax
-import jax.numpy as jnp
-import optax
+import numpy as np
 
-from distill_core.losses import kl_divergence
-from distill_core.privacy.per_example import bounded_gradient_sum, noisy_sum
-from distill_core.training.step import TrainState, all_sum, make_train_step
-from dpdfd import losses
-from dpdfd.generator import Generator
-from dpdfd.privacy.mechanism import privatize_logit_gradients
+from distill_core.checkpoint import LoadedModel
+from distill_core.config import InputError
+from distill_core.models import checks
+from distill_core.models.network import Network, hashable
+from distill_core.runtime import parallel
+from distill_core.training import fits
+from distill_core.training.optimizers import Optimizer
+from distill_core.training.step import STREAM_INIT, TrainState, stream_key
+from dpdfd.bank import empty_bank
+from dpdfd.losses import Weights
+from dpdfd.priors import images as priors
+from dpdfd.priors.warm_start import warm_start
+from dpdfd.privacy.bought import Bought
+from dpdfd.privacy.budget import Budget
+from dpdfd.step import Conversion, State
 
-Array = jax.Array
-PyTree = Any
+_WARM_START_IMAGES = 10_000
 
 
-class ConversionState(flax.struct.PyTreeNode):
-    """What a conversion trains and needs to go on.
+@dataclasses.dataclass(frozen=True)
+class Run:
+    """What the parts of a run share: values of `settings.FIELDS`, static choices, what is spent."""
 
-    Attributes:
-      student: the student's training state; its step counts.
-      generator: the generator's.
-      bank: answers that were bought, see `rounds`; `{}` where nothing is kept.
-    """
-
-    student: TrainState
-    generator: TrainState
-    bank: PyTree
+    hp: Mapping[str, Any]
+    conversion: Conversion
+    mode: str
+    budget: Budget
+    bought: Bought
+    num_teachers: int
 
     @property
-    def step(self) -> Array:
-        return self.student.step
+    def steps_per_round(self) -> int:
+        return self.hp["num_steps"] // self.hp["num_rounds"]
+
+    @property
+    def releases_per_round(self) -> int:
+        return self.hp["num_queries"] // self.hp["num_rounds"] // self.hp["batch_size"]
+
+    def program(self, function: Callable, *, donate: bool = False) -> Callable:
+        """A function of `step`, compiled: `(state, frozen, batch)` to what it returns."""
+        bound = parallel.Bound(function, self.conversion)
+        return parallel.wrap(bound, self.mode, donate=donate)
 
 
-def split_state(state: ConversionState):
-    """(parts, train) for the checkpoint: student and generator are networks of their own.
+def choose(hp: Mapping[str, Any], teacher: LoadedModel) -> Conversion:
+    """The static choices of a run: inputs and classes of its networks are the teacher's.
 
-    Of the bank only the replay probabilities: answers stay in `private/`, see `bought`.
+    Args:
+      hp: from `settings.validate`.
+      teacher: of images.
+
+    Raises:
+      InputError: on `model`, `model_kwargs`, `batch_size`, or an image shape that the generator
+        cannot make.
     """
-    trained = {"student": state.student, "generator": state.generator}
-    parts = {
-        name: {"params": one.params, "model_state": one.model_state}
-        for name, one in trained.items()
-    }
-    train = {
-        name: {"step": one.step, "opt_state": one.opt_state, "rng": one.rng}
-        for name, one in trained.items()
-    }
-    kept = {name: state.bank[name] for name in ("reach",) if name in state.bank}
-    return parts, {**train, "bank": kept}
-
-
-def merge_state(state: ConversionState, parts, train) -> ConversionState:
-    """The inverse of `split_state`; images and answers of the bank are those of `state`."""
-    return ConversionState(
-        state.student.replace(**parts["student"], **train["student"]),
-        state.generator.replace(**parts["generator"], **train["generator"]),
-        {**state.bank, **train["bank"]},
+    group = hp["generator"]
+    student = dataclasses.replace(
+        teacher.network,
+        model=hp["model"],
+        model_kwargs=hp["model_kwargs"],
+        compute_dtype="float32",
+    )
+    checks.check(student)
+    if set(student.shapes()) != {"params"}:
+        allowed = "has statistics of a batch, which mix examples: take norm 'group' or 'none'"
+        raise InputError("model", hp["model"], allowed)
+    chosen = {name: group[name] for name in ("conditional", "latent_size", "width", "norm")}
+    generator = Network(
+        "dpdfd.generator:Generator",
+        student.num_classes,
+        {"image_shape": student.input_shape, **chosen},
+        input_shape=(group["latent_size"],),
+        mean=(0.0,) * group["latent_size"],
+        std=(1.0,) * group["latent_size"],
+        classes=student.classes,
+        classes_named=student.classes_named,
+        outputs="images",
+        labelled=group["conditional"],
+    )
+    generator.shapes()  # refuses an image shape that it cannot make
+    # Its first layer normalises over height/4 · width/4 values of each image.
+    height, width, _ = student.input_shape
+    smallest = hp["batch_size"] * (height // 4) * (width // 4)
+    if group["norm"] == "batch" and group["every"] and smallest == 1:
+        allowed = "leaves the generator's batch normalisation one value per channel: take a larger"
+        raise InputError("batch_size", hp["batch_size"], f"{allowed} batch, or another norm")
+    return Conversion(
+        student,
+        teacher.network,
+        generator,
+        hp["batch_size"],
+        Optimizer.of(hp),
+        group["learning_rate"],
+        Weights(**{name: group[name] for name in Weights._fields}),
+        None if hp["mechanism"] == "none" else hp["mechanism"],
+        hp["bound"],
+        hp["loss"],
+        hp["crop_padding"],
+        hp["guide"],
     )
 
 
-def draw_latents(
-    key: Array, index: Array, generator: Generator, batch_size: int
-) -> tuple[Array, Array | None]:
-    """Latent vectors and, for a conditional generator, classes, each by its place in the batch.
+def first_state(run: Run, *, begun: bool) -> State:
+    """The state before the first step; of a run that has begun only its shapes count."""
+    hp, c = run.hp, run.conversion
+    rng = jax.random.key(hp["seed"])
+    params, model_state = c.student.init(stream_key(rng, STREAM_INIT, 0))
+    student = TrainState.create(
+        params=params, model_state=model_state, tx=c.optimizer.make(), rng=rng
+    )
+    made = _first_generator(
+        c.generator,
+        hp["seed"],
+        hashable(hp["prior"]),
+        tuple(hp["prior_extent"]),
+        0 if begun else hp["generator"]["warm_start_steps"],
+    )
+    model_state = jax.tree.map(np.array, made)  # copies: steps may use their arguments up
+    generator = TrainState.create(
+        params=model_state.pop("params"),
+        model_state=model_state,
+        tx=c.generator_tx(),
+        rng=jax.random.fold_in(rng, 1),
+    )
+    bank = {}
+    if hp["num_rounds"]:
+        bank = empty_bank(hp["num_queries"], c.student.input_shape, c.student.num_classes)
+    return State(student, generator, bank)
 
-    The halves of a batch have the same classes, as `losses.diversity_loss` pairs them.
+
+@functools.lru_cache(maxsize=2)  # an experiment's arms start from the same
+def _first_generator(
+    network: Network, seed: int, prior: Mapping[str, float], extent: tuple, num_steps: int
+) -> dict[str, Any]:
+    """A generator's variables, on the host, warm-started on its seed's images."""
+    params, model_state = network.init(stream_key(jax.random.key(seed), STREAM_INIT, 1))
+    variables = {"params": params, **model_state}
+    if num_steps:
+        fits.say(f"warm-starts the generator: {num_steps} steps on images that code draws")
+        module = network.module()
+        chosen = {"seed": seed, "prior": prior, "prior_extent": extent}
+        images = prior_images(chosen, module.image_shape, 0, _WARM_START_IMAGES)
+        variables = warm_start(module, variables, images, seed=seed, num_steps=num_steps)
+    return jax.tree.map(np.asarray, variables)
+
+
+def prior_images(
+    hp: Mapping[str, Any], image_shape: tuple[int, ...], stream: int, num: int
+) -> np.ndarray:
+    """Images that code draws, float32 [num, H, W, C], of a seed's stream.
 
     Args:
-      key: of this draw.
-      index: int32 `[b]`, places in the global batch.
-      generator: whose sizes count.
-      batch_size: B, of the global batch.
+      hp: `seed`, `prior` and `prior_extent`.
+      image_shape: (H, W, C).
+      stream: from 0; each has images of its own.
+      num: how many.
 
-    Returns:
-      z float32 `[b, latent_size]`, and int32 `[b]` or None.
+    Raises:
+      InputError: on `prior` or `prior_extent`.
     """
-    keys = jax.vmap(jax.random.fold_in, (None, 0))(key, index)
-    z = jax.vmap(lambda key: jax.random.normal(key, (generator.latent_size,)))(keys)
-    if not generator.conditional:
-        return z, None
-    pair = index % max(1, batch_size // 2)
-    keys = jax.vmap(jax.random.fold_in, (None, 0))(jax.random.fold_in(key, 1), pair)
-    classes = generator.num_classes or 1
-    return z, jax.vmap(lambda key: jax.random.randint(key, (), 0, classes))(keys)
-
-
-def generate(
-    generator: Generator, variables: PyTree, z: Array, labels: Array | None
-) -> tuple[Array, PyTree]:
-    """Images float32 `[b, H, W, C]` in training mode, and the new model state."""
-    collections = [name for name in variables if name != "params"]
-    images, changed = generator.apply(variables, z, labels, train=True, mutable=collections)
-    return images, dict(changed)
-
-
-def make_student_step(
-    apply: Callable,
-    teacher_probs: Callable,
-    tx: optax.GradientTransformation,
-    *,
-    mechanism: str | None,
-    bound: str,
-    axis_name: str | None,
-) -> Callable:
-    """One update of the student on public queries.
-
-    Args:
-      apply: the student's, `apply(variables, images) -> logits [b, K]`, without statistics of a
-        batch.
-      teacher_probs: `teacher_probs(variables, images) -> [b, K]`.
-      tx: the student's optimiser.
-      mechanism: "param": per-example gradients by all parameters are bounded, summed and noised;
-        "logit": the logits' gradients are bounded and noised, and go through one product with the
-        Jacobian; None: the mean gradient of KL(teacher ‖ student), without privacy.
-      bound: "normalize" or "clip".
-      axis_name: mapped axis of the devices.
-
-    Returns:
-      `step(student, frozen, images) -> (student, metrics)`. `frozen` holds `teacher` and, with a
-      mechanism, `noise`: the run's key, `norm` and `noise_multiplier`. The noise is that of the
-      student's step, drawn once for all devices.
-    """
-
-    def gradient(params, images, probs, noise, step):
-        key: Any = None if mechanism is None else jax.random.fold_in(noise["key"], step)
-        scales = {name: noise[name] for name in ("norm", "noise_multiplier")} if noise else {}
-        if mechanism == "param":
-
-            def loss(params, example):
-                logits = apply({"params": params}, example["image"][None])[0]
-                return kl_divergence(_log(example["probs"]), logits)
-
-            rows = {"image": images, "probs": probs}
-            total = bounded_gradient_sum(loss, params, rows, norm=scales["norm"], mode=bound)
-            return noisy_sum(key, total, **scales, axis_name=axis_name)
-        if mechanism == "logit":
-            logits, pull_back = jax.vjp(lambda p: apply({"params": p}, images), params)
-            by_logits = privatize_logit_gradients(
-                key, logits, probs, mode=bound, axis_name=axis_name, **scales
-            )
-            return all_sum(pull_back(by_logits)[0], axis_name)
-
-        def total_loss(params):
-            return jnp.sum(kl_divergence(_log(probs), apply({"params": params}, images)))
-
-        return all_sum(jax.grad(total_loss)(params), axis_name)
-
-    def step(student: TrainState, frozen: PyTree, images: Array):
-        probs = jax.lax.stop_gradient(teacher_probs(frozen["teacher"], images))
-        total = gradient(student.params, images, probs, frozen.get("noise"), student.step)
-        count = all_sum(jnp.float32(len(images)), axis_name)
-        grads = jax.tree.map(lambda g: g / count, total)
-        updates, opt_state = tx.update(grads, student.opt_state, student.params)
-        student = student.replace(
-            step=student.step + 1,
-            params=optax.apply_updates(student.params, updates),
-            opt_state=opt_state,
+    height, width, channels = image_shape
+    if height != width:
+        raise InputError("prior", hp["prior"], f"draws squares, not {height}×{width}")
+    extent = tuple(hp["prior_extent"]) or None
+    try:
+        return priors.mixture(
+            hp["seed"] * 1000 + stream,
+            num,
+            size=height,
+            channels=channels,
+            weights=hp["prior"],
+            extent=extent,  # pyright: ignore[reportArgumentType]: it checks the length
         )
-        return student, {"grad_norm": optax.tree.norm(grads)}
-
-    return step
-
-
-def make_generator_step(
-    generator: Generator,
-    guide: Callable,
-    tx: optax.GradientTransformation,
-    *,
-    weights: Mapping[str, float],
-    batch_size: int,
-    axis_name: str | None,
-) -> Callable:
-    """One update of the generator with a frozen guide.
-
-    Args:
-      generator: the module.
-      guide: `guide(variables, images) -> (logits [b, K], features [b, D])`.
-      tx: the generator's optimiser.
-      weights: of the terms `one_hot`, `balance`, `activation`, `diversity` and `smoothness`; the
-        first asks for the class that a conditional generator was given, else for the guide's own
-        first choice.
-      batch_size: B, of the global batch.
-      axis_name: mapped axis of the devices.
-
-    Returns:
-      `step(state, {"guide": variables}, {"index": int32 [b]}) -> (state, metrics)`.
-    """
-
-    def loss_fn(params, model_state, frozen, batch, key):
-        z, labels = draw_latents(key, batch["index"], generator, batch_size)
-        images, model_state = generate(generator, {"params": params, **model_state}, z, labels)
-        logits, features = guide(frozen["guide"], images)
-        terms = {
-            "one_hot": losses.one_hot_loss(logits, labels),
-            "balance": losses.balance_loss(logits, axis_name=axis_name),
-            "smoothness": losses.smoothness_loss(images),
-        }
-        if weights["activation"]:
-            terms["activation"] = losses.activation_loss(features)
-        if weights["diversity"]:
-            terms["diversity"] = _global_diversity(images, z, axis_name)
-        values, _ = losses.generator_loss(terms, weights)
-        return values, jnp.ones_like(values), model_state, {}
-
-    return make_train_step(loss_fn, tx, axis_name=axis_name)
-
-
-def _global_diversity(images: Array, z: Array, axis_name: str | None) -> Array:
-    """The term over the whole batch, whose pairs do not depend on the devices; this device's."""
-    if axis_name is None:
-        return losses.diversity_loss(images, z)
-    whole = [jax.lax.all_gather(x, axis_name, tiled=True) for x in (images, z)]
-    values = losses.diversity_loss(*whole)
-    return jax.lax.dynamic_slice_in_dim(
-        values, jax.lax.axis_index(axis_name) * len(images), len(images)
-    )
-
-
-def _log(probs: Array) -> Array:
-    """Logits of probabilities; a certain answer stays certain."""
-    return jnp.log(jnp.maximum(probs, 1e-30))
+    except InputError as error:
+        field = {"weights": "prior", "extent": "prior_extent"}.get(error.field, "prior")
+        raise InputError(field, error.given, error.allowed) from None

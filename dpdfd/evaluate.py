@@ -89,7 +89,7 @@ def evaluate(
         seed=seed,
         crop_padding=min(images.shape[1:3]) // 14 if crop_padding is None else crop_padding,
     )
-    labels, classes = probs.argmax(-1), student.spec["classes"]
+    labels, classes = probs.argmax(-1), student.network.classes
     result = {
         "accuracy": fresh.accuracy(student, source.test),
         "fresh_classifier_accuracy": fresh.accuracy(classifier, source.test),

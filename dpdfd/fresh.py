@@ -4,8 +4,7 @@ Student and generator are public after a private run, so that everything here is
 it spends nothing. All of it is our reconstruction.
 """
 
-import functools
-import json
+import dataclasses
 from collections.abc import Mapping
 from typing import Any
 
@@ -20,10 +19,20 @@ from distill_core.data.images import augment
 from distill_core.data.images.dataset import Split
 from distill_core.evaluate import compute_logits
 from distill_core.losses import kl_divergence
-from distill_core.models import spec
-from distill_core.training import metrics, optimizers
-from distill_core.training.step import STREAM_INIT, TrainState, make_train_step, stream_key
-from dpdfd.rounds import choose_balanced
+from distill_core.models import checks
+from distill_core.models.network import Network
+from distill_core.runtime import parallel
+from distill_core.training import metrics
+from distill_core.training.optimizers import Optimizer
+from distill_core.training.step import (
+    STREAM_INIT,
+    Outputs,
+    TrainState,
+    Update,
+    per_example,
+    stream_key,
+)
+from dpdfd.bank import choose_balanced
 
 _DRAWN = 9  # stream of the draws; the network's own keys fold in others
 _CANDIDATES = 4  # draws for a sample at most, where a class is rare
@@ -98,10 +107,10 @@ def fresh_classifier(
     Raises:
       InputError: an argument outside its range, or a network that cannot be built.
     """
-    described = network(student, model, model_kwargs)
+    chosen = network(student, model, model_kwargs)
     images, probs = draw_samples(student, generator, num_samples=num_samples, seed=seed)
     return fit_soft_labels(
-        described,
+        chosen,
         images,
         probs,
         num_steps=num_steps,
@@ -114,8 +123,8 @@ def fresh_classifier(
 
 def network(
     student: LoadedModel, model: str | None, model_kwargs: Mapping[str, Any] | None
-) -> dict[str, Any]:
-    """The spec of a network with the student's inputs and classes; by default the student's own.
+) -> Network:
+    """A network with the student's inputs and classes; by default the student's own.
 
     Raises:
       InputError: it cannot be built, or settings without a model.
@@ -124,14 +133,14 @@ def network(
         if model_kwargs:
             allowed = "belong to a model: name it, or leave them out"
             raise config.InputError("model_kwargs", dict(model_kwargs), allowed)
-        return dict(student.spec)
-    described = {**student.spec, "model": model, "model_kwargs": dict(model_kwargs or {})}
-    spec.check(described)
-    return described
+        return student.network
+    found = dataclasses.replace(student.network, model=model, model_kwargs=model_kwargs or {})
+    checks.check(found)
+    return found
 
 
 def fit_soft_labels(
-    described: Mapping[str, Any],
+    network: Network,
     images: np.ndarray,
     probs: np.ndarray,
     *,
@@ -144,7 +153,7 @@ def fit_soft_labels(
     """A network trained by KL(labels ‖ network) on softly labelled images, on one device.
 
     Args:
-      described: spec of the network.
+      network: without its weights.
       images: uint8 [N, H, W, C].
       probs: float [N, K], rows of the probability simplex.
       num_steps: of Adam, at least 1.
@@ -163,17 +172,37 @@ def fit_soft_labels(
         seed=seed,
         crop_padding=crop_padding,
     )
-    spec.check_statistics(described, batch_size, "jit")
-    tx, step_fn = _step(json.dumps(dict(described)), learning_rate, num_steps, crop_padding)
+    checks.check_statistics(network, batch_size, "jit")
+    optimizer = Optimizer("adam", learning_rate, num_steps, schedule="cosine")
+    update = parallel.wrap(Update(SoftLabels(network, crop_padding), optimizer), "jit", donate=True)
     rng = jax.random.key(seed)
-    params, model_state = spec.init(described, stream_key(rng, STREAM_INIT, 0))
-    state = TrainState.create(params=params, model_state=model_state, tx=tx, rng=rng)
+    params, model_state = network.init(stream_key(rng, STREAM_INIT, 0))
+    state = TrainState.create(params=params, model_state=model_state, tx=optimizer.make(), rng=rng)
     samples = jax.device_put({"images": images, "probs": np.asarray(probs, np.float32)})
     for i in range(num_steps):
         rows = sampling.batch_indices(seed, i, batch_size, len(images)).astype(np.int32)
-        state, _ = step_fn(state, samples, rows)
+        state, _ = update(state, samples, rows)
     variables = jax.device_get({"params": state.params, **state.model_state})
-    return LoadedModel(variables, dict(described), spec.make_apply(described))
+    return LoadedModel(variables, network)
+
+
+@dataclasses.dataclass(frozen=True)
+class SoftLabels:
+    """An objective: soft labels of samples, which are `frozen`; the batch is rows of them."""
+
+    network: Network
+    crop_padding: int
+
+    def __call__(self, params, model_state, frozen, batch, key) -> Outputs:
+        """KL(labels ‖ network) on shifted images."""
+        images, probs = frozen["images"][batch], frozen["probs"][batch]
+        if self.crop_padding:
+            place = jnp.arange(len(batch))
+            images = augment.augment(key, images, place, crop_padding=self.crop_padding)
+        dropout = jax.random.fold_in(key, 1)
+        logits, model_state = self.network.train_apply(params, model_state, images, dropout)
+        log_probs = jnp.log(jnp.maximum(probs, 1e-30))
+        return per_example(kl_divergence(log_probs, logits), model_state)
 
 
 def accuracy(model: LoadedModel, split: Split) -> float:
@@ -183,31 +212,9 @@ def accuracy(model: LoadedModel, split: Split) -> float:
 
 
 def _draw(generator: LoadedModel, key: jax.Array, num: int) -> np.ndarray:
-    module = spec.build(generator.spec)
+    module = generator.network.module()
     images = module.sample(jax.device_put(generator.variables), key, num)
     return np.round(np.asarray(images) * 255).astype(np.uint8)
-
-
-@functools.lru_cache(maxsize=16)
-def _step(network: str, learning_rate: float, num_steps: int, crop_padding: int):
-    """Optimiser and compiled update, shared by all fresh classifiers of one (JSON) spec."""
-    apply = spec.make_apply(json.loads(network))
-    tx = optimizers.make_optimizer(
-        optimizer="adam", learning_rate=learning_rate, schedule="cosine", num_steps=num_steps
-    )
-
-    def loss_fn(params, model_state, samples, rows, key):
-        images, probs = samples["images"][rows], samples["probs"][rows]
-        place = jnp.arange(len(rows))
-        if crop_padding:
-            images = augment.augment(key, images, place, crop_padding=crop_padding)
-        variables = {"params": params, **model_state}
-        dropout = jax.random.fold_in(key, 1)
-        logits, model_state = apply(variables, images, train=True, key=dropout)
-        log_probs = jnp.log(jnp.maximum(probs, 1e-30))
-        return kl_divergence(log_probs, logits), jnp.ones(len(rows)), model_state, {}
-
-    return tx, jax.jit(make_train_step(loss_fn, tx), donate_argnums=0)
 
 
 def _check(**given: Any):

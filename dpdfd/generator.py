@@ -1,4 +1,7 @@
-"""The generator: from latent vectors, and classes where they are given, to images in [0, 1]."""
+"""The generator: from latent vectors, and classes where they are given, to images in [0, 1].
+
+`draw_latents` and `generate` are its draws in a training step, `Generator.sample` those of others.
+"""
 
 from collections.abc import Mapping
 from functools import partial
@@ -152,6 +155,41 @@ class Generator(nn.Module):
         if not num:
             return jnp.zeros((0, *self._checked_shape()))
         return _sample(self, variables, key, num, labels, min(batch_size, num))
+
+
+def draw_latents(
+    key: jax.Array, index: jax.Array, generator: Generator, batch_size: int
+) -> tuple[jax.Array, jax.Array | None]:
+    """Latent vectors and, for a conditional generator, classes, each by its place in the batch.
+
+    The halves of a batch have the same classes, as `losses.diversity_loss` pairs them.
+
+    Args:
+      key: of this draw.
+      index: int32 `[b]`, places in the global batch.
+      generator: whose sizes count.
+      batch_size: B, of the global batch.
+
+    Returns:
+      z float32 `[b, latent_size]`, and int32 `[b]` or None.
+    """
+    keys = jax.vmap(jax.random.fold_in, (None, 0))(key, index)
+    z = jax.vmap(lambda key: jax.random.normal(key, (generator.latent_size,)))(keys)
+    if not generator.conditional:
+        return z, None
+    pair = index % max(1, batch_size // 2)
+    keys = jax.vmap(jax.random.fold_in, (None, 0))(jax.random.fold_in(key, 1), pair)
+    classes = generator.num_classes or 1
+    return z, jax.vmap(lambda key: jax.random.randint(key, (), 0, classes))(keys)
+
+
+def generate(
+    generator: Generator, variables: Any, z: jax.Array, labels: jax.Array | None
+) -> tuple[jax.Array, Any]:
+    """Images float32 `[b, H, W, C]` in training mode, and the new model state."""
+    collections = [name for name in variables if name != "params"]
+    images, changed = generator.apply(variables, z, labels, train=True, mutable=collections)
+    return images, dict(changed)
 
 
 @partial(jax.jit, static_argnums=(0, 3, 5))

@@ -1,4 +1,4 @@
-"""Terms of the generator's loss, each judged on what the frozen guide makes of its images.
+"""Terms of the generator's loss on what the frozen guide sees, and the loss to bought answers.
 
 Pure and jit-safe, computed in float32. A term is one value per example unless it says that it
 belongs to the batch. Entries where `where` is False give exactly 0, with gradient 0, even if they
@@ -6,12 +6,13 @@ hold NaN. Which terms there are, and their weights, is our reconstruction but fo
 """
 
 from collections.abc import Mapping
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from distill_core.losses import coefficient, cross_entropy, leading_shape
+from distill_core.losses import coefficient, cross_entropy, kl_divergence, leading_shape
 from distill_core.runtime import collectives
 
 Array = jax.Array
@@ -19,6 +20,16 @@ Array = jax.Array
 # The least normal float32. Below it a processor may take a number for 0 in one place, and not in
 # another, so that such numbers are 0 wherever a logarithm or a root has to keep its gradient.
 _TINY = float(np.finfo(np.float32).tiny)
+
+
+class Weights(NamedTuple):
+    """Weights, each at least 0, of the terms of the generator's loss."""
+
+    one_hot: float
+    balance: float
+    activation: float
+    diversity: float
+    smoothness: float
 
 
 def one_hot_loss(
@@ -226,6 +237,30 @@ def generator_loss(
         part = weight * _zero_masked(term, where) if name in needed else jnp.zeros(shape)
         parts[name] = part
     return sum(parts.values(), jnp.zeros(shape)), parts
+
+
+def answer_loss(logits: Array, answers: Array, kind: str) -> Array:
+    """Distance of the student to noisy answers, for answers that are trained on many times.
+
+    "brier", Σ_k (p_k − a_k)², takes raw answers a: noise leaves its gradient unbiased.
+    "cross_entropy" is KL(a ‖ p) with a brought onto the simplex, for answers with little noise.
+
+    Args:
+      logits: `[B, K]`; p is their softmax.
+      answers: `[B, K]`; may be negative and need not sum to 1.
+      kind: "brier" or "cross_entropy".
+
+    Returns:
+      float32 `[B]`.
+
+    >>> print(answer_loss(jnp.zeros((1, 2)), jnp.array([[1., -0.5]]), "brier"))
+    [1.25]
+    """
+    if kind == "brier":
+        return jnp.sum(jnp.square(jax.nn.softmax(logits) - answers), -1)
+    kept = jnp.maximum(answers, 0.0)
+    kept = kept / jnp.maximum(kept.sum(-1, keepdims=True), 1e-6)
+    return kl_divergence(jnp.log(jnp.maximum(kept, 1e-30)), logits)
 
 
 def _partners(x: Array) -> Array:

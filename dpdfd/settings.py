@@ -9,7 +9,6 @@ from distill_core.privacy.ledger import check_delta
 from distill_core.training import dp_settings
 from dpdfd.priors.images import KINDS
 from dpdfd.privacy.units import UNITS, Release
-from dpdfd.rounds import LOSSES
 
 NOISED = ("query", "record_single", "record_ensemble")
 _ALTERNATING, _MECHANISMS = ("param", "logit"), ("param", "logit", "answers")
@@ -28,7 +27,6 @@ GENERATOR = {
     "diversity": config.number(0.0, default=0.0),
     "smoothness": config.number(0.0, default=0.0),
 }
-TERMS = ("one_hot", "balance", "activation", "diversity", "smoothness")
 PRIOR = {kind: config.number(0.0, default=0.0) for kind in KINDS}
 FIELDS = {
     "teacher": config.text(),
@@ -38,7 +36,7 @@ FIELDS = {
     **config.OPTIMIZER,
     **{name: field for name, field in config.RUN.items() if name != "init_from"},
     "crop_padding": config.AUGMENTATION["crop_padding"],
-    "loss": config.choice(*LOSSES, default="brier"),
+    "loss": config.choice("brier", "cross_entropy", default="brier"),
     "privacy_unit": config.choice("none", *UNITS),
     "mechanism": config.choice(*_MECHANISMS, "none", default="none"),
     "bound": config.choice("normalize", "clip", default="normalize"),
@@ -126,10 +124,8 @@ def _check_rounds(hp: Mapping[str, Any]):
 
 def group(name: str, given: Mapping[str, Any], fields: Mapping[str, config.Field]) -> dict:
     """Checked values of a group; errors name its field as `name.field`."""
-    try:
+    with config.within(name):
         return config.validate(given, fields)
-    except InputError as error:
-        raise InputError(f"{name}.{error.field}", error.given, error.allowed) from None
 
 
 def release(hp: Mapping[str, Any], *, num_teachers: int, num_examples: int | None):

@@ -84,10 +84,33 @@ def test_distill_core_imports_no_method():
     assert not _importers(_sources("distill_core"), METHODS)
 
 
+@functools.cache
+def _is_binary(name: str) -> bool:
+    """Whether `python -m` runs the module."""
+    path = ROOT.joinpath(*name.split("."))
+    if path.is_dir():
+        return (path / "__main__.py").is_file()
+    source = path.with_suffix(".py")
+    return source.is_file() and '__name__ == "__main__"' in source.read_text(encoding="utf-8")
+
+
 @pytest.mark.parametrize("method", METHODS)
-def test_a_method_imports_no_other_method(method: str):
+def test_methods_meet_through_checkpoints_and_an_experiment_through_binaries(method: str):
+    """Only `<method>/experiment/` imports another method, and of it the binaries alone."""
     others = tuple(name for name in METHODS if name != method)
-    assert not _importers(_sources(method), others)
+    experiment = ROOT / method / "experiment"
+    library = [path for path in _sources(method) if experiment not in path.parents]
+    assert not _importers(library, others)
+    foreign = _importers(_sources(f"{method}/experiment"), others)
+    assert [line for line in foreign if not _is_binary(line.rpartition(" ")[2])] == []
+
+
+@pytest.mark.parametrize(
+    ("module", "expected"),
+    [("dpdfd.train", True), ("dpdfd.ensemble", True), ("dpdfd.losses", False), ("dpdfd", False)],
+)
+def test_what_a_binary_is(module: str, expected: bool):
+    assert _is_binary(module) == expected
 
 
 @pytest.mark.parametrize(

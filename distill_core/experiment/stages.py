@@ -13,6 +13,8 @@ from etils import epath
 from distill_core.checkpoint import integrity, strict_json
 from distill_core.config import ABSENT_MEANS, InputError
 from distill_core.privacy import noise
+from distill_core.runtime import process
+from distill_core.training.loop import StoppedError
 
 FORMAT = 1  # raise it when finished stages of an older version must not be reused
 
@@ -127,7 +129,8 @@ def run_stage(
     stays begun. `say` gets one line on what happens and why.
 
     Raises InputError, and touches nothing, where the directory holds files but no stage.json, or
-    one that cannot be read; TypeError where config or result are not JSON.
+    one that cannot be read; TypeError where config or result are not JSON; StoppedError before it
+    begins where the deadline of `process.stop_after` has passed.
     """
     directory = epath.Path(directory)
     name = "/".join(directory.parts[-2:])
@@ -136,19 +139,22 @@ def run_stage(
     known = json.loads(private.read_text())["data"] if private.exists() else None
     unsure = "" if known else f" (cannot tell whether its data changed: no {private})"
     begun = wanted | {"status": "started", "result": None}
+    why = found and _why(found, wanted, data_changed=known not in (None, data))
 
+    if found is not None and not why and found["status"] == "done":
+        say(f"{name}: up to date{unsure}")
+        return StageResult(found["result"], "skipped", found.get("seconds"))
+    if process.is_overdue():
+        raise StoppedError(f"stopped by the deadline before {name}; the same call goes on")
     if found is None:
         status = "done"
         say(f"{name}: starting")
-    elif why := _why(found, wanted, data_changed=known not in (None, data)):
+    elif why:
         status = "redone"
         say(f"{name}: redoing: {why}")
         # Cut short, it must pass neither as the old stage nor as the new.
         _write(directory, begun | {"status": "removing"})
         _empty(directory)
-    elif found["status"] == "done":
-        say(f"{name}: up to date{unsure}")
-        return StageResult(found["result"], "skipped", found.get("seconds"))
     else:
         status = "resumed"
         say(f"{name}: resuming{unsure}")

@@ -66,11 +66,6 @@ def config_allows(run: Callable[..., Any]) -> Callable[..., Any]:
     return inside
 
 
-def trusted() -> list[str]:
-    """What is trusted here, as `--trust` takes it."""
-    return sorted({name[:-1] for name in _trusted.get()})
-
-
 def check_network(path: object, network: Mapping[str, Any]):
     """Refuses a file's network that needs code which nobody trusts; imports no such code.
 

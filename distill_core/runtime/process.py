@@ -1,15 +1,19 @@
-"""What a run needs of its process: the workdir for itself, and to hear of signals."""
+"""Workdir lock, signal handling and deadlines."""
 
 import contextlib
+import contextvars
 import fcntl
 import signal
 import threading
+import time
 
 import jax
 from etils import epath
 
 from distill_core import config
 from distill_core.runtime import parallel
+
+_deadline: contextvars.ContextVar[float | None] = contextvars.ContextVar("deadline", default=None)
 
 
 @contextlib.contextmanager
@@ -39,15 +43,36 @@ def hold(workdir: epath.Path):
 
 
 @contextlib.contextmanager
+def stop_after(minutes: float | None):
+    """Makes runs inside save and stop after so many minutes, as on a signal; None: no deadline."""
+    token = _deadline.set(None if minutes is None else time.monotonic() + 60 * minutes)
+    try:
+        yield
+    finally:
+        _deadline.reset(token)
+
+
+def is_overdue() -> bool:
+    """Whether the deadline of `stop_after` has passed."""
+    deadline = _deadline.get()
+    return deadline is not None and time.monotonic() >= deadline
+
+
+@contextlib.contextmanager
 def watch_signals():
-    """Yields `stopped()`: whether SIGTERM or SIGINT came. A second SIGINT acts at once.
+    """Yields `stopped()`: whether SIGTERM or SIGINT came, or the deadline has passed.
+
+    A second SIGINT acts at once.
 
     With several processes JAX's own service watches SIGTERM and makes all of them stop at one
     step (see `parallel.should_stop`), so that none may stop by itself.
     """
     came = threading.Event()
     several = jax.process_count() > 1
-    stopped = (lambda: False) if several else came.is_set
+
+    def stopped() -> bool:
+        return not several and (came.is_set() or is_overdue())
+
     if threading.current_thread() is not threading.main_thread():
         yield stopped
         return

@@ -24,7 +24,7 @@ class DivergedError(RuntimeError):
 
 
 class StoppedError(RuntimeError):
-    """A signal ended the run; everything up to then is saved."""
+    """A signal or a deadline ended the run; everything up to then is saved."""
 
 
 class Layout(Protocol):
@@ -108,7 +108,7 @@ def run(
       InputError: the workdir is in use or cannot be written, the settings differ from those it was
         started with, a checkpoint does not fit the state, or dispatches would step over an end.
       DivergedError: after NaN or infinity; the last good checkpoint is kept.
-      StoppedError: after SIGTERM or SIGINT, everything saved.
+      StoppedError: after SIGTERM, SIGINT or a deadline (`process.stop_after`), everything saved.
       CheckpointError: a checkpoint could not be written.
     """
     workdir = epath.Path(workdir)
@@ -235,7 +235,8 @@ def run(
             step = int(state.step)
             if step != saved_at:
                 save(step)
-            raise StoppedError(f"stopped by a signal at step {step}; saved in {workdir}") from None
+            cause = "the deadline" if process.is_overdue() else "a signal"
+            raise StoppedError(f"stopped by {cause} at step {step}; saved in {workdir}") from None
     return state
 
 

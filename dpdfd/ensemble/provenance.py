@@ -56,7 +56,7 @@ def check(path: str, model: LoadedModel) -> dict[str, Any]:
         raise InputError("teacher", path, f"{what}; 'record_ensemble' {_NEEDED}")
 
     about: Mapping[str, Any] = model.metadata
-    if model.spec.get("model") != ENSEMBLE:
+    if model.network.model != ENSEMBLE:
         refuse("is a single network")
     if about.get("method") != METHOD:
         refuse(f"was trained by {about.get('method')}, which does not keep teachers apart")
@@ -68,7 +68,7 @@ def check(path: str, model: LoadedModel) -> dict[str, Any]:
         refuse(f"does not say how its teachers were kept apart ({error})")
     if not found["disjoint"]:
         refuse("says that its teachers share records")
-    if found["num_teachers"] != model.spec["model_kwargs"]["num_teachers"]:
+    if found["num_teachers"] != model.network.model_kwargs["num_teachers"]:
         refuse(f"says that it has {found['num_teachers']} teachers and has another number")
     if about["step"] != found["num_steps"]:
         steps = f"{about['step']:,} of {found['num_steps']:,} steps"

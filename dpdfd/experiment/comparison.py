@@ -11,9 +11,8 @@ arm's student, what it makes of the generator, and what an audit finds. Every ru
 same.
 """
 
-import contextlib
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 import jax
@@ -23,7 +22,8 @@ from distill_core import checkpoint, config, data, train
 from distill_core.config import InputError
 from distill_core.experiment import stages
 from distill_core.experiment.stages import Run, run_directory
-from distill_core.models import spec, trust
+from distill_core.models import checks, trust
+from distill_core.models.network import image_network
 from distill_core.training import classification, dp_settings
 from dpdfd import evaluate, settings
 from dpdfd import train as conversion
@@ -225,16 +225,16 @@ def _check(hp: Mapping[str, Any], dataset: data.Dataset):
     for name, mine in hp["teachers"].items():
         if name in hp["arms"]:
             raise InputError(f"arms.{name}", name, "must be named otherwise: a teacher is")
-        with _within(f"teachers.{name}"):
+        with config.within(f"teachers.{name}"):
             _check_teacher(mine, dataset)
     for arm, mine in hp["arms"].items():
-        with _within(f"arms.{arm}"):
+        with config.within(f"arms.{arm}"):
             _check_arm(mine, hp, dataset)
         if mine["teacher"] in hp["once"] and arm not in hp["once"]:
             allowed = f"must have {arm}, too: its teacher runs with the first seed alone"
             raise InputError("once", hp["once"], allowed)
     if hp["fresh"]["model"]:
-        with _within("fresh"):
+        with config.within("fresh"):
             _check_network(hp["fresh"], dataset)
     rates = {name: config.number(0.0, 1.0, default=None) for name in summary.RATES}
     for name, wanted in hp["bars"].items():
@@ -280,13 +280,4 @@ def _check_common(mine: Mapping[str, Any], fields: tuple[str, ...]):
 
 def _check_network(mine: Mapping[str, Any], dataset: data.Dataset):
     kwargs = mine["model_kwargs"]
-    spec.check(spec.image_spec(model=mine["model"], model_kwargs=kwargs, dataset=dataset))
-
-
-@contextlib.contextmanager
-def _within(group: str) -> Iterator[None]:
-    """Errors name a field of the group as `group.field`."""
-    try:
-        yield
-    except InputError as error:
-        raise InputError(f"{group}.{error.field}", error.given, error.allowed) from None
+    checks.check(image_network(dataset, model=mine["model"], model_kwargs=kwargs))

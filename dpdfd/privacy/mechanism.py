@@ -19,8 +19,8 @@ fixed disjoint partitions. If instead one *query* is replaced and the teacher is
 
 Rounding is within a factor 1 + `SLACK` of Δ, whatever a teacher returns. The noise is float32, from
 a counter-based generator that is not cryptographic; the answers that `dpdfd.train` buys from an
-ensemble have exact discrete noise instead (`answers`). The formulas are our reconstruction of Liu
-et al., "Model Conversion via Differentially Private Data-Free Distillation", IJCAI 2023.
+ensemble have exact discrete noise instead (`exact_noise`). The formulas are our reconstruction of
+Liu et al., "Model Conversion via Differentially Private Data-Free Distillation", IJCAI 2023.
 """
 
 import math
@@ -195,8 +195,8 @@ def private_answers(
     What float32 noise does not give: `jax.random.normal` ends at about 5.4 standard deviations and
     has gaps of 0.16 in its tail, which over some thousand answers costs more than δ = 1e-5, and the
     last bits of two published answers can exclude a neighbour. So the guarantee holds up to that,
-    and for a key that nobody learns. `dpdfd.train` buys by `answers.noisy_answers`, where it holds
-    exactly.
+    and for a key that nobody learns. `dpdfd.train` buys by `exact_noise.noisy_answers`, where it
+    holds exactly.
 
     The answers are raw: they may be negative and need not sum to 1. Everything done to them
     afterwards, and training on them again and again, is free.
@@ -222,9 +222,7 @@ def private_answers(
     teachers = _teachers(teacher_outputs)
     multiplier = coefficient("noise_multiplier", noise_multiplier, (), None, low=0.0)
     probs, _ = on_simplex(jax.lax.stop_gradient(teacher_outputs))
-    return _released(
-        key, jnp.mean(probs, axis=0), multiplier * (math.sqrt(2.0) / teachers), None, None
-    )
+    return _released(key, jnp.mean(probs, axis=0), multiplier * (math.sqrt(2.0) / teachers), None)
 
 
 def _scales(norm, noise_multiplier) -> tuple[Array, Array]:

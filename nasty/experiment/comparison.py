@@ -11,10 +11,7 @@ checkpoints stay the same.
 """
 
 import contextlib
-import os
-import signal
 import sys
-import threading
 import time
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -28,7 +25,8 @@ from distill_core.config import InputError
 from distill_core.experiment import stages
 from distill_core.experiment.stages import Run, run_directory
 from distill_core.models import trust
-from distill_core.training import classification, loop
+from distill_core.runtime import process
+from distill_core.training import classification
 from nasty import train as nasty_train
 from nasty.experiment import (
     ablations,
@@ -72,7 +70,7 @@ def run(
 ) -> dict[tuple[str, int], dict[str, Any]]:
     """Runs or completes the experiment; writes results.json, report.html and the figures.
 
-    After `max_minutes` it stops as on SIGTERM, everything saved: the same call goes on.
+    After `max_minutes` it stops as on a signal, everything saved: the same call goes on.
 
     Returns each run of the comparison's result by (arm, seed).
     """
@@ -91,12 +89,10 @@ def run(
         data_free.check(hp["data_free"])
     fingerprint = dataset.fingerprint()
 
-    with _stopping_after(hp["max_minutes"]) as check_time:
+    def complete(stage: Run) -> dict[str, Any]:
+        return stages.complete(stage, workdir, fingerprint, parallel)
 
-        def complete(stage: Run) -> dict[str, Any]:
-            check_time()
-            return stages.complete(stage, workdir, fingerprint, parallel)
-
+    with process.stop_after(hp["max_minutes"]):
         results = {
             (arm, seed): complete(stage)
             for seed, runs in plan.items()
@@ -192,10 +188,8 @@ def _student_settings(name: str, own: Any, student: Mapping[str, Any]) -> dict[s
         raise InputError(f"students.{name}", own, "is the name of an arm; take another")
     if not isinstance(own, Mapping) or "model" not in own:
         raise InputError(f"students.{name}", own, "must be a group of settings, with model")
-    try:
+    with config.within(f"students.{name}"):
         found = config.validate({**student, **own}, config.TRAINING)
-    except InputError as error:
-        raise InputError(f"students.{name}.{error.field}", error.given, error.allowed) from None
     return {field: found[field] for field in own}
 
 
@@ -248,45 +242,12 @@ def _contest(hp, plan, workdir: epath.Path, results, complete: Complete) -> cont
 
 
 def _data_free_stage(hp: Mapping[str, Any], workdir: epath.Path, seed: int, teacher: str) -> Run:
-    """The student that a process distils from one teacher's checkpoint alone."""
+    """The student that is distilled from one teacher's checkpoint alone."""
     own = {"seed": 10 * seed + 4, "dataset": hp["dataset"], "data_dir": hp["data_dir"]}
     place = run_directory(workdir, f"teacher_{teacher}", seed)
     settings = {**hp["data_free"], **own}
     binary = data_free.train_and_evaluate
     return Run(f"data_free_of_{teacher}", seed, binary, settings, {"teacher": place})
-
-
-@contextlib.contextmanager
-def _stopping_after(minutes: float | None):
-    """Yields `check()`, to be called between stages: raises StoppedError once the time is over.
-
-    Within a stage it acts as SIGTERM does, on which training loops save and end.
-    """
-    over, done = threading.Event(), threading.Event()
-
-    def check():
-        if over.is_set():
-            raise loop.StoppedError(f"stopped after {minutes:g} minutes; the same call goes on")
-
-    if minutes is None:
-        yield check
-        return
-
-    def send():
-        done.wait(60 * minutes)
-        while not done.is_set():
-            os.kill(os.getpid(), signal.SIGTERM)
-            done.wait(1)  # again: a loop that was just about to begin did not hear of it
-
-    old = signal.signal(signal.SIGTERM, lambda *_: over.set())
-    sender = threading.Thread(target=send, daemon=True)
-    sender.start()
-    try:
-        yield check
-    finally:
-        done.set()
-        sender.join()
-        signal.signal(signal.SIGTERM, old or signal.SIG_DFL)
 
 
 def _check(hp: Mapping[str, Any]):

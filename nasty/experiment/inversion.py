@@ -183,7 +183,7 @@ def invert(
     key = jax.random.key(seed)
     shape = (len(wanted), *network.input_shape)
     channels = (1, 1, 1, -1)
-    mean, std = (np.float32(each).reshape(channels) for each in (network.mean, network.std))
+    mean, std = (np.asarray(x, np.float32).reshape(channels) for x in (network.mean, network.std))
     images = jnp.clip(mean + std * jax.random.normal(key, shape), 0, 1)
     moments = _adam().init(images)
     for i in range(num_steps):

@@ -7,7 +7,6 @@ import numpy as np
 from etils import epath
 
 from distill_core import checkpoint, config
-from distill_core.config import InputError
 from distill_core.experiment.plotting import attempt
 from distill_core.experiment.stages import Run, run_directory
 from distill_core.training import fits
@@ -46,10 +45,8 @@ def check(settings: Mapping[str, Any]):
       InputError: on `inversion.FIELD`.
     """
     own = {name: FIELDS[name] for name in ("images_per_class", *_WEIGHTS)}
-    try:
+    with config.within("inversion"):
         config.validate(settings, own)
-    except InputError as error:
-        raise InputError(f"inversion.{error.field}", error.given, error.allowed) from None
 
 
 def reconstruct(

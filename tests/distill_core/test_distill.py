@@ -4,7 +4,7 @@ import jax
 import numpy as np
 import pytest
 
-from distill_core import distill, evaluate, train, step
+from distill_core import distill, evaluate, step, train
 from distill_core import load_model as load
 from distill_core.config import InputError
 

@@ -9,7 +9,8 @@ import pytest
 
 from distill_core.config import InputError
 from distill_core.data import load_dataset
-from distill_core.models import apply_model, features, init_model, spec
+from distill_core.models import apply_model, checks, features, init_model
+from distill_core.models.network import image_network
 from dpdfd.features import NUM_BINS, FeatureMLP, FeatureRidge, hog, num_cells
 
 NETWORKS = {
@@ -101,7 +102,8 @@ def test_a_network_masks_examples_and_shows_its_features(name):
 @pytest.mark.parametrize("name", ["FeatureMLP", "FeatureRidge"])
 def test_a_config_can_name_the_network(name):
     dataset = load_dataset("digits")
-    spec.check(spec.image_spec(model=f"dpdfd.features:{name}", model_kwargs={}, dataset=dataset))
+    network = image_network(dataset, model=f"dpdfd.features:{name}", model_kwargs={})
+    checks.check(network)
 
 
 def test_random_features_are_fixed_by_the_seed_and_approximate_a_gaussian_kernel():

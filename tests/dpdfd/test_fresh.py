@@ -7,38 +7,19 @@ import pytest
 from distill_core import data
 from distill_core.checkpoint import LoadedModel
 from distill_core.config import InputError
-from distill_core.models import spec
+from distill_core.models.network import Network, image_network
 from dpdfd import fresh
-from dpdfd.warm_start import warm_start
+from dpdfd.priors.warm_start import warm_start
 
-CLASSES = [str(i) for i in range(10)]
-STUDENT = {
-    "model": "dpdfd.features:FeatureMLP",
-    "model_kwargs": {"hidden": [64]},
-    "num_classes": 10,
-    "input_shape": [8, 8, 1],
-    "mean": [0.5],
-    "std": [0.5],
-    "classes": CLASSES,
-}
-GENERATOR = {
-    "model": "dpdfd.generator:Generator",
-    "model_kwargs": {
-        "image_shape": [8, 8, 1],
-        "latent_size": 8,
-        "width": 8,
-        "norm": "group",
-        "conditional": False,
-    },
-    "num_classes": 10,
-    "input_shape": [8],
-    "mean": [0.0] * 8,
-    "std": [1.0] * 8,
-    "outputs": "images",
-    "labelled": False,
-    "classes": CLASSES,
-}
 DIGITS = data.load_dataset("digits")
+STUDENT = image_network(DIGITS, model="dpdfd.features:FeatureMLP", model_kwargs={"hidden": [64]})
+GENERATOR = Network(
+    "dpdfd.generator:Generator",
+    10,
+    {"image_shape": (8, 8, 1), "latent_size": 8, "width": 8, "norm": "group"},
+    input_shape=(8,),
+    outputs="images",
+)
 
 
 @pytest.fixture(scope="module")
@@ -51,10 +32,10 @@ def student():
 @pytest.fixture(scope="module")
 def generator():
     """A network that draws something like digits: it has seen their train split."""
-    params, _ = spec.init(GENERATOR, jax.random.key(0))
+    params, _ = GENERATOR.init(jax.random.key(0))
     images = DIGITS.train.images.astype(np.float32) / 255
-    variables = warm_start(spec.build(GENERATOR), {"params": params}, images, seed=0, num_steps=800)
-    return LoadedModel(variables, GENERATOR, spec.make_apply(GENERATOR))
+    variables = warm_start(GENERATOR.module(), {"params": params}, images, seed=0, num_steps=800)
+    return LoadedModel(variables, GENERATOR)
 
 
 @pytest.fixture(scope="module")
@@ -69,7 +50,7 @@ def test_labels_of_the_data_itself_train_a_good_network(student):
 
 def test_it_is_far_above_chance_where_student_and_generator_are_good(student, generator):
     found = fresh.fresh_classifier(student, generator, num_samples=1000, num_steps=300)
-    assert found.spec == student.spec
+    assert found.network == student.network
     assert fresh.accuracy(found, DIGITS.test) > 0.7  # seen: 0.92
     ours, theirs = (jax.tree.leaves(model.variables) for model in (found, student))
     assert all(np.abs(a - b).max() > 0.01 for a, b in zip(ours, theirs, strict=True))
@@ -109,8 +90,8 @@ def test_fewer_samples_than_a_batch_do(samples):
 
 
 def test_another_network_with_batch_statistics_can_be_named(student, samples):
-    described = fresh.network(student, "cnn", {"widths": [2], "hidden": 4, "norm": "batch"})
-    found = fresh.fit_soft_labels(described, *samples, num_steps=2)
+    chosen = fresh.network(student, "cnn", {"widths": [2], "hidden": 4, "norm": "batch"})
+    found = fresh.fit_soft_labels(chosen, *samples, num_steps=2)
     assert set(found.variables) == {"params", "batch_stats"}
     assert found.apply(found.variables, samples[0][:2]).shape == (2, 10)
 

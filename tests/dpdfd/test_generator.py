@@ -9,6 +9,7 @@ import pytest
 
 from distill_core.config import InputError
 from distill_core.models import count_parameters, create_model, init_model
+from distill_core.runtime.collectives import AXIS
 from dpdfd.generator import Generator
 
 SMALL = {"latent_size": 5, "width": 4, "label_features": 3}
@@ -161,13 +162,12 @@ def test_group_norm_keeps_images_apart_and_batch_norm_does_not():
 
 
 def test_eight_devices_make_the_images_of_one():
-    generator = PLAIN.copy(axis_name="devices")
-    variables = initialised(generator)
+    variables = initialised(PLAIN)
     z = latent(16)
     one = trained(PLAIN, variables, z)
     eight = jax.pmap(
-        functools.partial(trained, generator),
-        axis_name="devices",
+        functools.partial(trained, PLAIN),
+        axis_name=AXIS,
         in_axes=(None, 0),
         out_axes=(0, None),
     )(variables, z.reshape(8, 2, 5))
@@ -231,12 +231,11 @@ def test_it_can_be_named_as_a_users_own_network():
     found = create_model(
         "dpdfd.generator:Generator",
         num_classes=3,
-        axis_name="devices",
         image_shape=[8, 8, 2],
         conditional=True,
         **SMALL,
     )
-    assert found == CLASSES.copy(axis_name="devices")
+    assert found == CLASSES
 
 
 @pytest.mark.parametrize(

@@ -1,12 +1,16 @@
 """The generator's terms against their formulas, their gradients, and at the edges of float32."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 
 from distill_core import cross_entropy
-from distill_core.training.step import make_train_step
+from distill_core.runtime.collectives import AXIS
+from distill_core.training.step import Outputs, TrainState, train_step
 from dpdfd import losses
 
 B, K, IMAGE, Z = 6, 4, (3, 5, 2), 3
@@ -226,44 +230,32 @@ def test_balance_is_over_all_devices():
     logits[~where] = np.nan
     flat = logits.reshape(24, K), where.reshape(24)
 
-    def of_device(logits, where):
-        return losses.balance_loss(logits, where, "devices")
-
-    found = jax.pmap(of_device, axis_name="devices")(logits, where)
+    found = jax.pmap(losses.balance_loss, axis_name=AXIS)(logits, where)
     np.testing.assert_allclose(found, np.full(8, losses.balance_loss(*flat)), rtol=1e-6)
 
 
 def test_terms_train_alike_on_one_device_and_on_eight():
     """Values per example and those of the batch, in the project's own step."""
-    optax = pytest.importorskip("optax")
     images, where = draw(8, 3, 5), np.ones((8, 3), bool)
     where[1, 2:], where[5] = False, False
 
-    def loss_fn(params, model_state, frozen, batch, key, *, axis_name):
+    def objective(params, model_state, frozen, batch, key):
         logits = batch["image"] @ params["kernel"]
         terms = {
             "one_hot": losses.one_hot_loss(logits, where=batch["where"]),
-            "balance": losses.balance_loss(logits, batch["where"], axis_name),
+            "balance": losses.balance_loss(logits, batch["where"]),
         }
         weights = {"one_hot": 0.3, "balance": 5.0}
         values, parts = losses.generator_loss(terms, weights, where=batch["where"])
-        return values, batch["where"].astype(jnp.float32), model_state, parts
+        return Outputs(values, batch["where"].astype(jnp.float32), model_state, parts)
 
-    def step(axis_name):
-        from distill_core.training.step import TrainState
-
-        params = {"kernel": jnp.asarray(draw(5, K, seed=2))}
-        tx = optax.sgd(0.1)
-        state = TrainState.create(params=params, model_state={}, tx=tx, rng=jax.random.key(0))
-        loss = lambda *args: loss_fn(*args, axis_name=axis_name)  # noqa: E731
-        return make_train_step(loss, tx, axis_name=axis_name), state
-
-    one, state = step(None)
+    params, tx = {"kernel": jnp.asarray(draw(5, K, seed=2))}, optax.sgd(0.1)
+    state = TrainState.create(params=params, model_state={}, tx=tx, rng=jax.random.key(0))
+    step = functools.partial(train_step, objective=objective, tx=tx)
     batch = {"image": images.reshape(24, 5), "where": where.reshape(24)}
-    expected, metrics = one(state, {}, batch)
-    many, state = step("devices")
+    expected, metrics = step(state, {}, batch)
     found, many_metrics = jax.pmap(
-        many, axis_name="devices", in_axes=(None, None, 0), out_axes=(None, None)
+        step, axis_name=AXIS, in_axes=(None, None, 0), out_axes=(None, None)
     )(state, {}, {"image": images, "where": where})
     np.testing.assert_allclose(found.params["kernel"], expected.params["kernel"], rtol=1e-5)
     assert np.abs(expected.params["kernel"] - state.params["kernel"]).max() > 0.01

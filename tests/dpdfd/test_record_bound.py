@@ -4,18 +4,21 @@ The teacher knows K kinds of inputs and calls each by another class, as a random
 Whatever a student of it finds out about the permutation it has from the noisy releases alone.
 """
 
+import dataclasses
 import functools
 import math
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
 import pytest
 
+from distill_core.training.optimizers import Optimizer
 from distill_core.training.step import TrainState
-from dpdfd import conversion, rounds
+from dpdfd import step
+from dpdfd.losses import Weights
 from dpdfd.privacy.units import Release, accuracy_bound, calibrate
+from dpdfd.step import Conversion, State
 
 DELTA, CLASSES, TRIALS = 1e-5, 10, 2000
 QUERIES, NORM, STEPS, BATCH = 200, 1.4143, 10, 100
@@ -30,35 +33,63 @@ def noise_multiplier(attack, unit, epsilon):
     return calibrate(release, epsilon=epsilon, delta=DELTA, steps=steps)
 
 
-def apply(variables, kinds):
-    """A linear network on kinds of inputs int32 [B], which stand for images; logits [B, K]."""
-    return variables["params"][kinds]
+@dataclasses.dataclass(frozen=True)
+class Table:
+    """Stands in for a `Network` on kinds of inputs int32 [B], in place of images."""
+
+    def apply(self, variables, kinds):
+        """Logits [B, K], one row of the parameters each."""
+        return variables["params"][kinds]
 
 
-def teacher(permutation, kinds):
-    return jax.nn.one_hot(permutation[kinds], CLASSES)
+CHOSEN = Conversion(
+    student=Table(),
+    teacher=Table(),
+    generator=None,
+    batch_size=BATCH,
+    optimizer=Optimizer("sgd", 1e-3, STEPS, momentum=0.0),  # small, to average the noise
+    generator_rate=0.1,
+    weights=Weights(0.0, 0.0, 0.0, 0.0, 0.0),
+    mechanism="param",
+    bound="normalize",
+    loss="brier",
+    crop_padding=0,
+    guide="student",
+)
+
+
+def untrained():
+    params = jnp.zeros((CLASSES, CLASSES))
+    tx, rng = CHOSEN.optimizer.make(), jax.random.key(0)
+    return TrainState.create(params=params, model_state={}, tx=tx, rng=rng)
+
+
+def certain(permutation):
+    """Variables of the teacher that calls kind i by the class permutation[i]."""
+    return {"params": jnp.where(jax.nn.one_hot(permutation, CLASSES) > 0, 0.0, -jnp.inf)}
 
 
 def decode(kinds, permutation, noise):
     """The class of each kind that its noisy answers make likeliest: the mean's largest entry."""
-    ask = rounds.make_ask(apply, teacher, mechanism="logit", bound="clip", axis_name=None)
-    public = {"params": jnp.zeros((CLASSES, CLASSES))}
+    chosen = dataclasses.replace(CHOSEN, mechanism="logit", bound="clip")
     batch = {"image": kinds, "number": jnp.zeros(len(kinds), jnp.int32)}
-    answers = ask(public, {"teacher": permutation, "noise": noise}, batch)
+    state, frozen = (
+        State(untrained(), untrained(), {}),
+        {"teacher": certain(permutation), "noise": noise},
+    )
+    answers = step.ask(chosen, state, frozen, batch)
     return jnp.argmax(jax.ops.segment_sum(answers, kinds, CLASSES), axis=-1)
 
 
 def distil(kinds, permutation, noise):
-    """Classes by a student that took private steps; small ones, so that it averages the noise."""
-    tx = optax.sgd(1e-3)
-    step = conversion.make_student_step(
-        apply, teacher, tx, mechanism="param", bound="normalize", axis_name=None
-    )
-    params = jnp.zeros((CLASSES, CLASSES))
-    state = TrainState.create(params=params, model_state={}, tx=tx, rng=jax.random.key(0))
-    frozen = {"teacher": permutation, "noise": noise}
-    state, _ = jax.lax.scan(lambda s, _: (step(s, frozen, kinds)[0], None), state, None, STEPS)
-    return jnp.argmax(state.params, axis=-1)
+    """Classes by a student that took private steps."""
+    frozen = {"teacher": certain(permutation), "noise": noise}
+
+    def once(student, _):
+        return step.student_step(CHOSEN, student, frozen, kinds)[0], None
+
+    student, _ = jax.lax.scan(once, untrained(), None, STEPS)
+    return jnp.argmax(student.params, axis=-1)
 
 
 ATTACKS = {"answers": decode, "student": distil}

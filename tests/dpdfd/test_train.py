@@ -22,13 +22,15 @@ from distill_core import checkpoint, data, load_model, release
 from distill_core.checkpoint import store
 from distill_core.config import InputError
 from distill_core.data.images.dataset import make_dataset
-from distill_core.models import spec
+from distill_core.models.network import image_network
 from distill_core.privacy import ledger, noise
 from distill_core.privacy.ledger import Entry, Ledger
 from distill_core.runtime import cli, parallel
-from dpdfd import evaluate, privacy_spent, programs, train
+from dpdfd import conversion, evaluate, privacy_spent, train
 from dpdfd.ensemble import provenance
 from dpdfd.ensemble import training as ensemble
+from dpdfd.privacy import bought, exact_noise
+from dpdfd.settings import validate
 
 ROOT = Path(__file__).parents[2]
 DELTA, SIZE = 1e-5, 16
@@ -67,10 +69,10 @@ def digits():
 def save(folder, seed=0, *, told=None, dataset=None, about=None, **network):
     """A checkpoint of a network with random weights; `about` goes into its metadata."""
     found = dataset or digits()
-    described = spec.image_spec(**{**NETWORK, **network}, dataset=found)
-    params, _ = spec.init(described, jax.random.key(seed))
+    described = image_network(found, **{**NETWORK, **network})
+    params, _ = described.init(jax.random.key(seed))
     metadata = {
-        "method": "test", "parts": {"model": described}, "config": {}, "data_note": "",
+        "method": "test", "parts": {"model": described.to_json()}, "config": {}, "data_note": "",
         "ledger": (told or Ledger()).to_json(), **(about or {}),
     }  # fmt: skip
     parts = {"model": {"params": params, "model_state": {}}}
@@ -114,33 +116,29 @@ class Killed(BaseException):
     """Stands for SIGKILL where a test stays in one process: nothing catches it."""
 
 
+def watched(before):
+    """`parallel.wrap`, with `before(name, state, frozen, batch)` at each call of a step's function.
+
+    What it returns, if anything, is given to the function in place of `frozen`.
+    """
+    real = parallel.wrap
+
+    def wrap(step, mode, **options):
+        program = real(step, mode, **options)
+
+        def call(state, frozen, batch):
+            instead = before(step.function.__name__, state, frozen, batch)
+            return program(state, frozen if instead is None else instead, batch)
+
+        return call if isinstance(step, parallel.Bound) else program
+
+    return wrap
+
+
 @pytest.fixture
 def watch(monkeypatch):
-    """`watch(before)`: `before(name, state, frozen, batch)` at each call of a compiled program.
-
-    What it returns, if anything, is given to the program in place of `frozen`.
-    """
-    real = programs.compile_all
-
-    def start(before):
-        def compile_all(*arguments):
-            found = real(*arguments)
-
-            def seen(name):
-                program = getattr(found, name)
-
-                def call(state, frozen, batch):
-                    instead = before(name, state, frozen, batch)
-                    return program(state, frozen if instead is None else instead, batch)
-
-                return call
-
-            names = ("alternate", "generate", "replay", "ask", "predict", "draw")
-            return found._replace(**{name: seen(name) for name in names})
-
-        monkeypatch.setattr(programs, "compile_all", compile_all)
-
-    return start
+    """`watch(before)`, see `watched`."""
+    return lambda before: monkeypatch.setattr(parallel, "wrap", watched(before))
 
 
 @pytest.fixture
@@ -214,7 +212,7 @@ def test_it_needs_a_teacher_and_no_data(convert, tmp_path, monkeypatch, settings
     monkeypatch.setattr(data, "load_dataset", missing)
     found = convert(settings, teacher=teacher)
     assert set(found) == {"id", "ledger", "noise_multiplier"}
-    fresh = spec.init(load_model(tmp_path / "run").spec, jax.random.key(0))[0]
+    fresh = load_model(tmp_path / "run").network.init(jax.random.key(0))[0]
     assert not same_bits(params_of(tmp_path / "run", "student"), jax.tree.leaves(fresh))
     student = load_model(tmp_path / "run")
     assert student.apply(student.variables, digits().test.images[:3]).shape == (3, 10)
@@ -238,9 +236,9 @@ def test_the_generator_learns_of_the_teacher_through_the_student_alone(
     given, swapping = [], False
 
     def swap(name, state, frozen, batch):
-        if name == "generate":
+        if name == "generator_step":
             given.append("teacher" in frozen)
-        return {**frozen, **other} if swapping and name == "generate" else None
+        return {**frozen, **other} if swapping and name == "generator_step" else None
 
     watch(swap)
     for settings, sees_it in (
@@ -271,7 +269,7 @@ def test_a_generator_may_step_less_often(convert, tmp_path):
 
 
 def test_it_may_start_from_images_that_code_draws(convert, tmp_path, monkeypatch):
-    monkeypatch.setattr(train, "_WARM_START_IMAGES", 64)
+    monkeypatch.setattr(conversion, "_WARM_START_IMAGES", 64)
     warm = {**ALTERNATE["generator"], "warm_start_steps": 2}
     convert(ALTERNATE, prior={"strokes": 1.0}, generator=warm)
     convert(ALTERNATE, "cold")
@@ -331,7 +329,7 @@ def test_a_dp_teacher_may_guide_the_generator_and_the_claim_stands(
     seen = []
     watch(
         lambda name, state, frozen, batch: (
-            seen.append("teacher" in frozen) if name == "generate" else None
+            seen.append("teacher" in frozen) if name == "generator_step" else None
         )
     )
     found = convert(PLAIN, teacher="dp", privacy_unit="record_dp_teacher", guide="teacher")
@@ -427,10 +425,7 @@ def answers_kept(workdir):
 @pytest.fixture
 def kill_in_round(monkeypatch):
     """`kill_in_round(number, when)`: once, "asked", "drawn" or "kept" answers of that round."""
-    from dpdfd import answers
-    from dpdfd.privacy import bought
-
-    noisy, write = answers.noisy_answers, bought.Bought.write
+    noisy, write = exact_noise.noisy_answers, bought.Bought.write
 
     def start(number, when):
         rounds_left = [number]
@@ -452,7 +447,7 @@ def kill_in_round(monkeypatch):
             if rounds_left:
                 rounds_left[0] -= 1
 
-        monkeypatch.setattr(answers, "noisy_answers", noised)
+        monkeypatch.setattr(exact_noise, "noisy_answers", noised)
         monkeypatch.setattr(bought.Bought, "write", kept)
 
     return start
@@ -763,30 +758,6 @@ def test_a_run_that_lost_its_root_does_not_go_on(call, convert, tmp_path):
     assert "is missing, and with it the noise" in said[0]
 
 
-def _main(settings, workdir, kill_at):
-    """The program: see the module's docstring."""
-    parallel.choose_mode = lambda mode=None: SINGLE_DEVICE
-    real, asked = programs.compile_all, []
-
-    def compile_all(*arguments):
-        found = real(*arguments)
-
-        def ask(*given):
-            asked.append(1)
-            if len(asked) == kill_at:
-                os.kill(os.getpid(), signal.SIGKILL)
-            return found.ask(*given)
-
-        return found._replace(ask=ask)
-
-    programs.compile_all = compile_all
-    train.train_and_evaluate(settings, workdir)
-
-
-if __name__ == "__main__":
-    _main(*json.loads(sys.argv[1]))
-
-
 def test_a_generator_needs_several_values_to_normalise_over(tmp_path):
     """Images of 4x4 pixels grow from a single one: one image leaves one value per channel."""
     images = np.random.default_rng(0).integers(0, 256, (6, 4, 4, 1)).astype(np.uint8)
@@ -795,9 +766,29 @@ def test_a_generator_needs_several_values_to_normalise_over(tmp_path):
     teacher = load_model(save(tmp_path / "teacher", dataset=small))
     group = {**ALTERNATE["generator"], "norm": "batch"}
     given = {**ALTERNATE, "teacher": str(tmp_path / "teacher"), "generator": group}
-    hp = train.settings.validate(given)
-    train._specs(hp, teacher)
+    hp = validate(given)
+    conversion.choose(hp, teacher)
     with pytest.raises(InputError, match="^batch_size: got 1; leaves the generator's batch norm"):
-        train._specs({**hp, "batch_size": 1}, teacher)
+        conversion.choose({**hp, "batch_size": 1}, teacher)
     for changed in ({"norm": "none"}, {"every": 0}):
-        train._specs({**hp, "batch_size": 1, "generator": {**hp["generator"], **changed}}, teacher)
+        conversion.choose(
+            {**hp, "batch_size": 1, "generator": {**hp["generator"], **changed}}, teacher
+        )
+
+
+def _main(settings, workdir, kill_at):
+    """The program: see the module's docstring."""
+    parallel.choose_mode = lambda mode=None: SINGLE_DEVICE
+    asked = []
+
+    def before(name, *_):
+        asked.extend([1] if name == "ask" else [])
+        if len(asked) == kill_at:
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    parallel.wrap = watched(before)
+    train.train_and_evaluate(settings, workdir)
+
+
+if __name__ == "__main__":
+    _main(*json.loads(sys.argv[1]))

@@ -4,10 +4,11 @@
 
 For changes that must not change a number. Every run is trained from scratch and resumed: a copy
 of its workdir loses its last checkpoint, as if the process had been killed before writing it, and
-the same command is given again. Compared are all leaves of every part of the last checkpoint and
-every row of metrics.jsonl (which holds no times), scratch with scratch and resumed with resumed.
-A line a run says what differs first, and also where a resume does not end as scratch does. The
-exit code is 1 if the checkouts differ.
+the same command is given again. Compared are all leaves of every part of the last checkpoint, its
+privacy ledger, and every row of metrics.jsonl (which holds no times), scratch with scratch and
+resumed with resumed.
+A line a run says what differs first, or where a resume does not end as scratch does, and the
+seconds of processor time of both. The exit code is 1 if the checkouts differ.
 
 The checkouts' code is used as their users do, through the binaries, and checkpoints are read by
 Orbax alone, so that modules may move. A config names networks by class; the module is looked up in
@@ -35,7 +36,7 @@ import sys
 import tempfile
 import time
 import traceback
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -57,11 +58,10 @@ class Run:
 
 
 class Outcome(NamedTuple):
-    """What a run computed: `leaves` by part and name, `rows` of metrics.jsonl."""
+    """What a run computed: parameters and statistics, and plain values, by name."""
 
-    step: int
     leaves: Mapping[str, np.ndarray]
-    rows: Sequence[Mapping[str, Any]]
+    values: Mapping[str, Any]
 
 
 # -- the runs ----------------------------------------------------------------------------------
@@ -74,8 +74,7 @@ IMAGES = {**FIT, **CNN, "dataset": "digits", "num_validation": 100, "eval_batch_
 STUDENT = {**IMAGES, "seed": 7, "temperature": 5.0, "alpha": 0.7}
 GENERATOR = {"width": 4, "latent_size": 8}
 CONVERT = {**FIT, **PRIVATE_CNN, "dataset": "digits", "eval_batch_size": 256}
-ROUNDS = {**CONVERT, "num_rounds": 2, "num_queries": 128, "prior_extent": (0.85, 1.0)}
-STROKES = {"prior": {"strokes": 1.0}}
+ROUNDS = {**CONVERT, "num_rounds": 2, "num_queries": 128}
 
 
 def plan(folder: Path, network: Callable[[str], str]) -> list[Run]:
@@ -181,9 +180,8 @@ def plan(folder: Path, network: Callable[[str], str]) -> list[Run]:
             "dpdfd.train",
             {
                 **CONVERT,
-                **STROKES,
                 **private,
-                "prior_extent": (0.85, 1.0),
+                "prior": {"noise": 1.0},
                 "teacher": at("plain"),
                 "privacy_unit": "query",
                 "mechanism": "param",
@@ -249,8 +247,9 @@ def plan(folder: Path, network: Callable[[str], str]) -> list[Run]:
             "dpdfd.train",
             {
                 **ROUNDS,
-                **STROKES,
                 **private,
+                "prior": {"strokes": 1.0},
+                "prior_extent": (0.85, 1.0),
                 "teacher": at("ensemble"),
                 "privacy_unit": "record_ensemble",
                 "mechanism": "answers",
@@ -306,7 +305,7 @@ def train_all(checkout: Path, folder: Path):
     answers = os.fdopen(os.dup(1), "w")
     runs = {run.name: run for run in plan(folder, lambda name: find_network(checkout, name))}
     for run in (runs[line.strip()] for line in sys.stdin):
-        home, start, failure = folder / run.name, time.perf_counter(), ""
+        home, begun, failure = folder / run.name, time.process_time(), ""
         home.mkdir()
         with log_to(home / "log.txt"):
             try:
@@ -316,12 +315,12 @@ def train_all(checkout: Path, folder: Path):
             except Exception as error:
                 traceback.print_exc()
                 failure = f"{error} (see {home}/log.txt)"
-        seconds = time.perf_counter() - start
+        seconds = time.process_time() - begun
         print(json.dumps({"failure": failure, "seconds": seconds}), file=answers, flush=True)
 
 
 def train(run: Run, home: Path, variant: str):
-    """Runs the binary in `home/VARIANT`, and leaves what came out in `home/VARIANT.npz`."""
+    """Runs the binary in `home/VARIANT`, and leaves what came out in two files beside it."""
     workdir = home / variant
     if variant == "resumed":
         shutil.copytree(home / "scratch", workdir)
@@ -341,7 +340,12 @@ def train(run: Run, home: Path, variant: str):
         if error.code:
             raise RuntimeError(f"{variant}: exit code {error.code}") from None
     path = checkpoints(workdir)[-1]
-    np.savez(home / f"{variant}.npz", **{"": np.int64(path.name)}, **read_leaves(path))
+    metadata = json.loads((path / "metadata.json").read_text())
+    rows = (workdir / "metrics.jsonl").read_text().splitlines()
+    values = {"step": path.name, "metrics": [json.loads(row) for row in rows]}
+    values["ledger"] = metadata["ledger"]
+    (home / f"{variant}.json").write_text(json.dumps(values))
+    np.savez(home / f"{variant}.npz", **read_leaves(path))
 
 
 def checkpoints(workdir: Path) -> list[Path]:
@@ -405,49 +409,50 @@ def read(home: Path, variant: str) -> Outcome:
     """What `train` left of a run."""
     with np.load(home / f"{variant}.npz") as file:
         leaves = dict(file)
-    rows = (home / variant / "metrics.jsonl").read_text().splitlines()
-    return Outcome(int(leaves.pop("")), leaves, [json.loads(row) for row in rows])
+    return Outcome(leaves, dict(flatten("", json.loads((home / f"{variant}.json").read_text()))))
+
+
+def flatten(name: str, value: Any) -> Iterator[tuple[str, Any]]:
+    """Plain values of JSON by their paths, without the random ids of a ledger."""
+    if isinstance(value, list):
+        value = {str(number): item for number, item in enumerate(value)}
+    if not isinstance(value, dict):
+        yield name, value
+        return
+    for key, item in value.items():
+        if key != "id":
+            yield from flatten(f"{name}/{key}" if name else key, item)
 
 
 def difference(before: Outcome, after: Outcome) -> str:
     """The first difference in a few words; "" if every bit is the same."""
-    if before.step != after.step:
-        return f"last checkpoint: step {before.step} against {after.step}"
-    if strange := sorted(before.leaves.keys() ^ after.leaves.keys()):
-        name = strange[0]
-        where = "before" if name in before.leaves else "after"
-        return f"leaf {name}: only {where} (of {len(strange)} such)"
-    apart = [
-        name for name, leaf in before.leaves.items() if not same_bits(leaf, after.leaves[name])
-    ]
+    names = [*before.leaves, *(name for name in after.leaves if name not in before.leaves)]
+    apart = [n for n in names if not same_bits(before.leaves.get(n), after.leaves.get(n))]
     if apart:
-        old, new = before.leaves[apart[0]], after.leaves[apart[0]]
-        many = f"{len(apart)} of {len(before.leaves)} leaves"
-        if (old.dtype, old.shape) != (new.dtype, new.shape):
-            kinds = f"{old.dtype}{list(old.shape)} against {new.dtype}{list(new.shape)}"
-            return f"leaf {apart[0]}: {kinds} ({many})"
-        return f"leaf {apart[0]}: by up to {largest(old, new):.3g} ({many})"
-    for number, (old, new) in enumerate(zip(before.rows, after.rows, strict=False), start=1):
-        for name in [*old, *(name for name in new if name not in old)]:
-            # As text: there NaN equals NaN, and -0.0 is not 0.0.
-            if json.dumps(old.get(name, "absent")) != json.dumps(new.get(name, "absent")):
-                given = f"{old.get(name, 'absent')} against {new.get(name, 'absent')}"
-                return f"metrics row {number}, {name}: {given}"
-    if len(before.rows) != len(after.rows):
-        return f"metrics: {len(before.rows)} rows against {len(after.rows)}"
+        old, new = before.leaves.get(apart[0]), after.leaves.get(apart[0])
+        return f"leaf {apart[0]}: {how_far(old, new)} ({len(apart)} of {len(names)} leaves)"
+    for name in [*before.values, *(name for name in after.values if name not in before.values)]:
+        old, new = (outcome.values.get(name, "absent") for outcome in (before, after))
+        if json.dumps(old) != json.dumps(new):  # as text: there -0.0 is not 0.0
+            return f"{name}: {old} against {new}"
     return ""
 
 
-def same_bits(a: np.ndarray, b: np.ndarray) -> bool:
-    """Whether two arrays have the same bits."""
+def same_bits(a: np.ndarray | None, b: np.ndarray | None) -> bool:
+    """Whether two arrays are equal, type and shape and bits; None is no array."""
+    if a is None or b is None:
+        return a is b
     return (a.dtype, a.shape) == (b.dtype, b.shape) and a.tobytes() == b.tobytes()
 
 
-def largest(a: np.ndarray, b: np.ndarray) -> float:
-    """The largest absolute difference; of dtypes that a file keeps as bytes, of the bits."""
+def how_far(a: np.ndarray | None, b: np.ndarray | None) -> str:
+    """In words; of types that NumPy lacks and a file keeps as bytes, the bits are compared."""
+    if a is None or b is None or (a.dtype, a.shape) != (b.dtype, b.shape):
+        kinds = ["absent" if x is None else f"{x.dtype}{list(x.shape)}" for x in (a, b)]
+        return " against ".join(kinds)
     if a.dtype.kind == "V":
         a, b = (x.view(f"u{x.dtype.itemsize}") for x in (a, b))
-    return float(np.max(np.abs(a.astype(np.float64) - b.astype(np.float64))))
+    return f"by up to {np.nanmax(np.abs(a.astype(np.float64) - b.astype(np.float64))):.3g}"
 
 
 def verdict(before: Path, after: Path) -> tuple[bool, str]:

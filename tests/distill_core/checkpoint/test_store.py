@@ -122,38 +122,22 @@ def test_a_part_is_restored_alone(tmp_path, monkeypatch):
     assert left_out and not any(isinstance(leaf, np.ndarray | jax.Array) for leaf in left_out)
 
 
-@pytest.mark.parametrize(
-    ("changes", "words"),
-    [
-        ({"part": "teacher"}, ["part: got 'teacher'", "generator, student"]),
-        ({"part": "student", "step": 9}, ["checkpoint: got", "no checkpoint of step 9"]),
-    ],
-)
-def test_an_unknown_part_or_step_is_refused(tmp_path_factory, changes, words):
-    workdir = tmp_path_factory.getbasetemp() / "two_parts"
-    if not workdir.exists():
-        _save(workdir, parts=_parts(0, "student", "generator"))
-    with pytest.raises(InputError) as refused:
-        checkpoint.load_model(workdir, **changes)
-    assert all(word in str(refused.value) for word in words)
-    assert "\n" not in str(refused.value)
-
-
-def test_the_first_part_is_the_one_that_is_meant(tmp_path):
-    parts = _parts(0, "student", "generator")
-    _save(tmp_path, parts=parts)
+def test_of_several_parts_the_first_is_meant_and_unknown_ones_are_refused(tmp_path):
+    _save(tmp_path, parts=_parts(1, "student", "generator"))
+    _save(tmp_path, parts=_parts(0, "student", "generator"))  # replaces the step
     found = checkpoint.load_model(tmp_path).variables["params"]
-    wanted = checkpoint.to_host(parts["student"]["params"])
-    jax.tree.map(np.testing.assert_array_equal, found, wanted)
+    _assert_equal(found, _parts(0)["student"]["params"])
+    with pytest.raises(InputError, match="^part: got 'teacher'; .*generator, student"):
+        checkpoint.load_model(tmp_path, part="teacher")
+    with pytest.raises(InputError, match="^checkpoint: .*step 9"):
+        checkpoint.load_model(tmp_path, part="student", step=9)
 
 
 @pytest.mark.parametrize("make", [lambda path: None, Path.mkdir, Path.touch])
 def test_a_path_without_checkpoint_is_refused(tmp_path, make):
     make(tmp_path / "run")
-    with pytest.raises(InputError, match="give a workdir or one of its checkpoints") as refused:
+    with pytest.raises(InputError, match=f"^checkpoint: got '{tmp_path}/run'"):
         checkpoint.load_model(tmp_path / "run")
-    assert str(tmp_path / "run") in str(refused.value)
-    assert "\n" not in str(refused.value)
 
 
 def test_another_format_version_is_refused(tmp_path):
@@ -252,47 +236,21 @@ def test_any_flipped_bit_of_the_metadata_is_noticed(tmp_path):
 # -- leaves that do not fit --------------------------------------------------------------------
 
 
-def _without(tree, *names):
-    tree = dict(tree)
-    if len(names) == 1:
-        del tree[names[0]]
-    else:
-        tree[names[0]] = _without(tree[names[0]], *names[1:])
-    return tree
-
-
 @pytest.mark.parametrize(
-    ("change", "words"),
+    ("of_parts", "of_train", "named"),
     [
-        (
-            lambda parts, train: ({**parts, "other": {"params": {"w": np.zeros(2)}}}, train),
-            "has no leaf other/params/w; float64[2] is needed",
-        ),
-        (
-            lambda parts, train: (parts, {**train, "step": jnp.zeros(2, jnp.int32)}),
-            "leaf step is int32[]; int32[2] is needed",
-        ),
-        (
-            lambda parts, train: (parts, {**train, "step": jnp.float32(0)}),
-            "leaf step is int32[]; float32[] is needed",
-        ),
-        (
-            lambda parts, train: (parts, {**train, "rng": jax.random.key(0, impl="rbg")}),
-            "leaf rng is uint32[2]; uint32[4] is needed",
-        ),
-        (
-            lambda parts, train: (_without(parts, "student", "params", "Dense_0"), train),
-            "leaf student/params/Dense_0/bias has no place here",
-        ),
+        ({"other": {"params": {"w": np.zeros(2)}}}, {}, "other/params/w; float64.2."),
+        ({}, {"step": jnp.zeros(2, jnp.int32)}, "leaf step is int32.*int32.2."),
+        ({}, {"step": jnp.float32(0)}, "leaf step is int32.*float32"),
+        ({}, {"rng": jax.random.key(0, impl="rbg")}, "leaf rng is uint32.2.; uint32.4."),
+        ({"student": {"params": {}}}, {}, "leaf student/.* has no place"),
     ],
     ids=["missing", "shape", "dtype", "key", "surplus"],
 )
-def test_a_leaf_that_does_not_fit_is_named(two_steps, change, words):
-    parts, train = change(_parts(), _train())
-    with pytest.raises(InputError) as refused:
+def test_a_leaf_that_does_not_fit_is_named(two_steps, of_parts, of_train, named):
+    parts, train = {**_parts(), **of_parts}, {**_train(), **of_train}
+    with pytest.raises(InputError, match=f"{two_steps}.*{named}"):
         checkpoint.restore(two_steps / "checkpoints" / "3", parts=parts, train=train)
-    assert words in str(refused.value)
-    assert str(two_steps) in str(refused.value)
 
 
 def test_load_model_names_the_leaf_that_the_network_would_not_have(tmp_path):
@@ -361,13 +319,6 @@ def test_an_interrupted_deletion_counts_for_nothing(two_steps, tmp_path, monkeyp
     assert checkpoint.steps(tmp_path) == [4]
     checkpoint.remove_unfinished(tmp_path)
     assert [p.name for p in (tmp_path / "checkpoints").iterdir()] == ["4"]
-
-
-def test_saving_a_step_again_replaces_it(tmp_path):
-    _save(tmp_path, 3, parts=_parts(0))
-    _save(tmp_path, 3, parts=_parts(1))
-    found = checkpoint.load_model(tmp_path).variables["params"]
-    _assert_equal(found, _parts(1)["student"]["params"])
 
 
 def test_digest_is_of_names_and_contents():

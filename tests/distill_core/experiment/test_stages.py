@@ -7,6 +7,8 @@ from etils import epath
 
 from distill_core.config import InputError
 from distill_core.experiment import stages
+from distill_core.runtime import process
+from distill_core.training.loop import StoppedError
 
 
 class Stage:
@@ -159,6 +161,16 @@ def test_the_time_of_a_go_that_was_killed_is_not_known(stage):
     del record["seconds"]  # as a kill leaves it, which writes nothing
     (stage.directory / "stage.json").write_text(json.dumps(record))
     assert stage().seconds is None
+
+
+def test_no_stage_begins_after_the_deadline_and_nothing_is_touched(stage, monkeypatch):
+    stage()
+    before = {path.name for path in stage.directory.iterdir()}
+    monkeypatch.setattr(process, "is_overdue", lambda: True)
+    assert stage().status == "skipped"
+    with pytest.raises(StoppedError, match="by the deadline before teacher_normal/seed1; the same"):
+        stage({"omega": 1})
+    assert {path.name for path in stage.directory.iterdir()} == before and stage.runs == 1
 
 
 def test_crash_then_other_settings_redoes(stage):

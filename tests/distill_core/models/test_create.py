@@ -1,4 +1,3 @@
-import re
 from textwrap import dedent
 
 import jax
@@ -82,40 +81,25 @@ def test_the_name_of_a_bound_axis_goes_to_those_who_take_it(networks):
 
 
 @pytest.mark.parametrize(
-    ("name", "message"),
+    ("name", "reason"),
     [
-        (
-            "resnet19",
-            "must be one of cnn, resnetc20, resnetc32, resnet18, resnet34, resnet50, resnext29, "
-            "mobilenetv2, shufflenetv2, transformer, or package.module:factory",
-        ),
-        (":factory", "must be one of cnn"),
-        ("users_networks:", "must be one of cnn"),
-        (
-            "users_missing:f",
-            "users_missing cannot be imported: "
-            "ModuleNotFoundError: No module named 'users_missing'",
-        ),
-        ("users_broken:f", "users_broken cannot be imported: ZeroDivisionError: division by zero"),
-        ("users_syntax:f", "users_syntax cannot be imported: SyntaxError: "),
-        (".relative:f", ".relative cannot be imported: "),
-        ("users_networks:absent", "users_networks has no 'absent'"),
-        ("users_networks:constant", "constant must be a Linen class or a function that returns a"),
-        ("users_networks:instance", "instance must be a Linen class or a function that returns a"),
-        (
-            "users_networks:returns_dict",
-            "the factory must return a flax.linen.Module, it returned dict",
-        ),
+        ("resnet19", ", ".join((*MODEL_NAMES, "or package.module:factory"))),
+        *[(name, "must be one of cnn") for name in (":factory", "users_networks:")],
+        ("users_missing:f", "ModuleNotFoundError"),
+        ("users_broken:f", "ZeroDivisionError"),
+        ("users_syntax:f", "SyntaxError"),
+        (".relative:f", "cannot be imported"),
+        ("users_networks:absent", "'absent'"),
+        *[(f"users_networks:{name}", "Linen class") for name in ("constant", "instance")],
+        ("users_networks:returns_dict", "it returned dict"),
     ],
 )
-def test_wrong_models_are_refused(networks, name, message):
-    with pytest.raises(InputError, match=re.escape(f"model: got {name!r}; {message}")) as caught:
+def test_wrong_models_are_refused(networks, name, reason):
+    with pytest.raises(InputError, match=f"^model: got '{name}'; .*{reason}"):
         create_model(name, num_classes=4)
-    assert "\n" not in str(caught.value)
 
 
 @pytest.mark.parametrize("name", ["cnn", "resnet18", "mobilenetv2", "users_networks:Linear"])
 def test_wrong_settings_are_refused(networks, name):
-    with pytest.raises(InputError, match="model_kwargs: got {'depth': 3}; .* 'depth'") as caught:
+    with pytest.raises(InputError, match=rf"^model_kwargs: (?=.*{name}).*'depth'"):
         create_model(name, num_classes=4, depth=3)
-    assert name in str(caught.value)

@@ -163,116 +163,84 @@ def test_a_file_has_no_parts_and_no_steps(tmp_path, wrong):
         checkpoint.load_model(path, **wrong)
 
 
-def _refusal(path):
-    with pytest.raises(InputError) as error:
-        load_gpt2(path, field="teacher")
-    message = str(error.value)
-    assert message.startswith(f"teacher: got {str(path)!r}; ")
-    assert "\n" not in message
-    return message
-
-
 @pytest.mark.parametrize(
-    ("changes", "message"),
+    ("changes", "named"),
     [
-        ({"wte.weight": None}, "has no tensor wte.weight, which GPT-2 has"),
-        ({"h.0.ln_2.bias": None}, "has no tensor h.0.ln_2.bias, which"),
+        ({"wte.weight": None}, "has no tensor wte.weight"),
+        ({"h.0.ln_2.bias": None}, "has no tensor h.0.ln_2.bias"),
         ({"h.3.ln_1.bias": np.ones(2)}, "has no tensor h.2.ln_1.weight"),
         ({"h.99999999999.x": np.ones(2)}, "has no tensor h.2.ln_1.weight"),
-        ({"wpe.weight": np.ones((4, 5), np.float32)}, "wpe.weight is [4, 5]; [4, 128] is needed"),
-        ({"wte.weight": np.ones(5, np.float32)}, "wte.weight is [5]; two dimensions"),
+        ({"wpe.weight": np.ones((4, 5), np.float32)}, "wpe.weight is .4, 5.; .4, 128. "),
+        ({"wte.weight": np.ones(5, np.float32)}, "wte.weight is .5."),
         (
             {"h.1.attn.c_attn.weight": np.ones((3 * _WIDTH, _WIDTH), np.float32)},
-            "h.1.attn.c_attn.weight is [384, 128]; [128, 384] is needed",
+            "h.1.attn.c_attn.weight is .384, 128.; .128, 384. ",
         ),
-        ({"ln_f.bias": np.ones(_WIDTH, np.int8)}, "ln_f.bias is I8; must be F32, F16, BF16"),
-        ({"score.weight": np.ones(2)}, "tensor score.weight is not one of GPT-2's"),
-        ({"h.0.attn.rotary": np.ones(2)}, "tensor h.0.attn.rotary is not one of GPT-2's"),
-        (
-            {"lm_head.weight": np.ones((_VOCAB, _WIDTH), np.float32)},
-            "tensor lm_head.weight differs from wte.weight; they must be tied",
-        ),
-        ({"lm_head.weight": np.ones((1, _WIDTH), np.float32)}, "lm_head.weight differs from"),
+        ({"ln_f.bias": np.ones(_WIDTH, np.int8)}, "ln_f.bias is I8"),
+        ({"ln_f.bias": np.full(_WIDTH, np.nan, np.float32)}, "ln_f.bias holds NaN"),
+        ({"score.weight": np.ones(2)}, "score.weight is not one of GPT-2's"),
+        ({"h.0.attn.rotary": np.ones(2)}, "h.0.attn.rotary is not one of GPT-2's"),
+        ({"lm_head.weight": np.ones((_VOCAB, _WIDTH), np.float32)}, "lm_head.weight differs"),
+        ({"lm_head.weight": np.ones((1, _WIDTH), np.float32)}, "lm_head.weight differs"),
+        # Two sets of names.
+        ({f"transformer.{k}": v for k, v in _tensors().items()}, "h.0.attn.c_attn.bias is not"),
     ],
 )
-def test_another_architecture_is_refused_by_its_first_tensor(tmp_path, changes, message):
+def test_another_architecture_is_refused_by_its_first_tensor(tmp_path, changes, named):
     tensors = {k: v for k, v in (_tensors() | changes).items() if v is not None}
-    assert message in _refusal(_write(tmp_path, tensors))
-
-
-def test_two_sets_of_names_are_refused(tmp_path):
-    plain = _tensors()
-    both = plain | {f"transformer.{k}": v.copy() for k, v in plain.items()}
-    assert "tensor h.0.attn.c_attn.bias is not one" in _refusal(_write(tmp_path, both))
+    path = _write(tmp_path, tensors)
+    with pytest.raises(InputError, match=f"^teacher: got '{path}'; .*{named}"):
+        load_gpt2(path, field="teacher")
 
 
 @pytest.mark.parametrize(
-    ("config", "message"),
+    ("config", "named"),
     [
-        ({"activation_function": "relu"}, "activation_function 'relu'; 'gelu_new' is needed"),
-        ({"layer_norm_epsilon": 1e-6}, "layer_norm_epsilon 1e-06; 1e-05 is needed"),
-        ({"scale_attn_by_inverse_layer_idx": True}, "inverse_layer_idx True; False is needed"),
-        ({"scale_attn_weights": False}, "scale_attn_weights False; True is needed"),
-        ({"n_head": 3}, "n_head 3; a divisor of the width, 128, is needed"),
-        ({"n_head": "2"}, "n_head '2'; a divisor"),
-        ({"n_head": 0}, "n_head 0; a divisor"),
+        ({"activation_function": "relu"}, "'relu'; 'gelu_new' "),
+        ({"layer_norm_epsilon": 1e-6}, "1e-06; 1e-05 "),
+        ({"scale_attn_by_inverse_layer_idx": True}, "inverse_layer_idx True"),
+        ({"scale_attn_weights": False}, "scale_attn_weights False"),
+        *[({"n_head": heads}, f"n_head {heads!r}; .*128") for heads in (3, "2", 0)],
     ],
 )
-def test_settings_that_are_not_gpt2s_are_refused(tmp_path, config, message):
-    assert message in _refusal(_write(tmp_path, _tensors(), **config))
+def test_settings_that_are_not_gpt2s_are_refused(tmp_path, config, named):
+    path = _write(tmp_path, _tensors(), **config)
+    with pytest.raises(InputError, match=f"^teacher: .*{named}"):
+        load_gpt2(path, field="teacher")
 
 
 @pytest.mark.parametrize(
-    ("text", "message"),
-    [("{", "config.json beside it cannot be read"), ("[1]", "must hold names and values")],
-)
-def test_a_config_that_is_none_is_refused(tmp_path, text, message):
-    path = _write(tmp_path, _tensors())
-    (tmp_path / "config.json").write_text(text)
-    assert message in _refusal(path)
-
-
-def test_a_width_of_unknown_heads_is_refused(tmp_path):
-    message = "config.json with n_head must lie beside it: 48 is no multiple of 64"
-    assert message in _refusal(_write(tmp_path, _tensors(width=48)))
-
-
-@pytest.mark.parametrize(
-    ("text", "message"),
+    ("file", "content", "named"),
     [
-        ("{}", "tokenizer.json beside it is refused (tokenizer: got '{}'; cannot be read"),
-        (_byte_pairs(290).to_str().replace("endoftext", "end"), "got '<pad>'; must be a token"),
+        *[("config.json", "{", "config.json"), ("config.json", "[1]", "names and values")],
+        ("tokenizer.json", "{}", "tokenizer.json .*cannot be read"),
+        ("tokenizer.json", _byte_pairs(290).to_str().replace("endoftext", "end"), "'<pad>'"),
+        ("tokenizer.json", _byte_pairs(290).to_str(), "290 tokens; .*280"),
+        ("model.safetensors", "", "cannot be read"),
+        ("model.safetensors", "no such thing at all", "cannot be read"),
+        ("model.safetensors", None, "cannot be read"),
+        ("config.json", None, "n_head .*48 is no multiple of 64"),
     ],
-    ids=["none", "another"],
 )
-def test_a_tokenizer_that_does_not_fit_is_refused(tmp_path, text, message):
-    path = _write(tmp_path, _tensors())
-    (tmp_path / "tokenizer.json").write_text(text)
-    assert message in _refusal(path)
+def test_files_that_are_none_or_do_not_fit_are_refused(tmp_path, file, content, named):
+    tensors = _tensors(width=48 if content is None and file == "config.json" else _WIDTH)
+    path = _write(tmp_path, {**tensors, "wte.weight": tensors["wte.weight"][:280].copy()})
+    if content is not None:
+        (tmp_path / file).write_text(content)
+    elif file == path.name:
+        path.write_bytes(path.read_bytes()[:-100])
+    with pytest.raises(InputError, match=f"^teacher: .*{named}"):
+        load_gpt2(path, field="teacher")
 
 
-def test_a_tokenizer_of_more_tokens_than_embeddings_is_refused(tmp_path):
-    tensors = _tensors()
-    path = _write(tmp_path, tensors | {"wte.weight": tensors["wte.weight"][:280].copy()})
-    (tmp_path / "tokenizer.json").write_text(_byte_pairs(290).to_str())
-    assert "has 290 tokens; there are embeddings for 280" in _refusal(path)
-
-
-@pytest.mark.parametrize("content", [b"", b"no such thing at all", None])
-def test_what_is_no_safetensors_file_is_refused(tmp_path, content):
-    path = _write(tmp_path, _tensors())
-    content = path.read_bytes()[:-100] if content is None else content
-    path.write_bytes(content)
-    assert "cannot be read as a .safetensors file (" in _refusal(path)
-
-
-def test_a_missing_file_is_refused(tmp_path):
-    for path in (tmp_path / "none.safetensors", tmp_path):
-        assert "must be an existing local .safetensors file" in _refusal(path)
-    with pytest.raises(InputError, match="checkpoint: got .* must be an existing local"):
-        checkpoint.load_model(tmp_path / "none.safetensors")
-    with pytest.raises(InputError, match=r"checkpoint: got 'gs://.*'; must be an existing local"):
-        checkpoint.load_model("gs://bucket/model.safetensors")
+@pytest.mark.parametrize("name", ["none.safetensors", "", "gs://bucket/model.safetensors"])
+def test_a_missing_file_is_refused(tmp_path, name):
+    path = name if name.startswith("gs:") else tmp_path / name
+    with pytest.raises(InputError, match="^teacher: .*existing local"):
+        load_gpt2(path, field="teacher")
+    if name:
+        with pytest.raises(InputError, match="^checkpoint: .*existing local"):
+            checkpoint.load_model(path)
 
 
 def test_gpt2s_tokenizer_has_one_special_token():
@@ -292,10 +260,3 @@ def test_gpt2s_tokenizer_has_one_special_token():
     inner.add_special_tokens(["<pad>"])
     padded = Tokenizer(inner)
     assert (padded.pad_id, padded.vocab_size) == (special, tokenizer.vocab_size + 1)
-
-
-def test_a_tensor_that_holds_no_numbers_is_refused_by_name(theirs, tmp_path):
-    tensors = load_file(theirs.folder / "model.safetensors")
-    name = next(name for name in tensors if name.endswith("h.0.mlp.c_fc.weight"))
-    tensors[name][0, 0] = np.nan
-    assert f"tensor {name} holds NaN or infinity" in _refusal(_write(tmp_path, tensors))

@@ -133,13 +133,9 @@ def test_deterministic_is_the_opposite_of_train():
 
 @pytest.mark.parametrize("layer", ["dropout", "attention", "norm"])
 def test_a_network_that_is_not_told_of_training_is_refused(layer):
-    with pytest.raises(InputError) as error:
-        checks.check(described("Untold", layer=layer))
     name = "norm" if layer == "norm" else "drop"
-    assert str(error.value) == (
-        f"model: got 'users_networks:Untold'; has the layer {name}, which works otherwise in "
-        "training than after it: the network's __call__ must take `train` or `deterministic`"
-    )
+    with pytest.raises(InputError, match=f"^model: .*the layer {name}, .*`train`"):
+        checks.check(described("Untold", layer=layer))
     checks.check(described("Untold", layer="none"))
 
 
@@ -159,14 +155,14 @@ class Mean(nn.Module):
 
 def test_networks_inside_another_are_asked_themselves():
     checks.check(described("Mean", member="told"))
-    with pytest.raises(InputError, match="has the layer drop, which works otherwise in training"):
+    with pytest.raises(InputError, match="^model: .*the layer drop"):
         checks.check(described("Mean", member="untold"))
 
 
 def test_a_language_model_that_drops_out_is_refused():
     kwargs = {"width": 8, "num_layers": 1, "num_heads": 2}
     network = Network("users_networks:DroppingTextOf", 20, kwargs, max_length=8)
-    with pytest.raises(InputError, match="model: .*has the layer drop, which works otherwise in t"):
+    with pytest.raises(InputError, match="^model: .*the layer drop"):
         checks.check(network)
     checks.check(dataclasses.replace(network, model="transformer"))
 
@@ -180,11 +176,8 @@ def test_batch_norm_over_one_value_is_refused_before_training(tmp_path, monkeypa
     monkeypatch.setattr(parallel, "check_batch_size", lambda size: None)
     settings = {**SETTINGS, "model": "resnet18", "batch_size": 1}
     monkeypatch.setattr(parallel, "choose_mode", lambda mode=None: "jit")
-    with pytest.raises(InputError) as error:
+    with pytest.raises(InputError, match="^batch_size: got 1; .*BatchNorm_0 of resnet18"):
         train.train_and_evaluate(settings, tmp_path / "run")
-    message = str(error.value)
-    assert message.startswith("batch_size: got 1; leaves the layer ")
-    assert "BatchNorm_0 of resnet18 a single value per channel to normalise over" in message
     assert not (tmp_path / "run").exists()
 
 
@@ -248,15 +241,15 @@ def test_a_loaded_model_refuses_pixels_of_another_scale(loaded, change, given):
     images = data.load_dataset("digits").test.images[:50]
     good = images.astype(np.float32) / 255
     loaded.apply(loaded.variables, good)
-    with pytest.raises(InputError) as error:
+    with pytest.raises(InputError, match=f"^inputs: got '{given}'"):
         loaded.apply(loaded.variables, change(good))
-    assert str(error.value) == (f"inputs: got '{given}'; images that are floats must lie in [0, 1]")
 
 
 def test_rounding_and_traced_values_pass(loaded):
     images = data.load_dataset("digits").test.images[:5].astype(np.float32) / 255
     logits = loaded.apply(loaded.variables, images * np.float32(1 + 1e-6))
     assert np.isfinite(logits).all()
+    assert repr(loaded).startswith("LoadedModel(cnn, 650 parameters")
     assert jax.jit(loaded.apply)(loaded.variables, images * 255).shape == (5, 10)
     jax.grad(lambda x: loaded.apply(loaded.variables, x).sum())(images * 255)
     np.testing.assert_allclose(
@@ -273,10 +266,3 @@ def test_ids_outside_the_vocabulary_are_refused():
     for wrong in (20, -1):
         with pytest.raises(InputError, match=r"inputs: .*token ids must lie in \[0, 19\]"):
             apply({"params": params}, np.array([[0, wrong]]))
-
-
-def test_a_loaded_model_shows_itself_in_one_line(loaded):
-    assert repr(loaded) == (
-        "LoadedModel(cnn, 650 parameters, 10 classes, step 2 of distill_core.train)"
-    )
-    assert str(loaded) == repr(loaded)

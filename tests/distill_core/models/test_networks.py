@@ -1,3 +1,4 @@
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -58,7 +59,7 @@ def test_parameter_counts(name, num_classes, count):
     assert list(state) == ["batch_stats"]
 
 
-@pytest.mark.parametrize("name", sorted(set(MODEL_NAMES) - {"transformer"}))
+@pytest.mark.parametrize("name", sorted({*MODEL_NAMES} - {"transformer", "resnetc32", "resnet34"}))
 @pytest.mark.parametrize(
     ("norm", "shape"), [("batch", (28, 28, 1)), ("group", (8, 8, 1)), ("none", (64, 64, 3))]
 )
@@ -103,11 +104,7 @@ def test_masked_is_sliced_in_training_even_with_nan(module):
     d_params_s, (logits_s, state_s) = grad(params, x[where], None)
     np.testing.assert_allclose(logits[where], logits_s, rtol=1e-4, atol=1e-4)
     assert np.isfinite(logits).all()
-    jax.tree.map(
-        lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-3, atol=1e-3),
-        (d_params, state),
-        (d_params_s, state_s),
-    )
+    chex.assert_trees_all_close((d_params, state), (d_params_s, state_s), rtol=1e-3, atol=1e-3)
 
 
 def test_training_on_8_devices_is_training_on_one():
@@ -124,9 +121,7 @@ def test_training_on_8_devices_is_training_on_one():
         out_axes=(0, None),
     )(variables, x)
     np.testing.assert_allclose(on_8.reshape(on_one.shape), on_one, rtol=1e-4, atol=1e-5)
-    jax.tree.map(
-        lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5), state_8, state_one
-    )
+    chex.assert_trees_all_close(state_8, state_one, rtol=1e-4, atol=1e-5)
 
 
 @pytest.mark.parametrize(

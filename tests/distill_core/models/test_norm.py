@@ -1,3 +1,4 @@
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -80,10 +81,8 @@ def test_masked_is_sliced_even_with_nan(rng, shape):
 
     np.testing.assert_allclose(y[where], y_s, rtol=1e-5, atol=1e-6)
     np.testing.assert_allclose(d_x[where], d_x_s, rtol=1e-5, atol=1e-6)
-    jax.tree.map(
-        lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6),
-        (d_params, new_state),
-        (d_params_s, new_state_s),
+    chex.assert_trees_all_close(
+        (d_params, new_state), (d_params_s, new_state_s), rtol=1e-5, atol=1e-6
     )
     assert np.isfinite(y).all()
     assert (np.asarray(d_x)[~where] == 0).all()
@@ -129,10 +128,8 @@ def test_statistics_are_global_over_devices(rng):
         params, merged(x), merged(weights), merged(where)
     )
     np.testing.assert_allclose(merged(y), y_one, rtol=1e-5, atol=1e-5)
-    jax.tree.map(
-        lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-5),
-        (d_params, new_state),
-        (d_params_one, new_state_one),
+    chex.assert_trees_all_close(
+        (d_params, new_state), (d_params_one, new_state_one), rtol=1e-5, atol=1e-5
     )
 
 
@@ -193,15 +190,12 @@ def test_group_norm_groups_16_channels(rng):
     np.testing.assert_allclose(y, expected.reshape(2, 32), rtol=1e-3, atol=1e-4)
 
 
-def test_no_norm_is_the_identity(rng):
+def test_no_norm_is_the_identity_and_an_unknown_one_is_refused(rng):
     x = rng.normal(size=(2, 3)).astype(np.float32)
     y, variables = _Normalised("none").init_with_output(jax.random.key(0), x)
     np.testing.assert_array_equal(y, x)
     assert not variables
-
-
-def test_unknown_norm_is_refused():
-    with pytest.raises(InputError, match='norm: got \'layer\'; must be "batch", "group" or "none"'):
+    with pytest.raises(InputError, match="^norm: "):
         make_norm("layer")
 
 

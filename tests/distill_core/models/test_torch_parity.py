@@ -2,6 +2,7 @@
 
 import itertools
 
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -249,10 +250,7 @@ class _TorchShuffleNetV2(nn.Module):
 _STAGES = ((1, 16, 1, 1), (6, 24, 2, 2), (2, 24, 1, 1), (3, 16, 2, 2))
 _RESNEXT = {"cardinality": 4, "base_width": 6, "widen_factor": 2}
 _PAIRS = {
-    "cnn": (
-        lambda: CNN(_CLASSES, widths=(3, 4, 5), hidden=6),
-        lambda: _TorchCNN(_SHAPE),
-    ),
+    "cnn": (lambda: CNN(_CLASSES, widths=(3, 4, 5), hidden=6), lambda: _TorchCNN(_SHAPE)),
     "resnet of basic blocks": (
         lambda: ResNet(_CLASSES, stage_sizes=(2, 1)),
         lambda: _TorchResNet((2, 1), expansion=1),
@@ -261,10 +259,7 @@ _PAIRS = {
         lambda: ResNet(_CLASSES, stage_sizes=(2, 1), block=Bottleneck),
         lambda: _TorchResNet((2, 1), expansion=4),
     ),
-    "resnetc": (
-        lambda: ResNetC(_CLASSES, blocks_per_stage=2),
-        lambda: _TorchResNetC(2),
-    ),
+    "resnetc": (lambda: ResNetC(_CLASSES, blocks_per_stage=2), lambda: _TorchResNetC(2)),
     "resnext": (
         lambda: ResNeXt(_CLASSES, blocks_per_stage=2, **_RESNEXT),
         lambda: _TorchResNeXt(2, *_RESNEXT.values()),
@@ -325,11 +320,7 @@ def test_equal_logits_and_equal_statistics_after_training(pair):
     np.testing.assert_allclose(trained[where], in_training, atol=1e-4)
     after = {name: value.numpy() for name, value in theirs.state_dict().items()}
     moved = convert(ours, _SHAPE, after)["batch_stats"]
-    jax.tree.map(
-        lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-5),
-        state["batch_stats"],
-        moved,
-    )
+    chex.assert_trees_all_close(state["batch_stats"], moved, rtol=1e-5, atol=1e-5)
     change = jax.tree.map(lambda a, b: np.abs(a - b).max(), moved, variables["batch_stats"])
     assert min(jax.tree.leaves(change)) > 1e-3
 

@@ -160,97 +160,73 @@ def test_resnets_under_every_common_name(rename):
         convert(module, (32, 32, 3), renamed)
 
 
-def _refused(file, message, **options):
-    with pytest.raises(InputError, match=re.escape(message)) as caught:
+def _refused(file, named, **options):
+    with pytest.raises(InputError, match=named):
         distill_core.load_model(file, **options)
-    assert "\n" not in str(caught.value)
-    return str(caught.value)
 
 
 @pytest.mark.parametrize(
-    ("changes", "message"),
+    ("changes", "named"),
     [
-        (
-            {"model": "resnet18", "model_kwargs": {}},
-            "tensor conv1.weight is [3, 2, 3, 3]; [64, 2, 3, 3] is needed",
-        ),
-        (
-            {"model": "shufflenetv2", "model_kwargs": {}},
-            "has no tensor pre.0.weight, which a ShuffleNetV2 has",
-        ),
-        (
-            {"model_kwargs": {"widths": [3], "hidden": 6}},
-            "tensor fc1.weight is [6, 24]; [6, 72] is needed",
-        ),
-        ({"input_shape": [12, 12, 2]}, "tensor fc1.weight is [6, 24]; [6, 36] is needed"),
-        ({"classes": ["cat"]}, "tensor fc2.weight is [3, 6]; [1, 6] is needed"),
-        ({"model": "transformer"}, "has model 'transformer'; must be one of cnn, resnetc20"),
-        ({"model": "os:system"}, "has model 'os:system'; must be one of cnn"),
-        (
-            {"model_kwargs": {"depth": 3}},
-            "its description is refused (model_kwargs: got {'depth': 3}",
-        ),
-        (
-            {"model_kwargs": {"norm": "group"}},
-            "its norm is 'group'; weights of PyTorch need \"batch\"",
-        ),
-        ({"model_kwargs": {"widths": "ab"}}, "its description is refused (model_kwargs"),
-        ({"mean": [0.5]}, "teacher.json beside it has mean [0.5]; must be one number a channel"),
-        ({"std": [0.0, 1.0]}, "has std [0.0, 1.0]; must be one positive number a channel"),
-        ({"input_shape": [8, 12]}, "has input_shape [8, 12]; must be [height, width, channels]"),
-        ({"classes": 3}, "has classes 3; must be a list of names"),
-        ({"classes": ["cat", "dog", "cat"]}, "must be a list of names that differ"),
-        ({"classes": [0, 1, 2]}, "has classes [0, 1, 2]; must be a list of names"),
-        (
-            {"mean": [124.0, 116.0]},
-            "mean must lie in [0, 1] and std in (0, 1], for pixels in [0, 1]",
-        ),
-        ({"std": [58.4, 57.1]}, "divide those of pixels in [0, 255] by 255"),
-        ({"lr": 0.1}, "teacher.json beside it has lr; known are model, model_kwargs"),
+        ({"model": "resnet18", "model_kwargs": {}}, "conv1.weight is .3, 2, 3, 3.; .64, 2, 3, 3."),
+        ({"model": "shufflenetv2", "model_kwargs": {}}, "has no tensor pre.0.weight"),
+        ({"model_kwargs": {"widths": [3], "hidden": 6}}, "fc1.weight is .6, 24.; .6, 72."),
+        ({"input_shape": [12, 12, 2]}, "fc1.weight is .6, 24.; .6, 36."),
+        ({"classes": ["cat"]}, "fc2.weight is .3, 6.; .1, 6."),
+        *[({"model": name}, f"has model '{name}'") for name in ("transformer", "os:system")],
+        *[({"model_kwargs": each}, "model_kwargs") for each in ({"depth": 3}, {"widths": "ab"})],
+        ({"model_kwargs": {"norm": "group"}}, "its norm is 'group'"),
+        ({"mean": [0.5]}, "teacher.json .*has mean .0.5.; .*one number a channel"),
+        ({"std": [0.0, 1.0]}, "has std .0.0, 1.0.; .*one positive number a channel"),
+        ({"input_shape": [8, 12]}, "has input_shape .8, 12."),
+        *[({"classes": each}, "has classes ") for each in (3, ["a", "b", "a"], [0, 1, 2])],
+        ({"mean": [124.0, 116.0]}, "mean must lie in"),
+        ({"std": [58.4, 57.1]}, "by 255"),
+        ({"lr": 0.1}, "teacher.json .*has lr"),
     ],
 )
-def test_another_networks_description_is_refused(tmp_path, changes, message):
-    assert str(tmp_path) in _refused(_write(tmp_path, **changes), message)
+def test_another_networks_description_is_refused(tmp_path, changes, named):
+    _refused(_write(tmp_path, **changes), f"^checkpoint: .*{tmp_path}.*{named}")
 
 
-def test_wrong_tensors_are_refused_by_name(tmp_path):
-    tensors = _state_dict()
-    more = {**tensors, "fc3.weight": tensors["fc2.weight"]}
-    _refused(_write(tmp_path, more), "tensor fc3.weight is not one of a CNN's")
-    more = {**tensors, "module.fc2.bias": tensors["fc2.bias"]}
-    _refused(_write(tmp_path, more), "tensors fc2.bias and module.fc2.bias stand for the same")
-    whole = {**tensors, "fc2.bias": np.zeros(3, np.int64)}
-    _refused(_write(tmp_path, whole), "tensor fc2.bias is I64; must be F32, F16, BF16")
-    del tensors["bn2.running_var"]
-    _refused(_write(tmp_path, tensors), "has no tensor bn2.running_var, which a CNN has")
+@pytest.mark.parametrize(
+    ("name", "tensor", "named"),
+    [
+        ("fc3.weight", np.zeros((3, 6), np.float32), "fc3.weight is not one of a CNN's"),
+        ("module.fc2.bias", np.zeros(3, np.float32), "fc2.bias and module.fc2.bias "),
+        ("fc2.bias", np.zeros(3, np.int64), "fc2.bias is I64"),
+        ("fc2.bias", np.float32([0, np.nan, 1]), "fc2.bias holds NaN"),
+        ("fc2.bias", np.float32([0, np.inf, 1]), "fc2.bias holds NaN"),
+        ("bn2.running_var", None, "has no tensor bn2.running_var"),
+    ],
+)
+def test_wrong_tensors_are_refused_by_name(tmp_path, name, tensor, named):
+    tensors = {**_state_dict(), name: tensor}
+    file = _write(tmp_path, {k: v for k, v in tensors.items() if v is not None})
+    _refused(file, f"^checkpoint: .*tensors? {named}" if tensor is not None else named)
+
+
+@pytest.mark.parametrize(
+    ("described", "named"),
+    [
+        *[(None, "teacher.json must lie beside it"), ("{", "teacher.json .*cannot be read")],
+        *[("[1]", "teacher.json .*names and values"), ("{}", "teacher.json .*lacks model")],
+    ],
+)
+def test_a_file_that_nothing_describes_is_refused(tmp_path, described, named):
+    file = _write(tmp_path, spec=None)
+    if described:
+        (tmp_path / "teacher.json").write_text(described)
+    _refused(file, f"^checkpoint: .*{named}")
 
 
 def test_what_is_no_such_file_is_refused(tmp_path):
-    file = _write(tmp_path, spec=None)
-    _refused(
-        file, "nothing says which network this is; teacher.json must lie beside it, with model"
-    )
-    (tmp_path / "teacher.json").write_text("{")
-    _refused(file, "teacher.json beside it cannot be read (")
-    (tmp_path / "teacher.json").write_text("[1]")
-    _refused(file, "teacher.json beside it must hold names and values")
-    (tmp_path / "teacher.json").write_text("{}")
-    _refused(file, "teacher.json beside it lacks model")
-    _write(tmp_path)
-    _refused(file, "is a file of one network; leave it out", part="student")
-    _refused(file, "is a file of one network; leave it out", step=3)
-    file.write_bytes(file.read_bytes()[:500])
-    _refused(file, "cannot be read as a .safetensors file")
+    file = _write(tmp_path)
+    _refused(file, "^part: ", part="student")
+    _refused(file, "^step: ", step=3)
     with pytest.raises(InputError, match="CNN.*; its norm is 'none'"):
-        convert(CNN(3, norm="none"), (8, 8, 1), load_file(_write(tmp_path)))
+        convert(CNN(3, norm="none"), (8, 8, 1), load_file(file))
     with pytest.raises(InputError, match="weights of PyTorch can be had for CNN, MobileNetV2"):
         convert(checks, (8, 8, 1), {})
-
-
-@pytest.mark.parametrize("value", [np.nan, np.inf])
-def test_a_tensor_that_holds_no_numbers_is_refused_by_name(tmp_path, value):
-    file = _write(tmp_path)
-    tensors = load_file(file)
-    tensors["conv2.weight"][0, 0, 0, 0] = value
-    save_file(tensors, file)
-    _refused(file, "tensor conv2.weight holds NaN or infinity")
+    file.write_bytes(file.read_bytes()[:500])
+    _refused(file, "^checkpoint: .*cannot be read")

@@ -9,7 +9,6 @@ import pytest
 from distill_core.config import InputError
 from distill_core.models import Transformer, checks, count_parameters, init_model
 from distill_core.models.network import Network
-from distill_core.models.transformer import places_in_line
 
 _LENGTH = 12
 _SMALL = Transformer(vocab_size=17, max_length=_LENGTH, num_layers=2, num_heads=2, width=16)
@@ -104,24 +103,12 @@ def test_bfloat16_gives_float32_logits_near_those_of_float32(apply, variables):
     assert 0 < np.abs(rough - exact).max() < 0.1 * exact.std()
 
 
-def test_refuses_rows_that_are_too_long_or_no_rows(variables):
-    with pytest.raises(InputError, match=r"input: got \(1, 13\); .* L from 1 to max_length, 12"):
-        _SMALL.apply(variables, np.zeros((1, _LENGTH + 1), int))
-    for shape in [(2, 0), (4,), (1, 2, 3)]:
-        with pytest.raises(InputError, match="must be tokens \\[B, L\\]"):
+def test_refuses_rows_that_are_too_long_or_none_and_a_width_that_heads_do_not_divide(variables):
+    for shape in [(1, _LENGTH + 1), (2, 0), (4,), (1, 2, 3)]:
+        with pytest.raises(InputError, match="^input: "):
             _SMALL.apply(variables, np.zeros(shape, int))
-
-
-def test_refuses_a_width_that_heads_do_not_divide():
-    module = _SMALL.copy(num_heads=3)
-    with pytest.raises(InputError, match="width: got 16; must be divisible by num_heads, 3"):
-        init_model(module, jax.random.key(0), (_LENGTH,), dtype=jnp.int32)
-
-
-def test_places_in_line():
-    segments = jnp.array([[4, 4, 4, 9, -1, -1], [0, 1, 1, 1, 1, 0], [2, 2, 2, 2, 2, 2]])
-    expected = [[0, 1, 2, 0, 0, 1], [0, 0, 1, 2, 3, 0], [0, 1, 2, 3, 4, 5]]
-    np.testing.assert_array_equal(jax.jit(places_in_line)(segments), expected)
+    with pytest.raises(InputError, match="width: "):
+        init_model(_SMALL.copy(num_heads=3), jax.random.key(0), (_LENGTH,), dtype=jnp.int32)
 
 
 def test_a_network_builds_it(apply, variables):

@@ -2,12 +2,10 @@
 
 import importlib
 import sys
-from pathlib import Path
 
 import jax
 import numpy as np
 import pytest
-from etils import epath
 from ml_collections import ConfigDict
 
 import distill_core
@@ -17,7 +15,6 @@ from distill_core.models import trust
 from distill_core.models.network import Network
 from distill_core.runtime import cli
 from dpdfd.ensemble import training as ensemble
-from nasty.experiment import data_free
 
 STRANGER = """
 import pathlib
@@ -41,12 +38,7 @@ NETWORK = {
     "std": [0.25],
     "classes": ["a", "b", "c"],
 }
-SETTINGS = {
-    "model": "stranger:Net",
-    "learning_rate": 0.1,
-    "batch_size": 8,
-    "num_steps": 2,
-}
+SETTINGS = {"model": "stranger:Net", "learning_rate": 0.1, "batch_size": 8, "num_steps": 2}
 
 
 @pytest.fixture
@@ -90,18 +82,14 @@ def ran(place):
     return (place / "ran").read_text().split() if (place / "ran").exists() else []
 
 
-def refused(path="run", **given):
-    with pytest.raises(InputError) as error:
+def refused(path="run", model="stranger:Net", **given):
+    with pytest.raises(InputError, match=f"^checkpoint: .*asks for the network {model}"):
         distill_core.load_model(path, **given)
-    return str(error.value)
 
 
-def test_a_strangers_module_is_not_imported_and_named_in_one_line(place):
-    assert refused() == (
-        "checkpoint: got 'run/checkpoints/1'; asks for the network stranger:Net, which is not this "
-        "project's, and would run its code; if you trust it, give --trust=stranger, in Python "
-        "load_model(…, trust=('stranger',))"
-    )
+def test_a_strangers_module_is_not_imported_and_named(place):
+    with pytest.raises(InputError, match="^checkpoint: .* stranger:Net, .*--trust=stranger"):
+        distill_core.load_model("run")
     assert not ran(place)
 
 
@@ -109,9 +97,9 @@ def test_trust_is_for_one_call_even_of_a_module_that_was_imported(place):
     for trusted in (("stranger",), "stranger"):
         assert distill_core.load_model("run", trust=trusted).network.model == "stranger:Net"
         assert ran(place) == ["stranger"]
-        assert "asks for the network stranger:Net" in refused()
+        refused()
     importlib.import_module("stranger")
-    assert "asks for the network stranger:Net" in refused()
+    refused()
 
 
 @pytest.mark.parametrize(
@@ -130,13 +118,14 @@ def test_trust_covers_a_package_and_what_is_in_it(place, model, trusted, loads):
     if loads:
         distill_core.load_model("other", trust=[trusted])
     else:
-        assert f"asks for the network {model}" in refused("other", trust=[trusted])
+        refused("other", model, trust=[trusted])
         assert not ran(place)
 
 
 @pytest.mark.parametrize("name", ["stranger:Net", "", "a/b", "stranger.", 3])
 def test_trust_is_given_by_the_names_of_packages(place, name):
-    assert refused(trust=[name]).startswith(f"trust: got {name!r}; must be the name of a package")
+    with pytest.raises(InputError, match="^trust: "):
+        distill_core.load_model("run", trust=[name])
 
 
 @pytest.mark.parametrize(
@@ -149,7 +138,7 @@ def test_trust_is_given_by_the_names_of_packages(place, name):
 )
 def test_names_within_a_networks_settings_count(place, kwargs):
     write("other", ensemble.MODEL, num_teachers=2, **kwargs)
-    assert "asks for the network stranger:Net" in refused("other")
+    refused("other")
     assert not ran(place)
 
 
@@ -168,7 +157,7 @@ def test_names_within_a_networks_settings_count(place, kwargs):
 )
 def test_of_this_project_a_file_may_name_networks_alone(place, model):
     write("other", model)
-    assert f"asks for the network {model}, which is not this project's" in refused("other")
+    refused("other", model)
 
 
 def test_a_namesake_of_this_project_is_a_stranger(place, monkeypatch):
@@ -178,14 +167,15 @@ def test_a_namesake_of_this_project_is_a_stranger(place, monkeypatch):
     write("other", "dpdfd.generator:Net")
     for name in [name for name in sys.modules if name.split(".")[0] == "dpdfd"]:
         monkeypatch.delitem(sys.modules, name)
-    assert "asks for the network dpdfd.generator:Net" in refused("other")
+    refused("other", "dpdfd.generator:Net")
     assert not ran(place)
 
 
 def test_a_name_of_another_form_is_never_imported(place):
     for model in ("stranger:Net:x", " stranger:Net", "stranger:Net\n", "stranger"):
         write("other", model)
-        assert "model: got" in refused("other")
+        with pytest.raises(InputError, match="model: "):
+            distill_core.load_model("other")
     assert not ran(place)
 
 
@@ -201,14 +191,13 @@ def test_the_binaries_refuse_and_take_trust(place, capsys):
         assert "trust: got 'a/b'" in capsys.readouterr().err
     assert cli.exit_code(evaluate.main, ["--checkpoint=run", "--trust=other,stranger"]) == 0
     assert cli.exit_code(evaluate.main, ["--checkpoint=run"]) == cli.EXIT_INPUT
-    assert trust.trusted() == []
 
 
 def test_a_run_trusts_the_very_module_that_its_config_names(place):
     settings = {**SETTINGS, "dataset": "npz:data.npz"}
     train.train_and_evaluate(ConfigDict(settings), "own")
     train.train_and_evaluate(ConfigDict({**settings, "num_steps": 4}), "own")  # resumes
-    assert "asks for the network stranger:Net" in refused("own")  # the trust ended with the run
+    refused("own")  # the trust ended with the run
 
     distill.train_and_evaluate({**settings, "teacher": "run"}, "student")
     write("other", "package:Net")
@@ -223,19 +212,14 @@ def test_a_run_trusts_the_very_module_that_its_config_names(place):
 
 def test_groups_of_a_config_name_modules_too():
     @trust.config_allows
-    def run(settings):
-        return trust.trusted()
+    def run(settings, module):
+        trust.check("checkpoint", "file", module, asks_for="a network")
 
     named = {"model": "a.b:C", "student_model": "d:E", "students": {"x": {"model": "f:G"}}}
-    assert run(ConfigDict(named)) == ["a.b", "d", "f"]
-    assert run({"dataset": "npz:file", "model": "cnn", "modelled": "h:I"}) == []
-
-
-def test_a_run_in_another_process_gets_the_trust_of_this_one():
-    with trust.allowed(["a.b", "c"]):
-        command = data_free._command(Path("config.py"), epath.Path("run"), None)
-    assert command[-2:] == ["--trust=a.b", "--trust=c"]
-    assert data_free._command(Path("config.py"), epath.Path("run"), None)[-1] == "run"
+    for module in ("a.b", "d", "f"):
+        run(ConfigDict(named), module)
+    with pytest.raises(InputError, match="asks for a network"):
+        run({"dataset": "npz:file", "model": "cnn", "modelled": "h:I"}, "h")
 
 
 def test_our_own_networks_need_no_trust(tmp_path):

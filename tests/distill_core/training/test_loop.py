@@ -14,12 +14,14 @@ import subprocess
 import sys
 import threading
 from pathlib import Path
+from types import SimpleNamespace
 
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
 from distill_core import checkpoint, config
+from distill_core.runtime import process
 from distill_core.training import loop
 
 ROOT = Path(__file__).parents[3]
@@ -68,6 +70,23 @@ def test_a_signal_saves_and_the_rest_is_as_if_nothing_happened(tiny_run, tmp_pat
     _, metadata = checkpoint.find(tmp_path)
     assert len(metadata["pending"]) == (step + 1) % 3
     tiny_run.run(tmp_path)
+    assert tiny_run.contents(tmp_path) == straight
+
+
+def test_a_deadline_stops_as_a_signal_does(tiny_run, tmp_path, straight, monkeypatch):
+    minutes = 0.0
+    monkeypatch.setattr(process, "time", SimpleNamespace(monotonic=lambda: 60 * minutes))
+
+    def batch_fn(step):
+        nonlocal minutes
+        minutes = float(step)
+        return tiny_run.batch_at(step)
+
+    ending = f"^stopped by the deadline at step 6; saved in {tmp_path}$"
+    with process.stop_after(5.0), pytest.raises(loop.StoppedError, match=ending):
+        tiny_run.run(tmp_path, batch_fn=batch_fn)
+    with process.stop_after(None):
+        tiny_run.run(tmp_path)
     assert tiny_run.contents(tmp_path) == straight
 
 

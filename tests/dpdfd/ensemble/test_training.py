@@ -1,23 +1,26 @@
 """Teachers on disjoint partitions: who learns from what, and what comes out."""
 
+import dataclasses
 import functools
 import json
-import types
 from pathlib import Path
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
 import pytest
 
 from distill_core import checkpoint, data, load_model
 from distill_core.config import InputError
-from distill_core.models import spec
+from distill_core.models import checks
+from distill_core.models.network import Network, image_network
 from distill_core.runtime import config_file
-from distill_core.training.step import TrainState
+from distill_core.training.optimizers import Optimizer
+from distill_core.training.step import TrainState, Update
 from dpdfd.ensemble import partition_fit, partitions
-from dpdfd.ensemble.training import FIELDS, Ensemble, make_answers, partition, train_and_evaluate
+from dpdfd.ensemble.network import Ensemble, answers
+from dpdfd.ensemble.partitions import partition
+from dpdfd.ensemble.training import FIELDS, MODEL, train_and_evaluate
 
 TEACHERS, NUM = 5, 48
 RIDGE = {
@@ -160,11 +163,11 @@ def test_the_closed_form_is_the_least_squares_solution(rows):
 def test_votes_and_probabilities_are_those_of_the_members(fit, digits, name):
     stacked, result, workdir = fit(f"{name}_plain", **MEMBERS[name])
     loaded = load_model(workdir)
-    assert json.loads(json.dumps(loaded.spec)) == loaded.spec
-    answers = jax.jit(make_answers(loaded.spec), static_argnames="kind")
+    assert Network.from_json(json.loads(json.dumps(loaded.network.to_json()))) == loaded.network
+    said = jax.jit(answers, static_argnums=0, static_argnames="kind")
     images = digits["x_test"]
-    votes = np.asarray(answers(loaded.variables, images))
-    probs = np.asarray(answers(loaded.variables, images, kind="probabilities"))
+    votes = np.asarray(said(loaded.network, loaded.variables, images))
+    probs = np.asarray(said(loaded.network, loaded.variables, images, kind="probabilities"))
     assert votes.shape == probs.shape == (TEACHERS, 20, 10)
     assert votes.dtype == probs.dtype == np.float32
     assert set(np.unique(votes).tolist()) == {0, 1}
@@ -172,10 +175,8 @@ def test_votes_and_probabilities_are_those_of_the_members(fit, digits, name):
     np.testing.assert_allclose(probs.sum(-1), 1, atol=1e-5)
     np.testing.assert_array_equal(votes.argmax(-1), probs.argmax(-1))
 
-    alone = jax.jit(spec.make_apply(
-        {**loaded.spec, "model": MEMBERS[name]["model"],
-         "model_kwargs": MEMBERS[name]["model_kwargs"]}
-    ))  # fmt: skip
+    own = {field: MEMBERS[name][field] for field in ("model", "model_kwargs")}
+    alone = jax.jit(dataclasses.replace(loaded.network, **own).apply)
     for teacher in range(TEACHERS):
         params = jax.tree.map(lambda leaf, m=teacher: leaf[m], stacked)
         own = jax.nn.softmax(alone({"params": params}, images))
@@ -193,21 +194,19 @@ def test_votes_and_probabilities_are_those_of_the_members(fit, digits, name):
 
 def test_separate_steps_are_the_joint_step_and_keep_teachers_apart(digits):
     """On one CPU device each teacher has a call of its own."""
-    dataset = data.load_dataset("digits")
-    own = MEMBERS["cnn"]
-    one = spec.image_spec(model=own["model"], model_kwargs=own["model_kwargs"], dataset=dataset)
+    own, adam = MEMBERS["cnn"], Optimizer("adam", 0.01, 2)
+    one = image_network(data.load_dataset("digits"), **own)
     kwargs = {"num_teachers": 3, "member": own["model"], "member_kwargs": own["model_kwargs"]}
-    network = {**one, "model": "dpdfd.ensemble:Ensemble", "model_kwargs": kwargs}
-    params, _ = spec.init(network, jax.random.key(0))
-    tx, module = optax.adam(0.01), spec.build(one)
-    augmentation = {"strength": 1.0, "flip": False}
-    joint = partition_fit.make_gradient_step(module, one, tx, axis_name=None, **augmentation)
-    separate = partition_fit.make_separate_gradient_step(module, one, tx, **augmentation)
+    params, _ = dataclasses.replace(one, model=MODEL, model_kwargs=kwargs).init(jax.random.key(0))
+    objective = partition_fit.MemberLoss(one, strength=1.0, flip=False)
+    separate = partition_fit.SeparateUpdate(objective, adam)
+    joint = Update(objective, adam, partition_fit.member_gradients)
     rows = np.arange(12).reshape(4, 3)
 
     def after_two(step, labels):
         own_params = jax.tree.map(jnp.copy, params)  # a step uses its state up
-        state = TrainState.create(params=own_params, model_state={}, tx=tx, rng=jax.random.key(1))
+        tx, rng = adam.make(), jax.random.key(1)
+        state = TrainState.create(params=own_params, model_state={}, tx=tx, rng=rng)
         batch = {"image": digits["x_train"][rows], "label": labels, "index": rows}
         for _ in range(2):
             state, metrics = step(state, {}, batch)
@@ -287,16 +286,13 @@ def test_what_cannot_be_is_refused_in_one_line(fit, settings, expected):
 
 def test_only_an_ensemble_has_answers_and_of_two_kinds():
     dataset = data.load_dataset("digits")
-    plain = spec.image_spec(model="cnn", model_kwargs={}, dataset=dataset)
+    images = np.zeros((3, 8, 8, 1), np.float32)
+    plain = image_network(dataset, model="cnn", model_kwargs={})
     with pytest.raises(InputError, match="teacher: got 'cnn'; must be an ensemble"):
-        make_answers(plain)
+        answers(plain, {}, images)
     kwargs = {"num_teachers": 2, "member": "cnn", "member_kwargs": {"widths": [4], "norm": "none"}}
-    network = spec.image_spec(model="dpdfd.ensemble:Ensemble", model_kwargs=kwargs, dataset=dataset)
-    spec.check(network)
-    images = types.SimpleNamespace(shape=(3, 8, 8, 1))
+    network = image_network(dataset, model=MODEL, model_kwargs=kwargs)
+    checks.check(network)
     with pytest.raises(InputError, match="kind: got 'logits'; must be one of votes, probabilities"):
-        jax.eval_shape(
-            lambda v: make_answers(network)(v, jnp.zeros(images.shape), kind="logits"),
-            spec.variable_shapes(network),
-        )
-    assert hash(spec.build(network)) == hash(Ensemble(num_classes=10, **kwargs))
+        jax.eval_shape(lambda v: answers(network, v, images, kind="logits"), network.shapes())
+    assert hash(network.module()) == hash(Ensemble(num_classes=10, **kwargs))

@@ -16,7 +16,7 @@ from distill_core import checkpoint, data
 from distill_core.config import InputError
 from distill_core.data.images.dataset import make_dataset
 from distill_core.losses import cross_entropy
-from distill_core.models import spec
+from distill_core.models.network import image_network
 from distill_core.privacy import accountants
 from distill_core.training import dp_settings
 from dpdfd.experiment import audit
@@ -305,26 +305,22 @@ def test_more_comparisons_and_more_confidence_lower_it():
 
 def _memorize(dataset):
     """A classifier trained without privacy, until it knows its training set by heart."""
-    network = spec.image_spec(
-        model="cnn",
-        model_kwargs={"widths": (32,), "hidden": 256, "norm": "none"},
-        dataset=dataset,
-    )
-    apply, tx = spec.make_apply(network), optax.adam(3e-3)
+    kwargs = {"widths": (32,), "hidden": 256, "norm": "none"}
+    network, tx = image_network(dataset, model="cnn", model_kwargs=kwargs), optax.adam(3e-3)
 
     def loss(params):
-        logits = apply({"params": params}, dataset.train.images)
+        logits = network.apply({"params": params}, dataset.train.images)
         return cross_entropy(logits, dataset.train.labels).mean()
 
     def step(_, state):
         updates, opt_state = tx.update(jax.grad(loss)(state[0]), state[1])
         return optax.apply_updates(state[0], updates), opt_state
 
-    params, _ = spec.init(network, jax.random.key(0))
+    params, _ = network.init(jax.random.key(0))
     params, _ = jax.jit(lambda *state: jax.lax.fori_loop(0, 120, step, state))(
         params, tx.init(params)
     )
-    return checkpoint.LoadedModel({"params": params}, network, apply)
+    return checkpoint.LoadedModel({"params": params}, network)
 
 
 @pytest.fixture(scope="module")

@@ -10,6 +10,7 @@ import scipy.stats
 
 import dpdfd
 from distill_core.privacy.per_example import SLACK
+from distill_core.runtime.collectives import AXIS
 from dpdfd import ensemble_gradients, private_answers, privatize_logit_gradients
 
 KEY = jax.random.key(11)
@@ -312,20 +313,20 @@ def test_eight_devices_release_what_one_does():
     student, teachers = draw(rows=24)
     where = np.arange(24) % 5 != 0
 
-    def both(student, teachers, where, axis_name):
-        settings = {"where": where, "multiplier": 1.0, "axis_name": axis_name}
+    def both(student, teachers, where):
+        settings = {"where": where, "multiplier": 1.0}
         return (
             logit_gradients(student, teachers[0], **settings),
             ensemble(student, teachers, "bound_then_mean", **settings),
         )
 
-    expected = both(student, teachers, where, None)
+    expected = both(student, teachers, where)
     split = (
         student.reshape(8, 3, 4),
         np.moveaxis(teachers.reshape(3, 8, 3, 4), 1, 0),
         where.reshape(8, 3),
     )
-    found = jax.pmap(lambda *a: both(*a, "devices"), axis_name="devices")(*split)
+    found = jax.pmap(both, axis_name=AXIS)(*split)
     for one, many in zip(expected, found, strict=True):
         np.testing.assert_allclose(np.reshape(many, (24, 4)), one, rtol=1e-5, atol=1e-6)
 

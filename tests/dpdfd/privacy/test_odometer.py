@@ -11,7 +11,7 @@ import pytest
 
 from distill_core import checkpoint, data, release
 from distill_core.config import InputError
-from distill_core.models import spec
+from distill_core.models.network import image_network
 from distill_core.privacy import composition
 from distill_core.privacy.ledger import Ledger
 from distill_core.runtime import parallel
@@ -47,15 +47,15 @@ def saved(tmp_path_factory):
     """An ensemble of random weights."""
     folder = tmp_path_factory.mktemp("saved") / "ensemble"
     member = {"member": "cnn", "member_kwargs": SETTINGS["model_kwargs"]}
-    described = spec.image_spec(
+    described = image_network(
+        data.load_dataset("digits"),
         model=ensemble.MODEL,
         model_kwargs={"num_teachers": 20, **member},
-        dataset=data.load_dataset("digits"),
     )
-    params, _ = spec.init(described, jax.random.key(0))
+    params, _ = described.init(jax.random.key(0))
     metadata = {
-        "method": "dpdfd.ensemble", "parts": {"model": described}, "config": {}, "data_note": "",
-        "ledger": Ledger().to_json(), "num_examples": 1437,
+        "method": "dpdfd.ensemble", "parts": {"model": described.to_json()}, "config": {},
+        "data_note": "", "ledger": Ledger().to_json(), "num_examples": 1437,
         "ensemble": provenance.describe(1437, 20, 3),
     }  # fmt: skip
     parts = {"model": {"params": params, "model_state": {}}}

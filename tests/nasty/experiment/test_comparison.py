@@ -2,10 +2,11 @@
 
 import dataclasses
 import functools
+import itertools
 import json
 import re
 import shutil
-import signal
+from types import SimpleNamespace
 
 import jax
 import numpy as np
@@ -16,6 +17,7 @@ from distill_core import load_model as load
 from distill_core import step as distill_step
 from distill_core.checkpoint import integrity
 from distill_core.config import InputError
+from distill_core.runtime import process
 from distill_core.training import classification, loop
 from nasty import nastiness
 from nasty import step as nasty_step
@@ -319,7 +321,7 @@ EXTRAS = {
 
 @pytest.fixture(scope="module")
 def all_of_it(settings, tmp_path_factory):
-    """A finished experiment with every extra but those that need other networks or processes."""
+    """A finished experiment with every extra but those that need other networks."""
     workdir = tmp_path_factory.mktemp("extras")
     experiment.run({**settings, **EXTRAS}, workdir)
     return workdir
@@ -402,13 +404,15 @@ def test_a_sweep_of_numbers_compiles_once(again, traced):
     assert len(calls) == 1
 
 
-def test_it_stops_in_time_and_goes_on(settings, tmp_path):
-    with pytest.raises(loop.StoppedError):
-        experiment.run({**settings, "max_minutes": 1e-4}, tmp_path / "run")
-    assert not (tmp_path / "run" / "results.json").exists()
-    experiment.run({**settings, "max_minutes": 60.0}, tmp_path / "run")
-    assert (tmp_path / "run" / "results.json").exists()
-    assert signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
+def test_it_stops_in_time_and_goes_on(settings, tmp_path, monkeypatch):
+    clock = itertools.count(0, 60)  # a minute each time it is read
+    monkeypatch.setattr(process, "time", SimpleNamespace(monotonic=lambda: next(clock)))
+    for minutes, ending in ((4.0, "at step 2; saved in"), (0.5, "before teacher_normal/seed1")):
+        with pytest.raises(loop.StoppedError, match=f"stopped by the deadline {ending}"):
+            experiment.run({**settings, "max_minutes": minutes}, tmp_path)
+        assert not (tmp_path / "results.json").exists()
+    experiment.run({**settings, "max_minutes": 1e6}, tmp_path)
+    assert (tmp_path / "results.json").exists()
 
 
 def test_nasty_teachers_that_differ_in_omega_temperature_and_seed_compile_once(

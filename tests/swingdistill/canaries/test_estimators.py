@@ -8,7 +8,6 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from distill_core.config import InputError
 from swingdistill.canaries import estimators
 from swingdistill.canaries.estimators import (
     classifier_exposure,
@@ -70,28 +69,27 @@ def test_exact_agrees_with_brute_force(prefix, batch_size):
         np.testing.assert_allclose(found, math.log2(78) - math.log2(rank), atol=1e-9)
 
 
+def _jitted_last_token(logits_fn):
+    rng = np.random.default_rng(0)  # the weights of _network()
+    weights = {k: jnp.asarray(rng.normal(size=(V, 8)), jnp.float32) for k in ("embedding", "out")}
+    return jax.jit(lambda tokens: logits_fn(tokens, xp=jnp, **weights)[:, -1])
+
+
 @pytest.mark.parametrize(
     "adapt",
     [
-        lambda logits: logits[:, -1],
-        lambda logits: logits.astype(np.float64),
-        lambda logits: jnp.asarray(logits),
+        lambda logits_fn: lambda tokens: logits_fn(tokens)[:, -1],
+        lambda logits_fn: lambda tokens: logits_fn(tokens).astype(np.float64),
+        lambda logits_fn: lambda tokens: jnp.asarray(logits_fn(tokens)),
+        _jitted_last_token,
     ],
-    ids=["last token", "float64", "jax"],
+    ids=["last token", "float64", "jax", "jitted, last token"],
 )
 def test_any_function_that_returns_logits_will_do(adapt):
     logits_fn, candidates = _network(), _candidates()
     expected = exact_exposure(logits_fn, SECRETS, candidates)
-    found = exact_exposure(lambda tokens: adapt(logits_fn(tokens)), SECRETS, candidates)
+    found = exact_exposure(adapt(logits_fn), SECRETS, candidates)
     np.testing.assert_array_equal(found, expected)
-
-
-def test_a_jitted_network_that_gives_the_last_token():
-    jitted = jax.jit(lambda tokens: _network()(tokens, xp=jnp, **weights)[:, -1])
-    rng = np.random.default_rng(0)
-    weights = {k: jnp.asarray(rng.normal(size=(V, 8)), jnp.float32) for k in ("embedding", "out")}
-    expected = exact_exposure(_network(), SECRETS, _candidates())
-    np.testing.assert_array_equal(exact_exposure(jitted, SECRETS, _candidates()), expected)
 
 
 def test_candidates_that_tie_rank_behind_the_secret():
@@ -130,13 +128,6 @@ def test_all_numbers_of_six_digits():
     assert bits[2:].max() < bits[0] - 10
 
 
-def test_a_secret_is_not_ranked_behind_the_other_secrets():
-    logits_fn, candidates = _network(), _candidates()
-    values = log_perplexities(logits_fn, np.arange(81), candidates)
-    best = [np.base_repr(i, 3).zfill(4) for i in np.argsort(values)[:5]]
-    np.testing.assert_allclose(exact_exposure(logits_fn, best, candidates), math.log2(77))
-
-
 def test_a_sample_of_everything_is_exact():
     logits_fn, candidates = _network(), _candidates()
     exact = exact_exposure(logits_fn, SECRETS, candidates)
@@ -144,6 +135,12 @@ def test_a_sample_of_everything_is_exact():
     np.testing.assert_allclose(found, exact, atol=1e-12)
     few = sampled_exposure(logits_fn, SECRETS, candidates, num_samples=7)
     assert np.all(few <= 3.0)  # log₂(7 + 1)
+    one, same, other = (
+        sampled_exposure(logits_fn, SECRETS, candidates, num_samples=20, seed=seed)
+        for seed in (1, 1, 2)
+    )
+    np.testing.assert_array_equal(one, same)
+    assert np.any(one != other)
 
 
 def test_a_sample_is_random_different_and_without_secrets():
@@ -180,16 +177,6 @@ def test_a_sample_has_no_candidate_twice(most, monkeypatch):
     assert not secrets & others
 
 
-def test_the_seed_decides_the_sample():
-    candidates, logits_fn = _candidates(), _network()
-    one, same, other = (
-        sampled_exposure(logits_fn, SECRETS, candidates, num_samples=20, seed=seed)
-        for seed in (1, 1, 2)
-    )
-    np.testing.assert_array_equal(one, same)
-    assert np.any(one != other)
-
-
 def test_extrapolation_from_a_sample_is_near_the_exact_rank():
     # Six digits of independent log-probabilities: their sum is close to normal.
     rng = np.random.default_rng(5)
@@ -205,15 +192,6 @@ def test_extrapolation_from_a_sample_is_near_the_exact_rank():
     found = extrapolated_exposure(logits_fn, secrets, candidates, num_samples=2000)
     np.testing.assert_allclose(found[:2], exact[:2], atol=0.3)
     assert found[2] > math.log2(2001)  # the ceiling of the sample
-
-
-def test_extrapolation_from_few_samples_is_refused():
-    network, many = _network(), _candidates([BOS], np.tile(np.arange(10), (6, 1)))
-    with pytest.raises(InputError, match="^num_samples: got"):
-        extrapolated_exposure(network, ["123456"], many, num_samples=10)
-    few = _candidates([BOS], np.tile(np.arange(10), (2, 1)))
-    with pytest.raises(InputError, match="^num_samples: got"):
-        extrapolated_exposure(network, ["12"], few)
 
 
 def test_a_classifier_is_ranked_by_the_label_of_the_canary():
@@ -232,7 +210,7 @@ def test_a_classifier_is_ranked_by_the_label_of_the_canary():
     assert np.all(swapped < math.log2(301) - 0.5)
 
 
-def test_exact_is_the_definition():
+def test_exact_is_the_definition_and_ranks_no_secret_behind_another():
     logits_fn, candidates = _network(3), _candidates()
     values = log_perplexities(logits_fn, np.arange(81), candidates)
     planted = candidates.index(SECRETS)
@@ -240,32 +218,40 @@ def test_exact_is_the_definition():
     np.testing.assert_allclose(
         exact_exposure(logits_fn, SECRETS, candidates), exposure(values[planted], others)
     )
+    best = [np.base_repr(i, 3).zfill(4) for i in np.argsort(values)[:5]]
+    np.testing.assert_allclose(exact_exposure(logits_fn, best, candidates), math.log2(77))
 
 
-def test_a_model_that_diverged_is_no_model_that_forgot():
-    with pytest.raises(ValueError, match="logits: got"):
-        exact_exposure(lambda t: np.full((len(t), V), np.nan), SECRETS, _candidates())
+EVERYTHING = ["".join(map(str, d)) for d in itertools.product(range(3), repeat=4)]
 
 
-@pytest.mark.parametrize("shape", [(V,), (1, 1, V, 1), (99, V)])
-def test_logits_of_another_shape(shape):
-    with pytest.raises(ValueError, match="^logits_fn: "):
-        exact_exposure(lambda t: np.zeros(shape), SECRETS, _candidates())
+def _digits(num):
+    return _candidates([BOS], np.tile(np.arange(10), (num, 1)))
 
 
-def test_a_secret_needs_something_before_it():
-    with pytest.raises(ValueError, match="context"):
-        exact_exposure(_network(), SECRETS, _candidates(prefix=()))
+@pytest.mark.parametrize(
+    ("call", "named"),
+    [
+        (lambda fn: exact_exposure(fn, EVERYTHING, _candidates()), "81 candidates"),
+        (lambda fn: exact_exposure(fn, [], _candidates()), "81 candidates"),
+        (lambda fn: exact_exposure(fn, ["0" * 8], _digits(8)), "use sampled_exposure"),
+        (lambda fn: exact_exposure(fn, SECRETS, _candidates(prefix=())), "context"),
+        (lambda fn: sampled_exposure(fn, SECRETS, _candidates(), num_samples=0), "^num_samples: "),
+        (lambda fn: extrapolated_exposure(fn, ["123456"], _digits(6), num_samples=10), "200"),
+        (lambda fn: extrapolated_exposure(fn, ["12"], _digits(2)), "99 other .* exact"),
+        (lambda fn: classifier_exposure(lambda t, y: y, SECRETS, [0], _candidates()), "^labels: "),
+        # A model that diverged is none that forgot.
+        (lambda fn: exact_exposure(_returns(np.nan, V), SECRETS, _candidates()), "^logits: .* NaN"),
+        *[
+            (lambda fn, s=shape: exact_exposure(_returns(0, *s), SECRETS, _candidates()), "B, L, V")
+            for shape in ((V, V, V), (1, 1, V, 1), (99, V))
+        ],
+    ],
+)
+def test_what_cannot_be_ranked_is_refused(call, named):
+    with pytest.raises(ValueError, match=named):
+        call(_network())
 
 
-def test_what_cannot_be_ranked():
-    everything = ["".join(map(str, d)) for d in itertools.product(range(3), repeat=4)]
-    for secrets in (everything, []):
-        with pytest.raises(InputError, match="^secrets: got"):
-            exact_exposure(_network(), secrets, _candidates())
-    with pytest.raises(InputError, match="^candidates: got"):
-        exact_exposure(_network(), ["0" * 8], _candidates(symbols=np.tile(np.arange(10), (8, 1))))
-    with pytest.raises(InputError, match="num_samples: got"):
-        sampled_exposure(_network(), SECRETS, _candidates(), num_samples=0)
-    with pytest.raises(InputError, match="labels: got"):
-        classifier_exposure(lambda t, y: y, SECRETS, [0], _candidates())
+def _returns(value, *shape):
+    return lambda tokens: np.full((len(tokens), *shape) if shape == (V,) else shape, value)

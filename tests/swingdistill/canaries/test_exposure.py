@@ -60,7 +60,7 @@ def test_nan_is_not_mistaken_for_a_secret_that_nobody_knows(array):
 
 @pytest.mark.parametrize("shape", [(), (0,), (2, 5), (4, 5)])
 def test_shapes_that_do_not_belong_together(shape):
-    with pytest.raises(ValueError, match="reference_log_perplexities: got"):
+    with pytest.raises(ValueError, match=r"reference_log_perplexities: got shape"):
         exposure(np.zeros(3), np.zeros(shape))
 
 
@@ -121,29 +121,22 @@ def test_extrapolation_reaches_beyond_the_sample_and_stops_at_all_candidates():
     assert bits[1] == math.log2(1e6)
 
 
+_RNG = np.random.default_rng(6)
+
+
 @pytest.mark.parametrize(
-    "references",
+    ("references", "reason"),
     [
-        np.random.default_rng(4).normal(size=10),
-        np.random.default_rng(4).normal(size=199),
-        np.ones(500),
-        np.full(500, np.inf),
+        *[(_RNG.normal(size=num), "at least 200 finite values") for num in (10, 199)],
+        *[(np.full(500, value), "at least 200 finite values") for value in (1, np.inf)],
+        # Two groups, exponential, uniform: not skew normal.
+        (np.concatenate([_RNG.normal(size=2500), _RNG.normal(6, 1, 2500)]), "off by"),
+        (-_RNG.exponential(size=5000), "off by"),
+        (_RNG.uniform(size=5000), "off by"),
     ],
 )
-def test_extrapolation_refuses_what_it_cannot_fit(references):
-    with pytest.raises(InputError, match="^reference_log_perplexities: got"):
-        skew_normal_exposure(0.0, references, num_candidates=10)
-
-
-@pytest.mark.parametrize("shape", ["two groups", "exponential", "uniform"])
-def test_extrapolation_refuses_values_that_are_not_skew_normal(shape):
-    rng = np.random.default_rng(6)
-    references = {
-        "two groups": np.concatenate([rng.normal(size=2500), rng.normal(6, 1, 2500)]),
-        "exponential": -rng.exponential(size=5000),
-        "uniform": rng.uniform(size=5000),
-    }[shape]
-    with pytest.raises(InputError, match="^reference_log_perplexities: got"):
+def test_extrapolation_refuses_what_it_cannot_fit(references, reason):
+    with pytest.raises(InputError, match=reason):
         skew_normal_exposure(-3.0, references, num_candidates=10**6)
 
 
@@ -175,10 +168,7 @@ def test_reduction():
 def test_the_worst_of_unlearnt_secrets_passes_its_threshold_once_in_a_hundred(num):
     exceeds = 1 - (1 - 2 ** -worst_allowed(num)) ** num
     np.testing.assert_allclose(exceeds, 0.01, atol=0.0005)
-
-
-def test_worst_of_no_secrets():
-    with pytest.raises(ValueError, match="num_secrets: got"):
+    with pytest.raises(ValueError, match="^num_secrets: "):
         worst_allowed(0)
 
 

@@ -1,8 +1,10 @@
 """The steps of a conversion: by hand, towards the teacher, and on any number of devices."""
 
+import dataclasses
 import functools
 import itertools
 
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -11,13 +13,16 @@ import pytest
 
 from distill_core import data
 from distill_core.losses import cross_entropy
+from distill_core.models.network import Network
 from distill_core.privacy.gaussian import standard_normal
 from distill_core.runtime import parallel
-from distill_core.training import optimizers
-from distill_core.training.step import TrainState
-from dpdfd import conversion
-from dpdfd.generator import Generator
+from distill_core.training.optimizers import Optimizer
+from distill_core.training.step import TrainState, Update
+from dpdfd import step
+from dpdfd.generator import Generator, draw_latents
+from dpdfd.losses import Weights
 from dpdfd.priors import images as priors
+from dpdfd.step import Conversion, State
 
 SIZES, BATCH, KEY = (64, 16, 10), 16, jax.random.key(21)
 
@@ -41,6 +46,17 @@ def apply(variables, images):
     return x @ last["w"] + last["b"][None]
 
 
+@dataclasses.dataclass(frozen=True)
+class TwoLayers:
+    """Stands in for a `Network`: `apply`, and as features the images themselves."""
+
+    def apply(self, variables, images):
+        return apply(variables, images)
+
+    def features(self, variables, images):
+        return images.reshape(len(images), -1)
+
+
 def probs_of(variables, images):
     return jax.nn.softmax(apply(variables, images))
 
@@ -50,15 +66,38 @@ def targets_of(variables):
     return probs_of(variables, images())
 
 
-def student_step(mechanism, bound="normalize", *, tx=None, axis_name=None):
-    return conversion.make_student_step(
-        apply, probs_of, tx or optax.sgd(1.0), mechanism=mechanism, bound=bound, axis_name=axis_name
-    )
+GENERATOR = Network(
+    "dpdfd.generator:Generator",
+    10,
+    {"image_shape": (8, 8, 1), "latent_size": 5, "width": 2, "norm": "batch"},
+    input_shape=(5,),
+    outputs="images",
+)
+SGD = Optimizer("sgd", 1.0, 100, momentum=0.0)
+CHOSEN = Conversion(
+    student=TwoLayers(),
+    teacher=TwoLayers(),
+    generator=GENERATOR,
+    batch_size=BATCH,
+    optimizer=SGD,
+    generator_rate=0.03,
+    weights=Weights(one_hot=0.5, balance=5.0, activation=0.1, diversity=1.0, smoothness=0.3),
+    mechanism=None,
+    bound="normalize",
+    loss="brier",
+    crop_padding=0,
+    guide="student",
+)
 
 
-def student(seed=1, *, step=0, tx=None):
+def student_step(mechanism, bound="normalize", *, optimizer=SGD):
+    chosen = dataclasses.replace(CHOSEN, mechanism=mechanism, bound=bound, optimizer=optimizer)
+    return parallel.Bound(step.student_step, chosen)
+
+
+def student(seed=1, *, step=0, optimizer=SGD):
     state = TrainState.create(
-        params=init(seed), model_state={}, tx=tx or optax.sgd(1.0), rng=jax.random.key(0)
+        params=init(seed), model_state={}, tx=optimizer.make(), rng=jax.random.key(0)
     )
     return state.replace(step=jnp.int32(step))
 
@@ -167,10 +206,10 @@ def test_without_noise_and_bound_a_step_is_that_of_plain_distillation():
 
 @pytest.mark.parametrize("mechanism", ["param", "logit"])
 def test_every_step_draws_noise_of_its_own(mechanism):
-    step = jax.jit(student_step(mechanism))
+    update = jax.jit(student_step(mechanism))
     frozen = {"teacher": {"params": init(2)}, "noise": noise(3.0)}
     first, again, next_one = (
-        moved(student(step=n), step(student(step=n), frozen, images())[0]) for n in (3, 3, 4)
+        moved(student(step=n), update(student(step=n), frozen, images())[0]) for n in (3, 3, 4)
     )
     assert_same_bits(first, again)
     assert np.abs(first[0]["w"] - next_one[0]["w"]).max() > 0.1
@@ -203,10 +242,8 @@ def digits_teacher():
 
 def distil(teacher, mechanism, multipliers, *, steps, rate, pool):
     """Norms of the true gradient over the queries, without the noise, [runs, steps]."""
-    tx = optimizers.make_optimizer(
-        optimizer="adam", learning_rate=rate, schedule="cosine", num_steps=steps
-    )
-    step = student_step(mechanism, "clip", tx=tx)
+    adam = Optimizer("adam", rate, steps, schedule="cosine")
+    update = student_step(mechanism, "clip", optimizer=adam)
     targets = probs_of(teacher, pool)
 
     def true_norm(params):
@@ -222,9 +259,9 @@ def distil(teacher, mechanism, multipliers, *, steps, rate, pool):
 
         def once(state, _):
             length = true_norm(state.params)
-            return step(state, frozen, pool)[0], length
+            return update(state, frozen, pool)[0], length
 
-        return jax.lax.scan(once, student(tx=tx), None, length=steps)[1]
+        return jax.lax.scan(once, student(optimizer=adam), None, length=steps)[1]
 
     return np.asarray(jax.jit(jax.vmap(run))(jnp.asarray(multipliers, jnp.float32)))
 
@@ -248,100 +285,78 @@ def test_with_noise_it_stays_the_higher_the_more_there_is(digits_teacher):
 # -- the generator -----------------------------------------------------------------------------
 
 
-WEIGHTS = {
-    "one_hot": 0.5, "balance": 5.0, "activation": 0.1, "diversity": 1.0, "smoothness": 0.3,
-}  # fmt: skip
-GENERATOR = {"image_shape": (8, 8, 1), "num_classes": 10, "latent_size": 5, "width": 2}
-
-
-def guide(variables, images):
-    return apply(variables, images), images.reshape(len(images), -1)
-
-
-def maker(module, tx):
-    variables = dict(module.init(jax.random.key(4), jnp.zeros((1, 5))))
-    params = variables.pop("params")
-    return TrainState.create(params=params, model_state=variables, tx=tx, rng=jax.random.key(6))
-
-
-def generators_step(norm="batch"):
-    module, tx = Generator(**GENERATOR, norm=norm), optax.sgd(0.1)
-
-    def make(axis):
-        return conversion.make_generator_step(
-            module.clone(axis_name=axis),
-            guide,
-            tx,
-            weights=WEIGHTS,
-            batch_size=BATCH,
-            axis_name=axis,
-        )
-
-    return make, maker(module, tx), {"guide": {"params": init(2)}}, {"index": np.arange(BATCH)}
-
-
-@functools.cache
-def generators_program():
-    return parallel.wrap(generators_step()[0](None), "jit")
+def generators_step():
+    """(update, state, frozen, batch) of a generator whose guide is the teacher."""
+    params, model_state = GENERATOR.init(jax.random.key(4))
+    generator = TrainState.create(
+        params=params, model_state=model_state, tx=CHOSEN.generator_tx(), rng=jax.random.key(6)
+    )
+    update = parallel.Bound(step.generator_step, dataclasses.replace(CHOSEN, guide="teacher"))
+    state = State(student(), generator, {})
+    return update, state, {"teacher": {"params": init(2)}}, {"index": np.arange(BATCH)}
 
 
 def test_a_generators_step_lessens_the_loss_of_the_guide_that_it_is_given():
-    _, fresh, frozen, batch = generators_step()
-    step, state, values = generators_program(), fresh, []
+    update, fresh, frozen, batch = generators_step()
+    program, state, values = parallel.wrap(update, "jit"), fresh, []
     for _ in range(60):
-        state, metrics = step(state, frozen, batch)
-        values.append(float(metrics["loss"]))
+        state, metrics = program(state, frozen, batch)
+        values.append(float(metrics["generator_loss"]))
     assert np.mean(values[-5:]) < np.mean(values[:5]) - 0.3
-    # Of the guide: another one moves it another way.
-    other, _ = step(fresh, {"guide": {"params": init(3)}}, batch)
-    this, _ = step(fresh, frozen, batch)
-    pairs = zip(jax.tree.leaves(other.params), jax.tree.leaves(this.params), strict=True)
-    assert any((a != b).any() for a, b in pairs)
+    assert_same_bits(state.student.params, fresh.student.params)
+    # Of the guide: another one moves it another way, and the student is one, too.
+    by_student = parallel.wrap(parallel.Bound(step.generator_step, CHOSEN), "jit")
+    this, other, third = (
+        jax.tree.leaves(new.generator.params)
+        for new in (
+            program(fresh, frozen, batch)[0],
+            program(fresh, {"teacher": {"params": init(3)}}, batch)[0],
+            by_student(fresh, {}, batch)[0],
+        )
+    )
+    assert any((a != b).any() for a, b in zip(this, other, strict=True))
+    assert any((a != b).any() for a, b in zip(this, third, strict=True))
 
 
 def test_a_draw_depends_on_the_place_in_the_batch_and_pairs_have_one_class():
-    module = Generator(**GENERATOR, conditional=True)
-    z, labels = conversion.draw_latents(KEY, jnp.arange(BATCH), module, BATCH)
+    sizes = {"image_shape": (8, 8, 1), "num_classes": 10, "latent_size": 5}
+    module = Generator(**sizes, conditional=True)
+    z, labels = draw_latents(KEY, jnp.arange(BATCH), module, BATCH)
     some = jnp.array([13, 2])
-    part = conversion.draw_latents(KEY, some, module, BATCH)
+    part = draw_latents(KEY, some, module, BATCH)
     assert_same_bits(part, (z[some], labels[some]))
     assert (labels[: BATCH // 2] == labels[BATCH // 2 :]).all()
     assert len(set(labels.tolist())) > 1
     assert len(np.unique(np.asarray(z))) == z.size
-    _, none = conversion.draw_latents(KEY, some, Generator(**GENERATOR), BATCH)
+    _, none = draw_latents(KEY, some, Generator(**sizes), BATCH)
     assert none is None
 
 
 # -- devices -----------------------------------------------------------------------------------
 
 
-def on(mode, make, state, frozen, batch):
+def on(mode, update, state, frozen, batch):
     """Two steps by the devices of a mode: eight, or one for "jit"."""
-    placed = parallel.place(state, mode), parallel.place(frozen, mode), parallel.feed(batch, mode)
-    return repeat(parallel.wrap(make(parallel.axis_name(mode)), mode), *placed)
-
-
-def repeat(step, state, frozen, batch):
+    program = parallel.wrap(update, mode)
+    state, frozen = parallel.place(state, mode), parallel.place(frozen, mode)
+    batch = parallel.feed(batch, mode)
     for _ in range(2):
-        state, metrics = step(state, frozen, batch)
+        state, metrics = program(state, frozen, batch)
     return jax.tree.map(np.asarray, (state.params, state.model_state, metrics))
-
-
-@functools.cache
-def one_device(mechanism):
-    return on("jit", *step_of(mechanism))
 
 
 def step_of(mechanism):
     frozen = {"teacher": {"params": init(2)}}
     if mechanism is not None:
         frozen["noise"] = noise(0.8)
-    return (
-        lambda axis: student_step(mechanism, tx=optax.sgd(0.1), axis_name=axis),
-        student(tx=optax.sgd(0.1)),
-        frozen,
-        np.asarray(images()),
-    )
+    slow = dataclasses.replace(SGD, learning_rate=0.1)
+    update = student_step(mechanism, optimizer=slow)
+    return update, student(optimizer=slow), frozen, np.asarray(images())
+
+
+@functools.cache
+def one_device(mechanism):
+    return on("jit", *step_of(mechanism))
 
 
 @pytest.mark.parametrize(
@@ -362,24 +377,17 @@ def test_eight_devices_give_the_students_step_of_one(mechanism, mode):
 @pytest.mark.parametrize("mode", ["pmap", "mesh"])
 def test_eight_devices_give_the_generators_step_of_one(mode):
     """All terms; diversity and balance, and the statistics, belong to the whole batch."""
-    make, state, frozen, batch = generators_step()
-    expected = repeat(generators_program(), state, frozen, batch)
-    assert_close(on(mode, make, state, frozen, batch), expected, rtol=1e-3, atol=1e-5)
+    _, state, frozen, batch = generators_step()
+    chosen = dataclasses.replace(CHOSEN, guide="teacher")
+    sgd = dataclasses.replace(SGD, learning_rate=0.1)
+    state = state.generator.replace(opt_state=sgd.make().init(state.generator.params))
+    given = Update(step.GeneratorLoss(chosen), sgd), state, frozen["teacher"], batch
+    assert_close(on(mode, *given), on("jit", *given), rtol=1e-3, atol=1e-5)
 
 
-def test_a_state_is_parts_for_others_and_what_only_a_resume_needs():
-    module, tx = Generator(**GENERATOR), optax.adam(1e-3)
-    bank = {"images": np.ones((2, 8, 8, 1), np.uint8), "reach": np.float32([0.5, 1.0])}
-    state = conversion.ConversionState(student(step=5, tx=tx), maker(module, tx), bank)
-    parts, train = conversion.split_state(state)
-    assert set(parts) == {"student", "generator"}
-    assert all(set(part) == {"params", "model_state"} for part in parts.values())
-    assert set(train["bank"]) == {"reach"}, "images and answers lie in private/"
-    kept = {**bank, "reach": np.zeros(2, np.float32)}
-    blank = conversion.ConversionState(student(9, tx=tx), maker(module, tx), kept)
-    back = conversion.merge_state(blank, parts, train)
-    assert int(back.step) == 5
-    assert_same_bits((back.student.params, back.generator.params, back.bank),
-                     (state.student.params, state.generator.params, bank))  # fmt: skip
-    assert_same_bits((back.student.opt_state, back.generator.opt_state),
-                     (state.student.opt_state, state.generator.opt_state))  # fmt: skip
+def test_equal_choices_compile_once():
+    counted = chex.assert_max_traces(step.student_step, n=1)
+    for seed in (1, 2):
+        chosen = dataclasses.replace(CHOSEN, optimizer=Optimizer("sgd", 1.0, 100, momentum=0.0))
+        update = parallel.wrap(parallel.Bound(counted, chosen), "jit")
+        update(student(seed), {"teacher": {"params": init(2)}}, images())

@@ -1,0 +1,100 @@
+"""The bank: queries, their noisy answers, and how often each is replayed; on the host.
+
+What is done to a noisy answer is post-processing and free, so that all noise goes into the few
+times that the teacher is asked. All of it is our reconstruction.
+"""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from dpdfd.features import FeatureRidge
+
+
+def empty_bank(num_queries: int, image_shape: tuple[int, ...], num_classes: int) -> dict:
+    """Room for all queries of a run: uint8 images, float32 answers as bought and as trained on.
+
+    `reach` holds cumulated probabilities of being replayed; a row that is not bought has none.
+    """
+    return {
+        "images": np.zeros((num_queries, *image_shape), np.uint8),
+        "answers": np.zeros((num_queries, num_classes), np.float32),
+        "targets": np.zeros((num_queries, num_classes), np.float32),
+        "reach": np.zeros(num_queries, np.float32),
+    }
+
+
+def deposit(bank: dict, start: int, images: np.ndarray, answers: np.ndarray) -> dict:
+    """The bank with a round's queries and answers from row `start` on."""
+    filled = {name: np.array(value) for name, value in bank.items()}
+    filled["images"][start : start + len(images)] = images
+    for name in ("answers", "targets"):
+        filled[name][start : start + len(answers)] = answers
+    return filled
+
+
+def smooth(bank: dict, bought: int, noise_std: float) -> dict:
+    """The bank with targets that share their noise: the posterior mean of a Gaussian process.
+
+    Its covariance is that of `FeatureRidge`'s public random features, its noise what was really
+    added, and around 1/K it varies as one-hot labels of K equal classes do. Post-processing.
+
+    Args:
+      bank: as above.
+      bought: rows in use.
+      noise_std: of an answer's entries, above 0.
+    """
+    classes = bank["answers"].shape[1]
+    prior = (1 - 1 / classes) / classes
+    features = _public_features(bank["images"][:bought])  # [n, D]
+    gram = features.T @ features
+    gram[np.diag_indices_from(gram)] += noise_std**2 / prior
+    answers = bank["answers"][:bought].astype(np.float64) - 1 / classes
+    weights = np.linalg.solve(gram, features.T @ answers)
+    targets = np.array(bank["targets"])
+    targets[:bought] = 1 / classes + features @ weights
+    return {**bank, "targets": targets}
+
+
+def _public_features(images: np.ndarray) -> np.ndarray:
+    """float64 [n, D] of uint8 images, of a norm of about 1."""
+    parts = [np.asarray(_features_of(images[i : i + 512])) for i in range(0, len(images), 512)]
+    return np.concatenate(parts).astype(np.float64)
+
+
+@jax.jit
+def _features_of(images: jax.Array) -> jax.Array:
+    x = images.astype(jnp.float32) / 255
+    return jnp.asarray(FeatureRidge(num_classes=2).random_features(x))
+
+
+def balance(bank: dict, bought: int, probs: np.ndarray | None) -> dict:
+    """The bank with replay balanced over the student's classes.
+
+    Args:
+      bank: as above.
+      bought: rows in use.
+      probs: the student's predictions `[bought, K]`; None for equal weights.
+    """
+    weights = np.zeros(len(bank["reach"]))
+    weights[:bought] = 1.0
+    if probs is not None:
+        classes = probs.argmax(-1)
+        # Never more than 10 times as often as on average: a class may hold two odd queries.
+        share = np.bincount(classes, minlength=probs.shape[1]) / bought
+        weights[:bought] = 1.0 / np.maximum(share[classes], 0.1 / probs.shape[1])
+    reach = np.cumsum(weights) / weights.sum()
+    return {**bank, "reach": reach.astype(np.float32)}
+
+
+def choose_balanced(probs: np.ndarray, num: int) -> np.ndarray:
+    """`num` of the candidates `[P]`, as equally over the predicted classes as they allow.
+
+    Rows of every class in turn, in their order; where a class runs out the others go on.
+    """
+    classes = probs.argmax(-1)
+    turn = np.empty(len(classes), np.int64)  # how many of its class stand before it
+    for name in np.unique(classes):
+        mine = np.flatnonzero(classes == name)
+        turn[mine] = np.arange(len(mine))
+    return np.sort(np.lexsort((classes, turn))[:num])
