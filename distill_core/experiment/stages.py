@@ -11,7 +11,7 @@ from typing import Any, Literal, NamedTuple
 from etils import epath
 
 from distill_core.checkpoint import integrity, strict_json
-from distill_core.config import ABSENT_MEANS, InputError
+from distill_core.config import InputError
 from distill_core.privacy import noise
 from distill_core.runtime import process
 from distill_core.training.loop import StoppedError
@@ -88,7 +88,7 @@ def _known_by(settings: Mapping[str, Any]) -> dict[str, Any]:
     return {
         k: _known_by(v) if isinstance(v, Mapping) else v
         for k, v in settings.items()
-        if k not in NOT_KNOWN_BY and (k, v) not in ABSENT_MEANS.items()
+        if k not in NOT_KNOWN_BY
     }
 
 

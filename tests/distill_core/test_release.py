@@ -82,7 +82,7 @@ def test_nothing_else_is_in_any_byte_of_it(released):
         "Python": str(Path(jax.__file__).parents[1]).encode(),
         "files": b".py",
         **{name: name.encode() for name in ("opt_state", "rng", "adam", "nu/", "mu/", "pending")},
-        **{name: name.encode() for name in config.TRAINING.keys() - shown},
+        **{name: name.encode() for name in config.fields(config.Training).keys() - shown},
     }
     moments = {k: np.asarray(v) for k, v in trained.items() if "/mu/" in k or "/nu/" in k}
     assert len(moments) == 20

@@ -157,7 +157,7 @@ def straight(config, tmp_path_factory):
             "from distill_core.runtime import cli\n"
             "for binary, *arguments in json.loads(sys.argv[1]):\n"
             "    module = importlib.import_module(binary)\n"
-            "    cli.run_training(module.train_and_evaluate, module.FIELDS, arguments)\n",
+            "    cli.run_training(module.train_and_evaluate, module.Settings, arguments)\n",
             json.dumps(calls),
         )
     )

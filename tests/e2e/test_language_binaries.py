@@ -76,8 +76,8 @@ def place(tmp_path_factory):
     lines = [" ".join(rng.choices(words, k=rng.randint(3, 8))) + " ." for _ in range(60)]
     (place / "text.txt").write_text("\n".join(lines))
     (place / "config.py").write_text(CONFIG.format(folder=place))
-    given = config_file.read(f"{place}/config.py", [], train.FIELDS)
-    hp = config.validate(given, train.FIELDS)
+    given = config_file.read(f"{place}/config.py", [], train.Settings)
+    hp = config.validate(given, train.Settings)
     network = text_network(
         private_text.get_tokenizer(hp),
         hp["length"],

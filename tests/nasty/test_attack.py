@@ -135,5 +135,5 @@ def test_a_skeptical_student_wakes_at_its_step_also_when_it_is_resumed(place):
 
 @pytest.mark.parametrize("argument", ["", ":skeptical", ":smoke"])
 def test_the_config_is_one_of_the_binarys(argument):
-    found = config_file.read(f"configs/nasty/attack_digits.py{argument}", [], attack.FIELDS)
-    attack.config.validate(found, attack.FIELDS)
+    found = config_file.read(f"configs/nasty/attack_digits.py{argument}", [], attack.Settings)
+    attack.config.validate(found, attack.Settings)

@@ -145,7 +145,7 @@ def test_wrong_input_costs_one_line_and_leaves_no_workdir(
     config, workdir = f"--config={place}/{binary.__name__}.py", f"--workdir={tmp_path}/run"
     capsys.readouterr()
     code = cli.exit_code(
-        lambda argv: cli.run_training(binary.train_and_evaluate, binary.FIELDS, argv),
+        lambda argv: cli.run_training(binary.train_and_evaluate, binary.Settings, argv),
         [config, workdir, *given],
     )
     out, err = capsys.readouterr()

@@ -58,7 +58,7 @@ def settings(folder):
 @pytest.fixture(scope="session")
 def values(settings):
     """`values(…)`: all fields of a run, as validated."""
-    return lambda **changes: config.validate(settings(**changes), train.FIELDS)
+    return lambda **changes: config.validate(settings(**changes), train.Settings)
 
 
 @pytest.fixture(scope="session")

@@ -31,7 +31,7 @@ def run(binary, *arguments):
     if binary is evaluate:
         return cli.exit_code(evaluate.main, arguments)
     begin = experiment.run if binary is experiment else train.train_and_evaluate
-    return cli.exit_code(lambda argv: cli.run_training(begin, binary.FIELDS, argv), arguments)
+    return cli.exit_code(lambda argv: cli.run_training(begin, binary.Settings, argv), arguments)
 
 
 def save(path, network, params):

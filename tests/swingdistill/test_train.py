@@ -313,7 +313,7 @@ def of_arm(values, teacher, reference):
 def test_the_settings_of_every_arm_are_a_runs(settings, teacher, reference, of_arm):
     for changes in of_arm.values():
         given = settings(teacher=teacher, reference=reference) | changes
-        train.check(config.validate(given, train.FIELDS))
+        train.check(config.validate(given, train.Settings))
     assert of_arm["swing"] == {} and of_arm["student_ce"]["teacher"] is None
     assert set(arms.HEADLINE) <= set(of_arm)
     assert {"swing_divergence", "swing_anchored"} <= set(of_arm)

@@ -60,7 +60,7 @@ def run_in_process(binary, *arguments):
     if binary is evaluate:
         return cli.exit_code(evaluate.main, arguments)
     run = binary.run if binary is experiment else binary.train_and_evaluate
-    return cli.exit_code(lambda argv: cli.run_training(run, binary.FIELDS, argv), arguments)
+    return cli.exit_code(lambda argv: cli.run_training(run, binary.Settings, argv), arguments)
 
 
 def contents(folder):
@@ -248,7 +248,7 @@ def test_help_lists_flags_and_fields(capsys, flag):
         run_in_process(nasty_train, "--workdir=x", flag)
     assert exit.value.code == 0
     out = capsys.readouterr().out
-    assert all(name in out for name in ("--workdir", *nasty_train.FIELDS))
+    assert all(name in out for name in ("--workdir", *config.fields(nasty_train.Settings)))
 
 
 @pytest.fixture(scope="module")

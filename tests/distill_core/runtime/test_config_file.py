@@ -8,12 +8,12 @@ from distill_core import config
 from distill_core.config import InputError
 from distill_core.runtime import config_file
 
-FIELDS = {
-    **config.TRAINING,
-    "teacher": config.text(),
-    "omega": config.number(0.0),
-    "student_batch_size": config.integer(1),
-}
+
+@config.settings
+class Settings(config.Training):
+    teacher: str = config.text()
+    omega: float = config.number(0.0)
+    student: config.Run = config.group(config.Run)
 
 
 @pytest.fixture
@@ -36,7 +36,7 @@ def path(write):
             config = config_dict.ConfigDict()
             config.omega = 0.04
             config.batch_size = 64
-            config.student_batch_size = config.get_ref("batch_size")
+            config.student = {"batch_size": config.get_ref("batch_size")}
             config.model_kwargs = config_dict.ConfigDict({"widths": (16, 32), "hidden": 64})
             config.num_steps = 20 if arg == "smoke" else 450
             return config.lock()
@@ -47,7 +47,7 @@ def path(write):
 def read(path, *arguments):
     overrides, others = config_file.split(arguments)
     assert not others
-    settings = config_file.read(path, overrides, FIELDS)
+    settings = config_file.read(path, overrides, Settings)
     assert settings.is_locked
     return settings.to_dict()
 
@@ -56,7 +56,7 @@ def test_the_file_without_overrides_and_with_an_argument(path, tmp_path):
     expected = {
         "omega": 0.04,
         "batch_size": 64,
-        "student_batch_size": 64,
+        "student": {"batch_size": 64},
         "model_kwargs": {"widths": (16, 32), "hidden": 64},
         "num_steps": 450,
     }
@@ -76,7 +76,8 @@ def test_the_file_without_overrides_and_with_an_argument(path, tmp_path):
         ("--config.drop_steps=80,120", "drop_steps", (80, 120)),
         ("--config.flip=true", "flip", True),
         ("--config.init_from=None", "init_from", None),
-        ("--config.batch_size=8", "student_batch_size", 8),  # which refers to it
+        ("--config.batch_size=8", "student", {"batch_size": 8}),  # which refers to it
+        ("--config.student.init_from=2024", "student", {"batch_size": 64, "init_from": "2024"}),
     ],
 )
 def test_any_field_of_the_binary_can_be_given(path, arguments, field, value):
@@ -113,6 +114,7 @@ def test_the_other_arguments_are_left_in_order():
         (["--config.omgea=1"], "omgea: .*did you mean omega"),
         (["--config.batch-size=1"], "batch-size: .*did you mean batch_size"),
         (["--config.modl_kwargs.hidden=1"], "modl_kwargs.*did you mean model_kwargs"),
+        (["--config.student.batch-size=1"], "student.batch-size: .*did you mean batch_size"),
         (["--config.omega"], "omega: .*--config.omega=VALUE"),
         (["--config.omega", "--workdir=w"], "omega: .*--config.omega=VALUE"),
     ],
@@ -125,7 +127,7 @@ def test_an_unknown_field_and_one_without_a_value_are_refused(path, arguments, n
 def test_a_group_in_place_of_a_number_is_refused_by_the_field(path):
     found = read(path, "--config.omega.x=1")
     with pytest.raises(InputError, match=r"^omega: got \{'x': 1\}"):
-        config.validate({"omega": found["omega"]}, {"omega": FIELDS["omega"]})
+        config.validate({"omega": found["omega"]}, {"omega": config.number(0.0)})
 
 
 @pytest.mark.parametrize(

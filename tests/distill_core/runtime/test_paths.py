@@ -44,7 +44,7 @@ begun.__module__ = train.__name__
 
 
 def run(*argv):
-    return cli.run_training(begun, train.FIELDS, argv)
+    return cli.run_training(begun, train.Settings, argv)
 
 
 def test_a_tilde_is_the_users_home_everywhere(home):

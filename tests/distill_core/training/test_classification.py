@@ -230,7 +230,7 @@ def test_runs_that_differ_in_seed_and_traced_settings_compile_once(path, tmp_pat
             "num_steps": 2,
             "seed": seed,
         }
-        hp = config.validate(settings, config.TRAINING)
+        hp = config.validate(settings, config.Training)
         dataset, splits = classification.load_splits(hp)
         run = classification.prepare(
             hp, tmp_path / str(seed), method="test", dataset=dataset, splits=splits, mode=None

@@ -34,7 +34,11 @@ HP = {
     "eval_every": 4,
     "save_every": 3,
 }
-FIELDS = {**config.MODEL, **config.OPTIMIZER, **config.RUN}
+
+
+@config.settings
+class Settings(config.Run, config.Optimizer, config.Model):
+    pass
 
 
 @dataclasses.dataclass(frozen=True)
@@ -71,7 +75,7 @@ def fit(tokenizer, rows, tmp_path_factory):
     folder = tmp_path_factory.mktemp("runs")
 
     def fit(name, *, mode=None, rows=rows, reads=None, **changes):
-        hp = config.validate({**HP, **changes}, FIELDS)
+        hp = config.validate({**HP, **changes}, Settings)
         network = _network(tokenizer)
         held = {name: array[:5] for name, array in rows.items()}
         run = language.Run(hp, folder / name, "test", network, rows, held, mode)
