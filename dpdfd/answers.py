@@ -59,7 +59,7 @@ class Layout:
             name: {"step": one.step, "opt_state": one.opt_state, "rng": one.rng}
             for name, one in trained.items()
         }
-        kept = {name: state.bank[name] for name in ("reach",) if name in state.bank}
+        kept = {name: state.bank[name] for name in ("replay_cdf",) if name in state.bank}
         return parts, {**train, "bank": kept}
 
     def merge(self, state: State, parts: dict, train: dict) -> State:

@@ -14,13 +14,13 @@ from dpdfd.features import FeatureRidge
 def empty_bank(num_queries: int, image_shape: tuple[int, ...], num_classes: int) -> dict:
     """Room for all queries of a run: uint8 images, float32 answers as bought and as trained on.
 
-    `reach` holds cumulated probabilities of being replayed; a row that is not bought has none.
+    `replay_cdf` holds cumulative probabilities of being replayed: it is 1 from the last bought row on.
     """
     return {
         "images": np.zeros((num_queries, *image_shape), np.uint8),
         "answers": np.zeros((num_queries, num_classes), np.float32),
         "targets": np.zeros((num_queries, num_classes), np.float32),
-        "reach": np.zeros(num_queries, np.float32),
+        "replay_cdf": np.zeros(num_queries, np.float32),
     }
 
 
@@ -76,15 +76,15 @@ def balance(bank: dict, bought: int, probs: np.ndarray | None) -> dict:
       bought: rows in use.
       probs: the student's predictions `[bought, K]`; None for equal weights.
     """
-    weights = np.zeros(len(bank["reach"]))
+    weights = np.zeros(len(bank["replay_cdf"]))
     weights[:bought] = 1.0
     if probs is not None:
         classes = probs.argmax(-1)
         # Never more than 10 times as often as on average: a class may hold two odd queries.
         share = np.bincount(classes, minlength=probs.shape[1]) / bought
         weights[:bought] = 1.0 / np.maximum(share[classes], 0.1 / probs.shape[1])
-    reach = np.cumsum(weights) / weights.sum()
-    return {**bank, "reach": reach.astype(np.float32)}
+    cdf = np.cumsum(weights) / weights.sum()
+    return {**bank, "replay_cdf": cdf.astype(np.float32)}
 
 
 def choose_balanced(probs: np.ndarray, num: int) -> np.ndarray:

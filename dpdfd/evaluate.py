@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 from etils import epath
 
-from distill_core import checkpoint, config, data, release
+from distill_core import checkpoint, data, release
 from distill_core.checkpoint import strict_json
 from distill_core.config import InputError
 from distill_core.data.images.dataset import Dataset
@@ -23,6 +23,7 @@ from distill_core.experiment.plotting import attempt
 from distill_core.runtime import cli, parallel, paths
 from distill_core.training import fits
 from dpdfd import fresh
+from dpdfd.fresh import Recipe
 from dpdfd.privacy.units import privacy_spent
 
 
@@ -34,14 +35,7 @@ def evaluate(
     out: epath.PathLike | None = None,
     export: epath.PathLike | None = None,
     delta: float | None = None,
-    model: str | None = None,
-    model_kwargs: Mapping[str, Any] | None = None,
-    num_samples: int = 5000,
-    num_steps: int = 1000,
-    batch_size: int = 128,
-    learning_rate: float = 2e-3,
-    crop_padding: int | None = None,
-    seed: int = 0,
+    recipe: Recipe | None = None,
     tell: Callable[[dict[str, Any]], None] | None = None,
 ) -> dict[str, Any]:
     """Everything that the binary prints.
@@ -54,10 +48,7 @@ def evaluate(
         the checkpoint, `convergence.png`.
       export: an .npz file for the samples, see `export_samples`.
       delta: δ of the claim; by default the run's.
-      model, model_kwargs: of the fresh classifier; by default the student's network.
-      num_samples: N, generated images.
-      num_steps, batch_size, learning_rate, seed: as for `fresh.fit_soft_labels`.
-      crop_padding: likewise; by default a fourteenth of the image's side.
+      recipe: of the fresh classifier.
       tell: called with the result before anything is written, which may fail.
 
     Returns:
@@ -67,8 +58,7 @@ def evaluate(
     Raises:
       InputError: before anything is computed, but for what a network of the user's own raises.
     """
-    given = {"num_samples": num_samples, "num_steps": num_steps, "batch_size": batch_size}
-    config.validate({**given, "learning_rate": learning_rate, "seed": seed}, fresh.FIELDS)
+    recipe = recipe or Recipe()
     if out is not None:
         out = paths.folder_to_write("out", out)
     if export is not None:
@@ -76,25 +66,16 @@ def evaluate(
     folder, metadata = checkpoint.find(paths.expand("checkpoint", path))
     student, generator = _load(path, folder, metadata)
     source = _dataset(path, student, metadata["config"], dataset, data_dir)
-    network = fresh.network(student, model, model_kwargs)
+    network = fresh.network(student, recipe)
     spent = privacy(metadata, delta=delta)
-    images, probs = fresh.draw_samples(student, generator, num_samples=num_samples, seed=seed)
-    classifier = fresh.fit_soft_labels(
-        network,
-        images,
-        probs,
-        num_steps=num_steps,
-        batch_size=batch_size,
-        learning_rate=learning_rate,
-        seed=seed,
-        crop_padding=min(images.shape[1:3]) // 14 if crop_padding is None else crop_padding,
-    )
+    images, probs = fresh.draw_samples(student, generator, recipe)
+    classifier = fresh.fit_soft_labels(network, images, probs, recipe)
     labels, classes = probs.argmax(-1), student.network.classes
     result = {
         "accuracy": fresh.accuracy(student, source.test),
         "fresh_classifier_accuracy": fresh.accuracy(classifier, source.test),
         "num_test": len(source.test),
-        "num_samples": num_samples,
+        "num_samples": recipe.num_samples,
         "samples_per_class": np.bincount(labels, minlength=len(classes)).tolist(),
         "note": source.note,
         "dataset": source.name,
@@ -246,9 +227,10 @@ def main(argv: Sequence[str]):
     flags.add_argument("--delta", type=float, help="of the claim; by default the run's")
     flags.add_argument("--seed", type=int, default=0, help="of samples and fresh classifier")
     given = flags.read(argv, required=("checkpoint",))
-    names = ("dataset", "data_dir", "out", "export", "num_samples", "num_steps", "model", "delta")
-    settings = {name: getattr(given, name) for name in (*names, "seed")}
-    evaluate(given.checkpoint, **settings, tell=_say)
+    asked = {name: getattr(given, name) for name in ("model", "num_samples", "num_steps", "seed")}
+    names = ("dataset", "data_dir", "out", "export", "delta")
+    settings = {name: getattr(given, name) for name in names}
+    evaluate(given.checkpoint, **settings, recipe=Recipe(**asked), tell=_say)
 
 
 def _say(found: Mapping[str, Any]):

@@ -37,118 +37,99 @@ from dpdfd.bank import choose_balanced
 _DRAWN = 9  # stream of the draws; the network's own keys fold in others
 _CANDIDATES = 4  # draws for a sample at most, where a class is rare
 
-FIELDS = {
-    "num_samples": config.integer(1, default=5000),
-    "num_steps": config.integer(1, default=1000),
-    "batch_size": config.integer(1, default=128),
-    "learning_rate": config.number(0.0, above=True, default=2e-3),
-    "crop_padding": config.integer(0, default=0),
-    "seed": config.integer(0, 2**32 - 1, default=0),
+_FIELDS = {
+    "num_samples": config.integer(1),
+    "num_steps": config.integer(1),
+    "batch_size": config.integer(1),
+    "learning_rate": config.number(0.0, above=True),
+    "crop_padding": config.integer(0, default=None),
+    "seed": config.integer(0, 2**32 - 1),
 }
 
 
+@dataclasses.dataclass(frozen=True)
+class Recipe:
+    """How a fresh classifier is made.
+
+    Attributes:
+      model, model_kwargs: of the new network; by default the student's.
+      num_samples: N, generated images, at least 1.
+      num_steps: of Adam, at least 1.
+      batch_size: B, at least 1.
+      learning_rate: above 0, of the first step; it falls to 0 along a cosine.
+      crop_padding: every image is shifted by up to so many pixels, anew at every step; by default a
+        fourteenth of the image's side.
+      seed: of the samples, the weights, the order and the shifts, at least 0.
+
+    Raises:
+      InputError: a value outside its range, or settings without a model.
+    """
+
+    model: str | None = None
+    model_kwargs: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    num_samples: int = 5000
+    num_steps: int = 1000
+    batch_size: int = 128
+    learning_rate: float = 2e-3
+    crop_padding: int | None = None
+    seed: int = 0
+
+    def __post_init__(self):
+        config.validate({name: getattr(self, name) for name in _FIELDS}, _FIELDS)
+        if self.model is None and self.model_kwargs:
+            allowed = "belong to a model: name it, or leave them out"
+            raise config.InputError("model_kwargs", dict(self.model_kwargs), allowed)
+
+
+def network(student: LoadedModel, recipe: Recipe) -> Network:
+    """A network with the student's inputs and classes; by default the student's own.
+
+    Raises:
+      InputError: it cannot be built.
+    """
+    if recipe.model is None:
+        return student.network
+    found = dataclasses.replace(
+        student.network, model=recipe.model, model_kwargs=recipe.model_kwargs
+    )
+    checks.check(found)
+    return found
+
+
 def draw_samples(
-    student: LoadedModel, generator: LoadedModel, *, num_samples: int, seed: int
+    student: LoadedModel, generator: LoadedModel, recipe: Recipe
 ) -> tuple[np.ndarray, np.ndarray]:
     """Images of the generator, as equally over the student's classes as four draws each allow.
 
     Args:
       student: names the classes.
       generator: a network of `dpdfd.generator`.
-      num_samples: N, at least 1.
-      seed: of the draws, at least 0.
+      recipe: how many.
 
     Returns:
       uint8 [N, H, W, C], and the student's probabilities of those very pixels, float32 [N, K].
-
-    Raises:
-      InputError: an argument outside its range.
     """
-    _check(num_samples=num_samples, seed=seed)
-    key = jax.random.fold_in(jax.random.key(seed), _DRAWN)
+    key, num = jax.random.fold_in(jax.random.key(recipe.seed), _DRAWN), recipe.num_samples
     images, probs = [], []
     for i in range(_CANDIDATES):
-        images.append(_draw(generator, jax.random.fold_in(key, i), num_samples))
+        images.append(_draw(generator, jax.random.fold_in(key, i), num))
         logits = compute_logits(student, images[-1])
         probs.append(np.asarray(jax.nn.softmax(logits), np.float32))
         found = np.bincount(np.concatenate(probs).argmax(-1), minlength=logits.shape[1])
-        if found.min() >= num_samples // logits.shape[1]:
+        if found.min() >= num // logits.shape[1]:
             break
-    rows = choose_balanced(np.concatenate(probs), num_samples)
+    rows = choose_balanced(np.concatenate(probs), num)
     return np.concatenate(images)[rows], np.concatenate(probs)[rows]
 
 
-def fresh_classifier(
-    student: LoadedModel,
-    generator: LoadedModel,
-    *,
-    model: str | None = None,
-    model_kwargs: Mapping[str, Any] | None = None,
-    num_samples: int = 5000,
-    num_steps: int = 1000,
-    batch_size: int = 128,
-    learning_rate: float = 2e-3,
-    seed: int = 0,
-    crop_padding: int = 0,
-) -> LoadedModel:
-    """A new network, trained on generated samples alone.
-
-    Args:
-      student: labels the samples by its probabilities.
-      generator: draws them, see `draw_samples`.
-      model: of the new network; by default the student's, from new weights.
-      model_kwargs: its settings.
-      num_samples: N, at least 1.
-      num_steps, batch_size, learning_rate, seed, crop_padding: as for `fit_soft_labels`.
-
-    Returns:
-      The network, of the student's inputs and classes; it has no checkpoint and no metadata.
-
-    Raises:
-      InputError: an argument outside its range, or a network that cannot be built.
-    """
-    chosen = network(student, model, model_kwargs)
-    images, probs = draw_samples(student, generator, num_samples=num_samples, seed=seed)
-    return fit_soft_labels(
-        chosen,
-        images,
-        probs,
-        num_steps=num_steps,
-        batch_size=batch_size,
-        learning_rate=learning_rate,
-        seed=seed,
-        crop_padding=crop_padding,
-    )
-
-
-def network(
-    student: LoadedModel, model: str | None, model_kwargs: Mapping[str, Any] | None
-) -> Network:
-    """A network with the student's inputs and classes; by default the student's own.
-
-    Raises:
-      InputError: it cannot be built, or settings without a model.
-    """
-    if model is None:
-        if model_kwargs:
-            allowed = "belong to a model: name it, or leave them out"
-            raise config.InputError("model_kwargs", dict(model_kwargs), allowed)
-        return student.network
-    found = dataclasses.replace(student.network, model=model, model_kwargs=model_kwargs or {})
-    checks.check(found)
-    return found
+def _draw(generator: LoadedModel, key: jax.Array, num: int) -> np.ndarray:
+    module = generator.network.module()
+    images = module.sample(jax.device_put(generator.variables), key, num)
+    return np.round(np.asarray(images) * 255).astype(np.uint8)
 
 
 def fit_soft_labels(
-    network: Network,
-    images: np.ndarray,
-    probs: np.ndarray,
-    *,
-    num_steps: int = 1000,
-    batch_size: int = 128,
-    learning_rate: float = 2e-3,
-    seed: int = 0,
-    crop_padding: int = 0,
+    network: Network, images: np.ndarray, probs: np.ndarray, recipe: Recipe
 ) -> LoadedModel:
     """A network trained by KL(labels ‖ network) on softly labelled images, on one device.
 
@@ -156,32 +137,27 @@ def fit_soft_labels(
       network: without its weights.
       images: uint8 [N, H, W, C].
       probs: float [N, K], rows of the probability simplex.
-      num_steps: of Adam, at least 1.
-      batch_size: B, at least 1.
-      learning_rate: above 0, of the first step; it falls to 0 along a cosine.
-      seed: of the weights, the order and the shifts, at least 0.
-      crop_padding: every image is shifted by up to so many pixels, anew at every step.
+      recipe: how it is trained.
+
+    Returns:
+      The network with its weights; it has no checkpoint and no metadata.
 
     Raises:
-      InputError: an argument outside its range, or a network that cannot be built.
+      InputError: a batch too small for its batch statistics.
     """
-    _check(
-        num_steps=num_steps,
-        batch_size=batch_size,
-        learning_rate=learning_rate,
-        seed=seed,
-        crop_padding=crop_padding,
-    )
-    checks.check_statistics(network, batch_size, "jit")
-    optimizer = Optimizer("adam", learning_rate, num_steps, schedule="cosine")
-    update = parallel.wrap(Update(SoftLabels(network, crop_padding), optimizer), "jit", donate=True)
-    rng = jax.random.key(seed)
+    checks.check_statistics(network, recipe.batch_size, "jit")
+    padding = recipe.crop_padding
+    if padding is None:
+        padding = min(images.shape[1:3]) // 14
+    optimizer = Optimizer("adam", recipe.learning_rate, recipe.num_steps, schedule="cosine")
+    update = parallel.wrap(Update(SoftLabels(network, padding), optimizer), "jit", donate=True)
+    rng = jax.random.key(recipe.seed)
     params, model_state = network.init(stream_key(rng, STREAM_INIT, 0))
     state = TrainState.create(params=params, model_state=model_state, tx=optimizer.make(), rng=rng)
     samples = jax.device_put({"images": images, "probs": np.asarray(probs, np.float32)})
-    for i in range(num_steps):
-        rows = sampling.batch_indices(seed, i, batch_size, len(images)).astype(np.int32)
-        state, _ = update(state, samples, rows)
+    for i in range(recipe.num_steps):
+        rows = sampling.batch_indices(recipe.seed, i, recipe.batch_size, len(images))
+        state, _ = update(state, samples, rows.astype(np.int32))
     variables = jax.device_get({"params": state.params, **state.model_state})
     return LoadedModel(variables, network)
 
@@ -209,13 +185,3 @@ def accuracy(model: LoadedModel, split: Split) -> float:
     """The part of a split, whole and unaugmented, that a network classifies rightly."""
     logits = compute_logits(model, split.images)
     return float(np.mean(metrics.correct(jnp.asarray(logits), jnp.asarray(split.labels))))
-
-
-def _draw(generator: LoadedModel, key: jax.Array, num: int) -> np.ndarray:
-    module = generator.network.module()
-    images = module.sample(jax.device_put(generator.variables), key, num)
-    return np.round(np.asarray(images) * 255).astype(np.uint8)
-
-
-def _check(**given: Any):
-    config.validate(given, {name: FIELDS[name] for name in given})

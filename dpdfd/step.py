@@ -184,8 +184,8 @@ class ReplayLoss:
         c, index = self.conversion, batch["index"]
         keys = jax.vmap(jax.random.fold_in, (None, 0))(key, index)
         u = jax.vmap(jax.random.uniform)(keys)
-        rows = jnp.searchsorted(frozen["reach"], u, side="right")
-        rows = jnp.minimum(rows, len(frozen["reach"]) - 1)
+        rows = jnp.searchsorted(frozen["replay_cdf"], u, side="right")
+        rows = jnp.minimum(rows, len(frozen["replay_cdf"]) - 1)
         images, answers = frozen["images"][rows], frozen["targets"][rows]
         if c.crop_padding:
             shifts = jax.random.fold_in(key, 1)

@@ -30,6 +30,7 @@ from dpdfd import train as conversion
 from dpdfd.ensemble import partitions
 from dpdfd.ensemble import training as ensemble
 from dpdfd.experiment import audit, summary
+from dpdfd.fresh import Recipe
 from dpdfd.privacy.units import UNITS
 
 FIELDS = {
@@ -179,7 +180,10 @@ def _evaluated(hp, workdir, dataset, fingerprint: str, arm: str, seed: int) -> d
         data=fingerprint,
         inputs=[checkpoint.find(source)[1]["id"]],
         run=lambda: evaluate.evaluate(
-            source, dataset, out=run_directory(workdir, f"{arm}_evaluated", seed), **own
+            source,
+            dataset,
+            out=run_directory(workdir, f"{arm}_evaluated", seed),
+            recipe=Recipe(**own),
         ),
         say=stages.say,
     ).result

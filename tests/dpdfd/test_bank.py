@@ -32,12 +32,12 @@ def test_a_deposit_fills_its_rows_and_leaves_the_others():
     assert not any(value.any() for value in empty.values())
     np.testing.assert_array_equal(first["images"][4:], 0)
     assert {name: value.dtype for name, value in second.items()} == {
-        "images": np.uint8, "answers": np.float32, "targets": np.float32, "reach": np.float32,
+        "images": np.uint8, "answers": np.float32, "targets": np.float32, "replay_cdf": np.float32,
     }  # fmt: skip
 
 
 def chances(bank):
-    return np.diff(bank["reach"], prepend=0.0)
+    return np.diff(bank["replay_cdf"], prepend=0.0)
 
 
 def test_all_that_is_bought_is_replayed_alike_at_first():
@@ -64,7 +64,7 @@ def test_no_draw_reaches_a_row_that_was_not_bought(bought):
     extremes = np.array([0.0, 1e-30, np.nextafter(np.float32(1), np.float32(0))], np.float32)
     u = np.concatenate([extremes, rng.random(1000, np.float32)])
     for probs in (None, predictions(rng.integers(0, CLASSES, bought))):
-        reach = lib.balance(empty, bought, probs)["reach"]
+        reach = lib.balance(empty, bought, probs)["replay_cdf"]
         assert (np.diff(reach) >= 0).all()
         assert np.searchsorted(reach, u, side="right").max() < bought
 

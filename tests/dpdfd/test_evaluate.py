@@ -14,33 +14,33 @@ from distill_core.config import InputError
 from distill_core.runtime import cli
 from dpdfd import evaluate, train
 from dpdfd.experiment import figures
+from dpdfd.fresh import Recipe
 from dpdfd.privacy.units import privacy_spent
 
 MLP = {"model": "dpdfd.features:FeatureMLP", "model_kwargs": {"hidden": (8,)}}
-QUICK = {"num_samples": 30, "num_steps": 2, "batch_size": 16}
+QUICK = Recipe(num_samples=30, num_steps=2, batch_size=16)
 DELTA = 1e-4
+
+
+PLAIN = {**MLP, "dataset": "digits", "batch_size": 16, "learning_rate": 0.1}
+
+
+def convert(folder):
+    """Settings of a private conversion of the teacher in a folder."""
+    return {
+        **PLAIN, "teacher": str(folder / "teacher"), "num_steps": 4, "log_every": 1,
+        "save_every": 4, "eval_every": 4, "privacy_unit": "query", "mechanism": "logit",
+        "epsilon": 8.0, "delta": DELTA, "num_examples": 1437,
+        "generator": {"width": 4, "latent_size": 4, "norm": "none"},
+    }  # fmt: skip
 
 
 @pytest.fixture(scope="module")
 def place(tmp_path_factory):
     """A folder with a teacher and a private conversion of it, both hardly trained."""
     folder = tmp_path_factory.mktemp("conversion")
-    settings = {**MLP, "dataset": "digits", "batch_size": 16, "learning_rate": 0.1}
-    plain.train_and_evaluate({**settings, "num_steps": 2}, folder / "teacher")
-    settings |= {
-        "teacher": str(folder / "teacher"),
-        "num_steps": 4,
-        "log_every": 1,
-        "save_every": 4,
-        "eval_every": 4,
-        "privacy_unit": "query",
-        "mechanism": "logit",
-        "epsilon": 8.0,
-        "delta": DELTA,
-        "num_examples": 1437,
-        "generator": {"width": 4, "latent_size": 4, "norm": "none"},
-    }
-    train.train_and_evaluate(settings, folder / "run")
+    plain.train_and_evaluate({**PLAIN, "num_steps": 2}, folder / "teacher")
+    train.train_and_evaluate(convert(folder), folder / "run")
     return folder
 
 
@@ -49,7 +49,7 @@ def evaluated(place, tmp_path_factory):
     """(result, folder of pictures, exported file)."""
     folder = tmp_path_factory.mktemp("evaluated")
     out, export = folder / "out", folder / "samples.npz"
-    return evaluate.evaluate(place / "run", out=out, export=export, **QUICK), out, export
+    return evaluate.evaluate(place / "run", out=out, export=export, recipe=QUICK), out, export
 
 
 def _noise_roots(place):
@@ -168,7 +168,7 @@ def test_a_checkpoint_that_was_carried_away_has_no_convergence(place, tmp_path):
     source, _ = checkpoint.find(place / "run")
     shutil.copytree(source, tmp_path / "4")
     digits = data.load_dataset("digits")
-    found = evaluate.evaluate(tmp_path / "4", digits, out=tmp_path / "out", **QUICK)
+    found = evaluate.evaluate(tmp_path / "4", digits, out=tmp_path / "out", recipe=QUICK)
     names = {path.name for path in (tmp_path / "out").iterdir()}
     assert names == {"evaluation.json", "samples.png"}
     assert (found["step"], found["dataset"]) == (4, "digits")
@@ -271,7 +271,7 @@ def test_the_binary_prints_accuracies_and_the_claim(place, evaluated, capsys):
 def test_classes_in_another_order_are_mapped_and_others_refused(place, evaluated, tmp_path):
     digits = data.load_dataset("digits")
     turned = digits.reordered([9, *range(9)])
-    found = evaluate.evaluate(place / "run", turned, **QUICK)
+    found = evaluate.evaluate(place / "run", turned, recipe=QUICK)
     for name in ("accuracy", "fresh_classifier_accuracy"):
         assert found[name] == evaluated[0][name]
     arrays = {}
@@ -280,19 +280,15 @@ def test_classes_in_another_order_are_mapped_and_others_refused(place, evaluated
         arrays |= {f"x_{split}": part.images, f"y_{split}": part.labels}
     np.savez(tmp_path / "turned.npz", **arrays, classes=np.array(turned.classes))
     np.savez(tmp_path / "other.npz", **arrays, classes=np.array(list("abcdefghij")))
-    hp = {"teacher": str(place / "teacher"), "data_dir": None}
-    measured = train._dataset(
-        {**hp, "dataset": f"npz:{tmp_path}/turned.npz"},
-        tmp_path,
-        checkpoint.load_model(place / "teacher"),
+    settings = {**convert(place), "num_steps": 1, "noise_seed": 1}
+    here, there = (
+        train.train_and_evaluate({**settings, "dataset": name}, tmp_path / f"run{i}")
+        for i, name in enumerate(("digits", f"npz:{tmp_path}/turned.npz"))
     )
-    assert measured is not None and measured.classes == digits.classes
-    np.testing.assert_array_equal(measured.test.labels, digits.test.labels)
+    assert here["accuracy"] == there["accuracy"]
     with pytest.raises(InputError, match="^teacher: .*calls class 0 '0', which is no class of npz"):
-        train._dataset(
-            {**hp, "dataset": f"npz:{tmp_path}/other.npz"},
-            tmp_path,
-            checkpoint.load_model(hp["teacher"]),
+        train.train_and_evaluate(
+            {**settings, "dataset": f"npz:{tmp_path}/other.npz"}, tmp_path / "refused"
         )
     with pytest.raises(InputError, match="^checkpoint: .*calls class 0 '0', which is no class of"):
-        evaluate.evaluate(place / "run", f"npz:{tmp_path}/other.npz", **QUICK)
+        evaluate.evaluate(place / "run", f"npz:{tmp_path}/other.npz", recipe=QUICK)

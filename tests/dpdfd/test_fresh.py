@@ -9,9 +9,11 @@ from distill_core.checkpoint import LoadedModel
 from distill_core.config import InputError
 from distill_core.models.network import Network, image_network
 from dpdfd import fresh
+from dpdfd.fresh import Recipe
 from dpdfd.priors.warm_start import warm_start
 
 DIGITS = data.load_dataset("digits")
+RECIPE = Recipe(num_samples=1000, num_steps=300)
 STUDENT = image_network(DIGITS, model="dpdfd.features:FeatureMLP", model_kwargs={"hidden": [64]})
 GENERATOR = Network(
     "dpdfd.generator:Generator",
@@ -26,7 +28,7 @@ GENERATOR = Network(
 def student():
     """A network that has learnt the digits themselves."""
     hard = np.eye(10, dtype=np.float32)[DIGITS.train.labels]
-    return fresh.fit_soft_labels(STUDENT, DIGITS.train.images, hard, num_steps=300)
+    return fresh.fit_soft_labels(STUDENT, DIGITS.train.images, hard, Recipe(num_steps=300))
 
 
 @pytest.fixture(scope="module")
@@ -40,7 +42,7 @@ def generator():
 
 @pytest.fixture(scope="module")
 def samples(student, generator):
-    return fresh.draw_samples(student, generator, num_samples=1000, seed=0)
+    return fresh.draw_samples(student, generator, RECIPE)
 
 
 def test_labels_of_the_data_itself_train_a_good_network(student):
@@ -48,8 +50,8 @@ def test_labels_of_the_data_itself_train_a_good_network(student):
     assert student.apply(student.variables, DIGITS.test.images[:3]).shape == (3, 10)
 
 
-def test_it_is_far_above_chance_where_student_and_generator_are_good(student, generator):
-    found = fresh.fresh_classifier(student, generator, num_samples=1000, num_steps=300)
+def test_it_is_far_above_chance_where_student_and_generator_are_good(student, samples):
+    found = fresh.fit_soft_labels(fresh.network(student, RECIPE), *samples, RECIPE)
     assert found.network == student.network
     assert fresh.accuracy(found, DIGITS.test) > 0.7  # seen: 0.92
     ours, theirs = (jax.tree.leaves(model.variables) for model in (found, student))
@@ -60,7 +62,7 @@ def test_it_knows_nothing_that_the_samples_do_not_show(samples):
     images, probs = samples
     labels = probs.argmax(-1)
     kept, hard = labels < 5, np.eye(10, dtype=np.float32)[labels]
-    found = fresh.fit_soft_labels(STUDENT, images[kept], hard[kept], num_steps=300)
+    found = fresh.fit_soft_labels(STUDENT, images[kept], hard[kept], RECIPE)
     logits = found.apply(found.variables, DIGITS.test.images)
     assert np.max(np.argmax(logits, -1)) < 5
 
@@ -77,21 +79,23 @@ def test_samples_are_balanced_and_labelled_by_the_student_on_their_very_pixels(s
 
 
 def test_samples_are_a_function_of_the_seed(student, generator, samples):
-    again, _ = fresh.draw_samples(student, generator, num_samples=1000, seed=0)
+    again, _ = fresh.draw_samples(student, generator, RECIPE)
     np.testing.assert_array_equal(again, samples[0])
-    other, _ = fresh.draw_samples(student, generator, num_samples=1000, seed=1)
+    other, _ = fresh.draw_samples(student, generator, Recipe(num_samples=1000, seed=1))
     assert np.mean(other != samples[0]) > 0.3
 
 
 def test_fewer_samples_than_a_batch_do(samples):
     images, probs = samples
-    found = fresh.fit_soft_labels(STUDENT, images[:3], probs[:3], num_steps=2, crop_padding=1)
+    found = fresh.fit_soft_labels(
+        STUDENT, images[:3], probs[:3], Recipe(num_steps=2, crop_padding=1)
+    )
     assert np.isfinite(found.apply(found.variables, images[:3])).all()
 
 
 def test_another_network_with_batch_statistics_can_be_named(student, samples):
-    chosen = fresh.network(student, "cnn", {"widths": [2], "hidden": 4, "norm": "batch"})
-    found = fresh.fit_soft_labels(chosen, *samples, num_steps=2)
+    recipe = Recipe("cnn", {"widths": [2], "hidden": 4, "norm": "batch"}, num_steps=2)
+    found = fresh.fit_soft_labels(fresh.network(student, recipe), *samples, recipe)
     assert set(found.variables) == {"params", "batch_stats"}
     assert found.apply(found.variables, samples[0][:2]).shape == (2, 10)
 
@@ -106,7 +110,6 @@ def test_another_network_with_batch_statistics_can_be_named(student, samples):
         ({"model_kwargs": {"hidden": [3]}}, "model_kwargs: got .*name it"),
     ],
 )
-def test_wrong_arguments_are_refused(student, generator, arguments, message):
-    settings = {"num_samples": 10, "num_steps": 1, **arguments}
+def test_wrong_arguments_are_refused(student, arguments, message):
     with pytest.raises(InputError, match=message):
-        fresh.fresh_classifier(student, generator, **settings)
+        fresh.network(student, Recipe(**arguments))

@@ -43,6 +43,7 @@ def test_defaults_fill_what_is_not_given_also_in_the_generators_group(given):
         (PARAM, {"delta": -1e-5}, "delta"),
         (PARAM, {"norm": 0.0}, "norm"),
         (PARAM, {"norm": -1.0}, "norm"),
+        (PARAM, {"norm": 1e-300}, "norm"),  # smaller than float32 holds
         (PARAM, {"noise_seed": -1}, "noise_seed"),
         (PARAM, {"noise_seed": 2**32}, "noise_seed"),
         (PARAM, {"privacy_unit": "record"}, "privacy_unit"),

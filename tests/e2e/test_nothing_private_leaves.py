@@ -21,6 +21,7 @@ from distill_core.training import inputs
 from dpdfd import evaluate as conversion_evaluate
 from dpdfd import train as conversion
 from dpdfd.ensemble import training as ensemble
+from dpdfd.fresh import Recipe
 from nasty import train as nasty_train
 from swingdistill import train as swing
 
@@ -86,8 +87,8 @@ def pair(tmp_path_factory):
             stages.complete(run, place, data.load_dataset(source).fingerprint(), None)
         student = stages.run_directory(place, "student", 0)
         conversion_evaluate.evaluate(
-            student, out=place / "evaluated", export=place / "samples.npz", num_samples=8,
-            num_steps=2, batch_size=8,
+            student, out=place / "evaluated", export=place / "samples.npz",
+            recipe=Recipe(num_samples=8, num_steps=2, batch_size=8),
         )  # fmt: skip
         for part in ("student", "generator"):
             release.release(student, place / f"released_{part}", part=part)
