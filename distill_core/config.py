@@ -342,8 +342,8 @@ class Optimizer:
 
 
 @settings
-class Run:
-    """Length, batches and cadence of a run."""
+class Steps:
+    """Length and batches of a run, and how often it is logged and saved."""
 
     # jax.random.key keeps 32 bits.
     seed: int = integer(0, 2**32 - 1, default=0, help="of weights, batches and augmentation")
@@ -351,8 +351,20 @@ class Run:
     num_steps: int = integer(1, help="updates in all")
     eval_batch_size: int = integer(1, default=512, help="of the evaluations")
     log_every: int = integer(1, default=50, help="steps between lines of the log")
-    eval_every: int = integer(1, default=1000, help="steps between evaluations")
     save_every: int = integer(1, default=1000, help="steps between checkpoints")
+
+
+@settings
+class Run(Steps):
+    """A run that is evaluated while it goes."""
+
+    eval_every: int = integer(1, default=1000, help="steps between evaluations")
+
+
+@settings
+class Start:
+    """Where the first weights come from."""
+
     init_from: str | None = text(default=None, help="a checkpoint whose weights come first")
 
 
@@ -380,7 +392,7 @@ class Classifier:
 
 
 @settings
-class Training(Classifier, Augmentation, Run, Optimizer, Model, Data):
+class Training(Classifier, Augmentation, Start, Run, Optimizer, Model, Data):
     """A run that trains an image classifier."""
 
 

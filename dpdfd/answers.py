@@ -24,7 +24,7 @@ def buy(run: Run, state: State, frozen, number: int) -> State:
       frozen: as for `step.ask`.
       number: of the round, from 0.
     """
-    num = run.releases_per_round * run.hp["batch_size"]
+    num = run.releases_per_round * run.hp.batch_size
     found = run.bought.read(number)
     if found is None:
         queries = _queries(run, state, number, num)
@@ -71,7 +71,7 @@ class Layout:
         student = state.student.replace(**parts["student"], **train["student"])
         generator = state.generator.replace(**parts["generator"], **train["generator"])
         bank, bought, step = {**state.bank, **train["bank"]}, 0, int(student.step)
-        if bank and step < self.run.hp["num_steps"]:
+        if bank and step < self.run.hp.num_steps:
             for number in range(-(-step // self.run.steps_per_round)):
                 found = self.run.bought.read(number)
                 if found is None:
@@ -83,16 +83,16 @@ class Layout:
 
 
 def _smoothed(run: Run, bank: dict, bought: int) -> dict:
-    return bank_lib.smooth(bank, bought, run.budget.answer_std) if run.hp["smooth"] else bank
+    return bank_lib.smooth(bank, bought, run.budget.answer_std) if run.hp.smooth else bank
 
 
 def _queries(run: Run, state: State, number: int, num: int) -> np.ndarray:
     """uint8 [num, H, W, C], as the bank keeps them."""
     hp = run.hp
-    candidates = num * (hp["candidates"] if number else 1)  # an untrained student cannot choose
-    if hp["prior"]:
+    candidates = num * (hp.candidates if number else 1)  # an untrained student cannot choose
+    if hp.prior:
         shape = run.conversion.student.input_shape
-        queries = prior_images(hp, shape, 1 + number, candidates)
+        queries = prior_images(hp.seed, hp.prior, hp.prior_extent, shape, 1 + number, candidates)
     else:
         queries = _drawn(run, state, number, candidates)
     queries = np.round(queries * 255).astype(np.uint8)
@@ -103,8 +103,8 @@ def _queries(run: Run, state: State, number: int, num: int) -> np.ndarray:
 
 def _answers(run: Run, state: State, frozen, number: int, queries: np.ndarray) -> np.ndarray:
     """What a round buys, float32 [num, K]; written down as drawn before any noise is."""
-    size, first = run.hp["batch_size"], number * run.releases_per_round
-    counted = run.hp["mechanism"] == "answers"  # noised on the host, all at once
+    size, first = run.hp.batch_size, number * run.releases_per_round
+    counted = run.hp.mechanism == "answers"  # noised on the host, all at once
     if not counted:
         run.budget.reserve(first, run.releases_per_round)
     ask, found = run.program(step_lib.ask), []
@@ -115,7 +115,7 @@ def _answers(run: Run, state: State, frozen, number: int, queries: np.ndarray) -
     if not counted:
         return np.concatenate(found)
     run.budget.reserve(first, run.releases_per_round)
-    seed = run.hp["noise_seed"]
+    seed = run.hp.noise_seed
     noisy = exact_noise.noisy_answers(
         np.concatenate(found),
         run.num_teachers,
@@ -127,7 +127,7 @@ def _answers(run: Run, state: State, frozen, number: int, queries: np.ndarray) -
 
 def _predicted(run: Run, state: State, images: np.ndarray) -> np.ndarray:
     """The student's probabilities [N, K], a batch at a time."""
-    size, predict, found = run.hp["batch_size"], run.program(step_lib.predict), []
+    size, predict, found = run.hp.batch_size, run.program(step_lib.predict), []
     for start in range(0, len(images), size):
         part = images[start : start + size]
         padded = np.concatenate([part, np.zeros((size - len(part), *part.shape[1:]), part.dtype)])
@@ -138,7 +138,7 @@ def _predicted(run: Run, state: State, images: np.ndarray) -> np.ndarray:
 
 def _drawn(run: Run, state: State, number: int, num: int) -> np.ndarray:
     """Images of the generator, float32 [num, H, W, C]."""
-    size, draw, found = run.hp["batch_size"], run.program(step_lib.draw), []
+    size, draw, found = run.hp.batch_size, run.program(step_lib.draw), []
     index = np.arange(size, dtype=np.int32)
     for i in range(-(-num // size)):
         batch = {"index": index, "number": np.full(size, number * 1_000_003 + i, np.int32)}
@@ -147,5 +147,5 @@ def _drawn(run: Run, state: State, number: int, num: int) -> np.ndarray:
 
 
 def _fed(run: Run, batch: Mapping[str, np.ndarray]):
-    rows = parallel.local_rows(run.hp["batch_size"])
+    rows = parallel.local_rows(run.hp.batch_size)
     return parallel.feed({name: array[rows] for name, array in batch.items()}, run.mode)

@@ -12,7 +12,7 @@ import numpy as np
 from distill_core.checkpoint import LoadedModel
 from distill_core.config import InputError
 from distill_core.models import checks
-from distill_core.models.network import Network, hashable
+from distill_core.models.network import Network
 from distill_core.runtime import parallel
 from distill_core.training import fits
 from distill_core.training.optimizers import Optimizer
@@ -23,6 +23,7 @@ from dpdfd.priors import images as priors
 from dpdfd.priors.warm_start import warm_start
 from dpdfd.privacy.bought import Bought
 from dpdfd.privacy.budget import Budget
+from dpdfd.settings import Settings
 from dpdfd.step import Conversion, State
 
 _WARM_START_IMAGES = 10_000
@@ -30,9 +31,9 @@ _WARM_START_IMAGES = 10_000
 
 @dataclasses.dataclass(frozen=True)
 class Run:
-    """What the parts of a run share: values of `settings.FIELDS`, static choices, what is spent."""
+    """What the parts of a run share: settings, static choices, what is spent."""
 
-    hp: Mapping[str, Any]
+    hp: Settings
     conversion: Conversion
     mode: str
     budget: Budget
@@ -41,11 +42,11 @@ class Run:
 
     @property
     def steps_per_round(self) -> int:
-        return self.hp["num_steps"] // self.hp["num_rounds"]
+        return self.hp.num_steps // self.hp.num_rounds
 
     @property
     def releases_per_round(self) -> int:
-        return self.hp["num_queries"] // self.hp["num_rounds"] // self.hp["batch_size"]
+        return (self.hp.num_queries or 0) // self.hp.num_rounds // self.hp.batch_size
 
     def program(self, function: Callable, *, donate: bool = False) -> Callable:
         """A function of `step`, compiled: `(state, frozen, batch)` to what it returns."""
@@ -53,7 +54,7 @@ class Run:
         return parallel.wrap(bound, self.mode, donate=donate)
 
 
-def choose(hp: Mapping[str, Any], teacher: LoadedModel) -> Conversion:
+def choose(hp: Settings, teacher: LoadedModel) -> Conversion:
     """The static choices of a run: inputs and classes of its networks are the teacher's.
 
     Args:
@@ -64,67 +65,69 @@ def choose(hp: Mapping[str, Any], teacher: LoadedModel) -> Conversion:
       InputError: on `model`, `model_kwargs`, `batch_size`, or an image shape that the generator
         cannot make.
     """
-    group = hp["generator"]
+    group = hp.generator
     student = dataclasses.replace(
         teacher.network,
-        model=hp["model"],
-        model_kwargs=hp["model_kwargs"],
+        model=hp.model,
+        model_kwargs=hp.model_kwargs,
         compute_dtype="float32",
     )
     checks.check(student)
     if set(student.shapes()) != {"params"}:
         allowed = "has statistics of a batch, which mix examples: take norm 'group' or 'none'"
-        raise InputError("model", hp["model"], allowed)
-    chosen = {name: group[name] for name in ("conditional", "latent_size", "width", "norm")}
+        raise InputError("model", hp.model, allowed)
+    chosen = {
+        name: getattr(group, name) for name in ("conditional", "latent_size", "width", "norm")
+    }
     generator = Network(
         "dpdfd.generator:Generator",
         student.num_classes,
         {"image_shape": student.input_shape, **chosen},
-        input_shape=(group["latent_size"],),
-        mean=(0.0,) * group["latent_size"],
-        std=(1.0,) * group["latent_size"],
+        input_shape=(group.latent_size,),
+        mean=(0.0,) * group.latent_size,
+        std=(1.0,) * group.latent_size,
         classes=student.classes,
         classes_named=student.classes_named,
         outputs="images",
-        labelled=group["conditional"],
+        labelled=group.conditional,
     )
     generator.shapes()  # refuses an image shape that it cannot make
     # Its first layer normalises over height/4 · width/4 values of each image.
     height, width, _ = student.input_shape
-    smallest = hp["batch_size"] * (height // 4) * (width // 4)
-    if group["norm"] == "batch" and group["every"] and smallest == 1:
+    smallest = hp.batch_size * (height // 4) * (width // 4)
+    if group.norm == "batch" and group.every and smallest == 1:
         allowed = "leaves the generator's batch normalisation one value per channel: take a larger"
-        raise InputError("batch_size", hp["batch_size"], f"{allowed} batch, or another norm")
+        raise InputError("batch_size", hp.batch_size, f"{allowed} batch, or another norm")
     return Conversion(
         student,
         teacher.network,
         generator,
-        hp["batch_size"],
+        hp.batch_size,
         Optimizer.of(hp),
-        group["learning_rate"],
-        Weights(**{name: group[name] for name in Weights._fields}),
-        None if hp["mechanism"] == "none" else hp["mechanism"],
-        hp["bound"],
-        hp["loss"],
-        hp["crop_padding"],
-        hp["guide"],
+        group.learning_rate,
+        Weights(**{name: getattr(group, name) for name in Weights._fields}),
+        None if hp.mechanism == "none" else hp.mechanism,
+        hp.bound,
+        hp.loss,
+        hp.crop_padding,
+        hp.guide,
     )
 
 
 def first_state(run: Run, *, begun: bool) -> State:
     """The state before the first step; of a run that has begun only its shapes count."""
     hp, c = run.hp, run.conversion
-    rng = jax.random.key(hp["seed"])
+    rng = jax.random.key(hp.seed)
     params, model_state = c.student.init(stream_key(rng, STREAM_INIT, 0))
     student = TrainState.create(
         params=params, model_state=model_state, tx=c.optimizer.make(), rng=rng
     )
     made = _first_generator(
         c.generator,
-        hp["seed"],
-        hashable(hp["prior"]),
-        tuple(hp["prior_extent"]),
-        0 if begun else hp["generator"]["warm_start_steps"],
+        hp.seed,
+        hp.prior,  # pyright: ignore[reportArgumentType]: a FrozenDict
+        hp.prior_extent,
+        0 if begun else hp.generator.warm_start_steps,
     )
     model_state = jax.tree.map(np.array, made)  # copies: steps may use their arguments up
     generator = TrainState.create(
@@ -134,8 +137,8 @@ def first_state(run: Run, *, begun: bool) -> State:
         rng=jax.random.fold_in(rng, 1),
     )
     bank = {}
-    if hp["num_rounds"]:
-        bank = empty_bank(hp["num_queries"], c.student.input_shape, c.student.num_classes)
+    if hp.num_rounds:
+        bank = empty_bank(hp.num_queries or 0, c.student.input_shape, c.student.num_classes)
     return State(student, generator, bank)
 
 
@@ -149,19 +152,23 @@ def _first_generator(
     if num_steps:
         fits.say(f"warm-starts the generator: {num_steps} steps on images that code draws")
         module = network.module()
-        chosen = {"seed": seed, "prior": prior, "prior_extent": extent}
-        images = prior_images(chosen, module.image_shape, 0, _WARM_START_IMAGES)
+        images = prior_images(seed, prior, extent, module.image_shape, 0, _WARM_START_IMAGES)
         variables = warm_start(module, variables, images, seed=seed, num_steps=num_steps)
     return jax.tree.map(np.asarray, variables)
 
 
 def prior_images(
-    hp: Mapping[str, Any], image_shape: tuple[int, ...], stream: int, num: int
+    seed: int,
+    prior: Mapping[str, float],
+    extent: tuple[float, ...],
+    image_shape: tuple[int, ...],
+    stream: int,
+    num: int,
 ) -> np.ndarray:
     """Images that code draws, float32 [num, H, W, C], of a seed's stream.
 
     Args:
-      hp: `seed`, `prior` and `prior_extent`.
+      seed, prior, extent: as in the settings.
       image_shape: (H, W, C).
       stream: from 0; each has images of its own.
       num: how many.
@@ -171,16 +178,15 @@ def prior_images(
     """
     height, width, channels = image_shape
     if height != width:
-        raise InputError("prior", hp["prior"], f"draws squares, not {height}×{width}")
-    extent = tuple(hp["prior_extent"]) or None
+        raise InputError("prior", prior, f"draws squares, not {height}×{width}")
     try:
         return priors.mixture(
-            hp["seed"] * 1000 + stream,
+            seed * 1000 + stream,
             num,
             size=height,
             channels=channels,
-            weights=hp["prior"],
-            extent=extent,  # pyright: ignore[reportArgumentType]: it checks the length
+            weights=prior,
+            extent=extent or None,  # pyright: ignore[reportArgumentType]: it checks the length
         )
     except InputError as error:
         field = {"weights": "prior", "extent": "prior_extent"}.get(error.field, "prior")

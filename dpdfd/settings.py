@@ -13,122 +13,146 @@ from dpdfd.privacy.units import UNITS, Release
 NOISED = ("query", "record_single", "record_ensemble")
 _ALTERNATING, _MECHANISMS = ("param", "logit"), ("param", "logit", "answers")
 
-GENERATOR = {
-    "latent_size": config.integer(1, default=100),
-    "width": config.integer(1, default=64),
-    "norm": config.choice("batch", "group", "none", default="batch"),
-    "conditional": config.boolean(default=False),
-    "learning_rate": config.number(0.0, above=True, default=1e-3),
-    "every": config.integer(0, default=1),
-    "warm_start_steps": config.integer(0, default=0),
-    "one_hot": config.number(0.0, default=1.0),
-    "balance": config.number(0.0, default=20.0),
-    "activation": config.number(0.0, default=0.0),
-    "diversity": config.number(0.0, default=0.0),
-    "smoothness": config.number(0.0, default=0.0),
-}
+
+@config.settings
+class Generator:
+    """The generator, and the weights of its loss."""
+
+    latent_size: int = config.integer(1, default=100, help="numbers that an image is made of")
+    width: int = config.integer(1, default=64, help="channels before the last layer")
+    norm: str = config.choice("batch", "group", "none", default="batch", help="its normalisation")
+    conditional: bool = config.boolean(default=False, help="is told the class that it should make")
+    learning_rate: float = config.number(0.0, above=True, default=1e-3, help="of its Adam")
+    every: int = config.integer(0, default=1, help="student's steps between its own; 0 for none")
+    warm_start_steps: int = config.integer(
+        0, default=0, help="steps on the prior's images before the run"
+    )
+    one_hot: float = config.number(0.0, default=1.0, help="weight: confident answers of the guide")
+    balance: float = config.number(0.0, default=20.0, help="weight: all classes alike")
+    activation: float = config.number(0.0, default=0.0, help="weight: excited features")
+    diversity: float = config.number(0.0, default=0.0, help="weight: images that differ")
+    smoothness: float = config.number(0.0, default=0.0, help="weight: smooth images")
+
+
 PRIOR = {kind: config.number(0.0, default=0.0) for kind in KINDS}
-FIELDS = {
-    "teacher": config.text(),
-    "dataset": config.text(default=None),
-    "data_dir": config.text(default=None),
-    **config.MODEL,
-    **config.OPTIMIZER,
-    **{name: field for name, field in config.RUN.items() if name != "init_from"},
-    "crop_padding": config.AUGMENTATION["crop_padding"],
-    "loss": config.choice("brier", "cross_entropy", default="brier"),
-    "privacy_unit": config.choice("none", *UNITS),
-    "mechanism": config.choice(*_MECHANISMS, "none", default="none"),
-    "bound": config.choice("normalize", "clip", default="normalize"),
-    "norm": config.number(0.0, above=True, default=1.0),
-    "epsilon": config.number(0.0, above=True, default=None),
-    "delta": config.number(0.0, default=1e-5),
-    "num_examples": config.integer(1, default=None),
-    "noise_seed": config.integer(0, 2**32 - 1, default=None),
-    "num_rounds": config.integer(0, default=0),
-    "num_queries": config.integer(1, default=None),
-    "candidates": config.integer(1, default=4),
-    "smooth": config.boolean(default=False),
-    "prior": config.mapping(default={}),
-    "prior_extent": config.sequence(config.number(0.0, 1.0, above=True), default=()),
-    "guide": config.choice("student", "teacher", default="student"),
-    "generator": config.mapping(default={}),
-}
 
 
-def validate(settings: Any) -> dict[str, Any]:
-    """Checked values of `FIELDS`, with those of the group `generator` filled in.
+@config.settings
+class Settings(config.Run, config.Optimizer, config.Model):
+    """Of a conversion."""
+
+    teacher: str = config.text(help="the checkpoint to convert")
+    dataset: str | None = config.text(
+        default=None, help="whose test split measures the student; no other use is made of it"
+    )
+    data_dir: str | None = config.text(default=None, help="where tfds:NAME was prepared")
+    crop_padding: int = config.integer(
+        0, default=0, help="pixels by which replayed queries are shifted at random"
+    )
+    loss: str = config.choice(
+        "brier", "cross_entropy", default="brier", help="of a replayed answer"
+    )
+    privacy_unit: str = config.choice("none", *UNITS, help="what an epsilon is about")
+    mechanism: str = config.choice(
+        *_MECHANISMS, "none", default="none", help="what of the teacher is noised"
+    )
+    bound: str = config.choice(
+        "normalize", "clip", default="normalize", help="how gradients are brought to the norm"
+    )
+    norm: float = config.number(0.0, above=True, default=1.0, help="C, of bounded gradients")
+    epsilon: float | None = config.number(0.0, above=True, default=None, help="to spend at most")
+    delta: float = config.number(0.0, default=1e-5, help="at most 1/N for N records")
+    num_examples: int | None = config.integer(
+        1, default=None, help="N of the teacher's data, where its checkpoint does not say"
+    )
+    noise_seed: int | None = config.integer(
+        0, 2**32 - 1, default=None, help="of the noise, to reproduce a run that claims no epsilon"
+    )
+    num_rounds: int = config.integer(
+        0, default=0, help="in which answers are bought; 0: fresh ones"
+    )
+    num_queries: int | None = config.integer(1, default=None, help="answers to buy in all rounds")
+    candidates: int = config.integer(1, default=4, help="queries drawn for each that is asked")
+    smooth: bool = config.boolean(default=False, help="lets noisy answers share their noise")
+    prior: Mapping[str, Any] = config.mapping(
+        default={}, help=f"weights of images that code draws: {', '.join(KINDS)}"
+    )
+    prior_extent: tuple[float, ...] = config.sequence(
+        config.number(0.0, 1.0, above=True),
+        default=(),
+        help="least and greatest size of a drawing, as parts of the image",
+    )
+    guide: str = config.choice(
+        "student", "teacher", default="student", help="who guides the generator"
+    )
+    generator: Generator = config.group(Generator, default={}, help="who makes the queries")
+
+
+def validate(settings: Any) -> Settings:
+    """Checked settings.
 
     Raises:
       InputError: a field that is wrong, or does not go with another.
     """
-    hp = config.validate(settings, FIELDS)
-    hp["generator"] = group("generator", hp["generator"], GENERATOR)
-    group("prior", hp["prior"], PRIOR)
-    unit, mechanism, rounds = hp["privacy_unit"], hp["mechanism"], hp["num_rounds"]
+    hp = config.validate(settings, Settings)
+    with config.within("prior"):
+        config.validate(hp.prior, PRIOR)
+    unit, mechanism, rounds = hp.privacy_unit, hp.mechanism, hp.num_rounds
     if unit in ("query", "record_single") and mechanism not in _ALTERNATING:
         raise InputError("mechanism", mechanism, f"{unit!r} has {' and '.join(_ALTERNATING)}")
     if unit == "record_ensemble" and mechanism != "answers":
         raise InputError("mechanism", mechanism, "'record_ensemble' has answers")
     if unit not in NOISED and mechanism != "none":
         raise InputError("mechanism", mechanism, f"{unit!r} adds no noise: 'none'")
-    if unit in NOISED and hp["epsilon"] is None:
+    if unit in NOISED and hp.epsilon is None:
         raise InputError("epsilon", None, f"is required for {unit!r}; must be a number above 0")
-    if unit not in NOISED and hp["epsilon"] is not None:
-        raise InputError("epsilon", hp["epsilon"], f"{unit!r} spends none here; leave it out")
+    if unit not in NOISED and hp.epsilon is not None:
+        raise InputError("epsilon", hp.epsilon, f"{unit!r} spends none here; leave it out")
     least, most = dp_settings.SIZES["norm"]
-    if not least <= hp["norm"] <= most:
+    if not least <= hp.norm <= most:
         allowed = f"must be from {least:g} to {most:g}, which float32 holds"
-        raise InputError("norm", hp["norm"], allowed)
-    if not 0.0 < hp["delta"] < 1.0:
-        raise InputError("delta", hp["delta"], "must be in (0, 1)")
-    if (
-        unit in NOISED and hp["guide"] == "teacher"
-    ):  # one trained with DP may be asked without limit
+        raise InputError("norm", hp.norm, allowed)
+    if not 0.0 < hp.delta < 1.0:
+        raise InputError("delta", hp.delta, "must be in (0, 1)")
+    if unit in NOISED and hp.guide == "teacher":  # one trained with DP may be asked without limit
         allowed = "the generator would see the teacher without noise, so no ε holds: 'student'"
-        raise InputError("guide", hp["guide"], allowed)
+        raise InputError("guide", hp.guide, allowed)
     if mechanism == "answers" and not rounds:
         raise InputError("num_rounds", rounds, "answers are bought in rounds; must be at least 1")
     if mechanism == "param" and rounds:
         allowed = "gradients by parameters are of use for one step; must be 0"
         raise InputError("num_rounds", rounds, allowed)
-    if hp["smooth"] and not (rounds and unit in NOISED):
+    if hp.smooth and not (rounds and unit in NOISED):
         raise InputError("smooth", True, "is for noisy answers that are bought in rounds")
-    if hp["num_queries"] is not None and not rounds:
-        raise InputError("num_queries", hp["num_queries"], "are bought in rounds; see num_rounds")
+    if hp.num_queries is not None and not rounds:
+        raise InputError("num_queries", hp.num_queries, "are bought in rounds; see num_rounds")
     if rounds:
         _check_rounds(hp)
-    elif hp["prior"] and not hp["generator"]["warm_start_steps"]:
+    elif hp.prior and not hp.generator.warm_start_steps:
         allowed = "without rounds it only warm-starts the generator; see generator.warm_start_steps"
-        raise InputError("prior", hp["prior"], allowed)
-    if hp["generator"]["warm_start_steps"] and not hp["prior"]:
+        raise InputError("prior", hp.prior, allowed)
+    if hp.generator.warm_start_steps and not hp.prior:
         allowed = "a warm start needs images to imitate; see prior"
-        given = hp["generator"]["warm_start_steps"]
+        given = hp.generator.warm_start_steps
         raise InputError("generator.warm_start_steps", given, allowed)
-    if not rounds and not hp["generator"]["every"]:
+    if not rounds and not hp.generator.every:
         raise InputError("generator.every", 0, "without rounds the generator makes the queries")
     return hp
 
 
-def _check_rounds(hp: Mapping[str, Any]):
-    rounds, size = hp["num_rounds"], hp["batch_size"]
-    if hp["num_queries"] is None:
+def _check_rounds(hp: Settings):
+    rounds, size = hp.num_rounds, hp.batch_size
+    if hp.num_queries is None:
         raise InputError("num_queries", None, "is required where there are rounds")
-    if hp["num_queries"] % (rounds * size):
+    if hp.num_queries % (rounds * size):
         allowed = f"must be a multiple of num_rounds · batch_size = {rounds * size}"
-        raise InputError("num_queries", hp["num_queries"], allowed)
-    if hp["num_steps"] % rounds:
+        raise InputError("num_queries", hp.num_queries, allowed)
+    if hp.num_steps % rounds:
         allowed = f"must be a multiple of the {rounds} rounds"
-        raise InputError("num_steps", hp["num_steps"], allowed)
+        raise InputError("num_steps", hp.num_steps, allowed)
 
 
-def group(name: str, given: Mapping[str, Any], fields: Mapping[str, config.Field]) -> dict:
-    """Checked values of a group; errors name its field as `name.field`."""
-    with config.within(name):
-        return config.validate(given, fields)
-
-
-def release(hp: Mapping[str, Any], *, num_teachers: int, num_examples: int | None):
+def release(hp: Settings, *, num_teachers: int, num_examples: int | None):
     """What one release of the run gives away, or None where no noise is drawn.
 
     Args:
@@ -139,19 +163,19 @@ def release(hp: Mapping[str, Any], *, num_teachers: int, num_examples: int | Non
     Raises:
       InputError: a claim that cannot be made.
     """
-    unit = hp["privacy_unit"]
+    unit = hp.privacy_unit
     if unit != "none":
-        check_delta(hp["delta"], num_examples)
+        check_delta(hp.delta, num_examples)
     if unit not in NOISED:
         return None
-    answers = hp["mechanism"] == "answers"
+    answers = hp.mechanism == "answers"
     released = {"param": "gradient_sum", "logit": "query_gradients", "answers": "mean_answer"}
     return Release(
         unit,
-        released[hp["mechanism"]],
-        hp["batch_size"],
-        norm=None if answers else hp["norm"],
+        released[hp.mechanism],
+        hp.batch_size,
+        norm=None if answers else hp.norm,
         num_teachers=num_teachers if answers else None,
-        mode=hp["bound"],
+        mode=hp.bound,
         num_examples=num_examples,
     )

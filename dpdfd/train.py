@@ -8,7 +8,7 @@ the generator, under noise on gradients. With rounds, noisy answers are bought f
 kept, and trained on many times. The checkpoint holds `student`, `generator` and the ledger.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -27,7 +27,7 @@ from dpdfd.privacy import odometer
 from dpdfd.privacy.bought import Bought
 from dpdfd.privacy.budget import Budget
 from dpdfd.privacy.exact_noise import MOST_NOISE
-from dpdfd.settings import FIELDS, validate
+from dpdfd.settings import Settings, validate
 
 
 @trust.config_allows
@@ -45,8 +45,8 @@ def train_and_evaluate(
     """
     hp = validate(given)
     workdir, mode = epath.Path(workdir), _mode(hp, parallel)
-    with run_state.about("teacher", hp["teacher"]):
-        teacher = checkpoint.load_model(hp["teacher"])
+    with run_state.about("teacher", hp.teacher):
+        teacher = checkpoint.load_model(hp.teacher)
     run_state.check_unchanged(hp, workdir, {"teacher": teacher})
     dataset = _dataset(hp, workdir, teacher)
     chosen = conversion.choose(hp, teacher)
@@ -59,15 +59,16 @@ def train_and_evaluate(
         reads={**measured, "teacher": teacher},
         note=dataset.note if dataset else "",
     )
-    decides = {k: v for k, v in hp.items() if k == "num_steps" or k not in config.MAY_CHANGE}
+    decides = metadata["config"].items()
+    decides = {k: v for k, v in decides if k == "num_steps" or k not in config.MAY_CHANGE}
     bought = Bought(workdir, {**decides, "teacher": reads["teacher"]})
     run = _prepare(hp, teacher, chosen, bought, mode)
     state = conversion.first_state(run, begun=run_state.has_checkpoint(workdir))
     parts = {"student": chosen.student, "generator": chosen.generator}
     metadata["parts"] = {name: network.to_json() for name, network in parts.items()}
-    if run.budget.release is not None or hp["num_rounds"]:
+    if run.budget.release is not None or hp.num_rounds:
         # Noise was scaled, and queries are bought, for this many: it is no run to prolong.
-        metadata["config"]["planned_num_steps"] = hp["num_steps"]
+        metadata["config"]["planned_num_steps"] = hp.num_steps
     metadata["config"]["noise_multiplier"] = run.budget.noise_multiplier
     metadata["ledger"] = run.budget.ledger(0).to_json()
     metadata["num_examples"] = _num_examples(hp, teacher)
@@ -79,7 +80,7 @@ def train_and_evaluate(
         step_fn=_step_fn(run),
         frozen=frozen,
         batch_fn=_batch_fn(run),
-        num_steps=hp["num_steps"],
+        num_steps=hp.num_steps,
         metadata=metadata,
         reads=reads,
         layout=answers.Layout(run),
@@ -90,17 +91,17 @@ def train_and_evaluate(
             frozen,
             mode,
             {**metadata["config"], "teacher": reads["teacher"]},
-            bought=lambda: run.bought.count() * run.releases_per_round if hp["num_rounds"] else 0,
+            bought=lambda: run.bought.count() * run.releases_per_round if hp.num_rounds else 0,
         ),
         mode=mode,
-        log_every=hp["log_every"],
-        eval_every=hp["eval_every"],
-        save_every=hp["save_every"],
+        log_every=hp.log_every,
+        eval_every=hp.eval_every,
+        save_every=hp.save_every,
         label="dpdfd.train",
     )
     if not run_state.has_checkpoint(workdir):
         allowed = "is spent: what it buys was drawn and lost before anything was kept; take another"
-        raise InputError("epsilon", hp["epsilon"], f"{allowed} workdir")
+        raise InputError("epsilon", hp.epsilon, f"{allowed} workdir")
     _, found = checkpoint.find(workdir)
     result = {
         "id": found["id"],
@@ -113,30 +114,28 @@ def train_and_evaluate(
     return result
 
 
-def _mode(hp: Mapping[str, Any], mode: str | None) -> str:
-    parallel.check_batch_size(hp["batch_size"])
+def _mode(hp: Settings, mode: str | None) -> str:
+    parallel.check_batch_size(hp.batch_size)
     mode = parallel.choose_mode(mode)
-    if hp["mechanism"] == "param":
+    if hp.mechanism == "param":
         parallel.check_per_example(mode)
     return mode
 
 
-def _dataset(
-    hp: Mapping[str, Any], workdir: epath.Path, teacher: checkpoint.LoadedModel
-) -> Dataset | None:
+def _dataset(hp: Settings, workdir: epath.Path, teacher: checkpoint.LoadedModel) -> Dataset | None:
     """Only its test split is used, to measure; the conversion itself needs no data."""
     if teacher.network.is_text:
-        raise InputError("teacher", hp["teacher"], "is a language model; images are converted")
-    if hp["dataset"] is None:
+        raise InputError("teacher", hp.teacher, "is a language model; images are converted")
+    if hp.dataset is None:
         return None
-    dataset = data.load_dataset(hp["dataset"], data_dir=hp["data_dir"])
+    dataset = data.load_dataset(hp.dataset, data_dir=hp.data_dir)
     run_state.check_unchanged(hp, workdir, {"dataset": dataset.fingerprint()})
-    return fits.data_for("teacher", hp["teacher"], teacher, dataset)
+    return fits.data_for("teacher", hp.teacher, teacher, dataset)
 
 
-def _num_examples(hp: Mapping[str, Any], teacher: checkpoint.LoadedModel) -> int | None:
+def _num_examples(hp: Settings, teacher: checkpoint.LoadedModel) -> int | None:
     """N of the teacher's private data, by its checkpoint; else as the config has it."""
-    given, known = hp["num_examples"], teacher.metadata.get("num_examples")
+    given, known = hp.num_examples, teacher.metadata.get("num_examples")
     if None not in (given, known) and given != known:
         allowed = f"the teacher's checkpoint says {known:,}; leave it out"
         raise InputError("num_examples", given, allowed)
@@ -144,46 +143,47 @@ def _num_examples(hp: Mapping[str, Any], teacher: checkpoint.LoadedModel) -> int
 
 
 def _prepare(
-    hp: Mapping[str, Any],
+    hp: Settings,
     teacher: checkpoint.LoadedModel,
     chosen: step.Conversion,
     bought: Bought,
     mode: str,
 ) -> Run:
     members, num_examples = 1, _num_examples(hp, teacher)
-    if hp["mechanism"] == "answers":
-        members = provenance.check(hp["teacher"], teacher)["num_teachers"]
+    if hp.mechanism == "answers":
+        members = provenance.check(hp.teacher, teacher)["num_teachers"]
     release = settings.release(hp, num_teachers=members, num_examples=num_examples)
-    each, per_round = hp["num_steps"], 0
-    if hp["num_rounds"]:
-        each = hp["num_steps"] // hp["num_rounds"]
-        per_round = hp["num_queries"] // hp["num_rounds"] // hp["batch_size"]
+    each, per_round = hp.num_steps, 0
+    if hp.num_rounds:
+        each = hp.num_steps // hp.num_rounds
+        per_round = (hp.num_queries or 0) // hp.num_rounds // hp.batch_size
 
     def releases_at(step: int) -> int:
         return -(-step // each) * per_round if per_round else step
 
     budget = Budget(hp, release, releases_at, teacher.metadata)
-    if hp["mechanism"] == "answers" and budget.noise_multiplier > MOST_NOISE:
+    if hp.mechanism == "answers" and budget.noise_multiplier > MOST_NOISE:
         allowed = f"needs noise above {MOST_NOISE:g} sensitivities, in which no answer is left"
-        raise InputError("epsilon", hp["epsilon"], allowed)
-    if release is not None and hp["noise_seed"] is None:
-        odometer.check(hp["teacher"])
-    if hp["prior"]:
+        raise InputError("epsilon", hp.epsilon, allowed)
+    if release is not None and hp.noise_seed is None:
+        odometer.check(hp.teacher)
+    if hp.prior:
         # Refuses what it cannot draw before anything is written.
-        conversion.prior_images(hp, chosen.student.input_shape, 0, 0)
+        shape = chosen.student.input_shape
+        conversion.prior_images(hp.seed, hp.prior, hp.prior_extent, shape, 0, 0)
     return Run(hp, chosen, mode, budget, bought, members)
 
 
 def _batch_fn(run: Run) -> Callable[[int], tuple[int, Any]]:
     """step -> (step, this process's places in the batch): all else is drawn on the devices."""
-    index = np.arange(run.hp["batch_size"], dtype=np.int32)
-    mine = index[parallel.local_rows(run.hp["batch_size"])]
+    index = np.arange(run.hp.batch_size, dtype=np.int32)
+    mine = index[parallel.local_rows(run.hp.batch_size)]
     return lambda number: (number, parallel.feed({"index": mine}, run.mode))
 
 
 def _step_fn(run: Run) -> Callable:
     """One step of the loop: a round if one is due, the student's step, then the generator's."""
-    hp, every = run.hp, run.hp["generator"]["every"]
+    hp, every = run.hp, run.hp.generator.every
     alternate, replay, generator_step = (
         run.program(function, donate=True)
         for function in (step.alternate, step.replay_step, step.generator_step)
@@ -191,7 +191,7 @@ def _step_fn(run: Run) -> Callable:
 
     def step_fn(state, frozen, numbered):
         number, batch = numbered
-        if hp["num_rounds"]:
+        if hp.num_rounds:
             if number % run.steps_per_round == 0:
                 state = answers.buy(run, state, frozen, number // run.steps_per_round)
             state, metrics = replay(state, {}, batch)
@@ -199,7 +199,7 @@ def _step_fn(run: Run) -> Callable:
             run.budget.reserve(number, 16)
             state, metrics = alternate(state, frozen, batch)
         if every and (number + 1) % every == 0:
-            guide = frozen if hp["guide"] == "teacher" else {}
+            guide = frozen if hp.guide == "teacher" else {}
             state, made = generator_step(state, guide, batch)
             metrics = {**metrics, **made}
         return state, metrics
@@ -213,7 +213,7 @@ def _accuracy(run: Run, dataset: Dataset) -> Callable:
             run.conversion.student,
             {"params": state.student.params},
             dataset.test,
-            batch_size=run.hp["eval_batch_size"],
+            batch_size=run.hp.eval_batch_size,
             mode=run.mode,
             stopped=stopped,
         )
@@ -222,4 +222,4 @@ def _accuracy(run: Run, dataset: Dataset) -> Callable:
 
 
 if __name__ == "__main__":
-    cli.launch_training(train_and_evaluate, FIELDS)
+    cli.launch_training(train_and_evaluate, Settings)

@@ -67,7 +67,13 @@ class Method:
 
 @config.settings
 class Settings(
-    Method, dp_settings.Private, config.Run, config.Optimizer, config.Model, private_text.Settings
+    Method,
+    dp_settings.Private,
+    config.Start,
+    config.Run,
+    config.Optimizer,
+    config.Model,
+    private_text.Settings,
 ):
     """Of a language model's training, from a teacher or from text alone."""
 

@@ -140,15 +140,37 @@ class Run:
 
     def describe(self, reads: Mapping[str, LoadedModel | str]):
         """(metadata, inputs) of the run; see `run_state.describe`."""
-        about, prints = run_state.describe(
+        return describe(
             self.hp,
             self.workdir,
             method=self.method,
+            dataset=self.dataset,
+            splits=self.splits,
             network=self.network,
-            reads={"dataset": self.dataset.fingerprint(), **reads},
-            note=self.dataset.note,
+            reads=reads,
         )
-        return {**about, "num_examples": len(self.splits.train)}, prints
+
+
+def describe(
+    hp: config.Steps,
+    workdir: epath.PathLike,
+    *,
+    method: str,
+    dataset: data.Dataset,
+    splits: Splits,
+    network: Network,
+    reads: Mapping[str, LoadedModel | str],
+) -> tuple[dict[str, Any], dict[str, str]]:
+    """(metadata, inputs) of a classifier's run; see `run_state.describe`."""
+    about, prints = run_state.describe(
+        hp,
+        workdir,
+        method=method,
+        network=network,
+        reads={"dataset": dataset.fingerprint(), **reads},
+        note=dataset.note,
+    )
+    return {**about, "num_examples": len(splits.train)}, prints
 
 
 def prepare(

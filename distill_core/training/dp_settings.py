@@ -67,7 +67,7 @@ def live_records(masked: str | None, num_examples: int) -> np.ndarray:
     return live
 
 
-def check(hp: config.Run, dp: Dp, network: Network, num_examples: int):
+def check(hp: config.Steps, dp: Dp, network: Network, num_examples: int):
     """Raises InputError where a run of N records cannot be private with its settings."""
     try:
         ledger.check_delta(dp.delta, num_examples)

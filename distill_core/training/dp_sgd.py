@@ -51,7 +51,7 @@ class PrivateRun:
 
     def __init__(
         self,
-        hp: config.Run,
+        hp: config.Steps,
         dp: dp_settings.Dp,
         workdir: epath.PathLike,
         metadata: Mapping[str, Any],
@@ -227,9 +227,11 @@ def _before(ledger: Mapping[str, Any], *, public: bool) -> ledger_lib.Ledger:
     return dataclasses.replace(found, ancestors=ancestors)
 
 
-def _refused(hp: config.Run, error: InputError) -> InputError:
+def _refused(hp: config.Steps, error: InputError) -> InputError:
     allowed = f"{error.allowed} (checkpoint {str(error.given)[:12]}); dp.public_start=True, if it "
-    return InputError("init_from", hp.init_from, f"{allowed}saw public data alone")
+    return InputError(
+        "init_from", getattr(hp, "init_from", None), f"{allowed}saw public data alone"
+    )
 
 
 def report(workdir: epath.PathLike) -> dict[str, Any]:

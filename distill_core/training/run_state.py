@@ -74,10 +74,10 @@ def replaced(tree: Any, place: tuple[str, ...], leaf: Any) -> Any:
     return {**tree, place[0]: replaced(tree[place[0]], place[1:], leaf)}
 
 
-def first_variables(hp: config.Run, workdir: epath.PathLike, network: Network) -> tuple[Any, Any]:
+def first_variables(hp: config.Steps, workdir: epath.PathLike, network: Network) -> tuple[Any, Any]:
     """(params, model_state), fresh, or of `init_from` if the workdir has no checkpoint."""
     if start := _starting_point(hp, workdir):
-        path = str(hp.init_from)
+        path = str(getattr(hp, "init_from", None))
         with about("init_from", path):
             fits.check_start("init_from", path, start.network, network)
             model_state = checkpoint.fit(path, network.shapes(), start.variables)
@@ -86,7 +86,7 @@ def first_variables(hp: config.Run, workdir: epath.PathLike, network: Network) -
 
 
 def initial_state(
-    hp: config.Run, workdir: epath.PathLike, network: Network, layout: Layout
+    hp: config.Steps, workdir: epath.PathLike, network: Network, layout: Layout
 ) -> TrainState:
     """The state before the first step of a run, or what a resumed one is shaped like."""
     if layout.whole is not None:
@@ -98,7 +98,7 @@ def initial_state(
     return TrainState.create(params=params, model_state=model_state, tx=tx, rng=rng)
 
 
-def starting_network(hp: config.Run, workdir: epath.PathLike) -> Network | None:
+def starting_network(hp: config.Steps, workdir: epath.PathLike) -> Network | None:
     """The network whose weights a run starts or goes on from; None from scratch."""
     if has_checkpoint(workdir):
         described = checkpoint.find(workdir)[1]["parts"].get(PART)
@@ -107,12 +107,13 @@ def starting_network(hp: config.Run, workdir: epath.PathLike) -> Network | None:
     return None if start is None else start.network
 
 
-def _starting_point(hp: config.Run, workdir: epath.PathLike) -> checkpoint.LoadedModel | None:
+def _starting_point(hp: config.Steps, workdir: epath.PathLike) -> checkpoint.LoadedModel | None:
     """What the run's first weights are from; None where they are its own, or fresh."""
-    if not hp.init_from or has_checkpoint(workdir):
+    path = getattr(hp, "init_from", None)
+    if not path or has_checkpoint(workdir):
         return None  # it resumes from its checkpoint; the path may hold something else by now
-    with about("init_from", hp.init_from):
-        return checkpoint.load_model(hp.init_from)
+    with about("init_from", path):
+        return checkpoint.load_model(path)
 
 
 def check_unchanged(
@@ -136,7 +137,7 @@ def _prints(reads: Mapping[str, checkpoint.LoadedModel | str]) -> dict[str, str]
 
 
 def describe(
-    hp: config.Run,
+    hp: config.Steps,
     workdir: epath.PathLike,
     *,
     method: str,

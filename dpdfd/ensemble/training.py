@@ -9,7 +9,7 @@ Learning from Private Training Data", ICLR 2017, with the partitions of `partiti
 """
 
 import dataclasses
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -31,23 +31,22 @@ from dpdfd.features import FeatureRidge
 
 MODEL = provenance.ENSEMBLE
 
-FIELDS = {
-    **config.DATA,
-    **config.MODEL,
-    "num_teachers": config.integer(1),
-    # Random deformations: how strong, and, for a ridge, how many beside each image itself.
-    "deform": config.number(0.0, default=1.0),
-    "flip": config.boolean(default=False),
-    "copies": config.integer(0, default=8),
-    "ridge": config.number(0.0, default=1e-3, above=True),
-    # Of members that are trained by gradients; batches are of each teacher.
-    **config.OPTIMIZER,
-    "optimizer": config.choice("sgd", "adam", default="adam"),
-    "learning_rate": config.number(0.0, above=True, default=1e-3),
-    "batch_size": config.integer(1, default=32),
-    "num_steps": config.integer(1, default=1000),
-    **{name: config.RUN[name] for name in ("seed", "eval_batch_size", "log_every", "save_every")},
-}
+
+@config.settings
+class Settings(config.Steps, config.Optimizer, config.Model, config.Data):
+    """Of an ensemble; a ridge has no use for batches, steps and an optimiser."""
+
+    num_teachers: int = config.integer(1, help="M, teachers on parts of the data of their own")
+    deform: float = config.number(0.0, default=1.0, help="strength of random deformations")
+    flip: bool = config.boolean(default=False, help="mirrors half of the images")
+    copies: int = config.integer(
+        0, default=8, help="of a ridge: deformed images beside each image itself"
+    )
+    ridge: float = config.number(0.0, default=1e-3, above=True, help="of a ridge: its penalty")
+    optimizer: str = config.choice("sgd", "adam", default="adam", help="the update rule")
+    learning_rate: float = config.number(0.0, above=True, default=1e-3, help="of the first step")
+    batch_size: int = config.integer(1, default=32, help="of each teacher's own examples")
+    num_steps: int = config.integer(1, default=1000, help="updates in all")
 
 
 @trust.config_allows
@@ -66,28 +65,28 @@ def train_and_evaluate(
     Raises:
       InputError: wrong settings, before anything is written; and what `loop.run` raises.
     """
-    hp = config.validate(settings, FIELDS)
+    hp = config.validate(settings, Settings)
     mode = parallel_lib.choose_mode(parallel)
     dataset, splits = classification.load_splits(hp, workdir)
     partitions.check_public(dataset)
-    members = partitions.members_of(splits.train.record, hp["num_teachers"])
-    own = {"model": hp["model"], "model_kwargs": hp["model_kwargs"]}
+    members = partitions.members_of(splits.train.record, hp.num_teachers)
+    own = {"model": hp.model, "model_kwargs": hp.model_kwargs}
     member = image_network(dataset, **own)
     checks.check(member)
     wrapping = {"member": own["model"], "member_kwargs": own["model_kwargs"]}
-    wrapping["num_teachers"] = hp["num_teachers"]
+    wrapping["num_teachers"] = hp.num_teachers
     network = image_network(dataset, model=MODEL, model_kwargs=wrapping)
     checks.check(network)
     is_ridge = isinstance(member.module(), FeatureRidge)
     fit_mode = "jit" if is_ridge else mode
     if not is_ridge:
-        parallel_lib.check_batch_size(hp["batch_size"])
+        parallel_lib.check_batch_size(hp.batch_size)
 
     def batch_fn(step):
         if is_ridge:
             return partitions.whole(splits.train, members, step)
-        rows = partitions.batch_rows(hp["seed"], step, hp["batch_size"], members)
-        rows = rows[parallel_lib.local_rows(hp["batch_size"])]
+        rows = partitions.batch_rows(hp.seed, step, hp.batch_size, members)
+        rows = rows[parallel_lib.local_rows(hp.batch_size)]
         batch = {
             "image": splits.train.images[rows],
             "label": splits.train.labels[rows],
@@ -95,10 +94,17 @@ def train_and_evaluate(
         }
         return parallel_lib.feed(batch, fit_mode)
 
-    run = classification.Run(hp, workdir, provenance.METHOD, dataset, splits, network, fit_mode)
-    metadata, reads = run.describe({})
-    num_steps = hp["num_teachers"] if is_ridge else hp["num_steps"]
-    metadata["ensemble"] = provenance.describe(len(splits.train), hp["num_teachers"], num_steps)
+    metadata, reads = classification.describe(
+        hp,
+        workdir,
+        method=provenance.METHOD,
+        dataset=dataset,
+        splits=splits,
+        network=network,
+        reads={},
+    )
+    num_steps = hp.num_teachers if is_ridge else hp.num_steps
+    metadata["ensemble"] = provenance.describe(len(splits.train), hp.num_teachers, num_steps)
     final = loop.run(
         workdir=workdir,
         state=_first_state(hp, network, is_ridge),
@@ -110,8 +116,8 @@ def train_and_evaluate(
         reads=reads,
         layout=Layout(),
         mode=fit_mode,
-        log_every=hp["log_every"],
-        save_every=hp["save_every"],
+        log_every=hp.log_every,
+        save_every=hp.save_every,
         label="teachers",
     )
     variables = parallel_lib.place(checkpoint.to_host({"params": final.params}), mode)
@@ -126,7 +132,7 @@ def train_and_evaluate(
                 "mask": mask,
             },
             len(split),
-            batch_size=hp["eval_batch_size"],
+            batch_size=hp.eval_batch_size,
             mode=mode,
         )
 
@@ -147,17 +153,17 @@ def train_and_evaluate(
     }
 
 
-def _first_state(hp: Mapping[str, Any], network: Network, is_ridge: bool) -> TrainState:
-    rng = jax.random.key(hp["seed"])
+def _first_state(hp: Settings, network: Network, is_ridge: bool) -> TrainState:
+    rng = jax.random.key(hp.seed)
     params, model_state = network.init(stream_key(rng, STREAM_INIT, 0))
     tx = optax.identity() if is_ridge else Optimizer.of(hp).make()
     return TrainState.create(params=params, model_state=model_state, tx=tx, rng=rng)
 
 
-def _step_fn(hp: Mapping[str, Any], member: Network, is_ridge: bool, mode: str) -> Callable:
-    copied = {"strength": hp["deform"], "flip": hp["flip"]}
+def _step_fn(hp: Settings, member: Network, is_ridge: bool, mode: str) -> Callable:
+    copied = {"strength": hp.deform, "flip": hp.flip}
     if is_ridge:
-        step = partition_fit.RidgeFit(member, copies=hp["copies"], ridge=hp["ridge"], **copied)
+        step = partition_fit.RidgeFit(member, copies=hp.copies, ridge=hp.ridge, **copied)
         return parallel_lib.wrap(step, mode, donate=True)
     objective, optimizer = partition_fit.MemberLoss(member, **copied), Optimizer.of(hp)
     on_cpu = mode == "jit" and jax.default_backend() == "cpu"

@@ -16,6 +16,7 @@ from distill_core.runtime import parallel
 from distill_core.training.loop import Plan
 from dpdfd.privacy import odometer
 from dpdfd.privacy.units import UNITS, Release, calibrate
+from dpdfd.settings import Settings
 
 
 class Budget:
@@ -29,7 +30,7 @@ class Budget:
 
     def __init__(
         self,
-        hp: Mapping[str, Any],
+        hp: Settings,
         release: Release | None,
         releases_at: Callable[[int], int],
         teacher: Mapping[str, Any],
@@ -46,10 +47,10 @@ class Budget:
         ] = ()  # of the same teacher, this one among them
         self.noise_multiplier = 0.0
         if release is not None:
-            total = releases_at(hp["num_steps"])
-            found = calibrate(release, epsilon=hp["epsilon"], delta=hp["delta"], steps=total)
+            total = releases_at(hp.num_steps)
+            found = calibrate(release, epsilon=hp.epsilon or 0.0, delta=hp.delta, steps=total)
             self.noise_multiplier = accountants.round_up(found)
-        elif hp["privacy_unit"] == "record_dp_teacher":
+        elif hp.privacy_unit == "record_dp_teacher":
             self._check_dp_teacher()
 
     @property
@@ -62,12 +63,12 @@ class Budget:
         theirs = ledger_lib.read(self._teacher["ledger"])
         teacher = self._teacher["id"]
         if self.release is None:
-            public = self._hp["privacy_unit"] == "record_dp_teacher"
+            public = self._hp.privacy_unit == "record_dp_teacher"
             return Ledger(public=public).descend(teacher, theirs)
         entry = self.release.charge(self.noise_multiplier)
         spent = Ledger().descend(teacher, theirs, role=ledger_lib.BEHIND_MECHANISM)
         spent = spent.charge(entry.times(count)) if count else spent
-        if self._hp["noise_seed"] is not None:
+        if self._hp.noise_seed is not None:
             spent = spent.expose(ledger_lib.SEED_GIVEN)
         return dataclasses.replace(spent, restarts=restarts, conversions=self._conversions)
 
@@ -97,22 +98,22 @@ class Budget:
                 decides=decides,
                 start=max(self.releases_at(start), bought()),
                 mode=mode,
-                seed=self._hp["noise_seed"],
-                repeats=self._hp["mechanism"] != "answers",
+                seed=self._hp.noise_seed,
+                repeats=self._hp.mechanism != "answers",
             )
             self._noise = noise
-            entry, delta = release.charge(self.noise_multiplier), self._hp["delta"]
+            entry, delta = release.charge(self.noise_multiplier), self._hp.delta
             # Never more than was planned, and charged to the teacher.
             afford = ledger_lib.affordable_steps(
-                Ledger(), entry, self._hp["epsilon"], delta, most=self._total()
+                Ledger(), entry, self._hp.epsilon or 0.0, delta, most=self._total()
             )
-            if noise.id and self._hp["noise_seed"] is None:
+            if noise.id and self._hp.noise_seed is None:
                 self._charge_teacher(noise.id, entry.times(self._total()), delta)
             last = self._last_step(afford - noise.replayed)
-            if last < self._hp["num_steps"] and parallel.is_main():
+            if last < self._hp.num_steps and parallel.is_main():
                 again = f"{noise.replayed} releases were drawn before and are charged again"
                 print(f"{again}: the budget ends at step {max(start, last)}", flush=True)
-            scales = {"norm": self._hp["norm"], "noise_multiplier": self.noise_multiplier}
+            scales = {"norm": self._hp.norm, "noise_multiplier": self.noise_multiplier}
             return Plan(
                 {**frozen, "noise": {"key": noise.key, **scales}},
                 lambda step: self.ledger(
@@ -125,7 +126,7 @@ class Budget:
 
     def _charge_teacher(self, conversion: str, entry: Entry, delta: float):
         """All that the run may release, before it asks for anything; says what that adds up to."""
-        self._conversions = odometer.charge(self._hp["teacher"], conversion, entry)
+        self._conversions = odometer.charge(self._hp.teacher, conversion, entry)
         total = composition.total(Ledger(conversions=self._conversions), delta)
         if total is not None:
             print(f"{total.says} (δ = {delta:g})", flush=True)
@@ -136,10 +137,10 @@ class Budget:
             self._noise.reserve(release, min(ahead, self._total() - release))
 
     def _total(self) -> int:
-        return self.releases_at(self._hp["num_steps"])
+        return self.releases_at(self._hp.num_steps)
 
     def _last_step(self, affordable: int) -> int:
-        low, high = 0, self._hp["num_steps"]  # releases_at rises
+        low, high = 0, self._hp.num_steps  # releases_at rises
         while low < high:
             middle = (low + high + 1) // 2
             low, high = (
@@ -148,13 +149,13 @@ class Budget:
         return low
 
     def _check_dp_teacher(self):
-        given = self._hp["teacher"]
+        given = self._hp.teacher
         try:
             entries = ledger_lib.charged(self.ledger(0))
         except InputError as error:
             allowed = f"its ledger makes no claim ({error.allowed}); train it with dp"
             raise InputError("teacher", given, allowed) from None
-        ledger_lib.check_delta(self._hp["delta"], *(each.num_examples for each in entries))
+        ledger_lib.check_delta(self._hp.delta, *(each.num_examples for each in entries))
         if (entries[0].unit, entries[0].adjacency) != UNITS["record_dp_teacher"]:
             allowed = "was not trained with DP-SGD; its ledger is about another unit"
             raise InputError("teacher", given, allowed)

@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from distill_core import distill, evaluate, train
+from distill_core import config, distill, evaluate, train
 from distill_core.checkpoint import integrity
 from distill_core.runtime import cli
 from nasty import train as nasty_train

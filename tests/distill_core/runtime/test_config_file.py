@@ -13,7 +13,7 @@ from distill_core.runtime import config_file
 class Settings(config.Training):
     teacher: str = config.text()
     omega: float = config.number(0.0)
-    student: config.Run = config.group(config.Run)
+    student: config.Training = config.group(config.Training)
 
 
 @pytest.fixture

@@ -37,7 +37,7 @@ HP = {
 
 
 @config.settings
-class Settings(config.Run, config.Optimizer, config.Model):
+class Settings(config.Start, config.Run, config.Optimizer, config.Model):
     pass
 
 
