@@ -1,6 +1,7 @@
 """The training loop: resume → batch → step → log → evaluate → save. It knows no method."""
 
 import contextlib
+import dataclasses
 import math
 import sys
 from collections.abc import Callable, Mapping, Sequence
@@ -170,7 +171,7 @@ def train(
     checkpoints: Checkpoints,
     *,
     num_steps: int,
-    cadence: Cadence = Cadence(),
+    cadence: Cadence,
     evaluation: Evaluation | None = None,
     plan: Callable[[int], Plan] | None = None,
 ) -> PyTree:
