@@ -1,6 +1,7 @@
 """The training loop: resume → batch → step → log → evaluate → save. It knows no method."""
 
 import contextlib
+import dataclasses
 import math
 import sys
 from collections.abc import Callable, Mapping, Sequence
@@ -53,6 +54,80 @@ class Plan(NamedTuple):
     num_steps: int
 
 
+@dataclasses.dataclass(frozen=True)
+class Cadence:
+    """How often a run logs, evaluates and saves, in steps; the last step does all three."""
+
+    log_every: int = 50
+    eval_every: int = 1000
+    save_every: int = 1000
+
+    def check(self, steps_per_dispatch: int, num_steps: int):
+        """Refuses dispatches that would step over an end.
+
+        Raises:
+          InputError: on `steps_per_dispatch`.
+        """
+        for name, every in vars(self).items():
+            if every % steps_per_dispatch and every < num_steps:
+                allowed = f"must divide {name}, {every}"
+                raise config.InputError("steps_per_dispatch", steps_per_dispatch, allowed)
+
+
+@dataclasses.dataclass(frozen=True)
+class Program:
+    """What a run computes.
+
+    Attributes:
+      step_fn: a wrapped step, `(state, frozen, batch) -> (state, metrics)`; may donate the state.
+        With several steps per dispatch it takes those of `batch_fn`, and metrics are one per
+        update.
+      batch_fn: step -> batch, a pure function, ready for `step_fn`; with several steps per dispatch
+        the batches of `dispatch.length` steps.
+      frozen: what the step reads and nothing trains, e.g. a teacher; never saved.
+      mode: as for `parallel.wrap`.
+      steps_per_dispatch: updates that one call of `step_fn` makes; the cadence is in multiples of
+        it.
+    """
+
+    step_fn: Callable
+    batch_fn: Callable[[int], PyTree]
+    frozen: PyTree
+    mode: str = "jit"
+    steps_per_dispatch: int = 1
+
+
+@dataclasses.dataclass(frozen=True)
+class Checkpoints:
+    """What the checkpoints of a run hold, and what a resume is checked against.
+
+    Attributes:
+      layout: how they keep the state.
+      metadata: what they say; a resume has to have the same `metadata["config"]`.
+      reads: field of the config -> fingerprint of what it names, likewise.
+    """
+
+    layout: Layout
+    metadata: Mapping[str, Any]
+    reads: Mapping[str, str]
+
+
+@dataclasses.dataclass(frozen=True)
+class Evaluation:
+    """What is measured on the way.
+
+    Attributes:
+      measure: `measure(state, stopped) -> {name: value}`; may raise StoppedError if `stopped()`.
+      best: name of the metric (higher is better) whose best checkpoint is kept, too; a new best is
+        saved at once, whatever `save_every`.
+      split: the data that it is measured on, for the log.
+    """
+
+    measure: Callable[..., dict[str, float]]
+    best: str | None = None
+    split: str = "validation"
+
+
 def run(
     *,
     workdir: epath.PathLike,
@@ -75,31 +150,43 @@ def run(
     steps_per_dispatch: int = 1,
     label: str = "training",
 ) -> PyTree:
+    """`train`, its arguments one by one."""
+    del label
+    return train(
+        workdir,
+        state,
+        Program(step_fn, batch_fn, frozen, mode, steps_per_dispatch),
+        Checkpoints(layout, metadata, reads),
+        num_steps=num_steps,
+        cadence=Cadence(log_every, eval_every, save_every),
+        evaluation=None if evaluate is None else Evaluation(evaluate, best, evaluated_on),
+        plan=plan,
+    )
+
+
+def train(
+    workdir: epath.PathLike,
+    state: PyTree,
+    program: Program,
+    checkpoints: Checkpoints,
+    *,
+    num_steps: int,
+    cadence: Cadence,
+    evaluation: Evaluation | None = None,
+    plan: Callable[[int], Plan] | None = None,
+) -> PyTree:
     """Trains to `num_steps`, from the newest whole checkpoint in `workdir` if there is one.
 
     Args:
       workdir: the run's own directory, local or `gs://…`.
       state: fresh state; has `step` and is what a resumed state is shaped like. A step that donates
         uses it up.
-      step_fn: a wrapped step, `(state, frozen, batch) -> (state, metrics)`; may donate the state.
-        With several steps a dispatch it takes those of `batch_fn`, and metrics are one an update.
-      frozen: what the step reads and nothing trains, e.g. a teacher; never saved.
-      batch_fn: step -> batch, a pure function, ready for `step_fn`; with several steps a dispatch
-        the batches of `dispatch.length` steps.
+      program: what it computes.
+      checkpoints: what it saves.
       num_steps: updates in all.
-      metadata: for the checkpoints; `metadata["config"]` is what a resume is checked against.
-      reads: field of the config -> fingerprint of what it names; a resume is checked against it.
-      layout: how a checkpoint keeps the state.
-      evaluate: `evaluate(state, stopped) -> {name: value}`; may raise StoppedError if `stopped()`.
+      cadence: how often it logs, evaluates and saves.
+      evaluation: what it measures on the way.
       plan: for private runs: step to start from -> `Plan`; not asked where nothing is left to do.
-      best: name of the evaluated metric (higher is better) whose best checkpoint is kept, too; a
-        new best is saved at once, whatever `save_every`.
-      evaluated_on: the split that `evaluate` measures, for the log.
-      mode: as for `parallel.wrap`.
-      log_every, eval_every, save_every: in steps; the last step does all three.
-      steps_per_dispatch: updates that one call of `step_fn` makes; the three above are multiples
-        of it.
-      label: what the bar calls this.
 
     Returns:
       The final state.
@@ -111,133 +198,189 @@ def run(
       StoppedError: after SIGTERM, SIGINT or a deadline (`process.stop_after`), everything saved.
       CheckpointError: a checkpoint could not be written.
     """
+    cadence.check(program.steps_per_dispatch, num_steps)
     workdir = epath.Path(workdir)
-    main = parallel.is_main()
-    for name, every in (("log", log_every), ("eval", eval_every), ("save", save_every)):
-        if every % steps_per_dispatch and every < num_steps:
-            allowed = f"must divide {name}_every, {every}"
-            raise config.InputError("steps_per_dispatch", steps_per_dispatch, allowed)
-    report = progress.Reporter(num_steps, active=main, label=label)
-    metrics = progress.MetricsFile(workdir / "metrics.jsonl", active=main)
-    template = layout.split(state)
-    params = [part["params"] for part in template[0].values()]
-    count = sum(leaf.size for leaf in jax.tree.leaves(params))
-    where = f"{parallel.describe()}; {count:,} parameters; writing to {workdir}"
-
-    def is_due(step, every):
-        return step % every == 0 or step == num_steps
-
+    one = _Run(workdir, state, program, checkpoints, num_steps, cadence, evaluation)
     with contextlib.ExitStack() as stack:
         stack.enter_context(process.hold(workdir))
-        found = _newest(workdir, metadata["config"], reads, private=plan is not None)
-        checkpoint.remove_unfinished(workdir)
-        start, top, window, unevaluated = 0, None, _Window(), False
-        ledger_at: Callable[[int], Mapping[str, Any]] | None = None
-        if found is not None:
-            path, old = found
-            start, top, window = old["step"], old["best"], _Window(old["pending"], old["last_loss"])
-            saved = checkpoint.restore(path, parts=template[0], train=template[1])
-            state = layout.merge(state, *saved)
-            # A signal may have ended the evaluation that was due at this step.
-            unevaluated = (
-                evaluate is not None and is_due(start, eval_every) and not old["evaluated"]
-            )
-            if start >= num_steps and not unevaluated:
-                report.say(f"{where}; finished at step {start}, nothing to do")
-                return parallel.place(state, mode)
-        if plan is not None and start < num_steps:
-            frozen, ledger_at, num_steps = plan(start)
-        metrics.rewind(start, evaluated=not unevaluated)
-        report.say(f"{where}; {f'resumes from step {start}' if start else 'starts from step 0'}")
-        state = parallel.place(state, mode)
-        frozen = parallel.place(frozen, mode)
-        board = progress.TensorBoard(workdir / "tensorboard", start, active=main)
-        stack.callback(report.end)
-        stack.callback(metrics.flush)
-        stack.callback(board.flush)
-        stopped = stack.enter_context(process.watch_signals())
-        saved_at = evaluated_at = start
+        one.resume(private=plan is not None)
+        if one.is_finished():
+            one.say(f"finished at step {one.step}, nothing to do")
+            return one.place()
+        one.begin(plan)
+        stack.callback(one.report.end)
+        stack.callback(one.metrics.flush)
+        stack.callback(one.board.flush)
+        return one.train(stack.enter_context(process.watch_signals()))
 
-        def record(row):
-            metrics.write(row)
-            board.write(row)
-            report.metrics(row)
 
-        def tidy():
-            if main:
-                newest = set(checkpoint.steps(workdir)[-2:])
-                checkpoint.prune(workdir, newest | ({top["step"]} if top else set()))
+class _Run:
+    """A run in the workdir that it holds: its state, and what a checkpoint has to say of it.
 
-        def save(step):
-            nonlocal saved_at
-            window.fetch()
-            metrics.flush()
-            board.flush()
-            parts, train = layout.split(state)
-            _check_finite(parts, step, window.last_loss)
-            so_far = {
-                **metadata,
-                "pending": window.pending,
-                "last_loss": window.last_loss,
-                "best": top,
-                "evaluated": evaluated_at == step,
-            }
-            if ledger_at is not None:
-                so_far["ledger"] = dict(ledger_at(step))
-            checkpoint.save(workdir, step, parts=parts, train=train, metadata=so_far)
-            saved_at = step
-            tidy()
+    Attributes:
+      step: updates so far.
+      top: {"step", "value"} of the best evaluation; None before the first, or without `best`.
+      unevaluated: the evaluation that was due at the checkpoint resumed from was interrupted.
+    """
 
-        def evaluate_at(step):
-            """Returns whether this is the best so far."""
-            nonlocal top, evaluated_at
-            window.fetch()  # no evaluation of a diverged state
-            assert evaluate is not None
-            values = evaluate(state, stopped)
-            record({"step": step, "split": evaluated_on, **values})
-            evaluated_at = step
-            if best is None or not values[best] > (top["value"] if top else -math.inf):
-                return False
-            top = {"step": step, "value": values[best]}
-            return True
+    def __init__(
+        self,
+        workdir: epath.Path,
+        state: PyTree,
+        program: Program,
+        checkpoints: Checkpoints,
+        num_steps: int,
+        cadence: Cadence,
+        evaluation: Evaluation | None,
+    ):
+        self.workdir, self.state, self.program = workdir, state, program
+        self.checkpoints, self.cadence, self.evaluation = checkpoints, cadence, evaluation
+        self.num_steps, self.frozen = num_steps, program.frozen
+        self.ledger_at: Callable[[int], Mapping[str, Any]] | None = None
+        self.step = self.saved_at = self.evaluated_at = 0
+        self.top: dict[str, Any] | None = None
+        self.unevaluated, self.window = False, _Window()
+        self.main = parallel.is_main()
+        label = checkpoints.metadata["method"]
+        self.report = progress.Reporter(num_steps, active=self.main, label=label)
+        self.metrics = progress.MetricsFile(workdir / "metrics.jsonl", active=self.main)
 
+    def resume(self, *, private: bool):
+        """Takes over what the newest whole checkpoint has, if there is one."""
+        parts, train = self.checkpoints.layout.split(self.state)
+        settings = self.checkpoints.metadata["config"]
+        found = _newest(self.workdir, settings, self.checkpoints.reads, private=private)
+        checkpoint.remove_unfinished(self.workdir)
+        if found is None:
+            return
+        path, old = found
+        self.step = self.saved_at = self.evaluated_at = old["step"]
+        self.top, self.window = old["best"], _Window(old["pending"], old["last_loss"])
+        saved = checkpoint.restore(path, parts=parts, train=train)
+        self.state = self.checkpoints.layout.merge(self.state, *saved)
+        # A signal may have ended the evaluation that was due at this step.
+        self.unevaluated = self.evaluates() and not old["evaluated"]
+
+    def begin(self, plan: Callable[[int], Plan] | None):
+        """Opens the logs, places everything on the devices, and says from which step it starts."""
+        if plan is not None and self.step < self.num_steps:
+            self.frozen, self.ledger_at, self.num_steps = plan(self.step)
+        self.metrics.rewind(self.step, evaluated=not self.unevaluated)
+        self.say(f"resumes from step {self.step}" if self.step else "starts from step 0")
+        self.state = self.place()
+        self.frozen = parallel.place(self.frozen, self.program.mode)
+        place = self.workdir / "tensorboard"
+        self.board = progress.TensorBoard(place, self.step, active=self.main)
+
+    def train(self, stopped: Callable[[], bool]) -> PyTree:
+        """Steps to the end; saves where it is stopped."""
         try:
-            if unevaluated:
-                evaluate_at(start)
-                metrics.flush()
-                if main:
-                    integrity.amend(path, {"best": top, "evaluated": True})
-                tidy()
-            report.begin(start)
-            step = start
-            while step < num_steps:
+            if self.unevaluated:
+                self.evaluate(stopped)
+                self.metrics.flush()
+                if self.main:
+                    path = self.workdir / checkpoint.FOLDER / str(self.step)
+                    integrity.amend(path, {"best": self.top, "evaluated": True})
+                self.tidy()
+            self.report.begin(self.step)
+            while self.step < self.num_steps:
                 if parallel.should_stop(stopped()):
                     raise StoppedError
-                state, values = step_fn(state, frozen, batch_fn(step))
-                step += dispatch.length(step, steps_per_dispatch, num_steps)
-                window.add(step, values)
-                pauses = is_due(step, save_every) or (evaluate and is_due(step, eval_every))
-                if pauses:
-                    window.fetch()  # the updates' own time ends here
-                report.advance(step)
-                if is_due(step, log_every):
-                    record({"step": step, "split": "train", **window.close()})
-                is_best = False
-                if evaluate and is_due(step, eval_every):
-                    is_best = evaluate_at(step)
-                if is_best or is_due(step, save_every):
-                    save(step)
-                if pauses:
-                    report.rest()
+                self.advance(stopped)
             if stopped():
                 raise StoppedError
         except StoppedError:
-            step = int(state.step)
-            if step != saved_at:
-                save(step)
+            if self.step != self.saved_at:
+                self.save()
             cause = "the deadline" if process.is_overdue() else "a signal"
-            raise StoppedError(f"stopped by {cause} at step {step}; saved in {workdir}") from None
-    return state
+            message = f"stopped by {cause} at step {self.step}; saved in {self.workdir}"
+            raise StoppedError(message) from None
+        return self.state
+
+    def advance(self, stopped: Callable[[], bool]):
+        """One dispatch, and what is due after it."""
+        program = self.program
+        batch = program.batch_fn(self.step)
+        self.state, values = program.step_fn(self.state, self.frozen, batch)
+        self.step += dispatch.length(self.step, program.steps_per_dispatch, self.num_steps)
+        self.window.add(self.step, values)
+        saves, evaluates = self.is_due(self.cadence.save_every), self.evaluates()
+        if saves or evaluates:
+            self.window.fetch()  # the updates' own time ends here
+        self.report.advance(self.step)
+        if self.is_due(self.cadence.log_every):
+            self.record({"step": self.step, "split": "train", **self.window.close()})
+        is_best = evaluates and self.evaluate(stopped)
+        if is_best or saves:
+            self.save()
+        if saves or evaluates:
+            self.report.rest()
+
+    def evaluate(self, stopped: Callable[[], bool]) -> bool:
+        """Measures the state; whether it is the best so far."""
+        assert self.evaluation is not None
+        self.window.fetch()  # no evaluation of a diverged state
+        values = self.evaluation.measure(self.state, stopped)
+        self.record({"step": self.step, "split": self.evaluation.split, **values})
+        self.evaluated_at = self.step
+        best = self.evaluation.best
+        if best is None or not values[best] > (self.top["value"] if self.top else -math.inf):
+            return False
+        self.top = {"step": self.step, "value": values[best]}
+        return True
+
+    def save(self):
+        """A checkpoint of this step, unless the state has diverged."""
+        self.window.fetch()
+        self.metrics.flush()
+        self.board.flush()
+        parts, train = self.checkpoints.layout.split(self.state)
+        _check_finite(parts, self.step, self.window.last_loss)
+        metadata = {
+            **self.checkpoints.metadata,
+            "pending": self.window.pending,
+            "last_loss": self.window.last_loss,
+            "best": self.top,
+            "evaluated": self.evaluated_at == self.step,
+        }
+        if self.ledger_at is not None:
+            metadata["ledger"] = dict(self.ledger_at(self.step))
+        checkpoint.save(self.workdir, self.step, parts=parts, train=train, metadata=metadata)
+        self.saved_at = self.step
+        self.tidy()
+
+    def tidy(self):
+        """Keeps the newest two checkpoints and the best."""
+        if self.main:
+            newest = set(checkpoint.steps(self.workdir)[-2:])
+            checkpoint.prune(self.workdir, newest | ({self.top["step"]} if self.top else set()))
+
+    def record(self, row: Mapping[str, Any]):
+        self.metrics.write(row)
+        self.board.write(row)
+        self.report.metrics(row)
+
+    def say(self, ending: str):
+        """Where, on what and, as `ending`, from which step."""
+        parts, _ = self.checkpoints.layout.split(self.state)
+        params = [part["params"] for part in parts.values()]
+        count = sum(leaf.size for leaf in jax.tree.leaves(params))
+        where = f"{parallel.describe()}; {count:,} parameters; writing to {self.workdir}"
+        self.report.say(f"{where}; {ending}")
+
+    def place(self) -> PyTree:
+        """The state, on the devices."""
+        return parallel.place(self.state, self.program.mode)
+
+    def is_due(self, every: int) -> bool:
+        return self.step % every == 0 or self.step == self.num_steps
+
+    def evaluates(self) -> bool:
+        """Whether an evaluation is due at this step."""
+        return self.evaluation is not None and self.is_due(self.cadence.eval_every)
+
+    def is_finished(self) -> bool:
+        return self.step >= self.num_steps and not self.unevaluated
 
 
 class _Window:

@@ -12,7 +12,8 @@ seconds of processor time of both. The exit code is 1 if the checkouts differ.
 
 The checkouts' code is used as their users do, through the binaries, and checkpoints are read by
 Orbax alone, so that modules may move. A config names networks by class; the module is looked up in
-each checkout. What the project's code draws from the operating system is pinned.
+each checkout. What the project's code draws from the operating system is pinned. Neither checkout
+may change meanwhile.
 
 The Python that runs this needs the project's dependencies. Most of the time is spent on compiling;
 what was compiled is kept in JAX_COMPILATION_CACHE_DIR, by default in a folder of the temporary
