@@ -13,7 +13,7 @@ from etils import epath
 from distill_core import checkpoint, config
 from distill_core.models import trust
 from distill_core.runtime import cli, paths
-from distill_core.step import Distillation
+from distill_core.step import Distillation, StandardizedDistillation
 from distill_core.training import classification, fits, run_state
 
 
@@ -24,6 +24,9 @@ class Settings(config.Training):
     teacher: str = config.text(help="a checkpoint, or npz:FILE of a teacher's stored logits")
     temperature: float = config.number(0.0, above=True, default=4.0, help="τ, softens both sides")
     alpha: float = config.number(0.0, 1.0, default=0.9, help="α, weight of the teacher's answers")
+    standardize: bool = config.boolean(
+        default=False, help="z-scores the logits of both sides before they are softened"
+    )
 
 
 @trust.config_allows
@@ -48,7 +51,8 @@ def train_and_evaluate(
     run = classification.prepare(
         hp, workdir, method="distill_core.distill", dataset=dataset, splits=splits, mode=parallel
     )
-    objective = Distillation(run.network, network)
+    kind = StandardizedDistillation if hp.standardize else Distillation
+    objective = kind(run.network, network)
     reads = {"teacher": teacher}
     return classification.train(run, objective, frozen=frozen, reads=reads, examples=stored)
 

@@ -181,6 +181,29 @@ def distillation_loss(
     return alpha * temperature**2 * divergence + (1.0 - alpha) * hard
 
 
+def standardized(logits: Array) -> Array:
+    """Z-scores over the classes: mean 0 and standard deviation 1, whatever shift and scale were.
+
+    Source: Sun et al., "Logit Standardization in Knowledge Distillation", CVPR 2024.
+
+    Args:
+      logits: `[..., C]`; −∞ excludes a class, which stays excluded and counts for nothing.
+
+    Returns:
+      float32 `[..., C]`; 0 where all logits are equal.
+    """
+    logits = jnp.asarray(logits, jnp.float32)
+    finite = ~jnp.isneginf(logits)
+    count = jnp.maximum(finite.sum(-1, keepdims=True), 1)
+    known = jnp.where(finite, logits, 0.0)
+    centred = jnp.where(finite, known - known.sum(-1, keepdims=True) / count, 0.0)
+    variance = jnp.square(centred).sum(-1, keepdims=True) / count
+    # Logits that differ by rounding alone count as equal.
+    even = variance <= jnp.square(1e-6 * jnp.abs(known).max(-1, keepdims=True))
+    scores = jnp.where(even, 0.0, centred / jnp.sqrt(jnp.where(even, 1.0, variance)))
+    return jnp.where(finite, scores, -jnp.inf)
+
+
 @jax.custom_jvp
 def _kl(x: Array, y: Array, temperature: Array) -> Array:
     """KL of softmax(x / temperature) and softmax(y / temperature), temperature `[]` or `[..., 1]`.

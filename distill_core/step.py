@@ -2,7 +2,7 @@
 
 import dataclasses
 
-from distill_core.losses import cross_entropy, distillation_loss
+from distill_core.losses import cross_entropy, distillation_loss, kl_divergence, standardized
 from distill_core.models.network import Network
 from distill_core.training.chunked import chunk_for, cross_entropy_from_hidden
 from distill_core.training.metrics import correct
@@ -38,18 +38,34 @@ class Distillation:
         """α τ² KL(softmax(z_T/τ) ‖ softmax(z_S/τ)) + (1 − α) CE(z_S, y)."""
         images, labels = batch["image"], batch["label"]
         logits, model_state = self.student.train_apply(params, model_state, images, key)
-        if self.teacher is None:
-            teacher_logits = batch["teacher_logits"]
-        else:
-            teacher_logits = self.teacher.apply(frozen["teacher"], images)
-        values = distillation_loss(
-            logits,
-            teacher_logits,
-            labels,
-            temperature=frozen["temperature"],
-            alpha=frozen["alpha"],
-        )
+        answers = _answers(self.teacher, frozen, batch)
+        scales = {name: frozen[name] for name in ("temperature", "alpha")}
+        values = distillation_loss(logits, answers, labels, **scales)
         return per_example(values, model_state, accuracy=correct(logits, labels))
+
+
+@dataclasses.dataclass(frozen=True)
+class StandardizedDistillation:
+    """Distillation of z-scored logits (Sun et al., CVPR 2024); otherwise as `Distillation`."""
+
+    student: Network
+    teacher: Network | None
+
+    def __call__(self, params, model_state, frozen, batch, key) -> Outputs:
+        """α τ² KL(softmax(Z(z_T)/τ) ‖ softmax(Z(z_S)/τ)) + (1 − α) CE(z_S, y), Z the z-score."""
+        labels, tau, alpha = batch["label"], frozen["temperature"], frozen["alpha"]
+        logits, model_state = self.student.train_apply(params, model_state, batch["image"], key)
+        answers = _answers(self.teacher, frozen, batch)
+        soft = kl_divergence(standardized(answers), standardized(logits), temperature=tau)
+        values = alpha * tau**2 * soft + (1.0 - alpha) * cross_entropy(logits, labels)
+        return per_example(values, model_state, accuracy=correct(logits, labels))
+
+
+def _answers(teacher: Network | None, frozen, batch):
+    """The teacher's logits [B, C], without gradient."""
+    if teacher is None:
+        return batch["teacher_logits"]
+    return teacher.apply(frozen["teacher"], batch["image"])
 
 
 @dataclasses.dataclass(frozen=True)

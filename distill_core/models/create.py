@@ -65,7 +65,8 @@ def create_model(name: str, *, num_classes: int, **kwargs: Any) -> nn.Module:
     try:
         model = factory(num_classes=num_classes, **axis, **settings)
     except TypeError as error:
-        raise InputError("model_kwargs", settings, f"{name} refused: {_one_line(error)}") from error
+        allowed = f"{name} refused: {_one_line(error)}; it takes {_settings_of(factory)}"
+        raise InputError("model_kwargs", settings, allowed) from error
     if not isinstance(model, nn.Module):
         raise InputError(
             "model",
@@ -109,6 +110,16 @@ def _takes_axis(factory: Callable[..., Any], *, by_any: bool) -> bool:
         return False
     takes_any = any(p.kind is p.VAR_KEYWORD for p in parameters.values())
     return "axis_name" in parameters or (takes_any and by_any)
+
+
+def _settings_of(factory: Callable[..., Any]) -> str:
+    """Names of the settings that a factory takes."""
+    ours = ("num_classes", "axis_name", "max_length", "parent", "name")
+    try:
+        known = [name for name in inspect.signature(factory).parameters if name not in ours]
+    except ValueError:  # some built-ins have no signature
+        known = []
+    return ", ".join(known) or "none"
 
 
 def _freeze(value: Any) -> Any:

@@ -4,10 +4,11 @@ Not `ml_collections.config_flags`: that one takes only fields which the file men
 the type that they have there. Here every field of the binary can be given.
 """
 
+import contextlib
 import inspect
 import sys
 import traceback
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -80,27 +81,40 @@ def _run(given: str, file: Path, arg: str) -> config_dict.ConfigDict:
         hint = suggest(file.name, others) if others else f"{folder} holds no config"
         raise InputError("config", given, f"no such file; {hint}")
     namespace = {"__name__": file.stem, "__file__": str(file)}
-    sys.path.insert(0, str(file.parent))  # a config may import its neighbours
     try:
-        exec(compile(file.read_bytes(), str(file), "exec"), namespace)
-        if not callable(get_config := namespace.get("get_config")):
-            raise InputError("config", given, f"defines no get_config; {_KIND}")
-        takes_arg = bool(inspect.signature(get_config).parameters)
-        if arg and not takes_arg:
-            raise InputError("config", given, f"its get_config() takes no argument, not {arg!r}")
-        settings = get_config(arg) if takes_arg else get_config()
+        with _importing_from(file.parent):
+            exec(compile(file.read_bytes(), str(file), "exec"), namespace)
+            if not callable(get_config := namespace.get("get_config")):
+                raise InputError("config", given, f"defines no get_config; {_KIND}")
+            takes_arg = bool(inspect.signature(get_config).parameters)
+            if arg and not takes_arg:
+                allowed = f"its get_config() takes no argument, not {arg!r}"
+                raise InputError("config", given, allowed)
+            settings = get_config(arg) if takes_arg else get_config()
     except InputError:
         raise
     except Exception as error:  # whatever a user's file raises
         line, reason = _line(error, file), f"{type(error).__name__}: {error}"
         raise InputError("config", given, f"fails{line} with {reason}") from error
-    finally:
-        sys.path.remove(str(file.parent))
     if not isinstance(settings, config_dict.ConfigDict | Mapping):
         kind = type(settings).__name__
         allowed = f"its get_config must return a dict or a ml_collections ConfigDict, not a {kind}"
         raise InputError("config", given, allowed)
     return config_dict.ConfigDict(settings)  # pyright: ignore[reportArgumentType]: thaws a frozen one
+
+
+@contextlib.contextmanager
+def _importing_from(folder: Path) -> Iterator[None]:
+    """A config may import its neighbours, which another folder's configs then do not get."""
+    sys.path.insert(0, str(folder))
+    before = set(sys.modules)
+    try:
+        yield
+    finally:
+        sys.path.remove(str(folder))
+        for name in sys.modules.keys() - before:
+            if str(getattr(sys.modules[name], "__file__", "")).startswith(f"{folder}/"):
+                del sys.modules[name]
 
 
 def _line(error: Exception, file: Path) -> str:

@@ -129,6 +129,24 @@ def test_students_that_differ_in_seed_temperature_and_alpha_compile_once(
     assert all(differ(found[0], other) for other in found[1:])
 
 
+def test_a_standardized_student_knows_neither_shift_nor_scale_of_its_teachers_logits(place):
+    arrays = dict(np.load(place / "logits.npz"))
+    shift = np.arange(TRAIN, dtype=np.float32)[:, None]
+    np.savez(place / "moved.npz", **{**arrays, "logits": 3.0 * arrays["logits"] - shift})
+    found = {
+        (name, way): student(
+            place, f"{name}_{way}", teacher=f"npz:{place}/{name}.npz", standardize=way, alpha=1.0
+        )
+        for name in ("logits", "moved")
+        for way in (True, False)
+    }
+    live = student(place, "standardized_live", standardize=True, alpha=1.0)
+    assert_close(found["logits", True], live)
+    assert_close(found["logits", True], found["moved", True])
+    assert differ(found["logits", False], found["moved", False])
+    assert differ(found["logits", False], found["logits", True])
+
+
 def test_minus_infinity_is_a_logit_that_a_stingy_teacher_withholds(place):
     arrays = dict(np.load(place / "logits.npz"))
     lowest = arrays["logits"].argmin(1)

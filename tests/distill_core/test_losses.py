@@ -9,7 +9,7 @@ import optax
 import pytest
 from scipy import special
 
-from distill_core import cross_entropy, distillation_loss, kl_divergence
+from distill_core import cross_entropy, distillation_loss, kl_divergence, losses
 
 C = 5
 SHAPES = [(), (4,), (2, 3)]
@@ -327,3 +327,18 @@ def test_labels_may_be_of_any_integer_type(dtype):
     )
     if dtype is np.int8:
         assert np.isnan(jax.jit(cross_entropy)(logits, -labels)).all()
+
+
+def test_standardized_logits_know_neither_shift_nor_scale_and_keep_excluded_classes_out():
+    logits = np.random.default_rng(0).normal(size=(5, 7)).astype(np.float32)
+    expected = (logits - logits.mean(1, keepdims=True)) / logits.std(1, keepdims=True)
+    np.testing.assert_allclose(losses.standardized(logits), expected, rtol=1e-4, atol=1e-6)
+    moved = losses.standardized(3.0 * logits - 40.0)
+    np.testing.assert_allclose(moved, expected, rtol=1e-3, atol=1e-4)
+    excluded = np.concatenate([logits, np.full((5, 1), -np.inf, np.float32)], 1)
+    found = losses.standardized(excluded)
+    np.testing.assert_allclose(found[:, :7], expected, rtol=1e-4, atol=1e-6)
+    assert np.isneginf(found[:, 7]).all()
+    even = jnp.full((1, 3), 0.1)
+    grads = jax.grad(lambda x: losses.standardized(x).sum())(even)
+    assert not losses.standardized(even).any() and np.isfinite(grads).all()

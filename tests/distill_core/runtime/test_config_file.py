@@ -100,6 +100,23 @@ def test_a_group_that_the_file_lacks_is_made_and_a_file_may_take_no_argument(wri
         read(f"{path}:smoke")
 
 
+def test_a_config_may_be_a_plain_dict_and_import_its_neighbour(write, tmp_path):
+    for folder, omega in (("a", 1.0), ("b", 2.0)):
+        (tmp_path / folder).mkdir()
+        write(f"def get_config(): return {{'omega': {omega}}}", f"{folder}/base.py")
+        path = write(
+            """
+            import base
+
+            def get_config():
+                return {**base.get_config(), "model_kwargs": {"hidden": 3}}
+            """,
+            f"{folder}/config.py",
+        )
+        found = read(path, "--config.model_kwargs.norm=none")
+        assert found == {"omega": omega, "model_kwargs": {"hidden": 3, "norm": "none"}}
+
+
 def test_the_other_arguments_are_left_in_order():
     overrides, others = config_file.split(
         ["--config", "a.py:smoke", "--config.omega=1", "--workdir=w", "-config.seed", "3", "x"]
@@ -152,7 +169,7 @@ def test_a_missing_file_is_answered_with_its_nearest_neighbour(path, name, named
             "def get_config(arg):\n    if arg != 'smoke':\n        raise ValueError('no\\nsuch')",
             "line 3 with ValueError: no such",
         ),
-        ("c.py", "def get_config():\n    return {'omega': 1}", "ConfigDict"),
+        ("c.py", "def get_config():\n    return [('omega', 1)]", "ConfigDict"),
         ("c.py", "def get_config(a, b):\n    pass", "positional argument"),
         ("c.py", "\0", "null bytes"),
     ],
