@@ -113,8 +113,8 @@ def test_a_config_may_be_a_plain_dict_and_import_its_neighbour(write, tmp_path):
             """,
             f"{folder}/config.py",
         )
-        found = read(path, "--config.model_kwargs.norm=none")
-        assert found == {"omega": omega, "model_kwargs": {"hidden": 3, "norm": "none"}}
+        found = read(path, "--config.model_kwargs.norm=group")
+        assert found == {"omega": omega, "model_kwargs": {"hidden": 3, "norm": "group"}}
 
 
 def test_the_other_arguments_are_left_in_order():
