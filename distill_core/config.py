@@ -294,6 +294,11 @@ def part(settings: Any, kind: type[T]) -> T:
     return kind(**{each.name: getattr(settings, each.name) for each in dataclasses.fields(kind)})  # type: ignore[arg-type]
 
 
+def part_of(values: Mapping[str, Any], kind: type[T]) -> T:
+    """Settings of one kind among the plain values of a config that may hold others, too."""
+    return validate({name: value for name, value in values.items() if name in fields(kind)}, kind)
+
+
 # What every training binary has: the flat names at the top of a config.
 
 
@@ -342,11 +347,9 @@ class Optimizer:
 
 
 @settings
-class Steps:
+class Length:
     """Length and batches of a run, and how often it is logged and saved."""
 
-    # jax.random.key keeps 32 bits.
-    seed: int = integer(0, 2**32 - 1, default=0, help="of weights, batches and augmentation")
     batch_size: int = integer(1, help="over all devices")
     num_steps: int = integer(1, help="updates in all")
     eval_batch_size: int = integer(1, default=512, help="of the evaluations")
@@ -355,10 +358,23 @@ class Steps:
 
 
 @settings
-class Run(Steps):
-    """A run that is evaluated while it goes."""
+class Steps(Length):
+    """A run of one seed."""
+
+    # jax.random.key keeps 32 bits.
+    seed: int = integer(0, 2**32 - 1, default=0, help="of weights, batches and augmentation")
+
+
+@settings
+class Evaluated:
+    """Of runs that are evaluated while they go."""
 
     eval_every: int = integer(1, default=1000, help="steps between evaluations")
+
+
+@settings
+class Run(Evaluated, Steps):
+    """A run that is evaluated while it goes."""
 
 
 @settings

@@ -23,26 +23,17 @@ from swingdistill.scorers import judges as scorers
 
 
 @config.settings
-class Settings:
+class Text:
     """Text, what is private in it, and the canaries that are planted to see it leak."""
 
     dataset: str = config.text(help="records, text:PATH or tsv:PATH")
     task: str = config.choice(*text_tasks.TASKS, default="language", help="what is learnt of it")
-    half: str = config.choice(
-        "all", "first", "second", default="all", help="of the training lines to train on"
-    )
     num_train: int = config.integer(1, default=10**9, help="training lines at most")
     length: int = config.integer(2, default=64, help="L, tokens of a row")
     tokenizer: str | None = config.text(
         default=None, help="words, byte_pairs, or the PATH of one; by default the teacher's"
     )
     vocab_size: int = config.integer(15, default=2000, help="of a new tokenizer")
-    public_text: bool = config.boolean(
-        default=False, help="the training text is public, so a vocabulary made of it may be told"
-    )
-    transfer_set: str = config.choice(
-        *canaries_lib.TRANSFER_SETS, default="private", help="which canary lines are mixed in"
-    )
     canaries_per_level: int = config.integer(0, default=0, help="secrets planted per level")
     canary_levels: tuple[int, ...] = config.sequence(
         config.integer(1), default=(1, 10, 100), help="how often a secret stands in the text"
@@ -53,11 +44,26 @@ class Settings:
     canary_format: str = config.text(
         default=canaries_lib.FORMAT, help="a secret's line, {} in its place"
     )
-    canary_seed: int = config.integer(0, default=0, help="which secrets are drawn")
     num_decoys: int = config.integer(0, default=1000, help="other numbers, where they are mixed in")
     expressions: tuple[str, ...] = config.sequence(
         config.text(), default=(), help="regular expressions of private text, for the scorer rules"
     )
+
+
+@config.settings
+class Settings(Text):
+    """The text of one run: which lines, and which secrets."""
+
+    half: str = config.choice(
+        "all", "first", "second", default="all", help="of the training lines to train on"
+    )
+    public_text: bool = config.boolean(
+        default=False, help="the training text is public, so a vocabulary made of it may be told"
+    )
+    transfer_set: str = config.choice(
+        *canaries_lib.TRANSFER_SETS, default="private", help="which canary lines are mixed in"
+    )
+    canary_seed: int = config.integer(0, default=0, help="which secrets are drawn")
 
 
 _FIELD_OF = {

@@ -42,11 +42,12 @@ def get_config(arg=""):
     config.temperature = 4.0
     config.alpha = 0.9
 
-    config.student_model = "cnn"
-    config.student_optimizer = "adam"
-    config.student_learning_rate = 1e-3
-    config.student_batch_size = 128
-    config.student_num_steps = 100 * EPOCH
+    config.student = config_dict.ConfigDict()
+    config.student.model = "cnn"
+    config.student.optimizer = "adam"
+    config.student.learning_rate = 1e-3
+    config.student.batch_size = 128
+    config.student.num_steps = 100 * EPOCH
     residual = {
         "optimizer": "sgd",
         "learning_rate": 0.1,
@@ -81,7 +82,7 @@ def get_config(arg=""):
         config.max_minutes = 7.5
     if arg == "smoke":
         config.seeds = (1,)
-        config.num_steps = config.student_num_steps = 2
+        config.num_steps = config.student.num_steps = 2
         for student in config.students.values():
             student.num_steps = 2
     return config.lock()

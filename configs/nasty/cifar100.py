@@ -38,10 +38,10 @@ def get_config(arg=""):
         "num_steps": 200 * EPOCH,
     }
     config.update(recipe)
-    config.update({f"student_{name}": value for name, value in recipe.items()})
+    config.student = config_dict.ConfigDict(recipe)
     config.model = arg if arg in TEACHERS else "resnet18"
     config.model_kwargs = config_dict.ConfigDict()
-    config.student_model = "shufflenetv2"
+    config.student.model = "shufflenetv2"
     config.students = {name: {"model": name} for name in ("mobilenetv2", "resnet18")}
 
     config.omega = 0.005
@@ -56,6 +56,6 @@ def get_config(arg=""):
     if arg == "smoke":
         config.compute_dtype, config.data_on_device, config.steps_per_dispatch = "float32", False, 1
         config.seeds = (1,)
-        config.num_steps = config.student_num_steps = 2
+        config.num_steps = config.student.num_steps = 2
         del config.students
     return config.lock()

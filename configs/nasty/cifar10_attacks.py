@@ -38,13 +38,14 @@ def get_config(arg=""):
     config.alpha = 0.9
 
     small = {"widths": (8, 16, 32), "hidden": 64}
-    config.student_model = "cnn"
-    config.student_model_kwargs = config_dict.ConfigDict(small)
-    config.student_optimizer = "adam"
-    config.student_learning_rate = 3e-3
-    config.student_schedule = "onecycle"
-    config.student_batch_size = 64
-    config.student_num_steps = 800
+    config.student = config_dict.ConfigDict()
+    config.student.model = "cnn"
+    config.student.model_kwargs = config_dict.ConfigDict(small)
+    config.student.optimizer = "adam"
+    config.student.learning_rate = 3e-3
+    config.student.schedule = "onecycle"
+    config.student.batch_size = 64
+    config.student.num_steps = 800
 
     config.attacks = {
         "kd": {},
@@ -74,6 +75,6 @@ def get_config(arg=""):
     config.log_every = 500
     config.eval_every = config.save_every = 2500
     if arg == "smoke":
-        config.num_steps = config.student_num_steps = 4
+        config.num_steps = config.student.num_steps = 4
         config.defences.head_only.num_steps = 4
     return config.lock()

@@ -33,13 +33,14 @@ def get_config(arg=""):
     config.temperature = 20.0
     config.alpha = 0.9
 
-    config.student_model = "cnn"
-    config.student_model_kwargs = config_dict.ConfigDict({"widths": (8, 16, 32), "hidden": 32})
-    config.student_optimizer = "adam"
-    config.student_learning_rate = 3e-3
-    config.student_schedule = "onecycle"
-    config.student_batch_size = 128
-    config.student_num_steps = 2000
+    config.student = config_dict.ConfigDict()
+    config.student.model = "cnn"
+    config.student.model_kwargs = config_dict.ConfigDict({"widths": (8, 16, 32), "hidden": 32})
+    config.student.optimizer = "adam"
+    config.student.learning_rate = 3e-3
+    config.student.schedule = "onecycle"
+    config.student.batch_size = 128
+    config.student.num_steps = 2000
 
     config.attack_alphas = (0.5, 0.9)
     config.attack_temperatures = (1.0, 4.0)
@@ -47,6 +48,6 @@ def get_config(arg=""):
     config.log_every = 500
     if arg == "smoke":
         config.seeds = (1,)
-        config.num_steps = config.student_num_steps = 4
+        config.num_steps = config.student.num_steps = 4
         config.attack_alphas = config.attack_temperatures = ()
     return config.lock()

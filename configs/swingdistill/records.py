@@ -39,15 +39,16 @@ def get_config(arg=""):
     config.batch_size = 16
     config.num_steps = 600
 
-    config.student_model = "transformer"
-    config.student_model_kwargs = config_dict.ConfigDict(
+    config.student = config_dict.ConfigDict()
+    config.student.model = "transformer"
+    config.student.model_kwargs = config_dict.ConfigDict(
         {"width": 64, "num_layers": 1, "num_heads": 4}
     )
-    config.student_optimizer = "adam"
-    config.student_learning_rate = 5e-3
-    config.student_schedule = "onecycle"
-    config.student_batch_size = 16
-    config.student_num_steps = 600
+    config.student.optimizer = "adam"
+    config.student.learning_rate = 5e-3
+    config.student.schedule = "onecycle"
+    config.student.batch_size = 16
+    config.student.num_steps = 600
 
     config.alpha = 0.7
     config.scorers = ("rules", "divergence")
@@ -57,7 +58,7 @@ def get_config(arg=""):
 
     config.log_every = 100
     if arg == "smoke":
-        config.num_steps = config.student_num_steps = 4
+        config.num_steps = config.student.num_steps = 4
     elif arg:
         config.task = arg
         config.length = 96

@@ -36,15 +36,16 @@ def get_config(arg=""):
     config.batch_size = 32
     config.num_steps = 2000
 
-    config.student_model = "transformer"
-    config.student_model_kwargs = config_dict.ConfigDict(
+    config.student = config_dict.ConfigDict()
+    config.student.model = "transformer"
+    config.student.model_kwargs = config_dict.ConfigDict(
         {"width": 64, "num_layers": 1, "num_heads": 4}
     )
-    config.student_optimizer = "adam"
-    config.student_learning_rate = 5e-3
-    config.student_schedule = "onecycle"
-    config.student_batch_size = 32
-    config.student_num_steps = 1500
+    config.student.optimizer = "adam"
+    config.student.learning_rate = 5e-3
+    config.student.schedule = "onecycle"
+    config.student.batch_size = 32
+    config.student.num_steps = 1500
 
     # The arm dp_sgd: ε for a line of the text.
     config.dp = config_dict.ConfigDict({"epsilon": 8.0, "delta": 1e-5, "norm": 1.0})
@@ -60,5 +61,5 @@ def get_config(arg=""):
 
     config.log_every = 500
     if arg == "smoke":
-        config.num_steps = config.student_num_steps = config.dp_num_steps = 4
+        config.num_steps = config.student.num_steps = config.dp_num_steps = 4
     return config.lock()

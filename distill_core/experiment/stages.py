@@ -11,7 +11,7 @@ from typing import Any, Literal, NamedTuple
 from etils import epath
 
 from distill_core.checkpoint import integrity, strict_json
-from distill_core.config import InputError
+from distill_core.config import InputError, to_json
 from distill_core.privacy import noise
 from distill_core.runtime import process
 from distill_core.training.loop import StoppedError
@@ -256,6 +256,6 @@ def _canonical(value: Any) -> str:
 def _json(value: Mapping[str, Any], what: str) -> dict[str, Any]:
     """A copy in JSON's types, as it will be read back."""
     try:
-        return json.loads(strict_json.dumps(dict(value)))
+        return json.loads(strict_json.dumps(to_json(value)))
     except (TypeError, ValueError) as error:
         raise TypeError(f"{what}: must be a mapping in JSON's types: {error}") from error

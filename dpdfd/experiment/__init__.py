@@ -1,5 +1,5 @@
 """The paper's comparison: its runs, its report, its figures."""
 
-from dpdfd.experiment.comparison import FIELDS, run
+from dpdfd.experiment.comparison import Settings, run
 
-__all__ = ["FIELDS", "run"]
+__all__ = ["Settings", "run"]

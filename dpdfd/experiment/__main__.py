@@ -4,4 +4,4 @@ from distill_core.runtime import cli
 from dpdfd.experiment import comparison
 
 if __name__ == "__main__":
-    cli.launch_training(comparison.run, comparison.FIELDS)
+    cli.launch_training(comparison.run, comparison.Settings)

@@ -33,31 +33,42 @@ from dpdfd.experiment import audit, summary
 from dpdfd.fresh import Recipe
 from dpdfd.privacy.units import UNITS
 
-FIELDS = {
-    "dataset": config.text(),
-    "data_dir": config.text(default=None),
-    "seeds": config.sequence(config.integer(0)),
-    "delta": config.number(0.0, 1.0, default=1e-5, above=True),
-    "num_canaries": config.integer(0, default=0),
-    "configurations_tried": config.integer(0, default=None),
-    # Name -> settings of the binary that trains it; an ensemble has `num_teachers`.
-    "teachers": config.mapping(),
-    # What all arms share, and arm -> `teacher` (a name from above) and its own settings.
-    "student": config.mapping(),
-    "arms": config.mapping(),
-    # Teachers and arms that run with the first seed alone.
-    "once": config.sequence(config.text(), default=()),
-    "fresh": config.mapping(default={}),
-    # Arm -> metric -> at least.
-    "bars": config.mapping(default={}),
-}
+
+@config.settings
+class Fresh:
+    """The classifier that learns from what an arm's generator draws."""
+
+    model: str | None = config.text(default=None, help="its network; by default the student's")
+    model_kwargs: Mapping[str, Any] = config.mapping(default={}, help="the network's own settings")
+    num_samples: int = config.integer(1, default=2000, help="images to draw")
+    num_steps: int = config.integer(1, default=400, help="updates in all")
+
+
+@config.settings
+class Settings:
+    """Of the comparison."""
+
+    dataset: str = config.text(help="digits, tfds:NAME, npz:PATH or folder:PATH")
+    data_dir: str | None = config.text(default=None, help="where tfds:NAME was prepared")
+    seeds: tuple[int, ...] = config.sequence(config.integer(0), help="one comparison each")
+    delta: float = config.number(0.0, 1.0, default=1e-5, above=True, help="of every claim")
+    num_canaries: int = config.integer(0, default=0, help="images with wrong labels, to audit")
+    configurations_tried: int | None = config.integer(
+        0, default=None, help="on the private data, for the report"
+    )
+    teachers: Mapping[str, Any] = config.mapping(
+        help="NAME: settings of the binary that trains it; an ensemble has num_teachers"
+    )
+    student: Mapping[str, Any] = config.mapping(help="what the arms' settings have in common")
+    arms: Mapping[str, Any] = config.mapping(help="NAME: teacher, and settings of dpdfd.train")
+    once: tuple[str, ...] = config.sequence(
+        config.text(), default=(), help="teachers and arms that run with the first seed alone"
+    )
+    fresh: Fresh = config.group(Fresh, default={}, help="who learns from the generators' images")
+    bars: Mapping[str, Any] = config.mapping(default={}, help="arm: metric: at least")
+
+
 _COMMON = ("dataset", "data_dir", "seed", "delta")  # the same in all runs, or made from `seeds`
-FRESH = {
-    "model": config.text(default=None),
-    "model_kwargs": config.mapping(default={}),
-    "num_samples": config.integer(1, default=2000),
-    "num_steps": config.integer(1, default=400),
-}
 
 
 @trust.config_allows
@@ -68,17 +79,16 @@ def run(
 
     Returns each run's result by (teacher or arm, seed).
     """
-    hp = config.validate(given, FIELDS)
-    hp["fresh"] = settings.group("fresh", hp["fresh"], FRESH)
+    hp = config.validate(given, Settings)
     workdir, began = epath.Path(workdir), time.monotonic()
-    dataset = data.load_dataset(hp["dataset"], data_dir=hp["data_dir"])
+    dataset = data.load_dataset(hp.dataset, data_dir=hp.data_dir)
     _check(hp, dataset)
     planted = _planted(hp, workdir, dataset)
     fingerprint = dataset.fingerprint()
     prints = {k: data.load_dataset(name).fingerprint() for k, (name, _) in planted.items()}
     results: dict[tuple[str, int], dict[str, Any]] = {}
     # What runs once comes last: it is slow.
-    for seed, once in [*((seed, False) for seed in hp["seeds"]), (hp["seeds"][0], True)]:
+    for seed, once in [*((seed, False) for seed in hp.seeds), (hp.seeds[0], True)]:
         for each in teachers(hp, planted, seed, once=once):
             saw = prints.get(_absent(each.settings), fingerprint)
             found = stages.complete(each, workdir, saw, parallel)
@@ -90,14 +100,14 @@ def run(
             results[each.arm, seed] = found | made
     for name, absent in _audited(hp).items():
         bound = _audit(hp, workdir, planted, name, absent)
-        results[name, hp["seeds"][0]] |= bound
+        results[name, hp.seeds[0]] |= bound
     minutes = (time.monotonic() - began) / 60
     report.publish(summary.report_of(hp, dataset, results, minutes), workdir)
     return results
 
 
 def teachers(
-    hp: Mapping[str, Any],
+    hp: Settings,
     planted: Mapping[str, tuple[str, str]],
     seed: int,
     *,
@@ -105,11 +115,11 @@ def teachers(
 ) -> list[Run]:
     """The runs of one seed's teachers, of those that run once or of the others."""
     found = []
-    for k, (name, mine) in enumerate(hp["teachers"].items()):
-        if (name in hp["once"]) != once:
+    for k, (name, mine) in enumerate(hp.teachers.items()):
+        if (name in hp.once) != once:
             continue
         binary = ensemble if "num_teachers" in mine else train
-        source = {"dataset": hp["dataset"], "data_dir": hp["data_dir"]}
+        source = {"dataset": hp.dataset, "data_dir": hp.data_dir}
         own: dict[str, Any] = {"seed": 100 * seed + k}
         if planted:
             dataset, canaries = planted[_absent(mine)]
@@ -120,21 +130,19 @@ def teachers(
     return found
 
 
-def students(
-    hp: Mapping[str, Any], workdir: epath.Path, seed: int, *, once: bool = False
-) -> list[Run]:
+def students(hp: Settings, workdir: epath.Path, seed: int, *, once: bool = False) -> list[Run]:
     """The conversions of one seed, of the arms that run once or of the others."""
     found = []
-    arms = {arm: {**hp["student"], **mine} for arm, mine in hp["arms"].items()}
+    arms = {arm: {**hp.student, **mine} for arm, mine in hp.arms.items()}
     for arm, own in sorted(arms.items(), key=_place):
-        if (arm in hp["once"]) != once:
+        if (arm in hp.once) != once:
             continue
         teacher = run_directory(workdir, own.pop("teacher"), seed)
         own |= {
-            "dataset": hp["dataset"],
-            "data_dir": hp["data_dir"],
+            "dataset": hp.dataset,
+            "data_dir": hp.data_dir,
             "seed": 100 * seed + 50,
-            "delta": hp["delta"],
+            "delta": hp.delta,
         }
         binary = conversion.train_and_evaluate
         found.append(Run(arm, seed, binary, own, {"teacher": teacher}))
@@ -153,10 +161,10 @@ def _absent(teacher: Mapping[str, Any]) -> str:
 
 def _planted(hp, workdir: epath.Path, dataset) -> dict[str, tuple[str, str]]:
     """`absent` -> (name of the data set, path of its canaries)."""
-    found, count = {}, hp["num_canaries"]
+    found, count = {}, hp.num_canaries
     if not count:
         return found
-    for absent in sorted({_absent(mine) for mine in hp["teachers"].values()}):
+    for absent in sorted({_absent(mine) for mine in hp.teachers.values()}):
         folder = workdir / "data" / absent
         planted = audit.plant(
             dataset.train.images,
@@ -173,7 +181,7 @@ def _planted(hp, workdir: epath.Path, dataset) -> dict[str, tuple[str, str]]:
 def _evaluated(hp, workdir, dataset, fingerprint: str, arm: str, seed: int) -> dict[str, Any]:
     """What a fresh classifier learns from the arm's generator; a stage of its own."""
     source = run_directory(workdir, arm, seed)
-    own = {**hp["fresh"], "seed": 100 * seed + 51}
+    own = {**config.to_json(hp.fresh), "seed": 100 * seed + 51}
     return stages.run_stage(
         run_directory(workdir, f"{arm}_evaluated", seed),
         config={"binary": "dpdfd.evaluate", **own},
@@ -189,89 +197,90 @@ def _evaluated(hp, workdir, dataset, fingerprint: str, arm: str, seed: int) -> d
     ).result
 
 
-def _audited(hp: Mapping[str, Any]) -> dict[str, str]:
+def _audited(hp: Settings) -> dict[str, str]:
     """Teacher or arm -> the kind of canaries that its training data had."""
-    if not hp["num_canaries"]:
+    if not hp.num_canaries:
         return {}
-    of = {name: _absent(mine) for name, mine in hp["teachers"].items()}
+    of = {name: _absent(mine) for name, mine in hp.teachers.items()}
     named = {name: absent for name, absent in of.items() if absent == "masked"}
     control = summary.control(hp)
     named |= {name: of[name] for name in (control,) if name}
-    return named | {arm: of[mine["teacher"]] for arm, mine in hp["arms"].items()}
+    return named | {arm: of[mine["teacher"]] for arm, mine in hp.arms.items()}
 
 
 def _audit(hp, workdir, planted, name: str, absent: str) -> dict[str, Any]:
-    loaded = checkpoint.load_model(run_directory(workdir, name, hp["seeds"][0]))
-    return audit.audit(loaded, planted[absent][1], delta=hp["delta"], comparisons=len(_audited(hp)))
+    loaded = checkpoint.load_model(run_directory(workdir, name, hp.seeds[0]))
+    return audit.audit(loaded, planted[absent][1], delta=hp.delta, comparisons=len(_audited(hp)))
 
 
-def _check(hp: Mapping[str, Any], dataset: data.Dataset):
-    if not hp["seeds"]:
-        raise InputError("seeds", hp["seeds"], "must name at least one seed")
+def _check(hp: Settings, dataset: data.Dataset):
+    if not hp.seeds:
+        raise InputError("seeds", hp.seeds, "must name at least one seed")
     if jax.process_count() > 1:
         allowed = "an experiment runs on one host; start the training binaries on several"
         raise InputError("multihost", jax.process_count(), allowed)
-    if hp["delta"] * len(dataset.train) >= 1:
+    if hp.delta * len(dataset.train) >= 1:
         allowed = f"must be below 1/N = {1 / len(dataset.train):.3g}"
-        raise InputError("delta", hp["delta"], allowed)
-    if hp["num_canaries"] and (dataset.train.record != dataset.train.index).any():
+        raise InputError("delta", hp.delta, allowed)
+    if hp.num_canaries and (dataset.train.record != dataset.train.index).any():
         # The data set with canaries is stored by places: nothing would keep such files together.
         allowed = "has files of one name in several classes; rename them, or take num_canaries=0"
-        raise InputError("dataset", hp["dataset"], allowed)
+        raise InputError("dataset", hp.dataset, allowed)
     for group in ("teachers", "arms", "bars"):
-        for name, mine in hp[group].items():
+        for name, mine in getattr(hp, group).items():
             if not isinstance(mine, Mapping):
                 raise InputError(f"{group}.{name}", mine, config.mapping().allowed)
-    runs = {**hp["teachers"], **hp["arms"]}
-    for name in hp["once"]:
+    runs = {**hp.teachers, **hp.arms}
+    for name in hp.once:
         if name not in runs:
             raise InputError("once", name, config.suggest(name, runs))
-    for name, mine in hp["teachers"].items():
-        if name in hp["arms"]:
+    for name, mine in hp.teachers.items():
+        if name in hp.arms:
             raise InputError(f"arms.{name}", name, "must be named otherwise: a teacher is")
         with config.within(f"teachers.{name}"):
             _check_teacher(mine, dataset)
-    for arm, mine in hp["arms"].items():
+    for arm, mine in hp.arms.items():
         with config.within(f"arms.{arm}"):
             _check_arm(mine, hp, dataset)
-        if mine["teacher"] in hp["once"] and arm not in hp["once"]:
+        if mine["teacher"] in hp.once and arm not in hp.once:
             allowed = f"must have {arm}, too: its teacher runs with the first seed alone"
-            raise InputError("once", hp["once"], allowed)
-    if hp["fresh"]["model"]:
+            raise InputError("once", hp.once, allowed)
+    if hp.fresh.model:
         with config.within("fresh"):
-            _check_network(hp["fresh"], dataset)
+            _check_network(hp.fresh, dataset)
     rates = {name: config.number(0.0, 1.0, default=None) for name in summary.RATES}
-    for name, wanted in hp["bars"].items():
+    for name, wanted in hp.bars.items():
         if name not in runs:
             raise InputError(f"bars.{name}", wanted, config.suggest(name, runs))
-        settings.group(f"bars.{name}", wanted, rates)
+        with config.within(f"bars.{name}"):
+            config.validate(wanted, rates)
 
 
 def _check_teacher(mine: Mapping[str, Any], dataset: data.Dataset):
     _check_common(mine, ("dataset", "data_dir", "seed"))
-    several = "num_teachers" in mine
-    fields = ensemble.FIELDS if several else train.FIELDS
-    filled = config.validate({"dataset": "given", **mine}, fields)
-    if several:
-        _check_network(filled, dataset)
+    given = {"dataset": "given", **mine}
+    if "num_teachers" in mine:
+        several = config.validate(given, ensemble.Settings)
+        _check_network(several, dataset)
         partitions.check_public(dataset)
-        partitions.members_of(dataset.train.record, filled["num_teachers"])
-    else:
-        classification.check(filled, dataset)
-    if filled.get("dp"):
-        dp_settings.read_group(filled["dp"], len(dataset.train))
+        partitions.members_of(dataset.train.record, several.num_teachers)
+        return
+    hp = config.validate(given, train.Settings)
+    network = classification.check(hp, dataset, private=hp.dp is not None)
+    if hp.dp:
+        dp_settings.check(hp, hp.dp, network, len(dataset.train))
 
 
-def _check_arm(mine: Mapping[str, Any], hp: Mapping[str, Any], dataset: data.Dataset):
-    own = {**hp["student"], **mine}
+def _check_arm(mine: Mapping[str, Any], hp: Settings, dataset: data.Dataset):
+    own = {**hp.student, **mine}
     _check_common(own, _COMMON)
-    name, teachers = mine.get("teacher"), hp["teachers"]
-    if name not in teachers:
-        raise InputError("teacher", name, f"is one of {', '.join(teachers)}")
-    filled = settings.validate({**own, "delta": hp["delta"]})
-    if filled["mechanism"] == "answers" and "num_teachers" not in teachers[name]:
+    teachers = hp.teachers
+    if (name := str(mine.get("teacher"))) not in teachers:
+        raise InputError("teacher", mine.get("teacher"), f"is one of {', '.join(teachers)}")
+    filled = settings.validate({**own, "delta": hp.delta})
+    if filled.mechanism == "answers" and "num_teachers" not in teachers[name]:
         raise InputError("teacher", name, "is a single network; answers need num_teachers of them")
-    if filled["privacy_unit"] == "record_dp_teacher" and not teachers[name].get("dp"):
+    if filled.privacy_unit == "record_dp_teacher" and not teachers[name].get("dp"):
         raise InputError("teacher", name, "is not trained with DP-SGD; it needs a group dp")
     _check_network(filled, dataset)
 
@@ -282,6 +291,6 @@ def _check_common(mine: Mapping[str, Any], fields: tuple[str, ...]):
             raise InputError(field, mine[field], "is what the experiment makes it for all runs")
 
 
-def _check_network(mine: Mapping[str, Any], dataset: data.Dataset):
-    kwargs = mine["model_kwargs"]
-    checks.check(image_network(dataset, model=mine["model"], model_kwargs=kwargs))
+def _check_network(mine: Any, dataset: data.Dataset):
+    own = {"model": mine.model, "model_kwargs": mine.model_kwargs}
+    checks.check(image_network(dataset, **own))

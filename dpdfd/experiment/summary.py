@@ -5,6 +5,7 @@ from typing import Any
 
 import numpy as np
 
+from distill_core import config
 from distill_core.config import InputError
 from distill_core.data import Dataset
 from distill_core.experiment import plotting
@@ -60,7 +61,7 @@ _PUBLISHED = {
 }
 
 
-def rows_and_gates(results: Results, hp: Mapping[str, Any]) -> tuple[list[Row], list[Gate]]:
+def rows_and_gates(results: Results, hp: Any) -> tuple[list[Row], list[Gate]]:
     """One row a teacher or arm over its seeds, and what the experiment has to show.
 
     Args:
@@ -74,25 +75,25 @@ def rows_and_gates(results: Results, hp: Mapping[str, Any]) -> tuple[list[Row], 
     for row in rows:
         if "audit_epsilon_lower" in row.metrics:
             gates += _audit_gates(row, control(hp))
-    for arm, wanted in hp["bars"].items():
+    for arm, wanted in hp.bars.items():
         for metric, least in wanted.items():
             gates.append(_bar(arm, metric, least, {row.arm: row for row in rows}))
     return rows, gates
 
 
-def control(hp: Mapping[str, Any]) -> str | None:
+def control(hp: Any) -> str | None:
     """The audit's positive control: a single teacher trained without privacy, if there is one.
 
     It is the one called `teacher_control`, else the first by name.
     """
-    single = (name for name, mine in hp["teachers"].items() if "num_teachers" not in mine)
-    plain = sorted(name for name in single if not hp["teachers"][name].get("dp"))
+    single = (name for name, mine in hp.teachers.items() if "num_teachers" not in mine)
+    plain = sorted(name for name in single if not hp.teachers[name].get("dp"))
     return "teacher_control" if "teacher_control" in plain else next(iter(plain), None)
 
 
-def _row(arm: str, runs: Sequence[Mapping[str, Any]], hp: Mapping[str, Any]) -> Row:
-    conversion = arm in hp["arms"]
-    own = {**hp["student"], **hp["arms"][arm]} if conversion else hp["teachers"][arm]
+def _row(arm: str, runs: Sequence[Mapping[str, Any]], hp: Any) -> Row:
+    conversion = arm in hp.arms
+    own = {**hp.student, **hp.arms[arm]} if conversion else hp.teachers[arm]
     about = {name: own[name] for name in ("teacher", "model", "mechanism") if name in own}
     about |= {name: own[name] for name in ("num_teachers",) if name in own}
     metrics: dict[str, list[float]] = {}
@@ -118,21 +119,21 @@ def _row(arm: str, runs: Sequence[Mapping[str, Any]], hp: Mapping[str, Any]) -> 
     return Row(arm, about, metrics)
 
 
-def _spent(run: Mapping[str, Any], hp: Mapping[str, Any]):
+def _spent(run: Mapping[str, Any], hp: Any):
     """The report of a run's ledger, or None where it makes no claim."""
     if "ledger" not in run:
         return None
-    tried = hp["configurations_tried"]
+    tried = hp.configurations_tried
     try:
-        return privacy_spent(run["ledger"], delta=hp["delta"], configurations_tried=tried)
+        return privacy_spent(run["ledger"], delta=hp.delta, configurations_tried=tried)
     except InputError:
         return None
 
 
-def _budget_gates(row: Row, hp: Mapping[str, Any]) -> list[Gate]:
-    asked = {**hp["student"], **hp["arms"].get(row.arm, {})}.get("epsilon")
+def _budget_gates(row: Row, hp: Any) -> list[Gate]:
+    asked = {**hp.student, **hp.arms.get(row.arm, {})}.get("epsilon")
     # There is no ε where, for example, the noise's seed was given.
-    if row.arm not in hp["arms"] or asked is None or "epsilon" not in row.metrics:
+    if row.arm not in hp.arms or asked is None or "epsilon" not in row.metrics:
         return []
     most = max(row.metrics["epsilon"])
     name = f"{row.arm} spends no more than its ε"
@@ -158,7 +159,7 @@ def _bar(arm: str, metric: str, least: float, rows: Mapping[str, Row]) -> Gate:
     return Gate(name, mean >= least, f"{100 * mean:.2f}%", f"at least {100 * least:g}%")
 
 
-def report_of(hp: Mapping[str, Any], dataset: Dataset, results: Results, minutes: float) -> Report:
+def report_of(hp: Any, dataset: Dataset, results: Results, minutes: float) -> Report:
     """The experiment's report; `results` are each run's by (teacher or arm, seed)."""
     rows, gates = rows_and_gates(results, hp)
     return Report(
@@ -169,7 +170,7 @@ def report_of(hp: Mapping[str, Any], dataset: Dataset, results: Results, minutes
         rows=rows,
         metrics=METRICS,
         gates=gates,
-        settings=hp,
+        settings=config.to_json(hp),
         minutes=minutes,
         notes=_notes(hp, dataset),
         figures=_figures(hp, rows),
@@ -178,11 +179,9 @@ def report_of(hp: Mapping[str, Any], dataset: Dataset, results: Results, minutes
     )
 
 
-def _summary(rows: Sequence[Row], hp: Mapping[str, Any]) -> str:
+def _summary(rows: Sequence[Row], hp: Any) -> str:
     private = [
-        row
-        for row in rows
-        if row.settings.get("privacy_unit") == "record" and row.arm in hp["arms"]
+        row for row in rows if row.settings.get("privacy_unit") == "record" and row.arm in hp.arms
     ]
     if not private:
         return "No arm protects records."
@@ -196,14 +195,14 @@ def _summary(rows: Sequence[Row], hp: Mapping[str, Any]) -> str:
     )
 
 
-def _publishable(rows: Sequence[Row], hp: Mapping[str, Any]) -> Table:
+def _publishable(rows: Sequence[Row], hp: Any) -> Table:
     """The runs whose ε is about records, and what of them may be published."""
     lines = []
     for row in rows:
         if row.settings.get("privacy_unit") != "record":
             continue
         what = "the network, by distill_core.release"
-        if row.arm in hp["arms"]:
+        if row.arm in hp.arms:
             what = "student and generator, by distill_core.release; samples, by dpdfd.evaluate"
         spent = f"{max(row.metrics['epsilon']):.4g} per record, {row.settings['adjacency']}"
         lines.append((f"runs/{row.arm}, one seed", what, f"{spent}; δ = {row.settings['delta']:g}"))
@@ -233,7 +232,7 @@ def _published(dataset: Dataset) -> list[Table]:
     ]
 
 
-def _figures(hp: Mapping[str, Any], rows: Sequence[Row]) -> list[Figure]:
+def _figures(hp: Any, rows: Sequence[Row]) -> list[Figure]:
     students = {
         "the student": [row.metrics.get("accuracy", ()) for row in rows],
         "a fresh classifier, of generated samples": [
@@ -250,9 +249,9 @@ def _figures(hp: Mapping[str, Any], rows: Sequence[Row]) -> list[Figure]:
             ),
         )
     ]
-    first = next(iter(hp["arms"]))
-    for arm in hp["arms"]:  # what their evaluation has drawn
-        folder = run_directory("", f"{arm}_evaluated", hp["seeds"][0])
+    first = next(iter(hp.arms))
+    for arm in hp.arms:  # what their evaluation has drawn
+        folder = run_directory("", f"{arm}_evaluated", hp.seeds[0])
         made.append(Figure(f"What the generator makes, arm {arm}.", str(folder / "samples.png")))
         if arm == first:
             made.append(Figure(f"The run, arm {arm}.", str(folder / "convergence.png")))
@@ -267,9 +266,9 @@ def _label(row: Row) -> str:
     return f"{name} (ε = {max(row.metrics['epsilon']):.3g} a {about})"
 
 
-def _notes(hp: Mapping[str, Any], dataset: Dataset) -> list[str]:
+def _notes(hp: Any, dataset: Dataset) -> list[str]:
     canaries = (
-        f"{hp['num_canaries']} training images were given a wrong label, each with probability ½, "
+        f"{hp.num_canaries} training images were given a wrong label, each with probability ½, "
         "in all teachers' data: the audit's canaries."
     )
-    return [*_NOTES, *([canaries] if hp["num_canaries"] else []), *filter(None, [dataset.note])]
+    return [*_NOTES, *([canaries] if hp.num_canaries else []), *filter(None, [dataset.note])]

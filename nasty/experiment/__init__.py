@@ -1,5 +1,5 @@
 """The paper's comparison: its runs, its report, its figures."""
 
-from nasty.experiment.comparison import FIELDS, run
+from nasty.experiment.comparison import Settings, run
 
-__all__ = ["FIELDS", "run"]
+__all__ = ["Settings", "run"]

@@ -38,28 +38,60 @@ from nasty.experiment import (
     throughput,
 )
 
-_NETWORK = {**config.MODEL, **config.OPTIMIZER}
-_STUDENT_ONLY = {**_NETWORK, "num_steps": config.integer(1), "batch_size": config.integer(1)}
-FIELDS = {
-    **{name: field for name, field in config.TRAINING.items() if name not in ("seed", "init_from")},
-    **{f"student_{name}": field for name, field in _STUDENT_ONLY.items()},
-    "temperature": config.number(0.0, above=True),
-    "omega": config.number(0.0),
-    "check_model": config.text(default=None),  # as nasty.train has them
-    "check_model_kwargs": config.mapping(default={}),
-    "alpha": config.number(0.0, 1.0, default=0.9),
-    "seeds": config.sequence(config.integer(0)),
-    "attack_alphas": config.sequence(config.number(0.0, 1.0), default=()),
-    "attack_temperatures": config.sequence(config.number(0.0, above=True), default=()),
-    "students": config.mapping(default={}),  # name: what it sets of a student's training
-    "ablations": config.mapping(default={}),  # axis: values
-    "attacks": config.mapping(default={}),  # name: what it sets of nasty.attack
-    "defences": config.mapping(default={}),  # name: what it sets of nasty.train; top_k
-    "data_free": config.mapping(default={}),  # what dpdfd.train takes
-    "inversion": config.mapping(default={}),  # what nasty.experiment.inversion.invert takes
-    "targets": config.mapping(default={}),  # arm: the paper's accuracy, a fraction
-    "max_minutes": config.number(0.0, default=None, above=True),
-}
+
+@config.settings
+class Student(config.Optimizer, config.Model):
+    """What differs between a student's training and a teacher's."""
+
+    num_steps: int = config.integer(1, help="updates in all")
+    batch_size: int = config.integer(1, help="over all devices")
+
+
+@config.settings
+class Settings(
+    config.Classifier,
+    config.Augmentation,
+    config.Evaluated,
+    config.Length,
+    config.Optimizer,
+    config.Model,
+    config.Data,
+):
+    """Of the comparison; the fields at the top are of the teachers' training."""
+
+    student: Student = config.group(Student, help="the students' training, where it differs")
+    temperature: float = config.number(0.0, above=True, help="τ of teachers and students")
+    omega: float = config.number(0.0, help="ω of the nasty teacher")
+    check_model: str | None = config.text(default=None, help="as nasty.train has it")
+    check_model_kwargs: Mapping[str, Any] = config.mapping(default={}, help="likewise")
+    alpha: float = config.number(0.0, 1.0, default=0.9, help="α of the students")
+    seeds: tuple[int, ...] = config.sequence(config.integer(0), help="one comparison each")
+    attack_alphas: tuple[float, ...] = config.sequence(
+        config.number(0.0, 1.0), default=(), help="α that the attacker tries on held-out data"
+    )
+    attack_temperatures: tuple[float, ...] = config.sequence(
+        config.number(0.0, above=True), default=(), help="τ_S that the attacker tries"
+    )
+    students: Mapping[str, Any] = config.mapping(
+        default={}, help="NAME: what a further student sets of its training"
+    )
+    ablations: Mapping[str, Any] = config.mapping(default={}, help="axis: values")
+    attacks: Mapping[str, Any] = config.mapping(
+        default={}, help="NAME: what it sets of nasty.attack"
+    )
+    defences: Mapping[str, Any] = config.mapping(
+        default={}, help="NAME: what it sets of nasty.train, or top_k"
+    )
+    data_free: Mapping[str, Any] = config.mapping(default={}, help="what dpdfd.train takes")
+    inversion: Mapping[str, Any] = config.mapping(default={}, help="what DeepInversion takes")
+    targets: Mapping[str, Any] = config.mapping(
+        default={}, help="arm: the paper's accuracy, a fraction"
+    )
+    max_minutes: float | None = config.number(
+        0.0, default=None, above=True, help="after which it stops, everything saved"
+    )
+
+
 _TAKEN = ("teacher", "student", "self", "attacker", "data_free")
 Complete = Callable[[Run], dict[str, Any]]
 
@@ -74,59 +106,59 @@ def run(
 
     Returns each run of the comparison's result by (arm, seed).
     """
-    hp = config.validate(settings, FIELDS)
+    hp = config.validate(settings, Settings)
     workdir, began = epath.Path(workdir), time.monotonic()
     _check(hp)
     dataset, _ = classification.load_splits(hp)
-    plan = {seed: _by_arm(paper_stages(hp, workdir, seed)) for seed in hp["seeds"]}
-    first = plan[hp["seeds"][0]]
+    plan = {seed: _by_arm(paper_stages(hp, workdir, seed)) for seed in hp.seeds}
+    first = plan[hp.seeds[0]]
     for stage in first.values():
         # Before hours of teachers, not after them.
         with _named(stage.arm):
-            classification.check(stage.settings, dataset)
+            classification.check(config.part_of(stage.settings, config.Training), dataset)
     contest.check_settings(hp, first, workdir, dataset)
-    if hp["data_free"]:
-        data_free.check(hp["data_free"])
+    if hp.data_free:
+        data_free.check(hp.data_free)
     fingerprint = dataset.fingerprint()
 
     def complete(stage: Run) -> dict[str, Any]:
         return stages.complete(stage, workdir, fingerprint, parallel)
 
-    with process.stop_after(hp["max_minutes"]):
+    with process.stop_after(hp.max_minutes):
         results = {
             (arm, seed): complete(stage)
             for seed, runs in plan.items()
             for arm, stage in runs.items()
         }
         choice = {}
-        for teacher in ("normal", "nasty") if hp["attack_alphas"] else ():
+        for teacher in ("normal", "nasty") if hp.attack_alphas else ():
             arm = f"student_of_{teacher}"
             choice[teacher] = _attackers_choice(hp, first[arm], complete)
             for seed, runs in plan.items():
                 found = complete(ablations.student_stage(runs[arm], **choice[teacher]))
                 results[f"attacker_of_{teacher}", seed] = found
-        for teacher in ("normal", "nasty") if hp["data_free"] else ():
-            for seed in hp["seeds"]:
+        for teacher in ("normal", "nasty") if hp.data_free else ():
+            for seed in hp.seeds:
                 stage = _data_free_stage(hp, workdir, seed, teacher)
                 results[stage.arm, seed] = complete(stage)
-        axes = [name for name in ablations.AXES if name in hp["ablations"]]
+        axes = [name for name in ablations.AXES if name in hp.ablations]
         sweeps = {name: _sweep(hp, name, plan, workdir, complete) for name in axes}
-        fought = _contest(hp, plan, workdir, results, complete) if hp["attacks"] else None
-        inverted = complete(inversion_stage.stage(hp, workdir)) if hp["inversion"] else None
+        fought = _contest(hp, plan, workdir, results, complete) if hp.attacks else None
+        inverted = complete(inversion_stage.stage(hp, workdir)) if hp.inversion else None
 
     minutes = (time.monotonic() - began) / 60
     further = further_results.collect(
         results,
-        seed=hp["seeds"][0],
+        seed=hp.seeds[0],
         sweeps=sweeps,
         fought=fought,
         inverted=inverted,
-        targets=hp["targets"],
+        targets=hp.targets,
     )
     device, *others = jax.devices()
     if peak := throughput.peak(device.device_kind):
         arms = ("teacher_normal", "student_alone")
-        pair = (checkpoint.load_model(run_directory(workdir, arm, hp["seeds"][0])) for arm in arms)
+        pair = (checkpoint.load_model(run_directory(workdir, arm, hp.seeds[0])) for arm in arms)
         try:
             table = throughput.table(results, hp, *pair, peak=peak * (1 + len(others)))
             further.tables.append(report.Table(*table))
@@ -138,12 +170,13 @@ def run(
     return results
 
 
-def paper_stages(hp: Mapping[str, Any], workdir: epath.Path, seed: int) -> list[Run]:
+def paper_stages(hp: Settings, workdir: epath.Path, seed: int) -> list[Run]:
     """The seven runs of one seed and those of further students; inputs come first."""
-    teacher = {name: hp[name] for name in config.TRAINING if name in hp}
-    student = teacher | {name: hp[f"student_{name}"] for name in _STUDENT_ONLY}
-    softened = {"temperature": hp["temperature"]}
-    distilled = softened | {"alpha": hp["alpha"]}
+    values, own_fields = config.to_json(hp), config.fields(config.Training)
+    teacher = {name: value for name, value in values.items() if name in own_fields}
+    student = teacher | values["student"]
+    softened = {"temperature": hp.temperature}
+    distilled = softened | {"alpha": hp.alpha}
     # Networks that are compared share a seed; a teacher, its adversary and its students do not.
     seeds = [{"seed": 10 * seed + k} for k in range(4)]
     normal, nasty = (
@@ -151,10 +184,10 @@ def paper_stages(hp: Mapping[str, Any], workdir: epath.Path, seed: int) -> list[
     )
     fit, undermine, copy = (m.train_and_evaluate for m in (train, nasty_train, distill))
     of_normal, of_nasty = {"teacher": normal}, {"teacher": nasty}
-    undermining = softened | {"omega": hp["omega"]}
-    undermining |= {k: hp[k] for k in ("check_model", "check_model_kwargs") if hp.get(k)}
+    undermining = softened | {"omega": hp.omega}
+    undermining |= {k: values[k] for k in ("check_model", "check_model_kwargs") if values[k]}
     further = []
-    for name, own in hp["students"].items():
+    for name, own in values["students"].items():
         mine = student | _student_settings(name, own, student) | seeds[2]
         further += [
             Run(f"{name}_alone", seed, fit, mine, {}),
@@ -186,7 +219,7 @@ def _student_settings(name: str, own: Any, student: Mapping[str, Any]) -> dict[s
     if not isinstance(own, Mapping) or "model" not in own:
         raise InputError(f"students.{name}", own, "must be a group of settings, with model")
     with config.within(f"students.{name}"):
-        found = config.validate({**student, **own}, config.TRAINING)
+        found = config.to_json(config.validate({**student, **own}, config.Training))
     return {field: found[field] for field in own}
 
 
@@ -196,8 +229,8 @@ def _named(arm: str):
     try:
         yield
     except InputError as error:
-        if arm.startswith(("student_", "self_")) and error.field in _STUDENT_ONLY:
-            name = f"student_{error.field}"
+        if arm.startswith("student_") and error.field in config.fields(Student):
+            name = f"student.{error.field}"
             raise InputError(name, error.given, error.allowed) from None
         raise
 
@@ -206,12 +239,12 @@ def _by_arm(runs: list[Run]) -> dict[str, Run]:
     return {run.arm: run for run in runs}
 
 
-def _attackers_choice(hp: Mapping[str, Any], base: Run, complete: Complete) -> dict[str, float]:
+def _attackers_choice(hp: Settings, base: Run, complete: Complete) -> dict[str, float]:
     """The (α, τ_S) of the best student on held-out data, tried on one seed."""
     grid = [
         {"alpha": alpha, "temperature": temperature}
-        for alpha in hp["attack_alphas"]
-        for temperature in hp["attack_temperatures"]
+        for alpha in hp.attack_alphas
+        for temperature in hp.attack_temperatures
     ]
     held = [complete(ablations.student_stage(base, **each))["validation_accuracy"] for each in grid]
     return grid[int(np.argmax(held))]
@@ -220,7 +253,7 @@ def _attackers_choice(hp: Mapping[str, Any], base: Run, complete: Complete) -> d
 def _sweep(hp, name: str, plan, workdir: epath.Path, complete: Complete) -> list[ablations.Point]:
     """The points of one ablation, over all seeds."""
     points = []
-    for value in ablations.values_of(name, hp["ablations"][name]):
+    for value in ablations.values_of(name, config.to_json(hp.ablations)[name]):
         accuracies: dict[str, list[float]] = {}
         for runs in plan.values():
             for series, stage in ablations.AXES[name].stages(runs, workdir, value).items():
@@ -238,26 +271,26 @@ def _contest(hp, plan, workdir: epath.Path, results, complete: Complete) -> cont
     return contest.collect(found, [results["student_alone", seed]["accuracy"] for seed in plan])
 
 
-def _data_free_stage(hp: Mapping[str, Any], workdir: epath.Path, seed: int, teacher: str) -> Run:
+def _data_free_stage(hp: Settings, workdir: epath.Path, seed: int, teacher: str) -> Run:
     """The student that is distilled from one teacher's checkpoint alone."""
-    own = {"seed": 10 * seed + 4, "dataset": hp["dataset"], "data_dir": hp["data_dir"]}
+    own = {"seed": 10 * seed + 4, "dataset": hp.dataset, "data_dir": hp.data_dir}
     place = run_directory(workdir, f"teacher_{teacher}", seed)
-    settings = {**hp["data_free"], **own}
+    settings = {**config.to_json(hp.data_free), **own}
     binary = data_free.train_and_evaluate
     return Run(f"data_free_of_{teacher}", seed, binary, settings, {"teacher": place})
 
 
-def _check(hp: Mapping[str, Any]):
-    if not hp["seeds"]:
-        raise InputError("seeds", hp["seeds"], "must name at least one seed")
-    if bool(hp["attack_alphas"]) != bool(hp["attack_temperatures"]):
-        raise InputError("attack_alphas", hp["attack_alphas"], "goes with attack_temperatures")
-    if hp["attack_alphas"] and not hp["num_validation"]:
+def _check(hp: Settings):
+    if not hp.seeds:
+        raise InputError("seeds", hp.seeds, "must name at least one seed")
+    if bool(hp.attack_alphas) != bool(hp.attack_temperatures):
+        raise InputError("attack_alphas", hp.attack_alphas, "goes with attack_temperatures")
+    if hp.attack_alphas and not hp.num_validation:
         allowed = "must be above 0: the attacker's choice is made on held-out examples"
-        raise InputError("num_validation", hp["num_validation"], allowed)
+        raise InputError("num_validation", hp.num_validation, allowed)
     if jax.process_count() > 1:
         allowed = "an experiment runs on one host; start the training binaries on several"
         raise InputError("multihost", jax.process_count(), allowed)
-    ablations.check(hp["ablations"])
-    inversion_stage.check(hp["inversion"])
-    contest.check(hp["attacks"], hp["defences"])
+    ablations.check(hp.ablations)
+    inversion_stage.check(hp.inversion)
+    contest.check(hp.attacks, hp.defences)

@@ -100,7 +100,7 @@ def teacher_stage(
         left_out = ("temperature", "omega", "check_model", "check_model_kwargs")
         known = {k: v for k, v in nasty.settings.items() if k not in left_out}
         return made._replace(settings=known | own | dict(settings), inputs={})
-    plain = {field: spec.default for field, spec in config.AUGMENTATION.items()}
+    plain = config.to_json(config.Augmentation())
     own = plain | {"train_only_head": True, "check_nastiness": False}
     inputs = {"adversary": place, "init_from": place}
     return made._replace(settings=nasty.settings | own | dict(settings), inputs=inputs)
@@ -141,12 +141,13 @@ def attack_stage(
 
 
 def all_stages(
-    hp: Mapping[str, Any], stages: Mapping[str, Run], workdir: epath.Path
+    hp: Any, stages: Mapping[str, Run], workdir: epath.Path
 ) -> dict[tuple[str | None, str], Run]:
     """(attack, defence) -> its run, and (None, defence) -> its teacher's, teachers first."""
     # In the order in which they stand above: a config sorts its names.
-    defences = {name: hp["defences"][name] for name in DEFENCES if name in hp["defences"]}
-    attacks = {name: hp["attacks"][name] for name in ATTACKS if name in hp["attacks"]}
+    given = {"defences": config.to_json(hp.defences), "attacks": config.to_json(hp.attacks)}
+    defences = {k: given["defences"][k] for k in DEFENCES if k in given["defences"]}
+    attacks = {k: given["attacks"][k] for k in ATTACKS if k in given["attacks"]}
     teachers = {
         defence: teacher_stage(defence, settings, stages, workdir)
         for defence, settings in defences.items()
@@ -178,9 +179,7 @@ def collect(
     return Contest(attacked, teachers, seconds, list(alone))
 
 
-def check_settings(
-    hp: Mapping[str, Any], stages: Mapping[str, Run], workdir: epath.Path, dataset: data.Dataset
-):
+def check_settings(hp: Any, stages: Mapping[str, Run], workdir: epath.Path, dataset: data.Dataset):
     """Whether the binaries will take what the attacks and defences set, on this data.
 
     Raises:
@@ -199,7 +198,7 @@ def check_settings(
             network = classification.check(found, dataset)
             if attack == "skeptical":
                 check_auxiliary(network)
-            check_top_k(found.get("top_k"), dataset.num_classes)
+            check_top_k(getattr(found, "top_k", None), dataset.num_classes)
         except InputError as error:
             where = f"defences.{defence}" if error.field == "top_k" else where
             raise InputError(f"{where}.{error.field}", error.given, error.allowed) from None

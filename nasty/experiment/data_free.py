@@ -48,10 +48,10 @@ def train_and_evaluate(
         raise InputError("dataset", name, "is required: the student is measured on its test split")
     hp = _checked(settings)
     dataset = data.load_dataset(name, data_dir=folder)
-    with run_state.about("teacher", hp["teacher"]):
-        teacher = checkpoint.load_model(hp["teacher"])
-    fits.data_for("teacher", hp["teacher"], teacher, dataset)
-    found = conversion.train_and_evaluate(hp, workdir, parallel=parallel)
+    with run_state.about("teacher", hp.teacher):
+        teacher = checkpoint.load_model(hp.teacher)
+    fits.data_for("teacher", hp.teacher, teacher, dataset)
+    found = conversion.train_and_evaluate(config.to_json(hp), workdir, parallel=parallel)
     measured = evaluate.evaluate_checkpoint(workdir, part="student", dataset=name, data_dir=folder)
     return {
         "accuracy": measured["accuracy"],
@@ -67,10 +67,10 @@ def check(settings: Mapping[str, Any]):
       InputError: on `data_free.FIELD`.
     """
     with config.within("data_free"):
-        devices.check_batch_size(_checked({**settings, "teacher": "given"})["batch_size"])
+        devices.check_batch_size(_checked({**settings, "teacher": "given"}).batch_size)
 
 
-def _checked(settings: Mapping[str, Any]) -> dict[str, Any]:
+def _checked(settings: Mapping[str, Any]) -> conversion.Settings:
     """What `dpdfd.train` is told: the settings, with what makes its run one without data."""
     chosen = {name: value for name, value in settings.items() if name not in _MEASURING}
     for name, value in FIXED.items():

@@ -14,28 +14,41 @@ from nasty.experiment import inversion
 from nasty.experiment.figures import inversion_grid
 
 TEACHERS = ("normal", "nasty")
-FIELDS = {
-    "seed": config.integer(0),
-    "images_per_class": config.integer(1, default=10),
-    # As `inversion.invert` has them where not given.
-    "num_steps": config.integer(1, default=None),
-    "learning_rate": config.number(0.0, above=True, default=None),
-    "statistics": config.number(0.0, default=None),
-    "total_variation": config.number(0.0, default=None),
-    "l2": config.number(0.0, default=None),
-    "normal": config.text(),
-    "nasty": config.text(),
-    "judge": config.text(),
-}
+
+
+@config.settings
+class Chosen:
+    """What an experiment may set; as `inversion.invert` has it where not given."""
+
+    images_per_class: int = config.integer(1, default=10, help="to reconstruct")
+    num_steps: int | None = config.integer(1, default=None, help="updates of the images")
+    learning_rate: float | None = config.number(0.0, above=True, default=None, help="the first")
+    statistics: float | None = config.number(0.0, default=None, help="weight of batch statistics")
+    total_variation: float | None = config.number(0.0, default=None, help="weight of smoothness")
+    l2: float | None = config.number(0.0, default=None, help="weight of the pixels' norm")
+
+
+@config.settings
+class Settings(Chosen):
+    """Of the stage."""
+
+    seed: int = config.integer(0, help="of the noise that images begin as")
+    normal: str = config.text(help="the normal teacher's checkpoint")
+    nasty: str = config.text(help="the nasty teacher's")
+    judge: str = config.text(help="the checkpoint of another network, which judges the images")
+
+
 _WEIGHTS = ("num_steps", "learning_rate", "statistics", "total_variation", "l2")
 
 
-def stage(hp: Mapping[str, Any], workdir: epath.Path) -> Run:
+def stage(hp: Any, workdir: epath.Path) -> Run:
     """The stage of the first seed's teachers; the student that had no teacher judges the images."""
-    seed = hp["seeds"][0]
+    seed = hp.seeds[0]
     inputs = {name: run_directory(workdir, f"teacher_{name}", seed) for name in TEACHERS}
     inputs["judge"] = run_directory(workdir, "student_alone", seed)
-    return Run("inversion", seed, reconstruct, {**hp["inversion"], "seed": seed}, inputs)
+    return Run(
+        "inversion", seed, reconstruct, {**config.to_json(hp.inversion), "seed": seed}, inputs
+    )
 
 
 def check(settings: Mapping[str, Any]):
@@ -44,9 +57,8 @@ def check(settings: Mapping[str, Any]):
     Raises:
       InputError: on `inversion.FIELD`.
     """
-    own = {name: FIELDS[name] for name in ("images_per_class", *_WEIGHTS)}
     with config.within("inversion"):
-        config.validate(settings, own)
+        config.validate(settings, Chosen)
 
 
 def reconstruct(
@@ -58,18 +70,18 @@ def reconstruct(
     and `judge_accuracy`; writes `images.npz` and `inversion.png` into the workdir.
     """
     del parallel  # a batch of some hundred images at most
-    hp = config.validate(settings, FIELDS)
+    hp = config.validate(settings, Settings)
     workdir = epath.Path(workdir)
-    teachers = {name: checkpoint.load_model(hp[name]) for name in TEACHERS}
-    judge, classes = checkpoint.load_model(hp["judge"]), teachers["normal"].network.classes
+    teachers = {name: checkpoint.load_model(getattr(hp, name)) for name in TEACHERS}
+    judge, classes = checkpoint.load_model(hp.judge), teachers["normal"].network.classes
     for field, each in (("nasty", teachers["nasty"]), ("judge", judge)):
-        fits.check_start(field, hp[field], each.network, teachers["normal"].network)
-    labels = np.repeat(np.arange(len(classes)), hp["images_per_class"])
-    weights = {name: hp[name] for name in _WEIGHTS if hp[name] is not None}
+        fits.check_start(field, getattr(hp, field), each.network, teachers["normal"].network)
+    labels = np.repeat(np.arange(len(classes)), hp.images_per_class)
+    weights = {k: getattr(hp, k) for k in _WEIGHTS if getattr(hp, k) is not None}
     made, found = {}, {}
     for name, teacher in teachers.items():
         print(f"reconstructs {len(labels)} images from the {name} teacher", flush=True)
-        each = made[name] = inversion.invert(teacher, labels, seed=hp["seed"], **weights)
+        each = made[name] = inversion.invert(teacher, labels, seed=hp.seed, **weights)
         found[name] = {
             "confidence": float(each.confidence.mean()),
             "noisiness": inversion.noisiness(each.images),

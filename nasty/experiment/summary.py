@@ -8,7 +8,7 @@ import jax
 import numpy as np
 from etils import epath
 
-from distill_core import checkpoint, evaluate
+from distill_core import checkpoint, config, evaluate
 from distill_core.data import Dataset
 from distill_core.experiment import plotting
 from distill_core.experiment.report import Figure, Gate, Report, Results, Row, by_arm, values_of
@@ -37,27 +37,27 @@ class Arm:
     nasty: bool = False  # the nasty teacher, or a student of it
 
 
-def arms(hp: Mapping[str, Any], choice: Mapping[str, Mapping[str, float]]) -> list[Arm]:
+def arms(hp: Any, choice: Mapping[str, Mapping[str, float]]) -> list[Arm]:
     """The arms of an experiment, in the order of the table.
 
     Args:
       hp: the experiment's values.
       choice: teacher -> the (α, τ_S) that its attacker chose; {} without an attack.
     """
-    own, student = {"model": hp["model"]}, {"model": hp["student_model"]}
-    undermining = {name: hp[name] for name in ("omega", "temperature")}
-    distilled = {name: hp[name] for name in ("alpha", "temperature")}
+    own, student = {"model": hp.model}, {"model": hp.student.model}
+    undermining = {name: getattr(hp, name) for name in ("omega", "temperature")}
+    distilled = {name: getattr(hp, name) for name in ("alpha", "temperature")}
     found = [Arm("teacher_normal", own), Arm("teacher_nasty", own | undermining, nasty=True)]
     found += [Arm("student_alone", student), *_pair("student", student | distilled)]
     found += _pair("self", own | distilled)
-    for name, further in hp["students"].items():
+    for name, further in hp.students.items():
         network = {"model": further["model"]}
         found += [Arm(f"{name}_alone", network), *_pair(name, network | distilled)]
     for teacher, chosen in choice.items():
         settings = {**student, **chosen, "chosen_on": "held-out examples"}
         found.append(Arm(f"attacker_of_{teacher}", settings, nasty=teacher == "nasty"))
-    if hp["data_free"]:
-        found += _pair("data_free", {"model": hp["data_free"]["model"], "data": "none"})
+    if hp.data_free:
+        found += _pair("data_free", {"model": hp.data_free["model"], "data": "none"})
     return found
 
 
@@ -122,7 +122,7 @@ def _gate(name: str, value: float, passed: bool, needed: str) -> Gate:
 
 def report_of(
     workdir: epath.Path,
-    hp: Mapping[str, Any],
+    hp: Any,
     dataset: Dataset,
     results: Results,
     choice: Mapping[str, Mapping[str, float]],
@@ -146,7 +146,7 @@ def report_of(
         rows=rows_of(compared, results),
         metrics=["accuracy"],
         gates=gates_of(results),
-        settings=hp,
+        settings=config.to_json(hp),
         minutes=minutes,
         notes=[*_NOTES, *filter(None, [dataset.note])],
         figures=[
@@ -174,17 +174,17 @@ def arms_figure(compared: Sequence[Arm], runs: Mapping[str, Sequence[float]]) ->
     )
 
 
-def teacher_figures(workdir: epath.Path, hp: Mapping[str, Any], dataset: Dataset) -> list[Figure]:
+def teacher_figures(workdir: epath.Path, hp: Any, dataset: Dataset) -> list[Figure]:
     """What the first seed's teachers answer, and their features and logits in the plane."""
     teachers = [
-        run_directory(workdir, arm, hp["seeds"][0]) for arm in ("teacher_normal", "teacher_nasty")
+        run_directory(workdir, arm, hp.seeds[0]) for arm in ("teacher_normal", "teacher_nasty")
     ]
     return [
         Figure(
-            f"What both teachers tell a student, softened at temperature {hp['temperature']:g}. "
+            f"What both teachers tell a student, softened at temperature {hp.temperature:g}. "
             "The paper shows one peak from a normal teacher, and several from a nasty one.",
             "figures/logit_response.png",
-            lambda path: _response(path, teachers, dataset, hp["temperature"]),
+            lambda path: _response(path, teachers, dataset, hp.temperature),
         ),
         Figure(
             "t-SNE of features and of logits on test images, with the accuracy of a linear probe "

@@ -3,12 +3,10 @@
 from collections.abc import Mapping
 from typing import Any
 
-import jax
-import jax.numpy as jnp
 import numpy as np
 
 from distill_core import checkpoint
-from distill_core.models.flops import count_flops
+from nasty.nastiness import forward_flops
 
 # Dense bfloat16 peak of one chip in FLOP/s, by the vendors' data sheets.
 PEAKS = {
@@ -34,15 +32,9 @@ def peak(device_kind: str) -> float | None:
     return PEAKS[max(fitting, key=len)] if fitting else None
 
 
-def forward_flops(model: checkpoint.LoadedModel, shape: tuple[int, ...]) -> float:
-    """Operations of one image's logits: see `distill_core.models.flops`."""
-    image = jax.ShapeDtypeStruct((1, *shape), jnp.float32)
-    return count_flops(model.apply, model.variables, image)
-
-
 def table(
     results: Mapping[tuple[str, int], Mapping[str, Any]],
-    hp: Mapping[str, Any],
+    hp: Any,
     teacher: checkpoint.LoadedModel,
     student: checkpoint.LoadedModel,
     *,
@@ -57,8 +49,7 @@ def table(
         (the backward pass counts as two) and one of the network that it is trained against.
       peak: of all devices together, FLOP/s.
     """
-    shape = teacher.network.input_shape
-    large, small = (forward_flops(model, shape) for model in (teacher, student))
+    large, small = (forward_flops(model) for model in (teacher, student))
     flops = {
         "teacher_normal": 3 * large,
         "teacher_nasty": 4 * large,
@@ -70,8 +61,8 @@ def table(
         times = [r["seconds"] for (name, _), r in results.items() if name == arm]
         known = [seconds for seconds in times if seconds is not None]
         if known:
-            prefix = "" if arm.startswith("teacher") else "student_"
-            count = hp[f"{prefix}num_steps"] * hp[f"{prefix}batch_size"]
+            own = hp if arm.startswith("teacher") else hp.student
+            count = own.num_steps * own.batch_size
             seconds = float(np.median(known))
             rate = count / seconds
             rows.append([arm, f"{seconds:.0f}", f"{rate:,.0f}", f"{rate * each / peak:.1%}"])

@@ -3,7 +3,6 @@
 Names and settings of the baselines are ours; the paper's own list could not be read.
 """
 
-from collections.abc import Mapping
 from typing import Any
 
 from swingdistill.scorers import scoring
@@ -15,7 +14,7 @@ LARGE = ("teacher", "reference")  # networks of the teacher's size; all others a
 SWEPT = {"constant": "constant temperature", "swing": "swing"}  # over the noise; what they are
 
 
-def ablations(hp: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
+def ablations(hp: Any) -> dict[str, dict[str, Any]]:
     """Arm -> the settings of `swingdistill.train` that it changes, all students of one teacher.
 
     - `student_ce`: labels alone, no teacher.
@@ -25,8 +24,8 @@ def ablations(hp: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
     - `swing`: the method, as the config has it.
     - the rest takes a part away or applies it everywhere.
     """
-    t_min = hp["t_min"]
-    uniform = hp["uniform_temperature"]
+    t_min = hp.t_min
+    uniform = hp.uniform_temperature
     arms: dict[str, dict[str, Any]] = {
         "student_ce": {"teacher": None, "reference": None},
         "kd": PLAIN | {"t_max": t_min},
@@ -40,7 +39,7 @@ def ablations(hp: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
         "swing_keep_ce": {"keep_ce": True},
         "swing_anchored": {"variant": "anchored"},
     }
-    if any(name in scoring.TEXT_SCORERS for name in hp["scorers"]):
+    if any(name in scoring.TEXT_SCORERS for name in hp.scorers):
         arms["swing_divergence"] = {"scorers": ("divergence",)}
     return arms
 

@@ -21,34 +21,52 @@ from distill_core.data.text import corpus as corpora
 from distill_core.experiment import report
 from distill_core.experiment.stages import run_stage
 from distill_core.models import trust
-from distill_core.training import plain_text
-from swingdistill import evaluate, train
+from distill_core.training import dp_settings, plain_text
+from swingdistill import evaluate, private_text, train
 from swingdistill.experiment import arms as arms_lib
 from swingdistill.experiment import scorer_study, summary
 
-_NETWORK = {
-    **config.MODEL,
-    **config.OPTIMIZER,
-    "num_steps": config.integer(1),
-    "batch_size": config.integer(1),
-}
-_SET_HERE = (
-    *("seed", "init_from", "teacher", "reference", "half", "transfer_set", "canary_seed"),
-    "public_text",
-)
-FIELDS = {
-    **{name: field for name, field in train.FIELDS.items() if name not in _SET_HERE},
-    **{f"student_{name}": field for name, field in _NETWORK.items()},
-    # Of the arm dp_sgd, which there is with a group dp; None: as the students.
-    "dp_batch_size": config.integer(1, default=None),
-    "dp_num_steps": config.integer(1, default=None),
-    "dp_learning_rate": config.number(0.0, above=True, default=None),
-    "seeds": config.sequence(config.integer(0)),
-    "ablations": config.boolean(default=True),
-    "decoys": config.boolean(default=True),
-    "sweep": config.sequence(config.number(0.0, above=True), default=()),
-    "uniform_temperature": config.number(0.0, above=True, default=4.0),
-}
+
+@config.settings
+class Student(config.Optimizer, config.Model):
+    """What differs between a student's training and a teacher's."""
+
+    num_steps: int = config.integer(1, help="updates in all")
+    batch_size: int = config.integer(1, help="over all devices")
+
+
+@config.settings
+class Settings(
+    train.Method,
+    dp_settings.Private,
+    config.Evaluated,
+    config.Length,
+    config.Optimizer,
+    config.Model,
+    private_text.Text,
+):
+    """Of the comparison; the training fields at the top are of teacher and reference."""
+
+    student: Student = config.group(Student, help="the students' training, where it differs")
+    dp_batch_size: int | None = config.integer(
+        1, default=None, help="of the arm dp_sgd, which there is with a group dp"
+    )
+    dp_num_steps: int | None = config.integer(1, default=None, help="likewise")
+    dp_learning_rate: float | None = config.number(
+        0.0, above=True, default=None, help="likewise; by default the students'"
+    )
+    seeds: tuple[int, ...] = config.sequence(config.integer(0), help="of secrets, one teacher each")
+    ablations: bool = config.boolean(default=True, help="runs the further arms with the first seed")
+    decoys: bool = config.boolean(default=True, help="runs the arms that see decoys for canaries")
+    sweep: tuple[float, ...] = config.sequence(
+        config.number(0.0, above=True), default=(), help="noise scales to try"
+    )
+    uniform_temperature: float = config.number(
+        0.0, above=True, default=4.0, help="of the arm that warms every token alike"
+    )
+
+
+_METHOD = tuple(config.fields(train.Method))
 # These change no number, and input checkpoints are known by their ids, not by path.
 _NOT_IN_DIGEST = ("log_every", "eval_every", "save_every", "eval_batch_size")
 
@@ -70,22 +88,22 @@ def run(
 
     Returns each run's result by (arm, seed).
     """
-    hp = config.validate(settings, FIELDS)
+    hp = config.validate(settings, Settings)
     _check(hp)
     workdir, began = epath.Path(workdir), time.monotonic()
-    corpus = corpora.load_corpus(hp["dataset"])
+    corpus = corpora.load_corpus(hp.dataset)
     fingerprint = corpus.fingerprint()
     results = {}
     for each in runs(hp, workdir):
         directory = _directory(workdir, each.arm, each.seed)
         results[each.arm, each.seed] = _complete(each, directory, fingerprint, parallel)
-    study = {seed: _study(hp, workdir, seed, fingerprint) for seed in hp["seeds"]}
+    study = {seed: _study(hp, workdir, seed, fingerprint) for seed in hp.seeds}
     minutes = (time.monotonic() - began) / 60
     report.publish(summary.report_of(hp, results, study, minutes), workdir)
     return results
 
 
-def runs(hp: Mapping[str, Any], workdir: epath.Path) -> list[Run]:
+def runs(hp: Settings, workdir: epath.Path) -> list[Run]:
     """All training runs, in an order in which inputs come first.
 
     Every seed has its own secrets, teacher and students; the first also has the ablations, the
@@ -93,9 +111,9 @@ def runs(hp: Mapping[str, Any], workdir: epath.Path) -> list[Run]:
     reference's half of the text: no word in it is there because the teacher's half has it.
     """
     base = _base(hp)
-    student = base | {name: hp[f"student_{name}"] for name in _NETWORK}
-    first = hp["seeds"][0]
-    plain = {name: value for name, value in base.items() if name not in train.METHOD_FIELDS}
+    student = base | config.to_json(hp.student)
+    first = hp.seeds[0]
+    plain = {name: value for name, value in base.items() if name not in _METHOD}
     reference = Run(
         "reference",
         0,
@@ -106,26 +124,26 @@ def runs(hp: Mapping[str, Any], workdir: epath.Path) -> list[Run]:
     )
     found = [reference]
     public = {"reference": _directory(workdir, "reference", 0)}
-    vocabulary = {} if _is_path(hp["tokenizer"]) else {"tokenizer": public["reference"]}
+    vocabulary = {} if _is_path(hp.tokenizer) else {"tokenizer": public["reference"]}
     settings_of = arms_lib.ablations(hp)
-    for seed in hp["seeds"]:
+    for seed in hp.seeds:
         own = {"half": "first", "transfer_set": "private", "canary_seed": seed}
         settings = _without(plain | own | {"seed": 10 * seed + 1}, vocabulary)
         found.append(Run("teacher", seed, settings, vocabulary))
         inputs = {"teacher": _directory(workdir, "teacher", seed), **public, **vocabulary}
         mine = {arm: settings_of[arm] for arm in arms_lib.HEADLINE}
-        if seed == first and hp["ablations"]:
+        if seed == first and hp.ablations:
             mine |= settings_of
         if seed == first:
-            mine |= arms_lib.sweep(hp["sweep"], hp["t_min"])
+            mine |= arms_lib.sweep(hp.sweep, hp.t_min)
         own["seed"] = 10 * seed + 2
-        if hp["noise_seed"] is not None:
-            own["noise_seed"] = (hp["noise_seed"] + own["seed"]) % 2**32
+        if hp.noise_seed is not None:
+            own["noise_seed"] = (hp.noise_seed + own["seed"]) % 2**32
         for arm, changes in mine.items():
             found.append(_student(arm, seed, student | own | changes, inputs))
-        if hp["dp"]:
+        if hp.dp:
             found.append(_private(hp, seed, student | own, inputs))
-        if seed == first and hp["decoys"]:
+        if seed == first and hp.decoys:
             own["transfer_set"] = "decoy"
             for arm, like in arms_lib.decoys().items():
                 if like in settings_of:
@@ -133,16 +151,17 @@ def runs(hp: Mapping[str, Any], workdir: epath.Path) -> list[Run]:
     return found
 
 
-def _base(hp: Mapping[str, Any]) -> dict[str, Any]:
+def _base(hp: Settings) -> dict[str, Any]:
     """What all training runs have in common; `dp` is one arm's alone."""
-    return {name: hp[name] for name in train.FIELDS if name in hp and name != "dp"}
+    values, known = config.to_json(hp), config.fields(train.Settings)
+    return {name: value for name, value in values.items() if name in known and name != "dp"}
 
 
 def _private(hp, seed, settings, inputs) -> Run:
-    given = {"dp": hp["dp"], "teacher": None, "reference": None}
-    for name in ("batch_size", "num_steps", "learning_rate"):
-        if hp[f"dp_{name}"] is not None:
-            given[name] = hp[f"dp_{name}"]
+    given = {"dp": config.to_json(hp.dp), "teacher": None, "reference": None}
+    own = {"batch_size": hp.dp_batch_size, "num_steps": hp.dp_num_steps}
+    own["learning_rate"] = hp.dp_learning_rate
+    given |= {name: value for name, value in own.items() if value is not None}
     return _student(arms_lib.PRIVATE, seed, settings | given, inputs)
 
 
@@ -151,11 +170,11 @@ def _student(arm, seed, settings, inputs) -> Run:
     kept = dict(inputs)
     if "teacher" in settings:  # it learns from labels alone, whatever the method's settings are
         del kept["teacher"], kept["reference"]
-        settings = _without(settings, train.METHOD_FIELDS)
+        settings = _without(settings, _METHOD)
     else:
         if kept.pop("tokenizer", None):  # it has its teacher's
             settings = _without(settings, ("tokenizer",))
-        if not train.asks_reference(settings):
+        if not train.asks_reference(config.part_of(settings, train.Method)):
             del kept["reference"]
     return Run(arm, seed, _without(settings, inputs), kept)
 
@@ -173,7 +192,9 @@ def _complete(each: Run, directory, fingerprint: str, mode: str | None) -> dict[
 
     def train_and_measure():
         found = train.train_and_evaluate(each.settings | paths, directory, parallel=mode)
-        bits = evaluate.exposures(checkpoint.load_model(directory), each.settings)
+        bits = evaluate.exposures(
+            checkpoint.load_model(directory), config.part_of(each.settings, private_text.Settings)
+        )
         return {**found, "exposure": {str(level): values for level, values in bits.items()}}
 
     return run_stage(
@@ -199,7 +220,7 @@ def _study(hp, workdir, seed: int, fingerprint: str) -> dict[str, Any]:
         config={"study": "scorers", **_known_by(settings)},
         data=fingerprint,
         inputs=[checkpoint.find(path)[1]["id"] for path in paths.values()],
-        run=lambda: scorer_study.study(settings, *paths.values()),
+        run=lambda: scorer_study.study(config.part_of(settings, train.Settings), *paths.values()),
         say=_say,
     ).result
 
@@ -212,16 +233,17 @@ def _directory(workdir: epath.Path, arm: str, seed: int) -> epath.Path:
     return epath.Path(workdir) / "runs" / arm / f"seed{seed}"
 
 
-def _check(hp: Mapping[str, Any]):
-    if not hp["seeds"]:
-        raise InputError("seeds", hp["seeds"], "must name at least one seed of secrets")
-    if not hp["canaries_per_level"]:
+def _check(hp: Settings):
+    if not hp.seeds:
+        raise InputError("seeds", hp.seeds, "must name at least one seed of secrets")
+    if not hp.canaries_per_level:
         allowed = "must be at least 1: exposure is measured on planted canaries"
         raise InputError("canaries_per_level", 0, allowed)
     if jax.process_count() > 1:
         allowed = "an experiment runs on one host; start the training binaries on several"
         raise InputError("multihost", jax.process_count(), allowed)
-    train.check({**_base(hp), "teacher": "given", "reference": "given"})
+    given = {**_base(hp), "teacher": "given", "reference": "given"}
+    train.check(config.validate(given, train.Settings))
 
 
 def _say(line: str):

@@ -1,6 +1,5 @@
 """How well each scorer finds the private tokens of a text, and what it makes of some sentences."""
 
-from collections.abc import Mapping
 from typing import Any
 
 import jax.numpy as jnp
@@ -15,9 +14,7 @@ from swingdistill.scorers import scoring
 _ORDINARY, _LONGEST = 6, 60  # ordinary sentences shown, and tokens of each
 
 
-def study(
-    hp: Mapping[str, Any], teacher: epath.PathLike, reference: epath.PathLike
-) -> dict[str, Any]:
+def study(hp: Any, teacher: epath.PathLike, reference: epath.PathLike) -> dict[str, Any]:
     """Quality of all scorers on one teacher's text, and sentences scored as the config has it.
 
     Args:
@@ -38,19 +35,19 @@ def study(
     rows, lines, fill = private_text.to_rows(hp, texts.train, tokenizer)
     public, _, _ = private_text.to_rows(hp, texts.validation, tokenizer)
     names = [name for name in scoring.SCORERS if name != "oracle"]
-    bounds = scoring.measure_bounds(names, public, hp["quantiles"], **models)
-    answer = hp["task"] == "classification"
+    bounds = scoring.measure_bounds(names, public, hp.quantiles, **models)
+    answer = hp.task == "classification"
     scores = scoring.score(
         names,
         rows,
         lines,
         fill,
         bounds=bounds,
-        expressions=hp["expressions"],
+        expressions=hp.expressions,
         whole_line=answer,
         **models,
     )
-    asked = [scores[name] for name in hp["scorers"] if name in scores]
+    asked = [scores[name] for name in hp.scorers if name in scores]
     scores["combined"] = np.max([np.zeros_like(rows["weights"]), *asked], axis=0)
 
     level_of = {c.line: c.repetitions for c in texts.canaries}
@@ -73,7 +70,7 @@ def study(
 
 def _level(line, level_of, hp) -> int:
     """Repetitions of the canary that a line is, 0 for any other."""
-    start = line.text.rfind(hp["canary_format"].partition("{}")[0])
+    start = line.text.rfind(hp.canary_format.partition("{}")[0])
     return level_of.get(line.text[max(start, 0) :], 0)
 
 
@@ -90,7 +87,7 @@ def _secret(line, repetitions: int, answer: bool) -> np.ndarray:
 def _samples(hp, rows, lines, scores, of_line, tokenizer) -> list[dict[str, Any]]:
     temperatures = np.asarray(
         token_temperatures(
-            jnp.asarray(scores["combined"]), t_min=hp["t_min"], t_max=hp["t_max"], gamma=hp["gamma"]
+            jnp.asarray(scores["combined"]), t_min=hp.t_min, t_max=hp.t_max, gamma=hp.gamma
         )
     )
     chosen = []

@@ -4,6 +4,7 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from distill_core import config
 from distill_core.experiment.report import Figure, Gate, Report, Results, Row, Table, by_arm
 from swingdistill import evaluate
 from swingdistill.experiment import arms, claims, figures, samples
@@ -24,12 +25,12 @@ _FORMAL = "the ε of the formal budget is for released vectors alone (see each a
 _EMPIRICAL = "the noise scale is empirical, and no ε is claimed from it."
 
 
-def rows_of(hp: Mapping[str, Any], results: Results) -> list[Row]:
+def rows_of(hp: Any, results: Results) -> list[Row]:
     """One row per arm over its seeds."""
     return [_row(arm, runs, hp) for arm, runs in by_arm(results).items()]
 
 
-def _row(arm: str, runs: Sequence[Mapping[str, Any]], hp: Mapping[str, Any]) -> Row:
+def _row(arm: str, runs: Sequence[Mapping[str, Any]], hp: Any) -> Row:
     metrics = {"perplexity": [r["perplexity"] for r in runs]}
     for name in (f"{each}_perplexity" for each in evaluate.CLASSES):
         if all(r[name] is not None for r in runs):
@@ -42,12 +43,12 @@ def _row(arm: str, runs: Sequence[Mapping[str, Any]], hp: Mapping[str, Any]) -> 
         for name in ("epsilon", "replace_one_epsilon"):
             if all(name in budget for budget in budgets):  # else its noise was chosen
                 metrics[name] = [budget[name] for budget in budgets]
-    model = hp["model" if arm in arms.LARGE else "student_model"]
+    model = hp.model if arm in arms.LARGE else hp.student.model
     return Row(arm, {"model": model, **budgets[0]}, metrics)
 
 
 def report_of(
-    hp: Mapping[str, Any],
+    hp: Any,
     results: Results,
     study: Mapping[int, Mapping[str, Any]],
     minutes: float,
@@ -60,14 +61,14 @@ def report_of(
       study: what `scorer_study.study` gave, by seed.
       minutes: that this call took.
     """
-    levels, first = sorted(hp["canary_levels"]), study[hp["seeds"][0]]
+    levels, first = sorted(hp.canary_levels), study[hp.seeds[0]]
     rows = rows_of(hp, results)
     gates = claims.gates(
         results,
-        task=hp["task"],
+        task=hp.task,
         levels=levels,
         num_candidates=_num_candidates(hp),
-        noise_scales=hp["sweep"],
+        noise_scales=hp.sweep,
     )
     exposure = {
         arm: {str(seed): r["exposure"] for (name, seed), r in results.items() if name == arm}
@@ -76,13 +77,13 @@ def report_of(
     nothing = "nothing can be claimed from this run: the first gate is missed"
     return Report(
         method="swingdistill",
-        dataset=hp["dataset"],
-        title=f"Swing distillation on {hp['dataset'].rpartition('/')[2]} ({hp['task']})",
+        dataset=hp.dataset,
+        title=f"Swing distillation on {hp.dataset.rpartition('/')[2]} ({hp.task})",
         summary=_headline(results, gates, levels),
         rows=rows,
         metrics=_shown(hp, rows, levels),
         gates=gates,
-        settings=hp,
+        settings=config.to_json(hp),
         minutes=minutes,
         notes=_notes(hp),
         figures=_figures(hp, results, first["quality"], levels),
@@ -98,15 +99,15 @@ def report_of(
 
 def _num_candidates(hp) -> int:
     """How many candidates a rank is among; every secret leaves out the other planted ones."""
-    total = 10 ** hp["canary_digits"]
-    return min(total, 10_001) if hp["task"] == "classification" else total
+    total = 10**hp.canary_digits
+    return min(total, 10_001) if hp.task == "classification" else total
 
 
 def _shown(hp, rows: Sequence[Row], levels: Sequence[int]) -> list[str]:
     private = any("private_perplexity" in row.metrics for row in rows)
     perplexities = ["perplexity", "public_perplexity" if private else "digit_perplexity"]
     return [
-        *(perplexities if hp["task"] == "language" else ["accuracy"]),
+        *(perplexities if hp.task == "language" else ["accuracy"]),
         *(f"exposure_{n}" for n in levels),
         f"worst_exposure_{max(levels)}",
         "epsilon",
@@ -133,7 +134,7 @@ def _headline(results: Results, gates: Sequence[Gate], levels: Sequence[int]) ->
 
 
 def _figures(hp, results: Results, quality, levels: Sequence[int]) -> list[Figure]:
-    swept = arms.sweep(hp["sweep"], hp["t_min"])
+    swept = arms.sweep(hp.sweep, hp.t_min)
     exposures = {
         arm: {n: claims.bits(results, arm, n) for n in levels}
         for arm in by_arm(results)
@@ -148,10 +149,10 @@ def _figures(hp, results: Results, quality, levels: Sequence[int]) -> list[Figur
             lambda path: figures.exposure_by_repetition(path, exposures, ceiling=ceiling),
         )
     ]
-    if hp["sweep"]:
+    if hp.sweep:
         curves = {
             label: {
-                scale: _point(results, arms.at_noise(kind, scale), levels) for scale in hp["sweep"]
+                scale: _point(results, arms.at_noise(kind, scale), levels) for scale in hp.sweep
             }
             for kind, label in arms.SWEPT.items()
         }
@@ -194,16 +195,16 @@ def _scorer_table(quality) -> Table:
 
 
 def _notes(hp) -> list[str]:
-    notes = [*_NOTES, _NO_GUARANTEE + (_FORMAL if hp["epsilon"] else _EMPIRICAL)]
-    if hp["dp"]:
+    notes = [*_NOTES, _NO_GUARANTEE + (_FORMAL if hp.epsilon else _EMPIRICAL)]
+    if hp.dp:
         notes.append(
             "dp_sgd learns from labels alone; its ε is for a line of the text, zeroed out. A "
             "secret that stands 10 or 100 times is as many lines: for all of them together only "
             "group privacy holds, at 10 or 100 times ε and a larger δ. Lines are cut after "
-            f"{hp['length']} tokens. The vocabulary, which is the reference's, made of lines that "
+            f"{hp.length} tokens. The vocabulary, which is the reference's, made of lines that "
             "no other run trains on, and the held-out text count as public."
         )
-    if hp["task"] == "classification":
+    if hp.task == "classification":
         notes.append(
             "A classifier's secrets are ranked among 10,000 sampled numbers by the loss of the "
             "canary's label, so that 13.3 bits are the most that can be seen. It gives away that "

@@ -215,7 +215,7 @@ def test_groups_of_a_config_name_modules_too():
     def run(settings, module):
         trust.check("checkpoint", "file", module, asks_for="a network")
 
-    named = {"model": "a.b:C", "student_model": "d:E", "students": {"x": {"model": "f:G"}}}
+    named = {"model": "a.b:C", "student": {"model": "d:E"}, "students": {"x": {"model": "f:G"}}}
     for module in ("a.b", "d", "f"):
         run(ConfigDict(named), module)
     with pytest.raises(InputError, match="asks for a network"):

@@ -177,7 +177,7 @@ WRONG = {
         (f"{NASTY} --config.dataset=npz:{{place}}/large.npz", "adversary: .*leaf params/Dense_0/"),
         (f"{NASTY} --config.adversary=nowhere", "adversary"),
     ],
-    experiment: [("--config.student_drop_steps=3,2", "student_drop_steps")],
+    experiment: [("--config.student.drop_steps=3,2", "student.drop_steps")],
     evaluate: [
         ("", "checkpoint"),
         ("--checkpoint=nowhere", "checkpoint"),
