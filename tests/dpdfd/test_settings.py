@@ -4,6 +4,7 @@ import math
 
 import pytest
 
+from distill_core import config
 from distill_core.config import InputError
 from dpdfd import settings
 from dpdfd.privacy import units
@@ -22,11 +23,9 @@ DP_TEACHER = {**PUBLIC, "privacy_unit": "record_dp_teacher"}
 @pytest.mark.parametrize("given", [PARAM, LOGIT, ROUNDS, ANSWERS, PUBLIC, DP_TEACHER])
 def test_defaults_fill_what_is_not_given_also_in_the_generators_group(given):
     found = settings.validate({**given, "generator": {"width": 3}})
-    assert set(found) == set(settings.FIELDS)
-    assert set(found["generator"]) == set(settings.GENERATOR)
-    assert (found["generator"]["width"], found["generator"]["latent_size"]) == (3, 100)
-    assert settings.validate(found) == found
-    assert not found["prior"]
+    assert (found.generator.width, found.generator.latent_size) == (3, 100)
+    assert settings.validate(config.to_json(found)) == found
+    assert not found.prior
 
 
 @pytest.mark.parametrize(
@@ -97,14 +96,14 @@ def test_the_generators_field_that_is_unknown_is_told_its_likeliest_name():
 
 def test_a_guiding_teacher_is_for_runs_that_claim_nothing_or_inherit_all():
     for given in (PUBLIC, DP_TEACHER):
-        assert settings.validate({**given, "guide": "teacher"})["guide"] == "teacher"
+        assert settings.validate({**given, "guide": "teacher"}).guide == "teacher"
     with pytest.raises(InputError, match="without noise, so no ε holds"):
         settings.validate({**LOGIT, "guide": "teacher"})
 
 
 def test_rounds_may_come_without_a_generator_that_learns():
     found = settings.validate({**ROUNDS, "prior": {"strokes": 1}, "generator": {"every": 0}})
-    assert found["prior"] == {"strokes": 1}
+    assert found.prior == {"strokes": 1}
 
 
 @pytest.mark.parametrize(

@@ -651,7 +651,7 @@ def call(teachers, tmp_path, capfd):
         )
         capfd.readouterr()
         code = cli.exit_code(
-            lambda argv: cli.run_training(train.train_and_evaluate, train.FIELDS, argv),
+            lambda argv: cli.run_training(train.train_and_evaluate, train.Settings, argv),
             [f"--config={file}", f"--workdir={tmp_path / workdir}", *flags],
         )
         return code, capfd.readouterr().err.splitlines()

@@ -3,37 +3,31 @@
 import pytest
 from etils import epath
 
-from nasty.experiment.comparison import paper_stages
+from distill_core import config
+from nasty.experiment.comparison import Settings, paper_stages
 
-HP = {
-    "dataset": "digits",
-    "model": "cnn",
-    "model_kwargs": {"widths": (4,)},
-    "train_share": 1.0,
-    "learning_rate": 0.1,
-    "num_steps": 4,
-    "batch_size": 8,
-    "omega": 0.03,
-    "temperature": 20.0,
-    "alpha": 0.9,
-    "students": {},
-    **{
-        f"student_{name}": value
-        for name, value in {
+HP = config.validate(
+    {
+        "dataset": "digits",
+        "model": "cnn",
+        "model_kwargs": {"widths": (4,)},
+        "learning_rate": 0.1,
+        "num_steps": 4,
+        "batch_size": 8,
+        "omega": 0.03,
+        "temperature": 20.0,
+        "alpha": 0.9,
+        "seeds": (3,),
+        "student": {
             "model": "cnn",
-            "model_kwargs": {},
             "optimizer": "adam",
             "learning_rate": 0.1,
-            "momentum": 0.9,
-            "weight_decay": 0.0,
-            "schedule": "constant",
-            "drop_steps": (),
-            "drop_factor": 0.1,
             "num_steps": 2,
             "batch_size": 8,
-        }.items()
+        },
     },
-}
+    Settings,
+)
 
 
 @pytest.fixture

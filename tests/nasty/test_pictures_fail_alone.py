@@ -46,7 +46,7 @@ def settings(tmp_path_factory):
         "ablations": {"alpha": (0.5, 0.9)},
         "inversion": {"num_steps": 2, "images_per_class": 2},
         **network,
-        **{f"student_{name}": value for name, value in network.items()},
+        "student": network,
     }
 
 
@@ -127,10 +127,12 @@ def test_a_table_of_speed_that_fails_costs_nothing_else(again, monkeypatch):
     assert json.loads((again.workdir / "results.json").read_text())["rows"]
 
 
-@pytest.mark.parametrize("field", ["batch_size", "student_batch_size"])
+@pytest.mark.parametrize("field", ["batch_size", "student.batch_size"])
 def test_a_batch_is_refused_by_the_field_that_says_so(settings, tmp_path, field):
     with pytest.raises(InputError) as error:
-        experiment.run({**settings, field: 13}, tmp_path / "run")
+        wrong = {"student": {**settings["student"], "batch_size": 13}}
+        wrong = wrong if "." in field else {field: 13}
+        experiment.run({**settings, **wrong}, tmp_path / "run")
     assert error.value.field == field
     assert not (tmp_path / "run").exists()
 

@@ -81,7 +81,7 @@ def place(folder, settings, teacher, untrained, tmp_path_factory):
     given = settings()
     (place / "config.py").write_text(CONFIG.format(settings=given))
     network = ("model", "model_kwargs", "learning_rate", "num_steps", "batch_size", "optimizer")
-    compared = {**given, "seeds": (1,), **{f"student_{name}": given[name] for name in network}}
+    compared = {**given, "seeds": (1,), "student": {name: given[name] for name in network}}
     (place / "experiment.py").write_text(CONFIG.format(settings=compared))
     for name, split, content in (
         ("empty", "train", b" \n"),

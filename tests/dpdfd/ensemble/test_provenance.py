@@ -95,7 +95,7 @@ def test_another_network_of_that_class_is_refused_in_one_line(teachers, tmp_path
         f"def get_config(arg=''):\n    return config_dict.ConfigDict({given!r}).lock()\n"
     )
     code = cli.exit_code(
-        lambda argv: cli.run_training(train.train_and_evaluate, train.FIELDS, argv),
+        lambda argv: cli.run_training(train.train_and_evaluate, train.Settings, argv),
         [f"--config={file}", f"--workdir={tmp_path / 'run'}"],
     )
     said = capfd.readouterr().err.splitlines()

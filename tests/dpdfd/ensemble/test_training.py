@@ -20,7 +20,7 @@ from distill_core.training.step import TrainState, Update
 from dpdfd.ensemble import partition_fit, partitions
 from dpdfd.ensemble.network import Ensemble, answers
 from dpdfd.ensemble.partitions import partition
-from dpdfd.ensemble.training import FIELDS, MODEL, train_and_evaluate
+from dpdfd.ensemble.training import MODEL, Settings, train_and_evaluate
 
 TEACHERS, NUM = 5, 48
 RIDGE = {
@@ -226,7 +226,7 @@ def test_separate_steps_are_the_joint_step_and_keep_teachers_apart(digits):
 def test_the_vote_of_ridge_teachers_reads_digits(tmp_path):
     path = Path(__file__).parents[3] / "configs/dpdfd/ensemble_digits.py"
     settings = config_file.read(
-        f"{path}:smoke", [("num_validation", "100"), ("num_teachers", "16")], FIELDS
+        f"{path}:smoke", [("num_validation", "100"), ("num_teachers", "16")], Settings
     )
     found = train_and_evaluate(settings, tmp_path)
     assert found["accuracy"] > 0.9

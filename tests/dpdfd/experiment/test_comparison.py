@@ -38,7 +38,7 @@ def one_device():
 
 def smoke():
     """The config's own smoke run."""
-    return config_file.read(f"{CONFIG}:smoke", (), experiment.FIELDS).to_dict()
+    return config_file.read(f"{CONFIG}:smoke", (), experiment.Settings).to_dict()
 
 
 @pytest.fixture(scope="module")
@@ -385,7 +385,7 @@ def test_what_all_arms_share_may_hold_the_unit_and_epsilon(planned, given):
 
 
 def test_without_canaries_teachers_have_the_data_itself_and_nothing_is_audited(given, tmp_path):
-    hp = validate({**given, "num_canaries": 0}, experiment.FIELDS)
+    hp = validate({**given, "num_canaries": 0}, experiment.Settings)
     assert experiment._planted(hp, tmp_path, data.load_dataset("digits")) == {}
     assert experiment._audited(hp) == {} and not list(tmp_path.iterdir())
     found = {run.settings["dataset"] for run in experiment.teachers(hp, {}, 0)}
@@ -488,7 +488,7 @@ def test_files_of_one_name_do_not_go_with_canaries(given, tmp_path, monkeypatch)
 def test_the_binary_takes_a_field_of_an_arm_and_refuses_it_by_name(tmp_path, capfd):
     flags = [f"--config={CONFIG}:smoke", f"--workdir={tmp_path / 'run'}"]
     code = cli.exit_code(
-        lambda argv: cli.run_training(experiment.run, experiment.FIELDS, argv),
+        lambda argv: cli.run_training(experiment.run, experiment.Settings, argv),
         [*flags, "--config.arms.query.epsilon=-1"],
     )
     said = capfd.readouterr().err.splitlines()
@@ -500,8 +500,8 @@ def test_the_binary_takes_a_field_of_an_arm_and_refuses_it_by_name(tmp_path, cap
 @pytest.mark.parametrize("argument", ["digits.py", "mnist.py", "mnist.py:fashion_mnist"])
 def test_the_projects_own_comparisons_are_such_as_it_takes(argument):
     """Data of MNIST's kind stand for MNIST itself."""
-    hp = validate(config_file.read(f"{CONFIG.parent}/{argument}", (), experiment.FIELDS),
-                  experiment.FIELDS)  # fmt: skip
+    hp = validate(config_file.read(f"{CONFIG.parent}/{argument}", (), experiment.Settings),
+                  experiment.Settings)  # fmt: skip
     hp["fresh"] = experiment.settings.group("fresh", hp["fresh"], experiment.FRESH)
     side, count = (8, 1437) if argument == "digits.py" else (28, 1500)
     images, labels = np.zeros((count, side, side, 1), np.uint8), np.arange(count) % 10

@@ -64,7 +64,7 @@ def settings(tmp_path_factory):
         "temperature": 4.0,
         "save_every": 2,
         **network,
-        **{f"student_{name}": value for name, value in network.items()},
+        "student": network,
     }
 
 
@@ -92,7 +92,7 @@ def again(settings, finished, tmp_path, monkeypatch, capsys):
                 statuses.setdefault(found[2], []).append(found[1])
         return statuses
 
-    again.workdir = tmp_path / "copy"
+    again.workdir, again.student = tmp_path / "copy", settings["student"]
     return again
 
 
@@ -179,7 +179,10 @@ def test_another_student_learning_rate_redoes_the_students_only(again, monkeypat
         monkeypatch.setattr(module, "train_and_evaluate", fake(module.train_and_evaluate))
     redone = ["student_alone", "student_of_normal", "student_of_nasty"]
     others = [arm for arm in ARMS if arm not in redone]
-    assert again(student_learning_rate=0.1) == {"redoing": redone, "up to date": others}
+    assert again(student={**again.student, "learning_rate": 0.1}) == {
+        "redoing": redone,
+        "up to date": others,
+    }
 
 
 def test_other_data_under_the_same_name_redoes_everything(again, monkeypatch):
@@ -266,7 +269,7 @@ def test_the_attacker_chooses_on_held_out_data_of_the_first_seed(settings, tmp_p
             "num_validation",
         ),
         ({"seed": 3}, "seed"),
-        ({"student_omega": 3}, "student_omega"),
+        ({"student": {"omega": 3}}, "student.omega"),
         ({"ablations": {"omgea": (0.0, 1.0)}}, "ablations.omgea"),
         ({"attacks": {"kd": {}}}, "attacks"),
         ({"attacks": {"kd": {}}, "defences": {"stingy": {"top_k": 4}}}, "defences.stingy.top_k"),
@@ -345,7 +348,7 @@ def test_students_without_data_and_reconstructed_images_join_the_report(
     monkeypatch.setattr(data_free, "train_and_evaluate", fake(data_free.train_and_evaluate, calls))
     monkeypatch.setattr(data_free, "check", lambda given: calls.clear())
     network = {"widths": (4,), "hidden": 8, "norm": "batch"}
-    own = {"model_kwargs": network, "student_model_kwargs": network}
+    own = {"model_kwargs": network, "student": {**settings["student"], "model_kwargs": network}}
     own |= {"data_free": {"model": "cnn"}, "inversion": {"num_steps": 2, "images_per_class": 2}}
     experiment.run({**settings, **own}, tmp_path)
     kinds = ("normal", "nasty")
@@ -396,7 +399,9 @@ def traced(monkeypatch):
 def test_a_sweep_of_numbers_compiles_once(again, traced):
     calls = traced(distill_step, "distillation_loss")
     sweep = {"temperature": (1.0, 2.0, 3.0), "alpha": (0.2, 0.4, 0.5)}
-    begun = again(student_learning_rate=0.013, ablations=sweep)  # which no step has had before
+    begun = again(
+        student={**again.student, "learning_rate": 0.013}, ablations=sweep
+    )  # which no step has had before
     assert len(begun["starting"]) >= 5
     assert len(calls) == 1
 
@@ -416,7 +421,11 @@ def test_nasty_teachers_that_differ_in_omega_temperature_and_seed_compile_once(
     settings, finished, tmp_path, traced
 ):
     calls = traced(nasty_step, "nasty_loss")
-    own = {name: value for name, value in settings.items() if name in nasty_train.FIELDS}
+    own = {
+        name: value
+        for name, value in settings.items()
+        if name in config.fields(nasty_train.Settings)
+    }
     own |= {"adversary": str(finished / "runs" / "teacher_normal" / "seed1")}
     own |= {"learning_rate": 0.013}  # which no step has had before
     digests = set()

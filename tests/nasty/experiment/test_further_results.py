@@ -1,5 +1,7 @@
 """What stands in tables, figures and JSON beside the comparison."""
 
+from types import SimpleNamespace
+
 import numpy as np
 
 from nasty.experiment import further_results, throughput
@@ -114,9 +116,10 @@ def test_reconstructed_images_are_shown_beside_their_numbers():
 
 
 def test_speed_counts_every_pass_of_every_network(monkeypatch):
-    teacher, student = (type("Model", (), {"spec": {"input_shape": (8, 8, 1)}})() for _ in "ab")
-    monkeypatch.setattr(throughput, "forward_flops", lambda m, _: 100.0 if m is teacher else 10.0)
-    hp = {"num_steps": 50, "batch_size": 10, "student_num_steps": 20, "student_batch_size": 10}
+    teacher, student = (object() for _ in "ab")
+    monkeypatch.setattr(throughput, "forward_flops", lambda m: 100.0 if m is teacher else 10.0)
+    student_steps = SimpleNamespace(num_steps=20, batch_size=10)
+    hp = SimpleNamespace(num_steps=50, batch_size=10, student=student_steps)
     seconds = {"teacher_normal": [10.0, None], "teacher_nasty": [20.0], "student_alone": [None]}
     results = {(a, i): {"seconds": s} for a, each in seconds.items() for i, s in enumerate(each)}
     _, _, rows = throughput.table(results, hp, teacher, student, peak=1e6)

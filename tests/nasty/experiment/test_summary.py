@@ -5,24 +5,29 @@ import shutil
 import numpy as np
 import pytest
 
-from distill_core import data, train
+from distill_core import config, data, train
 from distill_core import load_model as load
 from distill_core.experiment.plotting import attempt
 from distill_core.models import trust
-from nasty.experiment import summary
+from nasty.experiment import comparison, summary
 from nasty.experiment.further_results import Further
 
-HP = {
-    "model": "resnet18",
-    "student_model": "cnn",
-    "omega": 0.04,
-    "temperature": 20.0,
-    "alpha": 0.9,
-    "seeds": (1, 2),
-    "num_steps": 4,
-    "students": {"small": {"model": "mlp"}},
-    "data_free": {},
-}
+HP = config.validate(
+    {
+        "dataset": "digits",
+        "model": "resnet18",
+        "student": {"model": "cnn", "learning_rate": 0.1, "num_steps": 2, "batch_size": 8},
+        "omega": 0.04,
+        "temperature": 20.0,
+        "alpha": 0.9,
+        "seeds": (1, 2),
+        "num_steps": 4,
+        "learning_rate": 0.1,
+        "batch_size": 8,
+        "students": {"small": {"model": "mlp"}},
+    },
+    comparison.Settings,
+)
 GOOD = {
     "teacher_normal": 0.95,
     "teacher_nasty": 0.94,

@@ -24,7 +24,7 @@ def given(settings):
     base = settings(canary_digits=3, scorers=("rules", "divergence"), t_max=8.0, eval_every=2)
     return {
         **base,
-        **{f"student_{name}": base[name] for name in _NETWORK},
+        "student": {name: base[name] for name in _NETWORK},
         "seeds": (1,),
         "ablations": False,
         "decoys": False,
@@ -221,7 +221,7 @@ def test_another_highest_temperature_redoes_swing_and_not_plain_distillation(aga
 
 
 def test_another_student_redoes_the_students_only(again):
-    found = again(student_learning_rate=0.02)
+    found = again(student={**again.student, "learning_rate": 0.02})
     assert found["redoing"] == list(arms.HEADLINE)
     assert found["up to date"] == ["reference", "teacher", "scorers"]
 
@@ -240,7 +240,7 @@ def test_other_text_under_the_same_name_redoes_everything(again, monkeypatch):
 
 
 def planned(given, folder, **changes):
-    return experiment.runs(validate({**given, **changes}, experiment.FIELDS), folder)
+    return experiment.runs(validate({**given, **changes}, experiment.Settings), folder)
 
 
 def test_only_the_first_seed_has_ablations_decoys_and_the_sweep(given, tmp_path):
@@ -274,14 +274,14 @@ def test_what_counts_as_private_in_the_test_text_is_the_same_for_all_runs(given,
     """Else their perplexities of private and of public tokens could not be compared."""
     expressions = (r"cat \w+",)
     for run in planned(given, tmp_path, ablations=True, decoys=True, expressions=expressions):
-        hp = validate(run.settings, train.FIELDS)
+        hp = validate(run.settings, train.Settings)
         assert hp["expressions"] == expressions, run.arm
 
 
 def test_every_planned_run_is_one_that_the_binary_takes(given, tmp_path):
     for run in planned(given, tmp_path, ablations=True, decoys=True, sweep=(0.5,)):
         paths = {name: str(path) for name, path in run.inputs.items()}
-        train.check(validate(run.settings | paths, train.FIELDS))
+        train.check(validate(run.settings | paths, train.Settings))
 
 
 def test_no_vocabulary_of_a_comparison_tells_a_word_of_the_teachers_half(given, folder, tmp_path):
@@ -294,7 +294,7 @@ def test_no_vocabulary_of_a_comparison_tells_a_word_of_the_teachers_half(given, 
     dp = {"epsilon": 8.0, "delta": 1e-3, "norm": 1.0}
     changes = {"dataset": f"text:{private}", "tokenizer": "words", "dp": dp, "ablations": True}
     made = {run.arm: run for run in planned(given, tmp_path, **changes)}
-    hp = validate(made["reference"].settings, train.FIELDS)
+    hp = validate(made["reference"].settings, train.Settings)
     tokenizer = private_text.get_tokenizer(hp)
     assert tokenizer.unk_id in tokenizer.encode("Zyxomatic") and hp["public_text"]
     whole = private_text.get_tokenizer(hp | {"public_text": False})
@@ -337,7 +337,7 @@ def test_without_scorers_of_text_there_is_no_arm_of_the_divergence_alone(given, 
         ({"dataset": "text:nowhere"}, "dataset"),
         ({"seed": 3}, "seed"),
         ({"teacher": "runs/x"}, "teacher"),
-        ({"student_t_max": 3.0}, "student_t_max"),
+        ({"student": {"t_max": 3.0}}, "student.t_max"),
     ],
 )
 def test_wrong_settings_are_refused_before_anything_is_made(given, tmp_path, changes, field):
@@ -349,7 +349,7 @@ def test_wrong_settings_are_refused_before_anything_is_made(given, tmp_path, cha
 
 def test_a_group_dp_adds_a_student_that_learns_privately_from_labels(given, tmp_path):
     dp = {"epsilon": 8.0, "delta": 1e-3, "norm": 1.0}
-    hp = validate({**given, "dp": dp, "dp_batch_size": 20, "dp_num_steps": 9}, experiment.FIELDS)
+    hp = validate({**given, "dp": dp, "dp_batch_size": 20, "dp_num_steps": 9}, experiment.Settings)
     made = {run.arm: run for run in experiment.runs(hp, tmp_path)}
     without = {run.arm: run for run in experiment.runs({**hp, "dp": None}, tmp_path)}
     private = made.pop("dp_sgd")
