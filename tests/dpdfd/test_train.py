@@ -4,6 +4,7 @@ As a program: a run that kills itself before it asks the teacher for the Nth tim
 `python tests/dpdfd/test_train.py '[{settings}, "workdir", N]'`.
 """
 
+import dataclasses
 import functools
 import json
 import os
@@ -758,12 +759,12 @@ def test_a_generator_needs_several_values_to_normalise_over(tmp_path):
     given = {**ALTERNATE, "teacher": str(tmp_path / "teacher"), "generator": group}
     hp = validate(given)
     conversion.choose(hp, teacher)
+    hp = dataclasses.replace(hp, batch_size=1)
     with pytest.raises(InputError, match="^batch_size: got 1; leaves the generator's batch norm"):
-        conversion.choose({**hp, "batch_size": 1}, teacher)
+        conversion.choose(hp, teacher)
     for changed in ({"norm": "none"}, {"every": 0}):
-        conversion.choose(
-            {**hp, "batch_size": 1, "generator": {**hp["generator"], **changed}}, teacher
-        )
+        other = dataclasses.replace(hp.generator, **changed)
+        conversion.choose(dataclasses.replace(hp, generator=other), teacher)
 
 
 def _main(settings, workdir, kill_at):

@@ -80,9 +80,9 @@ def place(tmp_path_factory):
     hp = config.validate(given, train.Settings)
     network = text_network(
         private_text.get_tokenizer(hp),
-        hp["length"],
-        model=hp["model"],
-        model_kwargs=hp["model_kwargs"],
+        hp.length,
+        model=hp.model,
+        model_kwargs=hp.model_kwargs,
     )
     draw = np.random.default_rng(0)
     params = jax.tree.map(

@@ -80,7 +80,7 @@ def test_the_averager_learns_from_the_means_of_the_training_set_alone(place, mon
     monkeypatch.setattr(classification, "train", record)
     hp = settings(teacher=str(place / "teacher"), attack="averager", top_k=3, num_validation=287)
     attack.train_and_evaluate(hp, place / "recorded")
-    _, splits = classification.load_splits({**hp, "data_dir": None})
+    _, splits = classification.load_splits(attack.validate(hp))
     logits = evaluate.compute_logits(load(place / "teacher"), splits.train.images)
     third = np.sort(logits, -1)[:, -3:-2]
     expected = class_means(np.where(logits >= third, logits, -np.inf), splits.train.labels)

@@ -69,9 +69,9 @@ def untrained(values):
         hp = values(**changes)
         network = text_network(
             private_text.get_tokenizer(hp),
-            hp["length"],
-            model=hp["model"],
-            model_kwargs=hp["model_kwargs"],
+            hp.length,
+            model=hp.model,
+            model_kwargs=hp.model_kwargs,
         )
         rng = np.random.default_rng(seed)
 

@@ -200,10 +200,8 @@ CASES = [
     wrong("expressions", *RULES, "--config.expressions=('(',)"),
     wrong("expressions", "--config.expressions=('(',)"),
     # the comparison
-    wrong("seeds", "--config.seeds=()", binary=experiment),
     wrong("dataset", "--config.dataset=text:{place}/empty", binary=experiment),
-    wrong("t_max", "--config.t_min=20", binary=experiment),
-    wrong("teacher", "--config.teacher=x", binary=experiment),
+    wrong("student.t_max", "--config.student.t_max=20", binary=experiment),
 ]
 
 

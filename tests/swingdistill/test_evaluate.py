@@ -131,7 +131,10 @@ def test_secrets_that_were_learnt_by_heart_are_exposed_and_others_are_not(learnt
     assert max(found[20]) <= CEILING + 1e-9
     assert max(exposures(fresh, hp)[20]) < 5
     # Other secrets of the same format were never there.
-    assert max(exposures(learnt, hp | {"canary_seed": 3, "canaries_per_level": 8})[20]) < 7.5
+    assert (
+        max(exposures(learnt, dataclasses.replace(hp, canary_seed=3, canaries_per_level=8))[20])
+        < 7.5
+    )
 
 
 def test_estimators_agree_on_what_was_learnt(learnt, values):

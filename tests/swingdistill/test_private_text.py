@@ -56,7 +56,7 @@ def test_a_half_that_is_empty_is_refused(values, tmp_path):
     with pytest.raises(InputError) as error:
         private_text.load(hp)
     assert error.value.field == "half"
-    assert texts(private_text.load(hp | {"half": "second"}).train) == ["one line"]
+    assert texts(private_text.load(dataclasses.replace(hp, half="second")).train) == ["one line"]
 
 
 def test_private_text_holds_every_canary_as_often_as_it_says(values):
@@ -121,7 +121,7 @@ def test_all_runs_of_a_comparison_have_one_tokenizer(values, folder, labelled, t
         {"transfer_set": "decoy", "half": "first"},
         {"canary_seed": 7, "seed": 7, "num_train": 5},
     ):
-        assert private_text.get_tokenizer(base | other).to_json() == whole
+        assert private_text.get_tokenizer(dataclasses.replace(base, **other)).to_json() == whole
 
 
 @pytest.mark.parametrize("kind", ["words", "byte_pairs"])
@@ -134,7 +134,7 @@ def test_a_tokenizer_never_sees_a_secret_and_knows_the_words_around_it(values, k
     assert [tokenizer.decode([i]) for i in ids[-6:]] == list(secret)
     if kind == "words":
         assert len(ids) == 3 + 6
-        without = private_text.get_tokenizer(hp | {"canaries_per_level": 0})
+        without = private_text.get_tokenizer(dataclasses.replace(hp, canaries_per_level=0))
         assert without.unk_id in without.encode("parrot")
 
 
@@ -155,7 +155,7 @@ def test_a_student_takes_its_teachers_tokens(values, teacher):
     loaded = checkpoint.load_model(teacher)
     hp = values(teacher=teacher, vocab_size=20)
     assert private_text.get_tokenizer(hp, loaded) is loaded.tokenizer
-    own = private_text.get_tokenizer(hp | {"tokenizer": "words"}, loaded)
+    own = private_text.get_tokenizer(dataclasses.replace(hp, tokenizer="words"), loaded)
     assert own.vocab_size == 20
 
 
@@ -183,8 +183,9 @@ def test_the_label_of_a_canary_is_a_fixed_function_of_its_secret(values, labelle
     hp = values(**labelled)
     secrets = [f"{i:06d}" for i in range(3000)]
     found = [private_text.canary_label(secret, hp, 3) for secret in secrets]
-    assert found == [private_text.canary_label(secret, hp | {"seed": 5}, 3) for secret in secrets]
-    assert found != [private_text.canary_label(s, hp | {"canary_seed": 5}, 3) for s in secrets]
+    for name, same in (("seed", True), ("canary_seed", False)):
+        other = dataclasses.replace(hp, **{name: 5})
+        assert same == (found == [private_text.canary_label(s, other, 3) for s in secrets])
     counts = np.bincount(found, minlength=3)
     assert np.all(np.abs(counts - 1000) < 110), "4 standard deviations"
     # Neighbours' labels say nothing of one another.
@@ -289,20 +290,20 @@ def test_digits_private_and_public_tokens_are_told_apart(values):
         pytest.param(("0", "1"), id="one missing"),
     ],
 )
-def test_classifiers_of_other_classes_are_refused(teacher, labelled, classes):
+def test_classifiers_of_other_classes_are_refused(values, teacher, labelled, classes):
     loaded = checkpoint.load_model(teacher)
     other = dataclasses.replace(loaded.network, classes=classes)
     changed = dataclasses.replace(loaded, network=other)
-    hp = {**labelled, "dataset": "tsv:x", "teacher": teacher, "reference": None}
+    given = ("0", "1", "2"), {"teacher": (teacher, changed), "reference": ("None", None)}
     with pytest.raises(InputError) as error:
-        private_text.check_classes(hp, ("0", "1", "2"), teacher=changed, reference=None)
+        private_text.check_classes(values(**labelled), *given)
     assert (error.value.field, error.value.given) == ("teacher", teacher)
-    private_text.check_classes({**hp, "task": "language"}, ("0", "1", "2"), teacher=changed)
+    private_text.check_classes(values(), *given)
 
 
-def test_a_teacher_without_names_of_classes_passes_with_a_line(teacher, labelled, capsys):
-    loaded, hp = checkpoint.load_model(teacher), {**labelled, "teacher": teacher}
-    private_text.check_classes(hp, ("0", "1", "2"), teacher=loaded)
+def test_a_teacher_without_names_of_classes_passes_with_a_line(values, teacher, labelled, capsys):
+    named = {"teacher": (teacher, checkpoint.load_model(teacher))}
+    private_text.check_classes(values(**labelled), ("0", "1", "2"), named)
     assert capsys.readouterr().out == (
         f"teacher {teacher} has no names of classes: they are taken in the order of their numbers\n"
     )

@@ -59,7 +59,7 @@ def logged(workdir):
 def batch_of(made):
     """The rows of a run's first batch."""
     num = len(made.rows["tokens"])
-    index = sampling.batch_indices(made.hp["seed"], 0, made.hp["batch_size"], num)
+    index = sampling.batch_indices(made.hp.seed, 0, made.hp.batch_size, num)
     return {name: array[index] for name, array in made.rows.items()}
 
 
@@ -130,7 +130,7 @@ def swing(settings, teacher, reference, first, tmp_path_factory):
 
 def test_the_loss_of_a_swing_run_is_the_formula_on_whole_logits(swing, prepared):
     made = prepared(**swing.given)
-    batch, seed = batch_of(made), made.hp["noise_seed"]
+    batch, seed = batch_of(made), made.hp.noise_seed
     private = batch["scores"] > 0
     assert 0.1 < private[batch["weights"] > 0].mean() < 0.9
     np.testing.assert_array_equal(batch["noise_scale"], np.where(private, 1.0, 0.0))
@@ -305,9 +305,14 @@ def test_networks_are_measured_on_public_text(prepared, teacher):
 
 
 @pytest.fixture(scope="module")
-def of_arm(values, teacher, reference):
+def of_arm():
     """Arm -> what it changes, for students of one teacher."""
-    return arms.ablations(values(teacher=teacher, reference=reference) | {"uniform_temperature": 4})
+    return arms_of("rules", "divergence")
+
+
+def arms_of(*scorers):
+    hp = types.SimpleNamespace(scorers=scorers, t_min=1.0, uniform_temperature=4.0)
+    return arms.ablations(hp)
 
 
 def test_the_settings_of_every_arm_are_a_runs(settings, teacher, reference, of_arm):
@@ -319,11 +324,9 @@ def test_the_settings_of_every_arm_are_a_runs(settings, teacher, reference, of_a
     assert {"swing_divergence", "swing_anchored"} <= set(of_arm)
 
 
-def test_arms_that_need_what_is_not_there_are_left_out(values):
-    made = arms.ablations(values(scorers=("divergence",)) | {"uniform_temperature": 4.0})
-    assert "swing_divergence" not in made  # it is `swing` itself
-    made = arms.ablations(values(scorers=("rules",)) | {"uniform_temperature": 4.0})
-    assert "swing_divergence" in made
+def test_arms_that_need_what_is_not_there_are_left_out():
+    assert "swing_divergence" not in arms_of("divergence")  # it is `swing` itself
+    assert "swing_divergence" in arms_of("rules")
 
 
 @pytest.fixture
@@ -339,7 +342,7 @@ def arm(prepared, teacher, reference, of_arm):
         assert 0.05 < private.mean() < 0.9
         made.private, made.plain_weights = private, swing.rows["weights"]
         made.heats = token_temperatures(
-            jnp.asarray(made.rows["scores"]), t_min=made.hp["t_min"], t_max=made.hp["t_max"]
+            jnp.asarray(made.rows["scores"]), t_min=made.hp.t_min, t_max=made.hp.t_max
         )
         return made
 
@@ -350,7 +353,7 @@ def test_plain_distillation_knows_no_private_tokens(arm):
     made = arm("kd")
     np.testing.assert_array_equal(made.rows["scores"], 0)
     np.testing.assert_array_equal(made.rows["noise_scale"], 0)
-    np.testing.assert_array_equal(made.heats, made.hp["t_min"])
+    np.testing.assert_array_equal(made.heats, made.hp.t_min)
     assert "reference" not in made.frozen
 
 
@@ -358,7 +361,7 @@ def test_the_control_drops_labels_of_private_tokens_and_nothing_else(arm):
     made = arm("ce_dropped")
     np.testing.assert_array_equal(made.rows["scores"], made.private)
     np.testing.assert_array_equal(made.rows["noise_scale"], 0)
-    np.testing.assert_array_equal(made.heats, made.hp["t_min"])
+    np.testing.assert_array_equal(made.heats, made.hp.t_min)
     np.testing.assert_array_equal(made.rows["weights"], made.plain_weights)
 
 

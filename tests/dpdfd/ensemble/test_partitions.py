@@ -2,6 +2,7 @@
 
 import dataclasses
 import importlib.util
+import types
 from pathlib import Path
 
 import numpy as np
@@ -186,7 +187,8 @@ def _tfds(root, _):
 
 def _seen(source, **settings):
     """All that each teacher reads, by teacher: public places, labels and pixels, in order."""
-    hp = {"dataset": source.name, "data_dir": source.data_dir, "num_validation": 0, **settings}
+    given = {"num_validation": 0, **settings}
+    hp = types.SimpleNamespace(dataset=source.name, data_dir=source.data_dir, **given)
     _, splits = classification.load_splits(hp)
     train = splits.train
     return [

@@ -5,6 +5,7 @@ import html
 import json
 import re
 import shutil
+import types
 from pathlib import Path
 
 import numpy as np
@@ -396,10 +397,11 @@ def test_without_canaries_teachers_have_the_data_itself_and_nothing_is_audited(g
 def test_the_control_is_the_plain_teacher_whatever_names_and_order_are(given, names):
     plain, several, dp = (given["teachers"][n] for n in ("teacher", "ensemble", "dp_teacher"))
     kinds = [dp, several, plain, {**several, "num_teachers": 2}]
-    hp = {"teachers": dict(zip(names, kinds, strict=True))}
+    hp = types.SimpleNamespace(teachers=dict(zip(names, kinds, strict=True)))
     assert summary.control(hp) == names[2]
-    assert summary.control({"teachers": dict(sorted(hp["teachers"].items()))}) == names[2]
-    del hp["teachers"][names[2]]
+    hp.teachers = dict(sorted(hp.teachers.items()))
+    assert summary.control(hp) == names[2]
+    del hp.teachers[names[2]]
     assert summary.control(hp) is None
 
 
@@ -500,14 +502,11 @@ def test_the_binary_takes_a_field_of_an_arm_and_refuses_it_by_name(tmp_path, cap
 @pytest.mark.parametrize("argument", ["digits.py", "mnist.py", "mnist.py:fashion_mnist"])
 def test_the_projects_own_comparisons_are_such_as_it_takes(argument):
     """Data of MNIST's kind stand for MNIST itself."""
-    hp = validate(config_file.read(f"{CONFIG.parent}/{argument}", (), experiment.Settings),
-                  experiment.Settings)  # fmt: skip
-    hp["fresh"] = experiment.settings.group("fresh", hp["fresh"], experiment.FRESH)
+    given = config_file.read(f"{CONFIG.parent}/{argument}", (), experiment.Settings)
+    hp = validate(given, experiment.Settings)
     side, count = (8, 1437) if argument == "digits.py" else (28, 1500)
     images, labels = np.zeros((count, side, side, 1), np.uint8), np.arange(count) % 10
     classes = tuple("0123456789")
     dataset = dataset_lib.make_dataset("d", (images, labels), (images, labels), classes=classes)
     experiment._check(hp, dataset)
-    assert set(UNITS) - {arm["privacy_unit"] for arm in hp["arms"].values()} <= {
-        "record_dp_teacher"
-    }
+    assert set(UNITS) - {arm["privacy_unit"] for arm in hp.arms.values()} <= {"record_dp_teacher"}

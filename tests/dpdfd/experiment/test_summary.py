@@ -38,15 +38,15 @@ def hp():
     network = {"model": "cnn"}
     arms = {unit: {"teacher": "plain", "privacy_unit": unit, "epsilon": 2.0} for unit in RELEASES}
     arms["record_ensemble"]["teacher"] = "several"
-    return {
-        "seeds": (0, 1), "delta": DELTA, "configurations_tried": None, "num_canaries": 0,
-        "teachers": {
+    return types.SimpleNamespace(
+        seeds=(0, 1), delta=DELTA, configurations_tried=None, num_canaries=0,
+        teachers={
             "several": {**network, "num_teachers": 50}, "dp": {**network, "dp": {"epsilon": 2.0}},
             "plain": network,
         },
-        "student": network, "once": (), "bars": {},
-        "arms": {"none": {"teacher": "plain", "privacy_unit": "none"}, **arms},
-    }  # fmt: skip
+        student=network, bars={},
+        arms={"none": {"teacher": "plain", "privacy_unit": "none"}, **arms},
+    )  # fmt: skip
 
 
 @pytest.fixture
@@ -84,7 +84,8 @@ def test_a_row_has_every_seeds_value_and_what_no_seed_has_is_left_out(results, h
 
 
 def test_epsilon_is_that_of_the_ledger_with_all_that_goes_with_it(results, hp, ledgers):
-    rows = rows_of(results, {**hp, "configurations_tried": 17})
+    hp.configurations_tried = 17
+    rows = rows_of(results, hp)
     for arm in (*RELEASES, "dp"):
         found = privacy_spent(ledgers[arm], delta=DELTA, configurations_tried=17)
         assert rows[arm].metrics["epsilon"] == [found.epsilon] * 2
@@ -118,9 +119,9 @@ def test_who_spends_more_than_was_asked_for_fails_in_any_seed(results, hp):
 
 def test_an_epsilon_that_all_arms_share_is_a_budget_too_but_not_of_teachers(results, hp):
     for unit in RELEASES:
-        del hp["arms"][unit]["epsilon"]
-    hp["student"] = {**hp["student"], "epsilon": 2.0}
-    del hp["arms"]["none"], results["none", 0], results["none", 1]
+        del hp.arms[unit]["epsilon"]
+    hp.student["epsilon"] = 2.0
+    del hp.arms["none"], results["none", 0], results["none", 1]
     assert [*gates_of(results, hp)] == [f"{unit} spends no more than its ε" for unit in RELEASES]
 
 
@@ -145,7 +146,7 @@ def test_the_control_has_to_be_found_out(results, hp, bound, passed):
 
 
 def test_a_bar_is_held_against_the_mean_over_seeds(results, hp):
-    hp["bars"] = {"query": {"accuracy": 0.55}, "none": {"accuracy": 0.56}}
+    hp.bars = {"query": {"accuracy": 0.55}, "none": {"accuracy": 0.56}}
     gates = gates_of(results, hp)
     assert gates["accuracy of query"].passed and not gates["accuracy of none"].passed
     assert gates["accuracy of none"].value == "55.00%"
@@ -153,7 +154,7 @@ def test_a_bar_is_held_against_the_mean_over_seeds(results, hp):
 
 
 def test_a_bar_for_what_was_not_measured_is_missed(results, hp):
-    hp["bars"] = {"plain": {"fresh_classifier_accuracy": 0.0}}
+    hp.bars = {"plain": {"fresh_classifier_accuracy": 0.0}}
     gate = gates_of(results, hp)["fresh classifier accuracy of plain"]
     assert (gate.passed, gate.value) == (False, "nan%")
 
@@ -171,7 +172,7 @@ def test_the_summary_names_the_best_of_those_that_protect_records(results, hp):
 
 
 def test_without_such_an_arm_it_says_so(results, hp):
-    hp["arms"] = {name: hp["arms"][name] for name in ("none", "query")}
+    hp.arms = {name: hp.arms[name] for name in ("none", "query")}
     left = {run: found for run, found in results.items() if not run[0].startswith("record")}
     rows = [*rows_of(left, hp).values()]  # a DP teacher's among them: it is no student
     assert summary._summary(rows, hp) == "No arm protects records."
@@ -214,7 +215,8 @@ def test_notes_tell_of_canaries_of_reconstruction_and_of_incomplete_data(hp):
     assert any("our reconstruction" in note for note in plain)
     assert any("shaped while looking at training images" in note for note in plain)
     assert not any("canaries" in note for note in plain)
-    more = summary._notes({**hp, "num_canaries": 40}, cut)
+    hp.num_canaries = 40
+    more = summary._notes(hp, cut)
     assert len(more) == len(plain) + 2
     assert more[-2].startswith("40 training images") and more[-1] == cut.note
 

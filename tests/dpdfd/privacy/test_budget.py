@@ -35,8 +35,8 @@ def make(claim, teacher=TEACHER, **changes):
     given = CLAIMS[claim] if isinstance(claim, str) else claim
     hp = settings.validate({**COMMON, **given, **changes})
     release = settings.release(hp, num_teachers=20, num_examples=None)
-    each = hp["num_steps"] // (hp["num_rounds"] or hp["num_steps"])
-    per_round = hp["num_rounds"] and hp["num_queries"] // hp["num_rounds"] // SIZE
+    each = hp.num_steps // (hp.num_rounds or hp.num_steps)
+    per_round = hp.num_rounds and hp.num_queries // hp.num_rounds // SIZE
 
     def releases_at(step):
         return -(-step // each) * per_round if per_round else step

@@ -137,11 +137,6 @@ def test_a_resumed_run_needs_its_own_checkpoint_only(place):
     assert error.value.field == "omega"
 
 
-def test_a_full_run_keeps_the_settings_that_it_had_before_this_existed(place):
-    undermine(place, "full", train_only_head=False, init_from=None, num_steps=1)
-    assert "train_only_head" not in load(place / "full").metadata["config"]
-
-
 @pytest.mark.parametrize(
     "changes", [{"init_from": None}, {"flip": True}, {"rotation": 20.0}], ids=str
 )

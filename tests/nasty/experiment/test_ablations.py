@@ -62,7 +62,7 @@ def test_an_adversary_of_another_architecture_is_trained_first(stages):
 
 
 def test_the_teachers_own_architecture_as_adversary_is_the_comparisons(stages):
-    same = {"name": "same", "model": "cnn", "model_kwargs": {"widths": (4,)}}
+    same = {"name": "same", "model": "cnn", "model_kwargs": {"widths": [4]}}
     found = of("adversary", same, stages)
     assert found["adversary"] == stages["teacher_normal"]
     assert found["teacher"] == stages["teacher_nasty"]

@@ -12,7 +12,7 @@ import jax
 import numpy as np
 import pytest
 
-from distill_core import distill, train
+from distill_core import config, distill, train
 from distill_core import load_model as load
 from distill_core import step as distill_step
 from distill_core.checkpoint import integrity
@@ -88,7 +88,7 @@ def again(settings, finished, tmp_path, monkeypatch, capsys):
         experiment.run({**settings, **changes}, tmp_path / "copy")
         statuses = {}
         for line in capsys.readouterr().err.splitlines():
-            if found := re.match(r"(\w+)/seed\d+: (starting|up to date|redoing|resuming)", line):
+            if found := re.match(r"([\w.]+)/seed\d+: (starting|up to date|redoing|resuming)", line):
                 statuses.setdefault(found[2], []).append(found[1])
         return statuses
 

@@ -1,5 +1,7 @@
 """Attacks against defences: which run makes which teacher, who attacks it, and what is refused."""
 
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 from etils import epath
@@ -22,7 +24,11 @@ DEFENCES = {
 
 @pytest.fixture
 def found(stages):
-    return contest.all_stages({"attacks": ATTACKS, "defences": DEFENCES}, stages, WORKDIR)
+    return contest.all_stages(chosen(ATTACKS, DEFENCES), stages, WORKDIR)
+
+
+def chosen(attacks, defences):
+    return SimpleNamespace(attacks=attacks, defences=defences)
 
 
 def place(arm):
@@ -78,7 +84,7 @@ def dataset():
 
 
 def test_the_binaries_take_what_is_set(stages, dataset):
-    hp = {"attacks": ATTACKS, "defences": DEFENCES}
+    hp = chosen(ATTACKS, DEFENCES)
     contest.check_settings(hp, stages, WORKDIR, dataset)
 
 
@@ -96,7 +102,7 @@ def test_the_binaries_take_what_is_set(stages, dataset):
 def test_settings_that_a_binary_refuses_are_found_before_any_run(
     stages, dataset, attacks, defences, field
 ):
-    hp = {"attacks": attacks, "defences": defences}
+    hp = chosen(attacks, defences)
     with pytest.raises(InputError) as error:
         contest.check_settings(hp, stages, WORKDIR, dataset)
     assert error.value.field == field

@@ -72,7 +72,7 @@ def test_a_student_comes_out_of_the_teachers_checkpoint_alone(teacher, tmp_path)
             "dataset: got None; is required: the student is measured on its test split",
         ),
         ({"teacher": None}, "teacher: got None; must be a "),
-        ({"generator": {"every": [1, 2]}}, "generator.every: got (1, 2); must be an integer of "),
+        ({"generator": {"every": [1, 2]}}, "generator.every: got [1, 2]; must be an integer of "),
     ],
 )
 def test_what_makes_no_sense_is_refused_before_anything_is_written(

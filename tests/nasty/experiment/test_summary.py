@@ -1,5 +1,6 @@
 """Runs to arms, rows, gates and a report."""
 
+import dataclasses
 import shutil
 
 import numpy as np
@@ -69,7 +70,7 @@ def missed(found):
 
 def rows_of(found, attack=None, **changes):
     """Arm -> its row."""
-    arms = summary.arms(HP | changes, attack or {})
+    arms = summary.arms(dataclasses.replace(HP, **changes), attack or {})
     return {row.arm: row for row in summary.rows_of(arms, found)}
 
 
@@ -189,7 +190,8 @@ def dataset(tmp_path_factory):
 
 def test_the_report_says_what_was_measured(dataset, tmp_path):
     found = summary.report_of(tmp_path, HP, dataset, results(), {}, Further([], [], {"more": 3}), 1)
-    assert (found.method, found.dataset, found.settings) == ("nasty", dataset.name, HP)
+    assert (found.method, found.dataset) == ("nasty", dataset.name)
+    assert found.settings == config.to_json(HP)
     assert found.fields == {"more": 3}
     assert [row.arm for row in found.rows] == list(GOOD)
     assert "nasty teacher classifies 94.0%" in found.summary

@@ -1,5 +1,6 @@
 """The whole comparison: what it writes, and which runs a second call does again."""
 
+import dataclasses
 import json
 import re
 import shutil
@@ -8,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from distill_core import load_model as load
-from distill_core.config import InputError, validate
+from distill_core.config import InputError, part_of, validate
 from distill_core.runtime import cli
 from swingdistill import evaluate, private_text, train
 from swingdistill.experiment import arms, scorer_study, summary
@@ -200,28 +201,16 @@ def test_how_often_is_logged_changes_nothing(again):
     assert again(**changes) == {"up to date": [*ARMS, "scorers"]}
 
 
-def test_another_highest_temperature_redoes_what_has_it_and_nothing_else(again):
-    found = again(t_max=4.0)
+@pytest.mark.parametrize("changes", [{"t_max": 4.0}, {"noise_scale": 2.0}])
+def test_another_heat_or_noise_redoes_what_has_it_and_nothing_else(again, changes):
+    found = again(**changes)
     assert "swing" in found["redoing"]
     fixed = {"reference", "teacher", "student_ce", "kd", "ce_dropped"}
     assert fixed <= set(found["up to date"])
 
 
-def test_other_noise_redoes_what_has_it_and_nothing_else(again):
-    found = again(noise_scale=2.0)
-    assert "swing" in found["redoing"]
-    fixed = {"reference", "teacher", "student_ce", "kd", "ce_dropped"}
-    assert fixed <= set(found["up to date"])
-
-
-def test_another_highest_temperature_redoes_swing_and_not_plain_distillation(again):
-    found = again(t_max=4.0)
-    assert "swing" in found["redoing"]
-    assert {"kd", "ce_dropped"} <= set(found["up to date"])
-
-
-def test_another_student_redoes_the_students_only(again):
-    found = again(student={**again.student, "learning_rate": 0.02})
+def test_another_student_redoes_the_students_only(given, again):
+    found = again(student={**given["student"], "learning_rate": 0.02})
     assert found["redoing"] == list(arms.HEADLINE)
     assert found["up to date"] == ["reference", "teacher", "scorers"]
 
@@ -256,11 +245,9 @@ def test_only_the_first_seed_has_ablations_decoys_and_the_sweep(given, tmp_path)
 
 def test_every_seed_has_secrets_of_its_own_and_its_students_share_their_teachers(given, tmp_path):
     found = planned(given, tmp_path, seeds=(3, 4), decoys=True)
-    drawn = {
-        seed: {private_text.draw(r.settings) for r in found if (r.seed, r.arm) != (0, "reference")
-               and r.seed == seed}
-        for seed in (3, 4)
-    }  # fmt: skip
+    drawn = {3: set(), 4: set()}
+    for run in found[1:]:
+        drawn[run.seed].add(private_text.draw(part_of(run.settings, private_text.Settings)))
     assert len(drawn[3]) == len(drawn[4]) == 1 and drawn[3] != drawn[4]
     for run in found:
         decoy = run.arm.endswith("_decoy")
@@ -275,7 +262,7 @@ def test_what_counts_as_private_in_the_test_text_is_the_same_for_all_runs(given,
     expressions = (r"cat \w+",)
     for run in planned(given, tmp_path, ablations=True, decoys=True, expressions=expressions):
         hp = validate(run.settings, train.Settings)
-        assert hp["expressions"] == expressions, run.arm
+        assert hp.expressions == expressions, run.arm
 
 
 def test_every_planned_run_is_one_that_the_binary_takes(given, tmp_path):
@@ -296,8 +283,8 @@ def test_no_vocabulary_of_a_comparison_tells_a_word_of_the_teachers_half(given, 
     made = {run.arm: run for run in planned(given, tmp_path, **changes)}
     hp = validate(made["reference"].settings, train.Settings)
     tokenizer = private_text.get_tokenizer(hp)
-    assert tokenizer.unk_id in tokenizer.encode("Zyxomatic") and hp["public_text"]
-    whole = private_text.get_tokenizer(hp | {"public_text": False})
+    assert tokenizer.unk_id in tokenizer.encode("Zyxomatic") and hp.public_text
+    whole = private_text.get_tokenizer(dataclasses.replace(hp, public_text=False))
     assert whole.unk_id not in whole.encode("Zyxomatic")
     made.pop("reference")
     for arm, run in made.items():
@@ -351,7 +338,7 @@ def test_a_group_dp_adds_a_student_that_learns_privately_from_labels(given, tmp_
     dp = {"epsilon": 8.0, "delta": 1e-3, "norm": 1.0}
     hp = validate({**given, "dp": dp, "dp_batch_size": 20, "dp_num_steps": 9}, experiment.Settings)
     made = {run.arm: run for run in experiment.runs(hp, tmp_path)}
-    without = {run.arm: run for run in experiment.runs({**hp, "dp": None}, tmp_path)}
+    without = {run.arm: run for run in experiment.runs(dataclasses.replace(hp, dp=None), tmp_path)}
     private = made.pop("dp_sgd")
     assert made == without
     reference = {"tokenizer": tmp_path / "runs" / "reference" / "seed0"}

@@ -1,5 +1,7 @@
 """Scores of a whole text: at the right labels, from the formulas of `scorers`."""
 
+import dataclasses
+
 import jax
 import numpy as np
 import pytest
@@ -188,7 +190,7 @@ def studied(values, teacher, reference):
     """Of numbers that the rules do not know, but for those of one level, by an expression."""
     hp = values(scorers=("rules",), t_max=8.0, canary_digits=3)
     known = "|".join(c.secret for c in private_text.draw(hp) if c.repetitions == 4)
-    hp |= {"expressions": (f"(?<=my id is )(?:{known})",)}
+    hp = dataclasses.replace(hp, expressions=(f"(?<=my id is )(?:{known})",))
     return hp, scorer_study.study(hp, teacher, reference)
 
 
