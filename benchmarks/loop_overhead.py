@@ -9,6 +9,7 @@ loop's: batches, logging, saving. Compilation counts neither way. Repeated; medi
 """
 
 import argparse
+import dataclasses
 import itertools
 import statistics
 import tempfile
@@ -67,19 +68,21 @@ def _round(settings: dict) -> tuple[float, float]:
     """Seconds of `loop.run` without its evaluations, and of its steps alone."""
     kept, run = {}, loop.run
 
-    def timed_run(*, evaluate, **kwargs):
+    def timed_run(workdir, state, program, *args, monitor, **kwargs):
         spent = 0.0
 
-        def timed_evaluate(*args):
+        def timed_measure(*args):
             nonlocal spent
             began = time.perf_counter()
-            found = evaluate(*args)
+            found = monitor.measure(*args)
             spent += time.perf_counter() - began
             return found
 
         began = time.perf_counter()
-        final = jax.block_until_ready(run(evaluate=timed_evaluate, **kwargs))
-        kept.update(kwargs, seconds=time.perf_counter() - began - spent, final=final)
+        timed = dataclasses.replace(monitor, measure=timed_measure)
+        final = run(workdir, state, program, *args, monitor=timed, **kwargs)
+        jax.block_until_ready(final)
+        kept.update(seconds=time.perf_counter() - began - spent, program=program, final=final)
         return final
 
     loop.run = timed_run
@@ -88,11 +91,12 @@ def _round(settings: dict) -> tuple[float, float]:
             train.train_and_evaluate(settings, workdir)
     finally:
         loop.run = run
-    batches = itertools.cycle([kept["batch_fn"](step) for step in range(BATCHES)])
+    program = kept["program"]
+    batches = itertools.cycle([program.batch_fn(step) for step in range(BATCHES)])
     state = jax.tree.map(lambda leaf: leaf.copy(), kept["final"])
     began = time.perf_counter()
     for _ in range(settings["num_steps"]):
-        state, metrics = kept["step_fn"](state, kept["frozen"], next(batches))
+        state, metrics = program.step_fn(state, program.frozen, next(batches))
     jax.block_until_ready((state, metrics))
     return kept["seconds"], time.perf_counter() - began
 

@@ -75,17 +75,13 @@ def train_and_evaluate(
     frozen = {"teacher": teacher.variables}
     measure = None if dataset is None else _accuracy(run, dataset)
     final = loop.run(
-        workdir=workdir,
-        state=state,
-        step_fn=_step_fn(run),
-        frozen=frozen,
-        batch_fn=_batch_fn(run),
+        workdir,
+        state,
+        loop.Program(_step_fn(run), _batch_fn(run), frozen, mode),
+        loop.Checkpoints(answers.Layout(run), metadata, reads),
         num_steps=hp.num_steps,
-        metadata=metadata,
-        reads=reads,
-        layout=answers.Layout(run),
-        evaluate=measure,
-        evaluated_on="test",
+        cadence=loop.Cadence.of(hp),
+        monitor=None if measure is None else loop.Monitor(measure, split="test"),
         plan=run.budget.plan(
             workdir,
             frozen,
@@ -93,11 +89,6 @@ def train_and_evaluate(
             {**metadata["config"], "teacher": reads["teacher"]},
             bought=lambda: run.bought.count() * run.releases_per_round if hp.num_rounds else 0,
         ),
-        mode=mode,
-        log_every=hp.log_every,
-        eval_every=hp.eval_every,
-        save_every=hp.save_every,
-        label="dpdfd.train",
     )
     if not run_state.has_checkpoint(workdir):
         allowed = "is spent: what it buys was drawn and lost before anything was kept; take another"

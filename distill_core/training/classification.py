@@ -281,25 +281,22 @@ def train(
     def evaluate(state, stopped):
         return measured(state, validation, stopped)
 
-    final = loop.run(
-        workdir=run.workdir,
-        state=state,
-        step_fn=parallel.wrap(update, mode, donate=True),
-        frozen={"frozen": frozen, "data": examples} if resident else frozen,
-        batch_fn=batch_fn,
-        num_steps=hp.num_steps,
-        metadata=about,
-        reads=reads,
-        layout=layout,
-        evaluate=evaluate if len(validation) else None,
-        plan=private.plan(frozen) if private else None,
-        best="accuracy",
-        mode=mode,
-        log_every=hp.log_every,
-        eval_every=hp.eval_every,
-        save_every=hp.save_every,
+    program = loop.Program(
+        parallel.wrap(update, mode, donate=True),
+        batch_fn,
+        {"frozen": frozen, "data": examples} if resident else frozen,
+        mode,
         steps_per_dispatch=several,
-        label=run.method,
+    )
+    final = loop.run(
+        run.workdir,
+        state,
+        program,
+        loop.Checkpoints(layout, about, reads),
+        num_steps=hp.num_steps,
+        cadence=loop.Cadence.of(hp),
+        monitor=loop.Monitor(evaluate, best="accuracy") if len(validation) else None,
+        plan=private.plan(frozen) if private else None,
     )
     test = run.splits.test
     accuracy = measured(final, test)["accuracy"]

@@ -107,24 +107,16 @@ def train(
     if description and parallel.is_main():
         print(description, flush=True)
     update = Update(objective, Optimizer.of(hp), gradient)
+    step_fn = parallel.wrap(update, mode, donate=True)
     loop.run(
-        workdir=run.workdir,
-        state=state,
-        step_fn=parallel.wrap(update, mode, donate=True),
-        frozen={} if callable(frozen) else frozen,
-        batch_fn=batch_fn,
+        run.workdir,
+        state,
+        loop.Program(step_fn, batch_fn, {} if callable(frozen) else frozen, mode),
+        loop.Checkpoints(layout, metadata, prints),
         num_steps=hp.num_steps,
-        metadata=metadata,
-        reads=prints,
-        layout=layout,
-        evaluate=evaluate,
+        cadence=loop.Cadence.of(hp),
+        monitor=loop.Monitor(evaluate, best="accuracy"),
         plan=plan,
-        best="accuracy",
-        mode=mode,
-        log_every=hp.log_every,
-        eval_every=hp.eval_every,
-        save_every=hp.save_every,
-        label=run.method,
     )
     return checkpoint.find(run.workdir)[1]["id"]
 

@@ -62,6 +62,11 @@ class Cadence:
     eval_every: int = 1000
     save_every: int = 1000
 
+    @classmethod
+    def of(cls, hp: config.Run) -> "Cadence":
+        """That of a run with these settings."""
+        return config.part(hp, cls)
+
     def check(self, steps_per_dispatch: int, num_steps: int):
         """Refuses dispatches that would step over an end.
 
@@ -113,8 +118,8 @@ class Checkpoints:
 
 
 @dataclasses.dataclass(frozen=True)
-class Evaluation:
-    """What is measured on the way.
+class Monitor:
+    """What a run measures on the way.
 
     Attributes:
       measure: `measure(state, stopped) -> {name: value}`; may raise StoppedError if `stopped()`.
@@ -129,42 +134,6 @@ class Evaluation:
 
 
 def run(
-    *,
-    workdir: epath.PathLike,
-    state: PyTree,
-    step_fn: Callable,
-    frozen: PyTree,
-    batch_fn: Callable[[int], PyTree],
-    num_steps: int,
-    metadata: Mapping[str, Any],
-    reads: Mapping[str, str],
-    layout: Layout,
-    evaluate: Callable[..., dict[str, float]] | None = None,
-    plan: Callable[[int], Plan] | None = None,
-    best: str | None = None,
-    evaluated_on: str = "validation",
-    mode: str = "jit",
-    log_every: int = 50,
-    eval_every: int = 1000,
-    save_every: int = 1000,
-    steps_per_dispatch: int = 1,
-    label: str = "training",
-) -> PyTree:
-    """`train`, its arguments one by one."""
-    del label
-    return train(
-        workdir,
-        state,
-        Program(step_fn, batch_fn, frozen, mode, steps_per_dispatch),
-        Checkpoints(layout, metadata, reads),
-        num_steps=num_steps,
-        cadence=Cadence(log_every, eval_every, save_every),
-        evaluation=None if evaluate is None else Evaluation(evaluate, best, evaluated_on),
-        plan=plan,
-    )
-
-
-def train(
     workdir: epath.PathLike,
     state: PyTree,
     program: Program,
@@ -172,7 +141,7 @@ def train(
     *,
     num_steps: int,
     cadence: Cadence,
-    evaluation: Evaluation | None = None,
+    monitor: Monitor | None = None,
     plan: Callable[[int], Plan] | None = None,
 ) -> PyTree:
     """Trains to `num_steps`, from the newest whole checkpoint in `workdir` if there is one.
@@ -185,7 +154,7 @@ def train(
       checkpoints: what it saves.
       num_steps: updates in all.
       cadence: how often it logs, evaluates and saves.
-      evaluation: what it measures on the way.
+      monitor: what it measures on the way.
       plan: for private runs: step to start from -> `Plan`; not asked where nothing is left to do.
 
     Returns:
@@ -200,7 +169,7 @@ def train(
     """
     cadence.check(program.steps_per_dispatch, num_steps)
     workdir = epath.Path(workdir)
-    one = _Run(workdir, state, program, checkpoints, num_steps, cadence, evaluation)
+    one = _Run(workdir, state, program, checkpoints, num_steps, cadence, monitor)
     with contextlib.ExitStack() as stack:
         stack.enter_context(process.hold(workdir))
         one.resume(private=plan is not None)
@@ -231,10 +200,10 @@ class _Run:
         checkpoints: Checkpoints,
         num_steps: int,
         cadence: Cadence,
-        evaluation: Evaluation | None,
+        monitor: Monitor | None,
     ):
         self.workdir, self.state, self.program = workdir, state, program
-        self.checkpoints, self.cadence, self.evaluation = checkpoints, cadence, evaluation
+        self.checkpoints, self.cadence, self.monitor = checkpoints, cadence, monitor
         self.num_steps, self.frozen = num_steps, program.frozen
         self.ledger_at: Callable[[int], Mapping[str, Any]] | None = None
         self.step = self.saved_at = self.evaluated_at = 0
@@ -318,12 +287,12 @@ class _Run:
 
     def evaluate(self, stopped: Callable[[], bool]) -> bool:
         """Measures the state; whether it is the best so far."""
-        assert self.evaluation is not None
+        assert self.monitor is not None
         self.window.fetch()  # no evaluation of a diverged state
-        values = self.evaluation.measure(self.state, stopped)
-        self.record({"step": self.step, "split": self.evaluation.split, **values})
+        values = self.monitor.measure(self.state, stopped)
+        self.record({"step": self.step, "split": self.monitor.split, **values})
         self.evaluated_at = self.step
-        best = self.evaluation.best
+        best = self.monitor.best
         if best is None or not values[best] > (self.top["value"] if self.top else -math.inf):
             return False
         self.top = {"step": self.step, "value": values[best]}
@@ -377,7 +346,7 @@ class _Run:
 
     def evaluates(self) -> bool:
         """Whether an evaluation is due at this step."""
-        return self.evaluation is not None and self.is_due(self.cadence.eval_every)
+        return self.monitor is not None and self.is_due(self.cadence.eval_every)
 
     def is_finished(self) -> bool:
         return self.step >= self.num_steps and not self.unevaluated

@@ -106,19 +106,12 @@ def train_and_evaluate(
     num_steps = hp.num_teachers if is_ridge else hp.num_steps
     metadata["ensemble"] = provenance.describe(len(splits.train), hp.num_teachers, num_steps)
     final = loop.run(
-        workdir=workdir,
-        state=_first_state(hp, network, is_ridge),
-        step_fn=_step_fn(hp, member, is_ridge, fit_mode),
-        frozen={},
-        batch_fn=batch_fn,
+        workdir,
+        _first_state(hp, network, is_ridge),
+        loop.Program(_step_fn(hp, member, is_ridge, fit_mode), batch_fn, {}, fit_mode),
+        loop.Checkpoints(Layout(), metadata, reads),
         num_steps=num_steps,
-        metadata=metadata,
-        reads=reads,
-        layout=Layout(),
-        mode=fit_mode,
-        log_every=hp.log_every,
-        save_every=hp.save_every,
-        label="teachers",
+        cadence=loop.Cadence(hp.log_every, save_every=hp.save_every),
     )
     variables = parallel_lib.place(checkpoint.to_host({"params": final.params}), mode)
 

@@ -51,30 +51,35 @@ def measure(state, stopped=lambda: False):
 
 
 def run(workdir, num_steps=12, *, learning_rate=0.01, padding=0, config=None, **settings):
-    """`loop.run` of this problem; every argument of it can be replaced."""
-    arguments = {
-        "workdir": workdir,
-        "num_steps": num_steps,
-        "state": fresh_state(learning_rate, padding=padding),
+    """`loop.run` of this problem; what it is given can be replaced."""
+    given = {
         "step_fn": parallel.wrap(update(learning_rate), "jit", donate=True),
-        "frozen": {"noise": np.float32(0.1)},
         "batch_fn": batch_at,
-        "metadata": {
-            "method": "tiny",
-            "parts": {"model": {}},
-            "config": {"learning_rate": learning_rate, "num_steps": num_steps, **(config or {})},
-            "data_note": "",
-            "ledger": {},
-        },
         "reads": {},
-        "layout": Layout(),
         "evaluate": measure,
-        "best": "accuracy",
+        "plan": None,
         "log_every": 3,
         "eval_every": 4,
         "save_every": 2,
+        **settings,
     }
-    return loop.run(**{**arguments, **settings})
+    metadata = {
+        "method": "tiny",
+        "parts": {"model": {}},
+        "config": {"learning_rate": learning_rate, "num_steps": num_steps, **(config or {})},
+        "data_note": "",
+        "ledger": {},
+    }
+    return loop.run(
+        workdir,
+        fresh_state(learning_rate, padding=padding),
+        loop.Program(given["step_fn"], given["batch_fn"], {"noise": np.float32(0.1)}),
+        loop.Checkpoints(Layout(), metadata, given["reads"]),
+        num_steps=num_steps,
+        cadence=loop.Cadence.of(given),
+        monitor=loop.Monitor(given["evaluate"], best="accuracy") if given["evaluate"] else None,
+        plan=given["plan"],
+    )
 
 
 def contents(workdir, *, seed: int = 7) -> dict:

@@ -34,22 +34,6 @@ def test_calibrated_noise_composes_back_to_its_epsilon(epsilon, count):
     assert abs(delta_of(epsilon, count**0.5 / multiplier) / 1e-6 - 1) < 0.01
 
 
-@pytest.mark.parametrize(
-    ("call", "field"),
-    [
-        (lambda: gaussian_epsilon(0.0, 1, 1e-5), "sensitivity_over_std"),
-        (lambda: gaussian_epsilon(1.0, 0, 1e-5), "count"),
-        (lambda: gaussian_epsilon(1.0, 1, 1.0), "delta"),
-        (lambda: calibrate_gaussian(-1.0, 1e-5, 1), "epsilon"),
-        (lambda: calibrate_gaussian(1.0, 0.0, 1), "delta"),
-        (lambda: calibrate_gaussian(1.0, 1e-5, 1.5), "count"),
-    ],
-)
-def test_the_accountants_refuse_what_makes_no_budget(call, field):
-    with pytest.raises(InputError, match=f"^{field}: got"):
-        call()
-
-
 FORMAL = {"epsilon": 2.0, "delta": 1e-6, "positions": 500, "entries": 4, "clip": 3.0, "t_min": 1.0}
 SCORES = jnp.array([0.0, 0.5, 1.0])
 HEATS = token_temperatures(SCORES, t_min=1.0, t_max=16.0)
@@ -119,14 +103,8 @@ def test_a_formal_epsilon_is_reported_with_what_it_is_for():
     assert (report["epsilon"], report["delta"]) == (2.0, 1e-6)
     assert report["privacy_unit"] == "released logit vectors of 500 positions; not records"
     assert "4 released entries" in report["adjacency"]
-
-
-def test_what_no_formal_epsilon_covers_stands_beside_it():
-    public, of_teacher = (
-        budget.formal(**FORMAL, public_scores=known).report()["not_covered"]
-        for known in (True, False)
-    )
-    assert "records" in public and "private text, which the rules read" in public
+    assert "records" in report["not_covered"] and "the rules read" in report["not_covered"]
+    of_teacher = budget.formal(**FORMAL, public_scores=False).report()["not_covered"]
     assert "scores, which come from the teacher" in of_teacher
 
 

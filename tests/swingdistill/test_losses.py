@@ -5,6 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import scipy.stats
+from scipy import special
 
 from distill_core.losses import distillation_loss
 from swingdistill import context_ids, soft_targets, swing_loss, token_temperatures
@@ -15,9 +16,7 @@ SHAPES = [(), (4,), (2, 3)]
 
 
 def np_log_softmax(z):
-    z = np.asarray(z, np.float64)
-    z = z - z.max(-1, keepdims=True)
-    return z - np.log(np.exp(z).sum(-1, keepdims=True))
+    return special.log_softmax(np.asarray(z, np.float64), axis=-1)
 
 
 def np_swing(student, target, labels, scores, alpha, temperature, keep_ce=False):
@@ -38,16 +37,8 @@ def draw(shape=(4,), scale=3):
 
 
 def swing(student, target, labels, scores, alpha=0.7, temperature=2.0, where=None, keep_ce=False):
-    return swing_loss(
-        student,
-        target,
-        labels,
-        scores,
-        alpha=alpha,
-        temperature=temperature,
-        where=where,
-        keep_ce=keep_ce,
-    )
+    settings = {"alpha": alpha, "temperature": temperature, "where": where, "keep_ce": keep_ce}
+    return swing_loss(student, target, labels, scores, **settings)
 
 
 def targets(logits, temperatures=1.0, noise_scale=0, clip=10.0, ids=None, key=KEY):
@@ -65,22 +56,6 @@ def test_the_temperature_rises_from_t_min_to_t_max_as_a_power_of_the_score():
     assert heats(scores, 3.0).dtype == jnp.float32
     assert heats(scores, 0.3)[0, 0] == 2.0, "exactly T_min where nothing is private"
     np.testing.assert_array_equal(token_temperatures(scores, t_min=3, t_max=3, gamma=0.5), 3.0)
-
-
-@pytest.mark.parametrize(
-    ("settings", "field"),
-    [
-        ({"t_min": 4.0, "t_max": 2.0}, "t_max"),
-        ({"t_min": 0.0, "t_max": 2.0}, "t_min"),
-        ({"t_min": 1.0, "t_max": np.inf}, "t_max"),
-        ({"t_min": 1.0, "t_max": 2.0, "gamma": 0}, "gamma"),
-    ],
-)
-def test_temperatures_outside_their_range_are_refused(settings, field):
-    with pytest.raises(ValueError, match=f"^{field}"):
-        token_temperatures(jnp.zeros(3), **settings)
-    with pytest.raises(ValueError, match="^privacy_scores: got"):
-        token_temperatures(1.5, t_min=1.0, t_max=2.0)
 
 
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
@@ -142,13 +117,6 @@ def test_equal_contexts_meet_equal_noise_in_any_row_batch_or_epoch():
     assert np.abs(found - jax.jit(noise)(jax.random.key(4), ids)).max() > 0.1
 
 
-def test_a_generator_whose_noise_is_no_function_of_the_context_is_refused():
-    with pytest.raises(ValueError, match="^key: got"):
-        targets(jnp.zeros((2, V)), noise_scale=1.0, key=jax.random.key(0, impl="unsafe_rbg"))
-    with pytest.raises(ValueError, match="^key: got"):
-        targets(jnp.zeros((2, V)), noise_scale=1.0, key=None)
-
-
 def test_classes_that_the_teacher_excludes_stay_excluded_and_move_no_mean():
     teacher = np.array([[4.0, -np.inf, 2.0, 0.0, -np.inf]], np.float32)
     found = targets(jnp.asarray(teacher), 1.0, 1e-6, clip=1.0)
@@ -187,8 +155,8 @@ def test_without_private_tokens_it_is_plain_distillation():
     def plain(z):
         return distillation_loss(z, teacher, labels, temperature=2.0, alpha=0.7)
 
-    np.testing.assert_allclose(private(student), plain(student), rtol=2e-6)
-    one, other = (jax.grad(lambda z, f=f: f(z).sum())(student) for f in (private, plain))
+    np.testing.assert_allclose(jax.jit(private)(student), jax.jit(plain)(student), rtol=2e-6)
+    one, other = (jax.jit(jax.grad(lambda z, f=f: f(z).sum()))(student) for f in (private, plain))
     np.testing.assert_allclose(one, other, rtol=1e-5, atol=1e-6)
 
 
@@ -236,25 +204,11 @@ def test_it_stays_finite_at_huge_logits_in_float32(dtype):
     assert np.isfinite(gradient.astype(jnp.float32)).all()
 
 
-def test_masked_tokens_are_zero_and_harmless_whatever_they_hold():
-    batch = draw((2, 3))
-    where = np.array([[True, False, True], [False, True, True]])
-    alpha, heat = (np.linspace(low, high, 6, dtype=np.float32).reshape(2, 3)
-                   for low, high in ((0.1, 0.9), (1.0, 4.0)))  # fmt: skip
-    kept = [x[where] for x in (*batch, alpha, heat)]
-    student, target, labels, scores = batch
-    for x in (student, target, scores, alpha, heat):
-        x[~where] = np.nan
-    labels[~where] = [-7, 999]
-    call = (student, target, labels, scores, alpha, heat, where)
-    found = jax.jit(swing)(*call)
-    np.testing.assert_array_equal(found[~where], 0)
-    np.testing.assert_allclose(found[where], swing(*kept), rtol=1e-6)
-    whole = jax.jit(jax.grad(lambda *a: swing(*a).sum(), (0, 3, 4, 5)))(*call)
-    part = jax.grad(lambda *a: swing(*a).sum(), (0, 3, 4, 5))(*kept)
-    for one, other in zip(whole, part, strict=True):
-        np.testing.assert_array_equal(one[~where], 0)
-        np.testing.assert_allclose(one[where], other, rtol=1e-5, atol=1e-6)
+def test_masked_tokens_are_zero_and_harmless_whatever_they_hold(masked_is_sliced):
+    alpha, heat = (
+        np.linspace(*ends, 6, dtype=np.float32).reshape(2, 3) for ends in ((0.1, 0.9), (1, 4))
+    )
+    masked_is_sliced(swing, [*draw((2, 3)), alpha, heat], (0, 3, 4, 5))
 
 
 def test_the_teacher_and_the_scores_get_no_gradient():
@@ -272,27 +226,36 @@ def test_the_teacher_and_the_scores_get_no_gradient():
     np.testing.assert_array_equal(direct, 0)
 
 
+LABELS = np.zeros(4, int)
+FLOAT_IDS = {"noise_scale": 1.0, "clip": 1.0, "noise_ids": jnp.ones(4)}
+
+
 @pytest.mark.parametrize(
     ("call", "field"),
     [
+        (lambda z: token_temperatures(z, t_min=4.0, t_max=2.0), "t_max"),
+        (lambda z: token_temperatures(z, t_min=0.0, t_max=2.0), "t_min"),
+        (lambda z: token_temperatures(z, t_min=1.0, t_max=np.inf), "t_max"),
+        (lambda z: token_temperatures(z, t_min=1.0, t_max=2.0, gamma=0), "gamma"),
+        (lambda z: token_temperatures(1.5, t_min=1.0, t_max=2.0), "privacy_scores"),
         (lambda z: targets(z, noise_scale=-1.0), "noise_scale"),
         (lambda z: targets(z, clip=0.0), "clip"),
         (lambda z: targets(z, 0.0), "temperatures"),
         (lambda z: targets(z, jnp.ones(3)), "temperatures"),
         (lambda z: targets(z, noise_scale=jnp.ones((4, 1))), "noise_scale"),
-        (
-            lambda z: soft_targets(KEY, z, 1.0, noise_scale=1.0, clip=1.0, noise_ids=jnp.ones(4)),
-            "noise_ids",
-        ),
-        (lambda z: swing(z, z[:3], None, 0.0), "student_logits"),
-        (lambda z: swing(z, z, np.zeros(4, int), 1.5), "privacy_scores"),
-        (lambda z: swing(z, z, np.zeros(4, int), 0.0, 1.1), "alpha"),
-        (lambda z: swing(z, z, np.zeros(4, int), 0.0, 0.5, 0.0), "temperature"),
+        (lambda z: soft_targets(KEY, z, 1.0, **FLOAT_IDS), "noise_ids"),
+        # Noise that is no function of the context.
+        (lambda z: targets(z, noise_scale=1.0, key=jax.random.key(0, impl="unsafe_rbg")), "key"),
+        (lambda z: targets(z, noise_scale=1.0, key=None), "key"),
+        (lambda z: swing(z, z[:3], None, 0.0), "student_logits .* and target_log_probs .*"),
+        (lambda z: swing(z, z, LABELS, 1.5), "privacy_scores"),
+        (lambda z: swing(z, z, LABELS, 0.0, 1.1), "alpha"),
+        (lambda z: swing(z, z, LABELS, 0.0, 0.5, 0.0), "temperature"),
         (lambda z: context_ids(z), "tokens"),
     ],
 )
 def test_wrong_arguments_are_refused(call, field):
-    with pytest.raises(ValueError, match=f"^{field}"):
+    with pytest.raises(ValueError, match=f"^{field}: "):
         call(draw()[0])
 
 
