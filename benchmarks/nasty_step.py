@@ -18,6 +18,7 @@ bfloat16.
 """
 
 import argparse
+import json
 import os
 import statistics
 import time

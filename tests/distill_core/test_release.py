@@ -14,7 +14,7 @@ import pytest
 from distill_core import checkpoint, config, release, train
 from distill_core.checkpoint import store
 from distill_core.data.text import tokenizers
-from distill_core.models.network import text_network
+from distill_core.models.network import Network, text_network
 from distill_core.privacy import ledger as ledger_lib
 from distill_core.runtime import cli
 
@@ -264,17 +264,17 @@ def generator(request, tmp_path_factory):
     """(a checkpoint with a generator, its released folder, the card, whether it takes labels)."""
     folder = tmp_path_factory.mktemp("generator")
     sizes = {"image_shape": [8, 8, 1], "latent_size": 3, "width": 4, "norm": "batch"}
-    network = {
-        "model": "dpdfd.generator:Generator",
-        "model_kwargs": {**sizes, "conditional": request.param},
-        "num_classes": 10,
-        "input_shape": [3],
-        "mean": [0.0] * 3,
-        "std": [1.0] * 3,
-        "outputs": "images",
-        "labelled": request.param,
-        "classes": [str(i) for i in range(10)],
-    }
+    network = Network(
+        "dpdfd.generator:Generator",
+        10,
+        {**sizes, "conditional": request.param},
+        input_shape=(3,),
+        mean=(0.0,) * 3,
+        std=(1.0,) * 3,
+        outputs="images",
+        labelled=request.param,
+        classes=tuple("0123456789"),
+    )
     rng = np.random.default_rng(0)
     shapes = network.shapes()
     variables = {
@@ -296,7 +296,7 @@ QUERY = ledger_lib.Ledger().charge(
 def _save(run, networks, ledger, settings):
     metadata = {
         "method": "dpdfd.train",
-        "parts": {name: network for name, (network, _) in networks.items()},
+        "parts": {name: network.to_json() for name, (network, _) in networks.items()},
         "config": settings,
         "data_note": "",
         "ledger": ledger.to_json(),
