@@ -14,7 +14,7 @@ from dpdfd.features import FeatureRidge
 def empty_bank(num_queries: int, image_shape: tuple[int, ...], num_classes: int) -> dict:
     """Room for all queries of a run: uint8 images, float32 answers as bought and as trained on.
 
-    `replay_cdf` holds cumulative probabilities of being replayed: 1 from the last bought row on.
+    `replay_cdf` holds cumulative probabilities of being replayed, 1 after the last bought row.
     """
     return {
         "images": np.zeros((num_queries, *image_shape), np.uint8),

@@ -151,6 +151,7 @@ class GeneratorLoss:
         guide, module = c.student if c.guide == "student" else c.teacher, c.generator.module()
         z, labels = draw_latents(key, batch["index"], module, c.batch_size)
         images, model_state = generate(module, {"params": params, **model_state}, z, labels)
+        features: Any = guide.features(frozen, images)
         logits = guide.apply(frozen, images)
         terms = {
             "one_hot": losses.one_hot_loss(logits, labels),
@@ -158,7 +159,6 @@ class GeneratorLoss:
             "smoothness": losses.smoothness_loss(images),
         }
         if c.weights.activation:
-            features: Any = guide.features(frozen, images)
             terms["activation"] = losses.activation_loss(features)
         if c.weights.diversity:  # over the global batch: pairs do not depend on the devices
             values = losses.diversity_loss(all_gather(images), all_gather(z))

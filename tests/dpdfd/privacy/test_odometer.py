@@ -18,7 +18,7 @@ from distill_core.runtime import parallel
 from dpdfd import evaluate, privacy_spent, train
 from dpdfd.ensemble import provenance
 from dpdfd.ensemble import training as ensemble
-from dpdfd.privacy import odometer
+from dpdfd.privacy import exact_noise, odometer
 from dpdfd.privacy.releases import Release
 from dpdfd.privacy.units import calibrate
 
@@ -117,20 +117,18 @@ def test_the_ledger_tells_at_every_delta_and_survives_json(convert):
 
 def test_a_conversion_is_charged_before_it_asks_and_once(convert, teacher, monkeypatch):
     """Killed while it asks, it stays charged; resumed, it is not charged again."""
-    from dpdfd import answers
-
-    real = answers.noisy_answers
+    real = exact_noise.noisy_answers
 
     def killed(*_, **__):
         assert len(odometer.read(teacher)) == 1
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(answers, "noisy_answers", killed)
+    monkeypatch.setattr(exact_noise, "noisy_answers", killed)
     with pytest.raises(KeyboardInterrupt):
         convert("run")
     (before,) = odometer.read(teacher)
     assert before[1].count == QUERIES
-    monkeypatch.setattr(answers, "noisy_answers", real)
+    monkeypatch.setattr(exact_noise, "noisy_answers", real)
     # Its answers may have been drawn, and there was budget for one round alone.
     with pytest.raises(InputError, match="epsilon: got 1.0; is spent: what it buys was drawn and"):
         convert("run")
