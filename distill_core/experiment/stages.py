@@ -256,6 +256,6 @@ def _canonical(value: Any) -> str:
 def _json(value: Mapping[str, Any], what: str) -> dict[str, Any]:
     """A copy in JSON's types, as it will be read back."""
     try:
-        return json.loads(strict_json.dumps(to_json(value)))
+        return json.loads(strict_json.dumps(to_json(dict(value))))
     except (TypeError, ValueError) as error:
         raise TypeError(f"{what}: must be a mapping in JSON's types: {error}") from error

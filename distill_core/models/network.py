@@ -189,8 +189,9 @@ class Network:
         return logits.astype(jnp.float32), found, sown
 
     def features(self, variables: PyTree, images: jax.Array) -> jax.Array | None:
-        """Inputs of the last dense layer at inference, `[B, D]`; None if the network hides them."""
-        return models.features(self.module(), *self._prepared(variables, images))
+        """Inputs of the last dense layer at inference, float32 `[B, D]`; None if it hides them."""
+        found = models.features(self.module(), *self._prepared(variables, images))
+        return None if found is None else found.astype(jnp.float32)
 
     def hidden(self, variables: PyTree, tokens, segments=None) -> tuple[jax.Array, jax.Array]:
         """(hidden states `[B, L, D]`, embedding `[V, D]`) of a network of text.

@@ -399,19 +399,15 @@ def test_the_sweep_pairs_swing_with_a_constant_temperature_of_the_same_noise():
 
 
 def test_only_measures_two_variants_and_a_formal_budget_ask_for_a_reference():
-    asks = train.asks_reference
-    base = {"scorers": ("rules", "oracle"), "variant": "swing", "entries": 0}
-    assert asks(base) == []
-    assert asks(base | {"scorers": ("rules", "surprisal", "divergence")}) == [
-        "surprisal",
-        "divergence",
-    ]
-    assert [asks(base | {"variant": v}) for v in ("anchored", "reference_mix", "mask")] == [
-        ["anchored"],
-        ["reference_mix"],
-        [],
-    ]
-    assert asks(base | {"entries": 4}) == ["entries"]
+    def asks(**given):
+        return train.asks_reference(train.Method(**{"scorers": ("rules", "oracle"), **given}))
+
+    assert asks() == asks(variant="mask") == []
+    found = asks(scorers=("rules", "surprisal", "divergence"))
+    assert found == ["surprisal", "divergence"]
+    assert asks(variant="anchored") == ["anchored"]
+    assert asks(variant="reference_mix") == ["reference_mix"]
+    assert asks(entries=4) == ["entries"]
 
 
 @pytest.mark.parametrize("scorers", [("rules",), ("rules", "divergence")])

@@ -56,23 +56,6 @@ def test_finished_stage_is_skipped(stage):
     assert stage.said == ["teacher_normal/seed1: starting", "teacher_normal/seed1: up to date"]
 
 
-def test_a_run_from_before_a_field_existed_is_kept_unless_the_field_is_used(tmp_path):
-    runs = []
-
-    def binary(settings, directory, *, parallel):
-        runs.append(settings)
-        return {}
-
-    for settings in (
-        {"omega": 1.0},
-        {"omega": 1.0, "rotation": 0.0},
-        {"omega": 1.0, "rotation": 1.0},
-    ):
-        run = stages.Run("teacher_normal", 1, binary, settings, {})
-        stages.complete(run, epath.Path(tmp_path), "data", None)
-    assert runs == [{"omega": 1.0}, {"omega": 1.0, "rotation": 1.0}]
-
-
 def test_order_of_fields_does_not_matter(stage):
     stage({"omega": 0.04, "adversary": {"model": "cnn", "steps": 3}})
     again = stage({"adversary": {"steps": 3, "model": "cnn"}, "omega": 0.04})

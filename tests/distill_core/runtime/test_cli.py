@@ -38,11 +38,9 @@ from ml_collections import config_dict
 def get_config(arg=""):
     config = config_dict.ConfigDict({{"seeds": (1,), "temperature": 4.0, "omega": 0.01}})
     config.dataset = "npz:{folder}/data.npz"
-    for prefix in ("", "student_"):
-        config[prefix + "model"] = "cnn"
-        config[prefix + "learning_rate"] = 0.05
-        config[prefix + "batch_size"] = 16
-        config[prefix + "num_steps"] = 4
+    network = {{"model": "cnn", "learning_rate": 0.05, "batch_size": 16, "num_steps": 4}}
+    config.update(network)
+    config.student = network
     return config.lock()
 """
 

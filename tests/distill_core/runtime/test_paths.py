@@ -67,6 +67,8 @@ def test_a_tilde_that_is_nobodys_home_is_refused(home, config, workdir, field):
     assert not (home / "~nobody_here").exists()
 
 
+PLAIN = {"dataset": "digits", "model": "cnn", "learning_rate": 0.1}
+PLAIN |= {"batch_size": 8, "num_steps": 1}
 SCHEMES = ["https://host/x", "file:///tmp/x", "ftp://host/x", "S3://bucket/x", "gs:/bucket/x"]
 
 
@@ -87,7 +89,7 @@ def test_a_scheme_that_nobody_reads_is_refused_in_a_line(home, path):
     refused("tokenizer", lambda: plain_text.stored_tokenizer(path, private=False))
     refused(
         "teacher",
-        lambda: distill._stored_logits({"teacher": f"npz:{path}"}, "run", load_dataset("digits")),
+        lambda: distill.train_and_evaluate({**PLAIN, "teacher": f"npz:{path}"}, "run"),
     )
     refused("out", lambda: release.release("run", path))
     refused("logits_out", lambda: evaluate.evaluate_checkpoint("run", logits_out=path))

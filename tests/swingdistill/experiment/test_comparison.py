@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from distill_core import load_model as load
-from distill_core.config import InputError, part_of, validate
+from distill_core.config import InputError, part_of, to_json, validate
 from distill_core.runtime import cli
 from swingdistill import evaluate, private_text, train
 from swingdistill.experiment import arms, scorer_study, summary
@@ -343,7 +343,7 @@ def test_a_group_dp_adds_a_student_that_learns_privately_from_labels(given, tmp_
     assert made == without
     reference = {"tokenizer": tmp_path / "runs" / "reference" / "seed0"}
     assert "dp" not in made["student_ce"].settings and private.inputs == reference
-    changed = {"dp": dp, "batch_size": 20, "num_steps": 9}
+    changed = {"dp": to_json(hp.dp), "batch_size": 20, "num_steps": 9}
     assert private.settings == {**made["student_ce"].settings, **changed}
 
     spent = {
