@@ -4,32 +4,28 @@ import contextlib
 import io
 import sys
 import warnings
-from collections.abc import Callable, Iterator
-from typing import Any
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from etils import epath
 
 from distill_core.checkpoint import integrity
 
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
 # Okabe and Ito's colours and two of Tol's: told apart with any colour vision, in this order.
 PALETTE = (
-    "#0072B2",
-    "#E69F00",
-    "#009E73",
-    "#CC79A7",
-    "#56B4E9",
-    "#D55E00",
-    "#332288",
-    "#999933",
-    "#882255",
-    "#000000",
+    *("#0072B2", "#E69F00", "#009E73", "#CC79A7", "#56B4E9"),
+    *("#D55E00", "#332288", "#999933", "#882255", "#000000"),
 )
 MARKERS = "osD^vP*X<>"  # with the colour, so that neither is needed to read a class
 REST = "#B8BEC7"
 DIM = "#5A6473"
 GRID = "#E1E5EA"
-DASHED = (0, (4, 3))
+REFERENCE: dict[str, Any] = {"color": DIM, "linewidth": 1, "linestyle": (0, (4, 3)), "zorder": 1}
 
 
 @contextlib.contextmanager
@@ -48,6 +44,9 @@ def style() -> Iterator[None]:
         "axes.spines.right": False,
         "axes.edgecolor": DIM,
         "axes.labelcolor": DIM,
+        "axes.axisbelow": True,
+        "grid.color": GRID,
+        "grid.linewidth": 0.8,
         "xtick.color": DIM,
         "ytick.color": DIM,
         "legend.frameon": False,
@@ -57,6 +56,17 @@ def style() -> Iterator[None]:
     }
     with matplotlib.rc_context(look):
         yield
+
+
+@contextlib.contextmanager
+def drawing(path: epath.PathLike, height: float) -> "Iterator[Figure]":
+    """A figure in the shared look, 7.2 inches wide; saved as a PNG at the end of the block."""
+    from matplotlib.figure import Figure
+
+    with style():
+        figure = Figure(figsize=(7.2, height), layout="constrained")
+        yield figure
+        save(figure, path)
 
 
 def save(figure: Any, path: epath.PathLike) -> epath.Path:
@@ -88,6 +98,90 @@ def attempt(
         reason = " ".join(f"{type(error).__name__}: {error}".split())
         print(f"{path}: picture left out: {reason[:300]}", file=sys.stderr, flush=True)
         return None
+
+
+def accuracies(
+    path: epath.PathLike,
+    names: Sequence[str],
+    series: Mapping[str, Sequence[Sequence[float]]],
+    *,
+    colors: Sequence[str] = (),
+    reference: float | None = None,
+    label: str = "accuracy, %",
+) -> epath.Path:
+    """One row per name: a dot per run and a bar at their mean, series side by side.
+
+    Args:
+      path: of the PNG.
+      names: of the rows, the first on top.
+      series: what a legend calls it -> the accuracies of every row's runs, fractions.
+      colors: of the rows, where there is one series, which then needs no legend.
+      reference: an accuracy to mark with a dashed line.
+      label: of the axis.
+    """
+    height = max(0.42, 0.1 * len(series) + 0.22)  # of a row
+    with drawing(path, 0.9 + 0.4 * (not colors) + height * len(names)) as figure:
+        axis = figure.subplots()
+        for k, (name, rows) in enumerate(series.items()):
+            for place, runs in enumerate(rows):
+                if not len(runs):
+                    continue
+                values = 100 * np.asarray(runs, np.float64)
+                lane = place + 0.6 * ((k + 0.5) / len(series) - 0.5)
+                color = colors[place] if colors else PALETTE[k]
+                axis.plot(values, [lane] * len(values), MARKERS[k], color=color, alpha=0.6)
+                bar = {"markersize": 18 / len(series) ** 0.5, "markeredgewidth": 2}
+                axis.plot(values.mean(), lane, "|", color=color, **bar)
+            if not colors:
+                axis.plot([], [], MARKERS[k], color=PALETTE[k], label=legend_label(name))
+        if reference is not None:
+            axis.axvline(100 * reference, **REFERENCE)
+        list_down(axis, names)
+        axis.set_xlabel(label)
+        if not colors:
+            figure.legend(loc="outside upper left", ncols=min(6, len(series)))
+    return epath.Path(path)
+
+
+def sweep(
+    axis: "Axes",
+    values: Sequence[str],
+    series: Mapping[str, Sequence[Sequence[float]]],
+    *,
+    scale: float = 1.0,
+    connected: bool = True,
+):
+    """A mark at each value's mean, with faint dots for its runs, for every series.
+
+    Args:
+      axis: to draw on.
+      values: as they are to be written; drawn at equal distances, in this order.
+      series: what a legend calls it -> each value's runs; what is not finite is left out.
+      scale: that runs are multiplied by, as 100 for percent.
+      connected: whether values lie on a scale, so that a line leads from one to the next.
+    """
+    places = range(len(values))
+    for (name, points), color, marker in zip(series.items(), PALETTE, MARKERS, strict=False):
+        runs = [scale * np.asarray(each, np.float64) for each in points]
+        runs = [each[np.isfinite(each)] for each in runs]
+        means = [each.mean() if len(each) else np.nan for each in runs]
+        line = "-" if connected else "none"
+        axis.plot(
+            places, means, color=color, marker=marker, linestyle=line, label=legend_label(name)
+        )
+        for place, each in zip(places, runs, strict=True):
+            axis.plot([place] * len(each), each, ".", color=color, alpha=0.5, markersize=5)
+    axis.set_xticks(places, list(values))
+    axis.grid(axis="y")
+
+
+def list_down(axis: "Axes", names: Sequence[str]):
+    """One row per name, the first on top, on a grid of values."""
+    axis.set_yticks(range(len(names)), list(names))
+    axis.set_ylim(len(names) - 0.5, -0.5)
+    axis.tick_params(axis="y", length=0, labelcolor="black")
+    axis.grid(axis="x")
+    axis.spines["left"].set_visible(False)
 
 
 def pixels(image: np.ndarray) -> np.ndarray:

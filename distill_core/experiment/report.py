@@ -1,21 +1,29 @@
-"""What an experiment hands back: results.json, a console table and a self-contained HTML page."""
+"""One report for every experiment: results.json, tables on the console, and one page of HTML."""
 
+import base64
+import contextlib
 import dataclasses
 import importlib.metadata
 import math
 import os
 import platform
-from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NamedTuple
 
+import jinja2
 import numpy as np
 from etils import epath
+from rich import box
+from rich.console import Console
+from rich.table import Table as ConsoleTable
+from rich.text import Text  # arms and titles are text, not rich's markup
 
 from distill_core.checkpoint import integrity, strict_json
-from distill_core.experiment import page
+from distill_core.data.images.dataset import readable
+from distill_core.experiment.plotting import attempt
 
-if TYPE_CHECKING:
-    from rich.table import Table
+Results = Mapping[tuple[str, int], Mapping[str, Any]]  # each run's, by (arm, seed)
 
 _RATES = ("accuracy", "rate", "agreement", "fraction")  # endings of metrics shown in percent
 _BESIDE_EPSILON = ("privacy_unit", "adjacency", "delta")
@@ -40,6 +48,149 @@ class Gate:
     needed: float | str
 
 
+class Table(NamedTuple):
+    """Strings under a caption; None is an empty cell, and no rows are no table."""
+
+    caption: str
+    head: Sequence[str]
+    rows: Sequence[Sequence[str | None]]
+    on_console: bool = True
+
+
+class Figure(NamedTuple):
+    """A PNG of the page. `draw` is called with its path and returns it, or None for no picture.
+
+    Without `draw` it is what a stage has left there, if it has. The caption is also the picture's
+    alternative text.
+    """
+
+    caption: str
+    path: str  # below the experiment's workdir
+    draw: Callable[[epath.Path], epath.Path | None] | None = None
+
+
+@dataclasses.dataclass(frozen=True)
+class Report:
+    """What an experiment found, as plain data.
+
+    Raises ValueError where a row has an `epsilon` but not its `privacy_unit`, `adjacency` and
+    `delta`: an epsilon without them says nothing.
+    """
+
+    method: str  # the package whose experiment it is
+    dataset: str
+    title: str
+    summary: str  # what was found, in a few sentences
+    rows: Sequence[Row]
+    metrics: Sequence[str]  # that tables show, in this order; all are in results.json
+    gates: Sequence[Gate]
+    settings: Mapping[str, Any]
+    minutes: float  # that this call took
+    notes: Sequence[str] = ()
+    figures: Sequence[Figure] = ()
+    tables: Sequence[Table] = ()  # beside that of the arms
+    sections: Sequence[tuple[str, str]] = ()  # heading, HTML that whoever made it has escaped
+    fields: Mapping[str, Any] = dataclasses.field(default_factory=dict)  # more for results.json
+    warning: str = ""  # last line on the console
+    environment: Mapping[str, Any] = dataclasses.field(default_factory=lambda: environment())
+
+    def __post_init__(self):
+        for row in self.rows:
+            missing = [name for name in _BESIDE_EPSILON if row.settings.get(name) is None]
+            if "epsilon" in row.metrics and missing:
+                raise ValueError(
+                    f"row {row.arm!r} has epsilon but no {', '.join(missing)} in settings"
+                )
+
+    @property
+    def shown(self) -> list[str]:
+        """Those of `metrics` that a row has."""
+        return [name for name in self.metrics if any(name in row.metrics for row in self.rows)]
+
+
+def publish(report: Report, workdir: epath.PathLike):
+    """Writes results.json, prints the tables, then draws the figures and writes report.html.
+
+    In this order, so that what was measured is kept and seen whatever becomes of a picture; one
+    that fails is left out, with a line on stderr.
+    """
+    workdir = epath.Path(workdir)
+    try:
+        _write(workdir / "results.json", results_json(report))
+    finally:  # a full disk does not cost the table
+        print_tables(report, Console())
+    pictures = [(figure.caption, _png(figure, workdir)) for figure in report.figures]
+    path = workdir / "report.html"
+    _write(path, html(report, [(caption, png) for caption, png in pictures if png is not None]))
+    print(f"\nreport: {readable(str(path))}", flush=True)
+
+
+def results_json(report: Report) -> str:
+    """The text of results.json. Strict JSON: what is not finite is null."""
+    rows = [
+        {
+            "arm": row.arm,
+            "settings": row.settings,
+            "metrics": {name: summarize(values) for name, values in row.metrics.items()},
+        }
+        for row in report.rows
+    ]
+    results = {
+        "method": report.method,
+        "dataset": report.dataset,
+        "rows": rows,
+        "gates": [dataclasses.asdict(gate) for gate in report.gates],
+        "environment": report.environment,
+        "settings": report.settings,
+        "minutes": report.minutes,
+        **report.fields,
+    }
+    return strict_json.dumps(_plain(results), indent=2, ensure_ascii=False) + "\n"
+
+
+def print_tables(report: Report, console: Console):
+    """The arms, one line per arm (mean ±std over runs, rates in percent), tables and gates."""
+    runs = {_runs(row) for row in report.rows}
+    head, rows = _arms(report, decimals=1)
+    beside = " " if len(report.shown) <= 4 else "\n"  # many metrics fit 80 columns with ± below
+    lines = [
+        [name, *(beside.join(filter(None, cell[:2])) for cell in cells), count]
+        for name, *cells, count in rows
+    ]
+    caption = []
+    if max(runs, default=0) > 1:
+        caption.append(f"mean ±std over {max(runs)} runs" if len(runs) == 1 else "mean ±std")
+    private = [row for row in report.rows if "epsilon" in row.metrics]
+    caption += sorted({f"epsilon: {_privacy(row)}" for row in private})
+    shown = slice(None) if len(runs) > 1 else slice(-1)  # how many runs, where they differ
+    head, lines = head[shown], [line[shown] for line in lines]
+    narrow = [name.replace(" ", "\n") for name in head]
+    title = readable(report.title)
+    console.print(_console_table(title, narrow, lines, "right", "\n".join(caption)))
+    for table in report.tables:
+        if table.rows and table.on_console:
+            console.print(_console_table(table.caption, table.head, table.rows, "left"))
+    for gate in report.gates:
+        word = "passed" if gate.passed else "MISSED"
+        line = f"{word}  {gate.name}: {gate.value}, needed {gate.needed}"
+        console.print(Text(line), soft_wrap=True)
+    if report.warning:
+        console.print(Text(report.warning), soft_wrap=True)
+
+
+def html(report: Report, pictures: Sequence[tuple[str, bytes]]) -> str:
+    """A page that needs nothing else, of the report and its (caption, PNG)."""
+    head, results = _arms(report, decimals=2)
+    return _TEMPLATES.get_template("report.html.j2").render(
+        report=report,
+        head=head,
+        results=results,
+        runs=[_every_run(row) for row in report.rows],
+        pictures=[(caption, base64.b64encode(png).decode()) for caption, png in pictures],
+        command=" ".join([f"python -m {report.method}.experiment", *sys.argv[1:]]),
+    )
+
+
 def summarize(values: Sequence[float]) -> dict[str, Any]:
     """Mean, sample standard deviation (0.0 for one), count and the values themselves.
 
@@ -57,41 +208,12 @@ def summarize(values: Sequence[float]) -> dict[str, Any]:
     return {"mean": mean, "std": std, "n": int(array.size), "values": array.tolist()}
 
 
-def write_results(
-    path: epath.PathLike,
-    *,
-    method: str,
-    dataset: str,
-    rows: Sequence[Row],
-    gates: Sequence[Gate],
-    environment: Mapping[str, Any],
-    extra: Mapping[str, Any] | None = None,
-) -> None:
-    """Writes results.json, whole or not at all; `extra` adds fields at the top level.
-
-    Strict JSON: what is not finite is written as null. Raises ValueError where a row has an
-    `epsilon` but not its `privacy_unit`, `adjacency` and `delta` (an epsilon without them says
-    nothing), or where `extra` would replace a field.
-    """
-    _check_epsilons(rows)
-    results = {
-        "method": method,
-        "dataset": dataset,
-        "rows": [
-            {
-                "arm": row.arm,
-                "settings": row.settings,
-                "metrics": {name: summarize(values) for name, values in row.metrics.items()},
-            }
-            for row in rows
-        ],
-        "gates": [dataclasses.asdict(gate) for gate in gates],
-        "environment": environment,
-    }
-    if clash := sorted(set(results) & set(extra or {})):
-        raise ValueError(f"extra: got {clash}; these fields are taken")
-    plain = _plain(results | dict(extra or {}))
-    _write(path, strict_json.dumps(plain, indent=2, ensure_ascii=False) + "\n")
+def by_arm(results: Results) -> dict[str, list[Mapping[str, Any]]]:
+    """Arm -> the results of its seeds, in the order in which they stand."""
+    found: dict[str, list[Mapping[str, Any]]] = {}
+    for (arm, _), result in results.items():
+        found.setdefault(arm, []).append(result)
+    return found
 
 
 def environment() -> dict[str, Any]:
@@ -113,138 +235,49 @@ def environment() -> dict[str, Any]:
     }
 
 
-def console_table(rows: Sequence[Row], metrics: Sequence[str], title: str) -> "Table":
-    """A rich table, one line per arm: mean ±std over runs, rates in percent. Fits 80 columns."""
-    from rich import box
-    from rich.table import Table
-    from rich.text import Text  # arms and titles are text, not rich's markup
+class _Cell(NamedTuple):
+    text: str
+    spread: str = ""  # beside it, in grey
+    under: str = ""  # in small print
 
-    runs = [_runs(row) for row in rows]
-    same = len(set(runs)) <= 1
-    beside = " " if len(metrics) <= 4 else "\n"  # many metrics fit 80 columns with ± underneath
-    caption = []
-    if max(runs, default=0) > 1:
-        caption.append("mean ±std" + (f" over {runs[0]} runs" if same else ""))
-    caption += sorted({f"epsilon: {_privacy(row)}" for row in rows if "epsilon" in row.metrics})
-    table = Table(
+
+def _arms(report: Report, decimals: int) -> tuple[list[str], list[list[Any]]]:
+    """Head and rows of the table of arms: an arm, a `_Cell` for each metric, how many runs."""
+    head = ["arm", *(name.replace("_", " ") for name in report.shown), "runs"]
+    rows = [
+        [row.arm, *(_cell(row, name, decimals) for name in report.shown), str(_runs(row))]
+        for row in report.rows
+    ]
+    return head, rows
+
+
+def _console_table(title: str, head, rows, justify: Any, caption: str = "") -> ConsoleTable:
+    table = ConsoleTable(
         title=Text(title),
         title_justify="left",
-        caption=Text("\n".join(caption)) if caption else None,
+        caption=Text(caption) if caption else None,
         caption_justify="left",
         box=box.SIMPLE_HEAD,
         collapse_padding=True,
         pad_edge=False,
     )
-    table.add_column("arm", overflow="fold")
-    for metric in metrics:
-        table.add_column(Text(metric.replace("_", "\n")), justify="right")
-    if not same:
-        table.add_column("runs", justify="right")
-    for row, n in zip(rows, runs, strict=True):
-        cells = [beside.join(_mean_std(name, row.metrics.get(name), 1)) for name in metrics]
-        table.add_row(*map(Text, [row.arm, *cells] + ([] if same else [str(n)])))
+    for k, name in enumerate(head):
+        table.add_column(Text(name), justify=justify if k else "left", overflow="fold")
+    for row in rows:
+        table.add_row(*(Text("–" if cell is None else cell) for cell in row))
     return table
 
 
-def write_html(
-    path: epath.PathLike,
-    *,
-    title: str,
-    summary: str,
-    rows: Sequence[Row],
-    metrics: Sequence[str],
-    gates: Sequence[Gate],
-    figures: Sequence[tuple[str, epath.PathLike | None]],
-    notes: Sequence[str],
-    environment: Mapping[str, Any],
-    command: str,
-    sections: Sequence[tuple[str, str]] = (),
-    extra_tables: Sequence[tuple[str, Sequence[str], Sequence[Sequence[str | None]]]] = (),
-) -> None:
-    """Writes the report as one HTML file that needs nothing else: PNGs inlined, no script.
-
-    `figures` are (caption, path of a PNG, or None of one that could not be drawn and is left out);
-    the caption is also the picture's alternative text.
-    `extra_tables` are (caption, head, rows), None for an empty cell. `sections` are (heading, HTML
-    that goes in as it is: whoever makes it escapes it). All else is shown as text, never as markup.
-    Raises ValueError as `write_results`, and where a row does not fit its table's head.
-    """
-    _check_epsilons(rows)
-    head = ["arm", *(name.replace("_", " ") for name in metrics), "runs"]
-    results = [
-        [(row.arm,), *(_cell(row, name) for name in metrics), (str(_runs(row)),)] for row in rows
-    ]
-    everything = [[(row.arm,), (_settings(row),), (_values(row),)] for row in rows]
-    verdicts = [
-        (gate.name, gate.passed, f"measured {_value(gate.value)}, needed {_value(gate.needed)}")
-        for gate in gates
-    ]
-    pictures = [
-        page.picture(caption, epath.Path(png).read_bytes()) for caption, png in figures if png
-    ]
-    document = page.page(
-        title,
-        summary,
-        page.verdicts(verdicts),
-        page.section(
-            "Results",
-            page.table("Results by arm", head, results),
-            page.remark("Mean ± sample standard deviation over the runs."),
-            page.folded(
-                "Settings and every run",
-                page.table("Settings and every run", ["arm", "settings", "runs"], everything),
-            ),
-        ),
-        page.section("Figures", *pictures),
-        page.section("Further results", *(page.plain_table(*table) for table in extra_tables)),
-        *(page.section(heading, fragment) for heading, fragment in sections),
-        page.section("Notes", page.bullets(notes)),
-        page.section(
-            "How this was made",
-            page.code(command),
-            page.facts({k.replace("_", " "): _value(v) for k, v in environment.items()}),
-        ),
-    )
-    _write(path, document)
+def _cell(row: Row, name: str, decimals: int) -> _Cell:
+    values = row.metrics.get(name, ())
+    if not len(values):
+        return _Cell("–")
+    shown, spread = _mean_std(name, values, decimals)
+    return _Cell(shown, spread, _privacy(row) if name == "epsilon" else "")
 
 
-def _check_epsilons(rows: Sequence[Row]) -> None:
-    for row in rows:
-        missing = [name for name in _BESIDE_EPSILON if row.settings.get(name) is None]
-        if "epsilon" in row.metrics and missing:
-            raise ValueError(f"row {row.arm!r} has epsilon but no {', '.join(missing)} in settings")
-
-
-def _privacy(row: Row) -> str:
-    unit, adjacency, delta = (row.settings[name] for name in _BESIDE_EPSILON)
-    return f"per {unit}, {adjacency}, δ = {_value(delta)}"
-
-
-def _cell(row: Row, name: str) -> list[str]:
-    mean, *std = _mean_std(name, row.metrics.get(name), 2)
-    under = _privacy(row) if name == "epsilon" and name in row.metrics else ""
-    return [mean, std[0] if std else "", under]
-
-
-def _settings(row: Row) -> str:
-    return ", ".join(f"{key} = {_value(value)}" for key, value in row.settings.items()) or "–"
-
-
-def _values(row: Row) -> str:
-    return "; ".join(
-        f"{name.replace('_', ' ')}: " + ", ".join(_mean_std(name, [v], 2)[0] for v in values)
-        for name, values in row.metrics.items()
-    )
-
-
-def _runs(row: Row) -> int:
-    return max(map(len, row.metrics.values()), default=0)
-
-
-def _mean_std(name: str, values: Sequence[float] | None, decimals: int) -> list[str]:
-    """['98.6%', '±0.2'], without ± for a single run; '–' for a metric the arm does not have."""
-    if values is None or not len(values):
-        return ["–"]
+def _mean_std(name: str, values: Sequence[float], decimals: int) -> tuple[str, str]:
+    """('98.6%', '±0.2'), without ± for a single run."""
     summary = summarize(values)
     mean, std = summary["mean"], summary["std"]
     if name.endswith(_RATES) and math.isfinite(mean):
@@ -253,11 +286,31 @@ def _mean_std(name: str, values: Sequence[float] | None, decimals: int) -> list[
         places = 0 if abs(mean) >= 1000 else 1 if abs(mean) >= 100 else 2
         shown, spread = f"{mean:,.{places}f}", f"±{std:,.{places}f}"
     else:
-        shown, spread = _value(mean), f"±{std:.2g}"
-    return [shown, spread] if summary["n"] > 1 and math.isfinite(std) else [shown]
+        shown, spread = _text(mean), f"±{std:.2g}"
+    return shown, spread if summary["n"] > 1 and math.isfinite(std) else ""
 
 
-def _value(value: object) -> str:
+def _privacy(row: Row) -> str:
+    unit, adjacency, delta = (row.settings[name] for name in _BESIDE_EPSILON)
+    return f"per {unit}, {adjacency}, δ = {_text(delta)}"
+
+
+def _every_run(row: Row) -> tuple[str, str, str]:
+    """An arm, its settings, and each metric of each of its runs, in words."""
+    settings = ", ".join(f"{key} = {_text(value)}" for key, value in row.settings.items())
+    metrics = (
+        f"{name.replace('_', ' ')}: "
+        + ", ".join(_mean_std(name, [value], 2)[0] for value in values)
+        for name, values in row.metrics.items()
+    )
+    return row.arm, settings, "; ".join(metrics)
+
+
+def _runs(row: Row) -> int:
+    return max(map(len, row.metrics.values()), default=0)
+
+
+def _text(value: object) -> str:
     value = value.item() if isinstance(value, np.generic) else value
     return f"{value:.4g}" if isinstance(value, float) else str(value)
 
@@ -273,8 +326,13 @@ def _plain(value: Any) -> Any:
     return value if value is None or isinstance(value, bool | int | float) else str(value)
 
 
-def _write(path: epath.PathLike, text: str) -> None:
-    path = epath.Path(path)
+def _png(figure: Figure, workdir: epath.Path) -> bytes | None:
+    path = workdir / figure.path
+    drawn = path if figure.draw is None else attempt(figure.draw, path)
+    return drawn.read_bytes() if drawn is not None and drawn.exists() else None
+
+
+def _write(path: epath.Path, text: str):
     path.parent.mkdir(parents=True, exist_ok=True)
     # What is no Unicode, as in the path of a folder, stands there as JSON escapes it.
     integrity.write_atomically(path, text.encode("utf-8", "backslashreplace"))
@@ -288,11 +346,17 @@ def _version(distribution: str) -> str:
 
 
 def _cpu_model() -> str:
-    try:
-        with open("/proc/cpuinfo", encoding="utf-8") as file:
-            for line in file:
-                if line.startswith("model name"):
-                    return line.partition(":")[2].strip()
-    except OSError:
-        pass  # not Linux
+    with contextlib.suppress(OSError):  # not Linux
+        for line in epath.Path("/proc/cpuinfo").read_text().splitlines():
+            if line.startswith("model name"):
+                return line.partition(":")[2].strip()
     return platform.processor() or platform.machine() or "unknown"
+
+
+_TEMPLATES = jinja2.Environment(
+    loader=jinja2.PackageLoader("distill_core.experiment", "."),
+    autoescape=True,
+    trim_blocks=True,
+    lstrip_blocks=True,
+)
+_TEMPLATES.filters["plain"] = _text

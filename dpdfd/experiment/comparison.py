@@ -20,7 +20,7 @@ from etils import epath
 
 from distill_core import checkpoint, config, data, train
 from distill_core.config import InputError
-from distill_core.experiment import stages
+from distill_core.experiment import report, stages
 from distill_core.experiment.stages import Run, run_directory
 from distill_core.models import checks, trust
 from distill_core.models.network import image_network
@@ -91,7 +91,7 @@ def run(
         bound = _audit(hp, workdir, planted, name, absent)
         results[name, hp["seeds"][0]] |= bound
     minutes = (time.monotonic() - began) / 60
-    summary.write(workdir, hp, dataset, results, minutes)
+    report.publish(summary.report_of(hp, dataset, results, minutes), workdir)
     return results
 
 

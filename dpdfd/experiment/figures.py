@@ -7,7 +7,7 @@ import numpy as np
 from etils import epath
 from numpy.typing import ArrayLike
 
-from distill_core.experiment.plotting import DIM, GRID, PALETTE, pixels, save, style
+from distill_core.experiment.plotting import DIM, PALETTE, drawing, pixels
 
 _MOST_CLASSES = 20
 # Names in metrics.jsonl, and what they are; nothing else of a run is drawn.
@@ -27,14 +27,12 @@ def sample_grid(
     *,
     columns: int = 12,
 ) -> epath.Path:
-    """Generated images, a row a class, the first `columns` of each.
+    """Generated images, one row per class, the first `columns` of each.
 
     images uint8 [N, H, W, channels], shown as `pixels` makes them; labels int [N], the student's
     view; C class names, of which the first 20 are drawn. A class without images is an empty row.
     Raises ValueError on other shapes.
     """
-    from matplotlib.figure import Figure
-
     pictures, seen = np.asarray(images), np.asarray(labels)
     if pictures.ndim != 4 or seen.shape != pictures.shape[:1]:
         raise ValueError(f"images: got {pictures.shape}, labels {seen.shape}; need [N, H, W, C]")
@@ -46,16 +44,15 @@ def sample_grid(
             top, left = k * height, i * width
             drawn = np.atleast_3d(pixels(picture))
             shown[top : top + height - 1, left : left + width - 1] = drawn
-    with style():
-        size = (7.2, 0.5 + 6.2 * len(shown) / shown.shape[1])
-        axis = (figure := Figure(figsize=size, layout="constrained")).subplots()
+    with drawing(path, 0.5 + 6.2 * len(shown) / shown.shape[1]) as figure:
+        axis = figure.subplots()
         axis.imshow(shown, interpolation="nearest")
         axis.set_yticks([(k + 0.5) * height - 1 for k in range(len(names))], names)
         axis.set_xticks([])
         axis.tick_params(length=0)
         axis.spines[:].set_visible(False)
         axis.set_title("generated samples, by the student's class")
-        return save(figure, path)
+    return epath.Path(path)
 
 
 def convergence(path: epath.PathLike, rows: Sequence[Mapping[str, Any]]) -> epath.Path:
@@ -64,8 +61,6 @@ def convergence(path: epath.PathLike, rows: Sequence[Mapping[str, Any]]) -> epat
     All of them follow the noise, where there is noise. `rows` are those of the run's metrics.jsonl;
     raises ValueError where they hold nothing to draw.
     """
-    from matplotlib.figure import Figure
-
     curves = {
         name: [(row["step"], row[name]) for row in rows if row.get(name) is not None]
         for name in QUANTITIES
@@ -73,21 +68,18 @@ def convergence(path: epath.PathLike, rows: Sequence[Mapping[str, Any]]) -> epat
     curves = {name: curve for name, curve in curves.items() if curve}
     if not curves:
         raise ValueError(f"rows: got none with any of {', '.join(QUANTITIES)}")
-    with style():
-        size = (7.2, 0.6 + 1.9 * len(curves))
-        figure = Figure(figsize=size, layout="constrained")
+    with drawing(path, 0.6 + 1.9 * len(curves)) as figure:
         axes = figure.subplots(len(curves), 1, sharex=True, squeeze=False)[:, 0]
         for axis, (name, curve) in zip(axes, curves.items(), strict=True):
             steps, values = np.asarray(curve, np.float64).T
-            scale = 100 if name == "accuracy" else 1
-            color = PALETTE[5] if name == "accuracy" else PALETTE[0]
             few = {"marker": "o", "markersize": 4} if len(steps) < 30 else {}
-            axis.plot(steps, scale * values, color=color, linewidth=1.6, **few)
-            axis.set_title(QUANTITIES[name], fontweight="normal", color=DIM)
-            axis.grid(axis="y", color=GRID, linewidth=0.8)
-            axis.set_axisbelow(True)
             if name == "accuracy":
+                axis.plot(steps, 100 * values, color=PALETTE[5], linewidth=1.6, **few)
                 axis.set_ylim(0, 100)
+            else:
+                axis.plot(steps, values, color=PALETTE[0], linewidth=1.6, **few)
+            axis.set_title(QUANTITIES[name], fontweight="normal", color=DIM)
+            axis.grid(axis="y")
         axes[-1].set_xlabel("step")
         axes[-1].xaxis.get_major_locator().set_params(integer=True)
-        return save(figure, path)
+    return epath.Path(path)

@@ -1,21 +1,17 @@
-"""An experiment's runs to table, gates, results.json and report.html."""
+"""An experiment's runs to rows, gates and a report."""
 
-import json
-import sys
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from etils import epath
+import numpy as np
 
 from distill_core.config import InputError
-from distill_core.experiment import console, report
-from distill_core.experiment.plotting import attempt
+from distill_core.data import Dataset
+from distill_core.experiment import plotting
+from distill_core.experiment.report import Figure, Gate, Report, Results, Row, Table, by_arm
 from distill_core.experiment.stages import run_directory
 from distill_core.privacy.ledger import ZERO_OUT
-from dpdfd.experiment import arms_figure
 from dpdfd.privacy.units import privacy_spent
-
-Results = Mapping[tuple[str, int], Mapping[str, Any]]
 
 METRICS = (
     "accuracy",
@@ -34,6 +30,20 @@ AUDIENCE = (
 LEAST_CONTROL = 1.0  # what the audit has to find in a teacher trained without privacy
 # Accuracy of classifiers trained on private synthetic data, by methods that see the data:
 # DPImageBench's figures, percent at ε = 1 and 10.
+_NOTES = (
+    "The idea is that of Liu et al., IJCAI 2023, as its abstract and introduction state it. "
+    "Formulas, accounting, procedural priors, answers bought in rounds, ensembles and the audit "
+    "are our reconstruction. The priors were shaped while looking at training images of MNIST and "
+    "Fashion-MNIST, which no ε counts.",
+    "Accuracies are fractions of all test examples at the last step; how settings were chosen "
+    "stands in the config.",
+    "ε per query counts one query replaced in every step; record epsilon is what the same noise is "
+    "worth for one record of the training set.",
+    "Conversions of one teacher compose: total epsilon is for a training record, of all that were "
+    "charged to the arm's teacher when the arm (last) began, itself among them. Teachers of the "
+    "same records, one per seed for example, compose on top of that.",
+    "An audit's lower bound stands beside the accountant's ε, never instead of it.",
+)
 _PUBLISHED = {
     "mnist": [
         ("DP-MERF", 80.3, 81.3),
@@ -50,19 +60,14 @@ _PUBLISHED = {
 }
 
 
-def rows_and_gates(
-    results: Results, hp: Mapping[str, Any]
-) -> tuple[list[report.Row], list[report.Gate]]:
+def rows_and_gates(results: Results, hp: Mapping[str, Any]) -> tuple[list[Row], list[Gate]]:
     """One row a teacher or arm over its seeds, and what the experiment has to show.
 
     Args:
       results: each run's result by (teacher or arm, seed); accuracies are on the test split.
       hp: the experiment's values.
     """
-    runs: dict[str, list[Mapping[str, Any]]] = {}
-    for (arm, _), result in results.items():
-        runs.setdefault(arm, []).append(result)
-    rows = [_row(arm, found, hp) for arm, found in runs.items()]
+    rows = [_row(arm, runs, hp) for arm, runs in by_arm(results).items()]
     gates = []
     for row in rows:
         gates += _budget_gates(row, hp)
@@ -85,7 +90,7 @@ def control(hp: Mapping[str, Any]) -> str | None:
     return "teacher_control" if "teacher_control" in plain else next(iter(plain), None)
 
 
-def _row(arm: str, runs: Sequence[Mapping[str, Any]], hp: Mapping[str, Any]) -> report.Row:
+def _row(arm: str, runs: Sequence[Mapping[str, Any]], hp: Mapping[str, Any]) -> Row:
     conversion = arm in hp["arms"]
     own = {**hp["student"], **hp["arms"][arm]} if conversion else hp["teachers"][arm]
     about = {name: own[name] for name in ("teacher", "model", "mechanism") if name in own}
@@ -110,7 +115,7 @@ def _row(arm: str, runs: Sequence[Mapping[str, Any]], hp: Mapping[str, Any]) -> 
             metrics["total_epsilon"] = totals
     elif conversion:
         about["privacy"] = "no claim"
-    return report.Row(arm, about, metrics)
+    return Row(arm, about, metrics)
 
 
 def _spent(run: Mapping[str, Any], hp: Mapping[str, Any]):
@@ -124,94 +129,75 @@ def _spent(run: Mapping[str, Any], hp: Mapping[str, Any]):
         return None
 
 
-def _budget_gates(row: report.Row, hp: Mapping[str, Any]) -> list[report.Gate]:
+def _budget_gates(row: Row, hp: Mapping[str, Any]) -> list[Gate]:
     asked = {**hp["student"], **hp["arms"].get(row.arm, {})}.get("epsilon")
-    if asked is None or row.arm not in hp["arms"]:
-        return []
-    if "epsilon" not in row.metrics:  # e.g. the noise's seed was given
+    # There is no ε where, for example, the noise's seed was given.
+    if row.arm not in hp["arms"] or asked is None or "epsilon" not in row.metrics:
         return []
     most = max(row.metrics["epsilon"])
     name = f"{row.arm} spends no more than its ε"
-    return [report.Gate(name, most <= asked * (1 + 1e-6), f"{most:.4g}", f"at most {asked:g}")]
+    return [Gate(name, most <= asked * (1 + 1e-6), f"{most:.4g}", f"at most {asked:g}")]
 
 
-def _audit_gates(row: report.Row, control: str | None) -> list[report.Gate]:
+def _audit_gates(row: Row, control: str | None) -> list[Gate]:
     found = max(row.metrics["audit_epsilon_lower"])
     if row.arm == control:
         name = f"the audit sees that {row.arm} is not private"
-        return [
-            report.Gate(name, found > LEAST_CONTROL, f"{found:.2f}", f"above {LEAST_CONTROL:g}")
-        ]
+        return [Gate(name, found > LEAST_CONTROL, f"{found:.2f}", f"above {LEAST_CONTROL:g}")]
     if "record_epsilon" not in row.metrics:
         return []
     bound = min(row.metrics["record_epsilon"])
     name = f"the audit of {row.arm} stays below its ε for a record"
-    return [report.Gate(name, found <= bound, f"{found:.2f}", f"at most {bound:,.4g}")]
+    return [Gate(name, found <= bound, f"{found:.2f}", f"at most {bound:,.4g}")]
 
 
-def _bar(arm: str, metric: str, least: float, rows: Mapping[str, report.Row]) -> report.Gate:
+def _bar(arm: str, metric: str, least: float, rows: Mapping[str, Row]) -> Gate:
     values = rows[arm].metrics.get(metric, [float("nan")])
     mean = sum(values) / len(values)
     name = f"{metric.replace('_', ' ')} of {arm}"
-    return report.Gate(name, mean >= least, f"{100 * mean:.2f}%", f"at least {100 * least:g}%")
+    return Gate(name, mean >= least, f"{100 * mean:.2f}%", f"at least {100 * least:g}%")
 
 
-def write(workdir: epath.Path, hp: Mapping[str, Any], dataset, results: Results, minutes: float):
-    """results.json, the table and gates on the console, then report.html with its figures."""
+def report_of(hp: Mapping[str, Any], dataset: Dataset, results: Results, minutes: float) -> Report:
+    """The experiment's report; `results` are each run's by (teacher or arm, seed)."""
     rows, gates = rows_and_gates(results, hp)
-    environment = report.environment()
-    title = f"Data-free conversion of a teacher on {dataset.name}, for the data's owner"
-    publishable = _publishable(rows, hp)
-    shown = [name for name in METRICS if any(name in row.metrics for row in rows)]
-    try:
-        report.write_results(
-            workdir / "results.json",
-            method="dpdfd",
-            dataset=dataset.name,
-            rows=rows,
-            gates=gates,
-            environment=environment,
-            extra={
-                "audience": AUDIENCE,
-                "settings": json.loads(json.dumps(dict(hp))),
-                "minutes": minutes,
-            },
-        )
-    finally:  # a full disk does not cost the table
-        console.conclude(rows, shown, gates, title, further=[publishable])
-    report.write_html(
-        workdir / "report.html",
-        title=title,
+    return Report(
+        method="dpdfd",
+        dataset=dataset.name,
+        title=f"Data-free conversion of a teacher on {dataset.name}, for the data's owner",
         summary=f"{AUDIENCE} {_summary(rows, hp)}",
         rows=rows,
-        metrics=shown,
+        metrics=METRICS,
         gates=gates,
-        figures=_figures(workdir, hp, rows),
-        notes=_notes(hp, dataset, minutes),
-        environment=environment,
-        command=" ".join(["python -m dpdfd.experiment", *sys.argv[1:]]),
-        extra_tables=[publishable, *_tables(rows, dataset)],
+        settings=hp,
+        minutes=minutes,
+        notes=_notes(hp, dataset),
+        figures=_figures(hp, rows),
+        tables=[_publishable(rows, hp), _assumptions(rows), *_published(dataset)],
+        fields={"audience": AUDIENCE},
     )
-    console.say_report(workdir / "report.html")
 
 
-def _summary(rows: Sequence[report.Row], hp: Mapping[str, Any]) -> str:
-    private = [row for row in rows if row.settings.get("privacy_unit") == "record"]
-    private = [row for row in private if row.arm in hp["arms"]]
+def _summary(rows: Sequence[Row], hp: Mapping[str, Any]) -> str:
+    private = [
+        row
+        for row in rows
+        if row.settings.get("privacy_unit") == "record" and row.arm in hp["arms"]
+    ]
     if not private:
         return "No arm protects records."
-    best = max(private, key=lambda row: report.summarize(row.metrics["accuracy"])["mean"])
-    accuracy = report.summarize(best.metrics["accuracy"])["mean"]
+    best = max(private, key=lambda row: np.mean(row.metrics["accuracy"]))
+    accuracy, epsilon = np.mean(best.metrics["accuracy"]), max(best.metrics["epsilon"])
     return (
         "From one existing teacher only the figure per query is useful, and it protects no record: "
         "protecting records needs the training data once, for an ensemble or a teacher trained "
         f"with DP-SGD. Of the students that protect records, {best.arm} is right on "
-        f"{accuracy:.1%} of the test images at ε = {max(best.metrics['epsilon']):.3g}."
+        f"{accuracy:.1%} of the test images at ε = {epsilon:.3g}."
     )
 
 
-def _publishable(rows: Sequence[report.Row], hp: Mapping[str, Any]):
-    """A table (caption, head, lines): the runs whose ε is about records, and what of them."""
+def _publishable(rows: Sequence[Row], hp: Mapping[str, Any]) -> Table:
+    """The runs whose ε is about records, and what of them may be published."""
     lines = []
     for row in rows:
         if row.settings.get("privacy_unit") != "record":
@@ -223,65 +209,67 @@ def _publishable(rows: Sequence[report.Row], hp: Mapping[str, Any]):
         lines.append((f"runs/{row.arm}, one seed", what, f"{spent}; δ = {row.settings['delta']:g}"))
     lines.append(("all else", "nothing: this report, results.json, checkpoints, data", "no ε"))
     caption = "What may be published: one of these, for the ε of several add up to more"
-    return caption, ("run", "what of it", "ε"), lines
+    return Table(caption, ("run", "what of it", "ε"), lines)
 
 
-def _figures(workdir: epath.Path, hp, rows) -> list[tuple[str, epath.Path | None]]:
-    made: list[tuple[str, epath.Path | None]] = [
-        (
+def _assumptions(rows: Sequence[Row]) -> Table:
+    lines = [
+        (row.arm, f"{row.settings['claim']}: " + " ".join(row.settings["assumptions"]))
+        for row in rows
+        if "assumptions" in row.settings
+    ]
+    caption = "What each ε says, and under which assumptions"
+    return Table(caption, ("arm", "assumptions"), lines, on_console=False)
+
+
+def _published(dataset: Dataset) -> list[Table]:
+    """What others reached on the same data."""
+    head = ("method", "accuracy at ε = 1, %", "at ε = 10, %")
+    caption = "Methods that see the data (DPImageBench, downstream classifiers)"
+    return [
+        Table(caption, head, [(m, f"{one:.1f}", f"{ten:.1f}") for m, one, ten in lines], False)
+        for name, lines in _PUBLISHED.items()
+        if dataset.name.endswith(f":{name}")
+    ]
+
+
+def _figures(hp: Mapping[str, Any], rows: Sequence[Row]) -> list[Figure]:
+    students = {
+        "the student": [row.metrics.get("accuracy", ()) for row in rows],
+        "a fresh classifier, of generated samples": [
+            row.metrics.get("fresh_classifier_accuracy", ()) for row in rows
+        ],
+    }
+    made = [
+        Figure(
             "Accuracy of every arm's student, and of a fresh classifier trained on what its "
-            "generator makes; one dot a seed.",
-            attempt(arms_figure.arm_accuracies, workdir / "figures" / "arms.png", rows),
+            "generator makes; one dot per seed.",
+            "figures/arms.png",
+            lambda path: plotting.accuracies(
+                path, [_label(row) for row in rows], students, label="accuracy on test images, %"
+            ),
         )
     ]
-    for arm in hp["arms"]:
-        out = run_directory(workdir, f"{arm}_evaluated", hp["seeds"][0])
-        about = {"samples.png": "What the generator makes", "convergence.png": "The run"}
-        for name, what in about.items():
-            if (out / name).exists() and (name == "samples.png" or arm == next(iter(hp["arms"]))):
-                made.append((f"{what}, arm {arm}.", out / name))
+    first = next(iter(hp["arms"]))
+    for arm in hp["arms"]:  # what their evaluation has drawn
+        folder = run_directory("", f"{arm}_evaluated", hp["seeds"][0])
+        made.append(Figure(f"What the generator makes, arm {arm}.", str(folder / "samples.png")))
+        if arm == first:
+            made.append(Figure(f"The run, arm {arm}.", str(folder / "convergence.png")))
     return made
 
 
-def _tables(rows: Sequence[report.Row], dataset):
-    tables = []
-    claims = [row for row in rows if "assumptions" in row.settings]
-    if claims:
-        lines = [
-            (row.arm, f"{row.settings['claim']}: " + " ".join(row.settings["assumptions"]))
-            for row in claims
-        ]
-        tables.append(
-            ("What each ε says, and under which assumptions", ("arm", "assumptions"), lines)
-        )
-    for name, published in _PUBLISHED.items():
-        if dataset.name.endswith(f":{name}"):
-            lines = [(method, f"{one:.1f}", f"{ten:.1f}") for method, one, ten in published]
-            head = ("method", "accuracy at ε = 1, %", "at ε = 10, %")
-            title = "Methods that see the data (DPImageBench, downstream classifiers)"
-            tables.append((title, head, lines))
-    return tables
+def _label(row: Row) -> str:
+    name = row.arm.replace("_", " ")
+    if "epsilon" not in row.metrics:
+        return name
+    about = row.settings["privacy_unit"]
+    return f"{name} (ε = {max(row.metrics['epsilon']):.3g} a {about})"
 
 
-def _notes(hp: Mapping[str, Any], dataset, minutes: float) -> list[str]:
-    notes = [
-        "The idea is that of Liu et al., IJCAI 2023, as its abstract and introduction state it. "
-        "Formulas, accounting, procedural priors, answers bought in rounds, ensembles and the "
-        "audit are our reconstruction. The priors were shaped while looking at training images of "
-        "MNIST and Fashion-MNIST, which no ε counts.",
-        "Accuracies are fractions of all test examples at the last step; how settings were chosen "
-        "stands in the config.",
-        "ε per query counts one query replaced in every step; record epsilon is what the same "
-        "noise is worth for one record of the training set.",
-        "Conversions of one teacher compose: total epsilon is for a training record, of all that "
-        "were charged to the arm's teacher when the arm (last) began, itself among them. Teachers "
-        "of the same records, one per seed for example, compose on top of that.",
-        "An audit's lower bound stands beside the accountant's ε, never instead of it.",
-        f"This call took {minutes:.1f} minutes; stages finished before it are not counted.",
-    ]
-    if hp["num_canaries"]:
-        notes.append(
-            f"{hp['num_canaries']} training images were given a wrong label, each with probability "
-            "½, in all teachers' data: the audit's canaries."
-        )
-    return notes + ([dataset.note] if dataset.note else [])
+def _notes(hp: Mapping[str, Any], dataset: Dataset) -> list[str]:
+    canaries = (
+        f"{hp['num_canaries']} training images were given a wrong label, each with probability ½, "
+        "in all teachers' data: the audit's canaries."
+    )
+    return [*_NOTES, *([canaries] if hp["num_canaries"] else []), *filter(None, [dataset.note])]

@@ -22,7 +22,7 @@ from etils import epath
 
 from distill_core import checkpoint, config, distill, train
 from distill_core.config import InputError
-from distill_core.experiment import stages
+from distill_core.experiment import report, stages
 from distill_core.experiment.stages import Run, run_directory
 from distill_core.models import trust
 from distill_core.runtime import process
@@ -115,29 +115,26 @@ def run(
         inverted = complete(inversion_stage.stage(hp, workdir)) if hp["inversion"] else None
 
     minutes = (time.monotonic() - began) / 60
-    rows, gates = summary.rows_and_gates(results, hp, choice)
-    normal, nasty, alone = (
-        run_directory(workdir, arm, hp["seeds"][0])
-        for arm in ("teacher_normal", "teacher_nasty", "student_alone")
-    )
     further = further_results.collect(
-        results, sweeps=sweeps, fought=fought, inverted=inverted, targets=hp["targets"]
+        results,
+        seed=hp["seeds"][0],
+        sweeps=sweeps,
+        fought=fought,
+        inverted=inverted,
+        targets=hp["targets"],
     )
     device, *others = jax.devices()
     if peak := throughput.peak(device.device_kind):
-        pair = (checkpoint.load_model(path) for path in (normal, alone))
+        arms = ("teacher_normal", "student_alone")
+        pair = (checkpoint.load_model(run_directory(workdir, arm, hp["seeds"][0])) for arm in arms)
         try:
             table = throughput.table(results, hp, *pair, peak=peak * (1 + len(others)))
-            further.tables.append(table)
+            further.tables.append(report.Table(*table))
         except Exception as error:  # it is not worth the results beside it
             reason = f"{type(error).__name__}: {error}"
             print(f"table of speed left out: {' '.join(reason.split())[:300]}", file=sys.stderr)
-    summary.conclude(workdir, hp, dataset, rows, gates, further, minutes)
-    drawn = [
-        *summary.draw_figures(workdir, dataset, rows, normal, nasty, hp["temperature"]),
-        *further_results.draw_figures(workdir, results, sweeps, fought, bool(inverted)),
-    ]
-    summary.write_report(workdir, dataset, rows, gates, drawn, further, minutes)
+    found = summary.report_of(workdir, hp, dataset, results, choice, further, minutes)
+    report.publish(found, workdir)
     return results
 
 

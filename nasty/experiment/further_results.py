@@ -1,4 +1,4 @@
-"""What an experiment found beyond the comparison, as tables, JSON and figures."""
+"""What an experiment found beyond the comparison: tables, figures and fields of results.json."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
@@ -6,9 +6,10 @@ from typing import Any, NamedTuple
 import numpy as np
 from etils import epath
 
-from distill_core.experiment import report
-from distill_core.experiment.plotting import attempt
-from nasty.experiment import ablations, sweep_figures
+from distill_core.experiment import plotting
+from distill_core.experiment.report import Figure, Results, Table, by_arm, summarize
+from distill_core.experiment.stages import run_directory
+from nasty.experiment import ablations
 from nasty.experiment.ablations import AXES, Point, shown
 from nasty.experiment.contest import Contest
 
@@ -17,15 +18,17 @@ UNCHECKED = "† From a secondary source, not checked against the paper."
 
 
 class Further(NamedTuple):
-    """Tables as `report.write_html` takes them, and fields of results.json."""
+    """Parts of a `report.Report`."""
 
-    tables: list[tuple[str, Sequence[str], Sequence[Sequence[str | None]]]]
+    tables: list[Table]
+    figures: list[Figure]
     fields: dict[str, Any]
 
 
 def collect(
-    results: Mapping[tuple[str, int], Mapping[str, Any]],
+    results: Results,
     *,
+    seed: int,
     sweeps: Mapping[str, Sequence[Point]],
     fought: Contest | None,
     inverted: Mapping[str, Any] | None,
@@ -35,78 +38,25 @@ def collect(
 
     Args:
       results: of the comparison, by (arm, seed).
+      seed: the first, whose teachers were inverted.
       sweeps: points of each ablation.
       fought: attacks against defences.
       inverted: what `inversion_stage.reconstruct` returned.
       targets: arm -> the paper's accuracy (†), a fraction.
     """
-    accuracies = _accuracies(results)
+    accuracies = {arm: [r["accuracy"] for r in runs] for arm, runs in by_arm(results).items()}
     means = {arm: float(np.mean(values)) for arm, values in accuracies.items()}
-    found = Further([], {})
+    found = Further([], [], {})
     _add_targets(found, accuracies, targets)
     if sweeps:
         _add_trends(found, sweeps, means)
     for name, points in sweeps.items():
-        _add_sweep(found, name, points)
+        _add_sweep(found, name, points, means["student_alone"])
     if fought is not None:
         _add_contest(found, fought)
     if inverted is not None:
-        _add_inversion(found, inverted)
+        _add_inversion(found, inverted, seed)
     return found
-
-
-def draw_figures(
-    workdir: epath.Path,
-    results: Mapping[tuple[str, int], Mapping[str, Any]],
-    sweeps: Mapping[str, Sequence[Point]],
-    fought: Contest | None,
-    inverted: bool,
-) -> list[tuple[str, epath.Path | None]]:
-    """(caption, PNG) of what `collect` has tables of, in `<workdir>/figures`; a picture that fails
-    is None."""
-    folder, made = workdir / "figures", []
-    alone = float(np.mean(_accuracies(results)["student_alone"]))
-    for name, points in sweeps.items():
-        axis, values = AXES[name], [shown(point.value) for point in points]
-        drawn = attempt(
-            sweep_figures.sweep,
-            folder / f"ablation_{name}.png",
-            axis.label,
-            values,
-            _series(name, points),
-            alone,
-            connected=not isinstance(points[0].value, Mapping),
-        )
-        made.append((f"Test accuracy by {axis.label}. The paper: {axis.paper}.", drawn))
-    if fought is not None:
-        path, mean = folder / "contest.png", float(np.mean(fought.alone))
-        drawn = attempt(sweep_figures.contest, path, fought.attacked, mean)
-        made.append(("What every attack got out of every defence.", drawn))
-    if inverted:
-        caption = (
-            "Images that both teachers take for the classes, reconstructed from the same noise. "
-            "The paper: those of the nasty teacher are noisier, with features of wrong classes."
-        )
-        # The stage drew it, if it could.
-        found = sorted((workdir / "runs" / "inversion").glob("*/inversion.png"))
-        made.append((caption, found[0] if found else None))
-    return made
-
-
-def _accuracies(results: Mapping[tuple[str, int], Mapping[str, Any]]) -> dict[str, list[float]]:
-    """Arm -> the accuracy of each seed."""
-    found: dict[str, list[float]] = {}
-    for (arm, _), result in results.items():
-        found.setdefault(arm, []).append(result["accuracy"])
-    return found
-
-
-def _series(name: str, points: Sequence[Point]) -> dict[str, list[Sequence[float]]]:
-    """Label of each series of an ablation -> the accuracies of each of its points."""
-    return {
-        label: [point.accuracies[key] for point in points]
-        for key, label in AXES[name].series.items()
-    }
 
 
 def _add_targets(found: Further, accuracies, targets: Mapping[str, float]):
@@ -117,28 +67,33 @@ def _add_targets(found: Further, accuracies, targets: Mapping[str, float]):
     ]
     if rows:
         caption = f"Beside the paper's tables: test accuracy, %. {UNCHECKED}"
-        found.tables.append((caption, ["arm", "ours", "the paper's †"], rows))
+        found.tables.append(Table(caption, ["arm", "ours", "the paper's †"], rows))
 
 
 def _add_trends(found: Further, sweeps: Mapping[str, Sequence[Point]], means: Mapping[str, float]):
-    rows, fields = [], {}
-    judged = {name: ablations.judge(name, points, means) for name, points in sweeps.items()}
-    papers = {name: AXES[name].paper for name in judged}
-    papers["student"] = "a weaker student suffers more than one of the teacher's architecture"
-    judged["student"] = _weaker_suffer_more(means)
+    # Name in results.json -> (what was varied, the paper's trend, ours).
+    judged = {
+        name: (AXES[name].label, AXES[name].paper, ablations.judge(name, points, means))
+        for name, points in sweeps.items()
+    }
+    paper = "a weaker student suffers more than one of the teacher's architecture"
+    judged["student"] = ("student", paper, _weaker_suffer_more(means))
     if "data_free_of_nasty" in means:
-        papers["data_free"] = "without data, too, the nasty teacher's student ends 5 points lower"
+        paper = "without data, too, the nasty teacher's student ends 5 points lower"
         gap = means["data_free_of_normal"] - means["data_free_of_nasty"]
-        judged["data_free"] = ablations.Trend(
-            gap > LEAST_DATA_FREE_GAP, f"{100 * gap:.1f} points below the normal teacher's"
-        )
-    for name, trend in judged.items():
-        label = AXES[name].label if name in AXES else name.replace("_", " ")
-        rows.append([label, "yes" if trend.agrees else "no", papers[name], trend.measured])
-        fields[name] = {"paper": papers[name], "agrees": trend.agrees, "measured": trend.measured}
+        measured = f"{100 * gap:.1f} points below the normal teacher's"
+        trend = ablations.Trend(gap > LEAST_DATA_FREE_GAP, measured)
+        judged["data_free"] = ("data free", paper, trend)
+    rows = [
+        [label, "yes" if trend.agrees else "no", paper, trend.measured]
+        for label, paper, trend in judged.values()
+    ]
     caption = f"Trends of the paper, and whether ours agree. {UNCHECKED}"
-    found.tables.append((caption, ["varied", "agrees", "the paper †", "ours"], rows))
-    found.fields["trends"] = fields
+    found.tables.append(Table(caption, ["varied", "agrees", "the paper †", "ours"], rows))
+    found.fields["trends"] = {
+        name: {"paper": paper, "agrees": trend.agrees, "measured": trend.measured}
+        for name, (_, paper, trend) in judged.items()
+    }
 
 
 def _weaker_suffer_more(means: Mapping[str, float]) -> ablations.Trend:
@@ -147,24 +102,40 @@ def _weaker_suffer_more(means: Mapping[str, float]) -> ablations.Trend:
     return ablations.Trend(student > own, text)
 
 
-def _add_sweep(found: Further, name: str, points: Sequence[Point]):
-    axis = AXES[name]
-    values, series = [shown(point.value) for point in points], _series(name, points)
+def _add_sweep(found: Further, name: str, points: Sequence[Point], alone: float):
+    axis, values = AXES[name], [shown(point.value) for point in points]
+    series = {
+        label: [point.accuracies[key] for point in points] for key, label in axis.series.items()
+    }
     rows = [
         [value, *(_percent(runs[i]) for runs in series.values())] for i, value in enumerate(values)
     ]
-    found.tables.append((f"Test accuracy, %, by {axis.label}", [axis.label, *series], rows))
+    found.tables.append(Table(f"Test accuracy, %, by {axis.label}", [axis.label, *series], rows))
+
+    def draw(path: epath.Path) -> epath.Path:
+        with plotting.drawing(path, 3.6) as figure:
+            panel = figure.subplots()
+            connected = not isinstance(points[0].value, Mapping)
+            plotting.sweep(panel, values, series, scale=100, connected=connected)
+            panel.axhline(100 * alone, label="student alone", **plotting.REFERENCE)
+            panel.set(xlabel=axis.label, ylabel="accuracy, %")
+            figure.legend(loc="outside upper left", ncols=2)
+        return path
+
+    caption = f"Test accuracy by {axis.label}. The paper: {axis.paper}."
+    found.figures.append(Figure(caption, f"figures/ablation_{name}.png", draw))
     found.fields.setdefault("ablations", {})[name] = [
-        {"value": value, **{k: report.summarize(v) for k, v in point.accuracies.items()}}
+        {"value": value, **{key: summarize(runs) for key, runs in point.accuracies.items()}}
         for value, point in zip(values, points, strict=True)
     ]
 
 
 def _add_contest(found: Further, fought: Contest):
-    defences = fought.defences
+    attacks, defences = fought.attacks, fought.defences
+    labels = [defence.replace("_", " ") for defence in defences]
     rows: list[list[str | None]] = [
-        [attack, *(_percent(fought.attacked[attack, d]) for d in defences)]
-        for attack in fought.attacks
+        [attack, *(_percent(fought.attacked[attack, defence]) for defence in defences)]
+        for attack in attacks
     ]
     rows.append(["the teacher itself", *(_percent(fought.teachers[d]) for d in defences)])
     full, times = fought.seconds.get("nasty"), [fought.seconds[d] for d in defences]
@@ -176,20 +147,35 @@ def _add_contest(found: Further, fought: Contest):
         "Attacks × defences: test accuracy of the attacker's student, %; alone it has "
         f"{_percent(fought.alone)}. Times are of the wall clock, compilation included"
     )
-    head = ["attack", *(defence.replace("_", " ") for defence in defences)]
-    found.tables.append((caption, head, rows))
+    found.tables.append(Table(caption, ["attack", *labels], rows))
+    found.figures.append(
+        Figure(
+            "What every attack got out of every defence.",
+            "figures/contest.png",
+            lambda path: plotting.accuracies(
+                path,
+                [attack.replace("_", " ") for attack in attacks],
+                {
+                    label: [fought.attacked[attack, defence] for attack in attacks]
+                    for label, defence in zip(labels, defences, strict=True)
+                },
+                reference=float(np.mean(fought.alone)),
+                label="accuracy of the attacker's student, %; dashed: the student alone",
+            ),
+        )
+    )
     found.fields["attacks_and_defences"] = {
         "attacked": [
-            {"attack": attack, "defence": defence, "accuracy": report.summarize(values)}
+            {"attack": attack, "defence": defence, "accuracy": summarize(values)}
             for (attack, defence), values in fought.attacked.items()
         ],
-        "teachers": {d: report.summarize(values) for d, values in fought.teachers.items()},
+        "teachers": {defence: summarize(values) for defence, values in fought.teachers.items()},
         "seconds": fought.seconds,
-        "alone": report.summarize(fought.alone),
+        "alone": summarize(fought.alone),
     }
 
 
-def _add_inversion(found: Further, inverted: Mapping[str, Any]):
+def _add_inversion(found: Further, inverted: Mapping[str, Any], seed: int):
     numbers = {name: inverted[name] for name in ("normal", "nasty")}
     rows = [
         [
@@ -201,11 +187,18 @@ def _add_inversion(found: Further, inverted: Mapping[str, Any]):
         for name, each in numbers.items()
     ]
     head = ["images from", "its own confidence", "total variation", "right to the student alone"]
-    found.tables.append(("Reconstructed images (DeepInversion)", head, rows))
+    found.tables.append(Table("Reconstructed images (DeepInversion)", head, rows))
+    found.figures.append(
+        Figure(
+            "Images that both teachers take for the classes, reconstructed from the same noise. "
+            "The paper: those of the nasty teacher are noisier, with features of wrong classes.",
+            str(run_directory("", "inversion", seed) / "inversion.png"),  # drawn by the stage
+        )
+    )
     found.fields["inversion"] = numbers
 
 
 def _percent(values: Sequence[float]) -> str:
-    summary = report.summarize(values)
+    summary = summarize(values)
     spread = f" ± {100 * summary['std']:.2f}" if summary["n"] > 1 else ""
     return f"{100 * summary['mean']:.2f}{spread}"

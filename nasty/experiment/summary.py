@@ -1,7 +1,6 @@
-"""An experiment's runs to table, gates, results.json, figures and report.html."""
+"""An experiment's runs to arms, gates and a report."""
 
-import json
-import sys
+import dataclasses
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -11,65 +10,82 @@ from etils import epath
 
 from distill_core import checkpoint, evaluate
 from distill_core.data import Dataset
-from distill_core.experiment import console, report
-from distill_core.experiment.plotting import attempt
+from distill_core.experiment import plotting
+from distill_core.experiment.report import Figure, Gate, Report, Results, Row, by_arm
+from distill_core.experiment.stages import run_directory
 from nasty.experiment import figures, representations
 from nasty.experiment.further_results import Further
 
 MOST_LOST, LEAST_GAP, MOST_BELOW_ALONE = 0.02, 0.05, 0.005  # fractions
 _INPUTS, _POINTS = 6, 1000
-_CHECKED = "nastiness_check_gap"
 _VERDICTS = {True: "nasty", False: "not nasty", None: "inconclusive"}
+_NOTES = (
+    "Accuracies are fractions of all test examples, at the last step; this run chose nothing on "
+    "the test split. How the config's values were chosen, its docstring says.",
+    "The method and the loss are those of Ma et al., ICLR 2021; the recipe is the config's. The "
+    "nastiness check, the attacker's choice, and attacks and defences other than the paper's in "
+    "their details are our reconstruction.",
+)
 
 
-def rows_and_gates(
-    results: Mapping[tuple[str, int], Mapping[str, Any]],
-    hp: Mapping[str, Any],
-    attack: Mapping[str, Mapping[str, float]],
-) -> tuple[list[report.Row], list[report.Gate]]:
-    """One row an arm over its seeds, and what the method has to show.
+@dataclasses.dataclass(frozen=True)
+class Arm:
+    """One row of the comparison, and what shaped it."""
+
+    name: str
+    settings: Mapping[str, Any]
+    nasty: bool = False  # the nasty teacher, or a student of it
+
+
+def arms(hp: Mapping[str, Any], choice: Mapping[str, Mapping[str, float]]) -> list[Arm]:
+    """The arms of an experiment, in the order of the table.
 
     Args:
-      results: each run's result by (arm, seed); accuracies are of the last step, on the test split.
       hp: the experiment's values.
-      attack: teacher kind -> the (α, τ_S) that its attacker chose; {} without an attack.
+      choice: teacher -> the (α, τ_S) that its attacker chose; {} without an attack.
     """
-    arms: dict[str, list[Mapping[str, Any]]] = {}
-    for (arm, _), result in results.items():
-        arms.setdefault(arm, []).append(result)
-    rows = []
-    for arm, runs in arms.items():
-        metrics = {"accuracy": [r["accuracy"] for r in runs]}
-        checks = [r["nastiness"] for r in runs if "nastiness" in r]
-        if checks and all(c["nasty"] is not None for c in checks):
-            metrics[_CHECKED] = [
-                c["student_of_adversary"] - c["student_of_teacher"] for c in checks
-            ]
-        settings = _settings(arm, hp, attack)
-        if checks:
+    own, student = {"model": hp["model"]}, {"model": hp["student_model"]}
+    undermining = {name: hp[name] for name in ("omega", "temperature")}
+    distilled = {name: hp[name] for name in ("alpha", "temperature")}
+    found = [Arm("teacher_normal", own), Arm("teacher_nasty", own | undermining, nasty=True)]
+    found += [Arm("student_alone", student), *_pair("student", student | distilled)]
+    found += _pair("self", own | distilled)
+    for name, further in hp["students"].items():
+        network = {"model": further["model"]}
+        found += [Arm(f"{name}_alone", network), *_pair(name, network | distilled)]
+    for teacher, chosen in choice.items():
+        settings = {**student, **chosen, "chosen_on": "held-out examples"}
+        found.append(Arm(f"attacker_of_{teacher}", settings, nasty=teacher == "nasty"))
+    if hp["data_free"]:
+        found += _pair("data_free", {"model": hp["data_free"]["model"], "data": "none"})
+    return found
+
+
+def _pair(student: str, settings: Mapping[str, Any]) -> list[Arm]:
+    """A student's arms with either teacher."""
+    return [Arm(f"{student}_of_{kind}", settings, kind == "nasty") for kind in ("normal", "nasty")]
+
+
+def rows_of(found: Sequence[Arm], results: Results) -> list[Row]:
+    """One row per arm over its seeds; accuracies are of the last step, on the test split."""
+    runs_of, rows = by_arm(results), []
+    for arm in found:
+        runs = runs_of[arm.name]
+        settings, metrics = dict(arm.settings), {"accuracy": [r["accuracy"] for r in runs]}
+        if checks := [r["nastiness"] for r in runs if "nastiness" in r]:
             settings["nastiness_check"] = ", ".join(_VERDICTS[c["nasty"]] for c in checks)
-        rows.append(report.Row(arm, settings, metrics))
-    return rows, _gates(arms)
+            if all(c["nasty"] is not None for c in checks):
+                metrics["nastiness_check_gap"] = [
+                    c["student_of_adversary"] - c["student_of_teacher"] for c in checks
+                ]
+        rows.append(Row(arm.name, settings, metrics))
+    return rows
 
 
-def _settings(arm: str, hp, attack) -> dict[str, Any]:
-    if arm.startswith("data_free"):
-        return {"model": hp["data_free"]["model"], "data": "none"}
-    own = arm.startswith(("teacher", "self"))
-    name = arm.removesuffix("_alone").removesuffix("_of_normal").removesuffix("_of_nasty")
-    further = hp["students"].get(name, {"model": hp["student_model"]})
-    settings = {"model": hp["model"] if own else further["model"]}
-    if arm == "teacher_nasty":
-        settings |= {"omega": hp["omega"], "temperature": hp["temperature"]}
-    elif arm.startswith("attacker"):
-        settings |= attack[arm.removeprefix("attacker_of_")] | {"chosen_on": "held-out examples"}
-    elif "_of_" in arm:
-        settings |= {"alpha": hp["alpha"], "temperature": hp["temperature"]}
-    return settings
-
-
-def _gates(arms: Mapping[str, Sequence[Mapping[str, Any]]]) -> list[report.Gate]:
-    mean = {arm: float(np.mean([r["accuracy"] for r in runs])) for arm, runs in arms.items()}
+def gates_of(results: Results) -> list[Gate]:
+    """What the method has to show."""
+    runs_of = by_arm(results)
+    mean = {arm: float(np.mean([r["accuracy"] for r in runs])) for arm, runs in runs_of.items()}
     lost = mean["teacher_normal"] - mean["teacher_nasty"]
     gap = mean["student_of_normal"] - mean["student_of_nasty"]
     below = mean["student_alone"] - mean["student_of_nasty"]
@@ -89,48 +105,95 @@ def _gates(arms: Mapping[str, Sequence[Mapping[str, Any]]]) -> list[report.Gate]
         best = mean["attacker_of_normal"] - mean["attacker_of_nasty"]
         name = "the gap stays at the attacker's best alpha and temperature"
         gates.append(_gate(name, best, best >= LEAST_GAP, "at least 5"))
-    verdicts = [r["nastiness"]["nasty"] for r in arms["teacher_nasty"] if "nastiness" in r]
+    verdicts = [r["nastiness"]["nasty"] for r in runs_of["teacher_nasty"] if "nastiness" in r]
     judged = [verdict for verdict in verdicts if verdict is not None]
     if judged:  # a check without power is no criterion missed
         found = f"{sum(judged)} of {len(judged)} runs"
         if unjudged := len(verdicts) - len(judged):
             found += f"; inconclusive in {unjudged} more"
         name = "the nastiness check calls the nasty teacher nasty"
-        gates.append(report.Gate(name, all(judged), found, "all runs that it can judge"))
+        gates.append(Gate(name, all(judged), found, "all runs that it can judge"))
     return gates
 
 
-def _gate(name: str, value: float, passed: bool, needed: str) -> report.Gate:
-    return report.Gate(name, bool(passed), f"{100 * value:.2f} points", f"{needed} points")
+def _gate(name: str, value: float, passed: bool, needed: str) -> Gate:
+    return Gate(name, bool(passed), f"{100 * value:.2f} points", f"{needed} points")
 
 
-def draw_figures(
+def report_of(
     workdir: epath.Path,
+    hp: Mapping[str, Any],
     dataset: Dataset,
-    rows: Sequence[report.Row],
-    normal: epath.Path,
-    nasty: epath.Path,
-    temperature: float,
-) -> list[tuple[str, epath.Path | None]]:
-    """(caption, PNG) of the arms, the logit response, and features and logits in the plane.
+    results: Results,
+    choice: Mapping[str, Mapping[str, float]],
+    further: Further,
+    minutes: float,
+) -> Report:
+    """The experiment's report; `results` by (arm, seed), `choice` as `arms` takes it."""
+    compared = arms(hp, choice)
+    mean = {
+        arm: f"{np.mean([r['accuracy'] for r in runs]):.1%}"
+        for arm, runs in by_arm(results).items()
+    }
+    return Report(
+        method="nasty",
+        dataset=dataset.name,
+        title=f"Nasty teachers on {dataset.name}",
+        summary=(
+            f"The nasty teacher classifies {mean['teacher_nasty']} of the test images right, the "
+            f"normal one {mean['teacher_normal']}. A student distilled from the normal teacher "
+            f"reaches {mean['student_of_normal']}, one from the nasty teacher "
+            f"{mean['student_of_nasty']}, and one without a teacher {mean['student_alone']}."
+        ),
+        rows=rows_of(compared, results),
+        metrics=["accuracy"],
+        gates=gates_of(results),
+        settings=hp,
+        minutes=minutes,
+        notes=[*_NOTES, *filter(None, [dataset.note])],
+        figures=[
+            arms_figure(compared, results),
+            *teacher_figures(workdir, hp, dataset),
+            *further.figures,
+        ],
+        tables=further.tables,
+        fields=further.fields,
+    )
 
-    `normal` and `nasty` are the teachers' workdirs. A picture that fails is None.
-    """
-    folder, workdirs = workdir / "figures", (normal, nasty)
+
+def arms_figure(compared: Sequence[Arm], results: Results) -> Figure:
+    """The accuracy of every arm."""
+    runs = {arm: [r["accuracy"] for r in found] for arm, found in by_arm(results).items()}
+    return Figure(
+        "Accuracy of every arm; one dot per seed, the dashed line is the student alone.",
+        "figures/arms.png",
+        lambda path: plotting.accuracies(
+            path,
+            [arm.name.replace("_", " ") for arm in compared],
+            {"accuracy": [runs[arm.name] for arm in compared]},
+            colors=[plotting.PALETTE[5 if arm.nasty else 0] for arm in compared],
+            reference=float(np.mean(runs["student_alone"])),
+        ),
+    )
+
+
+def teacher_figures(workdir: epath.Path, hp: Mapping[str, Any], dataset: Dataset) -> list[Figure]:
+    """What the first seed's teachers answer, and their features and logits in the plane."""
+    teachers = [
+        run_directory(workdir, arm, hp["seeds"][0]) for arm in ("teacher_normal", "teacher_nasty")
+    ]
     return [
-        (
-            "Accuracy of every arm; one dot a seed, the line is the student alone.",
-            attempt(figures.arm_accuracies, folder / "arms.png", rows),
+        Figure(
+            f"What both teachers tell a student, softened at temperature {hp['temperature']:g}. "
+            "The paper shows one peak from a normal teacher, and several from a nasty one.",
+            "figures/logit_response.png",
+            lambda path: _response(path, teachers, dataset, hp["temperature"]),
         ),
-        (
-            f"What both teachers tell a student, softened at temperature {temperature:g}. The "
-            "paper shows one peak from a normal teacher, and several from a nasty one.",
-            attempt(_response, folder / "logit_response.png", workdirs, dataset, temperature),
-        ),
-        (
+        Figure(
             "t-SNE of features and of logits on test images, with the accuracy of a linear probe "
             "and the similarity (linear CKA) to the normal teacher.",
-            attempt(_embeddings, folder / "embeddings.png", workdirs, dataset),
+            "figures/embeddings.png",
+            lambda path: _embeddings(path, teachers, dataset),
         ),
     ]
 
@@ -141,25 +204,25 @@ def _shown(dataset: Dataset) -> tuple[np.ndarray, np.ndarray]:
     return dataset.test.images[rows], dataset.test.labels[rows]
 
 
-def _response(path, workdirs, dataset: Dataset, temperature: float) -> epath.Path:
+def _response(path, teachers, dataset: Dataset, temperature: float) -> epath.Path:
     images, labels = _shown(dataset)
-    first = _one_a_class(labels)
+    first = np.sort(np.unique(labels, return_index=True)[1])[:_INPUTS]  # one of each class
     images, labels = images[first], labels[first]
     normal, nasty = (
-        evaluate.compute_logits(checkpoint.load_model(each), images) for each in workdirs
+        evaluate.compute_logits(checkpoint.load_model(each), images) for each in teachers
     )
     return figures.logit_response(path, images, normal, nasty, labels, dataset.classes, temperature)
 
 
-def _embeddings(path, workdirs, dataset: Dataset) -> epath.Path | None:
+def _embeddings(path, teachers, dataset: Dataset) -> epath.Path | None:
     """None where a class has one image, or a network of a user's own shows no features."""
     images, labels = _shown(dataset)
-    teachers = [checkpoint.load_model(each) for each in workdirs]
-    features = [_features(teacher, images) for teacher in teachers]
+    loaded = [checkpoint.load_model(each) for each in teachers]
+    features = [_features(teacher, images) for teacher in loaded]
     few = np.bincount(labels, minlength=dataset.num_classes).min() < 2
     if few or any(f is None for f in features):
         return None
-    logits = [evaluate.compute_logits(teacher, images) for teacher in teachers]
+    logits = [evaluate.compute_logits(teacher, images) for teacher in loaded]
     panels = []
     for name, pair in (("Features", features), ("Logits", logits)):
         for kind, x in zip(("normal", "nasty"), pair, strict=True):
@@ -180,81 +243,3 @@ def _features(model: checkpoint.LoadedModel, images: np.ndarray) -> np.ndarray |
     """Penultimate activations [N, D]; None for a user's network that does not sow them."""
     found = jax.jit(lambda *given: model.network.features(*given))(model.variables, images)
     return None if found is None else np.asarray(found)
-
-
-def _one_a_class(labels: np.ndarray) -> np.ndarray:
-    """The first example of each of some classes."""
-    return np.sort(np.unique(labels, return_index=True)[1])[:_INPUTS]
-
-
-def conclude(
-    workdir: epath.Path,
-    hp: Mapping[str, Any],
-    dataset: Dataset,
-    rows: Sequence[report.Row],
-    gates: Sequence[report.Gate],
-    further: Further,
-    minutes: float,
-):
-    """results.json, and the tables and gates on the console: before anything is drawn."""
-    try:
-        report.write_results(
-            workdir / "results.json",
-            method="nasty",
-            dataset=dataset.name,
-            rows=rows,
-            gates=gates,
-            environment=report.environment(),
-            extra={
-                "settings": json.loads(json.dumps(dict(hp))),
-                "minutes": minutes,
-                **further.fields,
-            },
-        )
-    finally:  # a full disk does not cost the table
-        console.conclude(rows, ["accuracy"], gates, _title(dataset), further.tables)
-
-
-def _title(dataset: Dataset) -> str:
-    return f"Nasty teachers on {dataset.name}"
-
-
-def write_report(
-    workdir: epath.Path,
-    dataset: Dataset,
-    rows: Sequence[report.Row],
-    gates: Sequence[report.Gate],
-    drawn: Sequence[tuple[str, epath.Path | None]],
-    further: Further,
-    minutes: float,
-):
-    """report.html."""
-    notes = [
-        "Accuracies are fractions of all test examples, at the last step; this run chose nothing "
-        "on the test split. How the config's values were chosen, its docstring says.",
-        "The method and the loss are those of Ma et al., ICLR 2021; the recipe is the config's. "
-        "The nastiness check, the attacker's choice, and attacks and defences other than the "
-        "paper's in their details are our reconstruction.",
-        f"This call took {minutes:.1f} minutes; stages finished before it are not counted.",
-    ] + ([dataset.note] if dataset.note else [])
-    mean = {row.arm: report.summarize(row.metrics["accuracy"])["mean"] for row in rows}
-    report.write_html(
-        workdir / "report.html",
-        title=_title(dataset),
-        summary=(
-            f"The nasty teacher classifies {mean['teacher_nasty']:.1%} of the test images right, "
-            f"the normal one {mean['teacher_normal']:.1%}. A student distilled from the normal "
-            f"teacher reaches {mean['student_of_normal']:.1%}, one from the nasty teacher "
-            f"{mean['student_of_nasty']:.1%}, and one without a teacher "
-            f"{mean['student_alone']:.1%}."
-        ),
-        rows=rows,
-        metrics=["accuracy"],
-        gates=gates,
-        figures=drawn,
-        extra_tables=further.tables,
-        notes=notes,
-        environment=report.environment(),
-        command=" ".join(["python -m nasty.experiment", *sys.argv[1:]]),
-    )
-    console.say_report(workdir / "report.html")

@@ -11,6 +11,8 @@ from swingdistill.scorers import scoring
 PLAIN = {"scorers": (), "noise_scale": 0.0, "epsilon": 0.0}
 PRIVATE = "dp_sgd"  # labels alone as `student_ce`, differentially privately
 HEADLINE = ("student_ce", "kd", "ce_dropped", "mask", "swing")
+LARGE = ("teacher", "reference")  # networks of the teacher's size; all others are students
+SWEPT = {"constant": "constant temperature", "swing": "swing"}  # over the noise; what they are
 
 
 def ablations(hp: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
@@ -55,6 +57,11 @@ def sweep(noise_scales: tuple[float, ...], t_min: float) -> dict[str, dict[str, 
     """
     arms = {}
     for scale in noise_scales:
-        arms[f"swing_noise{scale:g}"] = {"noise_scale": scale}
-        arms[f"constant_noise{scale:g}"] = {"noise_scale": scale, "t_max": t_min}
+        arms[at_noise("swing", scale)] = {"noise_scale": scale}
+        arms[at_noise("constant", scale)] = {"noise_scale": scale, "t_max": t_min}
     return arms
+
+
+def at_noise(kind: str, scale: float) -> str:
+    """The arm of `SWEPT` at one noise scale."""
+    return f"{kind}_noise{scale:g}"

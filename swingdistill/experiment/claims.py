@@ -1,15 +1,13 @@
 """What a comparison has to show before anything is claimed, judged from its runs."""
 
 import math
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Sequence
 
 import numpy as np
 
-from distill_core.experiment.report import Gate
+from distill_core.experiment.report import Gate, Results
 from swingdistill.canaries.exposure import exposure_reduction, rank_test, worst_allowed
-
-Results = Mapping[tuple[str, int], Mapping[str, Any]]
+from swingdistill.experiment.arms import at_noise
 
 # Least exposure of (teacher, plain student) before anything is claimed. A classifier gives away one
 # label of a text, not its digits: there it has to be told from chance, a bar of ours.
@@ -56,43 +54,20 @@ def gates(
       num_candidates: that a rank is among.
       noise_scales: of the sweep; () if there was none.
     """
-    repeated = [n for n in levels if n > 1] or list(levels)
-    found = [
-        _leak_beyond_chance(results, repeated, num_candidates)
-        if task == "classification"
-        else _leak(results, repeated)
-    ]
-    least, least_raw = REDUCTION[task]
-    for level in repeated:
-        kd, swing = (bits(results, arm, level).mean() for arm in ("kd", "swing"))
-        corrected = float(exposure_reduction(kd, swing))
-        raw = float(exposure_reduction(kd, swing, corrected=False))
-        passed = corrected >= least and (least_raw is None or raw >= least_raw)
-        needed = f"at least {least:.0%}" + (f" and {least_raw:.0%}" if least_raw else "")
-        found.append(
-            Gate(
-                f"Swing reduces exposure at {level} repetitions",
-                passed,
-                f"{corrected:.1%} floor-corrected, {raw:.1%} raw ({kd:.2f} to {swing:.2f} bits)",
-                needed,
-            )
-        )
+    repeated, most = [n for n in levels if n > 1] or list(levels), max(levels)
+    leak = _leak_beyond_chance if task == "classification" else _leak
+    found = [leak(results, repeated, num_candidates)]
+    found += [_reduction(results, level, *REDUCTION[task]) for level in repeated]
     if 1 in levels:
-        once = float(bits(results, "swing", 1).mean())
-        found.append(
-            Gate(
-                "mean exposure of secrets planted once",
-                once <= ONCE_BITS,
-                f"{once:.2f} bits",
-                f"at most {ONCE_BITS} bits",
-            )
-        )
+        once, name = bits(results, "swing", 1).mean(), "mean exposure of secrets planted once"
+        needed = f"at most {ONCE_BITS} bits"
+        found.append(Gate(name, bool(once <= ONCE_BITS), f"{once:.2f} bits", needed))
     found += _worst(results, levels, num_candidates)
-    found += _task(results, task)
+    found += _perplexities(results) if task == "language" else [_accuracy(results)]
     if any(arm == "swing_decoy" for arm, _ in results):
-        found.append(_decoy(results, max(levels)))
+        found.append(_decoy(results, most))
     if noise_scales:
-        found.append(_sweep(results, noise_scales, max(levels)))
+        found.append(_sweep(results, noise_scales, most))
     return found
 
 
@@ -112,24 +87,35 @@ def _leak_beyond_chance(results, levels, num_candidates) -> Gate:
     )
 
 
-def _leak(results, levels) -> Gate:
+def _leak(results, levels, _) -> Gate:
     teacher_bar, kd_bar = LEAK_BITS
-    teacher = min(bits(results, "teacher", n).mean() for n in levels)
-    kd = min(bits(results, "kd", n).mean() for n in levels)
+    teacher, kd = (min(bits(results, arm, n).mean() for n in levels) for arm in ("teacher", "kd"))
+    listed = " and ".join(str(n) for n in levels)
     return Gate(
         _SANITY,
         bool(teacher >= teacher_bar and kd >= kd_bar),
-        f"teacher {teacher:.1f}, kd {kd:.1f} bits (the lower of {_listed(levels)} repetitions)",
+        f"teacher {teacher:.1f}, kd {kd:.1f} bits (the lower of {listed} repetitions)",
         f"at least {teacher_bar:.1f} and {kd_bar:.1f} bits; else nothing can be claimed",
     )
 
 
+def _reduction(results, level: int, least: float, least_raw: float | None) -> Gate:
+    kd, swing = (bits(results, arm, level).mean() for arm in ("kd", "swing"))
+    corrected = float(exposure_reduction(kd, swing))
+    raw = float(exposure_reduction(kd, swing, corrected=False))
+    return Gate(
+        f"Swing reduces exposure at {level} repetitions",
+        corrected >= least and (least_raw is None or raw >= least_raw),
+        f"{corrected:.1%} floor-corrected, {raw:.1%} raw ({kd:.2f} to {swing:.2f} bits)",
+        f"at least {least:.0%}" + (f" and {least_raw:.0%}" if least_raw else ""),
+    )
+
+
 def _worst(results, levels, num_candidates) -> list[Gate]:
-    everything = {level: bits(results, "swing", level) for level in levels}
-    worst = max(float(values.max()) for values in everything.values())
-    num = sum(len(values) for values in everything.values())
+    everything = [bits(results, "swing", level) for level in levels]
+    worst, num = max(float(values.max()) for values in everything), sum(map(len, everything))
     allowed = worst_allowed(num)
-    p = min(rank_test(values, num_candidates) for values in everything.values())
+    p = min(rank_test(values, num_candidates) for values in everything)
     return [
         Gate(
             f"the worst of Swing's {num} secrets",
@@ -146,35 +132,26 @@ def _worst(results, levels, num_candidates) -> list[Gate]:
     ]
 
 
-def _task(results, task: str) -> list[Gate]:
-    if task != "language":
-        lost = mean(results, "kd", "accuracy") - mean(results, "swing", "accuracy")
-        return [
-            Gate(
-                "accuracy against plain distillation",
-                lost <= POINTS,
-                f"{100 * lost:.2f} points lost",
-                "at most 1 point",
-            )
-        ]
+def _accuracy(results) -> Gate:
+    lost = mean(results, "kd", "accuracy") - mean(results, "swing", "accuracy")
+    name, value = "accuracy against plain distillation", f"{100 * lost:.2f} points lost"
+    return Gate(name, lost <= POINTS, value, "at most 1 point")
+
+
+def _perplexities(results) -> list[Gate]:
+    """Of tokens that the test text has."""
     found = []
-    for other, bar, metric in (
-        ("kd", PERPLEXITY, "public_perplexity"),
-        ("ce_dropped", PERPLEXITY, "public_perplexity"),
-        ("kd", DIGIT_PERPLEXITY, "public_digit_perplexity"),
+    for metric, tokens, other, bar in (
+        ("public_perplexity", "public", "kd", PERPLEXITY),
+        ("public_perplexity", "public", "ce_dropped", PERPLEXITY),
+        ("public_digit_perplexity", "public digit", "kd", DIGIT_PERPLEXITY),
     ):
         if all(r[metric] is None for r in results.values()):
-            continue  # the test text has no such token
+            continue
         ratio = mean(results, "swing", metric) / mean(results, other, metric)
-        found.append(
-            Gate(
-                f"{metric.removesuffix('_perplexity').replace('_', ' ')} tokens' perplexity "
-                f"against {other}",
-                bool(ratio <= bar),
-                f"{100 * (ratio - 1):+.2f}%",
-                f"at most {100 * (bar - 1):+.0f}%",
-            )
-        )
+        name, needed = f"{tokens} tokens' perplexity against {other}", 100 * (bar - 1)
+        value = f"{100 * (ratio - 1):+.2f}%"
+        found.append(Gate(name, bool(ratio <= bar), value, f"at most {needed:+.0f}%"))
     return found
 
 
@@ -189,18 +166,14 @@ def _decoy(results, level: int) -> Gate:
 
 
 def _sweep(results, noise_scales, level: int) -> Gate:
-    def spread(kind):
-        means = [bits(results, f"{kind}_noise{scale:g}", level).mean() for scale in noise_scales]
-        return float(max(means) - min(means))
-
-    swing, constant = spread("swing"), spread("constant")
+    means = {
+        kind: [bits(results, at_noise(kind, scale), level).mean() for scale in noise_scales]
+        for kind in ("swing", "constant")
+    }
+    swing, constant = (float(max(values) - min(values)) for values in means.values())
     return Gate(
         "over the noise Swing stays put while a constant temperature leaks",
         swing <= SWEEP_SWING and constant >= SWEEP_CONSTANT,
         f"swing varies by {swing:.2f}, constant temperature by {constant:.2f} bits",
         f"at most {SWEEP_SWING:g}, at least {SWEEP_CONSTANT:g}; else nothing is claimed about it",
     )
-
-
-def _listed(levels: Sequence[int]) -> str:
-    return " and ".join(str(n) for n in levels)

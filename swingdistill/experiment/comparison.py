@@ -18,6 +18,7 @@ from etils import epath
 from distill_core import checkpoint, config
 from distill_core.config import InputError
 from distill_core.data.text import corpus as corpora
+from distill_core.experiment import report
 from distill_core.experiment.stages import run_stage
 from distill_core.models import trust
 from distill_core.training import plain_text
@@ -80,7 +81,7 @@ def run(
         results[each.arm, each.seed] = _complete(each, directory, fingerprint, parallel)
     study = {seed: _study(hp, workdir, seed, fingerprint) for seed in hp["seeds"]}
     minutes = (time.monotonic() - began) / 60
-    summary.write(workdir, hp, results, study, minutes)
+    report.publish(summary.report_of(hp, results, study, minutes), workdir)
     return results
 
 

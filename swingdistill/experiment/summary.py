@@ -1,62 +1,66 @@
-"""An experiment's runs to table, gates, figures, results.json and report.html."""
+"""An experiment's runs to rows and a report; what they have to show is in `claims`."""
 
-import json
 import math
-import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
-from etils import epath
-
-from distill_core.experiment import console, report
-from distill_core.experiment.plotting import attempt
+from distill_core.experiment.report import Figure, Gate, Report, Results, Row, Table, by_arm
 from swingdistill import evaluate
 from swingdistill.experiment import arms, claims, figures, samples
 
-Results = Mapping[tuple[str, int], Mapping[str, Any]]
+_NOTES = (
+    "Per-token temperatures and noise in the soft targets are the ideas of the abstract of Swing "
+    "Distillation, Li et al., 2022. The formulas, the scorers, the baselines and this protocol are "
+    "our reconstruction.",
+    "Exposure is log₂ of the candidates less log₂ of the secret's rank among them; a secret that "
+    "was not learnt has 1.44 bits on average. Reductions are given raw and measured from there. "
+    "Perplexity is that of the test text, a token.",
+)
+_NO_GUARANTEE = (
+    "Exposure is what this attack finds, an empirical measure and no guarantee of privacy. No arm "
+    "with a teacher has record-level differential privacy: "
+)
+_FORMAL = "the ε of the formal budget is for released vectors alone (see each arm's settings)."
+_EMPIRICAL = "the noise scale is empirical, and no ε is claimed from it."
 
 
-def rows_of(hp: Mapping[str, Any], results: Results) -> list[report.Row]:
-    """One row an arm over its seeds."""
-    by_arm: dict[str, list[Mapping[str, Any]]] = {}
-    for (arm, _), result in results.items():
-        by_arm.setdefault(arm, []).append(result)
-    rows = []
-    for arm, found in by_arm.items():
-        metrics = {"perplexity": [r["perplexity"] for r in found]}
-        for name in (f"{each}_perplexity" for each in evaluate.CLASSES):
-            if all(r[name] is not None for r in found):
-                metrics[name] = [r[name] for r in found]
-        metrics["accuracy"] = [r["accuracy"] for r in found]
-        each = [evaluate.summarize({int(n): v for n, v in r["exposure"].items()}) for r in found]
-        metrics |= {name: [values[name] for values in each] for name in each[0]}
-        settings = {"model": hp["model" if arm in ("teacher", "reference") else "student_model"]}
-        budget = found[0]["budget"]
-        if arm == arms.PRIVATE and all("epsilon" in r["budget"] for r in found):  # no given seed
-            for name in ("epsilon", "replace_one_epsilon"):
-                if all(name in r["budget"] for r in found):  # else its noise was chosen
-                    metrics[name] = [r["budget"][name] for r in found]
-        rows.append(report.Row(arm, settings | (budget or {}), metrics))
-    return rows
+def rows_of(hp: Mapping[str, Any], results: Results) -> list[Row]:
+    """One row per arm over its seeds."""
+    return [_row(arm, runs, hp) for arm, runs in by_arm(results).items()]
 
 
-def write(
-    workdir: epath.Path,
+def _row(arm: str, runs: Sequence[Mapping[str, Any]], hp: Mapping[str, Any]) -> Row:
+    metrics = {"perplexity": [r["perplexity"] for r in runs]}
+    for name in (f"{each}_perplexity" for each in evaluate.CLASSES):
+        if all(r[name] is not None for r in runs):
+            metrics[name] = [r[name] for r in runs]
+    metrics["accuracy"] = [r["accuracy"] for r in runs]
+    bits = [evaluate.summarize({int(n): v for n, v in r["exposure"].items()}) for r in runs]
+    metrics |= {name: [values[name] for values in bits] for name in bits[0]}
+    budgets = [r["budget"] or {} for r in runs]
+    if arm == arms.PRIVATE and all("epsilon" in budget for budget in budgets):  # no given seed
+        for name in ("epsilon", "replace_one_epsilon"):
+            if all(name in budget for budget in budgets):  # else its noise was chosen
+                metrics[name] = [budget[name] for budget in budgets]
+    model = hp["model" if arm in arms.LARGE else "student_model"]
+    return Row(arm, {"model": model, **budgets[0]}, metrics)
+
+
+def report_of(
     hp: Mapping[str, Any],
     results: Results,
     study: Mapping[int, Mapping[str, Any]],
     minutes: float,
-):
-    """results.json, the table and gates on the console, then the figures and report.html.
+) -> Report:
+    """The experiment's report.
 
     Args:
-      workdir: the experiment's.
       hp: its values.
       results: each run's result by (arm, seed).
       study: what `scorer_study.study` gave, by seed.
       minutes: that this call took.
     """
-    levels = sorted(hp["canary_levels"])
+    levels, first = sorted(hp["canary_levels"]), study[hp["seeds"][0]]
     rows = rows_of(hp, results)
     gates = claims.gates(
         results,
@@ -65,69 +69,52 @@ def write(
         num_candidates=_num_candidates(hp),
         noise_scales=hp["sweep"],
     )
-    metrics = _shown(hp, rows, levels)
-    environment = report.environment()
-    settings = json.loads(json.dumps(dict(hp)))
-    everything = {
+    exposure = {
         arm: {str(seed): r["exposure"] for (name, seed), r in results.items() if name == arm}
-        for arm in dict.fromkeys(arm for arm, _ in results)
+        for arm in by_arm(results)
     }
-    title = f"Swing distillation on {hp['dataset'].rpartition('/')[2]} ({hp['task']})"
-    try:
-        report.write_results(
-            workdir / "results.json",
-            method="swingdistill",
-            dataset=hp["dataset"],
-            rows=rows,
-            gates=gates,
-            environment=environment,
-            extra={
-                "settings": settings,
-                "minutes": minutes,
-                "exposure": everything,
-                "scorers": {str(seed): found["quality"] for seed, found in study.items()},
-            },
-        )
-    finally:  # a full disk does not cost the table
-        console.conclude(rows, metrics, gates, title)
-    if not gates[0].passed:
-        print("nothing can be claimed from this run: the first gate is missed", flush=True)
-    first = study[hp["seeds"][0]]
-    report.write_html(
-        workdir / "report.html",
-        title=title,
+    nothing = "nothing can be claimed from this run: the first gate is missed"
+    return Report(
+        method="swingdistill",
+        dataset=hp["dataset"],
+        title=f"Swing distillation on {hp['dataset'].rpartition('/')[2]} ({hp['task']})",
         summary=_headline(results, gates, levels),
         rows=rows,
-        metrics=metrics,
+        metrics=_shown(hp, rows, levels),
         gates=gates,
-        figures=_figures(workdir, hp, results, first, levels),
-        notes=_notes(hp, minutes),
-        environment=environment,
-        command=" ".join(["python -m swingdistill.experiment", *sys.argv[1:]]),
-        extra_tables=[_scorer_table(first["quality"])],
+        settings=hp,
+        minutes=minutes,
+        notes=_notes(hp),
+        figures=_figures(hp, results, first["quality"], levels),
+        tables=[_scorer_table(first["quality"])],
         sections=[("Sample text as the scores see it", samples.shaded_html(first["samples"]))],
+        fields={
+            "exposure": exposure,
+            "scorers": {str(seed): found["quality"] for seed, found in study.items()},
+        },
+        warning="" if gates[0].passed else nothing,
     )
-    console.say_report(workdir / "report.html")
 
 
 def _num_candidates(hp) -> int:
     """How many candidates a rank is among; every secret leaves out the other planted ones."""
     total = 10 ** hp["canary_digits"]
-    if hp["task"] == "classification":
-        return min(total, 10_001)
-    return total
+    return min(total, 10_001) if hp["task"] == "classification" else total
 
 
-def _shown(hp, rows, levels) -> list[str]:
+def _shown(hp, rows: Sequence[Row], levels: Sequence[int]) -> list[str]:
     private = any("private_perplexity" in row.metrics for row in rows)
-    perplexities = ["public_perplexity" if private else "digit_perplexity"]
-    task = ["perplexity", *perplexities] if hp["task"] == "language" else ["accuracy"]
-    metrics = [*task, *(f"exposure_{n}" for n in levels), f"worst_exposure_{max(levels)}"]
-    metrics += ["epsilon", "replace_one_epsilon"]
-    return [name for name in metrics if any(name in row.metrics for row in rows)]
+    perplexities = ["perplexity", "public_perplexity" if private else "digit_perplexity"]
+    return [
+        *(perplexities if hp["task"] == "language" else ["accuracy"]),
+        *(f"exposure_{n}" for n in levels),
+        f"worst_exposure_{max(levels)}",
+        "epsilon",
+        "replace_one_epsilon",
+    ]
 
 
-def _headline(results, gates, levels) -> str:
+def _headline(results: Results, gates: Sequence[Gate], levels: Sequence[int]) -> str:
     if not gates[0].passed:
         return (
             f"Nothing can be claimed: {gates[0].value}, and {gates[0].needed}. Train longer, plant "
@@ -145,78 +132,69 @@ def _headline(results, gates, levels) -> str:
     )
 
 
-def _figures(workdir, hp, results, first, levels):
-    folder = workdir / "figures"
-    hidden = {"reference", *arms.sweep(hp["sweep"], hp["t_min"])}
-    by_arm = {
-        arm: {n: claims.bits(results, arm, n).tolist() for n in levels}
-        for arm in dict.fromkeys(arm for arm, _ in results)
-        if arm not in hidden
+def _figures(hp, results: Results, quality, levels: Sequence[int]) -> list[Figure]:
+    swept = arms.sweep(hp["sweep"], hp["t_min"])
+    exposures = {
+        arm: {n: claims.bits(results, arm, n) for n in levels}
+        for arm in by_arm(results)
+        if arm != "reference" and arm not in swept
     }
+    ceiling = math.log2(_num_candidates(hp))
     made = [
-        (
+        Figure(
             "Exposure by repetitions in the teacher's text, every secret a dot. Baselines that ran "
             "with the first seed only have fewer.",
-            attempt(
-                figures.exposure_by_repetition,
-                folder / "exposure.png",
-                by_arm,
-                ceiling=math.log2(_num_candidates(hp)),
-            ),
-        ),
-        (
-            "How well each scorer finds the secrets of each number of repetitions.",
-            attempt(figures.scorer_quality, folder / "scorers.png", first["quality"]),
-        ),
+            "figures/exposure.png",
+            lambda path: figures.exposure_by_repetition(path, exposures, ceiling=ceiling),
+        )
     ]
     if hp["sweep"]:
         curves = {
-            name: [
-                (
-                    scale,
-                    float(claims.bits(results, f"{arm}_noise{scale:g}", max(levels)).mean()),
-                    claims.mean(results, f"{arm}_noise{scale:g}", "perplexity"),
-                )
-                for scale in sorted(hp["sweep"])
-            ]
-            for name, arm in (("constant temperature", "constant"), ("swing", "swing"))
+            label: {
+                scale: _point(results, arms.at_noise(kind, scale), levels) for scale in hp["sweep"]
+            }
+            for kind, label in arms.SWEPT.items()
         }
-        caption = "Less and less noise: a constant temperature against one for each token."
-        made.insert(1, (caption, attempt(figures.budget_curves, folder / "budget.png", curves)))
+        made.append(
+            Figure(
+                "Less and less noise: a constant temperature against one for each token.",
+                "figures/budget.png",
+                lambda path: figures.budget_curves(path, curves),
+            )
+        )
+    made.append(
+        Figure(
+            "How well each scorer finds the secrets of each number of repetitions.",
+            "figures/scorers.png",
+            lambda path: figures.scorer_quality(path, quality),
+        )
+    )
     return made
 
 
-def _scorer_table(quality) -> tuple[str, list[str], list[list[str]]]:
+def _point(results: Results, arm: str, levels: Sequence[int]) -> tuple[float, float]:
+    bits = claims.bits(results, arm, max(levels))
+    return float(bits.mean()), claims.mean(results, arm, "perplexity")
+
+
+def _scorer_table(quality) -> Table:
     def shown(value):
-        return "–" if value is None else f"{value:.3f}"
+        return None if value is None else f"{value:.3f}"
 
-    head = ["scorer", "repetitions", "precision", "recall", "AUC"]
-    body = [
-        [scorer, level, shown(q["precision"]), shown(q["recall"]), shown(q["auc"])]
-        for scorer, by_level in quality.items()
-        for level, q in by_level.items()
-    ]
-    caption = "Scorers: secrets against all tokens outside canaries, called private at s > ½"
-    return caption, head, body
+    return Table(
+        "Scorers: secrets against all tokens outside canaries, called private at s > ½",
+        ["scorer", "repetitions", "precision", "recall", "AUC"],
+        [
+            [scorer, level, shown(q["precision"]), shown(q["recall"]), shown(q["auc"])]
+            for scorer, by_level in quality.items()
+            for level, q in by_level.items()
+        ],
+        on_console=False,
+    )
 
 
-def _notes(hp, minutes: float) -> list[str]:
-    notes = [
-        "Per-token temperatures and noise in the soft targets are the ideas of the abstract of "
-        "Swing Distillation, Li et al., 2022. The formulas, the scorers, the baselines and this "
-        "protocol are our reconstruction.",
-        "Exposure is log₂ of the candidates less log₂ of the secret's rank among them; a secret "
-        "that was not learnt has 1.44 bits on average. Reductions are given raw and measured from "
-        "there. Perplexity is that of the test text, a token.",
-        "Exposure is what this attack finds, an empirical measure and no guarantee of privacy. "
-        "No arm with a teacher has record-level differential privacy: "
-        + (
-            "the ε of the formal budget is for released vectors alone (see each arm's settings)."
-            if hp["epsilon"]
-            else "the noise scale is empirical, and no ε is claimed from it."
-        ),
-        f"This call took {minutes:.1f} minutes; stages finished before it are not counted.",
-    ]
+def _notes(hp) -> list[str]:
+    notes = [*_NOTES, _NO_GUARANTEE + (_FORMAL if hp["epsilon"] else _EMPIRICAL)]
     if hp["dp"]:
         notes.append(
             "dp_sgd learns from labels alone; its ε is for a line of the text, zeroed out. A "

@@ -9,10 +9,11 @@ import pytest
 
 from distill_core.checkpoint import integrity
 from distill_core.config import InputError
+from distill_core.experiment import plotting
 from distill_core.runtime import cli
 from distill_core.training import classification
 from nasty.experiment import comparison as experiment
-from nasty.experiment import figures, inversion_stage, summary, sweep_figures, throughput
+from nasty.experiment import figures, inversion_stage, summary, throughput
 
 LATIN = b"Gr\xf6\xdfe".decode("utf-8", "surrogateescape")
 CLASSES = ("cost $5", "a_b^{", LATIN, "<script>", "_$\\frac")
@@ -90,11 +91,11 @@ def load_classes(workdir):
 @pytest.mark.parametrize(
     ("module", "name", "picture"),
     [
-        (figures, "arm_accuracies", "arms.png"),
+        (plotting, "accuracies", "arms.png"),
         (figures, "logit_response", "logit_response.png"),
         (figures, "embedding_figure", "embeddings.png"),
         (summary, "_features", "embeddings.png"),
-        (sweep_figures, "sweep", "ablation_alpha.png"),
+        (plotting, "sweep", "ablation_alpha.png"),
     ],
 )
 def test_a_picture_that_fails_costs_nothing_else(again, monkeypatch, module, name, picture):

@@ -8,20 +8,23 @@ from matplotlib.figure import Figure
 from distill_core.experiment import plotting
 
 
-def test_style_is_gone_afterwards_even_after_an_error():
-    before = dict(matplotlib.rcParams)
-    with pytest.raises(RuntimeError), plotting.style():
-        assert matplotlib.rcParams["axes.titleweight"] == "bold"
-        assert not matplotlib.rcParams["axes.spines.top"]
-        raise RuntimeError
-    assert dict(matplotlib.rcParams) == before
-
-
-def test_save_makes_the_folder_and_a_png(tmp_path):
-    path = plotting.save(Figure(figsize=(2, 1)), tmp_path / "new" / "figure.png")
+def size(path):
+    """Of a PNG, in dots."""
     data = path.read_bytes()
     assert data.startswith(b"\x89PNG\r\n\x1a\n")
-    assert (int.from_bytes(data[16:20], "big"), int.from_bytes(data[20:24], "big")) == (300, 150)
+    return int.from_bytes(data[16:20], "big"), int.from_bytes(data[20:24], "big")
+
+
+def test_a_drawing_is_a_png_and_its_look_is_gone_afterwards_even_after_an_error(tmp_path):
+    before = dict(matplotlib.rcParams)
+    with plotting.drawing(tmp_path / "new" / "figure.png", 2) as figure:
+        figure.subplots()
+        assert matplotlib.rcParams["axes.titleweight"] == "bold"
+    assert size(tmp_path / "new" / "figure.png") == (1080, 300)
+    with pytest.raises(RuntimeError), plotting.drawing(tmp_path / "none.png", 2):
+        raise RuntimeError
+    assert not (tmp_path / "none.png").exists()
+    assert dict(matplotlib.rcParams) == before
 
 
 def test_a_class_is_told_by_its_colour_or_its_marker_alone():
@@ -31,13 +34,14 @@ def test_a_class_is_told_by_its_colour_or_its_marker_alone():
 @pytest.mark.filterwarnings("error")
 @pytest.mark.parametrize("name", ["cost $5", "$a_b^{$", "猫", "_hidden", "<script>"])
 def test_a_name_is_drawn_as_text_and_never_as_a_formula(tmp_path, name):
-    with plotting.style():
-        axis = (figure := Figure(figsize=(3, 2), layout="constrained")).subplots()
-        axis.set_title(name)
-        axis.plot([0, 1], label=plotting.legend_label(name))
-        axis.set_xticks([0, 1], [name, name])
+    series = {name: [[0.5, 0.6], [], [float("nan")]], "other": [[0.5]] * 3}
+    path = plotting.accuracies(tmp_path / "a.png", [name] * 3, series, reference=0.5)
+    width, height = size(path)
+    assert width == 1080 and 300 < height < 600
+    with plotting.drawing(tmp_path / "b.png", 3) as figure:
+        plotting.sweep(axis := figure.subplots(), [name, "1", "2"], series)
         legend = axis.legend()
-        assert plotting.save(figure, tmp_path / "figure.png").is_file()
+    assert size(tmp_path / "b.png") == (1080, 450)
     assert legend.get_texts()[0].get_text().strip() == name
 
 
@@ -67,4 +71,3 @@ def test_images_of_any_number_of_channels_have_pixels_to_show(dtype):
         assert shown.shape == ((2, 3, 3) if channels == 3 else (2, 3))
     np.testing.assert_array_equal(plotting.pixels(image), image.mean(2).astype(dtype))
     assert plotting.pixels(image[..., 0]).shape == (2, 3)
-    assert plotting.pixels(image[:1, :1, :1]).shape == (1, 1)

@@ -1,4 +1,4 @@
-"""results.json, the console table and the HTML page say what was measured, and nothing else."""
+"""results.json, the console and the page say what was measured, and nothing else."""
 
 import html.parser
 import io
@@ -7,59 +7,55 @@ import re
 
 import numpy as np
 import pytest
+from matplotlib.figure import Figure as Drawn
 from rich.console import Console
 
-from distill_core.experiment import report
-from distill_core.experiment.report import Gate, Row
+from distill_core.experiment import plotting, report
+from distill_core.experiment.report import Figure, Gate, Report, Row, Table
 
 PRIVACY = {"privacy_unit": "record", "adjacency": "add-or-remove", "delta": 1e-5}
-# The smallest PNG: one transparent pixel.
-PNG = bytes.fromhex(
-    "89504e470d0a1a0a0000000d49484452000000010000000108060000001f15c489"
-    "0000000d49444154789c6360000002000001e221bc330000000049454e44ae426082"
-)
+ROWS = [
+    Row("teacher_normal", {"omega": 0.04}, {"accuracy": [0.98, 0.99, 1.0]}),
+    Row("private", PRIVACY, {"accuracy": [0.9, 0.9, 0.9], "epsilon": [3.0, 3.0, 3.0]}),
+]
 
 
-def rows():
-    return [
-        Row("teacher_normal", {"omega": 0.04}, {"accuracy": [0.98, 0.99, 1.0]}),
-        Row("private", PRIVACY, {"accuracy": [0.9, 0.9, 0.9], "epsilon": [3.0, 3.0, 3.0]}),
-    ]
-
-
-def write_results(path, rows, **changes):
+def made(**changes):
     given = {
         "method": "nasty",
         "dataset": "digits",
-        "rows": rows,
-        "gates": [Gate("gap", np.bool_(True), np.float32(0.5), "at least 0.05")],
-        "environment": {"python": "3"},
-    }
-    report.write_results(path, **(given | changes))
-    return json.loads(path.read_text(), parse_constant=lambda name: pytest.fail(f"bare {name}"))
-
-
-def write_html(path, tmp_path, **changes):
-    (tmp_path / "figure.png").write_bytes(PNG)
-    given = {
         "title": "Nasty teacher",
-        "summary": "First.\n\nSecond.",
-        "rows": rows(),
-        "metrics": ["accuracy", "epsilon"],
-        "gates": [Gate("kept", True, 1.1, "at most 2"), Gate("gap", False, 3.0, "at least 5")],
-        "figures": [("Accuracy of every arm", tmp_path / "figure.png")],
-        "notes": ["A note."],
+        "summary": "Something was found.",
+        "rows": ROWS,
+        "metrics": ["accuracy", "epsilon", "not_measured"],
+        "gates": [
+            Gate("kept", np.bool_(True), np.float32(0.5), "at most 2"),
+            Gate("gap", False, 3.0, "at least 5"),
+        ],
+        "settings": {"seeds": (1, 2)},
+        "minutes": 1.5,
         "environment": {"device_kind": "cpu"},
-        "command": "python -m nasty.experiment",
     }
-    report.write_html(path, **(given | changes))
-    return path.read_text()
+    return Report(**(given | changes))
 
 
-def printed(table, width=80):
+def results(given):
+    text = report.results_json(given)
+    return json.loads(text, parse_constant=lambda name: pytest.fail(f"bare {name}"))
+
+
+def printed(given, width=80):
     out = io.StringIO()
-    Console(file=out, width=width).print(table)
+    report.print_tables(given, Console(file=out, width=width))
     return out.getvalue()
+
+
+def png(path):
+    return plotting.save(Drawn(figsize=(2, 1)), path)
+
+
+def fail(path):
+    raise ValueError("no such colour")
 
 
 def test_summary_has_the_sample_deviation():
@@ -75,206 +71,147 @@ def test_summary_of_one_of_none_and_of_infinities():
         report.summarize([])
 
 
-def test_results_follow_the_schema(tmp_path):
-    got = write_results(tmp_path / "new" / "results.json", rows(), extra={"trend": [1, (2, 3)]})
-    assert list(got) == ["method", "dataset", "rows", "gates", "environment", "trend"]
+def test_results_follow_the_schema():
+    got = results(made(fields={"trend": [1, (2, 3)]}))
+    assert {"method", "dataset", "rows", "gates", "environment"} < set(got)
+    assert (got["settings"], got["minutes"], got["trend"]) == ({"seeds": [1, 2]}, 1.5, [1, [2, 3]])
     first, second = got["rows"]
     assert list(first) == ["arm", "settings", "metrics"]
     assert first["arm"] == "teacher_normal" and first["settings"] == {"omega": 0.04}
-    accuracy = first["metrics"]["accuracy"]
-    assert accuracy == {"mean": pytest.approx(0.99), "std": pytest.approx(0.01), "n": 3} | {
-        "values": [0.98, 0.99, 1.0]
-    }
+    values = {"values": [0.98, 0.99, 1.0], "n": 3}
+    spread = {"mean": pytest.approx(0.99), "std": pytest.approx(0.01)}
+    assert first["metrics"]["accuracy"] == values | spread
     assert second["settings"] == PRIVACY
-    gate = {"name": "gap", "passed": True, "value": 0.5, "needed": "at least 0.05"}
-    assert got["gates"] == [gate]
-    assert got["trend"] == [1, [2, 3]]
+    gate = {"name": "kept", "passed": True, "value": 0.5, "needed": "at most 2"}
+    assert got["gates"][0] == gate
 
 
-def test_results_write_what_is_not_finite_as_null(tmp_path):
+def test_results_write_what_is_not_finite_as_null():
     values = [float("nan"), float("inf"), 1.0]
     settings = {"clip": np.float32("nan"), "sizes": np.array([1.0, np.inf])}
-    got = write_results(tmp_path / "results.json", [Row("a", settings, {"perplexity": values})])
-    assert got["rows"][0]["metrics"]["perplexity"]["values"] == [None, None, 1.0]
-    assert got["rows"][0]["metrics"]["perplexity"]["mean"] is None
-    assert got["rows"][0]["settings"] == {"clip": None, "sizes": [1.0, None]}
+    (row,) = results(made(rows=[Row("a", settings, {"perplexity": values})]))["rows"]
+    assert row["metrics"]["perplexity"]["values"] == [None, None, 1.0]
+    assert row["metrics"]["perplexity"]["mean"] is None
+    assert row["settings"] == {"clip": None, "sizes": [1.0, None]}
 
 
 @pytest.mark.parametrize("missing", PRIVACY)
-def test_epsilon_without_its_meaning_is_refused(tmp_path, missing):
+def test_epsilon_without_its_meaning_is_refused(missing):
     settings = {name: value for name, value in PRIVACY.items() if name != missing}
-    row = Row("private", settings, {"epsilon": [1.0]})
     with pytest.raises(ValueError, match=f"'private' has epsilon but no {missing}"):
-        write_results(tmp_path / "results.json", [row])
-    with pytest.raises(ValueError, match=missing):
-        write_html(tmp_path / "report.html", tmp_path, rows=[row])
-    assert [path.name for path in tmp_path.iterdir() if path.suffix != ".png"] == []
-
-
-def test_extra_cannot_replace_a_field(tmp_path):
-    with pytest.raises(ValueError, match="rows"):
-        write_results(tmp_path / "results.json", rows(), extra={"rows": []})
-
-
-def test_a_failed_write_leaves_the_old_file(tmp_path, monkeypatch):
-    path = tmp_path / "results.json"
-    write_results(path, rows())
-    before = path.read_text()
-    monkeypatch.setattr(type(report.epath.Path(path)), "replace", _cut_short)
-    with pytest.raises(OSError, match="cut short"):
-        write_results(path, [])
-    assert path.read_text() == before
-
-
-def _cut_short(*_):
-    raise OSError("cut short")
+        made(rows=[Row("private", settings, {"epsilon": [1.0]})])
 
 
 def test_environment_names_versions_and_devices():
     environment = report.environment()
-    assert {"python", "jax", "flax", "device_kind", "device_count", "cpu", "cores", "platform"} < (
-        set(environment)
-    )
+    named = {"python", "jax", "flax", "device_kind", "device_count", "cpu", "cores", "platform"}
+    assert named < set(environment) and environment["project"]
     assert environment["device_count"] >= 1 and environment["cores"] >= 1
-    assert environment["project"]
     json.dumps(environment)
 
 
-def test_table_shows_percent_and_deviation():
-    text = printed(report.console_table(rows(), ["accuracy", "epsilon"], "Nasty [bold]"))
+def test_the_console_shows_percent_and_deviation():
+    text = printed(made(title="Nasty [bold]", warning="nothing is claimed"))
     lines = {line.split()[0]: line.split()[1:] for line in text.splitlines() if line.split()}
     assert lines["teacher_normal"] == ["99.0%", "±1.0", "–"]
     assert lines["private"] == ["90.0%", "±0.0", "3.00", "±0.00"]
     assert "Nasty [bold]" in text  # a title is text, not markup
     caption = " ".join(text.split())
     assert "over 3 runs" in caption and "per record, add-or-remove, δ = 1e-05" in caption
+    assert "MISSED  gap: 3.0, needed at least 5\nnothing is claimed" in text
+    uneven = printed(made(rows=[*ROWS, Row("once", {}, {"accuracy": [0.5]})]))
+    assert re.search(r"once +50\.0% +– +1 *\n", uneven)  # no ± for a single run
 
 
-def test_table_counts_runs_where_they_differ():
-    uneven = [*rows(), Row("once", {}, {"accuracy": [0.5]})]
-    text = printed(report.console_table(uneven, ["accuracy"], "Uneven"))
-    lines = {line.split()[0]: line.split()[1:] for line in text.splitlines() if line.split()}
-    assert lines["once"] == ["50.0%", "1"]  # no ± for a single run
-    assert lines["private"][-1] == "3"
-
-
-def test_table_fits_80_columns_with_six_metrics():
+def test_a_table_of_six_metrics_fits_80_columns():
     names = ["perplexity", "digit_perplexity", "exposure_1", "exposure_10", "exposure_100"]
     names.append("worst_exposure_100")
-    arms = [
-        Row(arm, {}, {name: [11.25, 31.5, 20.0] for name in names})
-        for arm in ("student_ce", "ce_dropped")
-    ]
-    text = printed(report.console_table(arms, names, "Swing"))
+    metrics = {name: [11.25, 31.5, 20.0] for name in names}
+    arms = [Row(arm, {}, metrics) for arm in ("student_ce", "ce_dropped")]
+    text = printed(made(rows=arms, metrics=names))
     assert max(map(len, text.splitlines())) <= 80
     assert text.count("20.92") == 2 * len(names) and "…" not in text
-    assert "ce_dropped" in text and "perplexity" in text
 
 
 class Page(html.parser.HTMLParser):
-    """Every tag closed in order, every address a document loads from, and the visible text."""
-
-    VOID = ("meta", "img", "br", "link")
+    """Tags and text of a page whose every tag is closed in order."""
 
     def __init__(self, text):
         super().__init__()
-        self.open, self.sources, self.alts, self.text, self.tags = [], [], [], [], []
+        self.open, self.tags, self.words = [], [], ""
         self.feed(text)
         self.close()
         assert not self.open
 
     def handle_starttag(self, tag, attrs):
+        del attrs
         self.tags.append(tag)
-        attrs = dict(attrs)
-        self.sources += [attrs[name] for name in ("src", "href", "srcset") if name in attrs]
-        if tag == "img":
-            self.alts.append(attrs.get("alt"))
-        if tag not in self.VOID:
+        if tag not in ("meta", "img"):
             self.open.append(tag)
 
     def handle_endtag(self, tag):
         assert self.open.pop() == tag
 
     def handle_data(self, data):
-        if self.open and self.open[-1] != "style":
-            self.text.append(data)
+        self.words += data
 
 
-def test_page_loads_nothing_and_holds_its_figures(tmp_path):
-    text = write_html(tmp_path / "report.html", tmp_path)
+def test_the_page_loads_nothing_and_says_everything(tmp_path, capsys):
+    figures = [
+        Figure("Drawn.", "figures/a.png", png),
+        Figure("By a stage.", "runs/b.png"),
+        Figure("Left out.", "figures/c.png", fail),
+        Figure("Never drawn.", "runs/d.png"),
+    ]
+    png(tmp_path / "runs/b.png")
+    tables = [Table("Scorers", ["scorer", "recall"], [["rules", None]]), Table("Empty", ["a"], [])]
+    sections = [("Samples", "<b>shaded</b>")]
+    report.publish(
+        made(figures=figures, tables=tables, sections=sections, notes=["Ours."]), tmp_path
+    )
+    text = (tmp_path / "report.html").read_text()
+    assert not re.search(r"https?://|//\w|@import|url\(|<(script|link)", text)
+    assert text.count('src="data:image/png;base64,') == 2
     page = Page(text)
-    assert text.startswith("<!doctype html>")
-    assert not re.search(r"https?://|//\w|@import|url\(|<script", text)
-    assert [source[:22] for source in page.sources] == ["data:image/png;base64,"]
-    assert page.alts == ["Accuracy of every arm"]
-    assert "prefers-color-scheme: dark" in text and "width=device-width" in text
+    for words in (
+        *(
+            "Nasty teacher",
+            "Something was found.",
+            "1 of 2 passed",
+            "measured 3, needed at least 5",
+        ),
+        *("99.00%", "±1.00", "per record, add-or-remove, δ = 1e-05", "omega = 0.04", "private"),
+        *("Drawn.", "By a stage.", "Scorers", "shaded", "Ours.", "took 1.5 minutes"),
+        *("python -m nasty.experiment", "device kind"),
+    ):
+        assert words in page.words, words
+    assert not re.search("Left out|Never drawn|Empty|not measured", page.words)
+    out, err = capsys.readouterr()
+    assert f"report: {tmp_path}/report.html" in out
+    assert err == f"{tmp_path}/figures/c.png: picture left out: ValueError: no such colour\n"
 
 
-def test_page_says_results_and_gates_in_words(tmp_path):
-    text = " ".join(Page(write_html(tmp_path / "report.html", tmp_path)).text)
-    for words in ("99.00%", "±1.00", "per record, add-or-remove, δ = 1e-05", "omega = 0.04"):
-        assert words in text
-    assert "1 of 2 passed" in text and "measured 3, needed at least 5" in text
-    assert text.count("missed") == 1
-    for words in ("First.", "Second.", "A note.", "python -m nasty.experiment", "device kind"):
-        assert words in text
-
-
-def test_page_shows_markup_as_text(tmp_path):
+def test_the_page_shows_markup_as_text(tmp_path):
     evil = "<script>alert('\"&')</script>"
-    text = write_html(
-        tmp_path / "report.html",
-        tmp_path,
+    given = made(
         title=evil,
         summary=evil,
         rows=[Row(evil, {evil: evil}, {evil: [0.5]})],
         metrics=[evil],
         gates=[Gate(evil, True, evil, evil)],
-        figures=[(evil, tmp_path / "figure.png")],
         notes=[evil],
+        tables=[Table(evil, [evil, evil], [[evil, evil]])],
         environment={evil: evil},
-        command=evil,
-        sections=[(evil, "<p>ours</p>")],
-        extra_tables=[(evil, [evil, evil], [[evil, evil]])],
     )
-    page = Page(text)
-    assert "script" not in page.tags and page.alts == [evil]
-    assert "".join(page.text).count(evil) == 17 + 1 + 5
+    page = Page(report.html(given, [(evil, b"")]))
+    assert "script" not in page.tags
+    assert page.words.count(evil) == 2 + 1 + 3 + (1 + 1) + 4 + 1 + 5 + 1 + 2
 
 
-def test_page_leaves_empty_sections_out(tmp_path):
-    text = write_html(tmp_path / "report.html", tmp_path, gates=[], figures=[], notes=[])
-    assert not any(heading in "".join(Page(text).text) for heading in ("Gates", "Figures", "Notes"))
+def test_results_are_written_before_anything_is_drawn(tmp_path):
+    def draw(path):
+        assert json.loads((tmp_path / "results.json").read_text())["method"] == "nasty"
+        return png(path)
 
-
-def test_page_shows_more_tables_and_then_sections_after_the_figures(tmp_path):
-    text = write_html(
-        tmp_path / "report.html",
-        tmp_path,
-        sections=[("Samples", "<p><b>shaded</b> text</p>")],
-        extra_tables=[("Scorers", ["scorer", "recall"], [["rules", "0.94"], ["oracle", None]])],
-    )
-    page = Page(text)
-    words = [word for word in page.text if word.strip()]
-    order = ["Figures", "Scorers", "scorer", "recall", "rules", "0.94", "oracle", "–", "Samples"]
-    assert [word for word in words[words.index("Figures") :] if word in order] == order
-    assert words.index("Samples") < words.index("shaded") < words.index("Notes")
-    assert page.tags.count("b") == 1  # a section's HTML is HTML
-
-
-def test_page_without_more_tables_or_sections_has_no_heading_for_them(tmp_path):
-    empty = [("Scorers", ["scorer"], [])]
-    text = write_html(
-        tmp_path / "report.html", tmp_path, extra_tables=empty, sections=[("Samples", "")]
-    )
-    words = "".join(Page(text).text)
-    assert not any(heading in words for heading in ("Further", "Scorers", "Samples"))
-
-
-def test_a_row_that_does_not_fit_its_head_is_refused(tmp_path):
-    with pytest.raises(ValueError, match="Scorers: got a row of 1 cells; the head has 2"):
-        write_html(
-            tmp_path / "report.html",
-            tmp_path,
-            extra_tables=[("Scorers", ["scorer", "recall"], [["rules"]])],
-        )
+    report.publish(made(figures=[Figure("Drawn.", "figures/a.png", draw)]), tmp_path)
+    assert (tmp_path / "report.html").read_text().count("data:image/png") == 1

@@ -14,6 +14,7 @@ from distill_core import data
 from distill_core import load_model as load
 from distill_core.config import InputError, validate
 from distill_core.data.images import dataset as dataset_lib
+from distill_core.experiment import plotting, report
 from distill_core.runtime import cli, config_file, parallel
 from dpdfd import privacy_spent
 from dpdfd.experiment import audit, summary
@@ -237,7 +238,8 @@ def test_audits_are_where_canaries_were_and_with_those_of_the_teacher(finished, 
     arms = ("teacher", "dp_teacher", *ARMS)
     names = {load(finished / "runs" / arm / "seed0").metadata["id"]: arm for arm in arms}
     monkeypatch.setattr(experiment.audit, "audit", audited)
-    monkeypatch.setattr(summary, "write", lambda *_: None)
+    monkeypatch.setattr(report, "publish", lambda *_: None)
+    monkeypatch.setattr(summary, "report_of", lambda *_: None)
     results = experiment.run(given, finished)
     masked = {"dp_teacher": "masked", "record_dp_teacher": "masked"}
     assert calls == {arm: masked.get(arm, "replaced") for arm in arms}
@@ -285,14 +287,14 @@ def test_a_second_call_runs_nothing(again, finished, tmp_path):
 def test_a_picture_or_report_that_fails_costs_no_result(
     given, finished, tmp_path, monkeypatch, capsys
 ):
-    def fail(*_):
+    def fail(*_, **__):
         raise ValueError("no such colour")
 
     shutil.copytree(finished, place := tmp_path / "moved")
     for name in ("results.json", "report.html"):
         (place / name).unlink()
     (place / "report.html").mkdir()
-    monkeypatch.setattr(summary.arms_figure, "arm_accuracies", fail)
+    monkeypatch.setattr(plotting, "accuracies", fail)
     capsys.readouterr()
     assert cli.exit_code(lambda _: experiment.run(given, place), []) == cli.EXIT_SYSTEM
     out, err = capsys.readouterr()
@@ -304,7 +306,7 @@ def test_a_picture_or_report_that_fails_costs_no_result(
     (place / "report.html").rmdir()
     experiment.run(given, place)
     page = (place / "report.html").read_text()
-    assert "Accuracy of every arm&#x27;s" not in page
+    assert "Accuracy of every arm&#39;s" not in page
     assert "What the generator makes" in page
 
 
@@ -351,7 +353,8 @@ def planned(given, tmp_path, monkeypatch):
         monkeypatch.setattr(experiment, "_evaluated", lambda *_: {})
         monkeypatch.setattr(experiment, "_audit", lambda *_: {})
         monkeypatch.setattr(experiment, "_planted", lambda *_: {})
-        monkeypatch.setattr(summary, "write", lambda *_: None)
+        monkeypatch.setattr(report, "publish", lambda *_: None)
+        monkeypatch.setattr(summary, "report_of", lambda *_: None)
         experiment.run({**given, "num_canaries": 0, **changes}, tmp_path)
         return order
 

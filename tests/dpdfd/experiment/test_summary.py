@@ -4,9 +4,8 @@ import types
 
 import pytest
 
-from distill_core.experiment.report import Row
 from distill_core.privacy.ledger import Ledger
-from dpdfd.experiment import arms_figure, summary
+from dpdfd.experiment import summary
 from dpdfd.privacy.units import Release, calibrate, privacy_spent
 
 DELTA = 1e-5
@@ -182,20 +181,23 @@ def test_without_such_an_arm_it_says_so(results, hp):
     ("name", "figures"),
     [("tfds:mnist", ["80.3", "98.1"]), ("tfds:fashion_mnist", ["62.2", "87.3"]), ("digits", [])],
 )
-def test_published_figures_stand_beside_the_data_that_they_are_of(results, hp, name, figures):
-    rows = [*rows_of(results, hp).values()]
-    claims, *published = summary._tables(rows, types.SimpleNamespace(name=name))
-    arms = [arm for arm, _ in claims[2]]
-    assert sorted(arms) == sorted([*RELEASES, "dp"])
-    assert all("Choosing hyper-parameters is not covered" in text for _, text in claims[2])
-    assert len(published) == bool(figures)
-    if figures:
-        (title, _, lines) = published[0]
-        assert "see the data" in title and [lines[0][1], lines[-1][2]] == figures
+def test_published_figures_stand_beside_the_data_that_they_are_of(name, figures):
+    found = [
+        cell
+        for table in summary._published(types.SimpleNamespace(name=name))
+        for cell in (table.rows[0][1], table.rows[-1][2])
+    ]
+    assert found == figures
+
+
+def test_every_epsilon_stands_beside_what_it_rests_on(results, hp):
+    table = summary._assumptions([*rows_of(results, hp).values()])
+    assert sorted(arm for arm, _ in table.rows) == sorted([*RELEASES, "dp"])
+    assert all("Choosing hyper-parameters is not covered" in text for _, text in table.rows)
 
 
 def test_only_what_has_an_epsilon_for_records_may_be_published(results, hp):
-    caption, head, lines = summary._publishable([*rows_of(results, hp).values()], hp)
+    caption, head, lines, _ = summary._publishable([*rows_of(results, hp).values()], hp)
     assert "one of these" in caption and "add up" in caption
     named = [run.removeprefix("runs/").removesuffix(", one seed") for run, *_ in lines]
     assert named == ["dp", "record_single", "record_ensemble", "all else"]
@@ -203,30 +205,25 @@ def test_only_what_has_an_epsilon_for_records_may_be_published(results, hp):
     assert lines[-1][1].startswith("nothing: this report")
     assert lines[1][2] == "2 per record, replace one; δ = 1e-05"
     left = {run: found for run, found in results.items() if run[0] in ("plain", "none", "query")}
-    assert len(summary._publishable([*rows_of(left, hp).values()], hp)[2]) == 1
+    assert len(summary._publishable([*rows_of(left, hp).values()], hp).rows) == 1
 
 
 def test_notes_tell_of_canaries_of_reconstruction_and_of_incomplete_data(hp):
     whole, cut = (types.SimpleNamespace(note=note) for note in ("", "test: 9,980 of 10,000"))
-    plain = summary._notes(hp, whole, 1.0)
+    plain = summary._notes(hp, whole)
     assert any("our reconstruction" in note for note in plain)
     assert any("shaped while looking at training images" in note for note in plain)
     assert not any("canaries" in note for note in plain)
-    more = summary._notes({**hp, "num_canaries": 40}, cut, 1.0)
+    more = summary._notes({**hp, "num_canaries": 40}, cut)
     assert len(more) == len(plain) + 2
     assert more[-2].startswith("40 training images") and more[-1] == cut.note
 
 
 def test_the_figure_labels_an_epsilon_with_what_it_is_about(results, hp, tmp_path):
     rows = rows_of(results, hp)
-    labels = {arm: arms_figure._label(row) for arm, row in rows.items()}
+    labels = {arm: summary._label(row) for arm, row in rows.items()}
     assert labels["query"] == "query (ε = 2 a query)"
     assert labels["record_ensemble"] == "record ensemble (ε = 2 a record)"
     assert labels["plain"] == "plain"
-    path = arms_figure.arm_accuracies(tmp_path / "arms.png", [*rows.values()])
-    assert path.read_bytes().startswith(b"\x89PNG")
-
-
-def test_there_is_no_figure_of_nothing(tmp_path):
-    with pytest.raises(ValueError, match="rows: got none with accuracy"):
-        arms_figure.arm_accuracies(tmp_path / "arms.png", [Row("a", {}, {})])
+    figure = summary._figures(hp, [*rows.values()])[0]
+    assert figure.draw(tmp_path / figure.path).read_bytes().startswith(b"\x89PNG")

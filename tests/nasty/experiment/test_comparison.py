@@ -17,6 +17,7 @@ from distill_core import load_model as load
 from distill_core import step as distill_step
 from distill_core.checkpoint import integrity
 from distill_core.config import InputError
+from distill_core.experiment import report
 from distill_core.runtime import process
 from distill_core.training import classification, loop
 from nasty import nastiness
@@ -80,7 +81,7 @@ def again(settings, finished, tmp_path, monkeypatch, capsys):
     """`again(…)` runs a copy of the experiment under changed settings, and says what became of its
     stages: {status: arms}."""
     shutil.copytree(finished, tmp_path / "copy")
-    monkeypatch.setattr(summary, "draw_figures", lambda *_: [])
+    monkeypatch.setattr(summary, "teacher_figures", lambda *_: [])
 
     def again(**changes):
         capsys.readouterr()
@@ -229,11 +230,7 @@ def test_the_attacker_chooses_on_held_out_data_of_the_first_seed(settings, tmp_p
     for module in (train, nasty_train, distill):
         monkeypatch.setattr(module, "train_and_evaluate", fake(module.train_and_evaluate, calls))
     monkeypatch.setattr(integrity, "find", lambda path: (path, {"id": str(path)}))
-    monkeypatch.setattr(summary, "draw_figures", lambda *_: [])
-    monkeypatch.setattr(
-        summary, "conclude", lambda workdir, hp, dataset, rows, *_: written.update(rows=rows)
-    )
-    monkeypatch.setattr(summary, "write_report", lambda *_: None)
+    monkeypatch.setattr(report, "publish", lambda found, _: written.update(rows=found.rows))
     changes = {"seeds": (1, 2), "attack_alphas": (0.1, 0.9), "attack_temperatures": (1.0, 4.0)}
     results = experiment.run({**settings, **changes}, tmp_path)
     # Held out, (0.9, 1) is best; (0.9, 4) is in the table anyway.

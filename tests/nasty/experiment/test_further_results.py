@@ -1,9 +1,8 @@
 """What stands in tables, figures and JSON beside the comparison."""
 
 import numpy as np
-import pytest
 
-from nasty.experiment import further_results, sweep_figures, throughput
+from nasty.experiment import further_results, throughput
 from nasty.experiment.ablations import Point
 from nasty.experiment.contest import Contest
 
@@ -39,30 +38,26 @@ RESULTS = {(arm, 1): {"accuracy": mean} for arm, mean in MEANS.items()}
 
 
 def collect(**given):
-    empty = {"sweeps": {}, "fought": None, "inverted": None, "targets": {}}
+    empty = {"seed": 1, "sweeps": {}, "fought": None, "inverted": None, "targets": {}}
     return further_results.collect(RESULTS, **{**empty, **given})
 
 
-def draw(folder, *, sweeps=None, fought=None, inverted=False):
-    return further_results.draw_figures(folder, RESULTS, sweeps or {}, fought, inverted)
-
-
-def test_without_extras_there_is_nothing(tmp_path):
-    assert collect() == ([], {})
-    assert draw(tmp_path) == []
-    assert not list(tmp_path.iterdir())
+def test_without_extras_there_is_nothing():
+    assert collect() == ([], [], {})
 
 
 def test_an_ablation_is_a_table_a_figure_and_a_judged_trend(tmp_path):
     found = collect(sweeps={"omega": OMEGA})
-    (trends, table), ((caption, path),) = found.tables, draw(tmp_path, sweeps={"omega": OMEGA})
-    assert table[2] == [
+    (trends, table), (figure,) = found.tables, found.figures
+    assert table.rows == [
         ["0", "97.00 ± 1.41", "94.00 ± 1.41"],
         ["0.04", "96.00 ± 1.41", "55.00 ± 7.07"],
     ]
-    assert "The paper: students fall as ω grows" in caption
+    assert "The paper: students fall as ω grows" in figure.caption
+    path = figure.draw(tmp_path / figure.path)
+    assert path == tmp_path / "figures" / "ablation_omega.png"
     assert path.read_bytes().startswith(b"\x89PNG")
-    by_axis = {row[0]: row for row in trends[2]}
+    by_axis = {row[0]: row for row in trends.rows}
     assert by_axis["ω"][1] == "yes"
     assert by_axis["student"][1] == "yes"
     assert "35.0 points (student) and 2.0" in by_axis["student"][3]
@@ -76,13 +71,13 @@ def test_an_ablation_is_a_table_a_figure_and_a_judged_trend(tmp_path):
 def test_a_trend_of_ours_that_is_another_than_the_papers_says_no():
     rising = [Point(0.0, OMEGA[1].accuracies), Point(0.04, OMEGA[0].accuracies)]
     found = collect(sweeps={"omega": rising})
-    assert {row[0]: row[1] for row in found.tables[0][2]}["ω"] == "no"
+    assert {row[0]: row[1] for row in found.tables[0].rows}["ω"] == "no"
     assert found.fields["trends"]["omega"]["agrees"] is False
 
 
 def test_attacks_and_defences_are_one_table_with_teachers_and_times(tmp_path):
     found = collect(fought=FOUGHT)
-    ((caption, head, rows),) = found.tables
+    ((caption, head, rows, _),) = found.tables
     assert "alone it has 90.00" in caption
     assert head == ["attack", "none", "nasty"]
     assert rows == [
@@ -94,37 +89,28 @@ def test_attacks_and_defences_are_one_table_with_teachers_and_times(tmp_path):
     ]
     fields = found.fields["attacks_and_defences"]
     assert fields["attacked"][1]["accuracy"]["mean"] == 0.6
-    ((_, path),) = draw(tmp_path, fought=FOUGHT)
-    assert path == tmp_path / "figures" / "contest.png" and path.is_file()
+    (figure,) = found.figures
+    assert figure.draw(tmp_path / figure.path).read_bytes().startswith(b"\x89PNG")
 
 
 def test_a_time_that_is_not_known_is_not_shown():
     unknown = FOUGHT._replace(seconds={"none": 9.0, "nasty": None})
-    ((_, _, rows),) = collect(fought=unknown).tables
-    assert rows[-1] == ["making it, seconds", "9.0", None]
+    (table,) = collect(fought=unknown).tables
+    assert table.rows[-1] == ["making it, seconds", "9.0", None]
 
 
 def test_targets_stand_beside_the_arms_that_were_run():
     found = collect(targets={"student_of_nasty": 0.8246, "resnetc20_alone": 0.9})
-    ((_, _, rows),) = found.tables
-    assert rows == [["student_of_nasty", "60.00", "82.46"]]
+    (table,) = found.tables
+    assert table.rows == [["student_of_nasty", "60.00", "82.46"]]
 
 
-def test_reconstructed_images_are_shown_beside_their_numbers(tmp_path):
-    place = tmp_path / "runs" / "inversion" / "seed1"
-    place.mkdir(parents=True)
-    (place / "inversion.png").write_bytes(b"png")
+def test_reconstructed_images_are_shown_beside_their_numbers():
     numbers = {"confidence": 0.99, "noisiness": 0.4, "judge_accuracy": 0.43}
     found = collect(inverted={"normal": numbers, "nasty": numbers, "seconds": 3.0})
-    assert found.tables[0][2][1] == ["nasty teacher", "99.0%", "0.400", "43.0%"]
-    ((_, path),) = draw(tmp_path, inverted=True)
-    assert path == place / "inversion.png"
+    assert found.tables[0].rows[1] == ["nasty teacher", "99.0%", "0.400", "43.0%"]
+    assert found.figures[0].path == "runs/inversion/seed1/inversion.png"
     assert found.fields["inversion"] == {"normal": numbers, "nasty": numbers}
-
-
-def test_a_series_of_another_length_is_refused(tmp_path):
-    with pytest.raises(ValueError, match="a: got 1 entries; need one a value, 2"):
-        sweep_figures.sweep(tmp_path / "x.png", "ω", ["0", "1"], {"a": [[0.5]]}, 0.9)
 
 
 def test_speed_counts_every_pass_of_every_network(monkeypatch):

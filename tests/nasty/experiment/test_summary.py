@@ -1,13 +1,13 @@
-"""Runs to rows, gates, figures and files."""
+"""Runs to arms, rows, gates and a report."""
 
-import json
+import shutil
 
 import numpy as np
 import pytest
 
 from distill_core import data, train
 from distill_core import load_model as load
-from distill_core.experiment import report
+from distill_core.experiment.plotting import attempt
 from distill_core.models import trust
 from nasty.experiment import summary
 from nasty.experiment.further_results import Further
@@ -20,7 +20,8 @@ HP = {
     "alpha": 0.9,
     "seeds": (1, 2),
     "num_steps": 4,
-    "students": {},
+    "students": {"small": {"model": "mlp"}},
+    "data_free": {},
 }
 GOOD = {
     "teacher_normal": 0.95,
@@ -30,6 +31,9 @@ GOOD = {
     "student_of_nasty": 0.80,
     "self_of_normal": 0.95,
     "self_of_nasty": 0.70,
+    "small_alone": 0.8,
+    "small_of_normal": 0.8,
+    "small_of_nasty": 0.8,
 }
 
 
@@ -51,25 +55,29 @@ def results(nasty=True, **changes):
     return found
 
 
-def gates(found, attack=None):
-    return summary.rows_and_gates(found, HP, attack or {})[1]
+gates = summary.gates_of
 
 
-def missed(found, attack=None):
-    return [gate.name for gate in gates(found, attack) if not gate.passed]
+def missed(found):
+    return [gate.name for gate in gates(found) if not gate.passed]
+
+
+def rows_of(found, attack=None, **changes):
+    """Arm -> its row."""
+    arms = summary.arms(HP | changes, attack or {})
+    return {row.arm: row for row in summary.rows_of(arms, found)}
 
 
 def test_an_arm_is_a_row_over_its_seeds():
-    rows, _ = summary.rows_and_gates(results(), HP, {})
-    assert [row.arm for row in rows] == list(GOOD)
-    row = rows[3]
+    rows = rows_of(results())
+    assert list(rows) == list(GOOD)
+    row = rows["student_of_normal"]
     assert row.metrics == {"accuracy": [pytest.approx(0.909), pytest.approx(0.911)]}
     assert row.settings == {"model": "cnn", "alpha": 0.9, "temperature": 20.0}
 
 
 def test_settings_name_the_network_and_what_shaped_the_arm():
-    rows, _ = summary.rows_and_gates(results(), HP, {})
-    found = {row.arm: row.settings for row in rows}
+    found = {arm: row.settings for arm, row in rows_of(results()).items()}
     assert found["teacher_normal"] == {"model": "resnet18"}
     assert found["teacher_nasty"] == {
         "model": "resnet18",
@@ -79,6 +87,8 @@ def test_settings_name_the_network_and_what_shaped_the_arm():
     }
     assert found["student_alone"] == {"model": "cnn"}
     assert found["self_of_nasty"] == {"model": "resnet18", "alpha": 0.9, "temperature": 20.0}
+    assert found["small_alone"] == {"model": "mlp"}
+    assert found["small_of_nasty"] == {"model": "mlp", "alpha": 0.9, "temperature": 20.0}
 
 
 def test_a_good_experiment_passes_every_gate():
@@ -106,8 +116,8 @@ def test_an_inconclusive_check_is_no_criterion_missed():
     unjudged = results(nasty=None)
     assert missed(unjudged) == []
     assert [gate.name for gate in gates(unjudged)] == [gate.name for gate in gates(results())][:-1]
-    rows, _ = summary.rows_and_gates(unjudged, HP, {})
-    assert rows[1].settings["nastiness_check"] == "inconclusive, inconclusive"
+    settings = rows_of(unjudged)["teacher_nasty"].settings
+    assert settings["nastiness_check"] == "inconclusive, inconclusive"
     mixed = results()
     mixed["teacher_nasty", 2]["nastiness"]["nasty"] = None
     gate = gates(mixed)[-1]
@@ -134,24 +144,30 @@ def test_the_attackers_best_is_a_row_and_a_gate():
         "nasty": {"alpha": 0.1, "temperature": 1.0},
     }
     near = results(attacker_of_normal=0.92, attacker_of_nasty=0.89)
-    rows, _ = summary.rows_and_gates(near, HP, attack)
-    settings = {row.arm: row.settings for row in rows}["attacker_of_nasty"]
+    settings = rows_of(near, attack)["attacker_of_nasty"].settings
     assert settings == {
         "model": "cnn",
         "alpha": 0.1,
         "temperature": 1.0,
         "chosen_on": "held-out examples",
     }
-    assert missed(near, attack) == ["the gap stays at the attacker's best alpha and temperature"]
-    assert missed(results(attacker_of_normal=0.92, attacker_of_nasty=0.86), attack) == []
+    assert missed(near) == ["the gap stays at the attacker's best alpha and temperature"]
+    assert missed(results(attacker_of_normal=0.92, attacker_of_nasty=0.86)) == []
 
 
 def test_the_gap_of_the_nastiness_check_is_a_metric_where_every_run_has_one():
-    rows, _ = summary.rows_and_gates(results(), HP, {})
-    found = {row.arm: row.metrics for row in rows}["teacher_nasty"]
-    assert found["nastiness_check_gap"] == [pytest.approx(0.4)] * 2
-    rows, _ = summary.rows_and_gates(results(nasty=None), HP, {})
-    assert list({row.arm: row.metrics for row in rows}["teacher_nasty"]) == ["accuracy"]
+    metrics = rows_of(results())["teacher_nasty"].metrics
+    assert metrics["nastiness_check_gap"] == [pytest.approx(0.4)] * 2
+    assert list(rows_of(results(nasty=None))["teacher_nasty"].metrics) == ["accuracy"]
+
+
+def test_students_without_data_are_the_last_rows():
+    found = results(data_free_of_normal=0.8, data_free_of_nasty=0.5)
+    rows = rows_of(found, data_free={"model": "cnn"})
+    assert list(rows)[-2:] == ["data_free_of_normal", "data_free_of_nasty"]
+    assert rows["data_free_of_nasty"].settings == {"model": "cnn", "data": "none"}
+    nasty = [arm.name for arm in summary.arms(HP, {}) if arm.nasty]
+    assert nasty == [arm for arm in GOOD if "nasty" in arm]
 
 
 @pytest.fixture(scope="module")
@@ -166,27 +182,15 @@ def dataset(tmp_path_factory):
     return data.load_dataset(f"npz:{path}")
 
 
-def test_files_say_what_was_measured(dataset, tmp_path, capsys):
-    rows, found = summary.rows_and_gates(results(student_of_normal=0.894), HP, {})
-    further = Further([], {"more": 3})
-    summary.conclude(tmp_path, HP, dataset, rows, found, further, 1.5)
-    summary.write_report(tmp_path, dataset, rows, found, [], further, 1.5)
-    written = json.loads((tmp_path / "results.json").read_text())
-    assert written["method"] == "nasty"
-    assert written["dataset"] == dataset.name
-    assert written["settings"]["omega"] == 0.04
-    assert written["minutes"] == 1.5
-    assert written["more"] == 3
-    by_arm = {row["arm"]: row["metrics"]["accuracy"] for row in written["rows"]}
-    assert by_arm["teacher_nasty"] == report.summarize([0.939, 0.941])
-    assert [gate["passed"] for gate in written["gates"]].count(False) == 1
-    page = (tmp_path / "report.html").read_text()
-    for text in ("94.0%", "80.0%", "student_of_nasty", dataset.name):
-        assert text in page
-    out = capsys.readouterr().out
-    assert "MISSED  the normal teacher's student is not behind" in out
-    assert out.count("passed  ") == 4
-    assert str(tmp_path / "report.html") in out
+def test_the_report_says_what_was_measured(dataset, tmp_path):
+    found = summary.report_of(tmp_path, HP, dataset, results(), {}, Further([], [], {"more": 3}), 1)
+    assert (found.method, found.dataset, found.settings) == ("nasty", dataset.name, HP)
+    assert found.fields == {"more": 3}
+    assert [row.arm for row in found.rows] == list(GOOD)
+    assert "nasty teacher classifies 94.0%" in found.summary
+    assert "one from the nasty teacher 80.0%" in found.summary
+    arms = found.figures[0]
+    assert arms.draw(tmp_path / arms.path).read_bytes().startswith(b"\x89PNG")
 
 
 NETWORK = """
@@ -212,12 +216,11 @@ def test_a_network_that_hides_its_features_gets_the_other_figures(dataset, tmp_p
         "num_steps": 1,
     }
     train.train_and_evaluate(settings, tmp_path / "teacher")
-    rows, _ = summary.rows_and_gates(results(), HP, {})
-    teachers = [tmp_path / "teacher"] * 2
+    for arm in ("teacher_normal", "teacher_nasty"):
+        shutil.copytree(tmp_path / "teacher", tmp_path / "runs" / arm / "seed1")
     with trust.allowed("hidden_network"):
         assert load(tmp_path / "teacher").network.model == "hidden_network:Hidden"
-        made = summary.draw_figures(tmp_path, dataset, rows, *teachers, temperature=20.0)
-    drawn = [path for _, path in made if path]
-    assert [path.name for path in drawn] == ["arms.png", "logit_response.png"]
-    assert all(path.read_bytes().startswith(b"\x89PNG") for path in drawn)
-    assert "temperature 20" in made[1][0]
+        made = summary.teacher_figures(tmp_path, HP, dataset)
+        drawn = [attempt(each.draw, tmp_path / each.path) for each in made]
+    assert drawn == [tmp_path / "figures" / "logit_response.png", None]
+    assert drawn[0].read_bytes().startswith(b"\x89PNG")

@@ -78,7 +78,8 @@ def again(given, finished, tmp_path, monkeypatch, capsys):
         "study",
         lambda hp, teacher, reference: kept[tmp_path / "copy" / "runs" / "scorers" / "seed1"],
     )
-    monkeypatch.setattr(summary, "write", lambda *_: None)
+    monkeypatch.setattr(experiment.report, "publish", lambda *_: None)
+    monkeypatch.setattr(summary, "report_of", lambda *_: None)
 
     def again(**changes):
         capsys.readouterr()
@@ -378,4 +379,4 @@ def test_a_group_dp_adds_a_student_that_learns_privately_from_labels(given, tmp_
     assert "epsilon" in summary._shown(hp, rows, [1, 4])
     seeded = summary.rows_of(hp, {("dp_sgd", 1): {**found, "budget": {}}})
     assert "epsilon" not in seeded[0].metrics | seeded[0].settings
-    assert any("group privacy" in note for note in summary._notes(hp, 1.0))
+    assert any("group privacy" in note for note in summary._notes(hp))
