@@ -216,6 +216,11 @@ def by_arm(results: Results) -> dict[str, list[Mapping[str, Any]]]:
     return found
 
 
+def values_of(results: Results, metric: str) -> dict[str, list[float]]:
+    """Arm -> a metric of each of its seeds."""
+    return {arm: [run[metric] for run in runs] for arm, runs in by_arm(results).items()}
+
+
 def environment() -> dict[str, Any]:
     """Versions, devices and machine, for the record beside a result. Starts JAX's backend."""
     import jax

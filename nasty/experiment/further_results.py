@@ -7,7 +7,7 @@ import numpy as np
 from etils import epath
 
 from distill_core.experiment import plotting
-from distill_core.experiment.report import Figure, Results, Table, by_arm, summarize
+from distill_core.experiment.report import Figure, Results, Table, summarize, values_of
 from distill_core.experiment.stages import run_directory
 from nasty.experiment import ablations
 from nasty.experiment.ablations import AXES, Point, shown
@@ -44,7 +44,7 @@ def collect(
       inverted: what `inversion_stage.reconstruct` returned.
       targets: arm -> the paper's accuracy (†), a fraction.
     """
-    accuracies = {arm: [r["accuracy"] for r in runs] for arm, runs in by_arm(results).items()}
+    accuracies = values_of(results, "accuracy")
     means = {arm: float(np.mean(values)) for arm, values in accuracies.items()}
     found = Further([], [], {})
     _add_targets(found, accuracies, targets)

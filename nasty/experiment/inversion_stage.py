@@ -11,7 +11,7 @@ from distill_core.experiment.plotting import attempt
 from distill_core.experiment.stages import Run, run_directory
 from distill_core.training import fits
 from nasty.experiment import inversion
-from nasty.experiment.inversion_figure import inversion_grid
+from nasty.experiment.figures import inversion_grid
 
 TEACHERS = ("normal", "nasty")
 FIELDS = {

@@ -11,7 +11,7 @@ from etils import epath
 from distill_core import checkpoint, evaluate
 from distill_core.data import Dataset
 from distill_core.experiment import plotting
-from distill_core.experiment.report import Figure, Gate, Report, Results, Row, by_arm
+from distill_core.experiment.report import Figure, Gate, Report, Results, Row, by_arm, values_of
 from distill_core.experiment.stages import run_directory
 from nasty.experiment import figures, representations
 from nasty.experiment.further_results import Further
@@ -84,8 +84,7 @@ def rows_of(found: Sequence[Arm], results: Results) -> list[Row]:
 
 def gates_of(results: Results) -> list[Gate]:
     """What the method has to show."""
-    runs_of = by_arm(results)
-    mean = {arm: float(np.mean([r["accuracy"] for r in runs])) for arm, runs in runs_of.items()}
+    mean = {arm: float(np.mean(runs)) for arm, runs in values_of(results, "accuracy").items()}
     lost = mean["teacher_normal"] - mean["teacher_nasty"]
     gap = mean["student_of_normal"] - mean["student_of_nasty"]
     below = mean["student_alone"] - mean["student_of_nasty"]
@@ -105,7 +104,8 @@ def gates_of(results: Results) -> list[Gate]:
         best = mean["attacker_of_normal"] - mean["attacker_of_nasty"]
         name = "the gap stays at the attacker's best alpha and temperature"
         gates.append(_gate(name, best, best >= LEAST_GAP, "at least 5"))
-    verdicts = [r["nastiness"]["nasty"] for r in runs_of["teacher_nasty"] if "nastiness" in r]
+    checked = [r for r in by_arm(results)["teacher_nasty"] if "nastiness" in r]
+    verdicts = [r["nastiness"]["nasty"] for r in checked]
     judged = [verdict for verdict in verdicts if verdict is not None]
     if judged:  # a check without power is no criterion missed
         found = f"{sum(judged)} of {len(judged)} runs"
@@ -131,10 +131,8 @@ def report_of(
 ) -> Report:
     """The experiment's report; `results` by (arm, seed), `choice` as `arms` takes it."""
     compared = arms(hp, choice)
-    mean = {
-        arm: f"{np.mean([r['accuracy'] for r in runs]):.1%}"
-        for arm, runs in by_arm(results).items()
-    }
+    accuracies = values_of(results, "accuracy")
+    mean = {arm: f"{np.mean(runs):.1%}" for arm, runs in accuracies.items()}
     return Report(
         method="nasty",
         dataset=dataset.name,
@@ -152,7 +150,7 @@ def report_of(
         minutes=minutes,
         notes=[*_NOTES, *filter(None, [dataset.note])],
         figures=[
-            arms_figure(compared, results),
+            arms_figure(compared, accuracies),
             *teacher_figures(workdir, hp, dataset),
             *further.figures,
         ],
@@ -161,9 +159,8 @@ def report_of(
     )
 
 
-def arms_figure(compared: Sequence[Arm], results: Results) -> Figure:
+def arms_figure(compared: Sequence[Arm], runs: Mapping[str, Sequence[float]]) -> Figure:
     """The accuracy of every arm."""
-    runs = {arm: [r["accuracy"] for r in found] for arm, found in by_arm(results).items()}
     return Figure(
         "Accuracy of every arm; one dot per seed, the dashed line is the student alone.",
         "figures/arms.png",

@@ -11,8 +11,8 @@ from distill_core import load_model as load
 from distill_core.config import InputError
 from distill_core.models.network import Network
 from nasty.experiment import inversion
+from nasty.experiment.figures import inversion_grid
 from nasty.experiment.inversion import NormInput
-from nasty.experiment.inversion_figure import inversion_grid
 
 LABELS = np.repeat(np.arange(10), 4)
 
