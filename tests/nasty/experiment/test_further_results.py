@@ -1,5 +1,7 @@
 """What stands in tables, figures and JSON beside the comparison."""
 
+import types
+
 import numpy as np
 
 from nasty.experiment import further_results, throughput
@@ -114,7 +116,8 @@ def test_reconstructed_images_are_shown_beside_their_numbers():
 
 
 def test_speed_counts_every_pass_of_every_network(monkeypatch):
-    teacher, student = (type("Model", (), {"spec": {"input_shape": (8, 8, 1)}})() for _ in "ab")
+    network = types.SimpleNamespace(input_shape=(8, 8, 1))
+    teacher, student = (types.SimpleNamespace(network=network) for _ in "ab")
     monkeypatch.setattr(throughput, "forward_flops", lambda m, _: 100.0 if m is teacher else 10.0)
     hp = {"num_steps": 50, "batch_size": 10, "student_num_steps": 20, "student_batch_size": 10}
     seconds = {"teacher_normal": [10.0, None], "teacher_nasty": [20.0], "student_alone": [None]}
