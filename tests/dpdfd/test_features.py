@@ -59,12 +59,8 @@ def test_brightness_and_sign_change_nothing_and_contrast_little():
     np.testing.assert_allclose(jitted_hog(-x), expected, atol=1e-6)
     np.testing.assert_allclose(jitted_hog(3 * x), expected, atol=0.02)
     np.testing.assert_allclose(np.linalg.norm(expected, axis=-1), 1, atol=1e-5)
-
-
-def test_under_vmap_it_is_the_same_of_each_image():
-    x = images(3, channels=2)
-    each = jax.jit(jax.vmap(lambda image: hog(image[None])[0]))(x)
-    np.testing.assert_allclose(each, jitted_hog(x), atol=1e-6)
+    one_by_one = jax.vmap(lambda image: hog(image[None])[0])(x)
+    np.testing.assert_allclose(one_by_one, expected, atol=1e-6)
 
 
 @pytest.mark.parametrize("name", NETWORKS)
@@ -87,6 +83,9 @@ def test_a_network_masks_examples_and_shows_its_features(name):
     network, x = NETWORKS[name], images(4)
     params, state = init_model(network, jax.random.key(0), (8, 8, 1))
     assert state == {}
+    if name == "ridge":  # only the linear layer is trained
+        shapes = jax.tree.map(jnp.shape, params)
+        assert shapes == {"linear": {"kernel": (20, 3), "bias": (3,)}}
     hidden = jax.eval_shape(lambda: features(network, {"params": params}, x))
     assert hidden is not None and hidden.shape == (4, 5 if name == "mlp" else 20)
     broken = x.copy()
@@ -121,13 +120,7 @@ def test_random_features_are_fixed_by_the_seed_and_approximate_a_gaussian_kernel
     assert np.abs(np.asarray(first) - np.asarray(third)).max() > 0.1
 
 
-def test_only_the_linear_layer_of_a_ridge_has_parameters():
-    params, _ = init_model(NETWORKS["ridge"], jax.random.key(0), (8, 8, 1))
-    shapes = jax.tree.map(jnp.shape, params)
-    assert shapes == {"linear": {"kernel": (20, 3), "bias": (3,)}}
-
-
 @pytest.mark.parametrize("name", NETWORKS)
 def test_an_image_of_one_pixel_is_refused(name):
-    with pytest.raises(InputError, match=r"input: got .* at least 2×2 pixels"):
+    with pytest.raises(InputError, match="^input: "):
         jax.eval_shape(lambda: init_model(NETWORKS[name], jax.random.key(0), (1, 1, 1)))

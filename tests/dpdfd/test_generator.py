@@ -2,6 +2,7 @@
 
 import functools
 
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -65,15 +66,6 @@ def test_images_of_every_size_come_from_every_norm(shape, norm, conditional):
     assert images.shape == (6, *shape)
     assert images.dtype == jnp.float32
     assert state == {name: value for name, value in variables.items() if name != "params"}
-
-
-@pytest.mark.parametrize("norm", ["batch", "group", "none"])
-def test_images_lie_in_the_unit_interval_and_differ(norm):
-    generator = PLAIN.copy(norm=norm)
-    images = drawn(generator, initialised(generator), 1e3 * latent(6))
-    assert images.min() >= 0
-    assert images.max() <= 1
-    assert len(np.unique(np.reshape(images, (6, -1)), axis=0)) == 6
 
 
 def test_the_layers_are_those_described():
@@ -145,20 +137,19 @@ def test_masked_is_sliced_in_training_even_with_nan(norm):
     expected, (images_s, state_s) = gradient(variables["params"], z[where], labels[where], None)
     assert np.isfinite(images).all()
     np.testing.assert_allclose(images[where], images_s, rtol=1e-4, atol=1e-5)
-    jax.tree.map(
-        lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-3, atol=1e-4),
-        (found, state),
-        (expected, state_s),
-    )
+    chex.assert_trees_all_close((found, state), (expected, state_s), rtol=1e-3, atol=1e-4)
 
 
-def test_group_norm_keeps_images_apart_and_batch_norm_does_not():
-    for norm, apart in (("group", True), ("batch", False)):
-        generator = PLAIN.copy(norm=norm)
-        variables = initialised(generator)
-        together, _ = trained(generator, variables, latent(6))
-        alone, _ = trained(generator, variables, latent(6)[:3])
-        assert (np.abs(together[:3] - alone).max() < 1e-5) == apart
+@pytest.mark.parametrize(("norm", "apart"), [("group", True), ("none", True), ("batch", False)])
+def test_images_lie_in_the_unit_interval_and_only_batch_norm_mixes_them(norm, apart):
+    generator = PLAIN.copy(norm=norm)
+    variables = initialised(generator)
+    together, _ = trained(generator, variables, latent(6))
+    alone, _ = trained(generator, variables, latent(6)[:3])
+    assert (np.abs(together[:3] - alone).max() < 1e-5) == apart
+    images = np.asarray(drawn(generator, variables, 1e3 * latent(6)))
+    assert images.min() >= 0 and images.max() <= 1
+    assert len(np.unique(images.reshape(6, -1), axis=0)) == 6
 
 
 def test_eight_devices_make_the_images_of_one():
@@ -172,9 +163,7 @@ def test_eight_devices_make_the_images_of_one():
         out_axes=(0, None),
     )(variables, z.reshape(8, 2, 5))
     np.testing.assert_allclose(eight[0].reshape(one[0].shape), one[0], rtol=1e-4, atol=1e-5)
-    jax.tree.map(
-        lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5), eight[1], one[1]
-    )
+    chex.assert_trees_all_close(eight[1], one[1], rtol=1e-4, atol=1e-5)
 
 
 def test_samples_depend_on_key_index_and_label_alone():
@@ -190,6 +179,7 @@ def test_samples_depend_on_key_index_and_label_alone():
     np.testing.assert_array_equal(changed, [False, False, True, False])
     other = CLASSES.sample(variables, jax.random.key(4), 11, labels)
     assert np.abs(other - images).max((1, 2, 3)).min() > 1e-4
+    assert CLASSES.sample(variables, key, 0).shape == (0, 8, 8, 2)
 
 
 def test_samples_are_inference_on_normal_latent_vectors():
@@ -223,10 +213,6 @@ def test_labels_not_given_are_drawn_uniformly():
     np.testing.assert_allclose(found.mean(1), 1 / 3, atol=0.1)
 
 
-def test_no_samples_are_none():
-    assert PLAIN.sample(initialised(PLAIN), jax.random.key(0), 0).shape == (0, 8, 8, 1)
-
-
 def test_it_can_be_named_as_a_users_own_network():
     found = create_model(
         "dpdfd.generator:Generator",
@@ -239,41 +225,37 @@ def test_it_can_be_named_as_a_users_own_network():
 
 
 @pytest.mark.parametrize(
-    ("options", "z", "labels", "message"),
+    ("field", "options", "z", "labels"),
     [
-        ({"image_shape": (30, 28, 1)}, (2, 5), None, "image_shape: .* H and W multiples of 4"),
-        ({"image_shape": (28, 2, 1)}, (2, 5), None, "image_shape"),
-        ({"image_shape": (0, 28, 1)}, (2, 5), None, "image_shape"),
-        ({"image_shape": (28, 28)}, (2, 5), None, "image_shape"),
-        ({"norm": "layer"}, (2, 5), None, "norm: got 'layer'"),
-        ({"conditional": True}, (2, 5), (2,), "num_classes: got None; a conditional"),
-        ({"conditional": True, "num_classes": 0}, (2, 5), (2,), "num_classes: got 0"),
-        ({}, (2, 4), None, r"z: got \(2, 4\); must be \[B, 5\]"),
-        ({}, (5,), None, "z: got"),
-        ({}, (2, 5), (2,), r"labels: got \(2,\); this generator is not conditional"),
+        *[
+            ("image_shape", {"image_shape": shape}, (2, 5), None)
+            for shape in ((30, 28, 1), (28, 2, 1), (0, 28, 1), (28, 28))
+        ],
+        ("norm", {"norm": "layer"}, (2, 5), None),
+        ("num_classes", {"conditional": True}, (2, 5), jnp.zeros(2, int)),
+        ("num_classes", {"conditional": True, "num_classes": 0}, (2, 5), jnp.zeros(2, int)),
+        ("z", {}, (2, 4), None),
+        ("z", {}, (5,), None),
+        ("labels", {}, (2, 5), jnp.zeros(2, int)),
     ],
 )
-def test_wrong_settings_and_inputs_are_refused(options, z, labels, message):
+def test_wrong_settings_and_inputs_are_refused(field, options, z, labels):
     generator = Generator(**{"image_shape": (8, 8, 1), **SMALL, **options})
-    labels = None if labels is None else jnp.zeros(labels, jnp.int32)
-    with pytest.raises(InputError, match=message):
+    with pytest.raises(InputError, match=f"^{field}: "):
         generator.init(jax.random.key(0), jnp.zeros(z), labels)
 
 
 @pytest.mark.parametrize("labels", [None, jnp.zeros(3, int), jnp.zeros(2)], ids=["no", "3", "real"])
 def test_a_conditional_generator_needs_one_class_an_image(labels):
-    with pytest.raises(InputError, match=r"labels: .* must be integers \[2\], one class an image"):
-        CLASSES.apply(initialised(CLASSES), latent(2), labels)
+    variables = jax.eval_shape(lambda: initialised(CLASSES))
+    with pytest.raises(InputError, match="^labels: "):
+        jax.eval_shape(lambda variables: CLASSES.apply(variables, latent(2), labels), variables)
 
 
 @pytest.mark.parametrize(
-    ("num", "options", "message"),
-    [
-        (-1, {}, "num: got -1; must be at least 0"),
-        (2, {"batch_size": 0}, "batch_size: got 0; must be at least 1"),
-        (2, {"labels": jnp.zeros(3, int)}, r"labels: got \(3,\); must be \[2\]"),
-    ],
+    ("field", "num", "options"),
+    [("num", -1, {}), ("batch_size", 2, {"batch_size": 0}), ("labels", 2, {"labels": np.zeros(3)})],
 )
-def test_wrong_samples_are_refused(num, options, message):
-    with pytest.raises(InputError, match=message):
-        CLASSES.sample(initialised(CLASSES), jax.random.key(0), num, **options)
+def test_wrong_samples_are_refused(field, num, options):
+    with pytest.raises(InputError, match=f"^{field}: "):
+        CLASSES.sample({}, jax.random.key(0), num, **options)

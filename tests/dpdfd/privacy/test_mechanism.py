@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import scipy.stats
+from scipy import special
 
 import dpdfd
 from distill_core.privacy.per_example import SLACK
@@ -18,28 +19,17 @@ MODES = ["normalize", "clip"]
 ROOT2 = math.sqrt(2)
 GARBAGE = np.array(
     [
-        [np.nan, 0.5, 0.5],
-        [np.inf, 0, 0],
-        [-np.inf, 1, 0],
-        [0, 0, 0],
-        [-1, -2, -3],
-        [1e30, 1e30, -1e30],
-        [3e38, 3e38, 3e38],
-        [1e-40, 0, 0],
-        [5, -4, 0],
-        [0, 0, 7],
-        [1, 0, 0],
-        [0, 0.5, 0.5],
-        [1 / 3, 1 / 3, 1 / 3],
+        [np.nan, 0.5, 0.5], [np.inf, 0, 0], [-np.inf, 1, 0], [0, 0, 0], [-1, -2, -3],
+        [1e30, 1e30, -1e30], [3e38, 3e38, 3e38], [1e-40, 0, 0],
+        [5, -4, 0], [0, 0, 7], [1, 0, 0], [0, 0.5, 0.5], [1 / 3, 1 / 3, 1 / 3],
     ],
     np.float32,
-)
+)  # fmt: skip
 BROKEN = np.arange(len(GARBAGE)) < 5  # no distribution can be made of them
 
 
 def softmax(z):
-    z = np.exp(z - z.max(-1, keepdims=True))
-    return (z / z.sum(-1, keepdims=True)).astype(np.float32)
+    return special.softmax(z, axis=-1).astype(np.float32)
 
 
 def draw(rows=6, classes=4, teachers=3, seed=0):
@@ -48,31 +38,14 @@ def draw(rows=6, classes=4, teachers=3, seed=0):
     return student, softmax(2 * rng.normal(size=(teachers, rows, classes)))
 
 
-def logit_gradients(student, teacher, norm=0.5, mode="normalize", where=None, multiplier=0.0, **kw):
-    return privatize_logit_gradients(
-        KEY,
-        student,
-        teacher,
-        norm=norm,
-        noise_multiplier=multiplier,
-        mode=mode,
-        where=where,
-        **kw,
-    )
+def logit_gradients(student, teacher, norm=0.5, mode="normalize", multiplier=0.0, **kw):
+    noise = {"norm": norm, "noise_multiplier": multiplier}
+    return privatize_logit_gradients(KEY, student, teacher, mode=mode, **noise, **kw)
 
 
-def ensemble(student, teachers, order, norm=0.5, mode="clip", where=None, multiplier=0.0, **kw):
-    return ensemble_gradients(
-        KEY,
-        student,
-        teachers,
-        norm=norm,
-        noise_multiplier=multiplier,
-        mode=mode,
-        order=order,
-        where=where,
-        **kw,
-    )
+def ensemble(student, teachers, order, norm=0.5, mode="clip", multiplier=0.0, **kw):
+    noise = {"norm": norm, "noise_multiplier": multiplier}
+    return ensemble_gradients(KEY, student, teachers, order=order, mode=mode, **noise, **kw)
 
 
 def bounded(grads, norm, mode):
@@ -346,19 +319,19 @@ def test_nothing_is_differentiated_through_a_release():
 
 
 @pytest.mark.parametrize(
-    ("call", "message"),
+    ("call", "named"),
     [
-        (lambda s, t: logit_gradients(s, t[0], mode="norm"), "mode: got 'norm'; must be one of"),
-        (lambda s, t: logit_gradients(s, t[0], norm=-1.0), "norm: got -1.0; must be finite and"),
-        (lambda s, t: logit_gradients(s, t[0], multiplier=-1.0), "noise_multiplier: got -1.0"),
+        (lambda s, t: logit_gradients(s, t[0], mode="norm"), "^mode: "),
+        (lambda s, t: logit_gradients(s, t[0], norm=-1.0), "^norm: "),
+        (lambda s, t: logit_gradients(s, t[0], multiplier=-1.0), "^noise_multiplier: "),
         (lambda s, t: logit_gradients(s, t), "must have one shape"),
-        (lambda s, t: logit_gradients(s, t[0], where=np.ones(2, bool)), "where: got shape"),
-        (lambda s, t: ensemble(s, t, "first"), "order: got 'first'; must be one of bound_then_me"),
+        (lambda s, t: logit_gradients(s, t[0], where=np.ones(2, bool)), "^where: "),
+        (lambda s, t: ensemble(s, t, "first"), "^order: "),
         (lambda s, t: ensemble(s, t[0], "bound_then_mean"), r"must be \[M, B, K\]"),
         (lambda s, t: private_answers(KEY, t[0], noise_multiplier=1.0), r"must be \[M, B, K\]"),
-        (lambda s, t: private_answers(KEY, t, noise_multiplier=np.nan), "got nan; must be finite"),
+        (lambda s, t: private_answers(KEY, t, noise_multiplier=np.nan), "^noise_multiplier: "),
     ],
 )
-def test_wrong_arguments_are_refused(call, message):
-    with pytest.raises(ValueError, match=message):
+def test_wrong_arguments_are_refused(call, named):
+    with pytest.raises(ValueError, match=named):
         call(*draw())
