@@ -92,9 +92,8 @@ def test_a_teacher_behind_the_mechanism_needs_no_ledger_and_a_direct_one_does():
     ],
 )
 def test_a_claim_that_does_not_hold_is_refused_with_its_reason(found, message):
-    with pytest.raises(InputError, match=message) as caught:
+    with pytest.raises(InputError, match=message):
         ledger.epsilon(found, 1e-5)
-    assert "\n" not in str(caught.value)
 
 
 def test_training_stops_before_the_step_that_overspends():
@@ -146,24 +145,20 @@ def test_a_record_is_charged_by_how_far_it_moves_the_same_vector():
 
 
 @pytest.mark.parametrize(
-    ("field", "value"),
+    ("entry", "field", "value"),
     [
-        ("mechanism", "laplace"), ("std", 0.0), ("std", float("inf")), ("sensitivity", -1.0),
-        ("sensitivity", "2"), ("count", 0), ("count", 1.5), ("unit", ""), ("adjacency", None),
-        ("sampling_rate", 0.5), ("batch_size", 0), ("record_sensitivity", 0.0), ("note", 3),
+        (STEP, "mechanism", "laplace"), (STEP, "std", 0.0), (STEP, "std", float("inf")),
+        (STEP, "sensitivity", -1.0), (STEP, "sensitivity", "2"), (STEP, "count", 0),
+        (STEP, "count", 1.5), (STEP, "unit", ""), (STEP, "adjacency", None),
+        (STEP, "sampling_rate", 0.5), (STEP, "batch_size", 0), (STEP, "record_sensitivity", 0.0),
+        (STEP, "note", 3),
+        # Sampled noise has a rate, and is about records added or removed.
+        (SGD, "sampling_rate", None), (SGD, "sampling_rate", 1.1), (SGD, "adjacency", "x"),
     ],
 )  # fmt: skip
-def test_an_entry_refuses_what_it_cannot_be(field, value):
+def test_an_entry_refuses_what_it_cannot_be(entry, field, value):
     with pytest.raises(InputError, match=f"^{field}: "):
-        dataclasses.replace(STEP, **{field: value})
-
-
-@pytest.mark.parametrize(
-    ("field", "value"), [("sampling_rate", None), ("sampling_rate", 1.1), ("adjacency", "x")]
-)
-def test_sampled_noise_has_a_rate_and_is_about_records_added_or_removed(field, value):
-    with pytest.raises(InputError, match=f"^{field}: got"):
-        dataclasses.replace(SGD, **{field: value})
+        dataclasses.replace(entry, **{field: value})
 
 
 @pytest.mark.parametrize(
@@ -183,9 +178,6 @@ def test_sampled_noise_has_a_rate_and_is_about_records_added_or_removed(field, v
 def test_a_stored_ledger_that_is_not_understood_is_refused(stored, field):
     with pytest.raises(InputError, match=f"^{field}: got"):
         ledger.read(stored)
-
-
-def test_a_role_is_checked_where_it_is_made():
     with pytest.raises(InputError, match="^role: got 'behind'"):
         Ledger().descend("a", TEACHER, role="behind")
 
