@@ -25,12 +25,11 @@ import numpy as np
 from etils import epath
 
 from distill_core import checkpoint, config
-from distill_core.checkpoint import strict_json
 from distill_core.data.text.tokenizers import ELSEWHERE, PUBLIC_TEXT, TRAINING_TEXT
 from distill_core.models.network import Network
 from distill_core.privacy import composition, noise
 from distill_core.privacy import ledger as ledger_lib
-from distill_core.runtime import cli, paths
+from distill_core.runtime import cli, paths, strict_json
 
 CARD_FIELDS = ("model", "model_kwargs", "num_classes")
 IMAGE_FIELDS = (*CARD_FIELDS, "input_shape", "mean", "std", "classes")
@@ -133,7 +132,7 @@ def release(
         files["tokenizer.json"] = tokenizer.to_json().encode()
         card["files"]["tokenizer.json"] = "of the library tokenizers"
         card["vocabulary"] = _VOCABULARY.get(tokenizer.made_from, _VOCABULARY[ELSEWHERE])
-    files["card.json"] = f"{strict_json.dumps(card, indent=1)}\n".encode()
+    files["card.json"] = f"{strict_json.encode(card, indent=1)}\n".encode()
     out.mkdir(parents=True, exist_ok=True)
     try:
         for name, content in files.items():

@@ -178,7 +178,7 @@ def prior_images(
     """
     height, width, channels = image_shape
     if height != width:
-        raise InputError("prior", prior, f"draws squares, not {height}×{width}")
+        raise InputError("prior", dict(prior), f"draws squares, not {height}×{width}")
     try:
         return priors.mixture(
             seed * 1000 + stream,

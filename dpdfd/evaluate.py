@@ -16,11 +16,10 @@ import numpy as np
 from etils import epath
 
 from distill_core import checkpoint, data, release
-from distill_core.checkpoint import strict_json
 from distill_core.config import InputError
 from distill_core.data.images.dataset import Dataset
 from distill_core.experiment.plotting import attempt
-from distill_core.runtime import cli, parallel, paths
+from distill_core.runtime import cli, parallel, paths, strict_json
 from distill_core.training import fits
 from dpdfd import fresh
 from dpdfd.fresh import Recipe
@@ -176,7 +175,7 @@ def export_samples(
         soft_labels=np.asarray(probs, np.float32),
         labels=np.asarray(probs).argmax(-1).astype(np.int32),
         classes=np.array(list(classes), np.str_),
-        ledger=np.array(json.dumps(release.published(ledger).to_json())),
+        ledger=np.array(strict_json.encode(release.published(ledger).to_json())),
         statement=np.array(statement),
     )
     checkpoint.write_atomically(path, buffer.getvalue())
@@ -204,7 +203,7 @@ def _write_folder(out: epath.Path, workdir: epath.Path, result, images, labels, 
     from dpdfd.experiment import figures
 
     out.mkdir(parents=True, exist_ok=True)
-    text = strict_json.dumps(result, indent=1, ensure_ascii=False)
+    text = strict_json.encode(result, indent=1, ensure_ascii=False)
     checkpoint.write_atomically(out / "evaluation.json", f"{text}\n")
     attempt(figures.sample_grid, out / "samples.png", images, labels, classes)
     lines = workdir / "metrics.jsonl"

@@ -130,7 +130,7 @@ def validate(settings: Any) -> Settings:
         _check_rounds(hp)
     elif hp.prior and not hp.generator.warm_start_steps:
         allowed = "without rounds it only warm-starts the generator; see generator.warm_start_steps"
-        raise InputError("prior", hp.prior, allowed)
+        raise InputError("prior", dict(hp.prior), allowed)
     if hp.generator.warm_start_steps and not hp.prior:
         allowed = "a warm start needs images to imitate; see prior"
         given = hp.generator.warm_start_steps

@@ -16,12 +16,11 @@ import numpy as np
 from etils import epath
 
 from distill_core import checkpoint, evaluate
-from distill_core.checkpoint import strict_json
 from distill_core.config import InputError
 from distill_core.data import Split
 from distill_core.models.flops import count_flops
 from distill_core.models.network import Network
-from distill_core.runtime import parallel
+from distill_core.runtime import parallel, strict_json
 from nasty.proxy import BATCH, distilled, proxy_network
 
 MIN_STEPS, MAX_IMAGES = 50, 20_000
@@ -69,7 +68,7 @@ def say(workdir: epath.PathLike, found: Nastiness) -> dict[str, Any]:
     if parallel.is_main():
         print(describe(found), flush=True)
         checkpoint.write_atomically(
-            epath.Path(workdir) / "nastiness.json", strict_json.dumps(found._asdict(), indent=1)
+            epath.Path(workdir) / "nastiness.json", strict_json.encode(found._asdict(), indent=1)
         )
     return found._asdict()
 

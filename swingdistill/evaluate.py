@@ -14,13 +14,12 @@ import numpy as np
 from etils import epath
 
 from distill_core import checkpoint, config
-from distill_core.checkpoint import strict_json
 from distill_core.config import InputError
 from distill_core.data.text import corpus as corpora
 from distill_core.data.text import tasks as text_tasks
 from distill_core.data.text.corpus import Example
 from distill_core.models.network import Network
-from distill_core.runtime import cli, parallel, paths
+from distill_core.runtime import cli, parallel, paths, strict_json
 from distill_core.training import chunked, fits, language, run_state
 from swingdistill import private_text
 from swingdistill.canaries import estimators
@@ -262,7 +261,7 @@ def main(argv: Sequence[str]):
         most = math.log2(given.num_samples + 1)
         print(f"ranks among {given.num_samples:,} sampled numbers show {most:.2f} bits at most")
     if out is not None:
-        checkpoint.write_atomically(out, strict_json.dumps(found, indent=1) + "\n")
+        checkpoint.write_atomically(out, strict_json.encode(found, indent=1) + "\n")
 
 
 if __name__ == "__main__":

@@ -165,7 +165,7 @@ def check(hp: Settings):
             raise InputError("expressions", pattern, allowed) from None
     if hp.dp and hp.teacher is not None:
         allowed = "is for training on labels alone: a teacher saw the private text without noise"
-        raise InputError("dp", hp.dp, allowed)
+        raise InputError("dp", config.to_json(hp.dp), allowed)
     plain_text.check_private(hp)
     if hp.teacher is None:
         return

@@ -15,9 +15,8 @@ from typing import Any
 
 from etils import epath
 
-from distill_core.checkpoint import strict_json
 from distill_core.config import InputError
-from distill_core.runtime import parallel
+from distill_core.runtime import parallel, strict_json
 
 FORMAT_VERSION = 1
 FOLDER = "checkpoints"
@@ -179,15 +178,15 @@ def write_atomically(path: epath.PathLike, content: str | bytes, *, mode: int | 
 
 def _write_metadata(path: epath.Path, metadata: Mapping[str, Any]):
     # As it will be read, e.g. with keys that are strings.
-    plain = json.loads(strict_json.dumps(metadata))
+    plain = json.loads(strict_json.encode(metadata))
     write_atomically(path / METADATA, _sealed(plain))
 
 
 def _sealed(metadata: Mapping[str, Any]) -> str:
     """The metadata's text, with a checksum over the rest of it."""
     rest = {key: value for key, value in metadata.items() if key != "checksum"}
-    checksum = zlib.crc32(strict_json.dumps(rest, sort_keys=True).encode())
-    return strict_json.dumps({**rest, "checksum": checksum}, indent=1)
+    checksum = zlib.crc32(strict_json.encode(rest, sort_keys=True).encode())
+    return strict_json.encode({**rest, "checksum": checksum}, indent=1)
 
 
 def _list_files(path: epath.Path, prefix: str = "") -> list[str]:

@@ -19,9 +19,10 @@ from rich.console import Console
 from rich.table import Table as ConsoleTable
 from rich.text import Text  # arms and titles are text, not rich's markup
 
-from distill_core.checkpoint import integrity, strict_json
+from distill_core.checkpoint import integrity
 from distill_core.data.images.dataset import readable
 from distill_core.experiment.plotting import attempt
+from distill_core.runtime import strict_json
 
 Results = Mapping[tuple[str, int], Mapping[str, Any]]  # each run's, by (arm, seed)
 
@@ -145,7 +146,7 @@ def results_json(report: Report) -> str:
         "minutes": report.minutes,
         **report.fields,
     }
-    return strict_json.dumps(_plain(results), indent=2, ensure_ascii=False) + "\n"
+    return strict_json.encode(_plain(results), indent=2, ensure_ascii=False) + "\n"
 
 
 def print_tables(report: Report, console: Console):

@@ -10,10 +10,10 @@ from typing import Any, Literal, NamedTuple
 
 from etils import epath
 
-from distill_core.checkpoint import integrity, strict_json
+from distill_core.checkpoint import integrity
 from distill_core.config import InputError, to_json
 from distill_core.privacy import noise
-from distill_core.runtime import process
+from distill_core.runtime import process, strict_json
 from distill_core.training.loop import StoppedError
 
 FORMAT = 1  # raise it when finished stages of an older version must not be reused
@@ -201,7 +201,7 @@ def _read(directory: epath.Path) -> dict[str, Any] | None:
 def _write(directory: epath.Path, record: dict[str, Any]) -> None:
     directory.mkdir(parents=True, exist_ok=True)
     unfinished = directory / _UNFINISHED
-    unfinished.write_text(strict_json.dumps(record, indent=2) + "\n")
+    unfinished.write_text(strict_json.encode(record, indent=2) + "\n")
     unfinished.replace(directory / _RECORD)  # the old record or the new one, never half of one
 
 
@@ -256,6 +256,6 @@ def _canonical(value: Any) -> str:
 def _json(value: Mapping[str, Any], what: str) -> dict[str, Any]:
     """A copy in JSON's types, as it will be read back."""
     try:
-        return json.loads(strict_json.dumps(to_json(dict(value))))
+        return json.loads(strict_json.encode(to_json(dict(value))))
     except (TypeError, ValueError) as error:
         raise TypeError(f"{what}: must be a mapping in JSON's types: {error}") from error

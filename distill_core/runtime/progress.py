@@ -24,7 +24,8 @@ from rich.progress import (
     TimeElapsedColumn,
 )
 
-from distill_core.checkpoint import integrity, strict_json
+from distill_core.checkpoint import integrity
+from distill_core.runtime import strict_json
 
 REMOTE_SECONDS = 15.0
 RATE_SECONDS = 30.0
@@ -161,7 +162,7 @@ class MetricsFile:
     def write(self, row: Mapping[str, object]):
         """Adds one line."""
         if self._active:
-            self._file.add(f"{strict_json.dumps(row)}\n".encode())
+            self._file.add(f"{strict_json.encode(row)}\n".encode())
 
     def flush(self):
         """All lines are on disk, or in the cloud, after this. Call it before a checkpoint."""

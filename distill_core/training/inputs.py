@@ -15,13 +15,14 @@ from distill_core import checkpoint
 from distill_core.config import InputError
 from distill_core.data.text import tokenizers
 from distill_core.privacy import noise
+from distill_core.runtime import strict_json
 
 _FILE = "inputs.json"
 
 
 def of_model(loaded: checkpoint.LoadedModel) -> str:
     """Fingerprint of a network: its weights, and what else its answers depend on."""
-    described = json.dumps(loaded.network.to_json(), sort_keys=True)
+    described = strict_json.encode(loaded.network.to_json(), sort_keys=True)
     return hashlib.sha256((checkpoint.digest(loaded.variables) + described).encode()).hexdigest()
 
 

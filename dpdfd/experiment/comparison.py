@@ -251,7 +251,7 @@ def _check(hp: Settings, dataset: data.Dataset):
     rates = {name: config.number(0.0, 1.0, default=None) for name in summary.RATES}
     for name, wanted in hp.bars.items():
         if name not in runs:
-            raise InputError(f"bars.{name}", wanted, config.suggest(name, runs))
+            raise InputError(f"bars.{name}", dict(wanted), config.suggest(name, runs))
         with config.within(f"bars.{name}"):
             config.validate(wanted, rates)
 

@@ -2,12 +2,12 @@
 
 import dataclasses
 import hashlib
-import json
 from collections.abc import Collection, Sequence
 
 import numpy as np
 
 from distill_core.config import InputError
+from distill_core.runtime import strict_json
 
 _ROUNDING = 1e-5  # of arithmetic on floats in [0, 1], such as standardising and back
 
@@ -91,7 +91,9 @@ class Dataset:
         """
         if self.read_as:
             return self.read_as
-        sha = hashlib.sha256(json.dumps([self.mean, self.std, self.classes, self.named]).encode())
+        sha = hashlib.sha256(
+            strict_json.encode([self.mean, self.std, self.classes, self.named]).encode()
+        )
         for split in (self.train, self.test):
             for array in (split.images, split.labels):
                 sha.update(f"{array.dtype}{array.shape};".encode())

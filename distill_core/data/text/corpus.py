@@ -2,14 +2,13 @@
 
 import dataclasses
 import hashlib
-import json
 from collections.abc import Mapping
 
 from distill_core.config import InputError
 from distill_core.data import split_name
 from distill_core.data.text import lines as text
 from distill_core.data.text import records
-from distill_core.runtime import paths
+from distill_core.runtime import paths, strict_json
 
 KINDS = {"records": None, "text": "PATH", "tsv": "PATH"}
 NUM_RECORDS = (12_000, 1_000, 2_000)  # train, validation, test
@@ -46,11 +45,11 @@ class Corpus:
 
     def fingerprint(self) -> str:
         """SHA-256 of all that is known of the lines: for `private/` alone, as `Dataset`'s."""
-        sha = hashlib.sha256(json.dumps(self.classes).encode())
+        sha = hashlib.sha256(strict_json.encode(self.classes).encode())
         for split in (self.train, self.validation, self.test):
             for line in split:
                 known = [line.text, line.spans, sorted(line.fields.items()), line.label]
-                sha.update(f"{json.dumps(known)}\n".encode())
+                sha.update(f"{strict_json.encode(known)}\n".encode())
             sha.update(b"\n")
         return sha.hexdigest()
 

@@ -12,6 +12,7 @@ import tokenizers
 from tokenizers import Regex, decoders, models, pre_tokenizers, processors, trainers
 
 from distill_core.config import InputError
+from distill_core.runtime import strict_json
 
 SPECIALS = ("<pad>", "<unk>", "<bos>", "<eos>")
 GPT2_SPECIAL = "<|endoftext|>"  # the only special token of GPT-2
@@ -49,7 +50,7 @@ class Tokenizer:
         if inner.truncation or inner.padding or getattr(inner.model, "dropout", None):
             state = json.loads(inner.to_str())
             state["model"].pop("dropout", None)
-            inner = tokenizers.Tokenizer.from_str(json.dumps(state))
+            inner = tokenizers.Tokenizer.from_str(strict_json.encode(state))
             inner.no_truncation()
             inner.no_padding()
         specials, tokens = SPECIALS, vocab.keys()
@@ -243,4 +244,4 @@ def _only_unknown_is_special(inner: tokenizers.Tokenizer) -> tokenizers.Tokenize
     """The same without reading `<pad>`, `<bos>` and `<eos>` out of the text itself."""
     state = json.loads(inner.to_str())
     state["added_tokens"] = [t for t in state["added_tokens"] if t["content"] == SPECIALS[1]]
-    return tokenizers.Tokenizer.from_str(json.dumps(state))
+    return tokenizers.Tokenizer.from_str(strict_json.encode(state))

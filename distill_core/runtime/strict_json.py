@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 
-def dumps(value: Any, **options: Any) -> str:
+def encode(value: Any, **options: Any) -> str:
     """`json.dumps` of the value, for every file that is written; options are its own.
 
     Raises TypeError where a value is of no type that JSON has.

@@ -6,11 +6,11 @@ import math
 import numpy as np
 import pytest
 
-from distill_core.checkpoint import integrity, strict_json
+from distill_core.checkpoint import integrity
 from distill_core.config import InputError
 from distill_core.experiment import stages
 from distill_core.privacy.ledger import Entry
-from distill_core.runtime import progress
+from distill_core.runtime import progress, strict_json
 from distill_core.training import loop
 
 VALUES = {"a": math.nan, "b": [1.5, -math.inf, {"c": np.float64("inf")}], "d": (math.inf, 2)}
@@ -25,10 +25,10 @@ def strictly(text):
 
 
 def test_what_is_not_finite_is_null():
-    assert strictly(strict_json.dumps(VALUES)) == PLAIN
+    assert strictly(strict_json.encode(VALUES)) == PLAIN
     assert math.isnan(VALUES["a"]), "the value itself is left alone"
     with pytest.raises(TypeError):
-        strict_json.dumps({"a": object()})
+        strict_json.encode({"a": object()})
 
 
 def test_a_stage_keeps_its_result_so_and_gives_back_what_it_keeps(tmp_path):
