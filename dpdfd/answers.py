@@ -3,15 +3,22 @@
 import dataclasses
 import os
 from collections.abc import Mapping
+from typing import Any
 
+import jax
 import numpy as np
 
+from distill_core.data.images.preprocess import preprocess
 from distill_core.runtime import parallel
+from distill_core.runtime.collectives import all_gather
 from dpdfd import bank as bank_lib
-from dpdfd import step as step_lib
 from dpdfd.conversion import Run, prior_images
+from dpdfd.generator import queries
 from dpdfd.privacy import exact_noise
-from dpdfd.step import State
+from dpdfd.privacy.mechanism import privatize_logit_gradients
+from dpdfd.step import Conversion, State
+
+PyTree = Any
 
 
 def buy(run: Run, state: State, frozen, number: int) -> State:
@@ -21,7 +28,7 @@ def buy(run: Run, state: State, frozen, number: int) -> State:
       run: in whose `private/` answers are kept before anything is made of them; what is there
         already is not bought again.
       state: its student chooses the queries, and its generator draws them if there is no prior.
-      frozen: as for `step.ask`.
+      frozen: as for `ask`.
       number: of the round, from 0.
     """
     num = run.releases_per_round * run.hp.batch_size
@@ -37,6 +44,42 @@ def buy(run: Run, state: State, frozen, number: int) -> State:
     seen = _predicted(run, state, bank["images"][:bought]) if number else None
     bank = bank_lib.balance(bank, bought, seen)
     return state.replace(bank=parallel.place(bank, run.mode))
+
+
+def ask(c: Conversion, state: State, frozen: PyTree, batch: PyTree) -> jax.Array:
+    """The teacher's answers to public queries, [B, K], all of them on every device; pure.
+
+    "answers": counts of the members' answers, which the host has yet to noise. "logit":
+    p_S − ĝ with ĝ = p_S − p_T, bounded and noised: the teacher's noisy answer as long as nothing
+    was bounded. None: p_T. `batch` holds `image` [b, H, W, C] and `number` int32 [b], the release's
+    in all rows: noise is drawn once for each.
+    """
+    images, teacher = batch["image"], frozen["teacher"]
+    if c.mechanism == "answers":
+        inputs = preprocess(images, c.teacher.mean, c.teacher.std)
+        ensemble = c.teacher.module()
+        members: Any = ensemble.apply(teacher, inputs, "probabilities", method="answers")
+        return all_gather(exact_noise.answer_counts(members))
+    probs = jax.nn.softmax(c.teacher.apply(teacher, images))
+    if c.mechanism is None:
+        return all_gather(probs)
+    noise, logits = frozen["noise"], c.student.apply({"params": state.student.params}, images)
+    key = jax.random.fold_in(noise["key"], batch["number"][0])
+    scales = {name: noise[name] for name in ("norm", "noise_multiplier")}
+    grads = privatize_logit_gradients(key, logits, probs, mode=c.bound, **scales)
+    return all_gather(jax.nn.softmax(logits) - grads)
+
+
+def predict(c: Conversion, state: State, frozen: PyTree, batch: PyTree) -> jax.Array:
+    """The student's probabilities [B, K] of `batch["image"]`; pure."""
+    logits = c.student.apply({"params": state.student.params}, batch["image"])
+    return all_gather(jax.nn.softmax(logits))
+
+
+def draw(c: Conversion, state: State, frozen: PyTree, batch: PyTree) -> jax.Array:
+    """Images [B, H, W, C] of the generator; `batch["number"]`, equal in all rows, says which."""
+    number = batch["number"][0]
+    return all_gather(queries(c.generator, state.generator, batch["index"], number, c.batch_size))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -107,11 +150,11 @@ def _answers(run: Run, state: State, frozen, number: int, queries: np.ndarray) -
     counted = run.hp.mechanism == "answers"  # noised on the host, all at once
     if not counted:
         run.budget.reserve(first, run.releases_per_round)
-    ask, found = run.program(step_lib.ask), []
+    asked, found = run.program(ask), []
     for i in range(run.releases_per_round):
         release = np.full(size, first + i, np.int32)
         batch = {"image": queries[i * size : (i + 1) * size], "number": release}
-        found.append(np.asarray(ask(state, frozen, _fed(run, batch))))
+        found.append(np.asarray(asked(state, frozen, _fed(run, batch))))
     if not counted:
         return np.concatenate(found)
     run.budget.reserve(first, run.releases_per_round)
@@ -127,22 +170,22 @@ def _answers(run: Run, state: State, frozen, number: int, queries: np.ndarray) -
 
 def _predicted(run: Run, state: State, images: np.ndarray) -> np.ndarray:
     """The student's probabilities [N, K], a batch at a time."""
-    size, predict, found = run.hp.batch_size, run.program(step_lib.predict), []
+    size, predicted, found = run.hp.batch_size, run.program(predict), []
     for start in range(0, len(images), size):
         part = images[start : start + size]
         padded = np.concatenate([part, np.zeros((size - len(part), *part.shape[1:]), part.dtype)])
-        probs = predict(state, {}, _fed(run, {"image": padded}))
+        probs = predicted(state, {}, _fed(run, {"image": padded}))
         found.append(np.asarray(probs)[: len(part)])
     return np.concatenate(found)
 
 
 def _drawn(run: Run, state: State, number: int, num: int) -> np.ndarray:
     """Images of the generator, float32 [num, H, W, C]."""
-    size, draw, found = run.hp.batch_size, run.program(step_lib.draw), []
+    size, drawn, found = run.hp.batch_size, run.program(draw), []
     index = np.arange(size, dtype=np.int32)
     for i in range(-(-num // size)):
         batch = {"index": index, "number": np.full(size, number * 1_000_003 + i, np.int32)}
-        found.append(np.asarray(draw(state, {}, _fed(run, batch))))
+        found.append(np.asarray(drawn(state, {}, _fed(run, batch))))
     return np.concatenate(found)[:num]
 
 

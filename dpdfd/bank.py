@@ -1,4 +1,4 @@
-"""The bank: queries, their noisy answers, and how often each is replayed; on the host.
+"""The bank: queries, their noisy answers, and how often each is replayed.
 
 What is done to a noisy answer is post-processing and free, so that all noise goes into the few
 times that the teacher is asked. All of it is our reconstruction.
@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from distill_core.data.images.augment import augment
 from dpdfd.features import FeatureRidge
 
 
@@ -22,6 +23,31 @@ def empty_bank(num_queries: int, image_shape: tuple[int, ...], num_classes: int)
         "targets": np.zeros((num_queries, num_classes), np.float32),
         "replay_cdf": np.zeros(num_queries, np.float32),
     }
+
+
+def replayed(
+    bank: dict, key: jax.Array, index: jax.Array, crop_padding: int
+) -> tuple[jax.Array, jax.Array]:
+    """Queries and the answers to train on, drawn by how often each is replayed; pure.
+
+    Args:
+      bank: as above.
+      key: of this draw.
+      index: int32 `[b]`, places in the global batch.
+      crop_padding: by how many pixels queries are shifted at random.
+
+    Returns:
+      (images `[b, H, W, C]`, answers float32 `[b, K]`).
+    """
+    keys = jax.vmap(jax.random.fold_in, (None, 0))(key, index)
+    u = jax.vmap(jax.random.uniform)(keys)
+    rows = jnp.searchsorted(bank["replay_cdf"], u, side="right")
+    rows = jnp.minimum(rows, len(bank["replay_cdf"]) - 1)
+    images, answers = bank["images"][rows], bank["targets"][rows]
+    if crop_padding:
+        shifts = jax.random.fold_in(key, 1)
+        images = augment(shifts, images, index, crop_padding=crop_padding, flip=False)
+    return images, answers
 
 
 def deposit(bank: dict, start: int, images: np.ndarray, answers: np.ndarray) -> dict:

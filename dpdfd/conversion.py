@@ -18,6 +18,7 @@ from distill_core.training import fits
 from distill_core.training.optimizers import Optimizer
 from distill_core.training.step import STREAM_INIT, TrainState, stream_key
 from dpdfd.bank import empty_bank
+from dpdfd.generator import adam
 from dpdfd.losses import Weights
 from dpdfd.priors import images as priors
 from dpdfd.priors.warm_start import warm_start
@@ -133,7 +134,7 @@ def first_state(run: Run, *, begun: bool) -> State:
     generator = TrainState.create(
         params=model_state.pop("params"),
         model_state=model_state,
-        tx=c.generator_tx(),
+        tx=adam(c.generator_rate),
         rng=jax.random.fold_in(rng, 1),
     )
     bank = {}

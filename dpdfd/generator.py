@@ -9,11 +9,16 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import optax
 from flax import linen as nn
 
 from distill_core.config import InputError
 from distill_core.models.layers import conv, dense, mask_examples
+from distill_core.models.network import Network
 from distill_core.models.norm import make_norm
+from distill_core.training.step import TrainState, stream_key
+
+STREAM_QUERIES = 2
 
 
 class Generator(nn.Module):
@@ -190,6 +195,20 @@ def generate(
     collections = [name for name in variables if name != "params"]
     images, changed = generator.apply(variables, z, labels, train=True, mutable=collections)
     return images, dict(changed)
+
+
+def adam(learning_rate: float) -> optax.GradientTransformation:
+    """The optimiser that generators are trained with."""
+    return optax.adam(learning_rate, b1=0.5)
+
+
+def queries(
+    network: Network, state: TrainState, index: jax.Array, number: jax.Array, batch_size: int
+) -> jax.Array:
+    """Images `[b, H, W, C]` of the generator in training; `number` says which draw of the run's."""
+    key, module = stream_key(state.rng, STREAM_QUERIES, number), network.module()
+    z, labels = draw_latents(key, index, module, batch_size)
+    return generate(module, {"params": state.params, **state.model_state}, z, labels)[0]
 
 
 @partial(jax.jit, static_argnums=(0, 3, 5))

@@ -121,6 +121,7 @@ def activation_loss(features: Array, *, where: Array | None = None) -> Array:
 def diversity_loss(images: Array, z: Array, *, where: Array | None = None) -> Array:
     """−‖x − x′‖ / ‖z − z′‖ with the image half a batch away: different z, different images.
 
+    The batch is that of all devices, so that the pairs do not depend on their number.
     Norms are root mean squares, so that a weight serves every size of image and of z. The two of a
     pair have the same value (with an odd B each image meets two others). A pair counts only if
     both are unmasked; one that agrees in z or in its images has 0 and gradient 0. No gradient
@@ -148,13 +149,15 @@ def diversity_loss(images: Array, z: Array, *, where: Array | None = None) -> Ar
     if images.ndim < 2 or z.ndim < 2 or len(images) != len(z):
         raise ValueError(f"images {images.shape} and z {z.shape}: must be [B, ...] with one B")
     _check_mask(where, len(images))
-    if not len(images):
+    if not (rows := len(images)):
         return jnp.zeros(0)
+    images, z = collectives.all_gather(images), collectives.all_gather(z)
+    where = None if where is None else collectives.all_gather(where)
     between_images = _distance_to_partner(images, where)
     between_z = jax.lax.stop_gradient(_distance_to_partner(z, where))
     ratio = jnp.where(between_z > 0, between_images / jnp.where(between_z > 0, between_z, 1.0), 0.0)
     both = None if where is None else where & _partners(where)
-    return _zero_masked(-ratio, both)
+    return collectives.own_rows(_zero_masked(-ratio, both), rows)
 
 
 def smoothness_loss(images: Array, *, where: Array | None = None) -> Array:
@@ -239,6 +242,11 @@ def generator_loss(
     return sum(parts.values(), jnp.zeros(shape)), parts
 
 
+def divergence(probs: Array, logits: Array) -> Array:
+    """KL(p ‖ softmax(z)) of probabilities `[..., K]` to logits; a certain answer stays certain."""
+    return kl_divergence(jnp.log(jnp.maximum(probs, 1e-30)), logits)
+
+
 def answer_loss(logits: Array, answers: Array, kind: str) -> Array:
     """Distance of the student to noisy answers, for answers that are trained on many times.
 
@@ -260,7 +268,7 @@ def answer_loss(logits: Array, answers: Array, kind: str) -> Array:
         return jnp.sum(jnp.square(jax.nn.softmax(logits) - answers), -1)
     kept = jnp.maximum(answers, 0.0)
     kept = kept / jnp.maximum(kept.sum(-1, keepdims=True), 1e-6)
-    return kl_divergence(jnp.log(jnp.maximum(kept, 1e-30)), logits)
+    return divergence(kept, logits)
 
 
 def _partners(x: Array) -> Array:

@@ -14,7 +14,7 @@ import jax.numpy as jnp
 
 from distill_core.losses import coefficient
 from distill_core.privacy.gaussian import standard_normal
-from distill_core.training.step import all_sum
+from distill_core.runtime.collectives import all_sum
 
 Array = jax.Array
 PyTree = Any

@@ -117,6 +117,11 @@ def mean_gradient(objective: Objective, params, model_state, frozen, batch, key)
     return grads, new_model_state, {name: metrics_lib.mean(pair) for name, pair in pairs.items()}
 
 
+def gradient_of_sum(values: Callable[[PyTree], Array], params: PyTree) -> PyTree:
+    """Gradient by the parameters of the sum of all `values`, over all devices."""
+    return all_sum(jax.grad(lambda params: jnp.sum(values(params)))(params))
+
+
 def train_step(
     state: TrainState,
     frozen: PyTree,

@@ -12,8 +12,8 @@ from distill_core.models.network import Network
 from distill_core.runtime import parallel
 from distill_core.training.optimizers import Optimizer
 from distill_core.training.step import TrainState
+from dpdfd import answers, ensemble, privatize_logit_gradients, step
 from dpdfd import bank as bank_lib
-from dpdfd import ensemble, privatize_logit_gradients, step
 from dpdfd.losses import Weights
 from dpdfd.privacy.exact_noise import answer_counts
 from dpdfd.step import Conversion, State
@@ -86,14 +86,14 @@ def members():
 
 
 def asking(mechanism, *, norm=0.4, multiplier=0.5, bound="normalize"):
-    """(step.ask of its choices, state, frozen)."""
+    """(answers.ask of its choices, state, frozen)."""
     chosen = dataclasses.replace(CHOSEN, mechanism=mechanism, bound=bound)
     frozen = {"teacher": {"params": weights(2)}}
     if mechanism == "answers":
         chosen, frozen = dataclasses.replace(chosen, teacher=ENSEMBLE), {"teacher": members()}
     if mechanism is not None:
         frozen["noise"] = {"key": KEY, "norm": norm, "noise_multiplier": multiplier}
-    return parallel.Bound(step.ask, chosen), state_of({}), frozen
+    return parallel.Bound(answers.ask, chosen), state_of({}), frozen
 
 
 def asked(number=7):

@@ -16,6 +16,7 @@ import pytest
 from distill_core.training.optimizers import Optimizer
 from distill_core.training.step import TrainState
 from dpdfd import step
+from dpdfd.answers import ask
 from dpdfd.losses import Weights
 from dpdfd.privacy.units import Release, accuracy_bound, calibrate
 from dpdfd.step import Conversion, State
@@ -77,7 +78,7 @@ def decode(kinds, permutation, noise):
         State(untrained(), untrained(), {}),
         {"teacher": certain(permutation), "noise": noise},
     )
-    answers = step.ask(chosen, state, frozen, batch)
+    answers = ask(chosen, state, frozen, batch)
     return jnp.argmax(jax.ops.segment_sum(answers, kinds, CLASSES), axis=-1)
 
 

@@ -19,7 +19,7 @@ from distill_core.runtime import parallel
 from distill_core.training.optimizers import Optimizer
 from distill_core.training.step import TrainState, Update
 from dpdfd import step
-from dpdfd.generator import Generator, draw_latents
+from dpdfd.generator import Generator, adam, draw_latents
 from dpdfd.losses import Weights
 from dpdfd.priors import images as priors
 from dpdfd.step import Conversion, State
@@ -289,7 +289,10 @@ def generators_step():
     """(update, state, frozen, batch) of a generator whose guide is the teacher."""
     params, model_state = GENERATOR.init(jax.random.key(4))
     generator = TrainState.create(
-        params=params, model_state=model_state, tx=CHOSEN.generator_tx(), rng=jax.random.key(6)
+        params=params,
+        model_state=model_state,
+        tx=adam(CHOSEN.generator_rate),
+        rng=jax.random.key(6),
     )
     update = parallel.Bound(step.generator_step, dataclasses.replace(CHOSEN, guide="teacher"))
     state = State(student(), generator, {})
