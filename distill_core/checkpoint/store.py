@@ -120,8 +120,8 @@ def load_model(
 
     Args:
       path: a workdir or one of its checkpoints, local or `gs://…`; or a local `.safetensors` file
-        with GPT-2's weights, see `models.gpt2`, or an image network's from PyTorch, see
-        `models.torch_weights`.
+        with GPT-2's weights, see `models.importers.gpt2`, or an image network's from PyTorch, see
+        `models.importers.torch_weights`.
       part: which network; by default the first, e.g. the student before its generator.
       step: which checkpoint; by default the newest undamaged one.
       trust: packages whose code may be run for it, with their submodules, beside those of
@@ -131,7 +131,7 @@ def load_model(
       InputError: no such checkpoint or part, another format, a leaf that does not fit, or a network
         in a module that is not trusted.
     """
-    from distill_core.models import gpt2, torch_weights
+    from distill_core.models.importers import gpt2, torch_weights
 
     if str(path).endswith(".safetensors"):  # whose readers say that it must be local
         reader = torch_weights if torch_weights.is_torch(path) else gpt2

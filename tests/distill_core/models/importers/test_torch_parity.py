@@ -20,7 +20,7 @@ from distill_core.models import (
     apply_model,
     init_model,
 )
-from distill_core.models.torch_weights import convert
+from distill_core.models.importers.torch_weights import convert
 
 torch = pytest.importorskip("torch")
 nn = torch.nn

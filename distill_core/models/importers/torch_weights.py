@@ -22,11 +22,12 @@ import numpy as np
 
 from distill_core.config import InputError
 from distill_core.data.images.dataset import wrong_constants
-from distill_core.models import checks, weights_file
+from distill_core.models import checks
 from distill_core.models.cnn import CNN
 from distill_core.models.create import MODEL_NAMES
+from distill_core.models.importers import weights_file
+from distill_core.models.importers.torch_layout import NETWORKS, canonical, layers
 from distill_core.models.network import LoadedModel, Network
-from distill_core.models.torch_layout import NETWORKS, canonical, layers
 
 PyTree = Any
 

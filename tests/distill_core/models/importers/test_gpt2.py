@@ -16,7 +16,7 @@ from distill_core import checkpoint
 from distill_core.config import InputError
 from distill_core.data.text.tokenizers import Tokenizer
 from distill_core.models import checks
-from distill_core.models.gpt2 import load_gpt2
+from distill_core.models.importers.gpt2 import load_gpt2
 
 _VOCAB, _LENGTH, _WIDTH, _LAYERS = 300, 16, 128, 2
 _SIZES = {"num_layers": _LAYERS, "num_heads": 2, "width": _WIDTH}

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 
 from distill_core.config import InputError
-from distill_core.models import weights_file
+from distill_core.models.importers import weights_file
 from distill_core.models.network import LoadedModel, Network
 
 PyTree = Any

@@ -1,0 +1,1 @@
+"""Weights that other libraries trained, as networks of ours."""
