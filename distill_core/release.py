@@ -15,6 +15,7 @@ library.
 
 import contextlib
 import dataclasses
+import functools
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -250,13 +251,10 @@ def _one_by_one(network: Network) -> Callable:
     """`images(variables, z, labels)` of a generator, which may need to know the batch's size."""
     module = network.module()
 
-    def images(variables, *inputs):
-        def one(*example):
-            return module.apply(variables, *(each[None] for each in example))[0]
+    def one(variables, *example):
+        return module.apply(variables, *(each[None] for each in example))[0]
 
-        return jax.vmap(one)(*inputs)
-
-    return images
+    return lambda variables, *inputs: jax.vmap(functools.partial(one, variables))(*inputs)
 
 
 def main(argv: Sequence[str]):

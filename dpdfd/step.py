@@ -1,9 +1,8 @@
 """The updates of a conversion: pure functions of static choices and a state.
 
 Student and generator alternate: the student steps towards the teacher on generated queries, by
-gradients that are bounded and noised; then the generator steps with the student, frozen, as its
-guide. It is given no teacher, unless the teacher itself is the guide (one that was trained with DP,
-or a run without privacy). With rounds, the student steps on answers that were bought before. The
+gradients that are bounded and noised; the generator steps with the student, frozen, as its guide,
+or with a teacher that may guide it. With rounds, the student steps on answers bought before. The
 idea is that of Liu et al., "Model Conversion via Differentially Private Data-Free Distillation",
 IJCAI 2023; the formulas are our reconstruction.
 """
@@ -126,6 +125,7 @@ class GeneratorLoss:
         guide, module = c.student if c.guide == "student" else c.teacher, c.generator.module()
         z, labels = draw_latents(key, batch["index"], module, c.batch_size)
         images, model_state = generate(module, {"params": params, **model_state}, z, labels)
+        features: Any = guide.features(frozen, images)
         logits = guide.apply(frozen, images)
         terms = {
             "one_hot": losses.one_hot_loss(logits, labels),
@@ -133,7 +133,7 @@ class GeneratorLoss:
             "smoothness": losses.smoothness_loss(images),
         }
         if c.weights.activation:
-            terms["activation"] = losses.activation_loss(guide.features(frozen, images))
+            terms["activation"] = losses.activation_loss(features)
         if c.weights.diversity:
             terms["diversity"] = losses.diversity_loss(images, z)
         return per_example(losses.generator_loss(terms, c.weights._asdict())[0], model_state)

@@ -106,7 +106,6 @@ def check(
     training_examples: int,
     model: str | None = None,
     model_kwargs: Mapping[str, Any] | None = None,
-    seed: int = 0,
 ) -> Nastiness:
     """Distils a proxy from each of two networks and compares them.
 
@@ -119,7 +118,6 @@ def check(
       temperature: of the distillation, as an attacker would choose it: the teacher's own τ.
       training_examples: batch size times steps of the teacher's training, which sets the budget.
       model, model_kwargs: of the proxies; by default a small CNN.
-      seed: of the proxies and of the choice of images.
     """
     forward = [forward_flops(each) for each in (teacher, adversary)]
     # A backward pass counts as two forward passes. Every network answers an image once.
@@ -129,7 +127,7 @@ def check(
         plans = [
             _plan(
                 proxy_network(adversary.network, model, model_kwargs or {}, wider),
-                _Pool(images, validation, seed),
+                _Pool(images, validation, seed=0),
                 budget,
                 sum(forward),
             )
@@ -150,7 +148,7 @@ def check(
         answers = evaluate.compute_logits(each, images.images[rows])
         taught = {"image": images.images[rows], "label": images.labels[rows], "logits": answers}
         student = distilled(
-            plan.network, taught, temperature=temperature, steps=plan.steps, seed=seed
+            plan.network, taught, temperature=temperature, steps=plan.steps, seed=0
         )
         known.append(_accuracy(each, held))
         learned.append(_accuracy(student, held))

@@ -198,6 +198,11 @@ _weighted_sums = jax.custom_vjp(_sums, nondiff_argnums=(0,))
 _weighted_sums.defvjp(_forward, _backward)
 
 
+def _finite(live: Array, x: Array) -> Array:
+    """[n, D] with zeros for tokens that do not count, which may hold NaN."""
+    return jnp.where(live[:, None], x, 0.0)
+
+
 def _scan(static: _Static, hidden: Array, embedding: Array, frozen: Any, *, gradients: bool) -> Any:
     """The three sums, and with `gradients` those of the hidden states and of the embedding."""
     tokens, settings, teacher_embedding, reference_embedding, key = frozen
@@ -215,14 +220,10 @@ def _scan(static: _Static, hidden: Array, embedding: Array, frozen: Any, *, grad
     def step(of_embedding, chunk):
         student, here, valid = chunk
         live = valid & (here["weights"] != 0)
-
-        def finite(x):  # a token that does not count may hold NaN
-            return jnp.where(live[:, None], x, 0.0)
-
-        student, reference = finite(student), None
+        student, reference = _finite(live, student), None
         if here["reference"] is not None:
-            reference = _logits(finite(here["reference"]), reference_embedding)
-        teacher = _logits(finite(here["teacher"]), teacher_embedding)
+            reference = _logits(_finite(live, here["reference"]), reference_embedding)
+        teacher = _logits(_finite(live, here["teacher"]), teacher_embedding)
         target = _targets(static, settings, key, teacher, reference, here, live)
         weights = jnp.where(live, here["weights"], 0.0)
         sums, of_logits = _values(

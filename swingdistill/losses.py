@@ -208,10 +208,8 @@ def heat(
     scale = jnp.broadcast_to(scale, leading)[..., None]
 
     def noised():
-        def draw(each):
-            return normal(jax.random.fold_in(key, each), logits.shape[-1:])
-
-        noise = jax.vmap(draw)(ids.astype(jnp.uint32).reshape(-1)).reshape(logits.shape)
+        keys = jax.vmap(jax.random.fold_in, (None, 0))(key, ids.astype(jnp.uint32).reshape(-1))
+        noise = jax.vmap(lambda key: normal(key, logits.shape[-1:]))(keys).reshape(logits.shape)
         allowed = ~jnp.isneginf(logits)
         mean = jnp.mean(logits, axis=-1, keepdims=True, where=allowed)
         bounded = jnp.where(allowed, jnp.clip(logits - mean, -clip, clip), -jnp.inf)

@@ -6,6 +6,7 @@ import json
 import re
 import subprocess
 import sys
+import tomllib
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -175,9 +176,148 @@ print(json.dumps(sorted(heavy & sys.modules.keys())))
     assert json.loads(done.stdout) == []
 
 
+def _functions(tree: ast.Module) -> Iterator[tuple[ast.FunctionDef, int]]:
+    """Every function, and within how many others it is defined."""
+
+    def below(node: ast.AST, depth: int) -> Iterator[tuple[ast.FunctionDef, int]]:
+        for child in ast.iter_child_nodes(node):
+            inside = isinstance(child, ast.FunctionDef)
+            if inside:
+                yield child, depth
+            yield from below(child, depth + inside)
+
+    return below(tree, 0)
+
+
+def _parameters(function: ast.FunctionDef) -> list[str]:
+    args = function.args
+    names = [each.arg for each in args.posonlyargs + args.args + args.kwonlyargs]
+    return [name for name in names if name not in ("self", "cls")]
+
+
+@pytest.mark.parametrize("package", PACKAGES)
+def test_an_update_is_read_on_one_screen(package: str):
+    """`<method>/step.py`: losses and networks, nothing of how a run is kept or fed."""
+    path = ROOT / package / "step.py"
+    assert len(path.read_text(encoding="utf-8").splitlines()) <= 160
+    rooms = ("runtime", "checkpoint", "data", "experiment")
+    assert not _importers([path], tuple(f"distill_core.{room}" for room in rooms))
+
+
+def test_functions_are_flat_and_take_what_they_need():
+    """At most 8 parameters, but for public losses; and one level of functions within functions."""
+    found = [
+        f"{_name(path)}:{function.lineno} {function.name}"
+        for path in _sources(*PACKAGES)
+        for function, depth in _functions(_tree(path))
+        if depth > 1
+        or (
+            len(_parameters(function)) > 8
+            and not re.search(r"(^|_)(loss|targets)(_|$)", function.name)
+        )
+    ]
+    assert found == []
+
+
+def test_rooms_are_of_a_size_that_a_listing_shows():
+    def files(folder: Path) -> int:
+        return len([path for path in folder.iterdir() if path.is_file()])
+
+    assert max(files(ROOT / method) for method in METHODS) <= 12
+    core = ROOT / "distill_core"
+    assert max(files(path) for path in (core, *core.rglob("*")) if path.is_dir()) <= 20
+
+
+def test_no_module_imports_itself_by_way_of_others():
+    modules = {
+        _name(path).removesuffix(".py").replace("/", "."): path for path in _sources(*PACKAGES)
+    }
+    modules = {name.removesuffix(".__init__"): path for name, path in modules.items()}
+
+    def imported(name: str) -> set[str]:
+        path = modules[name]
+        package = ".".join(path.relative_to(ROOT).parts[:-1])
+        known = {(what, what.rpartition(".")[0]) for _, what in _imports(_tree(path), package)}
+        return {next((each for each in pair if each in modules), name) for pair in known} - {name}
+
+    left = {name: imported(name) for name in modules}
+    while free := [name for name, needs in left.items() if not needs & left.keys()]:
+        for name in free:
+            del left[name]
+    assert left == {}, "these, or what they import, are in a circle"
+
+
+def test_text_is_made_of_values_where_files_are_written():
+    """`json.dumps` stands where files are written and where processes agree on settings."""
+    rooms = re.compile(
+        r"distill_core/(checkpoint|privacy|experiment|runtime)/|\w+/(experiment|privacy)/"
+    )
+    strays = [
+        f"{_name(path)}:{line}"
+        for path in _sources(*PACKAGES)
+        if not rooms.match(_name(path))
+        for line, what in _names(_tree(path))
+        if what == "json.dumps"
+    ]
+    assert strays == []
+
+
+def test_no_function_is_told_the_name_of_an_axis():
+    strays = [
+        f"{_name(path)}:{function.lineno} {function.name}"
+        for path in _sources(*PACKAGES)
+        if not _name(path).startswith("distill_core/runtime/")
+        for function, _ in _functions(_tree(path))
+        if "axis_name" in _parameters(function)
+    ]
+    assert strays == []
+
+
+# Modules whose distribution is called otherwise.
+DISTRIBUTIONS = {
+    "dp_accounting": "dp-accounting",
+    "jax_privacy": "jax-privacy",
+    "ml_collections": "ml-collections",
+    "orbax": "orbax-checkpoint",
+    "PIL": "pillow",
+    "sklearn": "scikit-learn",
+    "tensorflow_datasets": "tensorflow-datasets",
+}
+
+
+def test_what_is_declared_is_imported_and_what_is_imported_is_declared():
+    """A dependency that no module of ours imports stands with a comment that says what for."""
+
+    def imported(*folders: str) -> set[str]:
+        names = {
+            what.split(".")[0]
+            for path in _sources(*folders)
+            for _, what in _imports(_tree(path), "")
+        }
+        ours = {*sys.stdlib_module_names, *PACKAGES, "benchmarks", "configs", "tests", ""}
+        return {DISTRIBUTIONS.get(name, name) for name in names - ours}
+
+    text = (ROOT / "pyproject.toml").read_text(encoding="utf-8")
+    project = tomllib.loads(text)["project"]
+    extras = {each for group in project["optional-dependencies"].values() for each in group}
+    required, optional = (
+        {re.split(r"[\[<>=]", each)[0] for each in group}
+        for group in (project["dependencies"], extras)
+    )
+    used = imported(*PACKAGES)
+    assert used - required - optional - {"jaxlib"} == set()
+    explained = {
+        line.split('"')[1].split(">")[0]
+        for line in text.splitlines()
+        if re.match(r'  ".*", #', line)
+    }
+    assert required - used - imported("tests", "benchmarks") - explained == set()
+
+
 @pytest.mark.parametrize("path", CONFIGS, ids=_name)
-def test_a_config_stands_alone_and_says_how_to_run_it(path: Path):
-    assert not _importers([path], ("distill_core", "configs", *METHODS))
+def test_a_config_needs_no_package_and_says_how_to_run_it(path: Path):
+    """It may build on its neighbours."""
+    assert not _importers([path], ("distill_core", *METHODS))
     functions = {node.name: node for node in _tree(path).body if isinstance(node, ast.FunctionDef)}
     assert "get_config" in functions
     assert len(functions["get_config"].args.args) == 1, "get_config(arg)"

@@ -112,18 +112,20 @@ def rotate(images: jax.Array, degrees: jax.Array) -> jax.Array:
         top, left = jnp.floor(rows), jnp.floor(columns)
         down, right = (rows - top)[..., None], (columns - left)[..., None]  # [H, W, 1]
         black = jnp.pad(image, ((1, 1), (1, 1), (0, 0)))
-
-        def pixels(row: jax.Array, column: jax.Array) -> jax.Array:
-            row = jnp.clip(row.astype(jnp.int32) + 1, 0, height + 1)
-            column = jnp.clip(column.astype(jnp.int32) + 1, 0, width + 1)
-            return black[row, column].astype(jnp.float32)
-
-        above = (1 - right) * pixels(top, left) + right * pixels(top, left + 1)
-        below = (1 - right) * pixels(top + 1, left) + right * pixels(top + 1, left + 1)
+        above = (1 - right) * _pixels(black, top, left) + right * _pixels(black, top, left + 1)
+        top += 1
+        below = (1 - right) * _pixels(black, top, left) + right * _pixels(black, top, left + 1)
         turned = (1 - down) * above + down * below
         return (jnp.round(turned) if image.dtype == jnp.uint8 else turned).astype(image.dtype)
 
     return jax.vmap(one)(images, jnp.deg2rad(degrees))
+
+
+def _pixels(black: jax.Array, row: jax.Array, column: jax.Array) -> jax.Array:
+    """float32 [H, W, C] at these places of an image with a border of black."""
+    row = jnp.clip(row.astype(jnp.int32) + 1, 0, black.shape[0] - 1)
+    column = jnp.clip(column.astype(jnp.int32) + 1, 0, black.shape[1] - 1)
+    return black[row, column].astype(jnp.float32)
 
 
 def _stream(keys: jax.Array, stream: int) -> jax.Array:

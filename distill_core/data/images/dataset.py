@@ -109,9 +109,7 @@ def make_dataset(
     classes: Sequence[str],
     mean: Sequence[float] | None = None,
     std: Sequence[float] | None = None,
-    note: str = "",
     record: np.ndarray | None = None,
-    named: bool = True,
     channels_last: bool = False,
 ) -> Dataset:
     """Checks what a source has read and makes a `Dataset` of it.
@@ -123,7 +121,6 @@ def make_dataset(
       classes: names of the classes; labels index it.
       mean: one value a channel, for pixels in [0, 1]; by default 0.5.
       std: likewise.
-      note, named: see `Dataset`.
       record: of the train split, see `Split`.
       channels_last: whether the source says that channels are the last axis. Without it, images
         with as many channels as rows or columns, or more, are refused (up to 4 channels: those of
@@ -163,8 +160,6 @@ def make_dataset(
         classes=classes,
         mean=mean,
         std=std,
-        note=note,
-        named=named,
     )
 
 

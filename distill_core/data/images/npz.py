@@ -1,5 +1,6 @@
 """Arrays of a user's own in one `.npz` file, as Keras and MedMNIST write them."""
 
+import dataclasses
 import zipfile
 
 import numpy as np
@@ -46,14 +47,14 @@ def load(path: str) -> Dataset:
     if layout not in (None, "NHWC"):
         message = f"its layout is {layout!r}; must be 'NHWC': store x.transpose(0, 2, 3, 1)"
         raise InputError("dataset", name, message)
-    return make_dataset(
+    made = make_dataset(
         name,
         (_with_channels(x_train), y_train),
         (_with_channels(x_test), y_test),
         classes=classes,
-        named="classes" in arrays,
         channels_last=layout is not None,
     )
+    return dataclasses.replace(made, named="classes" in arrays)
 
 
 def _check_numbers(name: str, labels: np.ndarray):

@@ -1,6 +1,7 @@
 """TensorFlow Datasets from a prepared directory, read without TensorFlow."""
 
 import contextlib
+import dataclasses
 import json
 import logging
 import os
@@ -94,17 +95,16 @@ def _load(name: str, full: str, data_dir: str, folder: epath.Path) -> Dataset:
 
     label = features["label"]
     mean, std = CONSTANTS.get(_base(name), (None, None))
-    return make_dataset(
+    made = make_dataset(
         full,
         arrays[0],
         arrays[1],
         classes=label.names or [str(i) for i in range(label.num_classes)],
-        named=bool(label.names),
         channels_last=isinstance(features["image"], tfds.features.Image),
         mean=mean,
         std=std,
-        note="; ".join(notes),
     )
+    return dataclasses.replace(made, note="; ".join(notes), named=bool(label.names))
 
 
 def _features(described: Any) -> Iterator[str]:

@@ -6,6 +6,7 @@
 The folder of test images that comes along has no labels and is not read.
 """
 
+import dataclasses
 from collections import Counter
 from collections.abc import Sequence
 
@@ -62,17 +63,17 @@ def load(path: str) -> Dataset:
     )
     files = {"train": train, "test": _validation(name, root / "val", wnids)}
     splits = folder.read(name, files, mode="RGB")
-    return make_dataset(
+    made = make_dataset(
         name,
         splits[0],
         splits[1],
         classes=_names(name, root / "words.txt", wnids),
         mean=MEAN,
         std=STD,
-        note=NOTE,
         record=folder.records(train),
         channels_last=True,
     )
+    return dataclasses.replace(made, note=NOTE)
 
 
 def _validation(

@@ -20,12 +20,11 @@ def _make(train=None, test=None, classes=("a", "b", "c"), **kwargs):
 
 
 def test_fields():
-    dataset = _make(note="a note")
+    dataset = _make()
     assert dataset.num_classes == 3
     assert dataset.input_shape == (4, 4, 1)
     assert (len(dataset.train), len(dataset.test)) == (6, 3)
     assert (dataset.mean, dataset.std) == ((0.5,), (0.5,))
-    assert dataset.note == "a note"
     assert dataset.train.labels.dtype == np.int32
     for dtype in (np.float16, np.float32, np.float64):
         colour = _arrays(shape=(4, 4, 3), dtype=dtype)
