@@ -147,9 +147,7 @@ def check(
     for each in (teacher, adversary):
         answers = evaluate.compute_logits(each, images.images[rows])
         taught = {"image": images.images[rows], "label": images.labels[rows], "logits": answers}
-        student = distilled(
-            plan.network, taught, temperature=temperature, steps=plan.steps, seed=0
-        )
+        student = distilled(plan.network, taught, temperature=temperature, steps=plan.steps, seed=0)
         known.append(_accuracy(each, held))
         learned.append(_accuracy(student, held))
     chance = np.bincount(held.labels).max() / len(held)

@@ -45,7 +45,7 @@ def study(hp: Any, teacher: epath.PathLike, reference: epath.PathLike) -> dict[s
         bounds=bounds,
         expressions=hp.expressions,
         whole_line=answer,
-        **models,
+        models=models,
     )
     asked = [scores[name] for name in hp.scorers if name in scores]
     scores["combined"] = np.max([np.zeros_like(rows["weights"]), *asked], axis=0)

@@ -33,8 +33,7 @@ def score(
     lines: Sequence[Line],
     fill: Any,
     *,
-    teacher: LoadedModel | None = None,
-    reference: LoadedModel | None = None,
+    models: Mapping[str, LoadedModel | None] | None = None,
     bounds: Mapping[str, tuple[float, float]] | None = None,
     expressions: Sequence[str] = (),
     whole_line: bool = False,
@@ -46,7 +45,7 @@ def score(
       rows: `tokens`, `labels`, `segments`, `weights`.
       lines: what the rows hold.
       fill: from values of lines to rows; see `text_tasks.to_rows`.
-      teacher, reference: for the measures that ask them.
+      models: the "teacher" and the "reference", for the measures that ask them.
       bounds: of the ramp of each measure that is used; see `measure_bounds`.
       expressions: the user's own, for `rules`.
       whole_line: whether the text's tokens decide for the answer's, as in classification: a token
@@ -63,7 +62,7 @@ def score(
         else:
             low, high = (bounds or {})[name]
             where = rows["weights"] > 0
-            values = measure(name, rows, teacher, reference)
+            values = measure(name, rows, **(models or {}))
             found[name] = np.asarray(
                 scorers.ramp(jnp.asarray(values), low, high, where=jnp.asarray(where))
             )
@@ -73,8 +72,8 @@ def score(
 def measure(
     name: str,
     rows: Rows,
-    teacher: LoadedModel | None,
-    reference: LoadedModel | None,
+    teacher: LoadedModel | None = None,
+    reference: LoadedModel | None = None,
 ) -> np.ndarray:
     """One of `MEASURES` in nats, float32 [N, L], 0 where nothing is trained."""
     networks = {"teacher": teacher, "reference": reference}

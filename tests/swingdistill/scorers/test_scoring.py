@@ -127,7 +127,7 @@ def test_a_measure_is_the_scorers_on_whole_logits(models, text, logits, name, mo
     np.testing.assert_array_equal(values[weights == 0], 0)
     bounds = (float(np.quantile(expected, 0.3)), float(np.quantile(expected, 0.9)))
     _, lines, fill = text
-    scores = scoring.score((name,), rows, lines, fill, bounds={name: bounds}, **models)[name]
+    scores = scoring.score((name,), rows, lines, fill, bounds={name: bounds}, models=models)[name]
     ramp = np.clip((values - bounds[0]) / (bounds[1] - bounds[0]), 0, 1) * (weights > 0)
     np.testing.assert_allclose(scores, ramp, atol=1e-5)
 
