@@ -66,10 +66,7 @@ def test_an_interleaved_file_gives_the_accuracy_of_a_shuffled_one(tmp_path):
         path = tmp_path / f"{name}.npz"
         train = {"x_train": found.train.images[rows], "y_train": found.train.labels[rows]}
         np.savez(path, **train, x_test=found.test.images, y_test=found.test.labels)
-        ridge = {
-            "model": "dpdfd.features:FeatureRidge",
-            "model_kwargs": {"num_random": 200},
-        }
+        ridge = {"model": "dpdfd.features:FeatureRidge", "model_kwargs": {"num_random": 200}}
         settings = {"dataset": f"npz:{path}", "num_teachers": 20, "copies": 2, **ridge}
         accuracy[name] = train_and_evaluate(settings, tmp_path / name)["accuracy"]
     assert accuracy["shuffled"] > 0.9
@@ -257,32 +254,30 @@ def test_a_shape_that_one_training_record_decides_is_refused(tmp_path):
     """A new class, or the first image in colour, would change every teacher."""
     images, labels = np.zeros((9, 5, 5, 1), np.uint8), np.arange(9) % 3
     arrays = {"x_train": images, "y_train": labels, "x_test": images[:3], "y_test": labels[:3]}
-    more = labels + (np.arange(9) == 5)  # one label is 3
-    for name, changes, refused in (
-        ("public", {}, False),
-        ("train_alone", {"y_train": more}, True),
-        (
-            "named",
-            {"y_train": labels + (np.arange(9) == 5), "classes": ["a", "b", "c", "d"]},
-            False,
-        ),
-    ):
-        np.savez(tmp_path / f"{name}.npz", **{**arrays, **changes})
-        dataset = data.load_dataset(f"npz:{tmp_path}/{name}.npz")
-        if refused:
-            with pytest.raises(InputError, match="dataset: .*only training labels tell the number"):
-                partitions.check_public(dataset)
-        else:
-            partitions.check_public(dataset)
+    more = {"y_train": labels + (np.arange(9) == 5)}  # one label is 3
+    named = {**more, "classes": ["a", "b", "c", "d"]}
 
-    for path, value in (("train/a/1", 0), ("train/b/2", 9), ("test/a/1", 0), ("test/b/1", 9)):
+    def check(name):
+        partitions.check_public(data.load_dataset(name))
+
+    for name, changes in (("public", {}), ("train_alone", more), ("named", named)):
+        np.savez(tmp_path / f"{name}.npz", **{**arrays, **changes})
+    check(f"npz:{tmp_path}/public.npz")
+    check(f"npz:{tmp_path}/named.npz")
+    with pytest.raises(InputError, match="^dataset: .*only training labels"):
+        check(f"npz:{tmp_path}/train_alone.npz")
+
+    def draw(path, shape):
         file = tmp_path / f"{path}.png"
         file.parent.mkdir(parents=True, exist_ok=True)
-        Image.fromarray(np.full((4, 4), value, np.uint8)).save(file)
-    partitions.check_public(data.load_dataset(f"folder:{tmp_path}"))
-    coloured = np.full((4, 4, 3), (200, 9, 9), np.uint8)
-    Image.fromarray(coloured).save(tmp_path / "train/b/2.png")
-    with pytest.raises(InputError, match="dataset: .*only training images are in colour"):
-        partitions.check_public(data.load_dataset(f"folder:{tmp_path}"))
-    Image.fromarray(coloured).save(tmp_path / "test/b/1.png")
-    partitions.check_public(data.load_dataset(f"folder:{tmp_path}"))
+        colour = (200, 9, 9) if shape == (4, 4, 3) else 9
+        Image.fromarray(np.full(shape, colour, np.uint8)).save(file)
+
+    for path in ("train/a/1", "train/b/2", "test/a/1", "test/b/1"):
+        draw(path, (4, 4))
+    check(f"folder:{tmp_path}")
+    draw("train/b/2", (4, 4, 3))
+    with pytest.raises(InputError, match="^dataset: .*only training images"):
+        check(f"folder:{tmp_path}")
+    draw("test/b/1", (4, 4, 3))
+    check(f"folder:{tmp_path}")

@@ -75,38 +75,33 @@ def teacher_of(record):
     return int(partition(np.array([record]), TEACHERS)[0])
 
 
-@pytest.mark.parametrize("name", MEMBERS)
-@pytest.mark.parametrize("what", ["label", "content"])
+# Momentum, weight decay and rates that fall couple no teachers.
+COUPLED = {
+    **MEMBERS["mlp"], "optimizer": "sgd", "momentum": 0.9, "weight_decay": 0.01,
+    "schedule": "onecycle", "deform": 0.0, "num_steps": 8, "save_every": 3,
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("name", "what"),
+    [
+        *[(name, what) for name in MEMBERS for what in ("label", "content")],
+        *[("sgd", "label"), ("ridge", "less"), ("mlp", "less")],
+    ],
+)
 def test_a_changed_record_changes_its_own_teacher_and_no_bit_of_another(fit, digits, name, what):
-    record = 13
-    before = fit(f"{name}_plain", **MEMBERS[name])[0]
+    record, settings = 13, MEMBERS.get(name, COUPLED)
+    before = fit(f"{name}_plain", **settings)[0]
     arrays = {key: array.copy() for key, array in digits.items()}
     if what == "label":
         arrays["y_train"][record] = (arrays["y_train"][record] + 1) % 10
-    else:
+    elif what == "content":
         arrays["x_train"][record] = 255 - arrays["x_train"][record]
-    after = fit(f"{name}_{what}", arrays, **MEMBERS[name])[0]
+    else:
+        record = NUM - 1
+        arrays |= {key: digits[key][:-1] for key in ("x_train", "y_train")}
+    after = fit(f"{name}_{what}", arrays, **settings)[0]
     assert changed(before, after) == {teacher_of(record)}
-
-
-def test_no_optimiser_or_schedule_couples_the_teachers(fit, digits):
-    """Momentum, weight decay and rates that fall."""
-    settings = {
-        **MEMBERS["mlp"], "optimizer": "sgd", "momentum": 0.9, "weight_decay": 0.01,
-        "schedule": "onecycle", "deform": 0.0, "num_steps": 8, "save_every": 3,
-    }  # fmt: skip
-    before = fit("sgd_plain", **settings)[0]
-    arrays = {key: array.copy() for key, array in digits.items()}
-    arrays["y_train"][13] = (arrays["y_train"][13] + 1) % 10
-    assert changed(before, fit("sgd_label", arrays, **settings)[0]) == {teacher_of(13)}
-
-
-@pytest.mark.parametrize("name", ["ridge", "mlp"])
-def test_a_record_less_changes_one_teacher_too(fit, digits, name):
-    arrays = {**digits, **{key: digits[key][:-1] for key in ("x_train", "y_train")}}
-    before = fit(f"{name}_plain", **MEMBERS[name])[0]
-    after = fit(f"{name}_less", arrays, **MEMBERS[name])[0]
-    assert changed(before, after) == {teacher_of(NUM - 1)}
 
 
 def test_a_batch_holds_each_teachers_own_records_all_of_them_once_an_epoch():
@@ -266,33 +261,31 @@ def test_a_finished_run_does_nothing_and_another_config_is_refused(fit, capsys):
 
 
 @pytest.mark.parametrize(
-    ("settings", "expected"),
+    ("field", "settings"),
     [
-        ({"num_teachers": NUM + 1}, "num_teachers: got 49; must be at most the 48 training exam"),
-        ({"num_teachers": NUM - 8, "num_validation": 8}, "num_teachers: got 40; must be smaller"),
-        ({"model": "cnn", "model_kwargs": {"widths": (4,)}}, "model: got 'cnn'; .* batch_stats"),
-        ({"model": "dpdfd.features:FeatureMLP", "model_kwargs": {}, "batch_size": 9},
-         "batch_size: got 9; must be divisible"),
-        ({"model_kwargs": {"num_classes": 3}}, "model_kwargs.num_classes: got 3; comes from"),
-        ({"num_teachers": 0}, "num_teachers: got 0; must be an integer of at least 1"),
-        ({"ridge": 0.0}, "ridge: got 0.0; must be a number above 0"),
+        ("num_teachers", {"num_teachers": NUM + 1}),
+        ("num_teachers", {"num_teachers": NUM - 8, "num_validation": 8}),
+        ("num_teachers", {"num_teachers": 0}),
+        ("model_kwargs", {"model": "cnn", "model_kwargs": {"widths": (4,)}}),  # batch statistics
+        ("batch_size", {**MEMBERS["mlp"], "batch_size": 9}),
+        ("model_kwargs.num_classes", {"model_kwargs": {"num_classes": 3}}),
+        ("ridge", {"ridge": 0.0}),
     ],
-)  # fmt: skip
-def test_what_cannot_be_is_refused_in_one_line(fit, settings, expected):
-    with pytest.raises(InputError, match=expected) as found:
+)
+def test_what_cannot_be_is_refused(fit, field, settings):
+    with pytest.raises(InputError, match=f"^{field}: "):
         fit("refused", **settings)
-    assert "\n" not in str(found.value)
 
 
 def test_only_an_ensemble_has_answers_and_of_two_kinds():
     dataset = data.load_dataset("digits")
     images = np.zeros((3, 8, 8, 1), np.float32)
     plain = image_network(dataset, model="cnn", model_kwargs={})
-    with pytest.raises(InputError, match="teacher: got 'cnn'; must be an ensemble"):
+    with pytest.raises(InputError, match="^teacher: "):
         answers(plain, {}, images)
     kwargs = {"num_teachers": 2, "member": "cnn", "member_kwargs": {"widths": [4], "norm": "none"}}
     network = image_network(dataset, model=MODEL, model_kwargs=kwargs)
     checks.check(network)
-    with pytest.raises(InputError, match="kind: got 'logits'; must be one of votes, probabilities"):
+    with pytest.raises(InputError, match="^kind: "):
         jax.eval_shape(lambda v: answers(network, v, images, kind="logits"), network.shapes())
     assert hash(network.module()) == hash(Ensemble(num_classes=10, **kwargs))

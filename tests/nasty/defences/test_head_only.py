@@ -132,18 +132,16 @@ def test_a_resumed_run_needs_its_own_checkpoint_only(place):
     shutil.rmtree(start)
     resumed = undermine(place, "resumed", init_from=str(start))
     assert resumed | {"id": ""} == straight | {"id": ""}
-    with pytest.raises(InputError) as error:
+    with pytest.raises(InputError, match="^omega: "):
         undermine(place, "resumed", init_from=str(start), omega=0.5)
-    assert error.value.field == "omega"
 
 
 @pytest.mark.parametrize(
-    "changes", [{"init_from": None}, {"flip": True}, {"rotation": 20.0}], ids=str
+    ("field", "value"), [("init_from", None), ("flip", True), ("rotation", 20.0)]
 )
-def test_wrong_input_is_refused_and_leaves_nothing(place, changes):
-    with pytest.raises(InputError) as error:
-        undermine(place, "refused", **changes)
-    assert error.value.field == next(iter(changes))
+def test_wrong_input_is_refused_and_leaves_nothing(place, field, value):
+    with pytest.raises(InputError, match=f"^{field}: "):
+        undermine(place, "refused", **{field: value})
     assert not (place / "refused").exists()
 
 
@@ -157,8 +155,7 @@ def test_a_network_without_a_dense_layer_on_its_features_is_refused(tmp_path, mo
             digits, model="head_only_networks:Linear", model_kwargs={"sown": sown}
         )
         params, _ = network.init(jax.random.key(0))
-        with pytest.raises(InputError) as error:
+        with pytest.raises(InputError, match="^model: "):
             features = head_only.compute_features(network, {"params": params}, images)
             assert sown, "it shows none"
             head_only.find_head(network, {"params": params}, images, features)
-        assert error.value.field == "model"
