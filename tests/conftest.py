@@ -2,6 +2,7 @@
 
 import os
 import random
+import sys
 from pathlib import Path
 
 import pytest
@@ -27,6 +28,18 @@ def noise_of_a_module(request):
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(os, "urandom", random.Random(request.node.nodeid).randbytes)
         yield
+
+
+@pytest.fixture(autouse=True, scope="module")
+def few_compiled_programs():
+    """Drops what is compiled before the process has as many memory maps as Linux allows, 65,530.
+
+    A program compiled for the CPU takes a few, and JAX crashes where it gets no more.
+    """
+    yield
+    maps = Path("/proc/self/maps")
+    if maps.exists() and maps.read_bytes().count(b"\n") > 30_000:
+        sys.modules["jax"].clear_caches()
 
 
 @pytest.fixture(autouse=True)

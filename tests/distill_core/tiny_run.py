@@ -76,7 +76,7 @@ def run(workdir, num_steps=12, *, learning_rate=0.01, padding=0, config=None, **
         loop.Program(given["step_fn"], given["batch_fn"], {"noise": np.float32(0.1)}),
         loop.Checkpoints(Layout(), metadata, given["reads"]),
         num_steps=num_steps,
-        cadence=loop.Cadence.of(given),
+        cadence=loop.Cadence(given["log_every"], given["eval_every"], given["save_every"]),
         monitor=loop.Monitor(given["evaluate"], best="accuracy") if given["evaluate"] else None,
         plan=given["plan"],
     )
