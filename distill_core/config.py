@@ -29,8 +29,15 @@ class InputError(ValueError):
     """
 
     def __init__(self, field: str, given: object, allowed: str):
-        super().__init__(" ".join(f"{field}: got {given!r}; {allowed}".split()))
+        super().__init__(" ".join(f"{field}: got {_plain(given)!r}; {allowed}".split()))
         self.field, self.given, self.allowed = field, given, allowed
+
+
+def _plain(value: Any) -> Any:
+    """As a user writes it: groups are dicts."""
+    if isinstance(value, Mapping):
+        return {name: _plain(each) for name, each in value.items()}
+    return tuple(map(_plain, value)) if type(value) is tuple else value
 
 
 @contextlib.contextmanager

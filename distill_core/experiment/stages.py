@@ -5,9 +5,10 @@ import json
 import os
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, Literal, NamedTuple
 
+import jax
 from etils import epath
 
 from distill_core.checkpoint import integrity
@@ -49,38 +50,61 @@ class StageResult:
 
 
 class Run(NamedTuple):
-    """A training run as a stage: a binary, its settings, and those that name input checkpoints."""
+    """A run of an experiment's plan, and the stage that it is.
+
+    Attributes:
+      arm, seed: its name.
+      binary: `binary(settings, workdir, parallel=…) -> result`, JSON-able.
+      settings: all but `inputs`.
+      inputs: setting -> the run whose checkpoint it names.
+      data: fingerprint of its data, where that is not the experiment's.
+    """
 
     arm: str
     seed: int
     binary: Callable[..., dict[str, Any]]
-    settings: dict[str, Any]
-    inputs: dict[str, epath.Path]
+    settings: Mapping[str, Any]
+    inputs: Mapping[str, "Run"]
+    data: str | None = None
 
 
-def complete(run: Run, workdir: epath.Path, data: str, mode: str | None) -> dict[str, Any]:
-    """The result of a run in `<workdir>/runs/ARM/seedN`, which goes on or is up to date.
+@dataclasses.dataclass(frozen=True)
+class Runner:
+    """Completes the runs of an experiment, each in `<workdir>/runs/ARM/seedN`.
 
-    With "seconds", see `StageResult`.
-
-    Args:
-      run: what to run.
+    Attributes:
       workdir: the experiment's.
-      data: fingerprint of the run's data.
-      mode: as for `parallel.wrap`.
+      data: fingerprint of its data.
+      mode: as for `parallel.choose_mode`.
     """
-    directory = run_directory(workdir, run.arm, run.seed)
-    known_by = _known_by(run.settings)
-    paths = {name: str(path) for name, path in run.inputs.items()}
-    found = run_stage(
-        directory,
-        config={"binary": run.binary.__module__, **known_by},
-        data=data,
-        inputs=[integrity.find(path)[1]["id"] for path in paths.values()],
-        run=lambda: run.binary(run.settings | paths, directory, parallel=mode),
-        say=say,
-    )
-    return {**found.result, "seconds": found.seconds}
+
+    workdir: epath.Path
+    data: str
+    mode: str | None = None
+
+    def directory(self, run: Run) -> epath.Path:
+        """Where a run lies."""
+        return run_directory(self.workdir, run.arm, run.seed)
+
+    def complete(self, run: Run) -> dict[str, Any]:
+        """The result of a run, which goes on or is up to date, with "seconds" (`StageResult`).
+
+        The runs of its inputs are complete.
+        """
+        directory = self.directory(run)
+        paths = {name: str(self.directory(each)) for name, each in run.inputs.items()}
+        found = run_stage(
+            directory,
+            config={"binary": run.binary.__module__, **_known_by(run.settings)},
+            data=run.data or self.data,
+            inputs=[integrity.find(path)[1]["id"] for path in paths.values()],
+            run=lambda: run.binary({**run.settings, **paths}, directory, parallel=self.mode),
+        )
+        return {**found.result, "seconds": found.seconds}
+
+    def complete_all(self, runs: Iterable[Run]) -> dict[tuple[str, int], dict[str, Any]]:
+        """Results by (arm, seed); inputs come first."""
+        return {(run.arm, run.seed): self.complete(run) for run in runs}
 
 
 def _known_by(settings: Mapping[str, Any]) -> dict[str, Any]:
@@ -92,14 +116,22 @@ def _known_by(settings: Mapping[str, Any]) -> dict[str, Any]:
     }
 
 
+def check_seeds(seeds: Sequence[int]):
+    """Refuses an experiment without seeds, or on several hosts.
+
+    Raises:
+      InputError: on `seeds` or `multihost`.
+    """
+    if not seeds:
+        raise InputError("seeds", seeds, "must name at least one seed")
+    if jax.process_count() > 1:
+        allowed = "an experiment runs on one host; start the training binaries on several"
+        raise InputError("multihost", jax.process_count(), allowed)
+
+
 def run_directory(workdir: epath.PathLike, arm: str, seed: int) -> epath.Path:
     """Where a run of an experiment lies."""
     return epath.Path(workdir) / "runs" / arm / f"seed{seed}"
-
-
-def say(line: str):
-    """On stderr, beside the table that goes to stdout."""
-    print(line, file=sys.stderr, flush=True)
 
 
 def run_stage(
@@ -109,7 +141,6 @@ def run_stage(
     data: str,
     inputs: Sequence[str],
     run: Callable[[], dict[str, Any]],
-    say: Callable[[str], None],
 ) -> StageResult:
     """Runs one stage in `directory`, unless it is there already.
 
@@ -126,7 +157,7 @@ def run_stage(
 
     `run` returns a dict in JSON types; it is handed back as read from the file, so a skipped
     stage gives what the finished one gave. An exception in `run` passes through, and the stage
-    stays begun. `say` gets one line on what happens and why.
+    stays begun. One line on stderr says what happens and why.
 
     Raises InputError, and touches nothing, where the directory holds files but no stage.json, or
     one that cannot be read; TypeError where config or result are not JSON; StoppedError before it
@@ -142,22 +173,22 @@ def run_stage(
     why = found and _why(found, wanted, data_changed=known not in (None, data))
 
     if found is not None and not why and found["status"] == "done":
-        say(f"{name}: up to date{unsure}")
+        _say(f"{name}: up to date{unsure}")
         return StageResult(found["result"], "skipped", found.get("seconds"))
     if process.is_overdue():
         raise StoppedError(f"stopped by the deadline before {name}; the same call goes on")
     if found is None:
         status = "done"
-        say(f"{name}: starting")
+        _say(f"{name}: starting")
     elif why:
         status = "redone"
-        say(f"{name}: redoing: {why}")
+        _say(f"{name}: redoing: {why}")
         # Cut short, it must pass neither as the old stage nor as the new.
         _write(directory, begun | {"status": "removing"})
         _empty(directory)
     else:
         status = "resumed"
-        say(f"{name}: resuming{unsure}")
+        _say(f"{name}: resuming{unsure}")
 
     before = found.get("seconds") if found is not None and status == "resumed" else 0.0
     began = time.monotonic()
@@ -175,6 +206,11 @@ def run_stage(
     seconds = so_far()
     _write(directory, begun | {"status": "done", "result": result, "seconds": seconds})
     return StageResult(result, status, seconds)
+
+
+def _say(line: str):
+    """On stderr, beside the table that goes to stdout."""
+    print(line, file=sys.stderr, flush=True)
 
 
 def _read(directory: epath.Path) -> dict[str, Any] | None:

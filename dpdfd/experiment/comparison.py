@@ -13,9 +13,8 @@ same.
 
 import time
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
-import jax
 from etils import epath
 
 from distill_core import checkpoint, config, data, train
@@ -84,20 +83,20 @@ def run(
     dataset = data.load_dataset(hp.dataset, data_dir=hp.data_dir)
     _check(hp, dataset)
     planted = _planted(hp, workdir, dataset)
-    fingerprint = dataset.fingerprint()
-    prints = {k: data.load_dataset(name).fingerprint() for k, (name, _) in planted.items()}
+    runner = stages.Runner(workdir, dataset.fingerprint(), parallel)
     results: dict[tuple[str, int], dict[str, Any]] = {}
     # What runs once comes last: it is slow.
     for seed, once in [*((seed, False) for seed in hp.seeds), (hp.seeds[0], True)]:
-        for each in teachers(hp, planted, seed, once=once):
-            saw = prints.get(_absent(each.settings), fingerprint)
-            found = stages.complete(each, workdir, saw, parallel)
-            _, metadata = checkpoint.find(run_directory(workdir, each.arm, seed))
-            results[each.arm, seed] = {**found, "ledger": metadata["ledger"]}
-        for each in students(hp, workdir, seed, once=once):
-            found = stages.complete(each, workdir, fingerprint, parallel)
-            made = _evaluated(hp, workdir, dataset, fingerprint, each.arm, seed)
-            results[each.arm, seed] = found | made
+        taught = teachers(hp, planted, seed)
+        for each in taught.values():
+            if (each.arm in hp.once) == once:
+                found = runner.complete(each)
+                _, metadata = checkpoint.find(runner.directory(each))
+                results[each.arm, seed] = {**found, "ledger": metadata["ledger"]}
+        for each in students(hp, taught, seed):
+            if (each.arm in hp.once) == once:
+                found = runner.complete(each)
+                results[each.arm, seed] = found | runner.complete(_evaluation(hp, each))
     for name, absent in _audited(hp).items():
         bound = _audit(hp, workdir, planted, name, absent)
         results[name, hp.seeds[0]] |= bound
@@ -106,46 +105,44 @@ def run(
     return results
 
 
-def teachers(
-    hp: Settings,
-    planted: Mapping[str, tuple[str, str]],
-    seed: int,
-    *,
-    once: bool = False,
-) -> list[Run]:
-    """The runs of one seed's teachers, of those that run once or of the others."""
-    found = []
+class Planted(NamedTuple):
+    """A data set with canaries: its name, the file of the canaries, and its fingerprint."""
+
+    dataset: str
+    canaries: str
+    fingerprint: str
+
+
+def teachers(hp: Settings, planted: Mapping[str, Planted], seed: int) -> dict[str, Run]:
+    """The runs of one seed's teachers by name; `planted` has what stands for an absent canary."""
+    found = {}
     for k, (name, mine) in enumerate(hp.teachers.items()):
-        if (name in hp.once) != once:
-            continue
         binary = ensemble if "num_teachers" in mine else train
-        source = {"dataset": hp.dataset, "data_dir": hp.data_dir}
-        own: dict[str, Any] = {"seed": 100 * seed + k}
-        if planted:
-            dataset, canaries = planted[_absent(mine)]
-            source = {"dataset": dataset}
+        own: dict[str, Any] = {"dataset": hp.dataset, "data_dir": hp.data_dir}
+        saw = planted.get(_absent(mine))
+        if saw is not None:
+            own = {"dataset": saw.dataset}
             if mine.get("dp"):
-                own["dp"] = {**mine["dp"], "masked": str(audit.masked_file(canaries))}
-        found.append(Run(name, seed, binary.train_and_evaluate, {**mine, **source, **own}, {}))
+                own["dp"] = {**mine["dp"], "masked": str(audit.masked_file(saw.canaries))}
+        settings = {**mine, **own, "seed": 100 * seed + k}
+        fingerprint = None if saw is None else saw.fingerprint
+        found[name] = Run(name, seed, binary.train_and_evaluate, settings, {}, fingerprint)
     return found
 
 
-def students(hp: Settings, workdir: epath.Path, seed: int, *, once: bool = False) -> list[Run]:
-    """The conversions of one seed, of the arms that run once or of the others."""
+def students(hp: Settings, taught: Mapping[str, Run], seed: int) -> list[Run]:
+    """The conversions of one seed's teachers."""
     found = []
     arms = {arm: {**hp.student, **mine} for arm, mine in hp.arms.items()}
     for arm, own in sorted(arms.items(), key=_place):
-        if (arm in hp.once) != once:
-            continue
-        teacher = run_directory(workdir, own.pop("teacher"), seed)
+        teacher = taught[own.pop("teacher")]
         own |= {
             "dataset": hp.dataset,
             "data_dir": hp.data_dir,
             "seed": 100 * seed + 50,
             "delta": hp.delta,
         }
-        binary = conversion.train_and_evaluate
-        found.append(Run(arm, seed, binary, own, {"teacher": teacher}))
+        found.append(Run(arm, seed, conversion.train_and_evaluate, own, {"teacher": teacher}))
     return found
 
 
@@ -159,13 +156,12 @@ def _absent(teacher: Mapping[str, Any]) -> str:
     return "masked" if teacher.get("dp") else "replaced"
 
 
-def _planted(hp, workdir: epath.Path, dataset) -> dict[str, tuple[str, str]]:
-    """`absent` -> (name of the data set, path of its canaries)."""
+def _planted(hp: Settings, workdir: epath.Path, dataset: data.Dataset) -> dict[str, Planted]:
+    """What stands for an absent canary -> the data set."""
     found, count = {}, hp.num_canaries
     if not count:
         return found
     for absent in sorted({_absent(mine) for mine in hp.teachers.values()}):
-        folder = workdir / "data" / absent
         planted = audit.plant(
             dataset.train.images,
             dataset.train.labels,
@@ -174,27 +170,27 @@ def _planted(hp, workdir: epath.Path, dataset) -> dict[str, tuple[str, str]]:
             seed=0,
             absent=absent,
         )
-        found[absent] = audit.write(folder, dataset, planted)
+        name, canaries = audit.write(workdir / "data" / absent, dataset, planted)
+        found[absent] = Planted(name, canaries, data.load_dataset(name).fingerprint())
     return found
 
 
-def _evaluated(hp, workdir, dataset, fingerprint: str, arm: str, seed: int) -> dict[str, Any]:
-    """What a fresh classifier learns from the arm's generator; a stage of its own."""
-    source = run_directory(workdir, arm, seed)
-    own = {**config.to_json(hp.fresh), "seed": 100 * seed + 51}
-    return stages.run_stage(
-        run_directory(workdir, f"{arm}_evaluated", seed),
-        config={"binary": "dpdfd.evaluate", **own},
-        data=fingerprint,
-        inputs=[checkpoint.find(source)[1]["id"]],
-        run=lambda: evaluate.evaluate(
-            source,
-            dataset,
-            out=run_directory(workdir, f"{arm}_evaluated", seed),
-            recipe=Recipe(**own),
-        ),
-        say=stages.say,
-    ).result
+def _evaluation(hp: Settings, student: Run) -> Run:
+    """What a fresh classifier learns from an arm's generator."""
+    own = {**config.to_json(hp.fresh), "seed": 100 * student.seed + 51}
+    own |= {"dataset": hp.dataset, "data_dir": hp.data_dir}
+    arm = f"{student.arm}_evaluated"
+    return Run(arm, student.seed, evaluate_generator, own, {"conversion": student})
+
+
+def evaluate_generator(
+    settings: Mapping[str, Any], workdir: epath.PathLike, *, parallel: str | None = None
+) -> dict[str, Any]:
+    """`dpdfd.evaluate` of the checkpoint `conversion`, its files in the workdir."""
+    del parallel  # one device
+    own = dict(settings)
+    source, dataset, data_dir = (own.pop(name) for name in ("conversion", "dataset", "data_dir"))
+    return evaluate.evaluate(source, dataset, data_dir=data_dir, out=workdir, recipe=Recipe(**own))
 
 
 def _audited(hp: Settings) -> dict[str, str]:
@@ -210,15 +206,12 @@ def _audited(hp: Settings) -> dict[str, str]:
 
 def _audit(hp, workdir, planted, name: str, absent: str) -> dict[str, Any]:
     loaded = checkpoint.load_model(run_directory(workdir, name, hp.seeds[0]))
-    return audit.audit(loaded, planted[absent][1], delta=hp.delta, comparisons=len(_audited(hp)))
+    canaries = planted[absent].canaries
+    return audit.audit(loaded, canaries, delta=hp.delta, comparisons=len(_audited(hp)))
 
 
 def _check(hp: Settings, dataset: data.Dataset):
-    if not hp.seeds:
-        raise InputError("seeds", hp.seeds, "must name at least one seed")
-    if jax.process_count() > 1:
-        allowed = "an experiment runs on one host; start the training binaries on several"
-        raise InputError("multihost", jax.process_count(), allowed)
+    stages.check_seeds(hp.seeds)
     if hp.delta * len(dataset.train) >= 1:
         allowed = f"must be below 1/N = {1 / len(dataset.train):.3g}"
         raise InputError("delta", hp.delta, allowed)

@@ -10,11 +10,10 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
-from etils import epath
 
 from distill_core import config
 from distill_core.config import InputError
-from distill_core.experiment.stages import Run, run_directory
+from distill_core.experiment.stages import Run
 
 LEAST_RANK_CORRELATION = 0.5
 MOST_LOST = 0.02
@@ -35,15 +34,14 @@ class Axis(NamedTuple):
       label: of the axis in tables and figures.
       paper: the paper's trend (†) in words.
       series: the columns: name in `stages` -> how a table calls it.
-      stages: (comparison's stages of a seed by arm, workdir, value) -> this point's, in an order in
-        which inputs come first.
+      stages: (comparison's runs of a seed by arm, value) -> this point's, inputs first.
       judge: (values, mean accuracies of each series, those of the comparison by arm) -> Trend.
     """
 
     label: str
     paper: str
     series: Mapping[str, str]
-    stages: Callable[[Mapping[str, Run], epath.Path, Any], dict[str, Run]]
+    stages: Callable[[Mapping[str, Run], Any], dict[str, Run]]
     judge: Callable[[Sequence[Any], Mapping[str, Sequence[float]], Mapping[str, float]], Trend]
 
 
@@ -104,7 +102,7 @@ def rank_correlation(x: Sequence[float], y: Sequence[float]) -> float:
 
 
 def _of_teacher(
-    stages: Mapping[str, Run], workdir: epath.Path, arm: str, changes, inputs=None
+    stages: Mapping[str, Run], arm: str, changes: Mapping[str, Any], inputs=None
 ) -> dict[str, Run]:
     """A nasty teacher under changed settings, and its student."""
     base = stages["teacher_nasty"]
@@ -112,28 +110,26 @@ def _of_teacher(
         return {"teacher": base, "student": stages["student_of_nasty"]}
     teacher = base._replace(
         arm=f"{arm}_teacher",
-        settings=base.settings | changes | {"check_nastiness": False},
+        settings={**base.settings, **changes, "check_nastiness": False},
         inputs=inputs or base.inputs,
     )
-    place = run_directory(workdir, teacher.arm, teacher.seed)
-    student = stages["student_of_nasty"]._replace(arm=f"{arm}_student", inputs={"teacher": place})
+    student = stages["student_of_nasty"]._replace(arm=f"{arm}_student", inputs={"teacher": teacher})
     return {"teacher": teacher, "student": student}
 
 
-def _omega(stages, workdir, value) -> dict[str, Run]:
-    return _of_teacher(stages, workdir, f"omega{value:g}", {"omega": value})
+def _omega(stages, value) -> dict[str, Run]:
+    return _of_teacher(stages, f"omega{value:g}", {"omega": value})
 
 
-def _adversary(stages, workdir, value) -> dict[str, Run]:
+def _adversary(stages, value) -> dict[str, Run]:
     name, normal = value["name"], stages["teacher_normal"]
     network = {key: value.get(key, {}) for key in _NETWORK}
     if all(normal.settings[key] == network[key] for key in _NETWORK):
         own = normal
-        made = _of_teacher(stages, workdir, f"adversary_{name}", {})
+        made = _of_teacher(stages, f"adversary_{name}", {})
     else:
-        own = normal._replace(arm=f"adversary_{name}", settings=normal.settings | network)
-        inputs = {"adversary": run_directory(workdir, own.arm, own.seed)}
-        made = _of_teacher(stages, workdir, f"adversary_{name}", {}, inputs)
+        own = normal._replace(arm=f"adversary_{name}", settings={**normal.settings, **network})
+        made = _of_teacher(stages, f"adversary_{name}", {}, {"adversary": own})
     return {"adversary": own, **made}
 
 
@@ -147,12 +143,11 @@ def student_stage(base: Run, **changes: float) -> Run:
     if all(base.settings.get(name) == value for name, value in changes.items()):
         return base
     suffix = "_".join(f"{name}{value:g}" for name, value in changes.items())
-    return base._replace(arm=f"{base.arm}_{suffix}", settings=base.settings | changes)
+    return base._replace(arm=f"{base.arm}_{suffix}", settings={**base.settings, **changes})
 
 
 def _both(name: str):
-    def stages_of(stages, workdir, value) -> dict[str, Run]:
-        del workdir
+    def stages_of(stages, value) -> dict[str, Run]:
         # Both names in the suffix: the attacker's grid has the same stages.
         both = {key: stages["student_of_nasty"].settings[key] for key in ("alpha", "temperature")}
         changes = both | {name: value}
@@ -164,8 +159,7 @@ def _both(name: str):
     return stages_of
 
 
-def _data_share(stages, workdir, value) -> dict[str, Run]:
-    del workdir
+def _data_share(stages, value) -> dict[str, Run]:
     return {
         kind: student_stage(stages[f"student_{kind}"], train_share=value)
         for kind in ("alone", "of_normal", "of_nasty")

@@ -10,17 +10,16 @@ run is a stage in `<workdir>/runs/`: a finished one is skipped while its setting
 checkpoints stay the same.
 """
 
-import contextlib
 import sys
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 import jax
 import numpy as np
 from etils import epath
 
-from distill_core import checkpoint, config, distill, train
+from distill_core import checkpoint, config, data, distill, train
 from distill_core.config import InputError
 from distill_core.experiment import report, stages
 from distill_core.experiment.stages import Run, run_directory
@@ -93,7 +92,8 @@ class Settings(
 
 
 _TAKEN = ("teacher", "student", "self", "attacker", "data_free")
-Complete = Callable[[Run], dict[str, Any]]
+_TEACHERS = ("normal", "nasty")
+Plan = Mapping[int, Mapping[str, Run]]  # the comparison's runs by seed and arm
 
 
 @trust.config_allows
@@ -110,41 +110,33 @@ def run(
     workdir, began = epath.Path(workdir), time.monotonic()
     _check(hp)
     dataset, _ = classification.load_splits(hp)
-    plan = {seed: _by_arm(paper_stages(hp, workdir, seed)) for seed in hp.seeds}
+    plan = {seed: paper_stages(hp, seed) for seed in hp.seeds}
     first = plan[hp.seeds[0]]
-    for stage in first.values():
-        # Before hours of teachers, not after them.
-        with _named(stage.arm):
-            classification.check(config.part_of(stage.settings, config.Training), dataset)
-    contest.check_settings(hp, first, workdir, dataset)
+    _check_networks(hp, first, dataset)  # before hours of teachers, not after them
+    contest.check_settings(hp, first, dataset)
     if hp.data_free:
         data_free.check(hp.data_free)
-    fingerprint = dataset.fingerprint()
-
-    def complete(stage: Run) -> dict[str, Any]:
-        return stages.complete(stage, workdir, fingerprint, parallel)
-
+    runner = stages.Runner(workdir, dataset.fingerprint(), parallel)
     with process.stop_after(hp.max_minutes):
-        results = {
-            (arm, seed): complete(stage)
-            for seed, runs in plan.items()
-            for arm, stage in runs.items()
-        }
+        results = runner.complete_all(each for runs in plan.values() for each in runs.values())
         choice = {}
-        for teacher in ("normal", "nasty") if hp.attack_alphas else ():
+        for teacher in _TEACHERS if hp.attack_alphas else ():
             arm = f"student_of_{teacher}"
-            choice[teacher] = _attackers_choice(hp, first[arm], complete)
+            choice[teacher] = _attackers_choice(hp, first[arm], runner)
             for seed, runs in plan.items():
-                found = complete(ablations.student_stage(runs[arm], **choice[teacher]))
+                found = runner.complete(ablations.student_stage(runs[arm], **choice[teacher]))
                 results[f"attacker_of_{teacher}", seed] = found
-        for teacher in ("normal", "nasty") if hp.data_free else ():
-            for seed in hp.seeds:
-                stage = _data_free_stage(hp, workdir, seed, teacher)
-                results[stage.arm, seed] = complete(stage)
+        for teacher in _TEACHERS if hp.data_free else ():
+            results |= runner.complete_all(
+                _data_free_stage(hp, runs[f"teacher_{teacher}"], f"data_free_of_{teacher}")
+                for runs in plan.values()
+            )
         axes = [name for name in ablations.AXES if name in hp.ablations]
-        sweeps = {name: _sweep(hp, name, plan, workdir, complete) for name in axes}
-        fought = _contest(hp, plan, workdir, results, complete) if hp.attacks else None
-        inverted = complete(inversion_stage.stage(hp, workdir)) if hp.inversion else None
+        sweeps = {name: _sweep(name, hp.ablations[name], plan, runner) for name in axes}
+        fought = _contest(hp, plan, results, runner) if hp.attacks else None
+        inverted = None
+        if hp.inversion:
+            inverted = runner.complete(inversion_stage.stage(hp.inversion, first))
 
     minutes = (time.monotonic() - began) / 60
     further = further_results.collect(
@@ -170,46 +162,32 @@ def run(
     return results
 
 
-def paper_stages(hp: Settings, workdir: epath.Path, seed: int) -> list[Run]:
-    """The seven runs of one seed and those of further students; inputs come first."""
+def paper_stages(hp: Settings, seed: int) -> dict[str, Run]:
+    """The seven runs of one seed and those of further students by arm; inputs come first."""
     values, own_fields = config.to_json(hp), config.fields(config.Training)
     teacher = {name: value for name, value in values.items() if name in own_fields}
     student = teacher | values["student"]
     softened = {"temperature": hp.temperature}
+    undermining = softened | {"omega": hp.omega}
+    undermining |= {k: values[k] for k in ("check_model", "check_model_kwargs") if values[k]}
     distilled = softened | {"alpha": hp.alpha}
     # Networks that are compared share a seed; a teacher, its adversary and its students do not.
     seeds = [{"seed": 10 * seed + k} for k in range(4)]
-    normal, nasty = (
-        run_directory(workdir, f"teacher_{kind}", seed) for kind in ("normal", "nasty")
-    )
     fit, undermine, copy = (m.train_and_evaluate for m in (train, nasty_train, distill))
-    of_normal, of_nasty = {"teacher": normal}, {"teacher": nasty}
-    undermining = softened | {"omega": hp.omega}
-    undermining |= {k: values[k] for k in ("check_model", "check_model_kwargs") if values[k]}
-    further = []
+    normal = Run("teacher_normal", seed, fit, teacher | seeds[0], {})
+    undermining = teacher | undermining | seeds[1]
+    nasty = Run("teacher_nasty", seed, undermine, undermining, {"adversary": normal})
+    found = [normal, nasty]
+    networks = {"student": student | seeds[2], "self": teacher | seeds[3]}
     for name, own in values["students"].items():
-        mine = student | _student_settings(name, own, student) | seeds[2]
-        further += [
-            Run(f"{name}_alone", seed, fit, mine, {}),
-            Run(f"{name}_of_normal", seed, copy, mine | distilled, of_normal),
-            Run(f"{name}_of_nasty", seed, copy, mine | distilled, of_nasty),
-        ]
-    return [
-        Run("teacher_normal", seed, fit, teacher | seeds[0], {}),
-        Run(
-            "teacher_nasty",
-            seed,
-            undermine,
-            teacher | undermining | seeds[1],
-            {"adversary": normal},
-        ),
-        Run("student_alone", seed, fit, student | seeds[2], {}),
-        Run("student_of_normal", seed, copy, student | distilled | seeds[2], of_normal),
-        Run("student_of_nasty", seed, copy, student | distilled | seeds[2], of_nasty),
-        Run("self_of_normal", seed, copy, teacher | distilled | seeds[3], of_normal),
-        Run("self_of_nasty", seed, copy, teacher | distilled | seeds[3], of_nasty),
-        *further,
-    ]
+        networks[name] = student | _student_settings(name, own, student) | seeds[2]
+    for name, network in networks.items():
+        if name != "self":  # the teacher itself is what its network learns alone
+            found.append(Run(f"{name}_alone", seed, fit, network, {}))
+        for kind, each in zip(_TEACHERS, (normal, nasty), strict=True):
+            arm = f"{name}_of_{kind}"
+            found.append(Run(arm, seed, copy, network | distilled, {"teacher": each}))
+    return {run.arm: run for run in found}
 
 
 def _student_settings(name: str, own: Any, student: Mapping[str, Any]) -> dict[str, Any]:
@@ -223,74 +201,66 @@ def _student_settings(name: str, own: Any, student: Mapping[str, Any]) -> dict[s
     return {field: found[field] for field in own}
 
 
-@contextlib.contextmanager
-def _named(arm: str):
-    """Names the student's own fields in what is wrong with one of its runs."""
-    try:
-        yield
-    except InputError as error:
-        if arm.startswith("student_") and error.field in config.fields(Student):
-            name = f"student.{error.field}"
-            raise InputError(name, error.given, error.allowed) from None
-        raise
+def _check_networks(hp: Settings, stages: Mapping[str, Run], dataset: data.Dataset):
+    """Whether the networks of teachers and students can be trained on this data."""
+    _check_network(stages["teacher_normal"], dataset)
+    with config.within("student"):
+        _check_network(stages["student_alone"], dataset)
+    for name in hp.students:
+        with config.within(f"students.{name}"):
+            _check_network(stages[f"{name}_alone"], dataset)
 
 
-def _by_arm(runs: list[Run]) -> dict[str, Run]:
-    return {run.arm: run for run in runs}
+def _check_network(run: Run, dataset: data.Dataset):
+    classification.check(config.part_of(run.settings, config.Training), dataset)
 
 
-def _attackers_choice(hp: Settings, base: Run, complete: Complete) -> dict[str, float]:
+def _attackers_choice(hp: Settings, base: Run, runner: stages.Runner) -> dict[str, float]:
     """The (α, τ_S) of the best student on held-out data, tried on one seed."""
     grid = [
         {"alpha": alpha, "temperature": temperature}
         for alpha in hp.attack_alphas
         for temperature in hp.attack_temperatures
     ]
-    held = [complete(ablations.student_stage(base, **each))["validation_accuracy"] for each in grid]
-    return grid[int(np.argmax(held))]
+    tried = [runner.complete(ablations.student_stage(base, **each)) for each in grid]
+    return grid[int(np.argmax([each["validation_accuracy"] for each in tried]))]
 
 
-def _sweep(hp, name: str, plan, workdir: epath.Path, complete: Complete) -> list[ablations.Point]:
+def _sweep(name: str, given: Any, plan: Plan, runner: stages.Runner) -> list[ablations.Point]:
     """The points of one ablation, over all seeds."""
     points = []
-    for value in ablations.values_of(name, config.to_json(hp.ablations)[name]):
+    for value in ablations.values_of(name, config.to_json(given)):
         accuracies: dict[str, list[float]] = {}
         for runs in plan.values():
-            for series, stage in ablations.AXES[name].stages(runs, workdir, value).items():
-                accuracies.setdefault(series, []).append(complete(stage)["accuracy"])
+            for series, run in ablations.AXES[name].stages(runs, value).items():
+                accuracies.setdefault(series, []).append(runner.complete(run)["accuracy"])
         points.append(ablations.Point(value, accuracies))
     return points
 
 
-def _contest(hp, plan, workdir: epath.Path, results, complete: Complete) -> contest.Contest:
+def _contest(hp: Settings, plan: Plan, results, runner: stages.Runner) -> contest.Contest:
     """Every attack on every defence, over all seeds."""
     found = [
-        {place: complete(stage) for place, stage in contest.all_stages(hp, runs, workdir).items()}
+        {place: runner.complete(run) for place, run in contest.all_stages(hp, runs).items()}
         for runs in plan.values()
     ]
     return contest.collect(found, [results["student_alone", seed]["accuracy"] for seed in plan])
 
 
-def _data_free_stage(hp: Settings, workdir: epath.Path, seed: int, teacher: str) -> Run:
+def _data_free_stage(hp: Settings, teacher: Run, arm: str) -> Run:
     """The student that is distilled from one teacher's checkpoint alone."""
-    own = {"seed": 10 * seed + 4, "dataset": hp.dataset, "data_dir": hp.data_dir}
-    place = run_directory(workdir, f"teacher_{teacher}", seed)
+    own = {"seed": 10 * teacher.seed + 4, "dataset": hp.dataset, "data_dir": hp.data_dir}
     settings = {**config.to_json(hp.data_free), **own}
-    binary = data_free.train_and_evaluate
-    return Run(f"data_free_of_{teacher}", seed, binary, settings, {"teacher": place})
+    return Run(arm, teacher.seed, data_free.train_and_evaluate, settings, {"teacher": teacher})
 
 
 def _check(hp: Settings):
-    if not hp.seeds:
-        raise InputError("seeds", hp.seeds, "must name at least one seed")
+    stages.check_seeds(hp.seeds)
     if bool(hp.attack_alphas) != bool(hp.attack_temperatures):
         raise InputError("attack_alphas", hp.attack_alphas, "goes with attack_temperatures")
     if hp.attack_alphas and not hp.num_validation:
         allowed = "must be above 0: the attacker's choice is made on held-out examples"
         raise InputError("num_validation", hp.num_validation, allowed)
-    if jax.process_count() > 1:
-        allowed = "an experiment runs on one host; start the training binaries on several"
-        raise InputError("multihost", jax.process_count(), allowed)
     ablations.check(hp.ablations)
     inversion_stage.check(hp.inversion)
     contest.check(hp.attacks, hp.defences)

@@ -8,11 +8,10 @@ from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
-from etils import epath
 
 from distill_core import config, data
 from distill_core.config import InputError
-from distill_core.experiment.stages import Run, run_directory
+from distill_core.experiment.stages import Run
 from distill_core.training import classification
 from nasty import attack as nasty_attack
 from nasty import train as nasty_train
@@ -78,32 +77,28 @@ def check(attacks: Mapping[str, Any], defences: Mapping[str, Any]):
             raise InputError(f"defences.{name}", defences[name], "needs top_k")
 
 
-def teacher_stage(
-    defence: str, settings: Mapping[str, Any], stages: Mapping[str, Run], workdir: epath.Path
-) -> Run:
+def teacher_stage(defence: str, settings: Mapping[str, Any], stages: Mapping[str, Run]) -> Run:
     """The run that makes a defence's teacher.
 
     Args:
       defence: one of `DEFENCES`.
       settings: the defence's own, over those of the comparison's teachers.
       stages: the comparison's runs of one seed by arm.
-      workdir: the experiment's.
     """
     arm = DEFENCES[defence]
     if arm is not None:
         return stages[arm]
     normal, nasty = stages["teacher_normal"], stages["teacher_nasty"]
-    place = run_directory(workdir, normal.arm, normal.seed)
     made = nasty._replace(arm=f"defence_{defence}")
     if defence == "cmim":
         own = {"defence": "cmim", "check_nastiness": False}
         left_out = ("temperature", "omega", "check_model", "check_model_kwargs")
         known = {k: v for k, v in nasty.settings.items() if k not in left_out}
-        return made._replace(settings=known | own | dict(settings), inputs={})
+        return made._replace(settings={**known, **own, **settings}, inputs={})
     plain = config.to_json(config.Augmentation())
     own = plain | {"train_only_head": True, "check_nastiness": False}
-    inputs = {"adversary": place, "init_from": place}
-    return made._replace(settings=nasty.settings | own | dict(settings), inputs=inputs)
+    inputs = {"adversary": normal, "init_from": normal}
+    return made._replace(settings={**nasty.settings, **own, **settings}, inputs=inputs)
 
 
 def attack_stage(
@@ -113,7 +108,6 @@ def attack_stage(
     released: Mapping[str, Any],
     teacher: Run,
     stages: Mapping[str, Run],
-    workdir: epath.Path,
 ) -> Run:
     """The run of one attack on one defence.
 
@@ -122,7 +116,6 @@ def attack_stage(
       defence, released: one of `DEFENCES`, and its settings, of which `top_k` counts here.
       teacher: the defence's run.
       stages: the comparison's runs of one seed by arm.
-      workdir: the experiment's.
     """
     if attack == "kd" and not settings and defence in _STUDENTS:
         return stages[_STUDENTS[defence]]
@@ -130,33 +123,29 @@ def attack_stage(
     own = {"attack": attack, **settings}
     if defence in _STINGY:
         own["top_k"] = released["top_k"]
-    place = run_directory(workdir, teacher.arm, teacher.seed)
     return Run(
         f"{attack}_of_{defence}",
         student.seed,
         nasty_attack.train_and_evaluate,
-        student.settings | own,
-        {"teacher": place},
+        {**student.settings, **own},
+        {"teacher": teacher},
     )
 
 
-def all_stages(
-    hp: Any, stages: Mapping[str, Run], workdir: epath.Path
-) -> dict[tuple[str | None, str], Run]:
+def all_stages(hp: Any, stages: Mapping[str, Run]) -> dict[tuple[str | None, str], Run]:
     """(attack, defence) -> its run, and (None, defence) -> its teacher's, teachers first."""
     # In the order in which they stand above: a config sorts its names.
     given = {"defences": config.to_json(hp.defences), "attacks": config.to_json(hp.attacks)}
     defences = {k: given["defences"][k] for k in DEFENCES if k in given["defences"]}
     attacks = {k: given["attacks"][k] for k in ATTACKS if k in given["attacks"]}
     teachers = {
-        defence: teacher_stage(defence, settings, stages, workdir)
-        for defence, settings in defences.items()
+        defence: teacher_stage(defence, settings, stages) for defence, settings in defences.items()
     }
     found: dict[tuple[str | None, str], Run] = {(None, name): run for name, run in teachers.items()}
     for attack, own in attacks.items():
         for defence, released in defences.items():
             found[attack, defence] = attack_stage(
-                attack, own, defence, released, teachers[defence], stages, workdir
+                attack, own, defence, released, teachers[defence], stages
             )
     return found
 
@@ -179,20 +168,20 @@ def collect(
     return Contest(attacked, teachers, seconds, list(alone))
 
 
-def check_settings(hp: Any, stages: Mapping[str, Run], workdir: epath.Path, dataset: data.Dataset):
+def check_settings(hp: Any, stages: Mapping[str, Run], dataset: data.Dataset):
     """Whether the binaries will take what the attacks and defences set, on this data.
 
     Raises:
       InputError: on the first field that is refused.
     """
-    for (attack, defence), run in all_stages(hp, stages, workdir).items():
-        if attack is None and run.arm.startswith("defence_"):
+    for (attack, defence), run in all_stages(hp, stages).items():
+        if attack is None and DEFENCES[defence] is None:
             where, validate = f"defences.{defence}", nasty_train.validate
         elif attack is not None and run.binary is nasty_attack.train_and_evaluate:
             where, validate = f"attacks.{attack}", nasty_attack.validate
         else:
             continue
-        paths = {name: str(path) for name, path in run.inputs.items()}
+        paths = {name: each.arm for name, each in run.inputs.items()}  # nothing is there yet
         try:
             found = validate({**run.settings, **paths})
             network = classification.check(found, dataset)

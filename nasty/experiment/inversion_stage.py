@@ -8,7 +8,7 @@ from etils import epath
 
 from distill_core import checkpoint, config
 from distill_core.experiment.plotting import attempt
-from distill_core.experiment.stages import Run, run_directory
+from distill_core.experiment.stages import Run
 from distill_core.training import fits
 from nasty.experiment import inversion
 from nasty.experiment.figures import inversion_grid
@@ -41,14 +41,17 @@ class Settings(Chosen):
 _WEIGHTS = ("num_steps", "learning_rate", "statistics", "total_variation", "l2")
 
 
-def stage(hp: Any, workdir: epath.Path) -> Run:
-    """The stage of the first seed's teachers; the student that had no teacher judges the images."""
-    seed = hp.seeds[0]
-    inputs = {name: run_directory(workdir, f"teacher_{name}", seed) for name in TEACHERS}
-    inputs["judge"] = run_directory(workdir, "student_alone", seed)
-    return Run(
-        "inversion", seed, reconstruct, {**config.to_json(hp.inversion), "seed": seed}, inputs
-    )
+def stage(settings: Mapping[str, Any], stages: Mapping[str, Run]) -> Run:
+    """The run on one seed's teachers; the student that had no teacher judges the images.
+
+    Args:
+      settings: the group `inversion`.
+      stages: the comparison's runs of that seed by arm.
+    """
+    inputs = {name: stages[f"teacher_{name}"] for name in TEACHERS}
+    seed = inputs["normal"].seed
+    inputs["judge"] = stages["student_alone"]
+    return Run("inversion", seed, reconstruct, {**settings, "seed": seed}, inputs)
 
 
 def check(settings: Mapping[str, Any]):

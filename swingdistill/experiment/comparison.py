@@ -7,19 +7,17 @@ reference on text that the teacher never sees. Every run is a stage in `<workdir
 one is skipped while its settings, text and input checkpoints stay the same.
 """
 
-import sys
 import time
-from collections.abc import Mapping
-from typing import Any, NamedTuple
+from collections.abc import Mapping, Sequence
+from typing import Any
 
-import jax
 from etils import epath
 
 from distill_core import checkpoint, config
 from distill_core.config import InputError
 from distill_core.data.text import corpus as corpora
-from distill_core.experiment import report
-from distill_core.experiment.stages import run_stage
+from distill_core.experiment import report, stages
+from distill_core.experiment.stages import Run
 from distill_core.models import trust
 from distill_core.training import dp_settings, plain_text
 from swingdistill import evaluate, private_text, train
@@ -67,17 +65,6 @@ class Settings(
 
 
 _METHOD = tuple(config.fields(train.Method))
-# These change no number, and input checkpoints are known by their ids, not by path.
-_NOT_IN_DIGEST = ("log_every", "eval_every", "save_every", "eval_batch_size")
-
-
-class Run(NamedTuple):
-    """One training run: its settings, and the settings that name input checkpoints."""
-
-    arm: str
-    seed: int
-    settings: dict[str, Any]
-    inputs: dict[str, epath.Path]
 
 
 @trust.config_allows
@@ -91,19 +78,16 @@ def run(
     hp = config.validate(settings, Settings)
     _check(hp)
     workdir, began = epath.Path(workdir), time.monotonic()
-    corpus = corpora.load_corpus(hp.dataset)
-    fingerprint = corpus.fingerprint()
-    results = {}
-    for each in runs(hp, workdir):
-        directory = _directory(workdir, each.arm, each.seed)
-        results[each.arm, each.seed] = _complete(each, directory, fingerprint, parallel)
-    study = {seed: _study(hp, workdir, seed, fingerprint) for seed in hp.seeds}
+    runner = stages.Runner(workdir, corpora.load_corpus(hp.dataset).fingerprint(), parallel)
+    plan = runs(hp)
+    results = runner.complete_all(plan)
+    study = {each.seed: runner.complete(each) for each in studies(hp, plan)}
     minutes = (time.monotonic() - began) / 60
     report.publish(summary.report_of(hp, results, study, minutes), workdir)
     return results
 
 
-def runs(hp: Settings, workdir: epath.Path) -> list[Run]:
+def runs(hp: Settings) -> list[Run]:
     """All training runs, in an order in which inputs come first.
 
     Every seed has its own secrets, teacher and students; the first also has the ablations, the
@@ -114,23 +98,17 @@ def runs(hp: Settings, workdir: epath.Path) -> list[Run]:
     student = base | config.to_json(hp.student)
     first = hp.seeds[0]
     plain = {name: value for name, value in base.items() if name not in _METHOD}
-    reference = Run(
-        "reference",
-        0,
-        plain
-        | {"half": "second", "transfer_set": "public", "canary_seed": 0, "seed": 0}
-        | {"public_text": True},
-        {},
-    )
+    own = {"half": "second", "transfer_set": "public", "canary_seed": 0, "seed": 0}
+    reference = Run("reference", 0, train_and_measure, plain | own | {"public_text": True}, {})
     found = [reference]
-    public = {"reference": _directory(workdir, "reference", 0)}
-    vocabulary = {} if _is_path(hp.tokenizer) else {"tokenizer": public["reference"]}
+    vocabulary = {} if _is_path(hp.tokenizer) else {"tokenizer": reference}
     settings_of = arms_lib.ablations(hp)
     for seed in hp.seeds:
         own = {"half": "first", "transfer_set": "private", "canary_seed": seed}
         settings = _without(plain | own | {"seed": 10 * seed + 1}, vocabulary)
-        found.append(Run("teacher", seed, settings, vocabulary))
-        inputs = {"teacher": _directory(workdir, "teacher", seed), **public, **vocabulary}
+        teacher = Run("teacher", seed, train_and_measure, settings, vocabulary)
+        found.append(teacher)
+        inputs = {"teacher": teacher, "reference": reference, **vocabulary}
         mine = {arm: settings_of[arm] for arm in arms_lib.HEADLINE}
         if seed == first and hp.ablations:
             mine |= settings_of
@@ -149,6 +127,27 @@ def runs(hp: Settings, workdir: epath.Path) -> list[Run]:
                 if like in settings_of:
                     found.append(_student(arm, seed, student | own | settings_of[like], inputs))
     return found
+
+
+def studies(hp: Settings, plan: Sequence[Run]) -> list[Run]:
+    """What each scorer finds, and sample sentences, for every seed's teacher."""
+    reference = next(run for run in plan if run.arm == "reference")
+    found = []
+    for teacher in (run for run in plan if run.arm == "teacher"):
+        own = {"half": "first", "transfer_set": "private", "canary_seed": teacher.seed}
+        inputs = {"teacher": teacher, "reference": reference}
+        found.append(Run("scorers", teacher.seed, scorer_study.study, _base(hp) | own, inputs))
+    return found
+
+
+def train_and_measure(
+    settings: Mapping[str, Any], workdir: epath.PathLike, *, parallel: str | None = None
+) -> dict[str, Any]:
+    """`swingdistill.train`, and as "exposure" how much of the canaries the model gives away."""
+    found = train.train_and_evaluate(settings, workdir, parallel=parallel)
+    text = config.part_of(settings, private_text.Settings)
+    bits = evaluate.exposures(checkpoint.load_model(workdir), text)
+    return {**found, "exposure": {str(level): values for level, values in bits.items()}}
 
 
 def _base(hp: Settings) -> dict[str, Any]:
@@ -176,7 +175,7 @@ def _student(arm, seed, settings, inputs) -> Run:
             settings = _without(settings, ("tokenizer",))
         if not train.asks_reference(config.part_of(settings, train.Method)):
             del kept["reference"]
-    return Run(arm, seed, _without(settings, inputs), kept)
+    return Run(arm, seed, train_and_measure, _without(settings, inputs), kept)
 
 
 def _without(settings: Mapping[str, Any], names) -> dict[str, Any]:
@@ -187,64 +186,10 @@ def _is_path(tokenizer: str | None) -> bool:
     return tokenizer is not None and tokenizer not in plain_text.TRAINERS
 
 
-def _complete(each: Run, directory, fingerprint: str, mode: str | None) -> dict[str, Any]:
-    paths = {name: str(path) for name, path in each.inputs.items()}
-
-    def train_and_measure():
-        found = train.train_and_evaluate(each.settings | paths, directory, parallel=mode)
-        bits = evaluate.exposures(
-            checkpoint.load_model(directory), config.part_of(each.settings, private_text.Settings)
-        )
-        return {**found, "exposure": {str(level): values for level, values in bits.items()}}
-
-    return run_stage(
-        directory,
-        config={"binary": "swingdistill.train", **_known_by(each.settings)},
-        data=fingerprint,
-        inputs=[checkpoint.find(path)[1]["id"] for path in paths.values()],
-        run=train_and_measure,
-        say=_say,
-    ).result
-
-
-def _study(hp, workdir, seed: int, fingerprint: str) -> dict[str, Any]:
-    """What each scorer finds, and sample sentences, for one seed."""
-    own = {"half": "first", "transfer_set": "private", "canary_seed": seed}
-    settings = _base(hp) | own
-    paths = {
-        "teacher": _directory(workdir, "teacher", seed),
-        "reference": _directory(workdir, "reference", 0),
-    }
-    return run_stage(
-        _directory(workdir, "scorers", seed),
-        config={"study": "scorers", **_known_by(settings)},
-        data=fingerprint,
-        inputs=[checkpoint.find(path)[1]["id"] for path in paths.values()],
-        run=lambda: scorer_study.study(config.part_of(settings, train.Settings), *paths.values()),
-        say=_say,
-    ).result
-
-
-def _known_by(settings: Mapping[str, Any]) -> dict[str, Any]:
-    return {name: value for name, value in settings.items() if name not in _NOT_IN_DIGEST}
-
-
-def _directory(workdir: epath.Path, arm: str, seed: int) -> epath.Path:
-    return epath.Path(workdir) / "runs" / arm / f"seed{seed}"
-
-
 def _check(hp: Settings):
-    if not hp.seeds:
-        raise InputError("seeds", hp.seeds, "must name at least one seed of secrets")
+    stages.check_seeds(hp.seeds)
     if not hp.canaries_per_level:
         allowed = "must be at least 1: exposure is measured on planted canaries"
         raise InputError("canaries_per_level", 0, allowed)
-    if jax.process_count() > 1:
-        allowed = "an experiment runs on one host; start the training binaries on several"
-        raise InputError("multihost", jax.process_count(), allowed)
     given = {**_base(hp), "teacher": "given", "reference": "given"}
     train.check(config.validate(given, train.Settings))
-
-
-def _say(line: str):
-    print(line, file=sys.stderr, flush=True)

@@ -6,30 +6,31 @@ import jax.numpy as jnp
 import numpy as np
 from etils import epath
 
-from distill_core import checkpoint
-from swingdistill import private_text
+from distill_core import checkpoint, config
+from swingdistill import private_text, train
 from swingdistill.losses import token_temperatures
 from swingdistill.scorers import scoring
 
 _ORDINARY, _LONGEST = 6, 60  # ordinary sentences shown, and tokens of each
 
 
-def study(hp: Any, teacher: epath.PathLike, reference: epath.PathLike) -> dict[str, Any]:
+def study(
+    settings: Any, workdir: epath.PathLike | None = None, *, parallel: str | None = None
+) -> dict[str, Any]:
     """Quality of all scorers on one teacher's text, and sentences scored as the config has it.
 
     Args:
-      hp: values of `swingdistill.train`.
-      teacher, reference: their checkpoints.
+      settings: of `swingdistill.train`; `teacher` and `reference` name checkpoints.
+      workdir, parallel: as of a binary; nothing is written, and one device does it.
 
     Returns:
       {"quality": {scorer: {repetitions: {"precision", "recall", "auc"}}}, "samples": [{"title",
       "tokens": [[text, score, temperature], …]}, …]}. Quality is that of telling the secrets of one
       level from all tokens outside canaries; the oracle is left out. JSON-able, None for NaN.
     """
-    models = {
-        "teacher": checkpoint.load_model(teacher),
-        "reference": checkpoint.load_model(reference),
-    }
+    del workdir, parallel
+    hp: Any = config.part_of(settings, train.Settings)
+    models = {name: checkpoint.load_model(getattr(hp, name)) for name in ("teacher", "reference")}
     tokenizer = models["teacher"].tokenizer
     texts = private_text.load(hp)
     rows, lines, fill = private_text.to_rows(hp, texts.train, tokenizer)

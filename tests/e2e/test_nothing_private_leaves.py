@@ -84,7 +84,7 @@ def pair(tmp_path_factory):
             patch.setattr(os, "urandom", _urandom())
             settings = {**CONVERT, "dataset": source, "teacher": str(place / "private_teachers")}
             run = stages.Run("student", 0, conversion.train_and_evaluate, settings, {})
-            stages.complete(run, place, data.load_dataset(source).fingerprint(), None)
+            stages.Runner(place, data.load_dataset(source).fingerprint()).complete(run)
         student = stages.run_directory(place, "student", 0)
         conversion_evaluate.evaluate(
             student, out=place / "evaluated", export=place / "samples.npz",
@@ -211,7 +211,7 @@ def test_a_dp_sgd_run_holds_no_digest_of_records(tmp_path):
         "dp": {"epsilon": 5.0, "delta": 1e-3, "norm": 0.5},
     }  # fmt: skip
     run = stages.Run("teacher", 0, train.train_and_evaluate, settings, {})
-    stages.complete(run, tmp_path, data.load_dataset(source).fingerprint(), None)
+    stages.Runner(tmp_path, data.load_dataset(source).fingerprint()).complete(run)
     card = release.release(stages.run_directory(tmp_path, "teacher", 0), tmp_path / "out")
     assert card["privacy"]["epsilon"] == pytest.approx(5.0, rel=1e-2)
     _assert_absent(_of_images(source), _public(tmp_path, "runs", "out"))
@@ -231,7 +231,7 @@ def test_a_swing_student_holds_no_digest_of_lines_or_teacher(tmp_path):
     swing.train_and_evaluate(settings, tmp_path / "teacher")
     learn = {**settings, "teacher": str(tmp_path / "teacher"), "scorers": ("rules",)}
     run = stages.Run("student", 0, swing.train_and_evaluate, learn, {})
-    stages.complete(run, tmp_path, load_corpus(source).fingerprint(), None)
+    stages.Runner(tmp_path, load_corpus(source).fingerprint()).complete(run)
     student = stages.run_directory(tmp_path, "student", 0)
     release.release(student, tmp_path / "out", with_private_tokenizer=True)
     raw = [(tmp_path / "text" / f"{split}.txt").read_bytes() for split in ("train", "valid")]

@@ -1,7 +1,6 @@
 """The comparison's stages as planned, for the tests of what is built on them."""
 
 import pytest
-from etils import epath
 
 from distill_core import config
 from nasty.experiment.comparison import Settings, paper_stages
@@ -32,5 +31,5 @@ HP = config.validate(
 
 @pytest.fixture
 def stages():
-    """The runs of seed 3 by arm, in the workdir /work; nothing is run."""
-    return {run.arm: run for run in paper_stages(HP, epath.Path("/work"), 3)}
+    """The runs of seed 3 by arm; nothing is run."""
+    return paper_stages(HP, 3)

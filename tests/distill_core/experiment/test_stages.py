@@ -35,7 +35,6 @@ class Stage:
             data=data,
             inputs=inputs,
             run=lambda: self.run(**how),
-            say=self.said.append,
         )
 
     def record(self):
@@ -43,8 +42,10 @@ class Stage:
 
 
 @pytest.fixture
-def stage(tmp_path):
-    return Stage(tmp_path / "teacher_normal" / "seed1")
+def stage(tmp_path, monkeypatch):
+    made = Stage(tmp_path / "teacher_normal" / "seed1")
+    monkeypatch.setattr(stages, "_say", made.said.append)
+    return made
 
 
 def test_finished_stage_is_skipped(stage):
@@ -54,6 +55,36 @@ def test_finished_stage_is_skipped(stage):
     assert second.result == first.result == {"accuracy": 0.5, "run": 1}
     assert stage.record()["status"] == "done"
     assert stage.said == ["teacher_normal/seed1: starting", "teacher_normal/seed1: up to date"]
+
+
+def test_a_plan_is_completed_in_order_and_each_run_is_told_where_its_inputs_lie(
+    tmp_path, monkeypatch
+):
+    calls = []
+
+    def binary(settings, directory, *, parallel):
+        calls.append((settings, directory, parallel))
+        return {"accuracy": len(calls)}
+
+    monkeypatch.setattr(stages.integrity, "find", lambda path: (path, {"id": "one"}))
+    teacher = stages.Run("teacher", 1, binary, {"omega": 1.0, "log_every": 5}, {})
+    student = stages.Run("student", 1, binary, {"alpha": 0.5}, {"teacher": teacher})
+    runner = stages.Runner(epath.Path(tmp_path), "these images", "mesh")
+    found = runner.complete_all([teacher, student])
+    place = tmp_path / "runs" / "teacher" / "seed1"
+    assert [call[0] for call in calls] == [
+        {"omega": 1.0, "log_every": 5},
+        {"alpha": 0.5, "teacher": str(place)},
+    ]
+    assert {call[2] for call in calls} == {"mesh"} and calls[0][1] == place
+    assert {key: each["accuracy"] for key, each in found.items()} == {
+        ("teacher", 1): 1,
+        ("student", 1): 2,
+    }
+    often = teacher._replace(settings={"omega": 1.0, "log_every": 6})
+    assert runner.complete_all([often, student]) == found
+    assert runner.complete(teacher._replace(data="others"))["accuracy"] == 3
+    assert len(calls) == 3
 
 
 def test_order_of_fields_does_not_matter(stage):

@@ -33,7 +33,7 @@ def test_what_is_not_finite_is_null():
 
 def test_a_stage_keeps_its_result_so_and_gives_back_what_it_keeps(tmp_path):
     def made():
-        about = {"config": {}, "inputs": [], "data": "d", "say": print}
+        about = {"config": {}, "inputs": [], "data": "d"}
         return stages.run_stage(tmp_path / "s", run=lambda: dict(VALUES), **about)
 
     first, again = made(), made()

@@ -4,13 +4,11 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
-from etils import epath
 
 from distill_core import data
 from distill_core.config import InputError
 from nasty.experiment import contest
 
-WORKDIR = epath.Path("/work")
 ATTACKS = {"kd": {}, "htc": {"temperature": 50.0}, "averager": {}, "scm": {"num_intermediates": 1}}
 DEFENCES = {
     "cmim": {"cmim_weight": 2.0},
@@ -24,15 +22,11 @@ DEFENCES = {
 
 @pytest.fixture
 def found(stages):
-    return contest.all_stages(chosen(ATTACKS, DEFENCES), stages, WORKDIR)
+    return contest.all_stages(chosen(ATTACKS, DEFENCES), stages)
 
 
 def chosen(attacks, defences):
     return SimpleNamespace(attacks=attacks, defences=defences)
-
-
-def place(arm):
-    return WORKDIR / "runs" / arm / "seed3"
 
 
 def test_every_attack_meets_every_defence_after_the_teachers(found):
@@ -45,16 +39,16 @@ def test_a_stingy_teacher_is_the_network_it_was_and_releases_less(found, stages)
         assert found[None, name] == stages[arm]
         attacked = found["htc", name]
         assert attacked.settings["top_k"] == top_k
-        assert attacked.inputs == {"teacher": place(arm)}
+        assert attacked.inputs == {"teacher": stages[arm]}
     assert "top_k" not in found["htc", "nasty"].settings
 
 
-def test_a_head_is_trained_on_the_normal_teacher_against_itself(found):
+def test_a_head_is_trained_on_the_normal_teacher_against_itself(found, stages):
     run = found[None, "head_only"]
-    assert run.inputs == {name: place("teacher_normal") for name in ("adversary", "init_from")}
+    assert run.inputs == dict.fromkeys(("adversary", "init_from"), stages["teacher_normal"])
     assert run.settings["train_only_head"]
     assert (run.settings["omega"], run.settings["num_steps"]) == (0.5, 9)
-    assert found["averager", "head_only"].inputs == {"teacher": place("defence_head_only")}
+    assert found["averager", "head_only"].inputs == {"teacher": run}
 
 
 def test_cmim_has_no_adversary(found):
@@ -85,7 +79,7 @@ def dataset():
 
 def test_the_binaries_take_what_is_set(stages, dataset):
     hp = chosen(ATTACKS, DEFENCES)
-    contest.check_settings(hp, stages, WORKDIR, dataset)
+    contest.check_settings(hp, stages, dataset)
 
 
 @pytest.mark.parametrize(
@@ -104,7 +98,7 @@ def test_settings_that_a_binary_refuses_are_found_before_any_run(
 ):
     hp = chosen(attacks, defences)
     with pytest.raises(InputError) as error:
-        contest.check_settings(hp, stages, WORKDIR, dataset)
+        contest.check_settings(hp, stages, dataset)
     assert error.value.field == field
 
 

@@ -1,6 +1,7 @@
 """Distillation without data: `dpdfd.train` does it, told of the teacher's checkpoint alone."""
 
 import pytest
+from etils import epath
 
 from distill_core import evaluate, load_model, train
 from distill_core.config import InputError
@@ -12,20 +13,29 @@ STUDENT = {"model": "cnn", "model_kwargs": {**TINY, "norm": "group"}}
 
 
 @pytest.fixture(scope="module")
-def teacher(tmp_path_factory):
-    workdir = tmp_path_factory.mktemp("teacher")
-    train.train_and_evaluate(
-        {
-            "dataset": "digits",
-            "model": "cnn",
-            "model_kwargs": TINY,
-            "learning_rate": 0.05,
-            "batch_size": 16,
-            "num_steps": 2,
-        },
-        workdir,
-    )
-    return str(workdir)
+def runner(tmp_path_factory):
+    return stages.Runner(epath.Path(tmp_path_factory.mktemp("experiment")), "the data")
+
+
+@pytest.fixture(scope="module")
+def taught(runner):
+    """The run of a teacher that is complete."""
+    settings = {
+        "dataset": "digits",
+        "model": "cnn",
+        "model_kwargs": TINY,
+        "learning_rate": 0.05,
+        "batch_size": 16,
+        "num_steps": 2,
+    }
+    run = stages.Run("teacher_normal", 1, train.train_and_evaluate, settings, {})
+    runner.complete(run)
+    return run
+
+
+@pytest.fixture
+def teacher(runner, taught):
+    return str(runner.directory(taught))
 
 
 def settings(path, **changes):
@@ -41,16 +51,11 @@ def settings(path, **changes):
     }
 
 
-def test_a_student_comes_out_of_the_teachers_checkpoint_alone(teacher, tmp_path):
-    run = stages.Run(
-        "data_free_of_normal",
-        1,
-        data_free.train_and_evaluate,
-        {name: value for name, value in settings(teacher).items() if name != "teacher"},
-        {"teacher": teacher},
-    )
-    found = stages.complete(run, tmp_path, "the data", None)
-    workdir = stages.run_directory(tmp_path, run.arm, 1)
+def test_a_student_comes_out_of_the_teachers_checkpoint_alone(runner, taught, teacher):
+    own = {name: value for name, value in settings(teacher).items() if name != "teacher"}
+    binary = data_free.train_and_evaluate
+    run = stages.Run("data_free_of_normal", 1, binary, own, {"teacher": taught})
+    found, workdir = runner.complete(run), runner.directory(run)
     student = load_model(workdir, part="student")
     assert (found["num_test"], found["id"]) == (360, student.metadata["id"])
     assert found["accuracy"] == evaluate.evaluate_checkpoint(workdir, dataset="digits")["accuracy"]
@@ -60,7 +65,7 @@ def test_a_student_comes_out_of_the_teachers_checkpoint_alone(teacher, tmp_path)
     assert trained_with["dataset"] is None, "the training could see the data set"
     ancestors = student.metadata["ledger"]["ancestors"]
     assert [each["id"] for each in ancestors] == [load_model(teacher).metadata["id"]]
-    assert stages.complete(run, tmp_path, "the data", None) == found
+    assert runner.complete(run) == found
 
 
 @pytest.mark.parametrize(

@@ -1,6 +1,7 @@
 """The whole comparison: what it writes, and which runs a second call does again."""
 
 import dataclasses
+import functools
 import json
 import re
 import shutil
@@ -10,6 +11,7 @@ import pytest
 
 from distill_core import load_model as load
 from distill_core.config import InputError, part_of, to_json, validate
+from distill_core.experiment import stages
 from distill_core.runtime import cli
 from swingdistill import evaluate, private_text, train
 from swingdistill.experiment import arms, scorer_study, summary
@@ -67,18 +69,19 @@ def again(given, finished, tmp_path, monkeypatch, capsys):
     )
     monkeypatch.setattr(experiment.evaluate, "exposures", lambda _, hp: {})
     monkeypatch.setattr(experiment.checkpoint, "load_model", lambda path: None)
-    find = experiment.checkpoint.find
+    find = stages.integrity.find
     # A stage that is done again is emptied; its checkpoint would be the same.
     monkeypatch.setattr(
-        experiment.checkpoint,
+        stages.integrity,
         "find",
         lambda path: find(finished / Path(path).relative_to(tmp_path / "copy")),
     )
-    monkeypatch.setattr(
-        scorer_study,
-        "study",
-        lambda hp, teacher, reference: kept[tmp_path / "copy" / "runs" / "scorers" / "seed1"],
-    )
+
+    @functools.wraps(scorer_study.study)
+    def study(settings, workdir, **_):
+        return kept[Path(workdir)]
+
+    monkeypatch.setattr(scorer_study, "study", study)
     monkeypatch.setattr(experiment.report, "publish", lambda *_: None)
     monkeypatch.setattr(summary, "report_of", lambda *_: None)
 
@@ -228,12 +231,12 @@ def test_other_text_under_the_same_name_redoes_everything(again, monkeypatch):
     assert again() == {"redoing": [*ARMS, "scorers"]}
 
 
-def planned(given, folder, **changes):
-    return experiment.runs(validate({**given, **changes}, experiment.Settings), folder)
+def planned(given, **changes):
+    return experiment.runs(validate({**given, **changes}, experiment.Settings))
 
 
-def test_only_the_first_seed_has_ablations_decoys_and_the_sweep(given, tmp_path):
-    found = planned(given, tmp_path, seeds=(3, 4), ablations=True, decoys=True, sweep=(0.1, 10.0))
+def test_only_the_first_seed_has_ablations_decoys_and_the_sweep(given):
+    found = planned(given, seeds=(3, 4), ablations=True, decoys=True, sweep=(0.1, 10.0))
     of = {seed: [run.arm for run in found if run.seed == seed] for seed in (3, 4)}
     assert of[4] == ["teacher", *arms.HEADLINE]
     assert {"uniform_noise", "swing_keep_ce", "swing_anchored", "kd_decoy"} <= set(of[3])
@@ -243,8 +246,8 @@ def test_only_the_first_seed_has_ablations_decoys_and_the_sweep(given, tmp_path)
     assert found[0].arm == "reference", "inputs come first"
 
 
-def test_every_seed_has_secrets_of_its_own_and_its_students_share_their_teachers(given, tmp_path):
-    found = planned(given, tmp_path, seeds=(3, 4), decoys=True)
+def test_every_seed_has_secrets_of_its_own_and_its_students_share_their_teachers(given):
+    found = planned(given, seeds=(3, 4), decoys=True)
     drawn = {3: set(), 4: set()}
     for run in found[1:]:
         drawn[run.seed].add(private_text.draw(part_of(run.settings, private_text.Settings)))
@@ -254,20 +257,20 @@ def test_every_seed_has_secrets_of_its_own_and_its_students_share_their_teachers
         expected = "public" if run.arm == "reference" else "decoy" if decoy else "private"
         assert run.settings["transfer_set"] == expected
         if "teacher" in run.inputs:
-            assert run.inputs["teacher"] == tmp_path / "runs" / "teacher" / f"seed{run.seed}"
+            assert (run.inputs["teacher"].arm, run.inputs["teacher"].seed) == ("teacher", run.seed)
 
 
-def test_what_counts_as_private_in_the_test_text_is_the_same_for_all_runs(given, tmp_path):
+def test_what_counts_as_private_in_the_test_text_is_the_same_for_all_runs(given):
     """Else their perplexities of private and of public tokens could not be compared."""
     expressions = (r"cat \w+",)
-    for run in planned(given, tmp_path, ablations=True, decoys=True, expressions=expressions):
+    for run in planned(given, ablations=True, decoys=True, expressions=expressions):
         hp = validate(run.settings, train.Settings)
         assert hp.expressions == expressions, run.arm
 
 
-def test_every_planned_run_is_one_that_the_binary_takes(given, tmp_path):
-    for run in planned(given, tmp_path, ablations=True, decoys=True, sweep=(0.5,)):
-        paths = {name: str(path) for name, path in run.inputs.items()}
+def test_every_planned_run_is_one_that_the_binary_takes(given):
+    for run in planned(given, ablations=True, decoys=True, sweep=(0.5,)):
+        paths = {name: each.arm for name, each in run.inputs.items()}
         train.check(validate(run.settings | paths, train.Settings))
 
 
@@ -280,7 +283,7 @@ def test_no_vocabulary_of_a_comparison_tells_a_word_of_the_teachers_half(given, 
     (private / "train.txt").write_text("\n".join(lines))
     dp = {"epsilon": 8.0, "delta": 1e-3, "norm": 1.0}
     changes = {"dataset": f"text:{private}", "tokenizer": "words", "dp": dp, "ablations": True}
-    made = {run.arm: run for run in planned(given, tmp_path, **changes)}
+    made = {run.arm: run for run in planned(given, **changes)}
     hp = validate(made["reference"].settings, train.Settings)
     tokenizer = private_text.get_tokenizer(hp)
     assert tokenizer.unk_id in tokenizer.encode("Zyxomatic") and hp.public_text
@@ -292,9 +295,9 @@ def test_no_vocabulary_of_a_comparison_tells_a_word_of_the_teachers_half(given, 
         assert len(taken) == 1 and "tokenizer" not in run.settings, arm
 
 
-def test_noise_is_secret_unless_the_config_gives_a_seed(given, tmp_path):
+def test_noise_is_secret_unless_the_config_gives_a_seed(given):
     secret, given_seed = (
-        {(r.arm, r.seed): r.settings.get("noise_seed") for r in planned(given, tmp_path, **more)}
+        {(r.arm, r.seed): r.settings.get("noise_seed") for r in planned(given, **more)}
         for more in ({"seeds": (1, 2)}, {"seeds": (1, 2), "noise_seed": 7})
     )
     assert set(secret.values()) == {None}
@@ -302,14 +305,14 @@ def test_noise_is_secret_unless_the_config_gives_a_seed(given, tmp_path):
     assert None not in seeds and len(set(seeds)) == 2, "each seed of secrets has noise of its own"
 
 
-def test_a_tokenizer_of_the_users_own_is_every_runs(given, tmp_path):
-    for run in planned(given, tmp_path, tokenizer="mine.json"):
+def test_a_tokenizer_of_the_users_own_is_every_runs(given):
+    for run in planned(given, tokenizer="mine.json"):
         assert "tokenizer" not in run.inputs
         assert run.settings["tokenizer"] == "mine.json"
 
 
-def test_without_scorers_of_text_there_is_no_arm_of_the_divergence_alone(given, tmp_path):
-    found = {run.arm for run in planned(given, tmp_path, scorers=("divergence",), decoys=True)}
+def test_without_scorers_of_text_there_is_no_arm_of_the_divergence_alone(given):
+    found = {run.arm for run in planned(given, scorers=("divergence",), decoys=True)}
     assert "swing_divergence" not in found and "swing_decoy" in found
 
 
@@ -334,14 +337,14 @@ def test_wrong_settings_are_refused_before_anything_is_made(given, tmp_path, cha
     assert not (tmp_path / "run").exists()
 
 
-def test_a_group_dp_adds_a_student_that_learns_privately_from_labels(given, tmp_path):
+def test_a_group_dp_adds_a_student_that_learns_privately_from_labels(given):
     dp = {"epsilon": 8.0, "delta": 1e-3, "norm": 1.0}
     hp = validate({**given, "dp": dp, "dp_batch_size": 20, "dp_num_steps": 9}, experiment.Settings)
-    made = {run.arm: run for run in experiment.runs(hp, tmp_path)}
-    without = {run.arm: run for run in experiment.runs(dataclasses.replace(hp, dp=None), tmp_path)}
+    made = {run.arm: run for run in experiment.runs(hp)}
+    without = {run.arm: run for run in experiment.runs(dataclasses.replace(hp, dp=None))}
     private = made.pop("dp_sgd")
     assert made == without
-    reference = {"tokenizer": tmp_path / "runs" / "reference" / "seed0"}
+    reference = {"tokenizer": made["reference"]}
     assert "dp" not in made["student_ce"].settings and private.inputs == reference
     changed = {"dp": to_json(hp.dp), "batch_size": 20, "num_steps": 9}
     assert private.settings == {**made["student_ce"].settings, **changed}

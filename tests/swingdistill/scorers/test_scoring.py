@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from distill_core import checkpoint
-from distill_core.config import InputError
+from distill_core.config import InputError, to_json
 from distill_core.data.text.corpus import Example
 from swingdistill import private_text
 from swingdistill.experiment import scorer_study
@@ -179,7 +179,8 @@ def studied(values, teacher, reference):
     hp = values(scorers=("rules",), t_max=8.0, canary_digits=3)
     known = "|".join(c.secret for c in private_text.draw(hp) if c.repetitions == 4)
     hp = dataclasses.replace(hp, expressions=(f"(?<=my id is )(?:{known})",))
-    return hp, scorer_study.study(hp, teacher, reference)
+    given = {**to_json(hp), "teacher": teacher, "reference": reference}
+    return hp, scorer_study.study(given)
 
 
 def test_a_study_says_how_well_each_scorer_finds_each_levels_secrets(studied):
