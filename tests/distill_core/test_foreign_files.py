@@ -1,6 +1,7 @@
 """Files from elsewhere: what they hold beside what was wanted is cleared, or refused by name."""
 
 import json
+import types
 
 import numpy as np
 import pytest
@@ -193,7 +194,8 @@ def test_stored_logits_are_refused_by_row_and_probabilities_are_none(tmp_path, r
     else:
         logits = special.softmax(np.random.default_rng(0).normal(size=logits.shape), axis=1)
     np.savez(tmp_path / "logits.npz", logits=logits.astype(dtype))
-    hp, run = {"teacher": f"npz:{tmp_path}/logits.npz"}, tmp_path / "run"
+    hp = types.SimpleNamespace(teacher=f"npz:{tmp_path}/logits.npz")
+    run = tmp_path / "run"
     if reason is None:
         assert distill._stored_logits(hp, run, digits)[0].dtype == np.float32
         return
