@@ -62,12 +62,12 @@ def clipped_sum(tmp_path, monkeypatch):
     """`clipped_sum(settings, step, masked, mode)`: (the step's sum before noise, who was drawn)."""
     drawn, runs = [], iter(range(10**6))
 
-    def first_step(**run):
-        plan, step = run["plan"](0), at[0]
+    def first_step(workdir, state, program, checkpoints, *, plan, **_):
+        plan, step = plan(0), at[0]
         frozen = {**plan.frozen, "dp": {**plan.frozen["dp"], "noise_multiplier": jnp.float32(0)}}
-        before = jax.device_get(run["state"].params)  # the step gives its memory away
-        state = parallel.place(run["state"], run["mode"])
-        state = run["step_fn"](state, parallel.place(frozen, run["mode"]), run["batch_fn"](step))[0]
+        before = jax.device_get(state.params)  # the step gives its memory away
+        state, frozen = (parallel.place(tree, program.mode) for tree in (state, frozen))
+        state = program.step_fn(state, frozen, program.batch_fn(step))[0]
         after = jax.device_get(state.params)
         moved = jax.tree.map(lambda a, b: np.ravel(a - b).astype(np.float64) * B, before, after)
         found.append(np.concatenate(jax.tree.leaves(moved)))

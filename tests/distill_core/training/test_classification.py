@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import types
 
 import jax
 import numpy as np
@@ -173,9 +174,9 @@ def test_init_from_gives_the_first_weights_and_the_own_workdir_comes_before_it(
 
 
 def test_held_out_examples_do_not_depend_on_the_seed_and_are_not_trained_on(path):
-    hp = {"dataset": f"npz:{path}", "data_dir": None, "num_validation": 9}
-    dataset, splits = classification.load_splits({**hp, "seed": 1})
-    _, again = classification.load_splits({**hp, "seed": 2})
+    hp = {"dataset": f"npz:{path}", "data_dir": None, "num_validation": 9, "train_share": 1}
+    dataset, splits = classification.load_splits(types.SimpleNamespace(**hp, seed=1))
+    _, again = classification.load_splits(types.SimpleNamespace(**hp, seed=2))
     assert [len(s) for s in splits] == [41, 9, 21]
     np.testing.assert_array_equal(splits.validation.index, again.validation.index)
     both = np.concatenate([splits.train.index, splits.validation.index])
@@ -187,7 +188,7 @@ def test_accuracies_are_of_the_test_and_of_the_held_out_examples(fit, path, tmp_
     result = fit("run", num_validation=9, eval_batch_size=4)
     loaded = load(tmp_path / "run", trust=("mynets",))
     _, splits = classification.load_splits(
-        {"dataset": f"npz:{path}", "data_dir": None, "num_validation": 9}
+        types.SimpleNamespace(dataset=f"npz:{path}", data_dir=None, num_validation=9, train_share=1)
     )
     for name, split in (("accuracy", splits.test), ("validation_accuracy", splits.validation)):
         found = np.argmax(loaded.apply(loaded.variables, split.images), axis=-1)

@@ -1,5 +1,7 @@
 """How steps reach the device, and in what numbers they compute: what it changes, and what not."""
 
+import types
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -104,7 +106,10 @@ def test_dispatches_that_step_over_an_end_are_refused(tmp_path, name):
 
 @pytest.mark.parametrize("changes", [{"steps_per_dispatch": 2}, {"data_on_device": True}])
 def test_private_training_takes_its_batches_from_the_host(tmp_path, changes):
-    private = {"dp": {"epsilon": 8.0}, "model_kwargs": {"widths": (4,), "norm": "group"}}
+    private = {
+        "dp": {"epsilon": 8.0, "delta": 1e-4, "norm": 1.0},
+        "model_kwargs": {"widths": (4,), "norm": "group"},
+    }
     with pytest.raises(InputError, match=r"is not for private training \(dp\)"):
         train.train_and_evaluate(settings(**private, **changes), tmp_path / "run")
 
@@ -157,7 +162,9 @@ def test_a_smaller_share_of_the_data_lies_in_a_larger_one(tmp_path):
     base = {"dataset": "digits", "data_dir": None, "num_validation": 100}
     found = {}
     for share in (0.1, 0.5, 1.0):
-        dataset, splits = classification.load_splits({**base, "train_share": share})
+        dataset, splits = classification.load_splits(
+            types.SimpleNamespace(**base, train_share=share)
+        )
         rest = len(dataset.train) - 100
         assert len(splits.train) == round(share * rest)
         assert len(splits.validation) == 100

@@ -394,7 +394,7 @@ def test_with_noise_of_its_own_it_stops_before_the_step_that_overspends(fit, tmp
     [
         ({"num_steps": 7}, "dp.num_steps: got 7; this run was started with 6; keep it or"),
         ({"dp": {"epsilon": 5.0}}, "dp: got {'epsilon': 5.0, "),
-        ({"dp": {"norm": 1.0}}, "dp: got {'epsilon': 6.0, 'delta': 0.001, 'norm': 1.0}"),
+        ({"dp": {"norm": 1.0}}, "dp: got {'epsilon': 6.0, 'delta': 0.001, 'norm': 1.0, "),
         ({"batch_size": 12}, "batch_size: got 12; this run was started with 24"),
         ({"dp": None}, "dp: got None; this run was started with {'epsilon': 6.0"),
     ],
@@ -441,7 +441,7 @@ def _plain(fit, workdir, **changes):
         ({"norms": 1}, {}, "dp.norms: got 1; no such field; did you mean norm?"),
         ({"augmentations": 0}, {}, "dp.augmentations: got 0; must be an integer of at least 1"),
         ({"noise_multiplier": -1}, {}, "dp.noise_multiplier: got -1; must be a number above 0"),
-        ({}, {"dp": {}}, "dp: got {}; must be a group: epsilon, delta and norm"),
+        ({}, {"dp": {}}, "dp: got {}; must be a group: epsilon, delta, norm"),
         ({}, {"batch_size": 241}, "batch_size: got 241; must be at most the 240 records"),
         ({}, {"num_validation": 9}, "num_validation: got 9; must be 0 with dp: held-out"),
         (

@@ -1,6 +1,7 @@
 """Networks, data and stored logits that meet: classes agree by name, or nothing is computed."""
 
 import dataclasses
+import types
 
 import jax
 import numpy as np
@@ -151,13 +152,13 @@ def test_stored_logits_know_their_classes(place, tmp_path):
     dataset = data.load_dataset(f"npz:{place}/turned.npz")
     stored = np.load(place / "logits_data.npz")["logits"]
     found, _ = distill._stored_logits(
-        {"teacher": f"npz:{place}/logits_data.npz"}, tmp_path / "run", dataset
+        types.SimpleNamespace(teacher=f"npz:{place}/logits_data.npz"), tmp_path / "run", dataset
     )
     np.testing.assert_array_equal(found, stored[:, [2, 0, 1]])
     dataset = data.load_dataset(f"npz:{place}/other.npz")
     with pytest.raises(InputError, match="^teacher: .*calls class 2 'eel', which is no class of"):
         distill._stored_logits(
-            {"teacher": f"npz:{place}/logits_data.npz"}, tmp_path / "run", dataset
+            types.SimpleNamespace(teacher=f"npz:{place}/logits_data.npz"), tmp_path / "run", dataset
         )
 
 
@@ -166,7 +167,7 @@ def test_stored_logits_without_names_pass_with_a_line(place, tmp_path, capsys):
     np.savez(tmp_path / "bare.npz", logits=stored["logits"], labels=stored["labels"])
     dataset = data.load_dataset(f"npz:{place}/data.npz")
     found, _ = distill._stored_logits(
-        {"teacher": f"npz:{tmp_path}/bare.npz"}, tmp_path / "run", dataset
+        types.SimpleNamespace(teacher=f"npz:{tmp_path}/bare.npz"), tmp_path / "run", dataset
     )
     np.testing.assert_array_equal(found, stored["logits"])
     assert "bare.npz has no names of classes: they are taken in" in capsys.readouterr().out
