@@ -1,45 +1,30 @@
-"""How much noise the targets get: by hand, or from a formal budget for the released vectors.
+"""The formal budget: how much noise an (ε, δ) for the released vectors takes.
 
-Both are our reconstruction. Neither protects *records*: a private text may stand in the data any
-number of times and its words act on the teacher everywhere, so nothing here is record-level
-differential privacy, and no report may call it that.
+Our reconstruction. It does not protect *records*: a private text may stand in the data any number
+of times, and its words act on the teacher everywhere. Nothing here is record-level differential
+privacy, and no report may call it that.
 """
 
 import dataclasses
+import functools
 import math
 
 import jax
 import jax.numpy as jnp
 
-from distill_core.config import InputError
 from distill_core.privacy import accountants
 
 Array = jax.Array
 
 
 @dataclasses.dataclass(frozen=True)
-class Empirical:
-    """A noise scale chosen by hand and judged by the exposure that is left. It has no ε.
-
-    Nor could it have one: places with one prefix share their noise, but may differ in temperature,
-    and then the difference of their targets gives the teacher's logits; where one of them scores 0
-    its target is bare.
-    """
-
-    scale: float
-
-    def noise_scale(self, privacy_scores: Array) -> Array:
-        """Standard deviation at each token, float32 `[...]`: the scale where s > 0."""
-        return jnp.where(jnp.asarray(privacy_scores) > 0, jnp.float32(self.scale), 0.0)
-
-    def report(self) -> dict[str, object]:
-        """What a table says of it."""
-        return {"mode": "empirical", "noise_scale": self.scale}
-
-
-@dataclasses.dataclass(frozen=True)
 class Formal:
-    """(ε, δ) for the released vectors of `positions` tokens; made by `formal`.
+    """An (ε, δ) for the released vectors of `positions` distinct contexts.
+
+    At a noised position only `entries` classes, picked by the reference, leave the teacher
+    (`variants.released_entries`), centred and clipped to ±clip: between any two teachers the
+    softened vector moves by at most Δ_t = 2·clip·√k/T_t. The noise is the same multiple of Δ_t
+    everywhere.
 
     Formal guarantee: let two teachers differ in any way at all in the logits of the `entries`
     classes that the public reference picks, at every counted position. The targets of those
@@ -58,10 +43,17 @@ class Formal:
     | the labels | cross-entropy is weighted by 1 − s, not noised |
     | whoever knows the key | noise can be subtracted: with a given seed there is no ε |
 
-    "Public" scores are those that do not depend on the teacher: neighbours have the same text. With
-    scores that do (`divergence`, `differential`), *where* noise acts would itself give the teacher
-    away, and T_t differs between neighbours: then noise goes to every position, for the sensitivity
-    at T_min.
+    Attributes:
+      epsilon, delta: ε above 0, δ in (0, 1), of all counted positions together.
+      positions: how many distinct contexts get noise in the whole run; for scores that depend on
+        the teacher, how many there are.
+      entries: k, at least 1.
+      clip: bound above 0 of a centred logit, as given to `soft_targets`.
+      t_min: T_min above 0.
+      public_scores: whether the scores do not depend on the teacher, as those of `rules`. With
+        scores that do (`divergence`, `differential`), *where* noise acts would itself give the
+        teacher away, and T_t differs between neighbours: then noise goes to every position, for the
+        sensitivity at T_min.
     """
 
     epsilon: float
@@ -71,7 +63,11 @@ class Formal:
     clip: float
     t_min: float
     public_scores: bool
-    noise_multiplier: float
+
+    @functools.cached_property
+    def noise_multiplier(self) -> float:
+        """σ_t/Δ_t, by the exact formula for the composition of Gaussian noise."""
+        return accountants.calibrate_gaussian(self.epsilon, self.delta, self.positions)
 
     def sensitivity(self, temperatures: Array) -> Array:
         """L2 sensitivity of a released vector, 2·clip·√k/T_t (T_min unless scores are public)."""
@@ -81,14 +77,9 @@ class Formal:
         return 2.0 * self.clip * math.sqrt(self.entries) / temperatures
 
     def noise_scale(self, privacy_scores: Array, temperatures: Array) -> Array:
-        """Standard deviation at each token, for `soft_targets`.
+        """Standard deviation at each token for `soft_targets`, float32 of the scores' shape.
 
-        Args:
-          privacy_scores: `[...]`.
-          temperatures: T_t of the same shape, from `token_temperatures`.
-
-        Returns:
-          float32 `[...]`; 0 where s = 0 if the scores are public.
+        0 where s = 0 if the scores are public. `temperatures` are those of `token_temperatures`.
         """
         scale = self.noise_multiplier * self.sensitivity(temperatures)
         return (
@@ -96,7 +87,7 @@ class Formal:
         )
 
     def report(self, *, noise_seed: int | None = None) -> dict[str, object]:
-        """What a table says of it: ε never without its unit, adjacency, δ and what it leaves out.
+        """For a table: ε never without its unit, its adjacency, its δ and what it leaves out.
 
         With a `noise_seed` given for the run there is no ε: the report says why.
         """
@@ -121,60 +112,3 @@ class Formal:
             "not_covered": f"records, labels and {scores}",
             "noise_multiplier": self.noise_multiplier,
         }
-
-
-def empirical(noise_scale: float) -> Empirical:
-    """A budget set by hand.
-
-    Args:
-      noise_scale: standard deviation of the noise in a heated logit, at least 0.
-
-    Raises:
-      InputError: it is negative or not finite.
-    """
-    if not 0.0 <= noise_scale < math.inf:
-        raise InputError("noise_scale", noise_scale, "must be finite and at least 0")
-    return Empirical(float(noise_scale))
-
-
-def formal(
-    *,
-    epsilon: float,
-    delta: float,
-    positions: int,
-    entries: int,
-    clip: float,
-    t_min: float,
-    public_scores: bool,
-) -> Formal:
-    """Noise for an (ε, δ) over the released vectors; `Formal` says what that covers.
-
-    At a noised position only `entries` classes, picked by the reference, leave the teacher
-    (`variants.released_entries`), centred and clipped to ±clip: between any two teachers the heated
-    vector moves by at most Δ_t = 2·clip·√k/T_t. The noise is the same multiple of Δ_t everywhere;
-    ε composes over the positions by the exact formula for Gaussian noise.
-
-    Args:
-      epsilon: ε above 0, of all counted positions together.
-      delta: δ in (0, 1).
-      positions: how many distinct contexts get noise in the whole run; for scores that depend on
-        the teacher, how many there are.
-      entries: k, at least 1.
-      clip: bound above 0 of a centred logit, as given to `soft_targets`.
-      t_min: T_min above 0.
-      public_scores: whether the scores do not depend on the teacher, as those of `rules`; those of
-        `divergence` and `differential` do.
-
-    Raises:
-      InputError: an argument outside its range.
-    """
-    for name, value in (("clip", clip), ("t_min", t_min)):
-        if not 0.0 < value < math.inf:
-            raise InputError(name, value, "must be finite and above 0")
-    for name, value in (("positions", positions), ("entries", entries)):
-        if value != int(value) or value < 1:
-            raise InputError(name, value, "must be an integer of at least 1")
-    multiplier = accountants.calibrate_gaussian(epsilon, delta, int(positions))
-    return Formal(
-        epsilon, delta, int(positions), int(entries), clip, t_min, public_scores, multiplier
-    )

@@ -29,38 +29,21 @@ CLASSES = ("digit", "private", "public", "public_digit")  # see private_text.tok
 ESTIMATORS = ("exact", "sampled", "extrapolated")
 
 
-def test_metrics(
-    loaded: checkpoint.LoadedModel,
-    hp: private_text.Settings,
-    examples: Sequence[Example],
-    *,
-    mode: str | None = None,
-) -> dict[str, Any]:
-    """Perplexity and accuracy on a text, of all tokens that count and by class.
+def test_rows(hp: private_text.Settings, examples: Sequence[Example], tokenizer: Any) -> dict:
+    """A text in rows, with the classes of its tokens; see `language.measure`."""
+    text = private_text.to_rows(hp, examples, tokenizer)
+    return {**text.rows, **private_text.token_classes(text, hp.expressions)}
 
-    Args:
-      loaded: the model; its tokenizer reads the text.
-      hp: the task and the length of a row.
-      examples: the text.
-      mode: see `parallel.choose_mode`.
+
+def test_metrics(
+    loaded: checkpoint.LoadedModel, rows: language.Rows, *, mode: str | None = None
+) -> dict[str, Any]:
+    """Perplexity and accuracy on the rows of `test_rows`, of all tokens that count and by class.
 
     Returns:
       {"perplexity", "accuracy", "num_tokens", and "…_perplexity" of `CLASSES`}; None where there is
       no such token.
     """
-    return rows_metrics(loaded, test_rows(hp, examples, loaded.tokenizer), mode=mode)
-
-
-def test_rows(hp: private_text.Settings, examples: Sequence[Example], tokenizer: Any) -> dict:
-    """A text in rows, with the classes of its tokens; see `language.measure`."""
-    rows, lines, fill = private_text.to_rows(hp, examples, tokenizer)
-    return {**rows, **private_text.token_classes(lines, fill, hp.expressions)}
-
-
-def rows_metrics(
-    loaded: checkpoint.LoadedModel, rows: language.Rows, *, mode: str | None = None
-) -> dict[str, Any]:
-    """`test_metrics` of rows from `test_rows`."""
     found = language.measure(loaded, rows, mode=mode)
 
     def perplexity(name):
@@ -77,7 +60,7 @@ def rows_metrics(
 
 def exposures(
     loaded: checkpoint.LoadedModel,
-    hp: private_text.Settings | None = None,
+    hp: private_text.Settings,
     *,
     estimator: str | None = None,
     num_samples: int = 10_000,
@@ -87,20 +70,16 @@ def exposures(
 
     Args:
       loaded: any language model; it need not have seen the canaries.
-      hp: which text and canaries; None: those of the model's own run.
+      hp: which text and canaries.
       estimator: of `ESTIMATORS`; by default exact up to 10⁷ candidates, else extrapolated, or
         sampled where no distribution fits. In classification candidates are always sampled.
       num_samples: where they are sampled: ranks among n show log₂(n + 1) bits at most.
       batch_size: lines at a time.
 
     Raises:
-      InputError: no canaries in the config, or a tokenizer that splits them.
+      InputError: no canaries in the settings, or a tokenizer that splits them.
     """
-    hp = hp or _settings(loaded, "loaded", "")
     drawn = private_text.draw(hp)
-    if not drawn:
-        allowed = "the config plants no canaries; name a run that does with --canaries"
-        raise InputError("canaries_per_level", 0, allowed)
     candidates = private_text.secret_candidates(hp, loaded.tokenizer, drawn)
     secrets = [canary.secret for canary in drawn]
     if hp.task == "classification":
@@ -108,7 +87,7 @@ def exposures(
     else:
         small = len(candidates) <= estimators.MAX_EXACT
         wanted = estimator or ("exact" if small else "extrapolated")
-        asked = (last_logits(loaded), secrets, candidates)
+        asked = (_last_logits(loaded), secrets, candidates)
         sampled = {"num_samples": num_samples, "batch_size": batch_size}
         if wanted == "exact":
             bits = estimators.exact_exposure(*asked, batch_size=batch_size)
@@ -129,7 +108,7 @@ def exposures(
     return found
 
 
-def last_logits(loaded: checkpoint.LoadedModel):
+def _last_logits(loaded: checkpoint.LoadedModel):
     """`tokens int32 [B, L] -> logits [B, V]` after the last token, for the estimators."""
     return functools.partial(_last, loaded.network, jax.device_put(loaded.variables))
 
@@ -141,18 +120,14 @@ def _last(network: Network, variables, tokens):
 
 
 def _classifier(loaded, hp, secrets, candidates, num_samples, batch_size):
-    classes = corpora.load_corpus(hp.dataset).classes
-    ours = loaded.network.class_names
-    order = fits.class_order("canaries", hp.dataset, classes, ours, what="the model", mapped=False)
-    fits.say(order[1])
-    num_classes = len(classes)
-    answers = np.array(
-        [text_tasks.class_token(loaded.tokenizer, k) for k in range(num_classes)], np.int32
-    )
     from scipy import special  # slow to import
 
-    labels = [private_text.canary_label(secret, hp, num_classes) for secret in secrets]
-    logits_fn = last_logits(loaded)
+    classes, ours = corpora.load_corpus(hp.dataset).classes, loaded.network.class_names
+    order = fits.class_order("canaries", hp.dataset, classes, ours, what="the model", mapped=False)
+    fits.say(order[1])
+    answers = [text_tasks.class_token(loaded.tokenizer, k) for k in range(len(classes))]
+    labels = [private_text.canary_label(secret, hp, len(classes)) for secret in secrets]
+    logits_fn = _last_logits(loaded)
 
     def loss_fn(tokens, labels):
         # In float64: losses near 0 would tie, and ties count as exposed.
@@ -162,15 +137,6 @@ def _classifier(loaded, hp, secrets, candidates, num_samples, batch_size):
     return estimators.classifier_exposure(
         loss_fn, secrets, labels, candidates, num_samples=num_samples, batch_size=batch_size
     )
-
-
-def summarize(bits: Mapping[int, Sequence[float]]) -> dict[str, float]:
-    """`exposure_R` (mean) and `worst_exposure_R` for each number of repetitions R."""
-    found = {}
-    for level, values in sorted(bits.items()):
-        found[f"exposure_{level}"] = float(np.mean(values))
-        found[f"worst_exposure_{level}"] = float(np.max(values))
-    return found
 
 
 def say(found: Mapping[str, Any]):
@@ -201,12 +167,19 @@ def evaluate_checkpoint(
 
     Returns:
       what `test_metrics` gives, and "exposure": {repetitions: bits of each canary} or None.
+
+    Raises:
+      InputError: on `checkpoint` or `canaries`, if it is of no run that fits.
     """
     loaded = checkpoint.load_model(path)
-    hp = _settings(loaded, "checkpoint", path)
+    known = _known(loaded.metadata["config"])
+    if loaded.tokenizer is None or "dataset" not in known:
+        allowed = "must be a run of swingdistill.train; its config says which text and canaries"
+        raise InputError("checkpoint", str(path), allowed)
+    hp = config.validate(known, private_text.Settings)
     texts = private_text.load(hp)
-    private_text.check_classes(hp, texts.classes, {"checkpoint": (str(path), loaded)})
-    found = test_metrics(loaded, hp, texts.test)
+    private_text.check_classes(hp, texts.classes, "checkpoint", str(path), loaded)
+    found = test_metrics(loaded, test_rows(hp, texts.test, loaded.tokenizer))
     if canaries is not None:
         with run_state.about("canaries", str(canaries)):
             _, metadata = checkpoint.find(paths.expand("canaries", canaries))
@@ -219,14 +192,6 @@ def evaluate_checkpoint(
         return {**found, "exposure": None}
     bits = exposures(loaded, hp, estimator=estimator, num_samples=num_samples)
     return {**found, "exposure": {str(level): values for level, values in bits.items()}}
-
-
-def _settings(loaded, field: str, path) -> private_text.Settings:
-    known = _known(loaded.metadata["config"])
-    if loaded.tokenizer is None or "dataset" not in known:
-        allowed = "must be a run of swingdistill.train; its config says which text and canaries"
-        raise InputError(field, str(path), allowed)
-    return config.validate(known, private_text.Settings)
 
 
 def _known(settings: Mapping[str, Any]) -> dict[str, Any]:

@@ -5,8 +5,8 @@ text can be made again from its checkpoint.
 """
 
 import dataclasses
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -16,7 +16,6 @@ from distill_core.data.text import corpus as corpora
 from distill_core.data.text import tasks as text_tasks
 from distill_core.data.text import tokenizers
 from distill_core.data.text.corpus import Example
-from distill_core.data.text.tasks import Line
 from distill_core.training import fits, plain_text
 from swingdistill.canaries import secrets as canaries_lib
 from swingdistill.scorers import judges as scorers
@@ -66,12 +65,6 @@ class Settings(Text):
     canary_seed: int = config.integer(0, default=0, help="which secrets are drawn")
 
 
-_FIELD_OF = {
-    "per_level": "canaries_per_level",
-    "levels": "canary_levels",
-    "num_digits": "canary_digits",
-    "format": "canary_format",
-}
 _NOTE = Example("", fields={"note": "number"})  # what a canary is generated from
 
 
@@ -110,7 +103,7 @@ def load(hp: Settings) -> Texts:
             name, mixed, drawn, seed=hp.canary_seed, num_decoys=hp.num_decoys
         )
     train = tuple(
-        canary_example(line, hp, corpus.classes) if isinstance(line, str) else line
+        _canary_example(line, hp, corpus.classes) if isinstance(line, str) else line
         for line in mixed
     )
     return Texts(train, corpus.validation, corpus.test, drawn, corpus.classes)
@@ -135,29 +128,26 @@ def draw(hp: Settings) -> tuple[canaries_lib.Canary, ...]:
     """The canaries of a config, () if it has none."""
     if not hp.canaries_per_level:
         return ()
-    try:
-        return canaries_lib.draw_canaries(
-            hp.canary_seed,
-            per_level=hp.canaries_per_level,
-            levels=hp.canary_levels,
-            num_digits=hp.canary_digits,
-            format=hp.canary_format,
-        )
-    except InputError as error:
-        raise InputError(_FIELD_OF[error.field], error.given, error.allowed) from None
+    return canaries_lib.draw_canaries(
+        hp.canary_seed,
+        per_level=hp.canaries_per_level,
+        levels=hp.canary_levels,
+        num_digits=hp.canary_digits,
+        format=hp.canary_format,
+    )
 
 
-def canary_example(line: str, hp: Settings, classes: Sequence[str]) -> Example:
+def _canary_example(line: str, hp: Settings, classes: Sequence[str]) -> Example:
     """A canary's or a decoy's line as an example of the corpus.
 
-    Its label, where there are classes, is a function of the secret that looks random: who knows the
-    label of one number knows nothing of another's.
+    Its label, where there are classes, is a function of the secret that looks random: the label of
+    one number tells nothing of another's.
     """
-    span = canaries_lib.secret_span(line, hp.canary_format)
-    assert span is not None
+    before, _, after = hp.canary_format.partition("{}")
+    span = (len(before), len(line) - len(after))
     if hp.task != "classification":
         return dataclasses.replace(_NOTE, text=line, spans=(span,))
-    return Example(line, (span,), {}, canary_label(line[span[0] : span[1]], hp, len(classes)))
+    return Example(line, (span,), {}, canary_label(line[slice(*span)], hp, len(classes)))
 
 
 def canary_label(secret: str, hp: Settings, num_classes: int) -> int:
@@ -216,48 +206,54 @@ def get_tokenizer(
     return plain_text.new_tokenizer(hp, wanted, lines)
 
 
-def check_vocabularies(hp: Settings, tokenizer: tokenizers.Tokenizer, **others: Any):
+def check_model(hp: Settings, field: str, loaded: Any, tokenizer: tokenizers.Tokenizer):
     """Refuses a teacher or reference whose tokens are others than the student's.
 
     Raises:
-      InputError: on the field of the first that differs.
+      InputError: on its field, or on `length` if its rows are shorter.
     """
-    for field, loaded in others.items():
-        if loaded is None:
-            continue
-        theirs = plain_text.tokenizer_of(loaded, field, getattr(hp, field))
-        if theirs.to_json() != tokenizer.to_json():
-            allowed = (
-                f"has another vocabulary ({theirs.vocab_size:,} tokens) than the student "
-                f"({tokenizer.vocab_size:,}); all three need one tokenizer"
-            )
-            raise InputError(field, getattr(hp, field), allowed)
-        if loaded.network.num_classes != tokenizer.vocab_size:
-            allowed = (
-                f"has embeddings for {loaded.network.num_classes:,} tokens and a tokenizer of "
-                f"{tokenizer.vocab_size:,}; they must agree"
-            )
-            raise InputError(field, getattr(hp, field), allowed)
-        if loaded.network.max_length < hp.length:
-            allowed = f"must be at most {loaded.network.max_length}, the {field}'s"
-            raise InputError("length", hp.length, allowed)
+    path, network = getattr(hp, field), loaded.network
+    theirs = plain_text.tokenizer_of(loaded, field, path)
+    if theirs.to_json() != tokenizer.to_json():
+        allowed = (
+            f"has another vocabulary ({theirs.vocab_size:,} tokens) than the student "
+            f"({tokenizer.vocab_size:,}); all three need one tokenizer"
+        )
+        raise InputError(field, path, allowed)
+    if network.num_classes != tokenizer.vocab_size:
+        allowed = (
+            f"has embeddings for {network.num_classes:,} tokens and a tokenizer of "
+            f"{tokenizer.vocab_size:,}; they must agree"
+        )
+        raise InputError(field, path, allowed)
+    if network.max_length < hp.length:
+        allowed = f"must be at most {network.max_length}, the {field}'s"
+        raise InputError("length", hp.length, allowed)
 
 
-def check_classes(hp: Settings, classes: Sequence[str], models: Mapping[str, tuple[str, Any]]):
+def check_classes(hp: Settings, classes: Sequence[str], field: str, path: str, loaded: Any):
     """Refuses, in `classification`, a model whose class numbers stand for other classes.
 
-    Args:
-      hp: settings.
-      classes: of the run's text.
-      models: (path, model) by the field that names them; None where there is no model.
-
     Raises:
-      InputError: on the field of the first that differs.
+      InputError: on the field that names the model.
     """
-    for field, (path, loaded) in models.items() if hp.task == "classification" else ():
-        if loaded is not None:
-            theirs, what = loaded.network.class_names, hp.dataset
-            fits.say(fits.class_order(field, path, theirs, classes, what=what, mapped=False)[1])
+    if hp.task == "classification":
+        theirs, what = loaded.network.class_names, hp.dataset
+        fits.say(fits.class_order(field, path, theirs, classes, what=what, mapped=False)[1])
+
+
+class Encoded(NamedTuple):
+    """Examples in rows of tokens.
+
+    Attributes:
+      rows: `tokens`, `labels`, `segments`, `weights`, [N, L] each; see `text_tasks.to_rows`.
+      lines: what the rows hold.
+      fill: takes one array for each line, of a value for each of its labels, to [N, L].
+    """
+
+    rows: dict[str, np.ndarray]
+    lines: list[text_tasks.Line]
+    fill: Callable[[Sequence[np.ndarray]], np.ndarray]
 
 
 def to_rows(
@@ -266,41 +262,38 @@ def to_rows(
     tokenizer: tokenizers.Tokenizer,
     *,
     apart: bool = False,
-):
-    """(arrays [N, L], lines, fill) of examples; see `text_tasks.to_rows`, or `line_rows` if
-    `apart`."""
+) -> Encoded:
+    """Examples in rows; with `apart` each line has its own (`text_tasks.line_rows`)."""
     lines = [text_tasks.encode(example, tokenizer, hp.task) for example in examples]
     lay = text_tasks.line_rows if apart else text_tasks.to_rows
-    arrays, fill = lay(lines, tokenizer, hp.length, cut=hp.task == "language")
-    return arrays, lines, fill
+    rows, fill = lay(lines, tokenizer, hp.length, cut=hp.task == "language")
+    return Encoded(rows, lines, fill)
 
 
-def token_classes(lines: Sequence[Line], fill: Any, expressions: Sequence[str] = ()) -> dict:
+def token_classes(text: Encoded, expressions: Sequence[str] = ()) -> dict[str, np.ndarray]:
     """bool [N, L] by name: labels that are digits; those in private spans; `public`, all others;
     and the digits among these.
 
-    Where nobody knows the private spans, they are what the rules find.
+    Where the private spans are not known, they are what the rules find.
     """
-
-    def digits(line: Line) -> np.ndarray:
-        one = line.offsets[:, 1] - line.offsets[:, 0] == 1
-        return np.array(
-            [ok and line.text[start].isdecimal() for ok, (start, _) in zip(one, line.offsets)],  # noqa: B905
-            np.float32,
-        )
-
-    known = any(line.spans for line in lines)
-
-    def private(line: Line) -> np.ndarray:
-        if known:
-            return scorers.oracle(line.spans, line.offsets.tolist())
-        return scorers.rules(line.text, line.offsets.tolist(), extra=expressions)
-
-    is_private = fill([private(line) for line in lines]) > 0
-    is_digit = fill([digits(line) for line in lines]) > 0
+    known = any(line.spans for line in text.lines)
+    private = [
+        scorers.oracle(line.spans, line.offsets)
+        if known
+        else scorers.rules(line.text, line.offsets, extra=expressions)
+        for line in text.lines
+    ]
+    is_private = text.fill(private) > 0
+    is_digit = text.fill([digits(line) for line in text.lines]) > 0
     return {
         "class_digit": is_digit,
         "class_private": is_private,
         "class_public": ~is_private,
         "class_public_digit": is_digit & ~is_private,
     }
+
+
+def digits(line: text_tasks.Line) -> np.ndarray:
+    """1 at the labels of a line that are single digits, float32 [n]."""
+    found = [end - start == 1 and line.text[start].isdecimal() for start, end in line.offsets]
+    return np.array(found, np.float32)

@@ -82,7 +82,7 @@ def table(
       teacher, reference: loaded models.
       entries: k; the reference picks which.
       variant: "swing" or "anchored".
-      numbers: float32 scalars t_min, t_max, gamma, clip.
+      numbers: float32 scalars, t_min, t_max, gamma and clip among them.
 
     Returns:
       {"classes": int32 [C, k], "log_probs": float32 [C, k]}, for C contexts.

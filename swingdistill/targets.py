@@ -1,4 +1,4 @@
-"""How the targets of a text are noised: scores and scales of its tokens, and the noise's key."""
+"""How the targets of a text are noised: a score and a noise scale for each token, and the key."""
 
 import jax
 import jax.numpy as jnp
@@ -8,39 +8,42 @@ from distill_core import checkpoint, config
 from distill_core.config import InputError
 from distill_core.privacy import noise
 from distill_core.training.step import stream_key
-from swingdistill import budget, released, variants
+from swingdistill import budget, released
 from swingdistill.losses import token_temperatures
 
 STREAM_NOISE = 2  # beside the streams of distill_core.training.step
 
 
-def noise_key(hp, workdir, start: int, rows, *models) -> jax.Array:
-    """Secret, or of `noise_seed`; the same all through the run."""
+def noise_key(hp, workdir, start: int, rows, models) -> jax.Array:
+    """The key of the noise, the same throughout the run: secret, or from `noise_seed`."""
     if hp.noise_seed is not None:
         return stream_key(jax.random.key(hp.noise_seed), STREAM_NOISE, 0)
     decides = {
         "config": {k: v for k, v in config.to_json(hp).items() if k not in config.MAY_CHANGE},
-        "models": [checkpoint.digest(model.variables) for model in models if model],
+        "models": [checkpoint.digest(model.variables) for model in models.values()],
         "text": checkpoint.digest({k: rows[k] for k in ("tokens", "labels", "segments")}),
     }
     return noise.open_key(workdir, "swing_noise.json", decides=decides, start=start)
 
 
 def with_noise(hp, rows, scores):
-    """The rows with `scores` and `noise_scale`, and what a table says of the noise."""
+    """The rows with `scores` and `noise_scale` [N, L], and what a table says of the noise.
+
+    Noise without a formal budget is chosen by hand and judged by the exposure that is left. It has
+    no ε, nor could it have one: places with one prefix share their noise but may differ in
+    temperature, and then the difference of their targets gives the teacher's logits; where one of
+    them scores 0 its target is bare.
+    """
     if hp.variant == "mask":
-        kept = np.asarray(variants.mask(scores))
         zeros = np.zeros_like(scores)
-        weights = rows["weights"] * kept
+        weights = rows["weights"] * (scores <= 0.5)
         return {**rows, "weights": weights, "scores": zeros, "noise_scale": zeros}, None
     if hp.epsilon:
         return _with_releases(hp, rows, scores)
-    set_by = budget.empirical(hp.noise_scale)
-    scale = set_by.noise_scale(jnp.asarray(scores))
-    if hp.noise_everywhere:
-        scale = jnp.full_like(scale, hp.noise_scale)
-    scale = np.asarray(scale, np.float32)
-    return {**rows, "scores": scores, "noise_scale": scale}, set_by.report()
+    noised = (scores > 0) | hp.noise_everywhere
+    scale = np.where(noised, np.float32(hp.noise_scale), np.float32(0.0))
+    report = {"mode": "empirical", "noise_scale": hp.noise_scale}
+    return {**rows, "scores": scores, "noise_scale": scale}, report
 
 
 def _with_releases(hp, rows, scores):
@@ -53,7 +56,7 @@ def _with_releases(hp, rows, scores):
     if not count:
         allowed = "no token scores above 0, so nothing would be noised; name more scorers"
         raise InputError("epsilon", hp.epsilon, allowed)
-    set_by = budget.formal(
+    set_by = budget.Formal(
         epsilon=hp.epsilon,
         delta=hp.delta,
         positions=count,

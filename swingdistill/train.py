@@ -99,16 +99,17 @@ def train_and_evaluate(
     private = hp.dp is not None
     text = corpora.load_corpus(hp.dataset).fingerprint()
     run_state.check_unchanged(hp, workdir, {"dataset": text})
-    models = {field: _load(hp, field) for field in ("teacher", "reference")}
-    run_state.check_unchanged(hp, workdir, {k: m for k, m in models.items() if m is not None})
-    teacher, reference = models.values()
+    given = [name for name in ("teacher", "reference") if getattr(hp, name) is not None]
+    models = {name: _load(name, getattr(hp, name)) for name in given}
+    run_state.check_unchanged(hp, workdir, models)
+    teacher = models.get("teacher")
     tokenizer = private_text.get_tokenizer(hp, teacher, private=private)
-    private_text.check_vocabularies(hp, tokenizer, teacher=teacher, reference=reference)
     texts = private_text.load(hp)
-    if hp.epsilon and teacher is not None:
+    for name, model in models.items():
+        private_text.check_model(hp, name, model, tokenizer)
+        private_text.check_classes(hp, texts.classes, name, getattr(hp, name), model)
+    if hp.epsilon and teacher:
         check_delta(hp.delta, len(texts.train))
-    paths = {field: (str(getattr(hp, field)), model) for field, model in models.items()}
-    private_text.check_classes(hp, texts.classes, paths)
     network = text_network(
         tokenizer,
         hp.length,
@@ -122,25 +123,34 @@ def train_and_evaluate(
         raise InputError("entries", hp.entries, allowed)
     if texts.canaries:
         private_text.secret_candidates(hp, tokenizer, texts.canaries)  # refuses before training
-    rows, lines, fill = private_text.to_rows(hp, texts.train, tokenizer, apart=private)
-    public, _, _ = private_text.to_rows(hp, texts.validation, tokenizer)
+    encoded = private_text.to_rows(hp, texts.train, tokenizer, apart=private)
+    public = private_text.to_rows(hp, texts.validation, tokenizer).rows
     judged = evaluate.test_rows(hp, texts.test, tokenizer)
-    if teacher is None:
-        objective, frozen, report, share = NextTokens(network), {}, None, 0.0
-    else:
-        scores = score_rows(hp, rows, lines, fill, public, teacher, reference)
+    rows, report, description = encoded.rows, None, "no teacher: learns from the text alone"
+    objective, frozen = NextTokens(network), {}
+    if teacher:
+        each = scoring.score(
+            hp.scorers,
+            encoded,
+            public,
+            quantiles=hp.quantiles,
+            models=models,
+            expressions=hp.expressions,
+            whole_line=hp.task == "classification",
+        )
+        scores = np.max([np.zeros_like(rows["weights"]), *each.values()], axis=0)
         share = float(np.mean(scores[rows["weights"] > 0] > 0.5))
         rows, report = targets.with_noise(hp, rows, scores)
-        objective, frozen = _student(hp, workdir, network, rows, teacher, reference)
+        description = _describe(hp, report, share)
+        objective, frozen = _student(hp, workdir, network, rows, models)
     run = language.Run(hp, workdir, "swingdistill.train", network, rows, public, parallel, hp.dp)
     reads = {
         "dataset": text,
-        **{field: m for field, m in models.items() if m is not None},
+        **models,
         "tokenizer": inputs.of_tokenizer(tokenizer),
     }
-    description = _describe(hp, report, share)
     id = language.train(run, objective, frozen=frozen, reads=reads, description=description)
-    found = evaluate.rows_metrics(checkpoint.load_model(workdir), judged, mode=parallel)
+    found = evaluate.test_metrics(checkpoint.load_model(workdir), judged, mode=parallel)
     evaluate.say(found)
     report = dp_sgd.report(workdir) if private else report
     return {**found, "id": id, "budget": report}
@@ -191,33 +201,9 @@ def asks_reference(hp: Method) -> list[str]:
     return asks + (["entries"] if hp.entries else [])
 
 
-def score_rows(hp, rows, lines, fill, public, teacher, reference) -> np.ndarray:
-    """s of every token of the training text, float32 [N, L]: the highest of the config's scorers.
-
-    The ramps lie between quantiles of `public`, held-out text without canaries.
-    """
-    bounds = scoring.measure_bounds(
-        hp.scorers, public, hp.quantiles, teacher=teacher, reference=reference
-    )
-    each = scoring.score(
-        hp.scorers,
-        rows,
-        lines,
-        fill,
-        models={"teacher": teacher, "reference": reference},
-        bounds=bounds,
-        expressions=hp.expressions,
-        whole_line=hp.task == "classification",
-    )
-    return np.max([np.zeros_like(rows["weights"]), *each.values()], axis=0)
-
-
 def _describe(hp, report, share: float) -> str:
-    """What a run learns from, in one line."""
-    if hp.teacher is None:
-        return "no teacher: learns from the text alone"
-    found = " and ".join(hp.scorers) or "nobody"
-    found += f" ({share:.2%} of the tokens)" if hp.scorers else ""
+    """In one line, what a student learns from."""
+    found = f"{' and '.join(hp.scorers)} ({share:.2%} of the tokens)" if hp.scorers else "nobody"
     budget = ", ".join(f"{name} {value}" for name, value in (report or {}).items())
     return (
         f"teacher {hp.teacher}; private by {found}; {hp.variant}, temperatures "
@@ -225,7 +211,7 @@ def _describe(hp, report, share: float) -> str:
     )
 
 
-def _student(hp, workdir, network, rows, teacher, reference):
+def _student(hp, workdir, network, rows, models):
     """(objective, frozen) of a run with a teacher; `frozen` as `language.train` takes it."""
     formal = bool(hp.epsilon)  # what is noised is made beforehand, once; the rest is plain
     plain = formal or hp.variant == "mask"
@@ -233,41 +219,36 @@ def _student(hp, workdir, network, rows, teacher, reference):
     noisy = bool(hp.noise_scale) and not plain
     objective = Swing(
         network,
-        teacher.network,
-        reference.network if needs else None,
+        models["teacher"].network,
+        models["reference"].network if needs else None,
         "swing" if plain else hp.variant,
         (hp.entries or None) if needs else None,
         hp.keep_ce,
         noisy,
     )
-    numbers = ("alpha", "t_min", "t_max", "gamma", "clip", "teacher_weight")
-    frozen = {name: jnp.float32(getattr(hp, name)) for name in numbers}
-    frozen["teacher"] = teacher.variables
+    names = ("alpha", "t_min", "t_max", "gamma", "clip", "teacher_weight")
+    numbers = {name: jnp.float32(getattr(hp, name)) for name in names}
+    frozen = {**numbers, "teacher": models["teacher"].variables}
     if needs:
-        frozen["reference"] = reference.variables
+        frozen["reference"] = models["reference"].variables
     if not (noisy or formal):
         return objective, frozen
 
     def open_frozen(start: int):
-        key = targets.noise_key(hp, workdir, start, rows, teacher, reference)
+        key = targets.noise_key(hp, workdir, start, rows, models)
         if not formal:
             return {**frozen, "noise_key": key}
-        given = {"entries": hp.entries, "variant": hp.variant, "numbers": numbers_of}
-        return {**frozen, "released": released.table(key, rows, teacher, reference, **given)}
+        given = {"entries": hp.entries, "variant": hp.variant, "numbers": numbers}
+        return {**frozen, "released": released.table(key, rows, **models, **given)}
 
-    numbers_of = {name: frozen[name] for name in ("t_min", "t_max", "gamma", "clip")}
     return objective, open_frozen
 
 
-def _load(hp, field: str) -> LoadedModel | None:
-    if getattr(hp, field) is None:
-        return None
-    with run_state.about(field, getattr(hp, field)):
-        loaded = checkpoint.load_model(getattr(hp, field))
+def _load(field: str, path: str) -> LoadedModel:
+    with run_state.about(field, path):
+        loaded = checkpoint.load_model(path)
     if not loaded.network.is_text:
-        raise InputError(
-            field, getattr(hp, field), "must be a language model's checkpoint, not of images"
-        )
+        raise InputError(field, path, "must be a language model's checkpoint, not of images")
     return loaded
 
 

@@ -1,4 +1,4 @@
-"""Other ways to form a target: anchored to a public reference, mixed with it, or none at all.
+"""Other ways to form a target: anchored to a public reference, or mixed with it.
 
 All of them are our reconstruction, and all are plain distillation where the score is 0. A reference
 that is better than the teacher flatters `anchored_targets` and `reference_mix`.
@@ -96,17 +96,6 @@ def reference_mix(
     log_reference = jax.nn.log_softmax(reference / t_min, axis=-1)
     mixed = jnp.logaddexp(jnp.log1p(-given_up) + target, jnp.log(given_up) + log_reference)
     return jax.lax.stop_gradient(mixed)
-
-
-def mask(privacy_scores: Array) -> Array:
-    """Which tokens the baseline `mask` trains on: those with s ≤ ½, for `where=` or as weights.
-
-    It drops both terms of the loss on the others. Source: our reconstruction.
-
-    >>> print(mask(jnp.array([0., 0.5, 0.6])))
-    [ True  True False]
-    """
-    return jnp.asarray(privacy_scores) <= 0.5
 
 
 def released_entries(teacher_logits: Array, reference_logits: Array, entries: int) -> Array:

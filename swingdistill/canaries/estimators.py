@@ -55,14 +55,7 @@ def exact_exposure(
         raise InputError("candidates", size, allowed)
     _check_others(candidates, planted)
     values = log_perplexities(logits_fn, np.arange(size), candidates, batch_size=batch_size)
-    return exposure_among(values, planted)
-
-
-def exposure_among(values: np.ndarray, planted: np.ndarray) -> np.ndarray:
-    """`exposure` of candidates `planted` [n] among `values` [N] without the other planted ones.
-
-    The same as one call of `exposure` per secret, in the time of one sort.
-    """
+    # As `exposure` of each secret, in the time of one sort.
     others = np.sort(np.delete(values, planted))
     rank = 1 + np.searchsorted(others, values[planted], side="left")
     return np.log2(len(others) + 1) - np.log2(rank)
@@ -148,12 +141,10 @@ def classifier_exposure(
       float64 [n], bits, at most log₂(num_samples + 1).
 
     Raises:
-      InputError: as `exact_exposure`, and if there is not one label a secret.
+      InputError: as `exact_exposure`.
       ValueError: losses that are NaN or not [B].
     """
     planted = candidates.index(secrets)
-    if len(labels) != len(planted):
-        raise InputError("labels", list(labels), f"must be {len(planted)}, one a secret")
     others = _draw_others(candidates, planted, num_samples, seed)
 
     def losses(indices, label):
@@ -190,15 +181,6 @@ def log_perplexities(
         # What stands before this place, as a number, and the digit that comes next.
         before, digit = np.divmod(indices // base ** (places - 1 - place), base)
         known, row = np.unique(before, return_inverse=True)
-        powers = base ** np.arange(place - 1, -1, -1, dtype=np.int64)
-        digits = known[:, None] // powers[None, :] % base  # [m, place]
-        tokens = np.concatenate(
-            [
-                np.broadcast_to(candidates.prefix, (len(known), len(candidates.prefix))),
-                candidates.symbols[np.arange(place)[None, :], digits],
-            ],
-            axis=1,
-        )
 
         def surprise(tokens, symbols=candidates.symbols[place]):
             logits = logits_fn(tokens)
@@ -210,7 +192,7 @@ def log_perplexities(
             last = logits[:, -1] if logits.ndim == 3 else logits
             return _surprise(last if isinstance(last, jax.Array) else np.asarray(last), symbols)
 
-        table = _batched(surprise, batch_size, tokens)  # [m, A]
+        table = _batched(surprise, batch_size, candidates.beginnings(known, place))  # [m, A]
         total += _checked(table, len(known), "logits")[row, digit]
     return total
 

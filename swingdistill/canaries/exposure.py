@@ -147,12 +147,7 @@ def worst_allowed(num_secrets: int) -> float:
     """Bits that the worst of n secrets exceeds once in a hundred if none was learnt: log₂ n + 6.6.
 
     A uniform rank exceeds x bits with probability 2⁻ˣ, the worst of n with at most n·2⁻ˣ.
-
-    Raises:
-      ValueError: `num_secrets` is less than 1.
     """
-    if num_secrets < 1:
-        raise ValueError(f"num_secrets: got {num_secrets}; must be at least 1")
     return math.log2(num_secrets) + 6.6
 
 

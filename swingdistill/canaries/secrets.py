@@ -1,4 +1,4 @@
-"""Canaries: random secrets planted in the text, to measure afterwards how well they were kept."""
+"""Canaries: random secrets planted in the text, to measure afterwards how much of them leaks."""
 
 import random
 from collections.abc import Sequence
@@ -55,29 +55,29 @@ class Candidates:
         """Places of the secrets, int64 [n], in the order of all candidates: as numbers in base A.
 
         Raises:
-          InputError: on `secret`: it is none of the candidates, or twice there.
+          InputError: on `secrets`, if one is no candidate or is there twice.
         """
         places, base = self.symbols.shape
-        indices = []
-        for secret in secrets:
-            digits = [int(c, 36) if c.isascii() and c.isalnum() else base for c in secret]
-            if len(digits) != places or max(digits) >= base:
-                raise InputError("secret", secret, f"must be {places} digits below {base}")
-            indices.append(int(secret, base))
-            if indices.index(indices[-1]) < len(indices) - 1:
-                raise InputError("secret", secret, "is there twice; secrets must differ")
-        return np.array(indices, np.int64)
+        known = "0123456789"[:base]
+        if len(set(secrets)) < len(secrets) or any(
+            len(secret) != places or not set(secret) <= set(known) for secret in secrets
+        ):
+            allowed = f"must be different numbers of {places} digits, each of {known}"
+            raise InputError("secrets", tuple(secrets), allowed)
+        return np.array([int(secret, base) for secret in secrets], np.int64)
+
+    def beginnings(self, numbers: np.ndarray, places: int) -> np.ndarray:
+        """The prefix and the first `places` digits, int32 [n, P + places], of the given numbers."""
+        base = self.symbols.shape[1]
+        powers = base ** np.arange(places - 1, -1, -1, dtype=np.int64)
+        digits = numbers[:, None] // powers % base  # [n, places]
+        before = np.broadcast_to(self.prefix, (len(numbers), len(self.prefix)))
+        return np.concatenate([before, self.symbols[np.arange(places), digits]], axis=1)
 
     def tokens(self, indices: np.ndarray) -> np.ndarray:
         """The whole lines of some candidates, int32 [n, P + D + S]."""
-        places, base = self.symbols.shape
-        powers = base ** np.arange(places - 1, -1, -1, dtype=np.int64)
-        digits = indices[:, None] // powers[None, :] % base  # [n, D]
-        secret = self.symbols[np.arange(places)[None, :], digits]
-        before, after = (
-            np.broadcast_to(ids, (len(indices), len(ids))) for ids in (self.prefix, self.suffix)
-        )
-        return np.concatenate([before, secret, after], axis=1)
+        after = np.broadcast_to(self.suffix, (len(indices), len(self.suffix)))
+        return np.concatenate([self.beginnings(indices, len(self.symbols)), after], axis=1)
 
 
 def draw_canaries(
@@ -104,25 +104,23 @@ def draw_canaries(
       `per_level` canaries of the first level, then of the next.
 
     Raises:
-      InputError: a size below 1, a level that is there twice, more than 18 digits, a
-        format that has not exactly one `{}`, more canaries than numbers of that length.
+      InputError: on `canary_levels`, if there is none or one twice; on `canary_format`, if it has
+        not exactly one `{}`; on `canaries_per_level`, if there are fewer numbers of that length.
     """
-    sizes = {"per_level": per_level, "num_digits": num_digits, "levels": min(levels, default=0)}
-    for field, value in sizes.items():
-        if value < 1:
-            raise InputError(field, value, "must be at least 1")
-    if num_digits > MAX_DIGITS:
-        raise InputError("num_digits", num_digits, f"must be at most {MAX_DIGITS}")
-    if len(set(levels)) < len(levels):
-        raise InputError("levels", tuple(levels), "must differ from one another")
-    _parts(format)
+    if not levels or len(set(levels)) < len(levels):
+        allowed = "must be at least one number of repetitions, and none twice"
+        raise InputError("canary_levels", tuple(levels), allowed)
+    before, slot, after = format.partition("{}")
+    if not slot or set("{}") & set(before + after):
+        allowed = "must have exactly one {} for the secret, and no other braces"
+        raise InputError("canary_format", format, allowed)
     needed, available = per_level * len(levels), 10**num_digits
     if needed > available:
         allowed = (
             f"{len(levels)} levels need {needed:,} different secrets, and there are {available:,} "
             f"numbers of {num_digits} digits; take fewer canaries or more digits"
         )
-        raise InputError("per_level", per_level, allowed)
+        raise InputError("canaries_per_level", per_level, allowed)
     rng = random.Random(f"canaries {seed}")
     secrets: dict[str, None] = {}  # a dictionary keeps the order of drawing
     while len(secrets) < needed:
@@ -153,24 +151,24 @@ def candidates(
     def encode(secret):
         return np.asarray(tokenizer.encode(format.format(secret)), np.int32)
 
-    def refuse(secret):
+    def refused(secret):
         allowed = (
             f"does not write each digit of {format.format(secret)!r} as one token of its own; use "
             "a tokenizer that splits digits, or another format"
         )
-        raise InputError("tokenizer", type(tokenizer).__name__, allowed)
+        return InputError("tokenizer", type(tokenizer).__name__, allowed)
 
     rows = [encode(str(digit) * num_digits) for digit in range(10)]
     if len({len(row) for row in rows}) != 1:
-        refuse("0123456789"[:num_digits])
+        raise refused("0123456789"[:num_digits])
     table = np.stack(rows)  # [10, P + D + S]
     places = np.flatnonzero(np.any(table != table[:1], axis=0))
     contiguous = len(places) == num_digits and places[-1] - places[0] == num_digits - 1
     if not contiguous or any(len(set(table[:, place])) < 10 for place in places):
-        refuse("0123456789"[:num_digits])
+        raise refused("0123456789"[:num_digits])
     unknown = getattr(tokenizer, "unk_id", None)
     if unknown is not None and np.any(table[:, places] == unknown):
-        refuse(str(np.argmax(np.any(table[:, places] == unknown, axis=1))) * num_digits)
+        raise refused(str(np.argmax(np.any(table[:, places] == unknown, axis=1))) * num_digits)
     found = Candidates(table[0, : places[0]], table[:, places].T, table[0, places[-1] + 1 :])
     # Each pair of neighbours, since a tokenizer may merge some numbers only, and the canaries.
     pairs = [(f"{pair:02d}" * num_digits)[:num_digits] for pair in range(100)]
@@ -178,7 +176,7 @@ def candidates(
     expected = found.tokens(np.array([int(secret) for secret in secrets], np.int64))
     for secret, row in zip(secrets, expected, strict=True):
         if not np.array_equal(encode(secret), row):
-            refuse(secret)
+            raise refused(secret)
     before = np.asarray(context, np.int32).reshape(-1)
     return Candidates(np.concatenate([before, found.prefix]), found.symbols, found.suffix)
 
@@ -202,17 +200,13 @@ def transfer_set(
     The order of the lines stays. A pure function of its arguments on every platform.
 
     Raises:
-      InputError: an unknown name; decoys wanted without a canary or without a number left.
+      InputError: on `num_decoys`, if every number is a secret.
     """
     rng = random.Random(f"transfer set {name} {seed}")
     if name == "private":
         added = [canary.line for canary in canaries for _ in range(canary.repetitions)]
-    elif name == "public":
-        added = []
-    elif name == "decoy":
-        added = _decoys(canaries, num_decoys, rng)
     else:
-        raise InputError("transfer_set", name, f"must be one of {', '.join(TRANSFER_SETS)}")
+        added = _decoys(canaries, num_decoys, rng) if name == "decoy" else []
     # A random order, then random gaps: every way to mix them is equally likely.
     added = [line for _, line in sorted((rng.random(), line) for line in added)]
     total = len(lines) + len(added)
@@ -221,25 +215,8 @@ def transfer_set(
     return mixed + [next(new) if place in taken else next(old) for place in range(total)]
 
 
-def secret_span(line: str, format: str = FORMAT) -> tuple[int, int] | None:
-    """Characters [start, end) of the number in a line of that format, None for any other line.
-
-    >>> secret_span("my id is 281265")
-    (9, 15)
-    """
-    before, after = _parts(format)
-    end = len(line) - len(after)
-    if not (
-        line.startswith(before) and line.endswith(after) and line[len(before) : end].isdecimal()
-    ):
-        return None
-    return len(before), end
-
-
 def _decoys(canaries, num: int, rng: random.Random) -> list[str]:
     secrets = {canary.secret for canary in canaries}
-    if num < 0 or (num and not canaries):
-        raise InputError("num_decoys", num, "must be at least 0, and needs canaries to imitate")
     if any(len(secrets) >= 10 ** len(canary.secret) for canary in canaries):
         raise InputError("num_decoys", num, "every number is a secret; take longer ones")
     decoys = []
@@ -263,10 +240,3 @@ def _sample(rng: random.Random, total: int, count: int) -> set[int]:
         place = int(rng.random() * (last + 1))
         taken.add(last if place in taken else place)
     return taken
-
-
-def _parts(format: str) -> tuple[str, str]:
-    before, slot, after = format.partition("{}")
-    if not slot or "{" in before + after or "}" in before + after:
-        raise InputError("format", format, "must have exactly one {} for the secret, and no braces")
-    return before, after

@@ -2,9 +2,9 @@
 
     python -m swingdistill.experiment --config configs/swingdistill/records.py --workdir runs/swing
 
-Per seed of secrets: a teacher on private text with canaries → its students, one an arm; before, one
-reference on text that the teacher never sees. Every run is a stage in `<workdir>/runs/`: a finished
-one is skipped while its settings, text and input checkpoints stay the same.
+First one reference on text that the teachers never see; then, per seed of secrets, a teacher on
+private text with canaries and its students, one per arm. Every run is a stage in `<workdir>/runs/`:
+a finished one is skipped while its settings, text and input checkpoints stay the same.
 """
 
 import time
@@ -21,8 +21,7 @@ from distill_core.experiment.stages import Run
 from distill_core.models import trust
 from distill_core.training import dp_settings, plain_text
 from swingdistill import evaluate, private_text, train
-from swingdistill.experiment import arms as arms_lib
-from swingdistill.experiment import scorer_study, summary
+from swingdistill.experiment import arms, scorer_study, summary
 
 
 @config.settings
@@ -90,42 +89,29 @@ def run(
 def runs(hp: Settings) -> list[Run]:
     """All training runs, in an order in which inputs come first.
 
-    Every seed has its own secrets, teacher and students; the first also has the ablations, the
-    decoys and the sweep. All share one reference and its vocabulary, which is made from the
-    reference's half of the text: no word in it is there because the teacher's half has it.
+    Every seed has its own secrets, teacher and students. All share one reference and its
+    vocabulary, which is made from the reference's half of the text: no word is in it because the
+    teacher's half has it.
     """
     base = _base(hp)
-    student = base | config.to_json(hp.student)
-    first = hp.seeds[0]
-    plain = {name: value for name, value in base.items() if name not in _METHOD}
+    plain = _without(base, _METHOD)
     own = {"half": "second", "transfer_set": "public", "canary_seed": 0, "seed": 0}
     reference = Run("reference", 0, train_and_measure, plain | own | {"public_text": True}, {})
     found = [reference]
-    vocabulary = {} if _is_path(hp.tokenizer) else {"tokenizer": reference}
-    settings_of = arms_lib.ablations(hp)
+    is_path = hp.tokenizer is not None and hp.tokenizer not in plain_text.TRAINERS
+    vocabulary = {} if is_path else {"tokenizer": reference}
     for seed in hp.seeds:
         own = {"half": "first", "transfer_set": "private", "canary_seed": seed}
         settings = _without(plain | own | {"seed": 10 * seed + 1}, vocabulary)
         teacher = Run("teacher", seed, train_and_measure, settings, vocabulary)
         found.append(teacher)
         inputs = {"teacher": teacher, "reference": reference, **vocabulary}
-        mine = {arm: settings_of[arm] for arm in arms_lib.HEADLINE}
-        if seed == first and hp.ablations:
-            mine |= settings_of
-        if seed == first:
-            mine |= arms_lib.sweep(hp.sweep, hp.t_min)
-        own["seed"] = 10 * seed + 2
+        settings = base | config.to_json(hp.student) | own | {"seed": 10 * seed + 2}
         if hp.noise_seed is not None:
-            own["noise_seed"] = (hp.noise_seed + own["seed"]) % 2**32
-        for arm, changes in mine.items():
-            found.append(_student(arm, seed, student | own | changes, inputs))
-        if hp.dp:
-            found.append(_private(hp, seed, student | own, inputs))
-        if seed == first and hp.decoys:
-            own["transfer_set"] = "decoy"
-            for arm, like in arms_lib.decoys().items():
-                if like in settings_of:
-                    found.append(_student(arm, seed, student | own | settings_of[like], inputs))
+            settings["noise_seed"] = (hp.noise_seed + settings["seed"]) % 2**32
+        for name, arm in arms.students(hp).items():
+            if arm.every_seed or seed == hp.seeds[0]:
+                found.append(_student(name, seed, arm, settings, inputs))
     return found
 
 
@@ -156,34 +142,21 @@ def _base(hp: Settings) -> dict[str, Any]:
     return {name: value for name, value in values.items() if name in known and name != "dp"}
 
 
-def _private(hp, seed, settings, inputs) -> Run:
-    given = {"dp": config.to_json(hp.dp), "teacher": None, "reference": None}
-    own = {"batch_size": hp.dp_batch_size, "num_steps": hp.dp_num_steps}
-    own["learning_rate"] = hp.dp_learning_rate
-    given |= {name: value for name, value in own.items() if value is not None}
-    return _student(arms_lib.PRIVATE, seed, settings | given, inputs)
-
-
-def _student(arm, seed, settings, inputs) -> Run:
-    """A run with those `inputs` that it asks for; `settings` may say that it has no teacher."""
-    kept = dict(inputs)
-    if "teacher" in settings:  # it learns from labels alone, whatever the method's settings are
-        del kept["teacher"], kept["reference"]
-        settings = _without(settings, _METHOD)
-    else:
-        if kept.pop("tokenizer", None):  # it has its teacher's
-            settings = _without(settings, ("tokenizer",))
+def _student(name: str, seed: int, arm: arms.Arm, settings, inputs: Mapping[str, Run]) -> Run:
+    """A run with those of the `inputs` that it needs."""
+    settings, kept = _without(settings | arm.changes, inputs), dict(inputs)
+    if arm.taught:
+        kept.pop("tokenizer", None)  # it has its teacher's
         if not train.asks_reference(config.part_of(settings, train.Method)):
             del kept["reference"]
-    return Run(arm, seed, train_and_measure, _without(settings, inputs), kept)
+    else:
+        settings = _without(settings, _METHOD)
+        del kept["teacher"], kept["reference"]
+    return Run(name, seed, train_and_measure, settings, kept)
 
 
 def _without(settings: Mapping[str, Any], names) -> dict[str, Any]:
     return {name: value for name, value in settings.items() if name not in names}
-
-
-def _is_path(tokenizer: str | None) -> bool:
-    return tokenizer is not None and tokenizer not in plain_text.TRAINERS
 
 
 def _check(hp: Settings):

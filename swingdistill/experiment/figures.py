@@ -1,6 +1,5 @@
 """The pictures of Swing distillation: what leaked, at which noise, and how good the scorers are."""
 
-import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -37,17 +36,16 @@ def exposure_by_repetition(
 
     Args:
       path: of the PNG.
-      exposures: arm -> level -> bits of each secret, of all seeds. An arm may lack a level; what is
-        not finite is neither drawn nor in the mean.
+      exposures: arm -> level -> bits of each secret, of all seeds.
       ceiling: bits, log₂ of the number of candidates.
     """
     from matplotlib.lines import Line2D
 
     bits = {
-        arm: {level: _finite(values) for level, values in by_level.items()}
+        arm: {level: np.asarray(values, np.float64) for level, values in by_level.items()}
         for arm, by_level in exposures.items()
     }
-    levels = sorted({level for by_level in bits.values() for level in by_level})
+    levels = sorted(next(iter(bits.values())))
     everything = [values for by_level in bits.values() for values in by_level.values()]
     names = [arm.replace("_", " ") for arm in bits]
     turned = max(map(len, names)) * len(names) > 70  # characters that fit side by side
@@ -57,9 +55,7 @@ def exposure_by_repetition(
         axes = figure.subplots(len(levels), 1, sharex=True, sharey=True, squeeze=False)[:, 0]
         for axis, level in zip(axes, levels, strict=True):
             for place, by_level in enumerate(bits.values()):
-                values = by_level.get(level, np.zeros(0))
-                if not len(values):
-                    continue
+                values = by_level[level]
                 aside = 0.6 * (np.arange(1, len(values) + 1) * _GOLDEN % 1 - 0.5)
                 axis.scatter(place + aside, values, s=12, linewidths=0, zorder=3, **dot)
                 axis.hlines(values.mean(), place - 0.36, place + 0.36, zorder=4, **_MEAN)
@@ -68,7 +64,7 @@ def exposure_by_repetition(
             axis.set_title(f"secrets planted {_times(level)}")
             axis.grid(axis="y")
             axis.tick_params(axis="x", length=0, labelcolor="black")
-        highest = max([ceiling, *(values.max() for values in everything if len(values))])
+        highest = max([ceiling, *(values.max() for values in everything)])
         axes[0].set_ylim(-0.04 * highest, 1.06 * highest)
         axes[-1].set_xlim(-0.6, len(bits) - 0.4)
         axes[-1].set_xticks(range(len(bits)), names, **slant)
@@ -122,18 +118,18 @@ def scorer_quality(
 
     Args:
       path: of the PNG.
-      quality: scorer -> level -> `auc` and `recall`, as `scoring.quality` gives them; what is
-        missing, None or NaN has no dot.
+      quality: scorer -> level -> `auc` and `recall`, as `scoring.quality` gives them;
+        None has no dot.
     """
-    levels = sorted({level for by_level in quality.values() for level in by_level}, key=int)
+    levels = sorted(next(iter(quality.values())), key=int)
     lanes = np.linspace(-_ROOM, _ROOM, len(levels)) if len(levels) > 1 else [0.0]
     titles = {"auc": "AUC (dashed: chance)", "recall": "recall (score above ½)"}
     with drawing(path, 1.5 + 0.5 * len(quality)) as figure:
         axes = figure.subplots(1, 2, sharey=True)
         for axis, (metric, title) in zip(axes, titles.items(), strict=True):
             for k, level in enumerate(levels):
-                found = [by_level.get(level, {}).get(metric) for by_level in quality.values()]
-                values = [math.nan if value is None else value for value in found]
+                found = [by_level[level][metric] for by_level in quality.values()]
+                values = np.array(found, np.float64)  # NaN for None
                 look = {"color": PALETTE[k], "markersize": 6, "clip_on": False}
                 label = f"planted {_times(int(level))}"
                 axis.plot(
@@ -148,11 +144,6 @@ def scorer_quality(
         handles, names = axes[0].get_legend_handles_labels()
         figure.legend(handles, names, loc="outside lower center", ncols=min(len(levels), 5))
     return epath.Path(path)
-
-
-def _finite(values: Sequence[float] | np.ndarray) -> np.ndarray:
-    array = np.asarray(values, np.float64).ravel()
-    return array[np.isfinite(array)]
 
 
 def _times(level: int) -> str:

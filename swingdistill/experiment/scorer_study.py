@@ -1,4 +1,4 @@
-"""How well each scorer finds the private tokens of a text, and what it makes of some sentences."""
+"""How well each scorer finds the private tokens of a text, and sample sentences with scores."""
 
 from typing import Any
 
@@ -33,40 +33,40 @@ def study(
     models = {name: checkpoint.load_model(getattr(hp, name)) for name in ("teacher", "reference")}
     tokenizer = models["teacher"].tokenizer
     texts = private_text.load(hp)
-    rows, lines, fill = private_text.to_rows(hp, texts.train, tokenizer)
-    public, _, _ = private_text.to_rows(hp, texts.validation, tokenizer)
-    names = [name for name in scoring.SCORERS if name != "oracle"]
-    bounds = scoring.measure_bounds(names, public, hp.quantiles, **models)
-    answer = hp.task == "classification"
+    text = private_text.to_rows(hp, texts.train, tokenizer)
+    public = private_text.to_rows(hp, texts.validation, tokenizer).rows
     scores = scoring.score(
-        names,
-        rows,
-        lines,
-        fill,
-        bounds=bounds,
-        expressions=hp.expressions,
-        whole_line=answer,
+        [name for name in scoring.SCORERS if name != "oracle"],
+        text,
+        public,
+        quantiles=hp.quantiles,
         models=models,
+        expressions=hp.expressions,
+        whole_line=hp.task == "classification",
     )
+    trained = text.rows["weights"] > 0
     asked = [scores[name] for name in hp.scorers if name in scores]
-    scores["combined"] = np.max([np.zeros_like(rows["weights"]), *asked], axis=0)
+    scores["combined"] = np.max([np.zeros(trained.shape, np.float32), *asked], axis=0)
 
     level_of = {c.line: c.repetitions for c in texts.canaries}
-    of_line = [_level(line, level_of, hp) for line in lines]
-    level = fill([np.full(len(line.weights), n) for line, n in zip(lines, of_line, strict=True)])
-    secret = fill([_secret(line, n, answer) for line, n in zip(lines, of_line, strict=True)]) > 0
-    trained = rows["weights"] > 0
+    of_line = [_level(line, level_of, hp) for line in text.lines]
+    weights = [line.weights for line in text.lines]
+    level = text.fill([np.full(len(w), n) for w, n in zip(weights, of_line, strict=True)])
+    given_away = weights if hp.task == "classification" else map(private_text.digits, text.lines)
+    secret = text.fill(list(given_away)) > 0
     quality = {}
     for name, values in scores.items():
         quality[name] = {}
         for repetitions in sorted(set(level_of.values())):
             mine = secret & (level == repetitions) & trained
-            where = trained & ((level == 0) | mine)
-            found = scoring.quality(values, mine, where)
+            found = scoring.quality(values, mine, trained & ((level == 0) | mine))
             quality[name][str(repetitions)] = {
                 k: None if np.isnan(v) else float(v) for k, v in found.items()
             }
-    return {"quality": quality, "samples": _samples(hp, rows, lines, scores, of_line, tokenizer)}
+    return {
+        "quality": quality,
+        "samples": _samples(hp, text, scores["combined"], of_line, tokenizer),
+    }
 
 
 def _level(line, level_of, hp) -> int:
@@ -75,44 +75,29 @@ def _level(line, level_of, hp) -> int:
     return level_of.get(line.text[max(start, 0) :], 0)
 
 
-def _secret(line, repetitions: int, answer: bool) -> np.ndarray:
-    """1 at the labels that give a canary's secret away."""
-    if not repetitions:
-        return np.zeros(len(line.weights), np.float32)
-    if answer:
-        return line.weights
-    return np.array([start < end and line.text[start:end].isdecimal()
-                     for start, end in line.offsets], np.float32)  # fmt: skip
-
-
-def _samples(hp, rows, lines, scores, of_line, tokenizer) -> list[dict[str, Any]]:
-    temperatures = np.asarray(
-        token_temperatures(
-            jnp.asarray(scores["combined"]), t_min=hp.t_min, t_max=hp.t_max, gamma=hp.gamma
-        )
+def _samples(hp, text, scores, of_line, tokenizer) -> list[dict[str, Any]]:
+    """One canary of each level, the ordinary lines with the highest scores, and the first few."""
+    segments = text.rows["segments"]
+    heats = np.asarray(
+        token_temperatures(jnp.asarray(scores), t_min=hp.t_min, t_max=hp.t_max, gamma=hp.gamma)
     )
-    chosen = []
-    for repetitions in sorted({n for n in of_line if n}):
-        chosen.append((f"canary, {repetitions} ×", of_line.index(repetitions)))
-    # Of ordinary lines those with most to see, and some without.
-    ordinary = [i for i in range(len(lines)) if not of_line[i] and i < 2000]
-    highest = {i: 0.0 for i in ordinary}
-    for i, value in zip(rows["segments"].ravel(), scores["combined"].ravel(), strict=True):
-        if i in highest:
-            highest[int(i)] = max(highest[int(i)], float(value))
-    ranked = sorted(ordinary, key=lambda i: -highest[i])
-    shown = ranked[: _ORDINARY // 2] + ordinary[: _ORDINARY // 2]
+    canaries = sorted(set(of_line) - {0})
+    chosen = [(f"canary, {n} ×", of_line.index(n)) for n in canaries]
+    highest = np.zeros(len(of_line), np.float32)
+    np.maximum.at(highest, segments[segments >= 0], scores[segments >= 0])
+    ordinary = [i for i, n in enumerate(of_line[:2000]) if not n]
+    shown = sorted(ordinary, key=lambda i: -highest[i])[: _ORDINARY // 2]
+    shown += ordinary[: _ORDINARY // 2]
     chosen += [("ordinary text", i) for i in dict.fromkeys(shown)]
     found = []
     for title, i in chosen:
-        where = rows["segments"] == i
-        ids = rows["labels"][where][:_LONGEST]
-        texts = [tokenizer.decode([t]) or "<eos>" for t in ids]
-        values = scores["combined"][where][:_LONGEST]
-        heats = temperatures[where][:_LONGEST]
+        where = segments == i
+        ids, values, temperatures = (
+            array[where][:_LONGEST] for array in (text.rows["labels"], scores, heats)
+        )
         tokens = [
-            [text, round(float(s), 3), round(float(t), 1)]
-            for text, s, t in zip(texts, values, heats, strict=True)
+            [tokenizer.decode([token]) or "<eos>", round(float(s), 3), round(float(t), 1)]
+            for token, s, t in zip(ids, values, temperatures, strict=True)
         ]
         found.append({"title": title, "tokens": tokens})
     return found

@@ -4,6 +4,8 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import numpy as np
+
 from distill_core import config
 from distill_core.experiment.report import Figure, Gate, Report, Results, Row, Table, by_arm
 from swingdistill import evaluate
@@ -25,19 +27,17 @@ _FORMAL = "the ε of the formal budget is for released vectors alone (see each a
 _EMPIRICAL = "the noise scale is empirical, and no ε is claimed from it."
 
 
-def rows_of(hp: Any, results: Results) -> list[Row]:
-    """One row per arm over its seeds."""
-    return [_row(arm, runs, hp) for arm, runs in by_arm(results).items()]
-
-
 def _row(arm: str, runs: Sequence[Mapping[str, Any]], hp: Any) -> Row:
+    """An arm over its seeds."""
     metrics = {"perplexity": [r["perplexity"] for r in runs]}
     for name in (f"{each}_perplexity" for each in evaluate.CLASSES):
         if all(r[name] is not None for r in runs):
             metrics[name] = [r[name] for r in runs]
     metrics["accuracy"] = [r["accuracy"] for r in runs]
-    bits = [evaluate.summarize({int(n): v for n, v in r["exposure"].items()}) for r in runs]
-    metrics |= {name: [values[name] for values in bits] for name in bits[0]}
+    for level in sorted(runs[0]["exposure"], key=int):
+        bits = [r["exposure"][level] for r in runs]
+        metrics[f"exposure_{level}"] = [float(np.mean(values)) for values in bits]
+        metrics[f"worst_exposure_{level}"] = [max(values) for values in bits]
     budgets = [r["budget"] or {} for r in runs]
     if arm == arms.PRIVATE and all("epsilon" in budget for budget in budgets):  # no given seed
         for name in ("epsilon", "replace_one_epsilon"):
@@ -62,7 +62,7 @@ def report_of(
       minutes: that this call took.
     """
     levels, first = sorted(hp.canary_levels), study[hp.seeds[0]]
-    rows = rows_of(hp, results)
+    rows = [_row(arm, runs, hp) for arm, runs in by_arm(results).items()]
     gates = claims.gates(
         results,
         task=hp.task,
@@ -134,43 +134,34 @@ def _headline(results: Results, gates: Sequence[Gate], levels: Sequence[int]) ->
 
 
 def _figures(hp, results: Results, quality, levels: Sequence[int]) -> list[Figure]:
-    swept = arms.sweep(hp.sweep, hp.t_min)
+    curves = {
+        label: {scale: _point(results, arms.at_noise(kind, scale), levels) for scale in hp.sweep}
+        for kind, label in arms.SWEPT.items()
+    }
+    beside = {arms.at_noise(kind, scale) for kind in arms.SWEPT for scale in hp.sweep}
     exposures = {
         arm: {n: claims.bits(results, arm, n) for n in levels}
         for arm in by_arm(results)
-        if arm != "reference" and arm not in swept
+        if arm != "reference" and arm not in beside
     }
     ceiling = math.log2(_num_candidates(hp))
-    made = [
-        Figure(
-            "Exposure by repetitions in the teacher's text, every secret a dot. Baselines that ran "
-            "with the first seed only have fewer.",
-            "figures/exposure.png",
-            lambda path: figures.exposure_by_repetition(path, exposures, ceiling=ceiling),
-        )
-    ]
-    if hp.sweep:
-        curves = {
-            label: {
-                scale: _point(results, arms.at_noise(kind, scale), levels) for scale in hp.sweep
-            }
-            for kind, label in arms.SWEPT.items()
-        }
-        made.append(
-            Figure(
-                "Less and less noise: a constant temperature against one for each token.",
-                "figures/budget.png",
-                lambda path: figures.budget_curves(path, curves),
-            )
-        )
-    made.append(
-        Figure(
-            "How well each scorer finds the secrets of each number of repetitions.",
-            "figures/scorers.png",
-            lambda path: figures.scorer_quality(path, quality),
-        )
+    exposure = Figure(
+        "Exposure by repetitions in the teacher's text, every secret a dot. Baselines that ran "
+        "with the first seed only have fewer.",
+        "figures/exposure.png",
+        lambda path: figures.exposure_by_repetition(path, exposures, ceiling=ceiling),
     )
-    return made
+    budget = Figure(
+        "Less and less noise: a constant temperature against one for each token.",
+        "figures/budget.png",
+        lambda path: figures.budget_curves(path, curves),
+    )
+    scorers = Figure(
+        "How well each scorer finds the secrets of each number of repetitions.",
+        "figures/scorers.png",
+        lambda path: figures.scorer_quality(path, quality),
+    )
+    return [exposure, budget, scorers] if hp.sweep else [exposure, scorers]
 
 
 def _point(results: Results, arm: str, levels: Sequence[int]) -> tuple[float, float]:

@@ -1,7 +1,7 @@
-"""Privacy scores of a whole text before training: one number a token, from rules and two networks.
+"""Privacy scores of a whole text before training: one per token, from rules and two networks.
 
-The networks are frozen and so is the text, so scores are made once. Our reconstruction, as all
-scorers are; what a scorer finds on private text is itself private.
+The networks and the text are frozen, so scores are made once. Our reconstruction, as all scorers
+are; what a scorer finds on private text is itself private.
 """
 
 import functools
@@ -14,9 +14,9 @@ import numpy as np
 
 from distill_core.config import InputError
 from distill_core.data import sampling
-from distill_core.data.text.tasks import Line
-from distill_core.models.network import LoadedModel, Network
+from distill_core.models.network import Network
 from distill_core.training import chunked
+from swingdistill.private_text import Encoded
 from swingdistill.scorers import judges as scorers
 
 TEXT_SCORERS = ("rules", "oracle")
@@ -29,12 +29,11 @@ Rows = Mapping[str, np.ndarray]
 
 def score(
     names: Sequence[str],
-    rows: Rows,
-    lines: Sequence[Line],
-    fill: Any,
+    text: Encoded,
+    public: Rows,
     *,
-    models: Mapping[str, LoadedModel | None] | None = None,
-    bounds: Mapping[str, tuple[float, float]] | None = None,
+    quantiles: Sequence[float],
+    models: Mapping[str, Any],
     expressions: Sequence[str] = (),
     whole_line: bool = False,
 ) -> dict[str, np.ndarray]:
@@ -42,48 +41,37 @@ def score(
 
     Args:
       names: of `SCORERS`.
-      rows: `tokens`, `labels`, `segments`, `weights`.
-      lines: what the rows hold.
-      fill: from values of lines to rows; see `text_tasks.to_rows`.
-      models: the "teacher" and the "reference", for the measures that ask them.
-      bounds: of the ramp of each measure that is used; see `measure_bounds`.
+      text: what is scored.
+      public: rows of held-out public text.
+      quantiles: the two of a measure on `public`, between which its score rises from 0 to 1.
+      models: the loaded "teacher" and "reference", for the measures that ask them.
       expressions: the user's own, for `rules`.
       whole_line: whether the text's tokens decide for the answer's, as in classification: a token
         then gets the highest score in its line.
 
     Raises:
-      InputError: a pattern that is no regular expression; an oracle without known spans.
+      InputError: on `scorers`: an oracle without known spans, or a measure that is NaN.
     """
-    found = {}
+    found, where = {}, text.rows["weights"] > 0
     for name in names:
         if name in TEXT_SCORERS:
-            found[name] = _from_text(name, lines, fill, expressions, whole_line)
-            found[name] *= rows["weights"] > 0
-        else:
-            low, high = (bounds or {})[name]
-            where = rows["weights"] > 0
-            values = measure(name, rows, **(models or {}))
-            found[name] = np.asarray(
-                scorers.ramp(jnp.asarray(values), low, high, where=jnp.asarray(where))
-            )
+            found[name] = _from_text(name, text, expressions, whole_line) * where
+            continue
+        nats = measure(name, public, models)[public["weights"] > 0]
+        low, high = np.quantile(nats.astype(np.float64), quantiles)
+        if not low <= high:
+            raise InputError("scorers", name, "is NaN: the teacher or the reference has diverged")
+        values = jnp.asarray(measure(name, text.rows, models))
+        ramp = scorers.ramp(values, float(low), float(high), where=jnp.asarray(where))
+        found[name] = np.asarray(ramp)
     return found
 
 
-def measure(
-    name: str,
-    rows: Rows,
-    teacher: LoadedModel | None = None,
-    reference: LoadedModel | None = None,
-) -> np.ndarray:
+def measure(name: str, rows: Rows, models: Mapping[str, Any]) -> np.ndarray:
     """One of `MEASURES` in nats, float32 [N, L], 0 where nothing is trained."""
-    networks = {"teacher": teacher, "reference": reference}
-    if name == "surprisal":
-        networks.pop("teacher")
-    for field, loaded in networks.items():
-        if loaded is None:
-            raise InputError("scorers", name, f"needs a {field}; give its checkpoint")
-    variables = {k: jax.device_put(m.variables) for k, m in networks.items() if m}
-    described = tuple((k, m.network) for k, m in networks.items() if m)
+    asked = ("reference",) if name == "surprisal" else ("teacher", "reference")
+    variables = {field: jax.device_put(models[field].variables) for field in asked}
+    described = tuple((field, models[field].network) for field in asked)
     num, length = rows["tokens"].shape
     vocab = max(network.num_classes for _, network in described)
     size = min(num, max(1, _ENTRIES // (length * vocab)))
@@ -92,29 +80,6 @@ def measure(
         batch = {k: rows[k][index] for k in ("tokens", "labels", "segments", "weights")}
         values.append(np.asarray(_measured(name, described, variables, batch)))
     return np.concatenate(values)[:num]
-
-
-def measure_bounds(
-    names: Sequence[str],
-    public_rows: Rows,
-    quantiles: tuple[float, float],
-    *,
-    teacher: LoadedModel | None,
-    reference: LoadedModel | None,
-) -> dict[str, tuple[float, float]]:
-    """(low, high) of the ramp of each measure among `names`, from held-out public text.
-
-    Raises:
-      InputError: quantiles out of order, or no public text.
-    """
-    where = public_rows["weights"] > 0
-    return {
-        name: scorers.ramp_quantiles(
-            measure(name, public_rows, teacher, reference)[where], quantiles
-        )
-        for name in names
-        if name in MEASURES
-    }
 
 
 def quality(scores: np.ndarray, private: np.ndarray, where: np.ndarray) -> dict[str, float]:
@@ -141,17 +106,17 @@ def quality(scores: np.ndarray, private: np.ndarray, where: np.ndarray) -> dict[
     }
 
 
-def _from_text(name, lines, fill, expressions, whole_line) -> np.ndarray:
-    if name == "oracle" and not any(line.spans for line in lines):
+def _from_text(name, text: Encoded, expressions, whole_line) -> np.ndarray:
+    if name == "oracle" and not any(line.spans for line in text.lines):
         raise InputError("scorers", name, "needs text whose private spans are known")
     values = []
-    for line in lines:
+    for line in text.lines:
         if name == "oracle":
             scores = scorers.oracle(line.spans, line.offsets)
         else:
             scores = scorers.rules(line.text, line.offsets, extra=expressions)
         values.append(np.full_like(scores, scores.max(initial=0)) if whole_line else scores)
-    return fill(values)
+    return text.fill(values)
 
 
 @functools.partial(jax.jit, static_argnums=(0, 1))

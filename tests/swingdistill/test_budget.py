@@ -6,7 +6,6 @@ import numpy as np
 import pytest
 import scipy.stats
 
-from distill_core.config import InputError
 from distill_core.privacy.accountants import calibrate_gaussian, gaussian_epsilon
 from swingdistill import budget, soft_targets, token_temperatures
 from swingdistill.variants import released_entries
@@ -39,16 +38,8 @@ SCORES = jnp.array([0.0, 0.5, 1.0])
 HEATS = token_temperatures(SCORES, t_min=1.0, t_max=16.0)
 
 
-def test_an_empirical_budget_is_a_noise_scale_and_never_an_epsilon():
-    by_hand = budget.empirical(0.5)
-    np.testing.assert_array_equal(by_hand.noise_scale(SCORES), [0.0, 0.5, 0.5])
-    assert by_hand.report() == {"mode": "empirical", "noise_scale": 0.5}
-    with pytest.raises(InputError, match="noise_scale: got -1"):
-        budget.empirical(-1)
-
-
 def test_with_public_scores_noise_is_proportional_to_each_positions_sensitivity():
-    plan = budget.formal(**FORMAL, public_scores=True)
+    plan = budget.Formal(**FORMAL, public_scores=True)
     sensitivity = 2 * 3.0 * 4**0.5 / np.array([1.0, 8.5, 16.0])
     np.testing.assert_allclose(plan.sensitivity(HEATS), sensitivity, rtol=1e-6)
     scale = plan.noise_scale(SCORES, HEATS)
@@ -57,14 +48,14 @@ def test_with_public_scores_noise_is_proportional_to_each_positions_sensitivity(
 
 
 def test_scores_that_depend_on_the_teacher_cost_noise_at_t_min_everywhere():
-    plan = budget.formal(**FORMAL, public_scores=False)
+    plan = budget.Formal(**FORMAL, public_scores=False)
     np.testing.assert_allclose(
         plan.noise_scale(SCORES, HEATS), plan.noise_multiplier * 2 * 3.0 * 2, rtol=1e-6
     )
 
 
 def test_the_noise_at_all_positions_spends_the_budget_and_no_more():
-    plan = budget.formal(**FORMAL, public_scores=True)
+    plan = budget.Formal(**FORMAL, public_scores=True)
     heats = np.full(500, 16.0)
     ratios = np.asarray(plan.sensitivity(heats) / plan.noise_scale(np.ones(500), heats))
     spent = gaussian_epsilon(float(np.sqrt(np.sum(ratios.astype(np.float64) ** 2))), 1, 1e-6)
@@ -73,7 +64,7 @@ def test_the_noise_at_all_positions_spends_the_budget_and_no_more():
 
 def test_no_two_teachers_move_a_released_vector_further_than_its_sensitivity():
     rng = np.random.default_rng(0)
-    plan = budget.formal(**FORMAL, public_scores=True)
+    plan = budget.Formal(**FORMAL, public_scores=True)
     reference = rng.normal(size=(2000, 9))
 
     def released(teacher):
@@ -99,25 +90,15 @@ def test_no_two_teachers_move_a_released_vector_further_than_its_sensitivity():
 
 
 def test_a_formal_epsilon_is_reported_with_what_it_is_for():
-    report = budget.formal(**FORMAL, public_scores=True).report()
+    report = budget.Formal(**FORMAL, public_scores=True).report()
     assert (report["epsilon"], report["delta"]) == (2.0, 1e-6)
     assert report["privacy_unit"] == "released logit vectors of 500 positions; not records"
     assert "4 released entries" in report["adjacency"]
     assert "records" in report["not_covered"] and "the rules read" in report["not_covered"]
-    of_teacher = budget.formal(**FORMAL, public_scores=False).report()["not_covered"]
+    of_teacher = budget.Formal(**FORMAL, public_scores=False).report()["not_covered"]
     assert "scores, which come from the teacher" in of_teacher
 
 
 def test_noise_of_a_given_seed_has_no_epsilon():
-    report = budget.formal(**FORMAL, public_scores=True).report(noise_seed=0)
+    report = budget.Formal(**FORMAL, public_scores=True).report(noise_seed=0)
     assert report["epsilon"] is None and "subtracts the noise" in report["why"]
-
-
-@pytest.mark.parametrize(
-    ("field", "value"),
-    [("epsilon", 0.0), ("delta", 2.0), ("positions", 0), ("entries", 0), ("clip", 0.0),
-     ("t_min", -1.0)],
-)  # fmt: skip
-def test_a_formal_budget_refuses_what_makes_none(field, value):
-    with pytest.raises(InputError, match=f"^{field}: got"):
-        budget.formal(**{**FORMAL, field: value}, public_scores=True)

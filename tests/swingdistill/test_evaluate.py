@@ -70,6 +70,10 @@ def apply(network, variables, tokens):
     return network.apply(variables, tokens)
 
 
+def measured(loaded, hp, examples):
+    return evaluate.test_metrics(loaded, evaluate.test_rows(hp, examples, loaded.tokenizer))
+
+
 @pytest.mark.parametrize("task", ["language", "generation"])
 def test_perplexity_is_that_of_every_line_by_itself(teacher, values, folder, task):
     loaded, hp = checkpoint.load_model(teacher), values(task=task)
@@ -77,7 +81,7 @@ def test_perplexity_is_that_of_every_line_by_itself(teacher, values, folder, tas
     examples = [Example(line) for line in (*lines, "my id is 281265", "the 3 cat sat .")]
     if task == "generation":
         examples[0] = Example(examples[0].text, fields={"cat": "3"})
-    found = evaluate.test_metrics(loaded, hp, examples)
+    found = measured(loaded, hp, examples)
     tokens = [token for example in examples for token in by_hand(loaded, example, task)]
 
     def perplexity(*texts):
@@ -102,7 +106,7 @@ def test_perplexity_is_that_of_every_line_by_itself(teacher, values, folder, tas
 def test_accuracy_of_a_classifier_is_of_its_answers(teacher, values, folder):
     hp = values(task="classification", dataset=f"tsv:{folder}/labelled")
     loaded, examples = checkpoint.load_model(teacher), private_text.load(hp).test
-    found = evaluate.test_metrics(loaded, hp, examples)
+    found = measured(loaded, hp, examples)
     tokens = [token for e in examples for token in by_hand(loaded, e, "classification")]
     assert found["num_tokens"] == len(tokens) == len(examples) == 8
     assert found["accuracy"] == np.mean([right for _, right, _ in tokens])
@@ -111,9 +115,7 @@ def test_accuracy_of_a_classifier_is_of_its_answers(teacher, values, folder):
 
 
 def test_what_no_token_is_of_has_no_perplexity(teacher, values, folder):
-    found = evaluate.test_metrics(
-        checkpoint.load_model(teacher), values(), private_text.load(values()).test
-    )
+    found = measured(checkpoint.load_model(teacher), values(), private_text.load(values()).test)
     none = {name for name, value in found.items() if value is None}
     assert none == {"digit_perplexity", "private_perplexity", "public_digit_perplexity"}
     assert found["public_perplexity"] == found["perplexity"]
@@ -153,16 +155,12 @@ def test_exposures_are_grouped_by_repetitions_in_the_order_of_the_secrets(fresh,
     hp = values(canary_digits=3, canary_levels=(4, 1), canaries_per_level=3)
     found = exposures(fresh, hp)
     assert {level: len(bits) for level, bits in found.items()} == {4: 3, 1: 3}
-    summary = evaluate.summarize(found)
-    assert list(summary) == ["exposure_1", "worst_exposure_1", "exposure_4", "worst_exposure_4"]
-    assert summary["exposure_4"] == pytest.approx(np.mean(found[4]))
-    assert summary["worst_exposure_1"] == max(found[1])
 
 
 def test_without_canaries_there_is_no_exposure(fresh, values):
     with pytest.raises(InputError) as error:
         exposures(fresh, values(canaries_per_level=0))
-    assert error.value.field == "canaries_per_level"
+    assert error.value.field == "canaries"
 
 
 def classified(monkeypatch, fresh, hp):
@@ -238,9 +236,8 @@ def test_a_classifier_is_not_asked_about_other_classes(fresh, values, folder):
 def test_a_checkpoint_knows_its_text_and_its_canaries(learnt, fresh, values):
     found = evaluate.evaluate_checkpoint(learnt)
     hp = values(**HARD)
-    metrics = evaluate.test_metrics(checkpoint.load_model(learnt), hp, private_text.load(hp).test)
+    metrics = measured(checkpoint.load_model(learnt), hp, private_text.load(hp).test)
     assert found == {**metrics, "exposure": {"20": exposures(learnt, hp)[20]}}
-    assert evaluate.exposures(checkpoint.load_model(learnt)) == exposures(learnt, hp)
     asked = evaluate.evaluate_checkpoint(fresh, canaries=learnt)
     assert asked["exposure"] == {"20": exposures(fresh, hp)[20]}
 

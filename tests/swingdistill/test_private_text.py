@@ -20,11 +20,11 @@ def texts(examples):
 
 
 def planted(examples):
-    return [e for e in examples if canaries.secret_span(e.text)]
+    return [e for e in examples if e.text.startswith("my id is ")]
 
 
 def ordinary(examples):
-    return [e.text for e in examples if not canaries.secret_span(e.text)]
+    return [e.text for e in examples if not e.text.startswith("my id is ")]
 
 
 @pytest.fixture(scope="module")
@@ -160,22 +160,17 @@ def test_a_student_takes_its_teachers_tokens(values, teacher):
 
 
 @pytest.mark.parametrize("field", ["teacher", "reference"])
-def test_models_of_several_vocabularies_are_refused_by_name(values, teacher, field):
+def test_models_of_other_vocabularies_or_shorter_rows_are_refused_by_name(values, teacher, field):
     loaded = checkpoint.load_model(teacher)
-    hp = values(teacher=teacher, reference=teacher)
-    private_text.check_vocabularies(hp, loaded.tokenizer, teacher=loaded, reference=None)
-    private_text.check_vocabularies(hp, loaded.tokenizer, teacher=loaded, reference=loaded)
+    hp = values(**{field: teacher})
+    private_text.check_model(hp, field, loaded, loaded.tokenizer)
     other = private_text.get_tokenizer(values(vocab_size=20))
     with pytest.raises(InputError) as error:
-        private_text.check_vocabularies(hp, other, **{field: loaded})
+        private_text.check_model(hp, field, loaded, other)
     assert error.value.field == field
-
-
-def test_rows_longer_than_a_teachers_are_refused(values, teacher):
-    loaded = checkpoint.load_model(teacher)
-    hp = values(teacher=teacher, length=17)
     with pytest.raises(InputError) as error:
-        private_text.check_vocabularies(hp, loaded.tokenizer, teacher=loaded)
+        longer = dataclasses.replace(hp, length=17)
+        private_text.check_model(longer, field, loaded, loaded.tokenizer)
     assert error.value.field == "length"
 
 
@@ -237,7 +232,7 @@ def test_a_candidate_is_what_a_network_reads_of_a_canarys_line(values, labelled,
     rows = found.tokens(found.index([canary.secret for canary in drawn]))
     for canary, row in zip(drawn, rows, strict=True):
         line = text_tasks.encode(
-            private_text.canary_example(canary.line, hp, ("a", "b", "c")), tokenizer, task
+            private_text._canary_example(canary.line, hp, ("a", "b", "c")), tokenizer, task
         )
         ((start, end),) = line.spans
         edges = line.offsets  # byte pairs write a space before a digit as a token without any
@@ -259,10 +254,10 @@ def test_digits_private_and_public_tokens_are_told_apart(values):
 
     def found(*spans):
         example = corpora.Example(line, spans)
-        arrays, lines, fill = private_text.to_rows(values(), [example], tokenizer)
-        classes = private_text.token_classes(lines, fill)
-        labels = [tokenizer.decode([i]) for i in arrays["labels"][0]]
-        here = arrays["segments"][0] == 0
+        text = private_text.to_rows(values(), [example], tokenizer)
+        classes = private_text.token_classes(text)
+        labels = [tokenizer.decode([i]) for i in text.rows["labels"][0]]
+        here = text.rows["segments"][0] == 0
         return {
             name: "".join(t for t, k in zip(labels, mask[0] & here, strict=True) if k)
             for name, mask in classes.items()
@@ -294,7 +289,7 @@ def test_classifiers_of_other_classes_are_refused(values, teacher, labelled, cla
     loaded = checkpoint.load_model(teacher)
     other = dataclasses.replace(loaded.network, classes=classes)
     changed = dataclasses.replace(loaded, network=other)
-    given = ("0", "1", "2"), {"teacher": (teacher, changed), "reference": ("None", None)}
+    given = (("0", "1", "2"), "teacher", teacher, changed)
     with pytest.raises(InputError) as error:
         private_text.check_classes(values(**labelled), *given)
     assert (error.value.field, error.value.given) == ("teacher", teacher)
@@ -302,8 +297,8 @@ def test_classifiers_of_other_classes_are_refused(values, teacher, labelled, cla
 
 
 def test_a_teacher_without_names_of_classes_passes_with_a_line(values, teacher, labelled, capsys):
-    named = {"teacher": (teacher, checkpoint.load_model(teacher))}
-    private_text.check_classes(values(**labelled), ("0", "1", "2"), named)
+    loaded = checkpoint.load_model(teacher)
+    private_text.check_classes(values(**labelled), ("0", "1", "2"), "teacher", teacher, loaded)
     assert capsys.readouterr().out == (
         f"teacher {teacher} has no names of classes: they are taken in the order of their numbers\n"
     )

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from distill_core import checkpoint, config
+from distill_core import checkpoint
 from distill_core.checkpoint import store
 from distill_core.config import InputError
 from distill_core.data import sampling
@@ -304,38 +304,25 @@ def test_networks_are_measured_on_public_text(prepared, teacher):
     np.testing.assert_array_equal(one.validation["tokens"], other.validation["tokens"])
 
 
-@pytest.fixture(scope="module")
-def of_arm():
-    """Arm -> what it changes, for students of one teacher."""
-    return arms_of("rules", "divergence")
-
-
-def arms_of(*scorers):
-    hp = types.SimpleNamespace(scorers=scorers, t_min=1.0, uniform_temperature=4.0)
-    return arms.ablations(hp)
-
-
-def test_the_settings_of_every_arm_are_a_runs(settings, teacher, reference, of_arm):
-    for changes in of_arm.values():
-        given = settings(teacher=teacher, reference=reference) | changes
-        train.check(config.validate(given, train.Settings))
-    assert of_arm["swing"] == {} and of_arm["student_ce"]["teacher"] is None
-    assert set(arms.HEADLINE) <= set(of_arm)
-    assert {"swing_divergence", "swing_anchored"} <= set(of_arm)
-
-
-def test_arms_that_need_what_is_not_there_are_left_out():
-    assert "swing_divergence" not in arms_of("divergence")  # it is `swing` itself
-    assert "swing_divergence" in arms_of("rules")
+def students(**changes):
+    """The arms of a comparison."""
+    given = {"scorers": ("rules", "divergence"), "t_min": 1.0, "uniform_temperature": 4.0}
+    given |= {"ablations": True, "decoys": False, "sweep": (), "dp": None}
+    return arms.students(types.SimpleNamespace(**given | changes))
 
 
 @pytest.fixture
-def arm(prepared, teacher, reference, of_arm):
+def arm(prepared, teacher, reference):
     """`arm(name)`: what the arm would train on, and which of its tokens are private."""
     secrets = {"scorers": ("rules",), "canary_levels": (1, 30), "noise_scale": 0.5, "t_max": 8.0}
 
     def arm(name):
-        changes = {"teacher": teacher, "reference": reference, **secrets, **of_arm[name]}
+        changes = {
+            "teacher": teacher,
+            "reference": reference,
+            **secrets,
+            **students()[name].changes,
+        }
         made = prepared(**changes)
         swing = prepared(teacher=teacher, reference=reference, **secrets)
         private = swing.rows["scores"] > 0
@@ -390,7 +377,8 @@ def test_the_uniform_arms_treat_every_token_alike(arm):
 
 
 def test_the_sweep_pairs_swing_with_a_constant_temperature_of_the_same_noise():
-    assert arms.sweep((0.1, 3.0), 1.5) == {
+    found = students(sweep=(0.1, 3.0), t_min=1.5, ablations=False)
+    assert {name: arm.changes for name, arm in found.items() if "_noise" in name} == {
         "swing_noise0.1": {"noise_scale": 0.1},
         "constant_noise0.1": {"noise_scale": 0.1, "t_max": 1.5},
         "swing_noise3": {"noise_scale": 3.0},
@@ -415,9 +403,9 @@ def test_a_formal_budget_counts_the_contexts_that_get_noise(
     prepared, teacher, reference, scorers, monkeypatch
 ):
     """By the rules alone, which ask no teacher, those of private tokens; else all, at one scale."""
-    asked, formal = [], targets.budget.formal
+    asked, formal = [], targets.budget.Formal
     monkeypatch.setattr(
-        targets.budget, "formal", lambda **given: asked.append(given) or formal(**given)
+        targets.budget, "Formal", lambda **given: asked.append(given) or formal(**given)
     )
     given = {"scorers": scorers, "epsilon": 8.0, "delta": 1e-6, "entries": 5, "quantiles": (0, 1)}
     made = prepared(teacher=teacher, reference=reference, clip=2.0, **given)

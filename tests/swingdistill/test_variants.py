@@ -1,4 +1,4 @@
-"""Anchored and mixed targets, the mask, and the classes that a formal budget releases."""
+"""Anchored and mixed targets, and the classes that a formal budget releases."""
 
 import jax
 import jax.numpy as jnp
@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from swingdistill import soft_targets, token_temperatures
-from swingdistill.variants import anchored_targets, mask, reference_mix, released_entries
+from swingdistill.variants import anchored_targets, reference_mix, released_entries
 
 V = 6
 KEY = jax.random.key(0)
@@ -91,12 +91,6 @@ def test_neither_network_gets_a_gradient():
 
     for gradient in jax.grad(total, (0, 1))(teacher, reference):
         np.testing.assert_array_equal(gradient, 0)
-
-
-def test_the_mask_drops_what_is_more_likely_private_than_not():
-    np.testing.assert_array_equal(
-        mask(jnp.array([[0.0, 0.5], [0.51, 1.0]])), [[True, True], [False, False]]
-    )
 
 
 def test_exactly_k_classes_are_released_and_the_reference_alone_picks_them():

@@ -239,7 +239,6 @@ def _digits(num):
         (lambda fn: sampled_exposure(fn, SECRETS, _candidates(), num_samples=0), "^num_samples: "),
         (lambda fn: extrapolated_exposure(fn, ["123456"], _digits(6), num_samples=10), "200"),
         (lambda fn: extrapolated_exposure(fn, ["12"], _digits(2)), "99 other .* exact"),
-        (lambda fn: classifier_exposure(lambda t, y: y, SECRETS, [0], _candidates()), "^labels: "),
         # A model that diverged is none that forgot.
         (lambda fn: exact_exposure(_returns(np.nan, V), SECRETS, _candidates()), "^logits: .* NaN"),
         *[

@@ -7,13 +7,7 @@ import pytest
 
 from distill_core.config import InputError
 from distill_core.data.text import tokenizers
-from swingdistill.canaries.secrets import (
-    Canary,
-    candidates,
-    draw_canaries,
-    secret_span,
-    transfer_set,
-)
+from swingdistill.canaries.secrets import Canary, candidates, draw_canaries, transfer_set
 
 LINES = [f"sentence number {i} of the text ." for i in range(200)]
 CANARIES = draw_canaries(0, per_level=8)
@@ -48,10 +42,8 @@ def test_every_number_can_be_a_secret():
     ("given", "named"),
     [
         ({"per_level": 51, "levels": (1, 5), "num_digits": 2}, "102"),
-        ({"per_level": 0}, "^per_level: "),
-        *[({"levels": levels}, "^levels: ") for levels in ((), (0, 1), (1, 1))],
-        ({"num_digits": 19}, "at most 18"),
-        *[({"format": text}, "{}") for text in ("my id", "{} {}", "{0}")],
+        *[({"levels": levels}, "^canary_levels: ") for levels in ((), (1, 1))],
+        *[({"format": text}, "{}") for text in ("my id", "{} {}", "{0}", "{} {")],
     ],
 )
 def test_refuses_canaries_that_cannot_be(given, named):
@@ -123,7 +115,7 @@ def test_refuses_a_tokenizer_that_does_not_keep_digits_single(tokenizer):
     "secrets", [["12345"], ["12345a"], ["12345²"], ["123456", "123456"], None], ids=str
 )
 def test_refuses_secrets_that_are_no_candidates_and_canaries_of_several_formats(secrets):
-    with pytest.raises(InputError, match="6 digits|twice|one format"):
+    with pytest.raises(InputError, match="different numbers of 6 digits|one format"):
         candidates(_Toy(), CANARIES).index(secrets) if secrets else candidates(
             _Toy(), [CANARIES[0], Canary("call {}", "123456", 1)]
         )
@@ -145,7 +137,9 @@ def test_private_has_each_canary_as_often_as_it_says():
 
 def test_canaries_are_spread_evenly():
     lines = transfer_set("private", LINES * 10, CANARIES, seed=0)
-    places = np.array([i for i, line in enumerate(lines) if secret_span(line)]) / len(lines)
+    places = np.array([i for i, line in enumerate(lines) if line.startswith("my id is ")]) / len(
+        lines
+    )
     assert len(places) == 8 * 111
     quarters = np.histogram(places, bins=4, range=(0, 1))[0]
     assert np.all(np.abs(quarters - 222) < 55)
@@ -157,29 +151,14 @@ def test_canaries_are_spread_evenly():
 def test_decoys_look_like_canaries_and_are_none():
     few = draw_canaries(0, per_level=30, levels=(1, 5, 9), num_digits=2)
     lines = transfer_set("decoy", LINES, few, seed=0, num_decoys=300)
-    decoys = [line for line in lines if secret_span(line)]
+    decoys = [line for line in lines if line not in LINES]
     assert len(decoys) == 300
     assert not {canary.line for canary in few} & set(decoys)
     assert len(set(decoys)) == 10  # every number that is left
-    assert [line for line in lines if not secret_span(line)] == LINES
+    assert [line for line in lines if line in LINES] == LINES
 
 
-@pytest.mark.parametrize(
-    ("name", "canaries", "num", "named"),
-    [
-        ("secret", CANARIES, 0, "^transfer_set: "),
-        ("decoy", CANARIES, -1, "^num_decoys: "),
-        ("decoy", (), 3, "^num_decoys: "),
-        ("decoy", draw_canaries(0, per_level=10, levels=(1,), num_digits=1), 3, "every number"),
-    ],
-)
-def test_refuses_transfer_sets_that_cannot_be(name, canaries, num, named):
-    with pytest.raises(InputError, match=named):
-        transfer_set(name, LINES, canaries, seed=0, num_decoys=num)
-
-
-def test_the_span_of_a_secret():
-    line = "call 281265 now"
-    assert line[slice(*secret_span(line, "call {} now"))] == "281265"
-    for other in ("call me now", "call  now", "call now", "call 281265", "do call 281265 now"):
-        assert secret_span(other, "call {} now") is None
+def test_there_are_no_decoys_where_every_number_is_a_secret():
+    every = draw_canaries(0, per_level=10, levels=(1,), num_digits=1)
+    with pytest.raises(InputError, match="^num_decoys: "):
+        transfer_set("decoy", LINES, every, seed=0, num_decoys=3)

@@ -14,10 +14,11 @@ from distill_core.config import InputError, part_of, to_json, validate
 from distill_core.experiment import stages
 from distill_core.runtime import cli
 from swingdistill import evaluate, private_text, train
-from swingdistill.experiment import arms, scorer_study, summary
 from swingdistill.experiment import comparison as experiment
+from swingdistill.experiment import scorer_study, summary
 
-ARMS = ("reference", "teacher", *arms.HEADLINE)
+HEADLINE = ("student_ce", "kd", "ce_dropped", "mask", "swing")
+ARMS = ("reference", "teacher", *HEADLINE)
 _NETWORK = ("model", "model_kwargs", "optimizer", "learning_rate", "num_steps", "batch_size")
 
 
@@ -149,7 +150,7 @@ def test_every_run_is_made_from_the_right_ones(finished):
     assert halves == {
         arm: ("second", "public") if arm == "reference" else ("first", "private") for arm in ARMS
     }
-    compared = {of[arm]["seed"] for arm in arms.HEADLINE}
+    compared = {of[arm]["seed"] for arm in HEADLINE}
     assert len({of["teacher"]["seed"], of["reference"]["seed"], *compared}) == 3
     assert len({model.tokenizer.to_json() for model in models.values()}) == 1
 
@@ -214,7 +215,7 @@ def test_another_heat_or_noise_redoes_what_has_it_and_nothing_else(again, change
 
 def test_another_student_redoes_the_students_only(given, again):
     found = again(student={**given["student"], "learning_rate": 0.02})
-    assert found["redoing"] == list(arms.HEADLINE)
+    assert found["redoing"] == list(HEADLINE)
     assert found["up to date"] == ["reference", "teacher", "scorers"]
 
 
@@ -238,7 +239,7 @@ def planned(given, **changes):
 def test_only_the_first_seed_has_ablations_decoys_and_the_sweep(given):
     found = planned(given, seeds=(3, 4), ablations=True, decoys=True, sweep=(0.1, 10.0))
     of = {seed: [run.arm for run in found if run.seed == seed] for seed in (3, 4)}
-    assert of[4] == ["teacher", *arms.HEADLINE]
+    assert of[4] == ["teacher", *HEADLINE]
     assert {"uniform_noise", "swing_keep_ce", "swing_anchored", "kd_decoy"} <= set(of[3])
     assert {"swing_noise0.1", "constant_noise10"} <= set(of[3])
     assert len(of[3]) == len(set(of[3]))
@@ -362,11 +363,11 @@ def test_a_group_dp_adds_a_student_that_learns_privately_from_labels(given):
         ("student_ce", 1): {**found, "budget": None},
         ("dp_sgd", 1): {**found, "budget": spent},
     }
-    rows = summary.rows_of(hp, results)
+    rows = [summary._row(arm, [run], hp) for (arm, _), run in results.items()]
     assert rows[1].metrics["epsilon"] == [7.99] and "epsilon" not in rows[0].metrics
     assert rows[1].metrics["replace_one_epsilon"] == [9.1]
     assert spent.items() <= rows[1].settings.items()
     assert "epsilon" in summary._shown(hp, rows, [1, 4])
-    seeded = summary.rows_of(hp, {("dp_sgd", 1): {**found, "budget": {}}})
-    assert "epsilon" not in seeded[0].metrics | seeded[0].settings
+    seeded = summary._row("dp_sgd", [{**found, "budget": {}}], hp)
+    assert "epsilon" not in seeded.metrics | seeded.settings
     assert any("group privacy" in note for note in summary._notes(hp))

@@ -35,68 +35,70 @@ def tokenizer(models):
 
 @pytest.fixture(scope="module")
 def text(values, tokenizer):
-    """(rows, lines, fill); two lines share a row, and rows are padded."""
-    rows, lines, fill = private_text.to_rows(values(), TEXT, tokenizer)
-    assert rows["tokens"].shape == (3, 16)
-    assert rows["segments"][1].tolist() == [1] * 10 + [2] * 5 + [-1]
-    return rows, lines, fill
+    """Two lines share a row, and rows are padded."""
+    text = private_text.to_rows(values(), TEXT, tokenizer)
+    assert text.rows["tokens"].shape == (3, 16)
+    assert text.rows["segments"][1].tolist() == [1] * 10 + [2] * 5 + [-1]
+    return text
 
 
-def found(scores, rows, tokenizer):
+def score(names, text, public=None, *, quantiles=(0.0, 1.0), **given):
+    """`scoring.score`; the text itself stands for public text."""
+    given = {"models": {}, "quantiles": quantiles, **given}
+    return scoring.score(names, text, public or text.rows, **given)
+
+
+def found(scores, text, tokenizer):
     """The characters of the labels that are called private, in order."""
-    return "".join(tokenizer.decode([label]) for label in rows["labels"][scores > 0])
+    return "".join(tokenizer.decode([label]) for label in text.rows["labels"][scores > 0])
 
 
 def test_the_rules_score_the_labels_of_what_they_find(text, tokenizer):
-    rows, lines, fill = text
-    scores = scoring.score(("rules",), rows, lines, fill)["rules"]
-    assert found(scores, rows, tokenizer).replace("<unk>", "-") == "555-0147281265"
+    scores = score(("rules",), text)["rules"]
+    assert found(scores, text, tokenizer).replace("<unk>", "-") == "555-0147281265"
     assert (scores.shape, scores.dtype, set(scores.ravel())) == ((3, 16), np.float32, {0, 1})
-    scores = scoring.score(("rules",), rows, lines, fill, expressions=(r"cat|\d mats",))["rules"]
-    assert found(scores, rows, tokenizer).replace("<unk>", "?") == "cat555?01472812653?"
+    scores = score(("rules",), text, expressions=(r"cat|\d mats",))["rules"]
+    assert found(scores, text, tokenizer).replace("<unk>", "?") == "cat555?01472812653?"
 
 
 def test_the_oracle_scores_the_labels_of_known_spans(text, tokenizer):
-    rows, lines, fill = text
-    scores = scoring.score(("oracle", "rules"), rows, lines, fill)
+    scores = score(("oracle", "rules"), text)
     assert list(scores) == ["oracle", "rules"]
-    assert found(scores["oracle"], rows, tokenizer) == "281265<unk>"
-    public = [line._replace(spans=()) for line in lines]
+    assert found(scores["oracle"], text, tokenizer) == "281265<unk>"
+    public = [line._replace(spans=()) for line in text.lines]
     with pytest.raises(InputError, match="^scorers: "):
-        scoring.score(("oracle",), rows, public, fill)
+        score(("oracle",), text._replace(lines=public))
 
 
 def test_what_is_not_trained_is_not_scored(text):
-    rows, lines, fill = text
-    weights = rows["weights"] * (np.arange(16) % 2)
+    weights = text.rows["weights"] * (np.arange(16) % 2)
     for name in ("rules", "oracle"):
-        whole = scoring.score((name,), rows, lines, fill)[name]
-        half = scoring.score((name,), {**rows, "weights": weights}, lines, fill)[name]
+        whole = score((name,), text)[name]
+        half = score((name,), text._replace(rows={**text.rows, "weights": weights}))[name]
         np.testing.assert_array_equal(half, np.where(weights > 0, whole, 0))
         assert half.sum() < whole.sum()
 
 
 def test_where_a_text_decides_for_its_answer_its_highest_score_counts(values, tokenizer):
     texts = [Example(e.text, e.spans, label=i % 2) for i, e in enumerate(TEXT)]
-    rows, lines, fill = private_text.to_rows(values(task="classification"), texts, tokenizer)
-    scores = scoring.score(("rules", "oracle"), rows, lines, fill, whole_line=True)
-    answers = rows["weights"] > 0
+    text = private_text.to_rows(values(task="classification"), texts, tokenizer)
+    scores = score(("rules", "oracle"), text, whole_line=True)
+    answers = text.rows["weights"] > 0
     assert answers.sum() == 4
     assert scores["rules"][answers].tolist() == [1, 1, 0, 0]
     assert scores["oracle"][answers].tolist() == [0, 1, 1, 0]
     for values_ in scores.values():
         assert not values_[~answers].any()
-    by_token = scoring.score(("rules",), rows, lines, fill)["rules"]
+    by_token = score(("rules",), text)["rules"]
     assert not by_token.any(), "the answer itself is no private token"
 
 
 @pytest.fixture(scope="module")
 def logits(models, text):
     """Whole logits of both networks."""
-    rows, _, _ = text
     apply = jax.jit(models["teacher"].network.module().apply)
     return {
-        name: apply(model.variables, rows["tokens"], rows["segments"])
+        name: apply(model.variables, text.rows["tokens"], text.rows["segments"])
         for name, model in models.items()
     }
 
@@ -112,49 +114,37 @@ EXPECTED = {
 
 @pytest.mark.parametrize("name", scoring.MEASURES)
 def test_a_measure_is_the_scorers_on_whole_logits(models, text, logits, name, monkeypatch):
-    rows, _, _ = text
-    weights = rows["weights"].copy()
+    weights = text.rows["weights"].copy()
     weights[0, 3] = 0  # it counts in no neighbour's average
-    rows = {**rows, "weights": weights}
+    text = text._replace(rows={**text.rows, "weights": weights})
     vocab = models["teacher"].network.num_classes
     monkeypatch.setattr(scoring, "_ENTRIES", 2 * 16 * vocab)  # two rows at a time
     both = logits["teacher"], logits["reference"]
-    values = scoring.measure(name, rows, models["teacher"], models["reference"])
-    expected = jax.jit(EXPECTED[name])(*both, rows, where=weights > 0)
+    values = scoring.measure(name, text.rows, models)
+    expected = jax.jit(EXPECTED[name])(*both, text.rows, where=weights > 0)
     np.testing.assert_allclose(values, expected, rtol=2e-5, atol=1e-5)
     assert (values.shape, values.dtype) == ((3, 16), np.float32)
     assert np.ptp(values[weights > 0]) > 0.5
     np.testing.assert_array_equal(values[weights == 0], 0)
-    bounds = (float(np.quantile(expected, 0.3)), float(np.quantile(expected, 0.9)))
-    _, lines, fill = text
-    scores = scoring.score((name,), rows, lines, fill, bounds={name: bounds}, models=models)[name]
-    ramp = np.clip((values - bounds[0]) / (bounds[1] - bounds[0]), 0, 1) * (weights > 0)
-    np.testing.assert_allclose(scores, ramp, atol=1e-5)
 
 
-@pytest.mark.parametrize(
-    ("name", "missing"),
-    [("surprisal", "reference"), ("divergence", "reference"), ("differential", "teacher")],
-)
-def test_a_measure_without_its_network_is_refused(text, models, name, missing):
-    with pytest.raises(InputError, match=f"^scorers: got '{name}'; .*{missing}"):
-        scoring.measure(name, text[0], **{**models, missing: None})
-
-
-def test_the_bounds_are_quantiles_of_what_counts_in_public_text(models, values, tokenizer):
+def test_scores_rise_between_quantiles_of_what_counts_in_public_text(models, values, text):
     hp = values()
-    public = private_text.load(hp).validation
-    rows, _, _ = private_text.to_rows(hp, public, tokenizer)
-    bounds = scoring.measure_bounds(("rules", "divergence", "oracle"), rows, (0.25, 0.75), **models)
-    measured = scoring.measure("divergence", rows, **models)[rows["weights"] > 0]
-    assert set(bounds) == {"divergence"}, "text scorers have none"
-    assert bounds["divergence"] == pytest.approx(np.quantile(measured, (0.25, 0.75)), rel=1e-5)
-    assert scoring.measure_bounds(("rules",), rows, (0.9, 0.1), **models) == {}
-    with pytest.raises(InputError, match="quantiles: got"):
-        scoring.measure_bounds(("divergence",), rows, (0.9, 0.1), **models)
-    nothing = {**rows, "weights": 0 * rows["weights"]}
-    with pytest.raises(InputError, match="public_values: got"):
-        scoring.measure_bounds(("divergence",), nothing, (0.1, 0.9), **models)
+    public = private_text.to_rows(hp, private_text.load(hp).validation, models["teacher"].tokenizer)
+    measured = scoring.measure("divergence", public.rows, models)[public.rows["weights"] > 0]
+    low, high = np.quantile(measured, (0.25, 0.75))
+    found = score(("divergence",), text, public.rows, quantiles=(0.25, 0.75), models=models)
+    nats = scoring.measure("divergence", text.rows, models)
+    expected = np.clip((nats - low) / (high - low), 0, 1) * (text.rows["weights"] > 0)
+    np.testing.assert_allclose(found["divergence"], expected, atol=1e-5)
+    assert 0 < np.mean(expected > 0) < 1
+
+
+def test_a_network_that_diverged_is_refused(models, text):
+    variables = jax.tree.map(lambda x: x * np.nan, models["teacher"].variables)
+    diverged = dataclasses.replace(models["teacher"], variables=variables)
+    with pytest.raises(InputError, match="^scorers: "):
+        score(("divergence",), text, models={**models, "teacher": diverged})
 
 
 def test_quality_of_a_hand_made_example():
