@@ -15,7 +15,7 @@ from flax import linen as nn
 from distill_core.config import InputError
 from distill_core.models.layers import conv, dense, mask_examples
 from distill_core.models.network import Network
-from distill_core.models.norm import make_norm
+from distill_core.models.norm import normalise
 from distill_core.training.step import TrainState, stream_key
 
 STREAM_QUERIES = 2
@@ -81,8 +81,7 @@ class Generator(nn.Module):
         elif labels is not None:
             raise InputError("labels", tuple(labels.shape), "this generator is not conditional")
 
-        def norm(x: jax.Array) -> jax.Array:
-            return make_norm(self.norm)(x, train=train, where=where)
+        norm = partial(normalise, self.norm, train=train, where=where)
 
         def block(x: jax.Array, features: int) -> jax.Array:
             x = conv(_double(x), features, use_bias=self.norm == "none")

@@ -131,11 +131,10 @@ def load_model(
       InputError: no such checkpoint or part, another format, a leaf that does not fit, or a network
         in a module that is not trusted.
     """
-    from distill_core.models.importers import gpt2, torch_weights
+    from distill_core.models import importers
 
     if str(path).endswith(".safetensors"):  # whose readers say that it must be local
-        reader = torch_weights if torch_weights.is_torch(path) else gpt2
-        return reader.load_model(path, part=part, step=step)
+        return importers.load_model(path, part=part, step=step)
     path, metadata = find(paths.expand("checkpoint", path), step=step)
     specs = metadata["parts"]
     part = next(iter(specs)) if part is None else part

@@ -14,12 +14,6 @@ KINDS: dict[str, str | None] = {"digits": None, "tfds": "NAME", "npz": "PATH", "
 def split_name(name: str, kinds: Mapping[str, str | None] = KINDS) -> tuple[str, str]:
     """Splits a name into (kind, path); the path is "" for a kind without one.
 
-    `kinds` are those that there are, and what follows the colon of each; those of images if not
-    given.
-
-    Raises:
-      InputError: on `dataset`, if the kind is unknown or the path is missing or superfluous.
-
     >>> split_name("tfds:cifar10")
     ('tfds', 'cifar10')
     """
@@ -33,7 +27,7 @@ def split_name(name: str, kinds: Mapping[str, str | None] = KINDS) -> tuple[str,
 def load_dataset(name: str, *, data_dir: str | None = None) -> Dataset:
     """Loads a whole data set of labelled images into memory.
 
-    One that takes long to decode is remembered until another is loaded or its files change.
+    One that is slow to decode is kept until another is loaded or its files change.
 
     Args:
       name: `digits` (scikit-learn's, embedded), `tfds:NAME` (a prepared directory, read without
@@ -41,12 +35,12 @@ def load_dataset(name: str, *, data_dir: str | None = None) -> Dataset:
         write them) or `folder:PATH` (PATH/train/CLASS/*.png and PATH/test/CLASS/*.png, or
         Tiny-ImageNet as it is distributed).
       data_dir: where `tfds:NAME` was prepared; by default `$TFDS_DATA_DIR`, else
-        `~/tensorflow_datasets`. The other kinds do not read it.
+        `~/tensorflow_datasets`. Other kinds ignore it.
 
     Returns:
-      Both splits as uint8 or float32 images [N, H, W, C] with int32 labels [N], the names of the
-      classes, and the constants to standardise by. `note`, where not empty, belongs beside every
-      number that comes from the data.
+      Both splits as uint8 or float32 images [N, H, W, C] with int32 labels [N], the class names,
+      and the constants to standardise by. A non-empty `note` belongs beside every number that comes
+      from the data.
 
     Raises:
       InputError: on `dataset` or `data_dir`, if the data is missing, unreadable or inconsistent.

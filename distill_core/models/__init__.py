@@ -1,16 +1,10 @@
 """Networks: ours by name, and a user's own."""
 
-from distill_core.models.apply import (
-    apply_model,
-    count_parameters,
-    features,
-    init_model,
-)
+from distill_core.models.apply import apply_model, count_parameters, features, init_model
 from distill_core.models.cnn import CNN
 from distill_core.models.create import MODEL_NAMES, create_model
 from distill_core.models.mobilenetv2 import MobileNetV2
-from distill_core.models.norm import BatchNorm, make_norm
-from distill_core.models.resnet import Bottleneck, ResNet
+from distill_core.models.resnet import ResNet
 from distill_core.models.resnetc import ResNetC
 from distill_core.models.resnext import ResNeXt
 from distill_core.models.shufflenetv2 import ShuffleNetV2
@@ -20,8 +14,6 @@ from distill_core.models.watch import watched
 __all__ = [
     "CNN",
     "MODEL_NAMES",
-    "BatchNorm",
-    "Bottleneck",
     "MobileNetV2",
     "ResNeXt",
     "ResNet",
@@ -33,6 +25,5 @@ __all__ = [
     "create_model",
     "features",
     "init_model",
-    "make_norm",
     "watched",
 ]

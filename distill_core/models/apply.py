@@ -1,10 +1,10 @@
-"""Initialise, run and look into a network, ours or a user's, through one set of functions."""
+"""Initialises and runs a network, ours or a user's."""
 
 import functools
 import inspect
 import math
 from collections.abc import Mapping, Sequence
-from typing import Any, Literal, overload
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -14,17 +14,10 @@ from flax import linen as nn
 def init_model(
     module: nn.Module, key: jax.Array, input_shape: Sequence[int], *, dtype: Any = jnp.float32
 ) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Fresh variables of a network, computed under jit.
+    """Fresh (params, model_state) of a network, plain dicts of arrays.
 
-    Args:
-      module: the network.
-      key: random key.
-      input_shape: of one example, (H, W, channels), or (L,) for text.
-      dtype: of the input; an integer type for token ids.
-
-    Returns:
-      (params, model_state), plain dicts of arrays; `model_state` holds every other collection,
-      such as `batch_stats`, and is {} if there is none.
+    `input_shape` is that of one example, (H, W, channels), or (L,) for text, whose `dtype` is an
+    integer type. `model_state` holds every other collection, such as `batch_stats`.
     """
     variables = dict(_init(module, tuple(input_shape), jnp.dtype(dtype), key))
     params = variables.pop("params", {})
@@ -38,39 +31,6 @@ def _init(module: nn.Module, input_shape: tuple[int, ...], dtype: Any, key: jax.
     return module.init(key, jnp.zeros((1, *input_shape), dtype), **options)
 
 
-@overload
-def apply_model(
-    module: nn.Module,
-    variables: Mapping[str, Any],
-    x: jax.Array,
-    *,
-    train: Literal[True],
-    where: jax.Array | None = None,
-    mutable: Sequence[str] = (),
-    key: jax.Array | None = None,
-) -> tuple[jax.Array, dict[str, Any]]: ...
-@overload
-def apply_model(
-    module: nn.Module,
-    variables: Mapping[str, Any],
-    x: jax.Array,
-    *,
-    train: Literal[False],
-    where: jax.Array | None = None,
-    mutable: tuple[()] = (),
-    key: jax.Array | None = None,
-) -> jax.Array: ...
-@overload
-def apply_model(
-    module: nn.Module,
-    variables: Mapping[str, Any],
-    x: jax.Array,
-    *,
-    train: bool,
-    where: jax.Array | None = None,
-    mutable: Sequence[str] = (),
-    key: jax.Array | None = None,
-) -> Any: ...
 def apply_model(
     module: nn.Module,
     variables: Mapping[str, Any],
@@ -84,19 +44,18 @@ def apply_model(
     """Logits of a network, and in training its new state.
 
     Args:
-      module: the network. Its `__call__` gets `train` and `where` only if it takes them, so that
-        a user's network may lack either; likewise `deterministic`, Flax's word for not `train`.
+      module: the network. Its `__call__` gets `train`, `where` and `deterministic` (Flax's word for
+        not `train`) only if it takes them, so that a user's network may lack any.
       variables: {"params": …, **model_state}.
       x: preprocessed images float32 [B, H, W, channels].
-      train: whether to use and update the batch's statistics, and to drop out.
-      where: bool [B], the examples that count; None for all.
+      train: whether to use and update batch statistics, and to apply dropout.
+      where: bool [B], False for masked examples; None for none.
       mutable: further collections to return, such as "intermediates".
       key: random key for dropout.
 
     Returns:
-      Logits [B, C]; if `train` or `mutable`, the pair (logits, collections) instead. In training
-      the collections are the whole new model_state (everything in `variables` but `params`),
-      with those of `mutable`.
+      Logits [B, C]; with `train` or `mutable` (logits, collections), in training the whole new
+      model_state (everything in `variables` but `params`) and those of `mutable`.
     """
     options = _accepted(module, train=train, where=where)
     rngs = None if key is None else {"dropout": key}
@@ -107,9 +66,9 @@ def apply_model(
 
 
 def features(module: nn.Module, variables: Mapping[str, Any], x: jax.Array) -> jax.Array | None:
-    """Inputs of the last dense layer at inference, [B, D], or None if the network hides them.
+    """Inputs of the last dense layer at inference, [B, D], or None if the network sows none.
 
-    A network shows them by `self.sow("intermediates", "features", …)` in its `__call__`.
+    A network sows them by `self.sow("intermediates", "features", …)` in its `__call__`.
     """
     _, collections = apply_model(module, variables, x, train=False, mutable=("intermediates",))
     sown = collections.get("intermediates", {}).get("features")
@@ -122,7 +81,7 @@ def count_parameters(params: Any) -> int:
 
 
 def takes_train(module: nn.Module) -> bool:
-    """Whether a network is told that it is trained, by `train` or by `deterministic`."""
+    """Whether a network is told when it is trained, by `train` or `deterministic`."""
     return bool(_accepted(module, train=True))
 
 

@@ -1,4 +1,4 @@
-"""Whether a network can be made, run and trained on its inputs: tried on shapes alone."""
+"""Checks, on shapes alone, whether a network can be built, run and trained on its inputs."""
 
 import os
 import traceback
@@ -13,11 +13,9 @@ from distill_core.runtime import collectives, parallel
 
 
 def check(network: Network):
-    """Tries, on shapes alone, whether the network can be made, run and trained on its inputs.
+    """Raises InputError unless the network can be built, run and trained on its inputs.
 
-    Raises:
-      InputError: the network cannot be built, fails, returns other than logits `[B, K]`, or has
-        layers that work otherwise in training and is not told when it is trained.
+    It must return logits `[B, K]`, and be told when it is trained if a layer behaves differently.
     """
     network.module()
     if network.is_text:
@@ -33,24 +31,17 @@ def check(network: Network):
         raise InputError("model", network.model, allowed)
     if seen.untold:
         allowed = (
-            f"has the layer {seen.untold[0]}, which works otherwise in training than after it: the "
-            "network's __call__ must take `train` or `deterministic`"
+            f"has the layer {seen.untold[0]}, which behaves differently in training: the network's "
+            "__call__ must take `train` or `deterministic`"
         )
         raise InputError("model", network.model, allowed)
 
 
 def check_statistics(network: Network, batch_size: int, mode: str):
-    """Refuses a batch that leaves a single value per channel to a layer with batch statistics.
+    """Refuses a global batch that leaves a layer with batch statistics one value per channel.
 
-    Such a layer gives its bias, whatever the image: nothing of the layers below is learnt.
-
-    Args:
-      network: of images, one that `check` has let pass.
-      batch_size: global.
-      mode: as for `parallel.wrap`; layers of a user's own may not sum over its devices.
-
-    Raises:
-      InputError: on `batch_size`; names the layer.
+    Such a layer gives its bias, whatever the image, so that the layers below learn nothing. `mode`
+    is as for `parallel.wrap`; a user's own layers may not sum over its devices.
     """
     devices = jax.device_count() if parallel.is_mapped(mode) else 1
     if batch_size > devices:  # each has several
@@ -67,7 +58,7 @@ def check_statistics(network: Network, batch_size: int, mode: str):
 
 
 def _trace_training(network: Network, *, batch_size: int, devices: int = 1):
-    """(shape of the logits, what its layers did) of a training step's pass, on each device."""
+    """(shape of the logits, what the layers did) of a training step's pass, per device."""
 
     def pass_(variables, images, key):
         return network.apply(variables, images, train=True, key=key)[0]
@@ -100,8 +91,8 @@ def _check_text(network: Network):
         raise InputError("model", network.model, allowed)
     if layers := seen.dropout or seen.norms:
         allowed = (
-            f"has the layer {layers[0]}, which works otherwise in training than after it: the "
-            "method `hidden` of a language model is not told when it is trained"
+            f"has the layer {layers[0]}, which behaves differently in training, and the method "
+            "`hidden` of a language model is not told when it is trained"
         )
         raise InputError("model", network.model, allowed)
 
@@ -113,7 +104,7 @@ def _failed(network: Network, inputs: str, error: Exception) -> InputError:
 
 
 def _reason(error: Exception) -> str:
-    """An exception in words, with the last line of the network's own code that it came from."""
+    """The exception's message, with the last line of the network's own code that raised it."""
     if isinstance(error, InputError):
         return str(error)
     frames = traceback.extract_tb(error.__traceback__)

@@ -1,11 +1,13 @@
 """The plain convolutional student."""
 
+import functools
+
 import jax
 from flax import linen as nn
 
 from distill_core.config import InputError
 from distill_core.models.layers import check_images, conv, dense, mask_examples, max_pool_2x2
-from distill_core.models.norm import make_norm
+from distill_core.models.norm import normalise
 
 
 class CNN(nn.Module):
@@ -33,15 +35,8 @@ class CNN(nn.Module):
     def __call__(
         self, x: jax.Array, *, train: bool = False, where: jax.Array | None = None
     ) -> jax.Array:
-        """Images float32 [B, H, W, channels] to logits [B, C]; `where` bool [B] masks examples.
-
-        Raises:
-          InputError: if the images do not survive the pooling, or `widths` is empty.
-        """
-
-        def norm(x: jax.Array) -> jax.Array:
-            return make_norm(self.norm)(x, train=train, where=where)
-
+        """Images float32 [B, H, W, channels] to logits [B, C]; `where` bool [B] masks examples."""
+        norm = functools.partial(normalise, self.norm, train=train, where=where)
         if not self.widths:
             raise InputError("model_kwargs.widths", self.widths, "must name at least one width")
         check_images(x, min_size=2 ** len(self.widths))

@@ -1,7 +1,7 @@
-"""Floating-point operations of a function, counted from its program before it is compiled.
+"""Counts a function's floating-point operations from its jaxpr.
 
-XLA's own count leaves out what a library does in its place: on a GPU cuDNN's convolutions, which
-are nearly all of an image network's work.
+XLA's own count leaves out library calls: on a GPU cuDNN's convolutions, nearly all of an image
+network's work.
 """
 
 import math
@@ -11,20 +11,14 @@ from typing import Any
 import jax
 import numpy as np
 
-__all__ = ["count_flops"]
-
 
 def count_flops(function: Callable, *args: Any) -> float:
     """Multiplications and additions of the convolutions and matrix products in `function(*args)`.
 
-    One multiply-add is two operations. Products with padding or with a dilation's zeros do not
-    count, so that a small image's convolutions come to less than the usual height × width × kernel;
-    nor does anything elementwise. A loop counts as often as it runs where that is known, and once
-    otherwise; of branches the longest counts.
-
-    Args:
-      function: traceable by JAX: a forward pass, or a step with its backward pass.
-      *args: trees of arrays or `jax.ShapeDtypeStruct`.
+    One multiply-add is two operations. Products with padding or a dilation's zeros do not count, so
+    that a small image's convolutions have fewer than the usual height × width × kernel; nor do
+    elementwise operations. A loop counts as often as it runs if that is known, otherwise once; of
+    branches the longest counts. `args` may be arrays or `jax.ShapeDtypeStruct`.
 
     >>> count_flops(lambda a, b: a @ b, np.zeros((2, 3)), np.zeros((3, 5)))
     60.0
@@ -51,14 +45,14 @@ def _of(jaxpr: Any) -> float:
 
 
 def _jaxprs(value: Any) -> list[Any]:
-    """What of an equation's parameter is a program."""
+    """The jaxprs in an equation's parameter."""
     found = value if isinstance(value, tuple | list) else [value]
     found = [getattr(each, "jaxpr", each) for each in found]
     return [each for each in found if hasattr(each, "eqns")]
 
 
 def _product(left: tuple, right: tuple, params: dict[str, Any]) -> float:
-    # Every entry on the left meets each free place on the right.
+    # Every entry on the left is multiplied with each free index on the right.
     (_, summed), (_, batch) = params["dimension_numbers"]
     free = [size for axis, size in enumerate(right) if axis not in (*summed, *batch)]
     return 2.0 * math.prod(left) * math.prod(free)
@@ -79,7 +73,7 @@ def _convolution(image: tuple, kernel: tuple, out: tuple, params: dict[str, Any]
             image_dilation=params["lhs_dilation"][i],
             kernel_dilation=params["rhs_dilation"][i],
         )
-    # The kernel's own inputs are those of one group.
+    # The kernel's inputs are those of one group.
     inputs, outputs = kernel[axes.rhs_spec[1]], out[axes.out_spec[1]]
     batch = out[axes.out_spec[0]]
     return 2.0 * batch * inputs * outputs * hits
@@ -89,7 +83,7 @@ def _hits(
     size: int, kernel: int, out: int, *, stride: int, low: int, image_dilation: int,
     kernel_dilation: int,
 ) -> int:  # fmt: skip
-    """Pairs of output and kernel places, along one axis, that meet a value of the image."""
+    """Pairs of output and kernel positions, along one axis, that read a value of the image."""
     place = np.arange(out)[:, None] * stride + np.arange(kernel) * kernel_dilation - low
     inside = (place >= 0) & (place <= (size - 1) * image_dilation)
     return int(np.sum(inside & (place % image_dilation == 0)))

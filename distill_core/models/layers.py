@@ -1,4 +1,4 @@
-"""Layers as PyTorch starts and pads them, for images [B, H, W, C]."""
+"""Layers with PyTorch's initialisation and padding, for images [B, H, W, C]."""
 
 import math
 
@@ -25,9 +25,8 @@ def conv(
 ) -> jax.Array:
     """Square convolution of [B, H, W, C] to [B, ceil(H/stride), ceil(W/stride), features].
 
-    To be called in a compact method. It pads by `padding`, by default `kernel // 2`, on every side,
-    as PyTorch does: `SAME` pads a strided convolution on one side only. Each of the `groups` of
-    output channels sees its own group of input channels alone.
+    To be called in a compact method. Pads by `padding`, by default `kernel // 2`, on every side, as
+    PyTorch does: `SAME` pads a strided convolution on one side only.
     """
     padding = kernel // 2 if padding is None else padding
     return nn.Conv(
@@ -62,9 +61,8 @@ def _torch_bias_init(fan_in: int) -> jax.nn.initializers.Initializer:
 def max_pool_2x2(x: jax.Array) -> jax.Array:
     """Maximum over 2×2 windows, [B, H, W, C] to [B, H//2, W//2, C]; odd edges are dropped.
 
-    Equal to `nn.max_pool(x, (2, 2), (2, 2))` and its gradient: where a window's maximum is
-    attained twice, the first of them in reading order gets it. Selecting avoids the
-    select-and-scatter of the pooling primitive's gradient, which is slow on CPU.
+    Equal to `nn.max_pool(x, (2, 2), (2, 2))` and its gradient, which goes to the first of several
+    maxima in reading order. Avoids the pooling primitive's select-and-scatter, slow on CPU.
     """
     batch, height, width, channels = x.shape
     height, width = height // 2, width // 2
@@ -74,16 +72,16 @@ def max_pool_2x2(x: jax.Array) -> jax.Array:
 
 
 def _larger(a: jax.Array, b: jax.Array) -> jax.Array:
-    # Not `max`: its gradient asks which entries equal the maximum. XLA may compute these anew,
-    # fused and so rounded otherwise: then none does, and the gradient is lost.
+    # Not `max`: its gradient asks which entries equal the maximum. XLA may recompute these, fused
+    # and so rounded differently: then none does, and the gradient is lost.
     return jnp.where((b > a) | jnp.isnan(b), b, a)
 
 
 def mask_examples(x: jax.Array, where: jax.Array | None) -> jax.Array:
     """x [B, ...] with 0 in the examples where `where` (bool [B], or None for all) is False.
 
-    A network does this to its input: a NaN in a masked image would otherwise meet a zero
-    gradient in the first kernel's gradient, and 0 · NaN is NaN.
+    For a network's input: a NaN in a masked image would otherwise be multiplied with a zero in the
+    first kernel's gradient, and 0 · NaN is NaN.
     """
     if where is None:
         return x

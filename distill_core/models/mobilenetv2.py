@@ -1,11 +1,13 @@
 """MobileNetV2 for small images: inverted residuals of depthwise convolutions."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
 from distill_core.models.layers import check_images, conv, dense, mask_examples
-from distill_core.models.norm import make_norm
+from distill_core.models.norm import normalise
 
 # Of each stage: expansion, features, blocks, stride of the first block.
 _STAGES = (
@@ -33,9 +35,7 @@ class InvertedResidual(nn.Module):
 
     @nn.compact
     def __call__(self, x: jax.Array, *, train: bool, where: jax.Array | None) -> jax.Array:
-        def norm(x: jax.Array) -> jax.Array:
-            return make_norm(self.norm)(x, train=train, where=where)
-
+        norm = functools.partial(normalise, self.norm, train=train, where=where)
         wide = self.expansion * x.shape[-1]
         y = _relu6(norm(conv(x, wide, kernel=1, use_bias=True)))
         y = _relu6(norm(conv(y, wide, stride=self.stride, groups=wide, use_bias=True)))
@@ -70,10 +70,7 @@ class MobileNetV2(nn.Module):
         self, x: jax.Array, *, train: bool = False, where: jax.Array | None = None
     ) -> jax.Array:
         """Images float32 [B, H, W, channels] to logits [B, C]; `where` bool [B] masks examples."""
-
-        def norm(x: jax.Array) -> jax.Array:
-            return make_norm(self.norm)(x, train=train, where=where)
-
+        norm = functools.partial(normalise, self.norm, train=train, where=where)
         check_images(x)
         x = mask_examples(x, where)
         x = _relu6(norm(conv(x, 32, kernel=1, padding=1, use_bias=True)))
@@ -88,12 +85,6 @@ class MobileNetV2(nn.Module):
         return dense(x, self.num_classes)
 
 
-def mobilenetv2(*, num_classes: int, norm: str = "batch") -> MobileNetV2:
-    """MobileNetV2 of the published width."""
-    return MobileNetV2(num_classes, norm=norm)
-
-
 def _relu6(x: jax.Array) -> jax.Array:
-    # Not `minimum`: its gradient asks which entries equal it, and XLA may compute these anew, fused
-    # and so rounded otherwise.
+    # Not `minimum`, for the reason in `layers._larger`.
     return jnp.where(x >= 6, 6, nn.relu(x))

@@ -1,4 +1,4 @@
-"""`Network`: what a checkpoint says of a network, and all that can be done with one.
+"""`Network`: a network's description, as checkpoints store it, and its functions.
 
 Networks of images have `input_shape`, `mean`, `std` and `classes`; networks of text `max_length`
 and a tokenizer, and `num_classes` is the size of their vocabulary.
@@ -19,7 +19,7 @@ from distill_core.config import InputError
 from distill_core.data.images import preprocess
 
 PyTree = Any
-ELSEWHERE = "elsewhere"  # where a tokenizer is from, if nobody says
+ELSEWHERE = "elsewhere"  # a tokenizer's source if unknown
 _RESERVED = {
     "num_classes": "comes from the data set",
     "max_length": "comes from the field length",
@@ -39,16 +39,15 @@ class Network:
       model_kwargs: the factory's own settings.
       input_shape: (H, W, C) of an image; () of text.
       mean, std: constants that pixels are standardised by, one value per channel.
-      classes: what the class numbers stand for. A language model has them if it classifies.
+      classes: class names. A language model has them if it classifies.
       classes_named: False where the classes are numbers without names.
-      compute_dtype: parameters and pixels are rounded to it; batch statistics and logits stay
-        float32, and so do parameters as stored.
-      max_length: L of text, in tokens; None of images.
+      compute_dtype: dtype that parameters and pixels are rounded to; batch statistics, logits and
+        stored parameters stay float32.
+      max_length: L of text, in tokens; None for images.
       tokenizer: of text, as JSON; None if there is none.
-      tokenizer_from: whose text the tokenizer was made from.
-      outputs: "logits", or "images" of a generator, whose inputs are drawn from a normal
-        distribution.
-      labelled: whether a generator is told the class that it should make.
+      tokenizer_from: the source of the tokenizer's vocabulary, see `tokenizers`.
+      outputs: "logits", or "images" of a generator, whose inputs are normally distributed.
+      labelled: whether a generator is conditioned on the class.
     """
 
     model: str
@@ -71,7 +70,7 @@ class Network:
             object.__setattr__(self, name, hashable(getattr(self, name)))
 
     def to_json(self) -> dict[str, Any]:
-        """JSON-able; fields at their defaults are left out, but for `model_kwargs`."""
+        """As JSON values; fields at their defaults are left out, except `model_kwargs`."""
         found = {"model": self.model, "model_kwargs": _plain(self.model_kwargs)}
         for field in dataclasses.fields(self):
             value = getattr(self, field.name)
@@ -81,11 +80,7 @@ class Network:
 
     @classmethod
     def from_json(cls, given: Mapping[str, Any]) -> "Network":
-        """The inverse of `to_json`.
-
-        Raises:
-          ValueError: an unknown or missing field.
-        """
+        """The inverse of `to_json`; ValueError for an unknown or missing field."""
         if strange := given.keys() - {field.name for field in dataclasses.fields(cls)}:
             raise ValueError(f"unknown: {', '.join(sorted(strange))}")
         try:
@@ -95,16 +90,16 @@ class Network:
 
     @property
     def is_text(self) -> bool:
-        """Whether the network reads token ids, not images."""
+        """Whether the inputs are token ids rather than images."""
         return self.max_length is not None
 
     @property
     def class_names(self) -> tuple[str, ...] | None:
-        """The names of the classes; None where there are only numbers."""
+        """The class names; None if there are only numbers."""
         return self.classes if self.classes and self.classes_named else None
 
     def load_tokenizer(self):
-        """The tokenizer of a network of text; None for images, or if there is none."""
+        """The tokenizer of a network of text; None if there is none."""
         if not self.tokenizer:
             return None
         from distill_core.data.text.tokenizers import Tokenizer
@@ -112,7 +107,7 @@ class Network:
         return Tokenizer.from_json(self.tokenizer, self.tokenizer_from)
 
     def module(self) -> Any:
-        """The Linen module. Made within a mapped function, it may know of the axis.
+        """The Linen module; created within a mapped function, it may depend on the axis.
 
         Raises:
           InputError: no such model, or settings that it does not take.
@@ -138,24 +133,21 @@ class Network:
         return {"params": params, **model_state}
 
     def apply(self, variables: PyTree, inputs, *, train=False, where=None, key=None) -> Any:
-        """Logits; preprocessing is inside. Pure and jit-safe.
-
-        Where inputs are concrete, not traced, their values are checked.
+        """Logits, preprocessing included. Pure and jit-safe; checks values that are not traced.
 
         Args:
           variables: `{"params": …, **model_state}`.
           inputs: images `[B, H, W, C]`, uint8 or floats in [0, 1]; or token ids `[B, L]`, one
             document per row.
-          train: use and update the batch's statistics, and drop out.
-          where: bool `[B]`, the examples that count.
-          key: of dropout.
+          train: use and update batch statistics, and apply dropout.
+          where: bool `[B]`, False for masked examples.
+          key: for dropout.
 
         Returns:
           float32 logits `[B, K]`, of text `[B, L, V]`; with `train` (logits, new model_state).
 
         Raises:
-          InputError: on `inputs`: floats outside [0, 1], NaN among them, or ids outside the
-            vocabulary.
+          InputError: on `inputs`: floats outside [0, 1] or NaN, or ids outside the vocabulary.
         """
         if self.is_text:
             preprocess.check_range(inputs, jnp.integer, 0, self.num_classes - 1, "token ids")
@@ -189,22 +181,22 @@ class Network:
         return logits.astype(jnp.float32), found, sown
 
     def features(self, variables: PyTree, images: jax.Array) -> jax.Array | None:
-        """Inputs of the last dense layer at inference, float32 `[B, D]`; None if it hides them."""
+        """Inputs of the last dense layer at inference, float32 `[B, D]`; None if not sown."""
         found = models.features(self.module(), *self._prepared(variables, images))
         return None if found is None else found.astype(jnp.float32)
 
     def hidden(self, variables: PyTree, tokens, segments=None) -> tuple[jax.Array, jax.Array]:
         """(hidden states `[B, L, D]`, embedding `[V, D]`) of a network of text.
 
-        Logits are hidden · embeddingᵀ, for losses that never hold them all. `tokens` and `segments`
-        are integers `[B, L]`; see `models.Transformer.hidden`.
+        Logits are hidden · embeddingᵀ, for losses that never hold them all in memory. `tokens` and
+        `segments` are integers `[B, L]`; see `models.Transformer.hidden`.
         """
         module = self.module()
         states = module.apply(variables, tokens, segments, method="hidden")
         return states, module.apply(variables, method="embedding")
 
     def _prepared(self, variables: PyTree, images: Any) -> tuple[PyTree, jax.Array]:
-        """Variables and standardised images in the `compute_dtype`; other collections stay."""
+        """Standardised images, and variables whose parameters have the `compute_dtype`."""
         if tuple(images.shape[1:]) != self.input_shape:
             raise ValueError(
                 f"inputs {tuple(images.shape)}: this network takes [B, {self.input_shape}]"
@@ -221,12 +213,12 @@ class Network:
 
 @dataclasses.dataclass(frozen=True)
 class LoadedModel:
-    """A network with its weights, whatever file it was read from.
+    """A network with its weights.
 
     Attributes:
       variables: `{"params": …, **model_state}`, NumPy arrays.
       network: how to rebuild it.
-      metadata: everything that the file says of itself.
+      metadata: the checkpoint's metadata.
     """
 
     variables: PyTree
@@ -234,20 +226,19 @@ class LoadedModel:
     metadata: dict = dataclasses.field(default_factory=dict)
 
     def apply(self, variables: PyTree, inputs, *, train: bool = False) -> Any:
-        """`Network.apply`: pure and jit-safe, preprocessing is inside."""
+        """`Network.apply`: pure and jit-safe, preprocessing included."""
         return self.network.apply(variables, inputs, train=train)
 
     @functools.cached_property
     def tokenizer(self) -> Any:
-        """Of a network of text, `distill_core.data.text.tokenizers.Tokenizer`; else None."""
+        """The `Tokenizer` of a network of text, otherwise None."""
         return self.network.load_tokenizer()
 
     def __repr__(self) -> str:
-        """One line: neither weights nor settings."""
+        """One line, without weights and settings."""
         size = sum(np.size(leaf) for leaf in jax.tree.leaves(self.variables.get("params", {})))
         kind = "tokens" if self.network.is_text else "classes"
-        found = [self.network.model, f"{size:,} parameters"]
-        found.append(f"{self.network.num_classes:,} {kind}")
+        found = [self.network.model, f"{size:,} parameters", f"{self.network.num_classes:,} {kind}"]
         if "step" in self.metadata:
             found.append(f"step {self.metadata['step']} of {self.metadata.get('method')}")
         return f"LoadedModel({', '.join(found)})"
@@ -291,7 +282,7 @@ def text_network(
 
 
 def hashable(value: Any) -> Any:
-    """Lists and mappings of JSON as tuples and FrozenDicts, at any depth."""
+    """JSON with tuples and FrozenDicts for lists and mappings, at any depth."""
     if isinstance(value, Mapping):
         return FrozenDict({name: hashable(each) for name, each in value.items()})
     return tuple(map(hashable, value)) if isinstance(value, list | tuple) else value

@@ -1,7 +1,6 @@
-"""Normalisation layers whose statistics are right across devices and under masks."""
+"""Normalisation whose statistics are exact across devices and under masks."""
 
 import math
-from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -18,10 +17,10 @@ class BatchNorm(nn.Module):
     """Batch normalisation over the unmasked examples of all devices.
 
     As `torch.nn.BatchNorm2d`: it normalises by the biased variance of the batch and stores a
-    running average of the *unbiased* one (`momentum` 0.9 here is 0.1 there). Unlike Flax's layer,
-    which averages the means of the devices, it sums counts, sums and centred squares over all of
-    them, so that an uneven mask changes nothing. The variance takes two passes: the
-    one-pass formula cancels where the mean is large.
+    running average of the *unbiased* one (`momentum` 0.9 here is 0.1 there). Flax's layer averages
+    the means of the devices; this one sums counts, sums and centred squares over all of them, so
+    that uneven masks are exact. The variance takes two passes: the one-pass formula cancels where
+    the mean is large.
 
     Variables: `params` scale, bias and `batch_stats` mean, var, each float32 [C].
     Source: Ioffe and Szegedy, 2015, Algorithm 1 and Section 3.1; PyTorch for the conventions.
@@ -42,9 +41,9 @@ class BatchNorm(nn.Module):
     ) -> jax.Array:
         """Normalises x [B, ..., C]; `where` bool [B] names the examples that count.
 
-        Masked examples reach neither the statistics nor any other row nor a gradient, even if
-        they hold NaN; their own rows come out finite and mean nothing. A batch with no unmasked
-        example leaves the running statistics as they were.
+        Masked examples affect neither the statistics nor any other row nor a gradient, even if
+        they hold NaN; their own rows are finite and meaningless. A batch with no unmasked example
+        leaves the running statistics unchanged.
         """
         channels = x.shape[-1]
         scale = self.param("scale", nn.initializers.ones_init(), (channels,), jnp.float32)
@@ -81,50 +80,34 @@ class BatchNorm(nn.Module):
         return mean, squares / jnp.maximum(count, 1), count
 
 
-def make_norm(kind: str) -> Callable[..., jax.Array]:
-    """The normalisation named by `kind`, to be called in a compact method.
+def normalise(
+    kind: str, x: jax.Array, *, train: bool = False, where: jax.Array | None = None
+) -> jax.Array:
+    """Normalises x [B, ..., C] in a compact method, by a new layer.
 
-    Args:
-      kind: "batch" (`BatchNorm` over all devices), "group" (Flax's GroupNorm, for steps that
-        must not mix examples, such as DP-SGD), or "none".
-
-    Returns:
-      A function (x [B, ..., C], *, train=False, where=None) -> [B, ..., C].
-
-    Raises:
-      InputError: for another kind.
+    `kind` is "batch" (`BatchNorm` over all devices), "group" (Flax's GroupNorm, for steps that must
+    not mix examples, such as DP-SGD), or "none".
     """
     if kind == "batch":
-        return BatchNorm()
+        return BatchNorm()(x, train=train, where=where)
     if kind == "group":
-        return _group_norm
+        size = _group_size(x.shape[-1])
+        # The slow variance is the two-pass one.
+        return nn.GroupNorm(None, group_size=size, epsilon=1e-5, use_fast_variance=False)(x)
     if kind == "none":
-        return _identity
+        return x
     raise InputError("norm", kind, 'must be "batch", "group" or "none"')
 
 
-def _group_norm(x: jax.Array, *, train: bool = False, where: jax.Array | None = None) -> jax.Array:
-    del train, where  # every example stands alone
-    # The slow variance is the two-pass one.
-    return nn.GroupNorm(
-        num_groups=None, group_size=_group_size(x.shape[-1]), epsilon=1e-5, use_fast_variance=False
-    )(x)
-
-
-def _identity(x: jax.Array, *, train: bool = False, where: jax.Array | None = None) -> jax.Array:
-    del train, where
-    return x
-
-
 def _group_size(channels: int) -> int:
-    """Channels a group: 16, or the largest divisor below it, as Wu and He (2018) suggest.
+    """Channels per group: 16, or the largest divisor below it, as Wu and He (2018) suggest.
 
-    Groups under 4 would say next to nothing after a dense layer, where a group has no pixels to
-    average over (one of size 1 always gives 0); such widths form a single group.
+    Groups under 4 would carry almost no information after a dense layer, which has no pixels to
+    average over (a group of size 1 always gives 0); such widths form a single group.
     """
     return next((size for size in range(16, 3, -1) if channels % size == 0), channels)
 
 
 def _along_channels(vector: jax.Array, x: jax.Array) -> jax.Array:
-    """Reshapes [C] to broadcast with x, since implicit rank promotion may be forbidden."""
+    """Reshapes [C] to broadcast with x without implicit rank promotion."""
     return vector.reshape((1,) * (x.ndim - 1) + vector.shape)

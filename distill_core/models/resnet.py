@@ -1,12 +1,13 @@
 """The wide ResNets for small images: resnet18, resnet34, resnet50."""
 
+import functools
 from collections.abc import Callable
 
 import jax
 from flax import linen as nn
 
 from distill_core.models.layers import check_images, conv, dense, mask_examples
-from distill_core.models.norm import make_norm
+from distill_core.models.norm import normalise
 
 
 class BasicBlock(nn.Module):
@@ -18,9 +19,7 @@ class BasicBlock(nn.Module):
 
     @nn.compact
     def __call__(self, x: jax.Array, *, train: bool, where: jax.Array | None) -> jax.Array:
-        def norm(x: jax.Array) -> jax.Array:
-            return make_norm(self.norm)(x, train=train, where=where)
-
+        norm = functools.partial(normalise, self.norm, train=train, where=where)
         y = nn.relu(norm(conv(x, self.features, stride=self.stride)))
         y = norm(conv(y, self.features))
         if self.stride != 1 or x.shape[-1] != self.features:
@@ -40,9 +39,7 @@ class Bottleneck(nn.Module):
 
     @nn.compact
     def __call__(self, x: jax.Array, *, train: bool, where: jax.Array | None) -> jax.Array:
-        def norm(x: jax.Array) -> jax.Array:
-            return make_norm(self.norm)(x, train=train, where=where)
-
+        norm = functools.partial(normalise, self.norm, train=train, where=where)
         wide = 4 * self.features
         y = nn.relu(norm(conv(x, self.features, kernel=1)))
         y = nn.relu(norm(conv(y, self.features, stride=self.stride)))
@@ -83,7 +80,7 @@ class ResNet(nn.Module):
         check_images(x)
         x = mask_examples(x, where)
         x = conv(x, 64)
-        x = make_norm(self.norm)(x, train=train, where=where)
+        x = normalise(self.norm, x, train=train, where=where)
         x = nn.relu(x)
         for stage, blocks in enumerate(self.stage_sizes):
             for index in range(blocks):
@@ -92,18 +89,3 @@ class ResNet(nn.Module):
         x = x.mean(axis=(1, 2))  # [B, D]
         self.sow("intermediates", "features", x)
         return dense(x, self.num_classes)
-
-
-def resnet18(*, num_classes: int, norm: str = "batch") -> ResNet:
-    """ResNet of two basic blocks a stage."""
-    return ResNet(num_classes, stage_sizes=(2, 2, 2, 2), norm=norm)
-
-
-def resnet34(*, num_classes: int, norm: str = "batch") -> ResNet:
-    """ResNet of 3, 4, 6 and 3 basic blocks."""
-    return ResNet(num_classes, stage_sizes=(3, 4, 6, 3), norm=norm)
-
-
-def resnet50(*, num_classes: int, norm: str = "batch") -> ResNet:
-    """ResNet of 3, 4, 6 and 3 bottlenecks."""
-    return ResNet(num_classes, (3, 4, 6, 3), block=Bottleneck, norm=norm)

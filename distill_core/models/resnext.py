@@ -4,7 +4,7 @@ import jax
 from flax import linen as nn
 
 from distill_core.models.layers import check_images, conv, mask_examples
-from distill_core.models.norm import make_norm
+from distill_core.models.norm import normalise
 
 # N(0, 2 / (k·k·out)) and, of the dense layer, N(0, 2 / in), which the reference code uses here.
 _kernel_init = nn.initializers.variance_scaling(2.0, "fan_out", "normal")
@@ -27,7 +27,7 @@ class GroupedBottleneck(nn.Module):
     def __call__(self, x: jax.Array, *, train: bool, where: jax.Array | None) -> jax.Array:
         def layer(x: jax.Array, features: int, **options) -> jax.Array:
             x = conv(x, features, kernel_init=_kernel_init, **options)
-            return make_norm(self.norm)(x, train=train, where=where)
+            return normalise(self.norm, x, train=train, where=where)
 
         y = nn.relu(layer(x, self.inner, kernel=1))
         y = nn.relu(layer(y, self.inner, stride=self.stride, groups=self.groups))
@@ -73,7 +73,7 @@ class ResNeXt(nn.Module):
         check_images(x)
         x = mask_examples(x, where)
         x = conv(x, 64, kernel_init=_kernel_init)
-        x = make_norm(self.norm)(x, train=train, where=where)
+        x = normalise(self.norm, x, train=train, where=where)
         x = nn.relu(x)
         for stage in range(3):
             features = 64 * self.widen_factor * 2**stage
@@ -86,8 +86,3 @@ class ResNeXt(nn.Module):
         x = x.mean(axis=(1, 2))  # [B, D]
         self.sow("intermediates", "features", x)
         return nn.Dense(self.num_classes, kernel_init=_dense_init)(x)
-
-
-def resnext29(*, num_classes: int, norm: str = "batch") -> ResNeXt:
-    """ResNeXt of depth 29 with 8 groups of 64 channels, 8×64d."""
-    return ResNeXt(num_classes, norm=norm)

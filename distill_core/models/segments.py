@@ -1,11 +1,11 @@
-"""Lines that share a row, each by itself: `segments` says which line a position belongs to."""
+"""Packed sequences: `segments[b, t]` is the number of the line that position t belongs to."""
 
 import jax
 import jax.numpy as jnp
 
 
 def places_in_line(segments: jax.Array) -> jax.Array:
-    """int32 `[..., L]`: how many positions of its line stand before each in the row.
+    """int32 `[..., L]`: each position's place within its line.
 
     >>> print(places_in_line(jnp.array([[7, 7, 7, 8, 8, -1]])))
     [[0 1 2 0 1 0]]

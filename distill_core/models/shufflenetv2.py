@@ -1,11 +1,13 @@
 """ShuffleNetV2 for small images: half of the channels pass, the other half is convolved."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
 from distill_core.models.layers import check_images, conv, dense, mask_examples
-from distill_core.models.norm import make_norm
+from distill_core.models.norm import normalise
 
 
 class ShuffleUnit(nn.Module):
@@ -23,8 +25,7 @@ class ShuffleUnit(nn.Module):
 
     @nn.compact
     def __call__(self, x: jax.Array, *, train: bool, where: jax.Array | None) -> jax.Array:
-        def norm(x: jax.Array) -> jax.Array:
-            return make_norm(self.norm)(x, train=train, where=where)
+        norm = functools.partial(normalise, self.norm, train=train, where=where)
 
         def narrow(x: jax.Array) -> jax.Array:
             channels = x.shape[-1]
@@ -68,10 +69,7 @@ class ShuffleNetV2(nn.Module):
         self, x: jax.Array, *, train: bool = False, where: jax.Array | None = None
     ) -> jax.Array:
         """Images float32 [B, H, W, channels] to logits [B, C]; `where` bool [B] masks examples."""
-
-        def norm(x: jax.Array) -> jax.Array:
-            return make_norm(self.norm)(x, train=train, where=where)
-
+        norm = functools.partial(normalise, self.norm, train=train, where=where)
         check_images(x)
         x = mask_examples(x, where)
         x = norm(conv(x, 24, use_bias=True))
@@ -82,8 +80,3 @@ class ShuffleNetV2(nn.Module):
         x = nn.relu(norm(conv(x, self.head, kernel=1, use_bias=True))).mean(axis=(1, 2))  # [B, D]
         self.sow("intermediates", "features", x)
         return dense(x, self.num_classes)
-
-
-def shufflenetv2(*, num_classes: int, norm: str = "batch") -> ShuffleNetV2:
-    """ShuffleNetV2 of width 1×."""
-    return ShuffleNetV2(num_classes, norm=norm)

@@ -21,10 +21,9 @@ class Transformer(nn.Module):
 
     Attributes:
       vocab_size: V.
-      max_length: most positions that a line can have.
-      num_layers, num_heads, width: of the blocks; the width D must be divisible by the heads.
-      dtype: of the arithmetic, "float32" or "bfloat16"; parameters stay float32, and so do the
-        softmax and the norms.
+      max_length: the most positions of a line.
+      num_layers, num_heads, width: of the blocks; width D must be divisible by num_heads.
+      dtype: of the arithmetic, "float32" or "bfloat16"; parameters, softmax and norms stay float32.
     """
 
     vocab_size: int
@@ -47,16 +46,13 @@ class Transformer(nn.Module):
         self.ln_f = nn.LayerNorm(epsilon=1e-5, use_fast_variance=False)
 
     def hidden(self, tokens: Array, segments: Array | None = None) -> Array:
-        """What the logits are made of: logits = hidden · `embedding()`ᵀ.
+        """Hidden states `[B, L, D]` in `dtype`; logits = hidden · `embedding()`ᵀ.
 
         Args:
           tokens: integers `[B, L]` in [0, V), L at most `max_length`.
-          segments: integers `[B, L]`, which line each position belongs to. A position sees its own
-            line alone and counts its place from where the line starts in the row, so that lines in
-            one row give what they give alone. None: the row is one line.
-
-        Returns:
-          `[B, L, D]` in `dtype`.
+          segments: integers `[B, L]`, the line of each position. A position attends to its own line
+            alone and is counted from the line's start, so that packed lines give what they give
+            alone. None: the row is one line.
         """
         if tokens.ndim != 2 or not 1 <= tokens.shape[1] <= self.max_length:
             allowed = f"must be tokens [B, L], L from 1 to max_length, {self.max_length}"
@@ -67,7 +63,7 @@ class Transformer(nn.Module):
         if segments is not None:
             seen = seen & (segments[:, :, None] == segments[:, None, :])
             places = places_in_line(segments)
-        # Weights may be NumPy's, and those take no traced indices.
+        # Weights may be NumPy arrays, which take no traced indices.
         wte, wpe = jnp.asarray(self.wte), jnp.asarray(self.wpe)
         x = (wte[tokens] + wpe[places]).astype(self.dtype)
         for block in self.h:
@@ -86,7 +82,7 @@ class Transformer(nn.Module):
 
 
 class Block(nn.Module):
-    """Attention and a perceptron, each on the normalised stream and added to it."""
+    """Attention and an MLP, each on the normalised residual stream and added to it."""
 
     num_heads: int
     num_layers: int
@@ -97,7 +93,7 @@ class Block(nn.Module):
         """x `[B, L, D]`, seen bool `[B or 1, 1, L, L]` -> `[B, L, D]`."""
         width = x.shape[-1]
         dense = functools.partial(nn.Dense, dtype=self.dtype, kernel_init=_INIT)
-        # GPT-2 starts what is added to the stream smaller, the more layers add to it.
+        # GPT-2 initialises what is added to the stream smaller, the more layers add to it.
         shrunk = nn.initializers.normal(0.02 / (2 * self.num_layers) ** 0.5)
         y = nn.LayerNorm(epsilon=1e-5, use_fast_variance=False, name="ln_1")(x)
         q, k, v = jnp.split(dense(3 * width, name="attn_c_attn")(y), 3, axis=-1)

@@ -1,7 +1,7 @@
-"""Which code a file may ask for: a checkpoint is data, and what it names is not imported unasked.
+"""Which code a file may name: a checkpoint is data, and nothing in it is imported unasked.
 
-This project's own networks may always be named. Another module is imported for a file only where
-the user names it in the same call: `--trust=PACKAGE`, `load_model(…, trust=("package",))`, or the
+This project's own networks may always be named. Another module is imported for a file only if the
+user names it in the same call: `--trust=PACKAGE`, `load_model(…, trust=("package",))`, or the
 `model` field of the run's own config.
 """
 
@@ -22,16 +22,12 @@ REFERENCE = re.compile(r"([\w.-]+):(\w+)")
 _PACKAGE = re.compile(r"[\w-]+(\.[\w-]+)*")
 _OURS = ("distill_core", "nasty", "swingdistill", "dpdfd")
 _ROOT = os.path.dirname(os.path.dirname(os.path.dirname(os.path.realpath(__file__))))
-# Beginnings of "module:" that are trusted.
+# Trusted prefixes of "module:".
 _trusted: contextvars.ContextVar[tuple[str, ...]] = contextvars.ContextVar("trusted", default=())
 
 
 def allow(packages: str | Iterable[str]):
-    """Trusts packages, each with its submodules, in the rest of this context (see `contextvars`).
-
-    Raises:
-      InputError: on `trust`, if one is no package's name.
-    """
+    """Trusts packages, each with its submodules, for the rest of this context (`contextvars`)."""
     packages = (packages,) if isinstance(packages, str) else tuple(packages)
     for name in packages:
         if not isinstance(name, str) or not _PACKAGE.fullmatch(name):
@@ -51,32 +47,22 @@ def allowed(packages: str | Iterable[str]) -> Iterator[None]:
 
 
 def config_allows(run: Callable[..., Any]) -> Callable[..., Any]:
-    """Decorates `run(settings, …)`: the very modules of its `model` fields are trusted inside."""
+    """Decorates `run(settings, …)`: trusts the modules of its `model` fields, not submodules."""
 
     @functools.wraps(run)
     def inside(settings: Any, *args: Any, **kwargs: Any) -> Any:
-        before = _trusted.get()
         plain = settings.to_dict() if hasattr(settings, "to_dict") else settings
-        _trusted.set((*before, *(f"{module}:" for module in _models(plain))))
-        try:
+        with allowed(()):
+            _trusted.set((*_trusted.get(), *(f"{module}:" for module in _models(plain))))
             return run(settings, *args, **kwargs)
-        finally:
-            _trusted.set(before)
 
     return inside
 
 
 def check_network(path: object, network: Mapping[str, Any]):
-    """Refuses a file's network that needs code which nobody trusts; imports no such code.
+    """Refuses a file's network if it names untrusted code, without importing it.
 
-    Everything in `model` and `model_kwargs` counts that could name code, at any depth.
-
-    Args:
-      path: the file, for the message.
-      network: its spec.
-
-    Raises:
-      InputError: on `checkpoint`.
+    Everything in `model` and `model_kwargs` that could name code counts, at any depth.
     """
     well_formed = (
         isinstance(network, Mapping)
@@ -93,21 +79,17 @@ def check_network(path: object, network: Mapping[str, Any]):
 
 
 def check(field: str, path: object, module: str, *, asks_for: str):
-    """Refuses a file that asks for a module's code, unless that is trusted.
-
-    Raises:
-      InputError: on `field`.
-    """
+    """Refuses a file that needs an untrusted module."""
     if not f"{module}:".startswith(_trusted.get()):
         allowed = (
-            f"asks for {asks_for}, which is not this project's, and would run its code; if you "
+            f"needs {asks_for}, which is not this project's, and would run its code; if you "
             f"trust it, give --trust={module}, in Python load_model(…, trust=({module!r},))"
         )
         raise InputError(field, str(path), allowed)
 
 
 def _is_our_network(module: str, attribute: str) -> bool:
-    """Whether it is one of our networks, not a function of ours or a namesake in another place."""
+    """Whether it is one of our networks, not a function of ours or a module of the same name."""
     from flax import linen as nn
 
     if not _is_ours(module):
@@ -125,7 +107,7 @@ def _is_ours(module: str) -> bool:
         return False
     try:
         found = importlib.util.find_spec(top)  # imports nothing: the name has no parent
-    except ValueError:  # imported already, by something that hides where from
+    except ValueError:  # already imported, without a spec
         return False
     origin = os.path.realpath(found.origin) if found and found.origin else None
     return origin == os.path.join(_ROOT, top, "__init__.py")
@@ -140,7 +122,7 @@ def _strings(value: Any) -> Iterator[str]:
 
 
 def _models(settings: Any) -> Iterator[str]:
-    """The modules that fields `model` and `…_model` name, those of groups too."""
+    """The modules that fields `model` and `…_model` name, in groups too."""
     for name, value in settings.items() if isinstance(settings, Mapping) else ():
         if isinstance(value, Mapping):
             yield from _models(value)

@@ -1,4 +1,4 @@
-"""What a network's layers do in training, seen while one pass is traced on shapes."""
+"""Observes what a network's layers do in training while a pass is traced on shapes."""
 
 import contextlib
 import math
@@ -11,7 +11,7 @@ from distill_core.models.apply import takes_train
 from distill_core.models.norm import BatchNorm
 from distill_core.runtime import collectives
 
-# Layers that drop out, and what they call their rate.
+# Dropout layers, and their names for the rate.
 _RATES: Any = ((nn.Dropout, "rate"), (nn.MultiHeadDotProductAttention, "dropout_rate"))
 
 
@@ -19,10 +19,10 @@ class Seen(NamedTuple):
     """Names of layers, in the order in which they ran.
 
     Attributes:
-      dropout: layers that drop out, at rates above 0, whether or not they did in this pass.
-      norms: layers with batch statistics, likewise.
+      dropout: layers with a dropout rate above 0, whether or not it was applied.
+      norms: layers with batch statistics, whether or not these were used.
       untold: those of both whose network is not told when it is trained.
-      values: of those that used the batch's own: how many values a channel was normalised over.
+      values: of norms that used the batch's statistics: values per channel normalised over.
     """
 
     dropout: list[str]
@@ -33,7 +33,7 @@ class Seen(NamedTuple):
 
 @contextlib.contextmanager
 def watched() -> Iterator[Seen]:
-    """Records layers of Flax and of ours that run inside, also in jitted or abstract passes."""
+    """Records the layers, Flax's and ours, that run inside, in jitted or abstract passes too."""
     seen = Seen([], [], [], {})
 
     def watch(call, args, kwargs, context):
@@ -53,16 +53,12 @@ def watched() -> Iterator[Seen]:
                     axes = getattr(module, "axis", -1)
                     axes = (axes,) if isinstance(axes, int) else axes
                     values = math.prod(shape) // max(1, math.prod(shape[axis] for axis in axes))
-                    seen.values[name] = values * (collectives.num_devices() if _sums(module) else 1)
+                    summed = isinstance(module, BatchNorm) or module.axis_name is not None
+                    seen.values[name] = values * (collectives.num_devices() if summed else 1)
         return call(*args, **kwargs)
 
     with nn.intercept_methods(watch):
         yield seen
-
-
-def _sums(module: Any) -> bool:
-    """Whether a layer's statistics are those of all devices."""
-    return isinstance(module, BatchNorm) or module.axis_name is not None
 
 
 def _root(module: nn.Module) -> nn.Module:

@@ -1,5 +1,7 @@
 """The skeptical student: its final head trusts labels only, an inner one listens to the teacher."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 from flax import linen as nn
@@ -14,7 +16,7 @@ from distill_core.losses import (
 )
 from distill_core.models.layers import check_images, conv, dense, mask_examples, max_pool_2x2
 from distill_core.models.network import Network
-from distill_core.models.norm import make_norm
+from distill_core.models.norm import normalise
 
 Array = jax.Array
 # Where a student's network sows its auxiliary head's logits [B, C].
@@ -118,8 +120,7 @@ class SkepticalCNN(nn.Module):
           InputError: if the images do not survive the pooling, or there is no such block.
         """
 
-        def norm(x: jax.Array) -> jax.Array:
-            return make_norm(self.norm)(x, train=train, where=where)
+        norm = functools.partial(normalise, self.norm, train=train, where=where)
 
         def hidden(x: jax.Array) -> jax.Array:
             return nn.relu(norm(dense(x.reshape(x.shape[0], -1), self.hidden)))

@@ -5,8 +5,6 @@ from functools import partial
 import jax
 import jax.numpy as jnp
 
-from distill_core.config import InputError
-
 
 @partial(jax.jit, static_argnames=("crop_padding", "flip", "rotation"))
 def augment(
@@ -18,31 +16,24 @@ def augment(
     flip: bool = False,
     rotation: float = 0.0,
 ) -> jax.Array:
-    """Rotates, crops, then flips each image by randomness of its own, `fold_in(key, index[i])`.
+    """Rotates, crops, then flips each image, with `fold_in(key, index[i])` as its random key.
 
-    An image's result is a function of the key, its index and its pixels alone: the number of
-    devices, the size of the batch and the place in it change nothing. Switching one of the three on
-    or off does not change the others.
+    The result depends on the key, the image's index and its pixels alone, not on the number of
+    devices, the batch size or the place in the batch. Switching one of the three on or off does not
+    change the others.
 
     Args:
-      key: one key a training step.
+      key: one key per training step.
       images: uint8 or floating [B, H, W, C], before any standardisation: the padding is black.
       index: int32 [B], the examples' global indices.
-      crop_padding: see `random_crop`; 0 does not crop.
-      flip: see `random_flip`.
-      rotation: each image is turned, see `rotate`, by an angle in degrees that is uniform in
-        [-rotation, rotation]; 0 does not rotate.
+      crop_padding: black pixels added on each side, before a window of the old size is cut out at
+        one of (2·padding + 1)² equally likely places; 0 does not crop.
+      flip: mirrors left and right with probability 1/2.
+      rotation: turns by an angle in degrees that is uniform in [-rotation, rotation].
 
     Returns:
       [B, H, W, C] of the type given.
-
-    Raises:
-      InputError: on `crop_padding`, if negative; on `rotation`, outside [0, 180].
     """
-    if crop_padding < 0:
-        raise InputError("crop_padding", crop_padding, "must be at least 0")
-    if not 0 <= rotation <= 180:
-        raise InputError("rotation", rotation, "must be in [0, 180]")
     keys = jax.vmap(jax.random.fold_in, (None, 0))(key, index)
     if rotation:
         draw = partial(jax.random.uniform, shape=(), minval=-rotation, maxval=rotation)
@@ -54,50 +45,11 @@ def augment(
     return images
 
 
-@partial(jax.jit, static_argnames="padding")
-def random_crop(key: jax.Array, images: jax.Array, *, padding: int) -> jax.Array:
-    """Pads with zeros on all sides and cuts out a window of the old size, placed at random.
-
-    Args:
-      key: split into one key an image.
-      images: uint8 or floating [B, H, W, C].
-      padding: pixels on each side; the window has (2·padding + 1)² places, equally likely.
-
-    Returns:
-      [B, H, W, C] of the type given.
-
-    Raises:
-      InputError: on `padding`, if negative.
-    """
-    if padding < 0:
-        raise InputError("padding", padding, "must be at least 0")
-    return _crop(jax.random.split(key, images.shape[0]), images, padding)
-
-
-@jax.jit
-def random_flip(key: jax.Array, images: jax.Array) -> jax.Array:
-    """Mirrors left and right, each image with probability 1/2.
-
-    Args:
-      key: split into one key an image.
-      images: [B, H, W, C].
-
-    Returns:
-      [B, H, W, C] of the type given.
-    """
-    return _flip(jax.random.split(key, images.shape[0]), images)
-
-
 @jax.jit
 def rotate(images: jax.Array, degrees: jax.Array) -> jax.Array:
-    """Turns each image about its centre, interpolating bilinearly; outside of it all is black.
+    """Turns images [B, H, W, C] about their centres by float32 [B] degrees.
 
-    Args:
-      images: uint8 or floating [B, H, W, C].
-      degrees: float32 [B].
-
-    Returns:
-      [B, H, W, C] of the type given; uint8 is rounded.
+    Interpolates bilinearly, with black outside; uint8 is rounded.
     """
     height, width = images.shape[1:3]
     # The axes through the centre, as a column and a row.

@@ -1,4 +1,4 @@
-"""What a data set is, whatever it was read from, and what is checked of each one."""
+"""Labelled images in memory, and the checks that every source of them shares."""
 
 import dataclasses
 import hashlib
@@ -9,21 +9,21 @@ import numpy as np
 from distill_core.config import InputError
 from distill_core.runtime import strict_json
 
-_ROUNDING = 1e-5  # of arithmetic on floats in [0, 1], such as standardising and back
+_ROUNDING = 1e-5  # errors of arithmetic on floats in [0, 1], such as standardising and back
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Split:
     """Labelled images, read-only: uint8 or float32 in [0, 1] [N, H, W, C], and int32 [N].
 
-    `index` int32 [N] is each example's place in the split as it was loaded, which no source makes
-    depend on labels. `record` int32 [N] is by default the same; examples that share a number belong
-    together (files of one name), since only their labels tell them apart.
+    `index` int32 [N] is each example's place in the split as it was loaded, which never depends on
+    labels. `record` int32 [N] is by default the same; examples that share a number belong together
+    (files of one name), since only their labels tell them apart.
     """
 
     images: np.ndarray
     labels: np.ndarray
-    index: np.ndarray = None  # pyright: ignore[reportAssignmentType]: filled in just below
+    index: np.ndarray = None  # pyright: ignore[reportAssignmentType]: set in __post_init__
     record: np.ndarray = None  # pyright: ignore[reportAssignmentType]: likewise
 
     def __post_init__(self):
@@ -42,12 +42,12 @@ class Split:
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Dataset:
-    """Two splits, the names of the classes, and the constants to standardise pixels by.
+    """Two splits, the class names, and the constants to standardise pixels by.
 
-    `mean` and `std` have one value a channel, for pixels in [0, 1]; they are public constants,
-    never computed from the data that is loaded. `note` says what a reader of a number that comes
-    from this data has to know, and is "" where there is nothing to say. `named` is False where the
-    source has no names of classes, so that `classes` are numbers.
+    `mean` and `std` have one value per channel, for pixels in [0, 1]; they are public constants,
+    never computed from the data that is loaded. `note` says what must be known about numbers that
+    come from this data; "" if nothing. `named` is False where the source does not name its classes,
+    so that `classes` are numbers.
     """
 
     name: str
@@ -86,8 +86,8 @@ class Dataset:
     def fingerprint(self) -> str:
         """SHA-256 of all images, labels, classes, and the constants that standardise pixels.
 
-        It is of the data as it was read, also after `reordered`. It tells who guesses the data
-        whether the guess is right: for `private/` alone.
+        Always of the data as it was read, before `reordered`. It confirms a guess of the data, so
+        it must stay in `private/`.
         """
         if self.read_as:
             return self.read_as
@@ -118,20 +118,12 @@ def make_dataset(
       name: the name as the user gave it, for messages.
       train: (images, labels): uint8 or floating images in [0, 1] [N, H, W, C], integer labels [N].
       test: the same.
-      classes: names of the classes; labels index it.
-      mean: one value a channel, for pixels in [0, 1]; by default 0.5.
-      std: likewise.
+      classes: class names; labels index them.
+      mean, std: one value per channel, for pixels in [0, 1]; by default 0.5.
       record: of the train split, see `Split`.
-      channels_last: whether the source says that channels are the last axis. Without it, images
-        with as many channels as rows or columns, or more, are refused (up to 4 channels: those of
-        1 or 3 rows and more channels), since their channels may come first, or they are volumes.
-
-    Raises:
-      InputError: on `dataset`: fewer than two classes, or two of one name, an empty split, images
-        of another rank or type, floating images with NaN or values outside [0, 1] by more than
-        1e-5 (less is cut off), values that are scaled twice or not at all, channels that come
-        first, more or fewer labels than images, labels that are no class, splits whose images
-        differ in size, constants outside their range.
+      channels_last: whether the source says that channels are the last axis. Otherwise images with
+        at least as many channels as rows or columns are refused (up to 4 channels: those of 1 or 3
+        rows and more channels), since their channels may come first, or they are volumes.
     """
     name, classes = readable(name), tuple(map(readable, classes))
     if len(classes) < 2:
@@ -153,18 +145,11 @@ def make_dataset(
     mean, std = (half if each is None else tuple(each) for each in (mean, std))
     if (wrong := wrong_constants(mean, std)) is not None:
         raise InputError("dataset", name, wrong)
-    return Dataset(
-        name=name,
-        train=splits[0],
-        test=splits[1],
-        classes=classes,
-        mean=mean,
-        std=std,
-    )
+    return Dataset(name, *splits, classes=classes, mean=mean, std=std)
 
 
 def in_order(names: Collection[str]) -> list[str]:
-    """Names of classes sorted, as numbers if all are: 1, 2, 10.
+    """Class names sorted, as numbers if all are.
 
     >>> in_order({"10", "9", "1"}), in_order({"b", "10", "9"})
     (['1', '9', '10'], ['10', '9', 'b'])
@@ -174,7 +159,7 @@ def in_order(names: Collection[str]) -> list[str]:
 
 
 def wrong_constants(mean: Sequence[float], std: Sequence[float]) -> str | None:
-    """What is wrong with the constants that standardise pixels in [0, 1]; None if nothing is."""
+    """An error message if these cannot be the mean and std of pixels in [0, 1]; else None."""
     if all(0 <= value <= 1 for value in mean) and all(0 < value <= 1 for value in std):
         return None
     return (
@@ -186,8 +171,8 @@ def wrong_constants(mean: Sequence[float], std: Sequence[float]) -> str | None:
 def readable(name: str) -> str:
     r"""A name that can be printed, drawn and stored in any file.
 
-    Where the bytes of a file's name are not UTF-8, Python has a surrogate for each of them; such a
-    name is read as Latin-1. Other surrogates become escapes.
+    Where a file's name is not UTF-8, Python represents its bytes by surrogates; such a name is read
+    as Latin-1. Other surrogates become escapes.
 
     >>> readable(b"Gr\xf6\xdfe".decode("utf-8", "surrogateescape"))
     'Größe'
@@ -204,19 +189,13 @@ def readable(name: str) -> str:
 
 
 def hold_out(split: Split, num: int, seed: int) -> tuple[Split, Split]:
-    """Sets `num` examples aside, for example to choose hyper-parameters on.
+    """Holds `num` examples out, such as for validation: (rest, held out).
 
     The choice is uniform over examples, whatever their class, and a pure function of the seed,
     `num` and the length of the split; both parts keep the order of the split.
-
-    Returns:
-      (rest, held); `num=0` gives an empty held split.
-
-    Raises:
-      InputError: on `num_validation`, unless 0 <= num < len(split).
     """
-    if not 0 <= num < len(split):
-        allowed = f"must be at least 0 and less than the {len(split):,} training examples"
+    if num >= len(split):
+        allowed = f"must be less than the {len(split):,} training examples"
         raise InputError("num_validation", num, allowed)
     if num == 0:
         return split, _rows(split, slice(0))
@@ -265,7 +244,7 @@ def _checked_images(name: str, which: str, images: np.ndarray) -> np.ndarray:
 
 
 def _check_channels(name: str, which: str, shape: Sequence[int]):
-    """Refuses images whose last axis is hardly that of their channels."""
+    """Refuses images whose last axis is unlikely to be the channels."""
     height, width, channels = shape[1:]
     least = min(height, width)
     if channels < least or height == width == 1:

@@ -7,12 +7,12 @@ import numpy as np
 
 from distill_core.data.images.dataset import Dataset, make_dataset
 
-# Of the pixels of the train split, in [0, 1]; computed once.
+# Of the train split's pixels in [0, 1]; computed once.
 MEAN = (0.3059,)
 STD = (0.3764,)
 
-# The bits of the test split's rows: 36 images of each class, drawn once. A constant, since a split
-# that is drawn by class would move other images where one label changes.
+# The test split as a bit mask: 36 images per class, drawn once. A constant, since in a split drawn
+# by class a changed label would move other images.
 _TEST_ROWS = (
     "EQQQAAoQhQpmgAAEIICwAQRBwWgQQSoAkFIAUYCCAADOB8ABAcABDCAAAQKVFBAAAwAAARCFMAEVwgtEloEEGoYAQMUk"
     "okAiYE2gwAxqYICBAaAAAN4IAAEEAAEIQSAYAEABCFkAADgICNAgCQFySUICQMAIAhipAFGFgQAAAAgIQJIBEgCUlEJA"
@@ -25,7 +25,7 @@ def load() -> Dataset:
     """Reads `digits`: uint8 [N, 8, 8, 1], 1,437 for training and 360 for testing.
 
     scikit-learn's values of 0 to 16 become 0 to 255 (value · 255 / 16, rounded). The data has no
-    published split, so this one is ours: 36 images of each class are the test split.
+    published split; this one is ours.
     """
     from sklearn.datasets import load_digits
 
@@ -38,7 +38,7 @@ def load() -> Dataset:
         "digits",
         (images[~is_test], labels[~is_test]),
         (images[is_test], labels[is_test]),
-        classes=[str(label) for label in range(10)],
+        classes=list("0123456789"),
         mean=MEAN,
         std=STD,
     )

@@ -1,4 +1,4 @@
-"""A folder of image files of a user's own: PATH/train/CLASS/*.png, PATH/test/CLASS/*.png."""
+"""A user's own folder of image files: PATH/train/CLASS/*.png, PATH/test/CLASS/*.png."""
 
 import re
 from collections.abc import Iterable, Mapping, Sequence
@@ -15,8 +15,8 @@ from distill_core.runtime import paths
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".webp")
 
-# Pillow's modes of more than 8 bits a value, and how it calls such colours in a file: converting
-# them would clip or cut without a word.
+# Pillow's modes of more than 8 bits per value, and its names for such colours in a file: converting
+# them would silently clip or truncate.
 _DEEP_MODES = ("I", "F")
 _DEEP_COLOUR = re.compile(r";16[BLN]")
 _ORIENTATION, _TURNED = 0x0112, (5, 6, 7, 8)  # EXIF: width and height change places
@@ -24,7 +24,7 @@ _ORIENTATION, _TURNED = 0x0112, (5, 6, 7, 8)  # EXIF: width and height change pl
 # What pillow raises for a damaged file, depending on its format and on where the damage is.
 _DAMAGED = (OSError, SyntaxError, ValueError, Image.DecompressionBombError)
 
-# For the latency of disks and networks; small files that are cached decode no faster for it.
+# Hides the latency of disks and networks; cached small files decode no faster.
 _THREADS = 4
 
 
@@ -32,15 +32,10 @@ def load(path: str) -> Dataset:
     """Reads `folder:PATH` as uint8 [N, H, W, C], every file decoded once into memory.
 
     The classes are the folders of PATH/train, sorted, as numbers if all are; PATH/test may lack
-    some, but not add any. All images must have one size, after a turn or mirroring that their EXIF
-    orientation asks for. C is 1 if every image is grey, else 3: grey ones become RGB and an alpha
-    channel is dropped. Files of other types than `SUFFIXES` are ignored, and so is what starts
-    with a dot. Examples are in the order of `by_name`, whatever their classes.
-
-    Raises:
-      InputError: on `dataset`: a folder misses or holds no images, a class of the test split that
-        the train split lacks, the first file that cannot be read, that differs in size or has
-        more than 8 bits a value, and what `make_dataset` refuses.
+    some, but not add any. All images must have one size, after their EXIF orientation is applied.
+    C is 1 if every image is grey, else 3: grey ones become RGB and an alpha channel is dropped.
+    Other file types than `SUFFIXES` are ignored, as are names that start with a dot. Examples are
+    in the order of `by_name`, whatever their classes.
     """
     name = f"folder:{path}"
     root = paths.expand("dataset", path, given=name)
@@ -54,8 +49,8 @@ def load(path: str) -> Dataset:
 def by_name(files: Iterable[tuple[epath.Path, int]]) -> list[tuple[epath.Path, int]]:
     """(file, label) sorted by the file's own name, then by class.
 
-    So that a file which moves to another class, one changed label, keeps its place and leaves all
-    others theirs. Only among files of one name in several classes does the label decide.
+    So that a file which moves to another class, one changed label, keeps its place and all others
+    keep theirs. Only among files of one name in several classes does the label decide.
     """
     return sorted(files, key=lambda each: (each[0].name, each[1]))
 
@@ -67,26 +62,18 @@ def records(files: Sequence[tuple[epath.Path, int]]) -> np.ndarray:
 
 
 def class_folders(name: str, parent: epath.Path) -> list[epath.Path]:
-    """The class folders of one split, sorted.
-
-    Raises:
-      InputError: on `dataset` (`name`), if there is none.
-    """
+    """The class folders of one split, sorted."""
     if not parent.is_dir():
-        message = f"must hold train/CLASS/ and test/CLASS/, and {parent} is no folder"
+        message = f"must hold train/CLASS/ and test/CLASS/, and {parent} is not a folder"
         raise InputError("dataset", name, message)
     found = [p for p in parent.iterdir() if p.is_dir() and not p.name.startswith(".")]
     if not found:
-        raise InputError("dataset", name, f"{parent} must hold one folder a class, and holds none")
+        raise InputError("dataset", name, f"{parent} must hold a folder per class, and holds none")
     return sorted(found, key=lambda folder: folder.name)
 
 
 def images_in(name: str, folder: epath.Path) -> list[epath.Path]:
-    """The image files of one folder, sorted.
-
-    Raises:
-      InputError: on `dataset` (`name`), if there is none.
-    """
+    """The image files of one folder, sorted."""
     found = [
         file
         for file in (folder.iterdir() if folder.is_dir() else ())
@@ -104,16 +91,9 @@ def read(
     *,
     mode: Literal["L", "RGB"] | None = None,
 ) -> list[tuple[np.ndarray, np.ndarray]]:
-    """(uint8 [N, H, W, C], int32 [N]) of each split, every file decoded once.
+    """(uint8 [N, H, W, C], int32 [N]) of each split, from its (file, label) pairs.
 
-    Args:
-      name: of the data set, for messages.
-      files: (file, label) of each split.
-      mode: grey (C = 1) or colour (C = 3); by default grey where every image is.
-
-    Raises:
-      InputError: on `dataset`: the first file that cannot be read, that differs in size or has
-        more than 8 bits a value.
+    `mode` is grey (C = 1) or colour (C = 3); by default grey if every image is.
     """
     flat = [file for split in files.values() for file, _ in split]
     with ThreadPoolExecutor(_THREADS) as pool:
@@ -156,7 +136,7 @@ def _header(name: str, file: epath.Path) -> tuple[tuple[int, int], bool]:
         raise InputError("dataset", name, f"{file} cannot be read as an image") from error
     if mode.split(";")[0] in _DEEP_MODES or _DEEP_COLOUR.search(stored):
         shown = mode if mode.split(";")[0] in _DEEP_MODES else stored
-        message = f"images must have 8 bits a value, and {file} has more (mode {shown})"
+        message = f"images must have 8 bits per value, and {file} has more (mode {shown})"
         raise InputError("dataset", name, message)
     return size, mode in ("L", "LA", "1")
 

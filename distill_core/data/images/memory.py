@@ -1,4 +1,4 @@
-"""The data set that was read last: the stages of an experiment need not decode it again."""
+"""Keeps the data set that was read last, so that the stages of an experiment decode it once."""
 
 import os
 from collections.abc import Callable
@@ -12,12 +12,9 @@ _last: tuple[Any, Dataset] | None = None
 
 
 def remembered(name: str, folder: epath.PathLike, read: Callable[[], Dataset]) -> Dataset:
-    """What `read()` gives, or gave when it was last called for the same files.
+    """The result of `read()`, or its last one if the files in `folder` are the same.
 
-    Args:
-      name: of the data set.
-      folder: what it is read from. On an object store nothing is remembered.
-      read: reads it; what it raises passes through.
+    On an object store nothing is remembered.
     """
     global _last
     if "://" in str(folder):
@@ -30,12 +27,12 @@ def remembered(name: str, folder: epath.PathLike, read: Callable[[], Dataset]) -
 
 
 def _signature(folder: str) -> tuple[tuple[str | int, ...], ...]:
-    """Path, inode, size and times of change of every file that is read, behind links, too."""
+    """Path, inode, size and times of change of every file, behind links too."""
     found, seen = [], set()
     for parent, below, names in os.walk(folder, followlinks=True):
         real = os.path.realpath(parent)
         if real in seen:
-            below.clear()  # a link back, or two to one folder: its files are known
+            below.clear()  # a cycle of links, or two to one folder: its files are known
         seen.add(real)
         for path in (os.path.join(parent, name) for name in names):
             status = os.stat(path) if os.path.exists(path) else os.lstat(path)  # a broken link

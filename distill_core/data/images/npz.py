@@ -1,4 +1,4 @@
-"""Arrays of a user's own in one `.npz` file, as Keras and MedMNIST write them."""
+"""A user's own arrays in one `.npz` file, as Keras and MedMNIST write them."""
 
 import dataclasses
 import zipfile
@@ -21,11 +21,6 @@ def load(path: str) -> Dataset:
     integers, [N] or [N, 1]. An optional array `classes` names the classes; without it they are the
     numbers from 0 to the largest label of the train split. An optional text `layout`, "NHWC", says
     that channels are last where that is in doubt, see `make_dataset`. Other keys are ignored.
-
-    Raises:
-      InputError: on `dataset`: no such file, not an `.npz`, keys that miss, labels without names
-        that count from 1 or leave out more than every other number, and what `make_dataset`
-        refuses.
     """
     name = f"npz:{path}"
     arrays = _read(name, path)
@@ -58,7 +53,7 @@ def load(path: str) -> Dataset:
 
 
 def _check_numbers(name: str, labels: np.ndarray):
-    """Refuses numbers that are hardly those of the classes; what is negative is refused later."""
+    """Refuses labels that count from 1 or leave out more than every other number."""
     low, high, found = labels.min(), labels.max(), len(np.unique(labels))
     if low > 0 or 2 * found < int(high) + 1:
         message = (

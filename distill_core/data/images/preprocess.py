@@ -1,4 +1,4 @@
-"""Pixels to what a network sees."""
+"""Standardises pixels and checks ranges of inputs."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -11,24 +11,14 @@ from distill_core.config import InputError
 
 
 def preprocess(images: jax.Array, mean: Sequence[float], std: Sequence[float]) -> jax.Array:
-    """Standardises pixels: `(x − mean) / std` per channel, with x in [0, 1].
+    """Standardises pixels: `(x − mean) / std` per channel, with x in [0, 1], float32 [..., C].
 
-    Args:
-      images: uint8 (divided by 255) or floats in [0, 1] (taken as they are), [..., C].
-      mean: C values.
-      std: C values.
-
-    Returns:
-      float32 [..., C].
-
-    Raises:
-      ValueError: if the constants do not have one value a channel, or the images are integers
-        other than uint8.
+    `images` [..., C] are uint8 (divided by 255) or floats in [0, 1] (taken as they are).
     """
     channels = jnp.shape(images)[-1]
     if not len(mean) == len(std) == channels:
         raise ValueError(
-            f"mean and std need {channels} values, one a channel; got {len(mean)} and {len(std)}"
+            f"mean and std need {channels} values, one per channel; got {len(mean)} and {len(std)}"
         )
     x = jnp.asarray(images)
     if x.dtype == jnp.uint8:
@@ -44,16 +34,9 @@ def preprocess(images: jax.Array, mean: Sequence[float], std: Sequence[float]) -
 
 
 def check_range(inputs: Any, kind: Any, low: int, high: int, what: str):
-    """Refuses concrete values outside [low, high], but for rounding; traced ones pass.
+    """Refuses concrete values of type `kind` outside [low, high], but for rounding.
 
-    Args:
-      inputs: an array.
-      kind: the NumPy type whose values are looked at, e.g. `jnp.floating`.
-      low, high: the range.
-      what: the values' name, for the message.
-
-    Raises:
-      InputError: on `inputs`, for values outside or NaN.
+    Traced values pass; `what` names them in the message.
     """
     seen = not isinstance(inputs, jax.core.Tracer) and inputs.size
     if not seen or (isinstance(inputs, jax.Array) and not inputs.is_fully_addressable):

@@ -26,7 +26,7 @@ CONSTANTS = {
     "fashion_mnist": ((0.2860,), (0.3530,)),
 }
 
-# How many examples were published, which a directory that lost some does not say.
+# Published numbers of examples, which a directory that lost some does not tell.
 PUBLISHED = {
     "cifar10": {"train": 50_000, "test": 10_000},
     "cifar100": {"train": 50_000, "test": 10_000},
@@ -43,15 +43,11 @@ def load(name: str, data_dir: str | None) -> Dataset:
 
     NAME is `dataset`, `dataset/config` or either with `:version`; without a version, the newest
     prepared one. The data set must have the features `image` (one size, 8 bits) and `label`, and
-    the splits `train` and `test`; `validation` stands in for a test split that is not there, and
-    the note says so. The note also says where a split holds fewer examples than were published.
+    the splits `train` and `test`; `validation` stands in for a missing test split, and the note
+    says so. The note also says where a split has fewer examples than were published.
 
-    It is the directory that is opened, not the data set by name (`tfds.data_source`), which would
-    import the catalogue's code and go to the network where the directory is missing.
-
-    Raises:
-      InputError: on `data_dir`: nothing prepared there, or not as array_record, or damaged; on
-        `dataset`: not images with labels, and what `make_dataset` refuses.
+    The directory is opened rather than the data set by name (`tfds.data_source`), which would
+    import the catalogue's code and go to the network if the directory is missing.
     """
     full = f"tfds:{name}"
     data_dir = data_dir or os.environ.get("TFDS_DATA_DIR") or "~/tensorflow_datasets"
@@ -97,8 +93,7 @@ def _load(name: str, full: str, data_dir: str, folder: epath.Path) -> Dataset:
     mean, std = CONSTANTS.get(_base(name), (None, None))
     made = make_dataset(
         full,
-        arrays[0],
-        arrays[1],
+        *arrays,
         classes=label.names or [str(i) for i in range(label.num_classes)],
         channels_last=isinstance(features["image"], tfds.features.Image),
         mean=mean,
@@ -108,7 +103,7 @@ def _load(name: str, full: str, data_dir: str, folder: epath.Path) -> Dataset:
 
 
 def _features(described: Any) -> Iterator[str]:
-    """Full names of the features' classes, at any depth of a `features.json`."""
+    """Qualified names of the features' classes, at any depth of a `features.json`."""
     for name, value in described.items() if isinstance(described, Mapping) else ():
         if name in ("pythonClassName", "type") and isinstance(value, str):
             yield value
@@ -153,7 +148,7 @@ def _how_to(name: str, data_dir: str) -> str:
 
 @contextlib.contextmanager
 def _readable(name: str, data_dir: str, what: str) -> Iterator[None]:
-    """Turns what the readers raise (each its own exceptions) into one line for the user."""
+    """Turns any exception of the readers into one line for the user."""
     logger = logging.getLogger("absl")
     logger.addFilter(_not_the_opencv_hint)
     try:
@@ -182,7 +177,7 @@ def _read(full: str, which: str, source: Any) -> tuple[np.ndarray, np.ndarray]:
         raise InputError("dataset", full, f"images must be uint8, and are {dtype}")
     images = np.empty((len(source), *shape), np.uint8)
     labels = np.empty(len(source), np.int64)
-    # Many records a call is twice as fast as one; threads make it slower (Python holds the lock).
+    # Many records per call are twice as fast as one; threads are slower (Python holds the lock).
     for start in range(0, len(source), _CHUNK):
         indices = range(start, min(start + _CHUNK, len(source)))
         for i, example in zip(indices, source.__getitems__(list(indices)), strict=True):

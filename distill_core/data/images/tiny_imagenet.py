@@ -3,7 +3,7 @@
     PATH/train/WNID/images/*.JPEG  PATH/val/images/*.JPEG  PATH/val/val_annotations.txt
     PATH/words.txt  (WNID, a tab, names)
 
-The folder of test images that comes along has no labels and is not read.
+The folder of test images has no labels and is not read.
 """
 
 import dataclasses
@@ -27,7 +27,7 @@ _ANNOTATION = "FILE, WNID and 4 numbers, separated by tabs"
 
 
 def recognises(path: str) -> bool:
-    """Whether a folder is laid out so: `images` in `val` and in a class of `train`.
+    """Whether a folder has this layout: `images` in `val` and in a class of `train`.
 
     One with class folders in `test` is a user's own.
     """
@@ -43,15 +43,9 @@ def recognises(path: str) -> bool:
 def load(path: str) -> Dataset:
     """Reads `folder:PATH` as uint8 [N, 64, 64, 3]; grey images become RGB.
 
-    The classes are the folders of PATH/train, sorted; they are called by the first name that
-    words.txt gives them, with the WNID where two would be called the same, and by the WNID alone
-    where it gives none. The test split is the validation set, as the note says. Training examples
-    are in the order of `folder.by_name`.
-
-    Raises:
-      InputError: on `dataset`: val_annotations.txt misses, has a malformed line, names a class
-        that the train split lacks, a file that is not there or one file twice, or leaves one out;
-        and what `folder.read` refuses.
+    The classes are the folders of PATH/train, sorted, under their first name in words.txt: with the
+    WNID if two would have the same, and the WNID alone if there is none. The test split is the
+    validation set, as the note says. Training examples are in the order of `folder.by_name`.
     """
     name = f"folder:{path}"
     root = paths.expand("dataset", path, given=name)
@@ -65,8 +59,7 @@ def load(path: str) -> Dataset:
     splits = folder.read(name, files, mode="RGB")
     made = make_dataset(
         name,
-        splits[0],
-        splits[1],
+        *splits,
         classes=_names(name, root / "words.txt", wnids),
         mean=MEAN,
         std=STD,
@@ -79,7 +72,7 @@ def load(path: str) -> Dataset:
 def _validation(
     name: str, parent: epath.Path, wnids: Sequence[str]
 ) -> list[tuple[epath.Path, int]]:
-    """(file, label) of the validation set, by its annotations."""
+    """(file, label) of the validation set, from its annotations."""
     path = parent / _ANNOTATIONS
     if not path.exists():
         message = f"needs {path}, which holds the labels of {parent / 'images'}"
@@ -109,7 +102,7 @@ def _validation(
 
 
 def _names(name: str, path: epath.Path, wnids: Sequence[str]) -> list[str]:
-    """What the classes are called."""
+    """Names of the classes."""
     words = {}
     for line in _lines(name, path) if path.exists() else ():
         wnid, _, text = line.partition("\t")

@@ -6,8 +6,7 @@ from collections.abc import Mapping
 
 from distill_core.config import InputError
 from distill_core.data import split_name
-from distill_core.data.text import lines as text
-from distill_core.data.text import records
+from distill_core.data.text import lines, records
 from distill_core.runtime import paths, strict_json
 
 KINDS = {"records": None, "text": "PATH", "tsv": "PATH"}
@@ -18,11 +17,11 @@ _HELD_OUT = 20  # one in so many lines of a single file is held out for validati
 
 @dataclasses.dataclass(frozen=True)
 class Example:
-    """One line of text and what is known of it.
+    """One line of text and what is known about it.
 
     Attributes:
       text: the line.
-      spans: (start, end) in characters of each private stretch; () where nobody knows.
+      spans: (start, end) in characters of each private stretch; () where unknown.
       fields: what the line was made from, by name.
       label: index into the corpus's classes; None without classes.
     """
@@ -35,7 +34,7 @@ class Example:
 
 @dataclasses.dataclass(frozen=True)
 class Corpus:
-    """Lines to train on, to choose on and to be judged by; `classes` is () without labels."""
+    """Lines for training, validation and testing; `classes` is () without labels."""
 
     name: str
     train: tuple[Example, ...]
@@ -44,7 +43,7 @@ class Corpus:
     classes: tuple[str, ...] = ()
 
     def fingerprint(self) -> str:
-        """SHA-256 of all that is known of the lines: for `private/` alone, as `Dataset`'s."""
+        """SHA-256 of everything known about the lines; kept in `private/` alone, as `Dataset`'s."""
         sha = hashlib.sha256(strict_json.encode(self.classes).encode())
         for split in (self.train, self.validation, self.test):
             for line in split:
@@ -59,9 +58,9 @@ def load_corpus(name: str) -> Corpus:
 
     Args:
       name: `records` (generated, embedded, private spans known), `text:PATH` (one document or
-        sentence a line) or `tsv:PATH` (a label, a tab, a text). PATH is a directory that holds one
-        file each with `train`, `valid` or `dev`, and `test` in its name, as WikiText and SST-2
-        come; or one file, of which the last tenth is held out.
+        sentence per line) or `tsv:PATH` (a label, a tab, a text). PATH is a directory with one file
+        each that has `train`, `valid` or `dev`, and `test` in its name, as WikiText and SST-2 are
+        distributed; or a single file, whose last tenth is held out.
 
     Raises:
       InputError: on `dataset`: no such kind, or text that is missing, empty, unreadable or too
@@ -77,15 +76,14 @@ def load_corpus(name: str) -> Corpus:
 
 
 def _records() -> Corpus:
-    made = records.generate_records(sum(NUM_RECORDS), seed=0)
     examples = tuple(
         Example(
-            r.text,
-            tuple((start, end) for start, end, _ in r.spans),
-            r.fields,
-            records.LABELS.index(r.label),
+            record.text,
+            tuple((start, end) for start, end, _ in record.spans),
+            record.fields,
+            records.LABELS.index(record.label),
         )
-        for r in made
+        for record in records.generate_records(sum(NUM_RECORDS), seed=0)
     )
     first, second = NUM_RECORDS[0], NUM_RECORDS[0] + NUM_RECORDS[1]
     return Corpus(
@@ -113,7 +111,7 @@ def _files(name: str, path: str) -> dict[str, str]:
 
 def _text(files: Mapping[str, str]):
     splits = {
-        split: tuple(Example(line) for line in text.read_lines(path).lines)
+        split: tuple(Example(line) for line in lines.read_lines(path))
         for split, path in files.items()
     }
     return splits, ()
@@ -122,7 +120,7 @@ def _text(files: Mapping[str, str]):
 def _labelled(files: Mapping[str, str]):
     classes, splits = None, {}
     for split, path in files.items():
-        found = text.read_labelled(path, classes=classes)
+        found = lines.read_labelled(path, classes=classes)
         classes = found.classes
         splits[split] = tuple(
             Example(t, fields={"label": classes[label]}, label=int(label))

@@ -8,22 +8,19 @@ import random
 import re
 from dataclasses import dataclass
 
-from distill_core.config import InputError
-
 # What a private span can be; the other fields of a record are not private.
 PRIVATE = ("name", "phone", "account", "email")
 
 
 @dataclass(frozen=True)
 class Record:
-    """One message of a customer.
+    """One customer's message.
 
     Attributes:
       text: one line.
       spans: (start, end, kind) of each private stretch of the text, in order, `kind` in `PRIVATE`.
-      fields: what the message was made from, by name; text generated from them can be compared
-        with `text`.
-      label: what the message is about, one of `LABELS`.
+      fields: what the message was made from, by name.
+      label: the subject of the message, one of `LABELS`.
     """
 
     text: str
@@ -35,13 +32,8 @@ class Record:
 def generate_records(num: int, seed: int) -> list[Record]:
     """Generates messages; the first n of a seed are the same for every `num` and platform.
 
-    About a fifth of them holds nothing private. Labels are equally likely.
-
-    Raises:
-      InputError: on `num`, if it is less than 1.
+    About a fifth of them contain nothing private. Labels are equally likely.
     """
-    if num < 1:
-        raise InputError("num", num, "must be at least 1")
     rng = random.Random(f"records {seed}")
     return [_record(rng) for _ in range(num)]
 
@@ -87,13 +79,9 @@ def _value(rng: random.Random, kind: str, person: tuple[str, str]) -> str:
         return form.format(_digits(rng, 4), _digits(rng, 4))
     if kind == "email":
         first, last = first.lower(), last.lower()
-        users = (
-            f"{first}.{last}",
-            f"{first[0]}{last}",
-            f"{first}{_digits(rng, 2)}",
-            f"{last}_{first}",
-        )
-        return f"{_pick(rng, users)}@{_pick(rng, DOMAINS)}"
+        numbered = f"{first}{_digits(rng, 2)}"
+        user = _pick(rng, (f"{first}.{last}", f"{first[0]}{last}", numbered, f"{last}_{first}"))
+        return f"{user}@{_pick(rng, DOMAINS)}"
     if kind == "amount":
         return f"${5 + _below(rng, 300)}.{_digits(rng, 2)}"
     if kind == "count":

@@ -1,4 +1,4 @@
-"""Examples of text as token rows for one network, whatever the task: it predicts the next token.
+"""Examples of text as rows of tokens; whatever the task, the network predicts the next token.
 
 | task | a line | its loss |
 |---|---|---|
@@ -13,7 +13,6 @@ from typing import NamedTuple
 import numpy as np
 
 from distill_core.config import InputError
-from distill_core.data.text import lines as text
 from distill_core.data.text.corpus import Example
 from distill_core.data.text.tokenizers import Tokenizer
 
@@ -22,14 +21,14 @@ _ARROW = " => "
 
 
 class Line(NamedTuple):
-    """One example in tokens, labels being what is predicted: n tokens and `<eos>`.
+    """One example as n tokens; the labels to predict are these and `<eos>`.
 
     Attributes:
-      text: what the offsets are of.
-      spans: private stretches of it, in characters.
+      text: what the offsets refer to.
+      spans: its private stretches, in characters.
       ids: int32 [n].
-      weights: float32 [n + 1], of the loss at each label.
-      offsets: int32 [n + 1, 2], the characters of each label; (0, 0) for what is not in the text.
+      weights: float32 [n + 1], weights of the loss at each label.
+      offsets: int32 [n + 1, 2], the characters of each label; (0, 0) where not in the text.
     """
 
     text: str
@@ -40,11 +39,7 @@ class Line(NamedTuple):
 
 
 def encode(example: Example, tokenizer: Tokenizer, task: str) -> Line:
-    """One example as the task's line; see the table above.
-
-    Raises:
-      InputError: on `task`, if the example has no label or the label no digit.
-    """
+    """One example as the task's line; see the table above."""
     if task == "classification":
         return _labelled(example, tokenizer)
     before = prompt(example) if task == "generation" else ""
@@ -52,11 +47,11 @@ def encode(example: Example, tokenizer: Tokenizer, task: str) -> Line:
     spans = tuple((start + len(before), end + len(before)) for start, end in example.spans)
     ids, offsets = tokenizer.encode_with_offsets(whole)
     weights = np.append(offsets[:, 1] > len(before), True).astype(np.float32)
-    return Line(whole, spans, ids, weights, _with_end(offsets, 1))
+    return Line(whole, spans, ids, weights, np.pad(offsets, ((0, 1), (0, 0))))
 
 
 def prompt(example: Example) -> str:
-    """What stands before the text in `generation`.
+    """The fields, which precede the text in `generation`.
 
     >>> prompt(Example("My name is Ann.", fields={"name": "Ann", "day": "Monday"}))
     'day : Monday ; name : Ann => '
@@ -66,11 +61,7 @@ def prompt(example: Example) -> str:
 
 
 def class_token(tokenizer: Tokenizer, label: int) -> int:
-    """The token that stands for a class: its number, one digit.
-
-    Raises:
-      InputError: on `task`, if the number has several digits.
-    """
+    """The token that stands for a class: its number, one digit."""
     ids = tokenizer.encode(str(label))
     if len(ids) != 1 or label > 9:
         raise InputError("task", "classification", f"takes at most 10 classes, not class {label}")
@@ -78,77 +69,74 @@ def class_token(tokenizer: Tokenizer, label: int) -> int:
 
 
 def to_rows(lines: Sequence[Line], tokenizer: Tokenizer, length: int, *, cut: bool):
-    """Lines in rows of one length.
+    """Packs lines into rows of one length, padding rather than cutting a line that fits a row.
+
+    A line of n tokens takes n + 1 positions: inputs `<bos>` x₁ … xₙ, labels x₁ … xₙ `<eos>`. No
+    label asks for a token of the next line, but a network that attends over a whole row sees the
+    lines before; the segments tell them apart.
 
     Args:
-      lines: of `encode`.
-      tokenizer: theirs.
+      lines: from `encode`.
+      tokenizer: the one that encoded them.
       length: L.
-      cut: whether a line longer than a row goes on in the next; else it is refused.
+      cut: whether a line longer than a row continues in the next one; otherwise it is refused.
 
     Returns:
-      {"tokens", "labels", "segments": int32 [N, L], "weights": float32 [N, L]} and `fill`:
+      {"tokens", "labels", "segments": int32 [N, L], "weights": float32 [N, L]}, where `segments` is
+      the number of the line at each position, −1 where padded; and `fill`:
       `fill(values of each line's labels, float [n + 1] each) -> float32 [N, L]`, 0 where padded.
 
     Raises:
       InputError: on `length`, if a line is longer and must not be cut; on `dataset` without lines.
     """
     _check(lines, length, cut)
-    rows = text.pack(
-        [line.ids for line in lines],
-        length,
-        bos_id=tokenizer.bos_id,
-        eos_id=tokenizer.eos_id,
-        pad_id=tokenizer.pad_id,
-    )
-
-    def fill(values: Sequence[np.ndarray]) -> np.ndarray:
-        filled = np.zeros(rows.mask.shape, np.float32)
-        filled[rows.mask] = np.concatenate(values)
-        return filled
-
-    arrays = {
-        "tokens": rows.tokens,
-        "labels": rows.labels,
-        "segments": rows.lines,
-        "weights": fill([line.weights for line in lines]),
-    }
-    return arrays, fill
+    starts, end = [], 0
+    for line in lines:
+        room, needed = -end % length, len(line.weights)
+        starts.append(end + room if room < needed <= length else end)
+        end = starts[-1] + needed
+    kept = [len(line.weights) for line in lines]
+    return _laid_out(lines, tokenizer, (-(-end // length), length), starts, kept)
 
 
 def line_rows(lines: Sequence[Line], tokenizer: Tokenizer, length: int, *, cut: bool):
-    """A row for each line, in their order, and nothing of another line in it.
+    """One row per line, for differentially private training, which protects rows.
 
-    For differentially private training, where a row is what is protected.
-
-    Args:
-      lines: of `encode`.
-      tokenizer: theirs.
-      length: L.
-      cut: whether a line longer than a row loses its end; else it is refused.
-
-    Returns:
-      As `to_rows`; `fill` leaves out what the rows leave out. Raises what it raises.
+    Args, Returns and Raises as in `to_rows`, but a line that is cut loses its end, in `fill` too.
     """
     _check(lines, length, cut)
-    shape = (len(lines), length)
-    tokens, labels = (np.full(shape, tokenizer.pad_id, np.int32) for _ in range(2))
-    kept = np.minimum([len(line.weights) for line in lines], length)
-    for i, (line, n) in enumerate(zip(lines, kept, strict=True)):
-        tokens[i, :n] = [tokenizer.bos_id, *line.ids[: n - 1]]
-        labels[i, :n] = [*line.ids, tokenizer.eos_id][:n]
-    mask = np.arange(length) < kept[:, None]
+    starts = [i * length for i in range(len(lines))]
+    kept = [min(len(line.weights), length) for line in lines]
+    return _laid_out(lines, tokenizer, (len(lines), length), starts, kept)
+
+
+def _laid_out(
+    lines: Sequence[Line],
+    tokenizer: Tokenizer,
+    shape: tuple[int, int],
+    starts: Sequence[int],
+    kept: Sequence[int],
+):
+    """The first `kept` positions of each line, written from `starts` of the flattened rows."""
+    size = shape[0] * shape[1]
+    tokens, labels = (np.full(size, tokenizer.pad_id, np.int32) for _ in range(2))
+    segments = np.full(size, -1, np.int32)
+    places = [slice(start, start + n) for start, n in zip(starts, kept, strict=True)]
+    for i, (line, place, n) in enumerate(zip(lines, places, kept, strict=True)):
+        tokens[place] = [tokenizer.bos_id, *line.ids][:n]
+        labels[place] = [*line.ids, tokenizer.eos_id][:n]
+        segments[place] = i
 
     def fill(values: Sequence[np.ndarray]) -> np.ndarray:
-        filled = np.zeros(shape, np.float32)
-        cut = [value[:n] for value, n in zip(values, kept, strict=True)]
-        filled[mask] = np.concatenate(cut)
-        return filled
+        filled = np.zeros(size, np.float32)
+        for value, place, n in zip(values, places, kept, strict=True):
+            filled[place] = value[:n]
+        return filled.reshape(shape)
 
     arrays = {
-        "tokens": tokens,
-        "labels": labels,
-        "segments": np.where(mask, np.arange(len(lines))[:, None], -1).astype(np.int32),
+        "tokens": tokens.reshape(shape),
+        "labels": labels.reshape(shape),
+        "segments": segments.reshape(shape),
         "weights": fill([line.weights for line in lines]),
     }
     return arrays, fill
@@ -157,13 +145,12 @@ def line_rows(lines: Sequence[Line], tokenizer: Tokenizer, length: int, *, cut: 
 def _check(lines: Sequence[Line], length: int, cut: bool):
     if not lines:
         raise InputError("dataset", "no text", "must hold at least one line")
-    if not cut:
-        longest = max(range(len(lines)), key=lambda i: len(lines[i].ids))
-        needed = len(lines[longest].ids) + 1
-        if needed > length:
-            shown = lines[longest].text[:40]
-            allowed = f"the line {shown!r}… needs {needed} positions; raise it, or cut the line"
-            raise InputError("length", length, allowed)
+    longest = max(lines, key=lambda line: len(line.ids))
+    needed = len(longest.ids) + 1
+    if needed > length and not cut:
+        shown = longest.text[:40]
+        allowed = f"the line {shown!r}… needs {needed} positions; raise it, or cut the line"
+        raise InputError("length", length, allowed)
 
 
 def _labelled(example: Example, tokenizer: Tokenizer) -> Line:
@@ -174,8 +161,4 @@ def _labelled(example: Example, tokenizer: Tokenizer) -> Line:
     weights = np.zeros(len(ids) + 3, np.float32)
     weights[-2] = 1.0
     ids = np.concatenate([ids, np.array(answer, np.int32)])
-    return Line(example.text, example.spans, ids, weights, _with_end(offsets, 3))
-
-
-def _with_end(offsets: np.ndarray, num: int) -> np.ndarray:
-    return np.concatenate([offsets, np.zeros((num, 2), np.int32)])
+    return Line(example.text, example.spans, ids, weights, np.pad(offsets, ((0, 3), (0, 0))))

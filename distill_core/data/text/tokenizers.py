@@ -17,7 +17,7 @@ from distill_core.runtime import strict_json
 SPECIALS = ("<pad>", "<unk>", "<bos>", "<eos>")
 GPT2_SPECIAL = "<|endoftext|>"  # the only special token of GPT-2
 DIGITS = tuple("0123456789")
-# Where a vocabulary's words are from: one made of private lines tells words of theirs.
+# Source of a vocabulary's words: one made from private lines reveals words of theirs.
 TRAINING_TEXT, PUBLIC_TEXT, ELSEWHERE = "training text", "public text", "elsewhere"
 NUM_BYTES = 256
 
@@ -31,12 +31,12 @@ class Tokenizer:
     The text `<unk>` gives `unk_id`; the texts `<pad>`, `<bos>` and `<eos>` are ordinary text, so no
     input can forge those tokens, and `encode` adds none of them.
 
-    GPT-2's own tokenizer serves too, or another that has `<|endoftext|>` and not all of the four:
-    all four ids are that token's, its text gives it, and digits may share a token. In a file from
-    elsewhere `<pad>`, `<bos>` and `<eos>` may be added tokens, which their texts give, too.
+    GPT-2's own tokenizer works too, or any with `<|endoftext|>` that lacks one of the four: all
+    four ids are then that token's, its text gives it, and digits may share a token. In a file from
+    elsewhere the texts `<pad>`, `<bos>` and `<eos>` may give those tokens.
 
     Attributes:
-      vocab_size: number of tokens; ids are 0 to vocab_size − 1.
+      vocab_size: number of tokens, whose ids are 0 to vocab_size − 1.
       pad_id, unk_id, bos_id, eos_id: ids of the special tokens.
       made_from: `TRAINING_TEXT` of a run, `PUBLIC_TEXT` if its user says that it is public, or
         `ELSEWHERE`. Not in `to_json`; it travels in checkpoints, and from teacher to student.
@@ -46,7 +46,7 @@ class Tokenizer:
         self.made_from = made_from
         vocab = inner.get_vocab()
         _check_ids(vocab)
-        # A file's own would cut texts, fill them up, or split one text in a new way every time.
+        # A file's own would truncate texts, pad them, or split one text differently every time.
         if inner.truncation or inner.padding or getattr(inner.model, "dropout", None):
             state = json.loads(inner.to_str())
             state["model"].pop("dropout", None)
@@ -64,19 +64,14 @@ class Tokenizer:
         self.vocab_size = inner.get_vocab_size()
 
     def encode(self, text: str) -> np.ndarray:
-        """Token ids, int32 [L].
-
-        Raises:
-          InputError: on `tokenizer`: it has no token for a character of the text, nor for unknown
-            ones.
-        """
+        """Token ids, int32 [L]; refuses text that the tokenizer would lose."""
         return np.array(self._encode(text).ids, np.int32)
 
     def encode_with_offsets(self, text: str) -> tuple[np.ndarray, np.ndarray]:
-        """Token ids, int32 [L], and which characters each covers, int32 [L, 2]: [start, end).
+        """Token ids, int32 [L], and the characters of each, int32 [L, 2]: [start, end).
 
-        Spaces around a token are not counted to it. Characters of several bytes may belong to
-        several byte-pair tokens. Raises what `encode` raises.
+        Spaces around a token are not part of it. A character of several bytes may belong to several
+        byte-pair tokens.
         """
         encoding = self._encode(text)
         offsets = np.array(encoding.offsets, np.int32).reshape(-1, 2)
@@ -105,16 +100,15 @@ class Tokenizer:
         return self._inner.decode(kept, skip_special_tokens=False)
 
     def to_json(self) -> str:
-        """Everything that `from_json` needs; equal for equal tokenizers."""
+        """The input of `from_json`; equal for equal tokenizers."""
         return self._inner.to_str()
 
     @classmethod
     def from_json(cls, text: str, made_from: str = ELSEWHERE) -> "Tokenizer":
         """The tokenizer that `to_json` wrote.
 
-        Raises:
-          InputError: on `tokenizer`, if the text is something else, or gives tokens other ids than
-            the library does, which numbers added ones without holes.
+        Refuses text whose added tokens have other ids than the library gives them, which numbers
+        them without gaps.
         """
         try:
             inner = tokenizers.Tokenizer.from_str(text)
@@ -133,16 +127,9 @@ class Tokenizer:
 def train_words(lines: Iterable[str], *, vocab_size: int) -> Tokenizer:
     """A word-level tokenizer: the most frequent words and signs, each digit by itself.
 
-    Case is kept. Every ASCII digit is a token even if the text has none; other words that are not
-    among the most frequent become `<unk>`. Equal counts are taken in alphabetical order, so the
-    result depends on the counts alone.
-
-    Args:
-      lines: text to count words in.
-      vocab_size: at most that many tokens, with the 4 special ones and the 10 digits.
-
-    Raises:
-      InputError: on `vocab_size`, if it has no room for a word; on `lines`, if there is no word.
+    Case is kept. Every ASCII digit is a token even if the text has none; rarer words become
+    `<unk>`. Ties are broken alphabetically, so the result depends on the counts alone. `vocab_size`
+    is the most tokens it may have, including the 4 special ones and the 10 digits.
     """
     fixed = SPECIALS + DIGITS
     if vocab_size <= len(fixed):
@@ -160,16 +147,10 @@ def train_words(lines: Iterable[str], *, vocab_size: int) -> Tokenizer:
 
 
 def train_byte_pairs(lines: Iterable[str], *, vocab_size: int) -> Tokenizer:
-    """A byte-pair tokenizer: any text can be written in it and comes back exactly.
+    """A byte-pair tokenizer, which encodes any text without loss.
 
-    GPT-2's pre-tokenisation with each digit split off; merges need a pair seen twice.
-
-    Args:
-      lines: text to learn merges from.
-      vocab_size: at most that many tokens, with the 4 special ones and the 256 bytes.
-
-    Raises:
-      InputError: on `vocab_size`, if the bytes do not fit; on `lines`, if they are empty.
+    GPT-2's pre-tokenisation with each digit split off; merges need a pair seen twice. `vocab_size`
+    is the most tokens it may have, including the 4 special ones and the 256 bytes.
     """
     least = len(SPECIALS) + NUM_BYTES
     if vocab_size < least:
@@ -183,14 +164,9 @@ def train_byte_pairs(lines: Iterable[str], *, vocab_size: int) -> Tokenizer:
     )
     inner.post_processor = processors.ByteLevel(add_prefix_space=False, trim_offsets=True)
     inner.decoder = decoders.ByteLevel()
-    seen = False
-
-    def watched():
-        nonlocal seen
-        for line in lines:
-            seen = seen or bool(line.strip())
-            yield line
-
+    lines = list(lines)
+    if not any(line.strip() for line in lines):
+        raise InputError("lines", "no text", "must hold text to train on")
     trainer = trainers.BpeTrainer(
         vocab_size=vocab_size,
         min_frequency=2,
@@ -198,33 +174,30 @@ def train_byte_pairs(lines: Iterable[str], *, vocab_size: int) -> Tokenizer:
         special_tokens=list(SPECIALS),
         initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
     )
-    inner.train_from_iterator(watched(), trainer)
-    if not seen:
-        raise InputError("lines", "no text", "must hold text to train on")
+    inner.train_from_iterator(lines, trainer)
     return Tokenizer(_only_unknown_is_special(inner))
 
 
 def _word_tokenizer(vocab: dict[str, int]) -> tokenizers.Tokenizer:
     inner = tokenizers.Tokenizer(models.WordLevel(vocab, unk_token=SPECIALS[1]))
-    matches = pre_tokenizers.Split(_WORD, "removed", invert=True)
-    inner.pre_tokenizer = matches
+    inner.pre_tokenizer = pre_tokenizers.Split(_WORD, "removed", invert=True)
     inner.add_special_tokens([SPECIALS[1]])
     return inner
 
 
 def _check_ids(vocab: dict[str, int]):
-    """Refuses ids with holes, or shared by tokens: each id is a row of an embedding."""
+    """Refuses ids with gaps or shared by tokens: each id is a row of an embedding."""
     taken: dict[int, str] = {}
     for token, i in sorted(vocab.items(), key=lambda each: each[1]):
         if i != len(taken):
-            there = f"and {taken[i]!r} has it, too" if i in taken else f"and none has {len(taken)}"
+            there = f"and {taken[i]!r} has it too" if i in taken else f"and none has {len(taken)}"
             allowed = f"its id is {i}, {there}; {len(vocab)} tokens must have the ids from 0 on"
             raise InputError("tokenizer", token, allowed)
         taken[i] = token
 
 
 def _loses_unknown_text(inner: tokenizers.Tokenizer) -> bool:
-    """Whether a character that hardly any vocabulary has leaves no token, or an error."""
+    """Whether a character that hardly any vocabulary has gives no token, or an error."""
     try:
         return not inner.encode("\ua66e", add_special_tokens=False).ids
     except Exception:  # the library raises a bare Exception
@@ -232,7 +205,7 @@ def _loses_unknown_text(inner: tokenizers.Tokenizer) -> bool:
 
 
 def _plain(inner: tokenizers.Tokenizer) -> tokenizers.Tokenizer:
-    """A copy that gives whole texts, and offsets without the spaces, which GPT-2's own have."""
+    """A copy that keeps whole texts, with offsets without spaces, which GPT-2's own include."""
     copy = tokenizers.Tokenizer.from_str(inner.to_str())
     copy.no_truncation()
     copy.no_padding()
@@ -241,7 +214,7 @@ def _plain(inner: tokenizers.Tokenizer) -> tokenizers.Tokenizer:
 
 
 def _only_unknown_is_special(inner: tokenizers.Tokenizer) -> tokenizers.Tokenizer:
-    """The same without reading `<pad>`, `<bos>` and `<eos>` out of the text itself."""
+    """A copy that does not parse `<pad>`, `<bos>` and `<eos>` from the text."""
     state = json.loads(inner.to_str())
     state["added_tokens"] = [t for t in state["added_tokens"] if t["content"] == SPECIALS[1]]
     return tokenizers.Tokenizer.from_str(strict_json.encode(state))

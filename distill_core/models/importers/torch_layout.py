@@ -1,7 +1,7 @@
-"""Where the layers of our image networks are in the same networks in PyTorch."""
+"""The layers of our image networks and their names in PyTorch."""
 
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 from distill_core.models.cnn import CNN
@@ -14,9 +14,7 @@ from distill_core.models.shufflenetv2 import ShuffleNetV2
 # Each pair: PyTorch's name of a layer, the path to ours.
 Layers = Iterator[tuple[str, tuple[str, ...]]]
 
-NETWORKS = (CNN, MobileNetV2, ResNeXt, ResNet, ResNetC, ShuffleNetV2)
-
-# Of a ResNet's, in torchvision and in github.com/weiaicunzai/pytorch-cifar100.
+# Names of a ResNet's layers in torchvision and in github.com/weiaicunzai/pytorch-cifar100.
 _FUNCTION = {"0": "conv1", "1": "bn1", "3": "conv2", "4": "bn2", "6": "conv3", "7": "bn3"}
 _RESNET_ALIASES = (
     (r"^fc\.", lambda _: "linear."),
@@ -29,32 +27,19 @@ _RESNET_ALIASES = (
 
 
 def layers(module: Any, params: Mapping[str, Any]) -> Layers:
-    """Every layer of a network with parameters: (PyTorch's name, path of ours), input first.
+    """Every layer with parameters: (PyTorch's name, path of ours), input first.
 
-    The names are those of the reference code of Ma et al., "Undistillable" (ICLR 2021).
-
-    Args:
-      module: one of `NETWORKS`.
-      params: its parameters or their shapes; they say which blocks have a projection.
+    The names are those of the reference code of Ma et al., "Undistillable" (ICLR 2021). `module` is
+    one of `NETWORKS`; its parameters or their shapes say which blocks have a projection.
     """
-    if isinstance(module, CNN):
-        return _cnn(module)
-    if isinstance(module, ResNet):
-        return _resnet(module, params)
-    if isinstance(module, ResNetC):
-        return _resnetc(module, params)
-    if isinstance(module, ResNeXt):
-        return _resnext(module, params)
-    if isinstance(module, MobileNetV2):
-        return _mobilenetv2(module)
-    return _shufflenetv2(module, params)
+    return _LAYERS[type(module)](module, params)
 
 
 def canonical(module: Any, name: str) -> str:
-    """The reference code's name of a tensor, from that of other common PyTorch code.
+    """The reference code's name of a tensor, from its name in other common PyTorch code.
 
-    A prefix `module.` (data-parallel training) goes; a `ResNet` may have torchvision's names, or
-    those of pytorch-cifar100.
+    Removes the prefix `module.` of data-parallel training; a `ResNet` may have torchvision's names
+    or those of pytorch-cifar100.
     """
     name = name.removeprefix("module.")
     if isinstance(module, ResNet):
@@ -63,7 +48,7 @@ def canonical(module: Any, name: str) -> str:
     return name
 
 
-def _cnn(module: CNN) -> Layers:
+def _cnn(module: CNN, _: Mapping[str, Any]) -> Layers:
     count = len(module.widths)
     for i in range(count):
         yield f"conv{i + 1}", (f"Conv_{i}",)
@@ -120,7 +105,7 @@ def _resnext(module: ResNeXt, params: Mapping[str, Any]) -> Layers:
     yield "classifier", ("Dense_0",)
 
 
-def _mobilenetv2(module: MobileNetV2) -> Layers:
+def _mobilenetv2(module: MobileNetV2, _: Mapping[str, Any]) -> Layers:
     yield "pre.0", ("Conv_0",)
     yield "pre.1", ("BatchNorm_0",)
     sizes = [blocks for _, _, blocks, _ in module.stages]
@@ -153,7 +138,18 @@ def _shufflenetv2(module: ShuffleNetV2, params: Mapping[str, Any]) -> Layers:
 
 
 def _blocks(name: str, sizes, *, first: int = 1) -> Iterator[tuple[str, int]]:
-    """Of each block PyTorch's name, from stage and place in it, and its number among all."""
+    """Each block's name in PyTorch, from its stage and its place there, and its overall number."""
     places = [(stage, i) for stage, size in enumerate(sizes, start=first) for i in range(size)]
     for index, place in enumerate(places):
         yield name.format(*place), index
+
+
+_LAYERS: dict[Any, Callable[..., Layers]] = {
+    CNN: _cnn,
+    MobileNetV2: _mobilenetv2,
+    ResNeXt: _resnext,
+    ResNet: _resnet,
+    ResNetC: _resnetc,
+    ShuffleNetV2: _shufflenetv2,
+}
+NETWORKS = tuple(_LAYERS)

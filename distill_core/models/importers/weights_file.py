@@ -1,37 +1,68 @@
-"""A `.safetensors` file of somebody else's as a model of ours."""
+"""Reads `.safetensors` files and the JSON files that lie beside them."""
 
-import os
-from collections.abc import Callable, Mapping
+import contextlib
+import json
+import pathlib
+from collections.abc import Iterator
 from typing import Any
 
+import numpy as np
+
 from distill_core.config import InputError
-from distill_core.models.network import LoadedModel, Network
+
+_DTYPES = ("F32", "F16", "BF16")
 
 
-def load_model(
-    path: str | os.PathLike,
-    read: Callable[..., tuple[Network, Mapping[str, Any]]],
-    *,
-    method: str,
-    part: str | None,
-    step: int | None,
-) -> LoadedModel:
-    """What `distill_core.load_model` gives for a file; `read(path)` gives (network, variables).
+class RefusedError(Exception):
+    """Why a file's weights are not accepted."""
 
-    Raises:
-      InputError: from `read`; or a part or a step is asked for, and a file has neither.
-    """
-    for name, value in (("part", part), ("step", step)):
-        if value is not None:
-            raise InputError(name, value, f"{path} is a file of one network; leave it out")
-    network, variables = read(path)
-    metadata = {
-        "method": method,
-        "parts": {"model": network.to_json()},
-        "config": {},
-        "ledger": {"mechanisms": [], "ancestors": []},
-        "data_note": "",
-        "step": 0,
-        "id": "a file of weights",  # nobody drew one
-    }
-    return LoadedModel(variables, network, metadata)
+
+@contextlib.contextmanager
+def refusing(field: str, given: object) -> Iterator[None]:
+    """Raises a `RefusedError` inside as an InputError on `field`."""
+    try:
+        yield
+    except RefusedError as error:
+        raise InputError(field, str(given), str(error)) from error
+
+
+@contextlib.contextmanager
+def opened(file: pathlib.Path) -> Iterator[Any]:
+    """The open safetensors file."""
+    import safetensors
+
+    if not file.is_file():
+        raise RefusedError("must be an existing local .safetensors file")
+    try:
+        with safetensors.safe_open(str(file), framework="numpy") as tensors:
+            yield tensors
+    except (safetensors.SafetensorError, OSError) as error:
+        raise RefusedError(f"cannot be read as a .safetensors file ({error})") from error
+
+
+def shape_of(tensors: Any, name: str) -> list[int]:
+    """A stored tensor's shape; refuses its dtype before it is read."""
+    stored = tensors.get_slice(name)
+    if (dtype := stored.get_dtype()) not in _DTYPES:
+        raise RefusedError(f"tensor {name} is {dtype}; must be {', '.join(_DTYPES)}")
+    return list(stored.get_shape())
+
+
+def read_tensor(tensors: Any, name: str) -> np.ndarray:
+    """A stored tensor as float32."""
+    shape_of(tensors, name)
+    value = np.asarray(tensors.get_tensor(name), np.float32)
+    if not np.isfinite(value).all():
+        raise RefusedError(f"tensor {name} holds NaN or infinity")
+    return value
+
+
+def read_object(source: pathlib.Path | str, where: str) -> dict[str, Any]:
+    """A JSON object from a file or from text; `where` names it in messages."""
+    try:
+        found = json.loads(source if isinstance(source, str) else source.read_text("utf-8"))
+    except (OSError, ValueError) as error:
+        raise RefusedError(f"{where} cannot be read ({error})") from error
+    if not isinstance(found, dict):
+        raise RefusedError(f"{where} must hold names and values")
+    return found
