@@ -3,7 +3,6 @@
 import numpy as np
 import pytest
 
-from distill_core.config import InputError
 from distill_core.data.sampling import batch_indices, eval_batches
 
 
@@ -32,26 +31,11 @@ def test_pure_function_of_seed_and_step():
     again = batch_indices(0, 5, 8, 20)
     np.testing.assert_array_equal(first, again)
     np.testing.assert_array_equal(first, batch_indices(np.int64(0), np.int32(5), 8, 20))
-    assert first.dtype == np.int64
-    assert first.shape == (8,)
+    assert (first.dtype, first.shape) == (np.int64, (8,))
     assert not np.array_equal(first, batch_indices(1, 5, 8, 20))
     assert not np.array_equal(first, batch_indices(0, 6, 8, 20))
-
-
-def test_a_batch_may_be_changed_by_its_owner():
-    batch_indices(0, 0, 8, 20)[:] = 0
-    assert len(np.unique(batch_indices(0, 0, 8, 20))) == 8
-
-
-@pytest.mark.parametrize(
-    ("field", "given"),
-    [("batch_size", (0, 0, 0, 20)), ("num_examples", (0, 0, 8, 0)), ("step", (0, -1, 8, 20))],
-)
-def test_sizes_are_checked(field, given):
-    with pytest.raises(InputError, match=f"^{field}: "):
-        batch_indices(*given)
-    with pytest.raises(InputError, match="^batch_size: "):
-        eval_batches(20, 0)
+    first[:] = 0  # is the caller's own
+    np.testing.assert_array_equal(again, batch_indices(0, 5, 8, 20))
 
 
 @pytest.mark.parametrize(("num_examples", "batch_size"), [(10, 4), (8, 4), (3, 7), (1, 1)])

@@ -56,13 +56,9 @@ def test_state_and_dropout(x):
     state["unused"] = {"value": jnp.zeros(())}
     dropped, new_state = apply_model(module, state, x, train=True, key=jax.random.key(1))
     other, _ = apply_model(module, state, x, train=True, key=jax.random.key(2))
-    assert (dropped == 0).any()
-    assert (dropped != other).any()
-    assert new_state == {
-        "counters": {"calls": 1},
-        "constants": {"answer": 1},
-        "unused": {"value": 0},
-    }
+    assert (dropped == 0).any() and (dropped != other).any()
+    changed = {name: list(each.values()) for name, each in new_state.items()}
+    assert changed == {"counters": [1], "constants": [1], "unused": [0]}
     np.testing.assert_array_equal(apply_model(module, state, x, train=False), jnp.ones((2, 16)))
 
 
@@ -83,8 +79,3 @@ def test_further_collections_come_on_request(x):
     _, collections = apply_model(module, state, x, train=True, mutable=("intermediates",))
     assert set(collections) == {"counters", "intermediates"}
     np.testing.assert_array_equal(features(module, state, x), jnp.ones((2, 16)))
-
-
-def test_counting_shapes():
-    shapes = jax.eval_shape(lambda: {"a": jnp.ones((2, 3)), "b": jnp.ones(())})
-    assert count_parameters(shapes) == 7

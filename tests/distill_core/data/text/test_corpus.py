@@ -64,17 +64,12 @@ def test_an_unknown_kind_is_refused_with_the_known_ones(name):
         load_corpus(name)
 
 
-@pytest.mark.parametrize("kind", ["text", "tsv"])
-@pytest.mark.parametrize(
-    ("content", "reason"),
-    [(None, "existing"), (b"\n\n", "empty"), (b"0\tgood\n1\tna\xefve\n", "line 2 .*byte 5")]
-    + [(b"0\ta\n1\tb\n" * num, "20 lines") for num in (1, 9)],
-)
-def test_a_single_file_is_refused_by_what_is_wrong_with_it(tmp_path, kind, content, reason):
-    if content is not None:
-        (tmp_path / "a.txt").write_bytes(content)
-    with pytest.raises(InputError, match=f"^dataset: .*{reason}"):
-        load_corpus(f"{kind}:{tmp_path}/a.txt")
+@pytest.mark.parametrize("num", [1, 9])
+def test_a_single_file_that_is_too_short_to_be_split_is_refused(tmp_path, num):
+    (tmp_path / "a.txt").write_text("0\ta\n1\tb\n" * num)
+    for kind in ("text", "tsv"):
+        with pytest.raises(InputError, match="^dataset: .*20 lines"):
+            load_corpus(f"{kind}:{tmp_path}/a.txt")
 
 
 @pytest.mark.parametrize(("place", "content"), [(1, ""), (2, b"\xff")])
@@ -102,25 +97,13 @@ def test_a_directory_without_one_file_for_each_split_is_refused(tmp_path, names,
         load_corpus(f"text:{tmp_path}")
 
 
-@pytest.fixture(scope="module")
-def generated():
-    return load_corpus("records")
-
-
-def test_records_are_generated_in_three_parts(generated):
-    sizes = tuple(len(s) for s in (generated.train, generated.validation, generated.test))
-    assert sizes == corpus.NUM_RECORDS
-    made = records.generate_records(sum(sizes), seed=0)
-    everything = generated.train + generated.validation + generated.test
-    assert texts(everything) == [record.text for record in made]
-    assert generated.classes == records.LABELS
-    assert all(generated.classes[e.label] == r.label for e, r in zip(everything, made, strict=True))
-
-
-def test_the_private_spans_of_a_record_are_what_it_was_made_from(generated):
-    some = generated.test[:300]
-    for example in some:
-        private = {example.text[start:end] for start, end in example.spans}
-        fields = {value for kind, value in example.fields.items() if kind in records.PRIVATE}
-        assert private == fields
-    assert 30 < sum(not example.spans for example in some) < 100
+def test_records_are_generated_in_three_parts():
+    found = load_corpus("records")
+    splits = (found.train, found.validation, found.test)
+    assert tuple(map(len, splits)) == corpus.NUM_RECORDS
+    made = records.generate_records(sum(corpus.NUM_RECORDS), seed=0)
+    assert found.classes == records.LABELS
+    for example, record in zip(sum(splits, ()), made, strict=True):
+        assert (example.text, example.fields) == (record.text, record.fields)
+        assert found.classes[example.label] == record.label
+        assert example.spans == tuple(span[:2] for span in record.spans)

@@ -1,5 +1,7 @@
 """Examples as rows of tokens: what each task predicts, and where values of labels go."""
 
+import types
+
 import numpy as np
 import pytest
 
@@ -65,15 +67,12 @@ def test_classification_predicts_one_digit_alone(tokenizer):
     assert stretches(line) == ["Ann", "55"]
 
 
-def test_a_line_without_fields_is_generated_from_nothing(words):
+def test_the_prompt_is_of_the_sorted_fields(words):
+    swapped = Example("", fields={"name": "Ann", "day": "Monday"})
+    assert text_tasks.prompt(ANN) == text_tasks.prompt(swapped) == PROMPT
     line = text_tasks.encode(Example("one two ."), words, "generation")
     assert line.text == " => one two ."
     np.testing.assert_array_equal(line.weights, [0, 0, 1, 1, 1, 1])
-
-
-def test_the_prompt_depends_on_the_fields_and_not_on_their_order():
-    swapped = Example("", fields={"name": "Ann", "day": "Monday"})
-    assert text_tasks.prompt(ANN) == text_tasks.prompt(swapped) == PROMPT
 
 
 def test_a_class_is_one_digit_so_that_there_are_ten(tokenizer):
@@ -83,6 +82,74 @@ def test_a_class_is_one_digit_so_that_there_are_ten(tokenizer):
         text_tasks.class_token(tokenizer, 10)
     with pytest.raises(InputError, match="^task: .*label"):
         text_tasks.encode(Example("one"), tokenizer, "classification")
+
+
+IDS = [np.array(ids, np.int32) for ids in ([1, 2, 3], [4], [], [5, 6, 7, 8, 9])]
+SPECIAL = types.SimpleNamespace(bos_id=100, eos_id=101, pad_id=102)
+
+
+def packed(ids, length, lay=text_tasks.to_rows) -> types.SimpleNamespace:
+    """Rows of lines of these ids."""
+    lines = [
+        text_tasks.Line("", (), each, np.ones(len(each) + 1, np.float32), np.zeros(0))
+        for each in ids
+    ]
+    arrays, fill = lay(lines, SPECIAL, length, cut=True)
+    assert {arrays[name].dtype for name in ("tokens", "labels", "segments")} == {np.dtype("int32")}
+    return types.SimpleNamespace(**arrays, fill=fill)
+
+
+def test_packed_lines_follow_one_another():
+    rows = packed(IDS, 4)
+    np.testing.assert_array_equal(
+        rows.tokens, [[100, 1, 2, 3], [100, 4, 100, 100], [5, 6, 7, 8], [9, 102, 102, 102]]
+    )
+    np.testing.assert_array_equal(
+        rows.labels, [[1, 2, 3, 101], [4, 101, 101, 5], [6, 7, 8, 9], [101, 102, 102, 102]]
+    )
+    np.testing.assert_array_equal(
+        rows.segments, [[0, 0, 0, 0], [1, 1, 2, 3], [3, 3, 3, 3], [3, -1, -1, -1]]
+    )
+
+
+def test_a_row_is_padded_where_the_next_line_would_be_cut():
+    rows = packed(IDS, 7)
+    np.testing.assert_array_equal(rows.segments, [[0, 0, 0, 0, 1, 1, 2], [3, 3, 3, 3, 3, 3, -1]])
+    rows = packed(IDS, 6)
+    np.testing.assert_array_equal(rows.segments, [[0, 0, 0, 0, 1, 1], [2] + [-1] * 5, [3] * 6])
+    np.testing.assert_array_equal(rows.tokens[1], [100] + [102] * 5)
+    np.testing.assert_array_equal(rows.labels[1], [101] + [102] * 5)
+
+
+def test_a_row_of_one_line_loses_the_lines_end():
+    rows = packed(IDS, 3, text_tasks.line_rows)
+    np.testing.assert_array_equal(
+        rows.tokens, [[100, 1, 2], [100, 4, 102], [100, 102, 102], [100, 5, 6]]
+    )
+    np.testing.assert_array_equal(
+        rows.labels, [[1, 2, 3], [4, 101, 102], [101, 102, 102], [5, 6, 7]]
+    )
+    np.testing.assert_array_equal(rows.segments, [[0] * 3, [1, 1, -1], [2, -1, -1], [3] * 3])
+    values = rows.fill([np.append(ids, -1.0) for ids in IDS])
+    np.testing.assert_array_equal(values, [[1, 2, 3], [4, -1, 0], [-1, 0, 0], [5, 6, 7]])
+
+
+@pytest.mark.parametrize("length", [3, 9, 10, 31])
+def test_a_line_that_fits_into_a_row_is_never_cut_and_looks_as_it_does_alone(length):
+    rng = np.random.default_rng(length)
+    ids = [rng.integers(0, 90, size).astype(np.int32) for size in rng.integers(0, 12, 60)]
+    rows = packed(ids, length)
+    for i, line in enumerate(ids):
+        here = rows.segments == i
+        np.testing.assert_array_equal(rows.tokens[here], [100, *line])
+        np.testing.assert_array_equal(rows.labels[here], [*line, 101])
+        assert (len(set(np.nonzero(here)[0])) == 1) == (len(line) < length)
+    # No more padding than that needs: before each gap stands a line that the next does not fit to.
+    padded = rows.segments < 0
+    gaps = np.flatnonzero(padded[:-1, -1])
+    assert len(gaps) and not padded[-1].all()
+    for row in gaps:
+        assert np.sum(padded[row]) < len(ids[rows.segments[row + 1, 0]]) + 1 <= length
 
 
 def lines_of(words, task="language"):

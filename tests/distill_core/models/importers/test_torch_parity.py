@@ -11,7 +11,6 @@ import pytest
 from distill_core.config import InputError
 from distill_core.models import (
     CNN,
-    Bottleneck,
     MobileNetV2,
     ResNet,
     ResNetC,
@@ -21,6 +20,7 @@ from distill_core.models import (
     init_model,
 )
 from distill_core.models.importers.torch_weights import convert
+from distill_core.models.resnet import Bottleneck
 
 torch = pytest.importorskip("torch")
 nn = torch.nn
@@ -328,9 +328,7 @@ def test_equal_logits_and_equal_statistics_after_training(pair):
 def test_all_variables_come_from_the_state_dict(pair):
     ours, _, tensors, variables = pair
     params, state = jax.eval_shape(lambda key: init_model(ours, key, _SHAPE), jax.random.key(0))
-    assert jax.tree.map(lambda leaf: (leaf.shape, leaf.dtype), variables) == jax.tree.map(
-        lambda leaf: (leaf.shape, leaf.dtype), {"params": params, **state}
-    )
+    chex.assert_trees_all_equal_shapes_and_dtypes(variables, {"params": params, **state})
     for name in [name for name in tensors if not name.endswith("num_batches_tracked")][::5]:
         fewer = {key: value for key, value in tensors.items() if key != name}
         with pytest.raises(InputError, match=f"has no tensor {name}, which a "):
