@@ -1,4 +1,4 @@
-"""Distils a student from any checkpoint, or from a teacher's stored logits (the black box).
+r"""Distils a student from any checkpoint, or from a teacher's stored logits (the black box).
 
     python -m distill_core.distill --config configs/distill_core/distill_digits.py \
         --config.teacher=runs/plain --workdir runs/student

@@ -1,4 +1,4 @@
-"""Measures any image classifier's checkpoint, and stores its logits for black-box distillation.
+r"""Measures any image classifier's checkpoint, and stores its logits for black-box distillation.
 
     python -m distill_core.evaluate --checkpoint runs/nasty [--dataset digits] [--split train] \
         [--logits_out logits.npz]

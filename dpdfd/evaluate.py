@@ -1,4 +1,4 @@
-"""Measures a conversion: the student, a fresh classifier on generated samples, and the privacy.
+r"""Measures a conversion: the student, a fresh classifier on generated samples, and the privacy.
 
     python -m dpdfd.evaluate --checkpoint runs/student [--dataset digits] [--out DIR] \
         [--export samples.npz --num_samples 5000]

@@ -1,4 +1,4 @@
-"""Converts a teacher into a student without data: privately, if asked to.
+r"""Converts a teacher into a student without data: privately, if asked to.
 
     python -m dpdfd.train --config configs/dpdfd/convert_digits.py \
         --config.teacher=runs/plain --workdir runs/student

@@ -1,4 +1,4 @@
-"""Attacks a teacher: distils a student from it by another way than plain distillation.
+r"""Attacks a teacher: distils a student from it by another way than plain distillation.
 
     python -m nasty.attack --config configs/nasty/attack_digits.py --config.teacher=runs/nasty \
         --config.attack=htc --workdir runs/attack

@@ -1,4 +1,4 @@
-"""Trains a nasty teacher against a normally trained adversary, then checks that it is nasty.
+r"""Trains a nasty teacher against a normally trained adversary, then checks that it is nasty.
 
     python -m nasty.train --config configs/nasty/digits_teacher.py --config.adversary=runs/plain \
         --workdir runs/nasty

@@ -1,4 +1,4 @@
-"""Trains a language model on text, from its teacher's soft targets if it has one.
+r"""Trains a language model on text, from its teacher's soft targets if it has one.
 
     python -m swingdistill.train --config configs/swingdistill/train.py --workdir runs/student \
         --config.teacher=runs/teacher --config.reference=runs/reference

@@ -1,4 +1,4 @@
-"""Noisy answers of an ensemble: whole numbers are counted on the device and noised on the host.
+r"""Noisy answers of an ensemble: whole numbers are counted on the device and noised on the host.
 
 Each teacher gives every query R parts, shared out among the classes by its probabilities. The sum
 over M teachers is a vector of whole numbers that moves by √2·R at most when one teacher changes in

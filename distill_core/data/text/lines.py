@@ -19,9 +19,9 @@ class LabelledText(NamedTuple):
 
 
 def read_lines(path: str) -> tuple[str, ...]:
-    """Reads `text:PATH`: UTF-8, one document or sentence per line.
+    r"""Reads `text:PATH`: UTF-8, one document or sentence per line.
 
-    Lines end with "\\n" or "\\r\\n"; surrounding spaces and blank lines are dropped. WikiText's
+    Lines end with "\n" or "\r\n"; surrounding spaces and blank lines are dropped. WikiText's
     `.tokens` files are read as they are: a heading is a line, `<unk>` stays.
     """
     name = f"text:{path}"
