@@ -8,6 +8,7 @@ inconclusive. The test split is not used. The arithmetic of the whole check stay
 the training's.
 """
 
+import dataclasses
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -17,12 +18,24 @@ from etils import epath
 
 from distill_core import checkpoint, evaluate
 from distill_core.config import InputError
-from distill_core.data import Split
+from distill_core.data import Split, sampling
+from distill_core.losses import distillation_loss
+from distill_core.models import checks
 from distill_core.models.flops import count_flops
-from distill_core.models.network import Network
+from distill_core.models.network import LoadedModel, Network
 from distill_core.runtime import parallel, strict_json
-from nasty.proxy import BATCH, distilled, proxy_network
+from distill_core.training.optimizers import Optimizer
+from distill_core.training.step import (
+    STREAM_INIT,
+    Outputs,
+    TrainState,
+    Update,
+    per_example,
+    stream_key,
+)
 
+ALPHA = 0.9  # the paper's weight of the distillation term
+BATCH = 32  # small: many updates for the arithmetic
 MIN_STEPS, MAX_IMAGES = 50, 20_000
 # Ten passes, but 300 updates of few images and 6,000 of many: long training heals a student.
 PASSES, FEWEST, MAX_STEPS = 10, 300, 6000
@@ -97,8 +110,8 @@ def describe(found: Nastiness) -> str:
 
 
 def check(
-    teacher: checkpoint.LoadedModel,
-    adversary: checkpoint.LoadedModel,
+    teacher: LoadedModel,
+    adversary: LoadedModel,
     images: Split,
     validation: Split | None = None,
     *,
@@ -123,13 +136,16 @@ def check(
     # A backward pass counts as two forward passes. Every network answers an image once.
     training = training_examples * (3 * forward[0] + forward[1])
     budget = 0.9 * SHARE_OF_TRAINING * training
+    if validation is not None and len(validation) < MIN_HELD:
+        validation = None  # too few to measure on
     try:
         plans = [
             _plan(
                 proxy_network(adversary.network, model, model_kwargs or {}, wider),
-                _Pool(images, validation, seed=0),
-                budget,
-                sum(forward),
+                images,
+                validation,
+                budget=budget,
+                answering=sum(forward),
             )
             for wider in (WIDER if model is None else (1,))
         ]
@@ -147,19 +163,13 @@ def check(
     for each in (teacher, adversary):
         answers = evaluate.compute_logits(each, images.images[rows])
         taught = {"image": images.images[rows], "label": images.labels[rows], "logits": answers}
-        student = distilled(plan.network, taught, temperature=temperature, steps=plan.steps, seed=0)
+        student = distilled(plan.network, taught, temperature=temperature, steps=plan.steps)
         known.append(_accuracy(each, held))
         learned.append(_accuracy(student, held))
     chance = np.bincount(held.labels).max() / len(held)
     return verdict(known, learned, len(held), float(chance))._replace(
-        on_validation=_measures(validation), cost=plan.spent / training
+        on_validation=validation is not None, cost=plan.spent / training
     )
-
-
-class _Pool(NamedTuple):
-    images: Split
-    validation: Split | None
-    seed: int
 
 
 class _Plan(NamedTuple):
@@ -173,36 +183,27 @@ class _Plan(NamedTuple):
     spent: float
 
 
-def _plan(network: Network, pool: _Pool, budget: float, answering: float) -> _Plan:
+def _plan(
+    network: Network, images: Split, validation: Split | None, *, budget: float, answering: float
+) -> _Plan:
     """At most half of the budget goes into images; both networks answer one for `answering`."""
     one = jax.ShapeDtypeStruct((1, *network.input_shape), np.float32)
     proxy = count_flops(network.apply, network.shapes(), one)
-    rows, held = _choose(pool, int(0.5 * budget / (answering + 2 * proxy)))
-    images = (len(rows) + len(held)) * answering + len(held) * 2 * proxy
+    rng = np.random.default_rng(0)
+    count = min(int(0.5 * budget / (answering + 2 * proxy)), MAX_IMAGES)
+    rows, source = rng.permutation(len(images))[:count], images
+    if validation is None:
+        rows, measuring = np.split(rows, [int(len(rows) * (1 - HELD_SHARE))])
+    else:
+        source = validation
+        measuring = rng.permutation(len(validation))[: int(HELD_SHARE * count)]
+        rows = rows[: count - len(measuring)]
+    held = Split(source.images[measuring], source.labels[measuring])
+    spent = (len(rows) + len(held)) * answering + len(held) * 2 * proxy
     per_step = 2 * 3 * BATCH * proxy
     most = min(MAX_STEPS, max(FEWEST, PASSES * len(rows) // BATCH))
-    steps = max(0, int(min(most, (budget - images) / per_step)))
-    return _Plan(network, rows, held, steps, images + steps * per_step)
-
-
-def _choose(pool: _Pool, most: int) -> tuple[np.ndarray, Split]:
-    """(rows of the images to learn from, images to measure on), at most `most` together."""
-    rng, most = np.random.default_rng(pool.seed), min(most, MAX_IMAGES)
-    rows = rng.permutation(len(pool.images))[:most]
-    if pool.validation is not None and _measures(pool.validation):
-        held = rng.permutation(len(pool.validation))[: int(HELD_SHARE * most)]
-        return rows[: most - len(held)], _part(pool.validation, held)
-    rows, held = np.split(rows, [int(len(rows) * (1 - HELD_SHARE))])
-    return rows, _part(pool.images, held)
-
-
-def _measures(validation: Split | None) -> bool:
-    """Whether there are enough validation images to measure on."""
-    return validation is not None and len(validation) >= MIN_HELD
-
-
-def _part(split: Split, rows: np.ndarray) -> Split:
-    return Split(split.images[rows], split.labels[rows])
+    steps = max(0, int(min(most, (budget - spent) / per_step)))
+    return _Plan(network, rows, held, steps, spent + steps * per_step)
 
 
 def verdict(
@@ -214,18 +215,11 @@ def verdict(
     """
     errors = [2 * float(np.sqrt(p * (1 - p) / count)) for p in learned]
     needed = max(LEAST_GAP, float(np.hypot(errors[0], errors[1])))
-    found = Nastiness(
-        None,
-        student_of_teacher=learned[0],
-        student_of_adversary=learned[1],
-        teacher=known[0],
-        adversary=known[1],
-        needed_gap=needed,
-    )
-    least = chance + LEAST_LEARNED * (known[1] - chance)
-    if learned[1] - errors[1] <= max(least, chance):
+    found = Nastiness(None, learned[0], learned[1], known[0], known[1], needed)
+    least = max(chance, chance + LEAST_LEARNED * (known[1] - chance))
+    if learned[1] - errors[1] <= least:
         why = (
-            f"the proxies learn too little to judge: at least {max(least, chance):.3f} is needed "
+            f"the proxies learn too little to judge: at least {least:.3f} is needed "
             "of the adversary's; name a check_model that learns these images"
         )
         return found._replace(why=why)
@@ -237,11 +231,68 @@ def verdict(
     return found._replace(nasty=False)
 
 
-def forward_flops(model: checkpoint.LoadedModel) -> float:
+def forward_flops(model: LoadedModel) -> float:
     """Operations of one image's logits: see `distill_core.models.flops`."""
     image = jax.ShapeDtypeStruct((1, *model.network.input_shape), np.float32)
     return count_flops(model.apply, model.variables, image)
 
 
-def _accuracy(model: checkpoint.LoadedModel, held: Split) -> float:
+def _accuracy(model: LoadedModel, held: Split) -> float:
     return float(np.mean(evaluate.compute_logits(model, held.images).argmax(-1) == held.labels))
+
+
+def proxy_network(
+    network: Network, model: str | None, model_kwargs: Mapping[str, Any], wider: int = 1
+) -> Network:
+    """A proxy for the inputs and classes of `network`; by default a CNN, `wider` times as wide.
+
+    Raises:
+      InputError: on `check_model` or `check_model_kwargs`: it cannot be built or run.
+    """
+    if model is None and model_kwargs:
+        allowed = "belong to a check_model: name it, or leave them out"
+        raise InputError("check_model_kwargs", dict(model_kwargs), allowed)
+    if model is None:
+        halvings = int(np.log2(min(network.input_shape[:2]) / 2))  # down to 2×2 or 3×3
+        widths = tuple(8 * wider * 2**k for k in range(min(3, max(1, halvings))))
+        model, model_kwargs = "cnn", {"widths": widths, "hidden": 32 * wider}
+    found = dataclasses.replace(
+        network, model=model, model_kwargs=model_kwargs, compute_dtype="float32"
+    )
+    try:
+        checks.check(found)
+    except InputError as error:
+        raise InputError(f"check_{error.field}", error.given, error.allowed) from None
+    return found
+
+
+def distilled(
+    network: Network, taught: Mapping[str, np.ndarray], *, temperature: float, steps: int
+) -> LoadedModel:
+    """A proxy trained on `image`, `label` and a teacher's `logits`, rows of examples."""
+    optimizer = Optimizer("adam", 1e-2, steps, schedule="onecycle")
+    step = parallel.wrap(Update(_Taught(network), optimizer), "jit", donate=True)
+    rng = jax.random.key(0)
+    params, model_state = network.init(stream_key(rng, STREAM_INIT, 0))
+    state = TrainState.create(params=params, model_state=model_state, tx=optimizer.make(), rng=rng)
+    frozen = jax.device_put({**taught, "temperature": np.float32(temperature)})
+    for i in range(steps):
+        rows = sampling.batch_indices(0, i, BATCH, len(taught["label"])).astype(np.int32)
+        state, _ = step(state, frozen, rows)
+    variables = jax.device_get({"params": state.params, **state.model_state})
+    return LoadedModel(variables, network)
+
+
+@dataclasses.dataclass(frozen=True)
+class _Taught:
+    """Distillation from stored logits; the batch is rows of what is taught."""
+
+    network: Network
+
+    def __call__(self, params, model_state, frozen, batch, key) -> Outputs:
+        image, label, logits = (frozen[name][batch] for name in ("image", "label", "logits"))
+        own, model_state = self.network.train_apply(params, model_state, image, key)
+        values = distillation_loss(
+            own, logits, label, temperature=frozen["temperature"], alpha=ALPHA
+        )
+        return per_example(values, model_state)

@@ -23,7 +23,6 @@ from distill_core.training.run_state import Layout
 from nasty import nastiness
 from nasty.defences import head_only
 from nasty.defences.cmim import DECAY, uniform_centroids
-from nasty.proxy import proxy_network
 from nasty.step import CENTROIDS, Cmim, Nasty, NastyHead
 
 
@@ -79,7 +78,7 @@ def train_and_evaluate(
         return _train_cmim(hp, workdir, parallel)
     adversary, dataset, splits = classification.load_with(hp, "adversary", workdir)
     if hp.check_model or hp.check_model_kwargs:
-        proxy_network(adversary.network, hp.check_model, hp.check_model_kwargs)
+        nastiness.proxy_network(adversary.network, hp.check_model, hp.check_model_kwargs)
     run = classification.prepare(
         hp, workdir, method="nasty.train", dataset=dataset, splits=splits, mode=parallel
     )

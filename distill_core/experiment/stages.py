@@ -1,12 +1,11 @@
 """An experiment's stages: each runs once, and is skipped while what decides it stays the same."""
 
-import dataclasses
 import json
 import os
 import sys
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from typing import Any, Literal, NamedTuple
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any, NamedTuple
 
 import jax
 from etils import epath
@@ -31,22 +30,8 @@ NOT_KNOWN_BY = (
     "steps_per_dispatch",
     "masked",  # of the group dp: a file of rows, which an experiment draws with its data
 )
+# Also the file below `private` with the data's fingerprint, by which private data can be guessed.
 _RECORD = "stage.json"
-_UNFINISHED = ".stage.json.tmp"
-_DATA = "stage.json"  # in `private`: a fingerprint of private data tells who guesses the data
-
-
-@dataclasses.dataclass(frozen=True)
-class StageResult:
-    """What a stage gave, how it came about, and how long it took.
-
-    `seconds` are of the wall clock, compilation included; None where a go was killed and so not
-    counted.
-    """
-
-    result: dict[str, Any]
-    status: Literal["done", "skipped", "redone", "resumed"]
-    seconds: float | None = None
 
 
 class Run(NamedTuple):
@@ -68,8 +53,7 @@ class Run(NamedTuple):
     data: str | None = None
 
 
-@dataclasses.dataclass(frozen=True)
-class Runner:
+class Runner(NamedTuple):
     """Completes the runs of an experiment, each in `<workdir>/runs/ARM/seedN`.
 
     Attributes:
@@ -83,24 +67,20 @@ class Runner:
     mode: str | None = None
 
     def directory(self, run: Run) -> epath.Path:
-        """Where a run lies."""
+        """The run's workdir."""
         return run_directory(self.workdir, run.arm, run.seed)
 
     def complete(self, run: Run) -> dict[str, Any]:
-        """The result of a run, which goes on or is up to date, with "seconds" (`StageResult`).
-
-        The runs of its inputs are complete.
-        """
+        """The result of a run, with "seconds"; see `run_stage`. The runs of its inputs are done."""
         directory = self.directory(run)
         paths = {name: str(self.directory(each)) for name, each in run.inputs.items()}
-        found = run_stage(
+        return run_stage(
             directory,
             config={"binary": run.binary.__module__, **_known_by(run.settings)},
             data=run.data or self.data,
             inputs=[integrity.find(path)[1]["id"] for path in paths.values()],
             run=lambda: run.binary({**run.settings, **paths}, directory, parallel=self.mode),
         )
-        return {**found.result, "seconds": found.seconds}
 
     def complete_all(self, runs: Iterable[Run]) -> dict[tuple[str, int], dict[str, Any]]:
         """Results by (arm, seed); inputs come first."""
@@ -130,7 +110,7 @@ def check_seeds(seeds: Sequence[int]):
 
 
 def run_directory(workdir: epath.PathLike, arm: str, seed: int) -> epath.Path:
-    """Where a run of an experiment lies."""
+    """The workdir of a run of an experiment."""
     return epath.Path(workdir) / "runs" / arm / f"seed{seed}"
 
 
@@ -141,23 +121,23 @@ def run_stage(
     data: str,
     inputs: Sequence[str],
     run: Callable[[], dict[str, Any]],
-) -> StageResult:
-    """Runs one stage in `directory`, unless it is there already.
+) -> dict[str, Any]:
+    """Runs one stage in `directory`, unless it is there already; one line on stderr says why.
 
     A stage is known by its resolved `config` (JSON types) and `inputs`, the ids of the checkpoints
     it reads, which `<directory>/stage.json` remembers, and by `data`, the fingerprint of its data,
     which `<directory>/private/stage.json` does:
 
-    | found | what happens | status |
-    |---|---|---|
-    | nothing, or an empty directory | `run()` | done |
-    | finished, the same | nothing; the remembered result is returned | skipped |
-    | begun, the same | `run()`, which resumes from what it left there | resumed |
-    | another | the directory is emptied, then `run()` | redone |
+    | found | what happens |
+    |---|---|
+    | nothing, or an empty directory | `run()` |
+    | finished, the same | nothing; the remembered result is returned |
+    | begun, the same | `run()`, which resumes from what it left there |
+    | another | the directory is emptied, then `run()` |
 
-    `run` returns a dict in JSON types; it is handed back as read from the file, so a skipped
-    stage gives what the finished one gave. An exception in `run` passes through, and the stage
-    stays begun. One line on stderr says what happens and why.
+    Returns the result of `run` as JSON reads it back, and "seconds": its time by the wall clock,
+    compilation included, or None where a go was killed and so not counted. An exception in `run`
+    passes through, and the stage stays begun.
 
     Raises InputError, and touches nothing, where the directory holds files but no stage.json, or
     one that cannot be read; TypeError where config or result are not JSON; StoppedError before it
@@ -166,7 +146,7 @@ def run_stage(
     directory = epath.Path(directory)
     name = "/".join(directory.parts[-2:])
     wanted = {"format": FORMAT, "config": _json(config, "config"), "inputs": list(inputs)}
-    found, private = _read(directory), directory / noise.FOLDER / _DATA
+    found, private = _read(directory), directory / noise.FOLDER / _RECORD
     known = json.loads(private.read_text())["data"] if private.exists() else None
     unsure = "" if known else f" (cannot tell whether its data changed: no {private})"
     begun = wanted | {"status": "started", "result": None}
@@ -174,23 +154,20 @@ def run_stage(
 
     if found is not None and not why and found["status"] == "done":
         _say(f"{name}: up to date{unsure}")
-        return StageResult(found["result"], "skipped", found.get("seconds"))
+        return {**found["result"], "seconds": found.get("seconds")}
     if process.is_overdue():
         raise StoppedError(f"stopped by the deadline before {name}; the same call goes on")
+    before: float | None = 0.0
     if found is None:
-        status = "done"
         _say(f"{name}: starting")
     elif why:
-        status = "redone"
         _say(f"{name}: redoing: {why}")
         # Cut short, it must pass neither as the old stage nor as the new.
         _write(directory, begun | {"status": "removing"})
         _empty(directory)
     else:
-        status = "resumed"
         _say(f"{name}: resuming{unsure}")
-
-    before = found.get("seconds") if found is not None and status == "resumed" else 0.0
+        before = found.get("seconds")
     began = time.monotonic()
 
     def so_far() -> float | None:
@@ -205,7 +182,7 @@ def run_stage(
         raise
     seconds = so_far()
     _write(directory, begun | {"status": "done", "result": result, "seconds": seconds})
-    return StageResult(result, status, seconds)
+    return {**result, "seconds": seconds}
 
 
 def _say(line: str):
@@ -226,19 +203,16 @@ def _read(directory: epath.Path) -> dict[str, Any] | None:
             pass
         raise InputError("workdir", str(path), "not a stage's record; remove its directory")
     if directory.exists():
-        if not directory.is_dir():
-            raise InputError("workdir", str(directory), "must be a directory")
-        if any(child.name != _UNFINISHED for child in directory.iterdir()):
-            allowed = "holds files but no stage.json; empty it or choose another workdir"
+        unfinished = directory / f".{_RECORD}.tmp"  # of a first write that was cut short
+        if not directory.is_dir() or set(directory.iterdir()) - {unfinished}:
+            allowed = "is no stage: there is no stage.json; empty it or choose another workdir"
             raise InputError("workdir", str(directory), allowed)
     return None
 
 
 def _write(directory: epath.Path, record: dict[str, Any]) -> None:
     directory.mkdir(parents=True, exist_ok=True)
-    unfinished = directory / _UNFINISHED
-    unfinished.write_text(strict_json.encode(record, indent=2) + "\n")
-    unfinished.replace(directory / _RECORD)  # the old record or the new one, never half of one
+    integrity.write_atomically(directory / _RECORD, strict_json.encode(record, indent=2) + "\n")
 
 
 def _empty(directory: epath.Path) -> None:
@@ -256,12 +230,12 @@ def _why(found: dict[str, Any], wanted: dict[str, Any], *, data_changed: bool) -
     """Why a stage has to be redone; empty where it has not."""
     if found["status"] == "removing":
         return "its removal was interrupted"
-    old, new = (dict(_flat(record["config"])) for record in (found, wanted))
-    changes = []
-    for field in sorted(old.keys() | new.keys()):
-        before, after = (_short(side[field]) if field in side else "unset" for side in (old, new))
-        if field not in old or field not in new or _canonical(old[field]) != _canonical(new[field]):
-            changes.append(f"{field} {before} → {after}")
+    old, new = (_flat(record["config"]) for record in (found, wanted))
+    changes = [
+        f"{field} {_short(old.get(field))} → {_short(new.get(field))}"
+        for field in sorted(old.keys() | new.keys())
+        if old.get(field) != new.get(field)
+    ]
     if changes:
         more = f" and {len(changes) - 4} more" if len(changes) > 4 else ""
         return f"settings changed: {', '.join(changes[:4])}{more}"
@@ -272,21 +246,17 @@ def _why(found: dict[str, Any], wanted: dict[str, Any], *, data_changed: bool) -
     return "" if found["format"] == wanted["format"] else "made by another version"
 
 
-def _flat(value: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
-    if isinstance(value, dict) and value:
-        for key, item in value.items():
-            yield from _flat(item, f"{prefix}.{key}" if prefix else key)
-    else:
-        yield prefix, value
+def _flat(value: Any, prefix: str = "") -> dict[str, str]:
+    """Dotted field -> its value as JSON writes it, which tells 1, 1.0 and true apart."""
+    if not (isinstance(value, dict) and value):
+        return {prefix: json.dumps(value, sort_keys=True, ensure_ascii=False)}
+    below = (_flat(item, f"{prefix}.{key}" if prefix else key) for key, item in value.items())
+    return {field: text for each in below for field, text in each.items()}
 
 
-def _short(value: Any) -> str:
-    text = value if isinstance(value, str) else json.dumps(value)
+def _short(text: str | None) -> str:
+    text = "unset" if text is None else text.strip('"')
     return text if len(text) <= 40 else text[:37] + "…"
-
-
-def _canonical(value: Any) -> str:
-    return json.dumps(value, sort_keys=True, separators=(",", ":"))
 
 
 def _json(value: Mapping[str, Any], what: str) -> dict[str, Any]:

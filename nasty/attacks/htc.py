@@ -28,20 +28,7 @@ def htc_loss(
     2022, as we read it: accounts of it differ on τ² and on what `multiplier` is, so that it is an
     argument here, by default 1.
 
-    Args:
-      student_logits: `[..., C]`.
-      teacher_logits: `[..., C]`.
-      labels: integers `[...]` in [0, C).
-      temperature: τ > 0 of the teacher, a scalar or `[...]`.
-      alpha: weight of the distillation term in [0, 1], a scalar or `[...]`.
-      multiplier: m ≥ 0, a scalar or `[...]`.
-      where: bool `[...]`; False entries give exactly 0.
-
-    Returns:
-      float32 `[...]`, one value per example.
-
-    Raises:
-      ValueError: shapes that do not belong together, or a Python scalar outside its range.
+    Arguments, result and errors are those of `distillation_loss`, with m ≥ 0 a scalar or `[...]`.
 
     >>> student, teacher = jnp.array([[0., 0.]]), jnp.array([[0., 50 * jnp.log(3.)]])
     >>> labels = jnp.array([0])

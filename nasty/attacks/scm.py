@@ -18,23 +18,15 @@ def train_in_sequence(
 ) -> dict[str, Any]:
     """Teacher → intermediate 1 → … → student, each distilled from the one before.
 
-    Every run is one of its own: the intermediates in `<workdir>/intermediate1`, …, the student in
-    `<workdir>`. A finished one is not done again, a stopped one goes on. Where `num_steps` was
-    raised since, an intermediate that the next one has begun to learn from stays as it is.
+    Each is a run of its own, `distil(hp, workdir, teacher) -> result`: the intermediates in
+    `<workdir>/intermediate1`, …, the student in `<workdir>`, whose result is returned. A finished
+    one is not done again, a stopped one goes on. Where `num_steps` was raised since, an
+    intermediate that the next one has begun to learn from stays as it is.
 
     Source: Jandial et al., "Distilling the Undistillable: Learning from a Nasty Teacher", ECCV
     2022, in our reconstruction: all intermediates have the student's own architecture, recipe, α
     and τ, differ in the seed, and learn from the network before alone. The paper's exact losses
     between the links are not followed.
-
-    Args:
-      hp: the student's values, with `num_intermediates` and `seed`.
-      workdir: the run's directory.
-      teacher: the attacked one.
-      distil: `distil(hp, workdir, teacher) -> result`, one link.
-
-    Returns:
-      The student's result.
     """
     workdir, source = epath.Path(workdir), teacher
     places = [workdir / f"intermediate{i + 1}" for i in range(hp.num_intermediates)]

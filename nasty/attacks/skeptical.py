@@ -46,22 +46,8 @@ def skeptical_loss(
     head takes both terms (there they may be two), and the final head gets no gradient from the
     self-distillation (there it does), so that it learns from labels alone.
 
-    Args:
-      student_logits: of the final head, `[..., C]`.
-      auxiliary_logits: of the head at an inner block, `[..., C]`.
-      teacher_logits: `[..., C]`; no gradient, −∞ excludes classes.
-      labels: integers `[...]` in [0, C).
-      temperature: τ > 0, a scalar or `[...]`.
-      alpha: weight of the teacher in [0, 1], a scalar or `[...]`.
-      self_weight: β in [0, 1], a scalar or `[...]`.
-      awake: 0 during the delay, then 1; a scalar or `[...]`.
-      where: bool `[...]`; False entries give exactly 0.
-
-    Returns:
-      float32 `[...]`, one value per example.
-
-    Raises:
-      ValueError: shapes that do not belong together, or a Python scalar outside its range.
+    Arguments, result and errors are those of `distillation_loss`; auxiliary_logits `[..., C]` are
+    of the head at an inner block, β and `awake` in [0, 1] a scalar or `[...]`.
     """
     leading = leading_shape(
         where,
@@ -71,20 +57,10 @@ def skeptical_loss(
     )
     beta = coefficient("self_weight", self_weight, leading, where, low=0.0, high=1.0)
     awake = coefficient("awake", awake, leading, where, low=0.0, high=1.0)
-    kd = distillation_loss(
-        auxiliary_logits,
-        teacher_logits,
-        labels,
-        temperature=temperature,
-        alpha=alpha,
-        where=where,
-    )
-    from_final = kl_divergence(
-        jax.lax.stop_gradient(student_logits),
-        auxiliary_logits,
-        temperature=temperature,
-        where=where,
-    )
+    softened = {"temperature": temperature, "where": where}
+    kd = distillation_loss(auxiliary_logits, teacher_logits, labels, alpha=alpha, **softened)
+    final = jax.lax.stop_gradient(student_logits)
+    from_final = kl_divergence(final, auxiliary_logits, **softened)
     own = beta * from_final + (1.0 - beta) * cross_entropy(auxiliary_logits, labels, where=where)
     return cross_entropy(student_logits, labels, where=where) + awake * (kd + own)
 

@@ -47,19 +47,11 @@ def cmim_loss(
     centroids that are moving averages (see `update_centroids`).
 
     Args:
-      logits: z of the network in training, `[..., C]`.
-      labels: integers y `[...]` in [0, C).
+      logits, labels, where: as `cross_entropy` has them, and the result.
       centroids: probabilities [T, C, C]; `[i, y]` is the mean of softmax(z / temperatures[i]) over
         images of class y.
       weight: of the divergences, at least 0, a scalar or `[...]`.
       temperatures: T scalars above 0.
-      where: bool `[...]`; False entries give exactly 0.
-
-    Returns:
-      float32 `[...]`, one value per example.
-
-    Raises:
-      ValueError: shapes that do not belong together, or a Python scalar outside its range.
 
     >>> logits, labels = jnp.array([[0., 0.], [4., 0.]]), jnp.array([0, 0])
     >>> uniform = uniform_centroids(1, 2)
@@ -98,25 +90,10 @@ def update_centroids(
 
     Source: our reconstruction; the paper's estimate of the class means may be another.
 
-    Args:
-      centroids: probabilities [T, C, C], as in `cmim_loss`.
-      logits: `[..., C]`; no gradient.
-      labels: integers `[...]` in [0, C); others do not count.
-      temperatures: T scalars above 0.
-      decay: in [0, 1], a scalar.
-      where: bool `[...]`; False entries do not count.
-
-    Returns:
-      float32 [T, C, C], equal on all devices.
-
-    Raises:
-      ValueError: shapes that do not belong together, or a Python scalar outside its range.
+    Arguments as in `cmim_loss`; `decay` is a scalar in [0, 1], labels outside [0, C) do not count
+    and logits get no gradient. Returns float32 [T, C, C], equal on all devices.
     """
-    leading = leading_shape(where, logits=logits)
     num_classes = logits.shape[-1]
-    if jnp.shape(labels) != leading:
-        raise ValueError(f"labels: got shape {jnp.shape(labels)}; must be {leading}")
-    decay = coefficient("decay", decay, (), None, low=0.0, high=1.0)
     softened = _softening(centroids, temperatures, num_classes)
     logits = jax.lax.stop_gradient(jnp.asarray(logits, jnp.float32))
     members = jax.nn.one_hot(labels, num_classes)  # [..., C]

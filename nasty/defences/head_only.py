@@ -32,11 +32,8 @@ def prepare(
 ) -> tuple[Layout, dict[str, np.ndarray]]:
     """(what of the network is trained, what its objective reads of each training image).
 
-    The checkpoints are of the whole network; all but its head is bitwise that of `init_from`.
-
-    Args:
-      run: whose config has `init_from`.
-      adversary: the normal network to get away from; may be that of `init_from`.
+    The checkpoints are of the whole network; all but its head is bitwise that of `init_from`, which
+    may also be the adversary.
 
     Raises:
       InputError: `init_from` is missing, augmentation is on, the network shows no features or has
@@ -114,20 +111,14 @@ def _answers(
     features: np.ndarray,
     images: np.ndarray,
 ) -> np.ndarray:
-    """The adversary's logits [N, C]; without a second pass where it has the same features."""
-    if _same_features(adversary, network, layout):
-        head = at(layout.head, adversary.variables["params"])
-        return features @ np.asarray(head["kernel"]) + np.asarray(head["bias"])
+    """The adversary's logits [N, C]; without a second pass where it differs in its head at most."""
+    theirs = adversary.variables
+    if adversary.network == network and layout.whole is not None:
+        head = at(layout.head, theirs["params"])
+        ours = {**layout.whole, "params": replaced(layout.whole["params"], layout.head, head)}
+        if all(map(np.array_equal, jax.tree.leaves(ours), jax.tree.leaves(dict(theirs)))):
+            return features @ np.asarray(head["kernel"]) + np.asarray(head["bias"])
     return evaluate.compute_logits(adversary, images)
-
-
-def _same_features(adversary: LoadedModel, network: Network, layout: Layout) -> bool:
-    """Whether two networks differ in their heads at most."""
-    if adversary.network != network or layout.whole is None:
-        return False
-    theirs, ours = dict(adversary.variables), dict(layout.whole)
-    ours["params"] = replaced(ours["params"], layout.head, at(layout.head, theirs["params"]))
-    return all(map(np.array_equal, jax.tree.leaves(ours), jax.tree.leaves(theirs)))
 
 
 def _check(hp: config.Training):

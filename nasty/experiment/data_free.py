@@ -29,23 +29,15 @@ def train_and_evaluate(
 ) -> dict[str, Any]:
     """Distils without data to the end or resumes, then measures the student on the test split.
 
-    Args:
-      settings: `teacher`, `dataset` (to measure only), `data_dir`, `model`, `model_kwargs` and what
-        else `dpdfd.train` takes, which checks it; its student has no batch normalisation.
-      workdir: the run's own directory; the checkpoint there has the parts `student` and
-        `generator`.
-      parallel: see `distill_core.runtime.parallel.choose_mode`.
-
-    Returns:
-      {"accuracy", "num_test", "id"}, JSON-able, of the last step.
+    `settings` are the `teacher`, `dataset` and `data_dir`, to measure only, and what else
+    `dpdfd.train` takes; its student has no batch normalisation. The checkpoint has the parts
+    `student` and `generator`. Returns {"accuracy", "num_test", "id"} of the last step.
 
     Raises:
       InputError: wrong settings, before anything is written.
       DivergedError, StoppedError: see `loop.run`.
     """
-    name, folder = (settings.get(field) for field in _MEASURING)
-    if not name:
-        raise InputError("dataset", name, "is required: the student is measured on its test split")
+    name, folder = settings["dataset"], settings.get("data_dir")
     hp = _checked(settings)
     dataset = data.load_dataset(name, data_dir=folder)
     with run_state.about("teacher", hp.teacher):

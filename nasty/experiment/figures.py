@@ -1,12 +1,13 @@
 """The pictures of a nasty teacher: its answers, its representations, what it takes for a class."""
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 from etils import epath
 from numpy.typing import ArrayLike
+from scipy import special
 
 from distill_core.experiment.plotting import (
     DIM,
@@ -17,7 +18,6 @@ from distill_core.experiment.plotting import (
     legend_label,
     pixels,
 )
-from nasty.experiment.inversion import Inversion
 
 _MOST_CLASSES, _COLUMNS = 10, 5  # of the images of an inversion
 
@@ -53,7 +53,10 @@ def logit_response(
 
     pictures, truth = np.asarray(images), np.asarray(labels)
     answers = {"normal": np.asarray(logits_normal), "nasty": np.asarray(logits_nasty)}
-    softened = {name: _softmax(logits, temperature) for name, logits in answers.items()}
+    softened = {
+        name: special.softmax(logits.astype(np.float64) / temperature, axis=-1)
+        for name, logits in answers.items()
+    }
     n, few = len(pictures), len(classes) <= 20
     turned = max(map(len, classes)) > 2
     with drawing(path, 0.9 + 1.25 * n) as figure:
@@ -116,36 +119,32 @@ def embedding_figure(
 
 
 def inversion_grid(
-    path: epath.PathLike, normal: Inversion, nasty: Inversion, classes: Sequence[str]
+    path: epath.PathLike,
+    images: Mapping[str, np.ndarray],
+    labels: np.ndarray,
+    classes: Sequence[str],
 ) -> epath.Path:
     """One row per class, ten at most: the normal teacher's images left, the nasty one's right.
 
-    Up to five images of each class, in the order of the labels, not cherry-picked; both have the
-    same labels. After Yin et al., 2020, and Ma et al., 2021, who show such images of both teachers.
+    images: "normal" and "nasty" -> float [N, H, W, channels] in [0, 1] of the same labels [N]. Up
+    to five of each class, in the order of the labels, not cherry-picked. After Yin et al., 2020,
+    and Ma et al., 2021, who show such images of both teachers.
     """
-    rows = [np.flatnonzero(normal.labels == k)[:_COLUMNS] for k in range(len(classes))]
-    rows = [members for members in rows if len(members)][:_MOST_CLASSES]
+    rows = [np.flatnonzero(labels == k)[:_COLUMNS] for k in range(min(len(classes), _MOST_CLASSES))]
     columns = max(map(len, rows))
     cell = min(0.62, 6.4 / (2 * columns + 0.5))
     with drawing(path, 0.6 + cell * len(rows) * 1.06) as figure:
         halves: Any = figure.subfigures(1, 2, wspace=0.06)
-        for half, name, found in zip(halves, ("normal", "nasty"), (normal, nasty), strict=True):
+        for half, (name, shown) in zip(halves, images.items(), strict=True):
             half.suptitle(f"{name} teacher", fontsize=11, fontweight="bold")
             axes = half.subplots(len(rows), columns, squeeze=False)
             for axis in axes.flat:
                 axis.set_axis_off()
-            for line, members in zip(axes, rows, strict=True):
+            for label, line, members in zip(classes, axes, rows, strict=False):
                 for axis, member in zip(line, members, strict=False):
-                    image = pixels(found.images[member])
+                    image = pixels(shown[member])
                     axis.imshow(image, cmap="gray", vmin=0, vmax=1, interpolation="nearest")
-                if name == "normal":
+                if half is halves[0]:
                     place = {"transform": line[0].transAxes, "ha": "right", "va": "center"}
-                    label = classes[int(normal.labels[members[0]])]
                     line[0].text(-0.25, 0.5, label, color=DIM, **place)
     return epath.Path(path)
-
-
-def _softmax(logits: np.ndarray, temperature: float) -> np.ndarray:
-    scaled = logits.astype(np.float64) / temperature
-    odds = np.exp(scaled - scaled.max(axis=-1, keepdims=True))
-    return odds / odds.sum(axis=-1, keepdims=True)

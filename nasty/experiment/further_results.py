@@ -41,13 +41,17 @@ def collect(
       seed: the first, whose teachers were inverted.
       sweeps: points of each ablation.
       fought: attacks against defences.
-      inverted: what `inversion_stage.reconstruct` returned.
+      inverted: what `inversion.reconstruct` returned.
       targets: arm -> the paper's accuracy (†), a fraction.
     """
     accuracies = values_of(results, "accuracy")
     means = {arm: float(np.mean(values)) for arm, values in accuracies.items()}
     found = Further([], [], {})
-    _add_targets(found, accuracies, targets)
+    known = [arm for arm in accuracies if arm in targets]
+    if known:
+        caption = f"Beside the paper's tables: test accuracy, %. {UNCHECKED}"
+        rows = [[arm, _percent(accuracies[arm]), f"{100 * targets[arm]:.2f}"] for arm in known]
+        found.tables.append(Table(caption, ["arm", "ours", "the paper's †"], rows))
     if sweeps:
         _add_trends(found, sweeps, means)
     for name, points in sweeps.items():
@@ -59,17 +63,6 @@ def collect(
     return found
 
 
-def _add_targets(found: Further, accuracies, targets: Mapping[str, float]):
-    rows = [
-        [arm, _percent(values), f"{100 * targets[arm]:.2f}"]
-        for arm, values in accuracies.items()
-        if arm in targets
-    ]
-    if rows:
-        caption = f"Beside the paper's tables: test accuracy, %. {UNCHECKED}"
-        found.tables.append(Table(caption, ["arm", "ours", "the paper's †"], rows))
-
-
 def _add_trends(found: Further, sweeps: Mapping[str, Sequence[Point]], means: Mapping[str, float]):
     # Name in results.json -> (what was varied, the paper's trend, ours).
     judged = {
@@ -77,7 +70,9 @@ def _add_trends(found: Further, sweeps: Mapping[str, Sequence[Point]], means: Ma
         for name, points in sweeps.items()
     }
     paper = "a weaker student suffers more than one of the teacher's architecture"
-    judged["student"] = ("student", paper, _weaker_suffer_more(means))
+    gap, own = (means[f"{arm}_of_normal"] - means[f"{arm}_of_nasty"] for arm in ("student", "self"))
+    measured = f"gaps of {100 * gap:.1f} points (student) and {100 * own:.1f} (teacher's own)"
+    judged["student"] = ("student", paper, ablations.Trend(gap > own, measured))
     if "data_free_of_nasty" in means:
         paper = "without data, too, the nasty teacher's student ends 5 points lower"
         gap = means["data_free_of_normal"] - means["data_free_of_nasty"]
@@ -94,12 +89,6 @@ def _add_trends(found: Further, sweeps: Mapping[str, Sequence[Point]], means: Ma
         name: {"paper": paper, "agrees": trend.agrees, "measured": trend.measured}
         for name, (_, paper, trend) in judged.items()
     }
-
-
-def _weaker_suffer_more(means: Mapping[str, float]) -> ablations.Trend:
-    student, own = (means[f"{x}_of_normal"] - means[f"{x}_of_nasty"] for x in ("student", "self"))
-    text = f"gaps of {100 * student:.1f} points (student) and {100 * own:.1f} (teacher's own)"
-    return ablations.Trend(student > own, text)
 
 
 def _add_sweep(found: Further, name: str, points: Sequence[Point], alone: float):
@@ -131,7 +120,7 @@ def _add_sweep(found: Further, name: str, points: Sequence[Point], alone: float)
 
 
 def _add_contest(found: Further, fought: Contest):
-    attacks, defences = fought.attacks, fought.defences
+    attacks, defences = list(dict.fromkeys(a for a, _ in fought.attacked)), list(fought.teachers)
     labels = [defence.replace("_", " ") for defence in defences]
     rows: list[list[str | None]] = [
         [attack, *(_percent(fought.attacked[attack, defence]) for defence in defences)]

@@ -1,8 +1,8 @@
 """DeepInversion: what inputs does a classifier have in mind for a class?
 
 Images are optimised from noise until a frozen network puts them in the wanted classes and its batch
-normalisations see the statistics that they saw in training. What comes out of a nasty teacher can
-then be compared with a normal one's by number. After Yin et al., "Dreaming to Distill: Data-Free
+normalisations see the statistics that they saw in training. A stage of the experiment makes them
+from both teachers, and compares them by number. After Yin et al., "Dreaming to Distill: Data-Free
 Knowledge Transfer via DeepInversion", CVPR 2020.
 """
 
@@ -15,18 +15,104 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+from etils import epath
 from flax import linen as nn
 from numpy.typing import ArrayLike
 
-from distill_core import checkpoint, evaluate
+from distill_core import checkpoint, config, evaluate
 from distill_core.config import InputError
 from distill_core.data.images.preprocess import preprocess
+from distill_core.experiment.plotting import attempt
+from distill_core.experiment.stages import Run
 from distill_core.losses import cross_entropy
 from distill_core.models.network import Network
 from distill_core.models.norm import BatchNorm
+from distill_core.training import fits
+from nasty.experiment.figures import inversion_grid
 
 Array = jax.Array
-_TINY = float(np.finfo(np.float32).tiny)
+TEACHERS = ("normal", "nasty")
+
+
+@config.settings
+class Inversion:
+    """What an experiment may set.
+
+    The terms of the loss are means, so that the weights serve any image and batch size; their
+    values are ours. The cross-entropy has the weight 1.
+    """
+
+    images_per_class: int = config.integer(1, default=10, help="to reconstruct")
+    num_steps: int = config.integer(1, default=1000, help="updates of the images")
+    learning_rate: float = config.number(
+        0.0, above=True, default=0.1, help="the first, in units of the pixels in [0, 1]"
+    )
+    statistics: float = config.number(0.0, default=1.0, help="weight of batch statistics")
+    total_variation: float = config.number(0.0, default=0.05, help="weight of smoothness")
+    l2: float = config.number(0.0, default=0.01, help="weight of the pixels' norm")
+
+
+@config.settings
+class Settings(Inversion):
+    """Of the stage."""
+
+    seed: int = config.integer(0, help="of the noise that images begin as")
+    normal: str = config.text(help="the normal teacher's checkpoint")
+    nasty: str = config.text(help="the nasty teacher's")
+    judge: str = config.text(help="the checkpoint of another network, which judges the images")
+
+
+def stage(chosen: Inversion, runs: Mapping[str, Run]) -> Run:
+    """The stage on the teachers among one seed's `runs` by arm; the student alone is the judge."""
+    judge = runs["student_alone"]
+    inputs = {"judge": judge} | {name: runs[f"teacher_{name}"] for name in TEACHERS}
+    settings = {**config.to_json(chosen), "seed": judge.seed}
+    return Run("inversion", judge.seed, reconstruct, settings, inputs)
+
+
+def reconstruct(
+    settings: Mapping[str, Any], workdir: epath.PathLike, *, parallel: str | None = None
+) -> dict[str, Any]:
+    """Reconstructs images of every class from both teachers, from the same noise.
+
+    Returns, for each teacher, its `confidence` in the wanted classes, the `noisiness` (mean total
+    variation) of the images and `judge_accuracy`, the share that the judge puts in the wanted
+    class: images in the mind of one network alone are noise to another. The last is our
+    reconstruction of what the paper shows by transfer (its table 3). Writes `images.npz` and
+    `inversion.png` into the workdir.
+    """
+    del parallel  # a batch of some hundred images at most
+    hp = config.validate(settings, Settings)
+    workdir = epath.Path(workdir)
+    teachers = {name: checkpoint.load_model(getattr(hp, name)) for name in TEACHERS}
+    judge, classes = checkpoint.load_model(hp.judge), teachers["normal"].network.classes
+    for field, each in (("nasty", teachers["nasty"]), ("judge", judge)):
+        fits.check_start(field, getattr(hp, field), each.network, teachers["normal"].network)
+    labels = np.repeat(np.arange(len(classes)), hp.images_per_class)
+    made, found = {}, {}
+    for name, teacher in teachers.items():
+        print(f"reconstructs {len(labels)} images from the {name} teacher", flush=True)
+        images, confidence, _ = invert(teacher, labels, hp, seed=hp.seed)
+        answers = evaluate.compute_logits(judge, images).argmax(-1)
+        found[name] = {
+            "confidence": float(confidence.mean()),
+            "noisiness": float(total_variation(jnp.asarray(images)).mean()),
+            "judge_accuracy": float(np.mean(answers == labels)),
+        }
+        made[name] = images
+    with (workdir / "images.npz").open("wb") as file:
+        np.savez(file, labels=labels, **made)
+    attempt(inversion_grid, workdir / "inversion.png", made, labels, classes)
+    return found
+
+
+class Inverted(NamedTuple):
+    """Reconstructed images float32 [B, H, W, C] in [0, 1], the network's own probability of the
+    wanted class float32 [B], and the final value of each term of the loss, before its weight."""
+
+    images: np.ndarray
+    confidence: np.ndarray
+    terms: dict[str, float]
 
 
 class NormInput(NamedTuple):
@@ -35,22 +121,6 @@ class NormInput(NamedTuple):
     inputs: Array  # [..., C]
     mean: Array  # [C]
     var: Array  # [C]
-
-
-class Inversion(NamedTuple):
-    """Reconstructed images, and what there is to say of them.
-
-    Attributes:
-      images: float32 [B, H, W, C] in [0, 1].
-      labels: int32 [B], the wanted classes.
-      confidence: float32 [B], the network's own probability of the wanted class.
-      terms: the final value of each term, before its weight.
-    """
-
-    images: np.ndarray
-    labels: np.ndarray
-    confidence: np.ndarray
-    terms: dict[str, float]
 
 
 def total_variation(images: Array) -> Array:
@@ -68,11 +138,6 @@ def total_variation(images: Array) -> Array:
     return (down + right) / np.prod(images.shape[1:])
 
 
-def mean_square(images: Array) -> Array:
-    """The L2 term: [B, H, W, C] to float32 [B], by the number of pixels and channels."""
-    return jnp.square(images.astype(jnp.float32)).mean((1, 2, 3))
-
-
 def statistics_distance(seen: NormInput) -> Array:
     """‖μ(x) − μ_running‖₂ + ‖σ²(x) − σ²_running‖₂ over the channels of one normalisation.
 
@@ -81,7 +146,8 @@ def statistics_distance(seen: NormInput) -> Array:
     """
     x = seen.inputs.astype(jnp.float32)
     x = x.reshape(-1, x.shape[-1])
-    return _norm(x.mean(0) - seen.mean) + _norm(x.var(0) - seen.var)
+    mean, var = x.mean(0) - seen.mean, x.var(0) - seen.var
+    return optax.safe_norm(mean, 0.0) + optax.safe_norm(var, 0.0)
 
 
 def inversion_loss(
@@ -92,9 +158,7 @@ def inversion_loss(
     *,
     weights: Mapping[str, float | Array],
 ) -> tuple[Array, dict[str, Array]]:
-    """The weighted sum of what an image of a class should be like.
-
-    Pure and jit-safe, in float32; `statistics` belongs to the batch as a whole.
+    """The weighted sum of what an image of a class should be like, and its terms before weights.
 
     Args:
       logits: [B, K], of the frozen network at inference.
@@ -103,15 +167,12 @@ def inversion_loss(
       normalisations: as `watch_normalisations` collects them, of the same forward pass.
       weights: of `cross_entropy`, `total_variation`, `l2` and `statistics`.
 
-    Returns:
-      (loss [], the terms before their weights, each []).
-
     Source: Yin et al., equations 1 to 4.
     """
     terms = {
         "cross_entropy": cross_entropy(logits, labels).mean(),
         "total_variation": total_variation(standardised).mean(),
-        "l2": mean_square(standardised).mean(),
+        "l2": jnp.square(standardised.astype(jnp.float32)).mean((1, 2, 3)).mean(),
         "statistics": sum((statistics_distance(each) for each in normalisations), jnp.float32(0)),
     }
     return jnp.stack([weights[name] * term for name, term in terms.items()]).sum(), terms
@@ -140,16 +201,8 @@ def watch_normalisations() -> Iterator[list[NormInput]]:
 
 
 def invert(
-    model: checkpoint.LoadedModel,
-    labels: ArrayLike,
-    *,
-    seed: int,
-    num_steps: int = 1000,
-    learning_rate: float = 0.1,
-    statistics: float = 1.0,
-    total_variation: float = 0.05,
-    l2: float = 0.01,
-) -> Inversion:
+    model: checkpoint.LoadedModel, labels: ArrayLike, chosen: Inversion, *, seed: int
+) -> Inverted:
     """Images that a classifier takes for the wanted classes, optimised from noise.
 
     All images at once, since the batch's statistics are matched: ask for the classes in about the
@@ -161,70 +214,32 @@ def invert(
     Args:
       model: an image classifier with batch normalisations; runs at inference.
       labels: integers [B] in [0, K).
+      chosen: steps, learning rate and weights.
       seed: the same seed gives the same images, bit for bit on the same machine.
-      num_steps: updates.
-      learning_rate: the first, in units of the pixels in [0, 1].
-      statistics, total_variation, l2: weights beside the cross-entropy's 1. The terms are means,
-        so that they serve any image and batch size; the values are ours.
 
     Raises:
-      InputError: no classifier of images, no batch normalisation, or labels that are no classes.
+      InputError: the network has no batch normalisation.
     """
-    wanted = _checked_labels(model, labels)
+    network, wanted = model.network, np.asarray(labels, np.int32)
     _check_normalised(model, len(wanted))
-    network = model.network
     variables = jax.device_put(model.variables)
-    weights = {
-        "cross_entropy": np.float32(1),
-        "total_variation": np.float32(total_variation),
-        "l2": np.float32(l2),
-        "statistics": np.float32(statistics),
-    }
+    terms = ("statistics", "total_variation", "l2")
+    weights = {name: np.float32(getattr(chosen, name)) for name in terms}
+    weights["cross_entropy"] = np.float32(1)
     key = jax.random.key(seed)
     shape = (len(wanted), *network.input_shape)
     channels = (1, 1, 1, -1)
     mean, std = (np.asarray(x, np.float32).reshape(channels) for x in (network.mean, network.std))
     images = jnp.clip(mean + std * jax.random.normal(key, shape), 0, 1)
     moments = _adam().init(images)
-    for i in range(num_steps):
-        rate = np.float32(learning_rate * 0.5 * (1 + np.cos(np.pi * i / num_steps)))
-        given, number = (variables, wanted, weights), np.int32(i)
+    given = (variables, wanted, weights)
+    for i in range(chosen.num_steps):
+        decay = 0.5 * (1 + np.cos(np.pi * i / chosen.num_steps))
+        rate, number = np.float32(chosen.learning_rate * decay), np.int32(i)
         images, moments = _step(network, images, moments, given, rate, key, number)
-    confidence, terms = _finish(network, images, variables, wanted, weights)
-    return Inversion(
-        np.asarray(images),
-        wanted,
-        np.asarray(confidence),
-        {name: float(value) for name, value in terms.items()},
-    )
-
-
-def noisiness(images: ArrayLike) -> float:
-    """Mean total variation of images [B, H, W, C] in [0, 1]: higher for noise than for shapes."""
-    return float(total_variation(jnp.asarray(images)).mean())
-
-
-def judge_accuracy(images: ArrayLike, labels: ArrayLike, judge: checkpoint.LoadedModel) -> float:
-    """The share of images that another network puts in the wanted class, as a fraction.
-
-    Images in the mind of one network alone are noise to another. images float [B, H, W, C] in
-    [0, 1], labels int [B]. Our reconstruction of what the paper shows by transfer (its table 3).
-    """
-    logits = evaluate.compute_logits(judge, np.asarray(images))
-    return float(np.mean(logits.argmax(-1) == np.asarray(labels)))
-
-
-def _checked_labels(model: checkpoint.LoadedModel, labels: ArrayLike) -> np.ndarray:
-    network = model.network
-    if network.is_text or network.outputs == "images":
-        raise InputError("model", network.model, "is no classifier of images")
-    wanted, classes = np.asarray(labels), network.num_classes
-    integers = wanted.ndim == 1 and wanted.size and np.issubdtype(wanted.dtype, np.integer)
-    if not integers or wanted.min() < 0 or wanted.max() >= classes:
-        raise InputError(
-            "labels", np.unique(wanted).tolist(), f"must be classes 0 to {classes - 1}"
-        )
-    return wanted.astype(np.int32)
+    confidence, values = _finish(network, images, *given)
+    final = {name: float(value) for name, value in values.items()}
+    return Inverted(np.asarray(images), np.asarray(confidence), final)
 
 
 def _check_normalised(model: checkpoint.LoadedModel, batch: int):
@@ -253,8 +268,7 @@ def _loss(network: Network, images, variables, labels, weights):
 
 @functools.partial(jax.jit, static_argnums=0)
 def _step(network: Network, images, moments, given, rate, key, number):
-    """One update of the images, on a random shift of them: a normal and a nasty teacher compile
-    once."""
+    """One update of the images, on a random shift of them; all teachers share what is compiled."""
     height, width, _ = network.input_shape
     reach = np.array([height // 16, width // 16], np.int32)
     key = jax.random.fold_in(key, number)
@@ -277,9 +291,3 @@ def _finish(network: Network, images, variables, labels, weights):
 
 def _adam() -> Any:
     return optax.scale_by_adam(b1=0.5, b2=0.9)
-
-
-def _norm(x: Array) -> Array:
-    """Euclidean, with gradient 0 at 0."""
-    squares = jnp.sum(jnp.square(x))
-    return jnp.where(squares > _TINY, jnp.sqrt(jnp.where(squares > _TINY, squares, 1.0)), 0.0)

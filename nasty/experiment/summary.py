@@ -1,8 +1,7 @@
 """An experiment's runs to arms, gates and a report."""
 
-import dataclasses
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
@@ -12,7 +11,7 @@ from distill_core import checkpoint, config, evaluate
 from distill_core.data import Dataset
 from distill_core.experiment import plotting
 from distill_core.experiment.report import Figure, Gate, Report, Results, Row, by_arm, values_of
-from distill_core.experiment.stages import run_directory
+from distill_core.experiment.stages import Run, run_directory
 from nasty.experiment import figures, representations
 from nasty.experiment.further_results import Further
 
@@ -28,48 +27,33 @@ _NOTES = (
 )
 
 
-@dataclasses.dataclass(frozen=True)
-class Arm:
+class Arm(NamedTuple):
     """One row of the comparison, and what shaped it."""
 
     name: str
     settings: Mapping[str, Any]
-    nasty: bool = False  # the nasty teacher, or a student of it
+    nasty: bool  # the nasty teacher, or a student of it
 
 
-def arms(hp: Any, choice: Mapping[str, Mapping[str, float]]) -> list[Arm]:
-    """The arms of an experiment, in the order of the table.
-
-    Args:
-      hp: the experiment's values.
-      choice: teacher -> the (α, τ_S) that its attacker chose; {} without an attack.
-    """
-    own, student = {"model": hp.model}, {"model": hp.student.model}
-    undermining = {name: getattr(hp, name) for name in ("omega", "temperature")}
-    distilled = {name: getattr(hp, name) for name in ("alpha", "temperature")}
-    found = [Arm("teacher_normal", own), Arm("teacher_nasty", own | undermining, nasty=True)]
-    found += [Arm("student_alone", student), *_pair("student", student | distilled)]
-    found += _pair("self", own | distilled)
-    for name, further in hp.students.items():
-        network = {"model": further["model"]}
-        found += [Arm(f"{name}_alone", network), *_pair(name, network | distilled)]
-    for teacher, chosen in choice.items():
-        settings = {**student, **chosen, "chosen_on": "held-out examples"}
-        found.append(Arm(f"attacker_of_{teacher}", settings, nasty=teacher == "nasty"))
-    if hp.data_free:
-        found += _pair("data_free", {"model": hp.data_free["model"], "data": "none"})
-    return found
+def arm_of(
+    name: str,
+    run: Run,
+    shown: Sequence[str] = ("model", "omega", "alpha", "temperature"),
+    **more: str,
+) -> Arm:
+    """The arm of a run, with those of its settings that a reader compares, and `more`."""
+    settings = {key: run.settings[key] for key in shown if key in run.settings}
+    return Arm(name, settings | more, _is_nasty(run))
 
 
-def _pair(student: str, settings: Mapping[str, Any]) -> list[Arm]:
-    """A student's arms with either teacher."""
-    return [Arm(f"{student}_of_{kind}", settings, kind == "nasty") for kind in ("normal", "nasty")]
+def _is_nasty(run: Run) -> bool:
+    return "omega" in run.settings or any(map(_is_nasty, run.inputs.values()))
 
 
-def rows_of(found: Sequence[Arm], results: Results) -> list[Row]:
+def rows_of(arms: Sequence[Arm], results: Results) -> list[Row]:
     """One row per arm over its seeds; accuracies are of the last step, on the test split."""
     runs_of, rows = by_arm(results), []
-    for arm in found:
+    for arm in arms:
         runs = runs_of[arm.name]
         settings, metrics = dict(arm.settings), {"accuracy": [r["accuracy"] for r in runs]}
         if checks := [r["nastiness"] for r in runs if "nastiness" in r]:
@@ -89,16 +73,12 @@ def gates_of(results: Results) -> list[Gate]:
     gap = mean["student_of_normal"] - mean["student_of_nasty"]
     below = mean["student_alone"] - mean["student_of_nasty"]
     behind = mean["student_alone"] - mean["student_of_normal"]
+    close = "the normal teacher's student is not behind the student alone"
     gates = [
         _gate("the nasty teacher loses little accuracy", lost, lost <= MOST_LOST, "at most 2"),
         _gate("its students end below the normal teacher's", gap, gap >= LEAST_GAP, "at least 5"),
         _gate("its students end below the student alone", below, below > 0, "above 0"),
-        _gate(
-            "the normal teacher's student is not behind the student alone",
-            behind,
-            behind <= MOST_BELOW_ALONE,
-            "at most 0.5",
-        ),
+        _gate(close, behind, behind <= MOST_BELOW_ALONE, "at most 0.5"),
     ]
     if "attacker_of_nasty" in mean:
         best = mean["attacker_of_normal"] - mean["attacker_of_nasty"]
@@ -125,12 +105,11 @@ def report_of(
     hp: Any,
     dataset: Dataset,
     results: Results,
-    choice: Mapping[str, Mapping[str, float]],
+    arms: Sequence[Arm],
     further: Further,
     minutes: float,
 ) -> Report:
-    """The experiment's report; `results` by (arm, seed), `choice` as `arms` takes it."""
-    compared = arms(hp, choice)
+    """The experiment's report; `results` by (arm, seed), `arms` in the order of the table."""
     accuracies = values_of(results, "accuracy")
     mean = {arm: f"{np.mean(runs):.1%}" for arm, runs in accuracies.items()}
     return Report(
@@ -143,14 +122,14 @@ def report_of(
             f"reaches {mean['student_of_normal']}, one from the nasty teacher "
             f"{mean['student_of_nasty']}, and one without a teacher {mean['student_alone']}."
         ),
-        rows=rows_of(compared, results),
+        rows=rows_of(arms, results),
         metrics=["accuracy"],
         gates=gates_of(results),
         settings=config.to_json(hp),
         minutes=minutes,
         notes=[*_NOTES, *filter(None, [dataset.note])],
         figures=[
-            arms_figure(compared, accuracies),
+            arms_figure(arms, accuracies),
             *teacher_figures(workdir, hp, dataset),
             *further.figures,
         ],
@@ -159,16 +138,16 @@ def report_of(
     )
 
 
-def arms_figure(compared: Sequence[Arm], runs: Mapping[str, Sequence[float]]) -> Figure:
+def arms_figure(arms: Sequence[Arm], runs: Mapping[str, Sequence[float]]) -> Figure:
     """The accuracy of every arm."""
     return Figure(
         "Accuracy of every arm; one dot per seed, the dashed line is the student alone.",
         "figures/arms.png",
         lambda path: plotting.accuracies(
             path,
-            [arm.name.replace("_", " ") for arm in compared],
-            {"accuracy": [runs[arm.name] for arm in compared]},
-            colors=[plotting.PALETTE[5 if arm.nasty else 0] for arm in compared],
+            [arm.name.replace("_", " ") for arm in arms],
+            {"accuracy": [runs[arm.name] for arm in arms]},
+            colors=[plotting.PALETTE[5 if arm.nasty else 0] for arm in arms],
             reference=float(np.mean(runs["student_alone"])),
         ),
     )
@@ -215,7 +194,7 @@ def _embeddings(path, teachers, dataset: Dataset) -> epath.Path | None:
     """None where a class has one image, or a network of a user's own shows no features."""
     images, labels = _shown(dataset)
     loaded = [checkpoint.load_model(each) for each in teachers]
-    features = [_features(teacher, images) for teacher in loaded]
+    features = [jax.jit(each.network.features)(each.variables, images) for each in loaded]
     few = np.bincount(labels, minlength=dataset.num_classes).min() < 2
     if few or any(f is None for f in features):
         return None
@@ -223,20 +202,13 @@ def _embeddings(path, teachers, dataset: Dataset) -> epath.Path | None:
     panels = []
     for name, pair in (("Features", features), ("Logits", logits)):
         for kind, x in zip(("normal", "nasty"), pair, strict=True):
-            points = representations.tsne(x, seed=0)
             panels.append(
                 figures.Panel(
                     f"{name}, {kind} teacher",
-                    points,
-                    labels[: len(points)],
+                    representations.tsne(x, seed=0),
+                    labels,
                     representations.linear_probe_accuracy(x, labels, seed=0),
                     representations.linear_cka(pair[0], x) if kind == "nasty" else None,
                 )
             )
     return figures.embedding_figure(path, panels, dataset.classes)
-
-
-def _features(model: checkpoint.LoadedModel, images: np.ndarray) -> np.ndarray | None:
-    """Penultimate activations [N, D]; None for a user's network that does not sow them."""
-    found = jax.jit(lambda *given: model.network.features(*given))(model.variables, images)
-    return None if found is None else np.asarray(found)

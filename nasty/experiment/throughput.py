@@ -1,11 +1,13 @@
 """How fast the runs of an experiment were: images a second, and the share of the chip's peak."""
 
 from collections.abc import Mapping
-from typing import Any
 
+import jax
 import numpy as np
 
 from distill_core import checkpoint
+from distill_core.experiment.report import Results, Table, values_of
+from distill_core.experiment.stages import Run, Runner
 from nasty.nastiness import forward_flops
 
 # Dense bfloat16 peak of one chip in FLOP/s, by the vendors' data sheets.
@@ -20,6 +22,7 @@ PEAKS = {
     "TPU v5": 459e12,
     "TPU v6 lite": 918e12,
 }
+_SHOWN = ("teacher_normal", "teacher_nasty", "student_alone", "student_of_normal")
 
 
 def peak(device_kind: str) -> float | None:
@@ -32,39 +35,28 @@ def peak(device_kind: str) -> float | None:
     return PEAKS[max(fitting, key=len)] if fitting else None
 
 
-def table(
-    results: Mapping[tuple[str, int], Mapping[str, Any]],
-    hp: Any,
-    teacher: checkpoint.LoadedModel,
-    student: checkpoint.LoadedModel,
-    *,
-    peak: float,
-) -> tuple[str, list[str], list[list[str | None]]]:
-    """(caption, head, rows) of the comparison's runs whose time is known.
+def tables(results: Results, runs: Mapping[str, Run], runner: Runner) -> list[Table]:
+    """The speed of the comparison's runs whose time is known; none on other devices than `PEAKS`.
 
-    Args:
-      results: each run's result by (arm, seed), with "seconds" of the wall clock.
-      hp: the experiment's values.
-      teacher, student: for the operations a training image: three forward passes of the network
-        (the backward pass counts as two) and one of the network that it is trained against.
-      peak: of all devices together, FLOP/s.
+    A training image takes three forward passes of the network (the backward pass counts as two) and
+    one of each network that it is trained against. `runs` are those of one seed by arm.
     """
-    large, small = (forward_flops(model) for model in (teacher, student))
-    flops = {
-        "teacher_normal": 3 * large,
-        "teacher_nasty": 4 * large,
-        "student_alone": 3 * small,
-        "student_of_normal": 3 * small + large,
-    }
-    rows: list[list[str | None]] = []
-    for arm, each in flops.items():
-        times = [r["seconds"] for (name, _), r in results.items() if name == arm]
-        known = [seconds for seconds in times if seconds is not None]
+    devices = jax.devices()
+    if (one := peak(devices[0].device_kind)) is None:
+        return []
+
+    def forward(run: Run) -> float:
+        return forward_flops(checkpoint.load_model(runner.directory(run)))
+
+    rows, seconds = [], values_of(results, "seconds")
+    for arm in _SHOWN:
+        run, known = runs[arm], [each for each in seconds[arm] if each is not None]
         if known:
-            own = hp if arm.startswith("teacher") else hp.student
-            count = own.num_steps * own.batch_size
-            seconds = float(np.median(known))
-            rate = count / seconds
-            rows.append([arm, f"{seconds:.0f}", f"{rate:,.0f}", f"{rate * each / peak:.1%}"])
+            flops = 3 * forward(run) + sum(map(forward, run.inputs.values()))
+            time = float(np.median(known))
+            rate = run.settings["num_steps"] * run.settings["batch_size"] / time
+            share = rate * flops / (one * len(devices))
+            rows.append([arm, f"{time:.0f}", f"{rate:,.0f}", f"{share:.1%}"])
     caption = "Speed; times are of whole runs, compilation, evaluation and saving included"
-    return caption, ["run", "seconds", "images a second", "of the bfloat16 peak"], rows
+    head = ["run", "seconds", "images a second", "of the bfloat16 peak"]
+    return [Table(caption, head, rows)]
