@@ -80,7 +80,6 @@ def update_centroids(
     *,
     temperatures: Sequence[float] | Array,
     decay,
-    where: Array | None = None,
 ) -> Array:
     """decay · centroid + (1 − decay) · the class's mean answer in the batch of all devices.
 
@@ -97,9 +96,6 @@ def update_centroids(
     softened = _softening(centroids, temperatures, num_classes)
     logits = jax.lax.stop_gradient(jnp.asarray(logits, jnp.float32))
     members = jax.nn.one_hot(labels, num_classes)  # [..., C]
-    if where is not None:
-        logits = jnp.where(where[..., None], logits, 0.0)
-        members = jnp.where(where[..., None], members, 0.0)
     answers = jnp.stack([jax.nn.softmax(logits / t, axis=-1) for t in softened])  # [T, ..., C]
     # A sum by a product, and not by scattering, is the same in every run.
     sums = jnp.einsum("...y,t...c->tyc", members, answers, precision="highest")

@@ -20,13 +20,13 @@ DEFENCES = {
 }
 
 
-@pytest.fixture
-def found(stages):
-    return contest.all_stages(chosen(ATTACKS, DEFENCES), stages)
-
-
 def chosen(attacks, defences):
     return SimpleNamespace(attacks=attacks, defences=defences)
+
+
+@pytest.fixture
+def found(runs):
+    return contest.plan(chosen(ATTACKS, DEFENCES), runs)
 
 
 def test_every_attack_meets_every_defence_after_the_teachers(found):
@@ -34,18 +34,17 @@ def test_every_attack_meets_every_defence_after_the_teachers(found):
     assert len(found) == 6 + len(ATTACKS) * len(DEFENCES)
 
 
-def test_a_stingy_teacher_is_the_network_it_was_and_releases_less(found, stages):
+def test_a_stingy_teacher_is_the_network_it_was_and_releases_less(found, runs):
     for name, arm, top_k in (("stingy", "teacher_normal", 2), ("nasty_stingy", "teacher_nasty", 3)):
-        assert found[None, name] == stages[arm]
+        assert found[None, name] == runs[arm]
         attacked = found["htc", name]
         assert attacked.settings["top_k"] == top_k
-        assert attacked.inputs == {"teacher": stages[arm]}
-    assert "top_k" not in found["htc", "nasty"].settings
+        assert attacked.inputs == {"teacher": runs[arm]}
 
 
-def test_a_head_is_trained_on_the_normal_teacher_against_itself(found, stages):
+def test_a_head_is_trained_on_the_normal_teacher_against_itself(found, runs):
     run = found[None, "head_only"]
-    assert run.inputs == dict.fromkeys(("adversary", "init_from"), stages["teacher_normal"])
+    assert run.inputs == dict.fromkeys(("adversary", "init_from"), runs["teacher_normal"])
     assert run.settings["train_only_head"]
     assert (run.settings["omega"], run.settings["num_steps"]) == (0.5, 9)
     assert found["averager", "head_only"].inputs == {"teacher": run}
@@ -54,57 +53,29 @@ def test_a_head_is_trained_on_the_normal_teacher_against_itself(found, stages):
 def test_cmim_has_no_adversary(found):
     run = found[None, "cmim"]
     assert run.inputs == {}
-    assert run.settings["defence"] == "cmim"
-    assert run.settings["cmim_weight"] == 2.0
+    assert (run.settings["defence"], run.settings["cmim_weight"]) == ("cmim", 2.0)
     assert not {"omega", "temperature"} & set(run.settings)
 
 
-def test_plain_distillation_of_the_two_teachers_is_the_comparisons(found, stages):
-    assert found["kd", "none"] == stages["student_of_normal"]
-    assert found["kd", "nasty"] == stages["student_of_nasty"]
-    assert found["kd", "cmim"].arm == "kd_of_cmim"
-
-
-def test_attackers_differ_from_the_student_in_their_own_settings_alone(found, stages):
-    base = stages["student_of_normal"].settings
+def test_attackers_differ_from_the_student_in_their_own_settings_alone(found, runs):
+    assert found["kd", "none"] == runs["student_of_normal"]
+    assert found["kd", "nasty"] == runs["student_of_nasty"]
     for attack, own in ATTACKS.items():
-        settings = found[attack, "head_only"].settings
-        assert settings == {**base, "attack": attack, **own}
-
-
-@pytest.fixture(scope="module")
-def dataset():
-    return data.load_dataset("digits")
-
-
-def test_the_binaries_take_what_is_set(stages, dataset):
-    hp = chosen(ATTACKS, DEFENCES)
-    contest.check_settings(hp, stages, dataset)
+        run = found[attack, "head_only"]
+        assert run.arm == f"{attack}_of_head_only"
+        assert run.settings == {**runs["student_of_normal"].settings, "attack": attack, **own}
 
 
 @pytest.mark.parametrize(
     ("attacks", "defences", "field"),
     [
+        (ATTACKS, DEFENCES, None),
         ({"kd": {"tau": 3.0}}, {"none": {}, "cmim": {}}, "attacks.kd.tau"),
         ({"kd": {}}, {"cmim": {"omega": 1}}, "defences.cmim.omega"),
         ({"htc": {"alpha": 3.0}}, {"none": {}}, "attacks.htc.alpha"),
         ({"kd": {"multiplier": 2.0}}, {"none": {}}, "attacks.kd.multiplier"),
         ({"skeptical": {}}, {"none": {}}, "attacks.skeptical.model"),
         ({"kd": {}}, {"stingy": {"top_k": 11}}, "defences.stingy.top_k"),
-    ],
-)
-def test_settings_that_a_binary_refuses_are_found_before_any_run(
-    stages, dataset, attacks, defences, field
-):
-    hp = chosen(attacks, defences)
-    with pytest.raises(InputError) as error:
-        contest.check_settings(hp, stages, dataset)
-    assert error.value.field == field
-
-
-@pytest.mark.parametrize(
-    ("attacks", "defences", "field"),
-    [
         ({"hct": {}}, {"none": {}}, "attacks.hct"),
         ({"kd": {}}, {"nastie": {}}, "defences.nastie"),
         ({"kd": 3}, {"none": {}}, "attacks.kd"),
@@ -112,9 +83,15 @@ def test_settings_that_a_binary_refuses_are_found_before_any_run(
         ({"kd": {}}, {"stingy": {}}, "defences.stingy"),
     ],
 )
-def test_unknown_attacks_and_defences_are_refused(attacks, defences, field):
-    with pytest.raises(InputError) as error:
+def test_what_a_binary_refuses_is_found_before_any_run(runs, attacks, defences, field):
+    def check():
         contest.check(attacks, defences)
+        contest.check_settings(chosen(attacks, defences), runs, data.load_dataset("digits"))
+
+    if field is None:
+        return check()
+    with pytest.raises(InputError) as error:
+        check()
     assert error.value.field == field
 
 
@@ -130,7 +107,6 @@ def test_results_are_collected_over_seeds():
             }
         )
     found = contest.collect(seeds, [0.6, 0.7])
-    assert (found.attacks, found.defences) == (["kd"], ["none", "nasty"])
     assert np.allclose(found.attacked["kd", "none"], [0.5, 0.6])
     assert np.allclose(found.teachers["none"], [0.9, 1.0])
     # A teacher that was made in several goes has no time.

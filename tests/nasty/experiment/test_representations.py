@@ -20,13 +20,15 @@ def test_cka_of_a_rotated_scaled_shifted_copy_is_one(rng):
     x = rng.normal(size=(100, 6)) * np.arange(1, 7)
     rotation, _ = np.linalg.qr(rng.normal(size=(6, 6)))
     assert linear_cka(x, -3e5 * x @ rotation + 7) == pytest.approx(1, abs=1e-9)
-    assert linear_cka(x, np.pad(x, ((0, 0), (0, 3)))) == pytest.approx(1, abs=1e-9)
+    assert linear_cka(1e200 * x, 1e-200 * x) == pytest.approx(1)
+    assert linear_cka(x.astype(np.float32) + 1e4, x) == pytest.approx(1, abs=1e-4)
 
 
-def test_cka_of_independent_representations_is_small(rng):
+def test_cka_of_independent_representations_is_small_and_of_a_constant_undefined(rng):
     x, y = rng.normal(size=(2000, 10)), rng.normal(size=(2000, 7))
     assert 0 <= linear_cka(x, y) < 0.02
     assert linear_cka(x, np.c_[x, 1.5 * y]) > 0.3
+    assert np.isnan(linear_cka(x, np.full((2000, 3), 0.1)))
 
 
 def test_cka_equals_the_kernel_form(rng):
@@ -41,31 +43,14 @@ def test_cka_equals_the_kernel_form(rng):
     assert linear_cka(y, x) == pytest.approx(expected, rel=1e-10)
 
 
-def test_cka_of_extreme_scales_and_float32(rng):
-    x = rng.normal(size=(50, 4))
-    assert linear_cka(1e200 * x, 1e-200 * x) == pytest.approx(1)
-    assert linear_cka(x.astype(np.float32) + 1e4, x) == pytest.approx(1, abs=1e-4)
-
-
-def test_cka_of_a_constant_is_undefined(rng):
-    assert np.isnan(linear_cka(rng.normal(size=(50, 4)), np.full((50, 3), 0.1)))
-
-
-def test_cka_refuses_what_does_not_fit(rng):
-    x = rng.normal(size=(10, 4))
-    with pytest.raises(ValueError, match="10 and 9 rows"):
-        linear_cka(x, x[:9])
-    with pytest.raises(ValueError, match=r"y: got shape \(10,\)"):
-        linear_cka(x, x[:, 0])
-    with pytest.raises(ValueError, match="finite"):
-        linear_cka(x, np.where(x > 1, np.nan, x))
-
-
 def test_probe_reads_separable_classes_and_nothing_from_noise(rng):
     x, labels = clusters(rng)
     assert linear_probe_accuracy(x, labels, seed=0) == 1.0
     noise = rng.normal(size=(600, 4))
     assert 0.2 < linear_probe_accuracy(noise, np.arange(600) % 3, seed=0) < 0.47
+    wild = rng.standard_cauchy(size=(300, 32)) * 1e4  # a warning would be an error
+    assert 0 <= linear_probe_accuracy(wild, rng.integers(0, 5, 300), seed=0) <= 1
+    assert linear_probe_accuracy(np.ones((300, 4)), np.arange(300) % 3, seed=0) < 0.4
 
 
 def test_probe_is_a_function_of_the_seed_and_not_of_scale(rng):
@@ -74,19 +59,6 @@ def test_probe_is_a_function_of_the_seed_and_not_of_scale(rng):
     assert first == linear_probe_accuracy(x, labels, seed=3)
     assert first == pytest.approx(linear_probe_accuracy(1e4 * x - 5, labels, seed=3), abs=0.02)
     assert len({linear_probe_accuracy(x, labels, seed=seed) for seed in range(5)}) > 1
-    assert 0.6 < first < 1
-
-
-def test_probe_converges_on_hard_input_without_a_warning(rng):
-    x = rng.standard_cauchy(size=(300, 32)) * 1e4
-    assert 0 <= linear_probe_accuracy(x, rng.integers(0, 5, 300), seed=0) <= 1
-    assert linear_probe_accuracy(np.ones((300, 4)), np.arange(300) % 3, seed=0) < 0.4
-
-
-@pytest.mark.parametrize("labels", [np.zeros(10, int), np.r_[np.zeros(9, int), 1]])
-def test_probe_refuses_classes_it_cannot_split(rng, labels):
-    with pytest.raises(ValueError, match="at least 2 classes"):
-        linear_probe_accuracy(rng.normal(size=(10, 2)), labels, seed=0)
 
 
 def test_tsne_keeps_clusters_together_and_is_deterministic(rng):
@@ -99,18 +71,9 @@ def test_tsne_keeps_clusters_together_and_is_deterministic(rng):
     assert (labels[distances.argmin(axis=1)] == labels).mean() == 1.0
 
 
-def test_tsne_takes_the_first_rows(rng):
-    x, _ = clusters(rng, n=60)
-    np.testing.assert_array_equal(tsne(x, seed=0, max_points=40), tsne(x[:40], seed=0))
-
-
-@pytest.mark.parametrize("n", [1, 3, 4, 5])
-def test_tsne_of_few_rows(rng, n):
-    points = tsne(rng.normal(size=(n, 3)), seed=0)
-    assert points.shape == (n, 2) and np.isfinite(points).all()
-
-
-def test_tsne_of_degenerate_and_huge_input(rng):
+def test_tsne_of_few_degenerate_and_huge_rows(rng):
     np.testing.assert_array_equal(tsne(np.full((20, 3), 0.1), seed=0), np.zeros((20, 2)))
-    for x in (rng.normal(size=(20, 1)), 1e30 * rng.normal(size=(20, 3))):
-        assert np.isfinite(tsne(x, seed=0)).all()
+    few = [rng.normal(size=(n, 3)) for n in (1, 3, 4, 5)]
+    for x in (*few, rng.normal(size=(20, 1)), 1e30 * rng.normal(size=(20, 3))):
+        points = tsne(x, seed=0)
+        assert points.shape == (len(x), 2) and np.isfinite(points).all()
