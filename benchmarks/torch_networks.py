@@ -1,5 +1,9 @@
-"""Our image networks in PyTorch, for benchmarks: the same layers for images of 32×32×3."""
+"""Our image networks in PyTorch, for benchmarks and tests: the same layers, in the same order.
 
+Each function gives a `build(num_classes) -> layers`; by default for images of 32×32×3.
+"""
+
+import itertools
 from collections.abc import Callable, Iterable
 
 import torch
@@ -55,15 +59,22 @@ def _head(inputs: int, num_classes: int) -> list[nn.Module]:
     return [nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(inputs, num_classes)]
 
 
-def _cnn(num_classes: int) -> Iterable[nn.Module]:
-    for inputs, outputs in ((3, 32), (32, 64), (64, 128)):
-        yield from _conv(inputs, outputs, 3, bias=True, relu=False)
-        yield from (nn.MaxPool2d(2), nn.ReLU(inplace=True))
-    yield from (nn.Flatten(), nn.Linear(2048, 128), nn.BatchNorm1d(128), nn.ReLU(inplace=True))
-    yield nn.Linear(128, num_classes)
+def cnn(widths=(32, 64, 128), hidden: int = 128, pixels: int = 16) -> Callable:
+    """`pixels` is their number after all poolings."""
+
+    def build(num_classes: int) -> Iterable[nn.Module]:
+        for inputs, outputs in itertools.pairwise((3, *widths)):
+            yield from _conv(inputs, outputs, 3, bias=True, relu=False)
+            yield from (nn.MaxPool2d(2), nn.ReLU(inplace=True))
+        yield from (nn.Flatten(), nn.Linear(widths[-1] * pixels, hidden))
+        yield from (nn.BatchNorm1d(hidden), nn.ReLU(inplace=True), nn.Linear(hidden, num_classes))
+
+    return build
 
 
-def _resnet(stage_sizes: tuple[int, ...], expansion: int) -> Callable:
+def resnet(stage_sizes: tuple[int, ...], expansion: int) -> Callable:
+    """Wide ResNets; `expansion` is 1 of basic blocks, 4 of bottlenecks."""
+
     def build(num_classes: int) -> Iterable[nn.Module]:
         yield from _conv(3, 64, 3)
         inputs = 64
@@ -86,7 +97,9 @@ def _resnet(stage_sizes: tuple[int, ...], expansion: int) -> Callable:
     return build
 
 
-def _resnetc(blocks: int) -> Callable:
+def resnetc(blocks: int) -> Callable:
+    """Narrow pre-activation ResNets of `blocks` per stage."""
+
     def build(num_classes: int) -> Iterable[nn.Module]:
         yield nn.Conv2d(3, 16, 3, padding=1, bias=False)
         inputs = 16
@@ -107,64 +120,83 @@ def _resnetc(blocks: int) -> Callable:
     return build
 
 
-def _resnext29(num_classes: int) -> Iterable[nn.Module]:
-    yield from _conv(3, 64, 3)
-    inputs = 64
-    for stage in range(3):
-        outputs, wide = 256 * 2**stage, 512 * 2**stage
-        for block in range(3):
-            stride = 2 if stage and not block else 1
-            body = [*_conv(inputs, wide, 1), *_conv(wide, wide, 3, stride, groups=8)]
-            body += _conv(wide, outputs, 1, relu=False)
-            shortcut = [] if block else _conv(inputs, outputs, 1, stride, relu=False)
-            yield Residual(nn.Sequential(*body), nn.Sequential(*shortcut), relu=True)
-            inputs = outputs
-    yield from _head(inputs, num_classes)
+def resnext(
+    blocks: int = 3, groups: int = 8, base_width: int = 64, widen_factor: int = 4
+) -> Callable:
+    """Bottlenecks of grouped convolutions."""
+
+    def build(num_classes: int) -> Iterable[nn.Module]:
+        yield from _conv(3, 64, 3)
+        inputs = 64
+        for stage in range(3):
+            outputs, wide = 64 * widen_factor * 2**stage, groups * base_width * 2**stage
+            for block in range(blocks):
+                stride = 2 if stage and not block else 1
+                body = [*_conv(inputs, wide, 1), *_conv(wide, wide, 3, stride, groups=groups)]
+                body += _conv(wide, outputs, 1, relu=False)
+                shortcut = [] if block else _conv(inputs, outputs, 1, stride, relu=False)
+                yield Residual(nn.Sequential(*body), nn.Sequential(*shortcut), relu=True)
+                inputs = outputs
+        yield from _head(inputs, num_classes)
+
+    return build
 
 
-def _mobilenetv2(num_classes: int) -> Iterable[nn.Module]:
-    yield from _conv(3, 32, 1, padding=1, bias=True, activation=nn.ReLU6)
-    inputs = 32
-    stages = (
-        (1, 16, 1, 1), (6, 24, 2, 2), (6, 32, 3, 2), (6, 64, 4, 2), (6, 96, 3, 1),
-        (6, 160, 3, 1), (6, 320, 1, 1),
-    )  # fmt: skip
-    for expansion, outputs, blocks, first in stages:
-        for stride in (first, *[1] * (blocks - 1)):
-            wide = expansion * inputs
-            body = nn.Sequential(
-                *_conv(inputs, wide, 1, bias=True, activation=nn.ReLU6),
-                *_conv(wide, wide, 3, stride, groups=wide, bias=True, activation=nn.ReLU6),
-                *_conv(wide, outputs, 1, bias=True, relu=False),
-            )
-            same = stride == 1 and inputs == outputs
-            yield Residual(body, nn.Sequential(), relu=False) if same else body
-            inputs = outputs
-    yield from _conv(inputs, 1280, 1, bias=True, activation=nn.ReLU6)
-    yield from _head(1280, num_classes)
+_STAGES = (
+    (1, 16, 1, 1), (6, 24, 2, 2), (6, 32, 3, 2), (6, 64, 4, 2), (6, 96, 3, 1),
+    (6, 160, 3, 1), (6, 320, 1, 1),
+)  # fmt: skip
 
 
-def _shufflenetv2(num_classes: int) -> Iterable[nn.Module]:
-    yield from _conv(3, 24, 3, bias=True, relu=False)
-    inputs = 24
-    for outputs, units in ((116, 4), (232, 8), (464, 4)):
-        for unit in range(units):
-            yield Shuffle(inputs, outputs, 1 if unit else 2)
-            inputs = outputs
-    yield from _conv(inputs, 1024, 1, bias=True)
-    yield from _head(1024, num_classes)
+def mobilenetv2(stages=_STAGES, head: int = 1280) -> Callable:
+    """Inverted residuals; stages of (expansion, features, blocks, first stride)."""
+
+    def build(num_classes: int) -> Iterable[nn.Module]:
+        yield from _conv(3, 32, 1, padding=1, bias=True, activation=nn.ReLU6)
+        inputs = 32
+        for expansion, outputs, blocks, first in stages:
+            for stride in (first, *[1] * (blocks - 1)):
+                wide = expansion * inputs
+                body = nn.Sequential(
+                    *_conv(inputs, wide, 1, bias=True, activation=nn.ReLU6),
+                    *_conv(wide, wide, 3, stride, groups=wide, bias=True, activation=nn.ReLU6),
+                    *_conv(wide, outputs, 1, bias=True, relu=False),
+                )
+                same = stride == 1 and inputs == outputs
+                yield Residual(body, nn.Sequential(), relu=False) if same else body
+                inputs = outputs
+        yield from _conv(inputs, head, 1, bias=True, activation=nn.ReLU6)
+        yield from _head(head, num_classes)
+
+    return build
+
+
+def shufflenetv2(widths=(116, 232, 464), stage_sizes=(4, 8, 4), head: int = 1024) -> Callable:
+    """Shuffle units."""
+
+    def build(num_classes: int) -> Iterable[nn.Module]:
+        yield from _conv(3, 24, 3, bias=True, relu=False)
+        inputs = 24
+        for outputs, units in zip(widths, stage_sizes, strict=True):
+            for unit in range(units):
+                yield Shuffle(inputs, outputs, 1 if unit else 2)
+                inputs = outputs
+        yield from _conv(inputs, head, 1, bias=True)
+        yield from _head(head, num_classes)
+
+    return build
 
 
 NETWORKS: dict[str, Callable[[int], Iterable[nn.Module]]] = {
-    "cnn": _cnn,
-    "resnetc20": _resnetc(3),
-    "resnetc32": _resnetc(5),
-    "resnet18": _resnet((2, 2, 2, 2), 1),
-    "resnet34": _resnet((3, 4, 6, 3), 1),
-    "resnet50": _resnet((3, 4, 6, 3), 4),
-    "resnext29": _resnext29,
-    "mobilenetv2": _mobilenetv2,
-    "shufflenetv2": _shufflenetv2,
+    "cnn": cnn(),
+    "resnetc20": resnetc(3),
+    "resnetc32": resnetc(5),
+    "resnet18": resnet((2, 2, 2, 2), 1),
+    "resnet34": resnet((3, 4, 6, 3), 1),
+    "resnet50": resnet((3, 4, 6, 3), 4),
+    "resnext29": resnext(),
+    "mobilenetv2": mobilenetv2(),
+    "shufflenetv2": shufflenetv2(),
 }
 
 

@@ -129,7 +129,7 @@ def make_dataset(
     if len(classes) < 2:
         raise InputError("dataset", name, f"needs at least 2 classes, and has {len(classes)}")
     for twice in (c for i, c in enumerate(classes) if c in classes[:i]):
-        raise InputError("dataset", name, f"names of classes must differ; {twice!r} stands twice")
+        raise InputError("dataset", name, f"class names must be distinct; {twice!r} occurs twice")
     splits = []
     for which, (images, labels) in (("train", train), ("test", test)):
         images = _checked_images(name, which, images)
@@ -219,8 +219,8 @@ def _checked_images(name: str, which: str, images: np.ndarray) -> np.ndarray:
         raise InputError("dataset", name, f"the {which} split must not be empty")
     if images.dtype == np.uint8:
         if images.max() == 1 and images.min() == 0:
-            message = f"{which} images must have values of 0 to 255, and have 0 and 1 alone; scale"
-            raise InputError("dataset", name, f"{message} them")
+            message = f"{which} images must have values from 0 to 255, and have only 0 and 1"
+            raise InputError("dataset", name, f"{message}; scale them")
         return images
     if not np.issubdtype(images.dtype, np.floating):
         message = f"{which} images must be uint8 or floats in [0, 1], and are {images.dtype}"
@@ -231,7 +231,7 @@ def _checked_images(name: str, which: str, images: np.ndarray) -> np.ndarray:
         message = f"{which} images that are floats must lie in [0, 1], and image {where} holds NaN"
         raise InputError("dataset", name, message)
     if 0 == low < high <= 1 / 255:
-        message = f"{which} images reach {high:g} of 1: they were divided by 255 twice"
+        message = f"{which} images are at most {high:g}: they were divided by 255 twice"
         raise InputError("dataset", name, message)
     if low < -_ROUNDING or high > 1 + _ROUNDING:
         message = (
@@ -271,7 +271,7 @@ def _checked_labels(
         raise InputError("dataset", name, message)
     if len(labels) != len(images):
         message = (
-            f"the {which} split must have one label an image, "
+            f"the {which} split must have one label per image, "
             f"and has {len(images):,} images and {len(labels):,} labels"
         )
         raise InputError("dataset", name, message)

@@ -18,7 +18,7 @@ from distill_core.data.images.dataset import Dataset, make_dataset
 from distill_core.models import trust
 from distill_core.runtime import paths
 
-# (mean, std) of the pixels in [0, 1], as the literature uses them.
+# (mean, std) of pixels in [0, 1], as used in the literature.
 CONSTANTS = {
     "cifar10": ((0.4914, 0.4822, 0.4465), (0.247, 0.243, 0.261)),
     "cifar100": ((0.5071, 0.4865, 0.4409), (0.2673, 0.2564, 0.2762)),

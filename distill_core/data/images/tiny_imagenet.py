@@ -17,7 +17,7 @@ from distill_core.data.images import folder
 from distill_core.data.images.dataset import Dataset, make_dataset
 from distill_core.runtime import paths
 
-# Of the pixels in [0, 1], as the literature uses them.
+# Of pixels in [0, 1], as used in the literature.
 MEAN = (0.4802, 0.4481, 0.3975)
 STD = (0.2302, 0.2265, 0.2262)
 

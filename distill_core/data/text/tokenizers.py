@@ -78,7 +78,7 @@ class Tokenizer:
         return np.array(encoding.ids, np.int32), offsets
 
     def _encode(self, text: str) -> tokenizers.Encoding:
-        allowed = "has no token, nor has unknown text (unk_token): it would be lost"
+        allowed = "has no token, and there is none for unknown text (unk_token): it would be lost"
         try:
             encoding = self._inner.encode(text, add_special_tokens=False)
         except Exception:  # the library raises a bare Exception
@@ -191,7 +191,7 @@ def _check_ids(vocab: dict[str, int]):
     for token, i in sorted(vocab.items(), key=lambda each: each[1]):
         if i != len(taken):
             there = f"and {taken[i]!r} has it too" if i in taken else f"and none has {len(taken)}"
-            allowed = f"its id is {i}, {there}; {len(vocab)} tokens must have the ids from 0 on"
+            allowed = f"its id is {i}, {there}; ids must be 0 to {len(vocab) - 1}"
             raise InputError("tokenizer", token, allowed)
         taken[i] = token
 

@@ -163,9 +163,9 @@ def _convert(
 ) -> dict[str, Any]:
     if type(module) not in NETWORKS:
         known = ", ".join(network.__name__ for network in NETWORKS)
-        raise RefusedError(f"weights of PyTorch can be had for {known}")
+        raise RefusedError(f"PyTorch weights can be converted for {known}")
     if module.norm != "batch":
-        raise RefusedError(f'its norm is {module.norm!r}; weights of PyTorch need "batch"')
+        raise RefusedError(f'its norm is {module.norm!r}; PyTorch weights need "batch"')
     params, state = jax.eval_shape(
         functools.partial(init_model, module, input_shape=input_shape), jax.random.key(0)
     )
@@ -173,7 +173,7 @@ def _convert(
     named: dict[str, str] = {}
     for name in _names(tensors):
         if (theirs := canonical(module, name)) in named:
-            raise RefusedError(f"tensors {named[theirs]} and {name} stand for the same")
+            raise RefusedError(f"tensors {named[theirs]} and {name} are the same layer's")
         named[theirs] = name
     found = {}
     for layer, path in layers(module, wanted["params"]):

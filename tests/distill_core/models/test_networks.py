@@ -107,23 +107,6 @@ def test_masked_is_sliced_in_training_even_with_nan(module):
     chex.assert_trees_all_close((d_params, state), (d_params_s, state_s), rtol=1e-3, atol=1e-3)
 
 
-def test_training_on_8_devices_is_training_on_one():
-    module = _SMALL_CNN
-    variables = _initialised(module, (8, 8, 1))
-    x = np.random.default_rng(0).normal(size=(8, 2, 8, 8, 1)).astype(np.float32)
-    on_one, state_one = jax.jit(lambda variables, x: apply_model(module, variables, x, train=True))(
-        variables, x.reshape(-1, 8, 8, 1)
-    )
-    on_8, state_8 = jax.pmap(
-        lambda variables, x: apply_model(module, variables, x, train=True),
-        axis_name="devices",
-        in_axes=(None, 0),
-        out_axes=(0, None),
-    )(variables, x)
-    np.testing.assert_allclose(on_8.reshape(on_one.shape), on_one, rtol=1e-4, atol=1e-5)
-    chex.assert_trees_all_close(state_8, state_one, rtol=1e-4, atol=1e-5)
-
-
 @pytest.mark.parametrize(
     ("module", "width"),
     [(_SMALL_CNN, 5), (_SMALL_RESNETC, 64), (_SMALL_MOBILENET, 6), (_SMALL_SHUFFLENET, 6)],

@@ -123,35 +123,21 @@ def test_trust_is_given_by_the_names_of_packages(place):
 
 
 @pytest.mark.parametrize(
-    "kwargs",
+    ("model", "kwargs"),
     [
-        {"member": "stranger:Net", "member_kwargs": {}},
-        {"member": ensemble.MODEL, "member_kwargs": {"member": "stranger:Net"}},
-        {"member": "cnn", "member_kwargs": {"widths": ["stranger:Net"]}},
+        (ensemble.MODEL, {"member": "stranger:Net", "member_kwargs": {}}),
+        (ensemble.MODEL, {"member": ensemble.MODEL, "member_kwargs": {"member": "stranger:Net"}}),
+        (ensemble.MODEL, {"member": "cnn", "member_kwargs": {"widths": ["stranger:Net"]}}),
+        ("distill_core.checkpoint.integrity:delete", {}),
+        *[(f"distill_core.models.create:{name}", {}) for name in ("create_model", "nn")],
+        *[(name, {}) for name in ("dpdfd.nothing:Net", "nasty:Net", "os:system")],
+        *[(name, {}) for name in ("distill_core.train:train_and_evaluate", "flax.linen:Dense")],
     ],
 )
-def test_names_within_a_networks_settings_count(place, kwargs):
-    write("other", ensemble.MODEL, num_teachers=2, **kwargs)
-    refused("other")
+def test_a_file_may_name_our_networks_alone_in_its_settings_too(place, model, kwargs):
+    write("other", model, **kwargs)
+    refused("other", "stranger:Net" if kwargs else model)
     assert not ran(place)
-
-
-@pytest.mark.parametrize(
-    "model",
-    [
-        "distill_core.checkpoint.integrity:delete",
-        "distill_core.models.create:create_model",
-        "distill_core.train:train_and_evaluate",
-        "distill_core.models.create:nn",
-        "dpdfd.nothing:Net",
-        "nasty:Net",
-        "os:system",
-        "flax.linen:Dense",
-    ],
-)
-def test_of_this_project_a_file_may_name_networks_alone(place, model):
-    write("other", model)
-    refused("other", model)
 
 
 def test_a_namesake_of_this_project_is_a_stranger(place, monkeypatch):

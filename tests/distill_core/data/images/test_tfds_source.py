@@ -90,9 +90,8 @@ def test_reads_what_was_written(tmp_path, monkeypatch, shape, chunk, names):
     monkeypatch.setattr(tfds_source, "_CHUNK", chunk)
     data = _prepare(tmp_path, shape=shape, names=names)
     dataset = load_dataset("tfds:shapes", data_dir=str(tmp_path))
-    for split, (images, labels) in zip(
-        (dataset.train, dataset.test), (data["train"], data["test"]), strict=True
-    ):
+    for name, (images, labels) in data.items():
+        split = getattr(dataset, name)
         np.testing.assert_array_equal(split.images, images)
         np.testing.assert_array_equal(split.labels, labels)
         assert (split.images.dtype, split.labels.dtype) == (np.uint8, np.int32)

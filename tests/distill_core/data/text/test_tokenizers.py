@@ -54,11 +54,6 @@ def test_every_digit_is_one_token_of_its_own(tokenizer):
         assert "".join(map(str, found)) == "".join(filter(str.isdigit, text))
 
 
-def test_digits_are_tokens_even_of_text_without_any():
-    tokenizer = train_words(["no number here"], vocab_size=15)
-    assert tokenizer.unk_id not in tokenizer.encode("0123456789")
-
-
 def test_offsets_cover_the_text(tokenizer):
     for text in (*LINES, ""):
         ids, offsets = tokenizer.encode_with_offsets(text)
@@ -86,6 +81,7 @@ def test_the_most_frequent_words_stay():
     lines = ["c b a"] * 2 + ["a", "d d d"]
     tokenizer = train_words(lines, vocab_size=14 + 3)
     assert tokenizer.vocab_size == 17
+    assert tokenizer.unk_id not in tokenizer.encode("0123456789")  # though the text has none
     # a and d three times, b and c twice: b is before c in the alphabet.
     assert tokenizer.decode(tokenizer.encode("a b c d")) == "a b <unk> d"
 
@@ -113,14 +109,9 @@ def test_travels_as_json(tokenizer):
     for line in LINES:
         np.testing.assert_array_equal(copy.encode(line), tokenizer.encode(line))
         assert copy.decode(copy.encode(line)) == tokenizer.decode(tokenizer.encode(line))
-    for name in ("vocab_size", "pad_id", "bos_id", "eos_id", "unk_id"):
-        assert getattr(copy, name) == getattr(tokenizer, name)
-
-
-@pytest.mark.parametrize("change", [lambda _: "{}", lambda text: text.replace("<bos>", "<cls>")])
-def test_refuses_json_of_something_else(words, change):
-    with pytest.raises(InputError, match="^tokenizer: "):
-        Tokenizer.from_json(change(words.to_json()))
+    for wrong in ("{}", tokenizer.to_json().replace("<bos>", "<cls>")):
+        with pytest.raises(InputError, match="^tokenizer: "):
+            Tokenizer.from_json(wrong)
 
 
 @pytest.mark.parametrize(("kind", "least"), [("words", 15), ("byte pairs", 260)])

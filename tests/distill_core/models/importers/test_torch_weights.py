@@ -211,7 +211,7 @@ def test_what_is_no_such_file_is_refused(tmp_path):
     _refused(file, "^step: ", step=3)
     with pytest.raises(InputError, match="CNN.*; its norm is 'none'"):
         convert(CNN(3, norm="none"), (8, 8, 1), load_file(file))
-    with pytest.raises(InputError, match="weights of PyTorch can be had for CNN, MobileNetV2"):
+    with pytest.raises(InputError, match="PyTorch weights can be converted for CNN, MobileNetV2"):
         convert(checks, (8, 8, 1), {})
     file.write_bytes(file.read_bytes()[:500])
     _refused(file, "^checkpoint: .*cannot be read")
