@@ -93,6 +93,7 @@ def update_centroids(
     and logits get no gradient. Returns float32 [T, C, C], equal on all devices.
     """
     num_classes = logits.shape[-1]
+    decay = jnp.float32(decay)  # so that 1 − decay is computed in float32
     softened = _softening(centroids, temperatures, num_classes)
     logits = jax.lax.stop_gradient(jnp.asarray(logits, jnp.float32))
     members = jax.nn.one_hot(labels, num_classes)  # [..., C]

