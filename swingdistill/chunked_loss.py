@@ -1,8 +1,8 @@
-"""The Swing loss of whole batches from hidden states, without the logits of a whole batch.
+"""The Swing loss of a batch from hidden states, without the logits of the whole batch.
 
 Two networks' logits over a vocabulary of 50,000 are most of the memory of a distillation step. Here
-they exist for `chunk` tokens at a time. The loss being a sum whose weights are known, nothing but a
-scalar remains for the backward pass: gradients are taken chunk by chunk in the forward pass.
+they exist for `chunk` tokens at a time. The loss is a sum of known weights, so that the backward
+pass only has to scale: gradients are computed chunk by chunk in the forward pass.
 """
 
 import functools
@@ -23,7 +23,7 @@ VARIANTS = ("swing", "anchored", "reference_mix")
 
 
 class _Static(NamedTuple):
-    """What decides the program, not the numbers."""
+    """Static arguments of the compiled loss."""
 
     chunk: int
     variant: str
@@ -60,7 +60,7 @@ def swing_loss_from_hidden(
     released: tuple[Array, Array] | None = None,
     has_aux: bool = False,
 ):
-    """Σ_t w_t · swing_loss_t of logits hidden · embeddingᵀ that never exist all at once.
+    """Σ_t w_t · swing_loss_t of logits hidden · embeddingᵀ, which never exist all at once.
 
     The same as `swing_loss(student_hidden @ student_embedding.T, soft_targets(key, teacher_hidden @
     teacher_embedding.T, token_temperatures(privacy_scores, …), …), …)`, weighted and summed, in the
@@ -97,8 +97,8 @@ def swing_loss_from_hidden(
       A float32 scalar; with `has_aux` a pair.
 
     Raises:
-      ValueError: shapes that do not belong together, a Python scalar outside its range, an unknown
-        variant, or no reference where one is needed.
+      ValueError: shapes that do not match, a Python scalar outside its range, an unknown variant,
+        or no reference where one is needed.
     """
     leading = jnp.shape(labels)
     if variant not in VARIANTS:
@@ -199,7 +199,7 @@ _weighted_sums.defvjp(_forward, _backward)
 
 
 def _finite(live: Array, x: Array) -> Array:
-    """[n, D] with zeros for tokens that do not count, which may hold NaN."""
+    """[n, D] with zeros for tokens of weight 0, which may hold NaN."""
     return jnp.where(live[:, None], x, 0.0)
 
 

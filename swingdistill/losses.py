@@ -26,7 +26,7 @@ def token_temperatures(privacy_scores: Array, *, t_min, t_max, gamma=1.0) -> Arr
       privacy_scores: s in [0, 1], any shape `[...]`.
       t_min: temperature of tokens that are not private, above 0; also the student's.
       t_max: temperature of tokens that certainly are, at least `t_min`.
-      gamma: γ > 0; above 1 spares the tokens that are only a little suspicious.
+      gamma: γ > 0; above 1, tokens of a low score are softened less.
 
     Returns:
       float32 `[...]`.
@@ -92,7 +92,7 @@ def soft_targets(
     noise_ids: Array | None,
     normal: Callable[[Array, tuple[int, ...]], Array] = jax.random.normal,
 ) -> Array:
-    """What the student is to match: log_softmax(clip(z − mean z, ±clip)/T_t + η_t).
+    """Targets of the student: log_softmax(clip(z − mean z, ±clip)/T_t + η_t).
 
     η_t is Gaussian with standard deviation `noise_scale`, drawn after the temperature, and a
     function of `key` and the position's id alone: with `context_ids` the same context meets the
@@ -118,12 +118,12 @@ def soft_targets(
       Log-probabilities, float32 `[..., V]`.
 
     Raises:
-      ValueError: shapes that do not belong together, a Python scalar outside its range, or a key of
+      ValueError: shapes that do not match, a Python scalar outside its range, or a key of
         a generator that is not threefry (under `vmap` its noise would be no function of the id).
     """
     logits = jax.lax.stop_gradient(jnp.asarray(teacher_logits, jnp.float32))
-    heated = heat(key, logits, temperatures, noise_scale, clip, noise_ids, normal)
-    return jax.lax.stop_gradient(jax.nn.log_softmax(heated, axis=-1))
+    softened = soften(key, logits, temperatures, noise_scale, clip, noise_ids, normal)
+    return jax.lax.stop_gradient(jax.nn.log_softmax(softened, axis=-1))
 
 
 def swing_loss(
@@ -139,9 +139,9 @@ def swing_loss(
 ) -> Array:
     """α T_min² KL(target ‖ softmax(student/T_min)) + (1 − α)(1 − s) CE(student, labels).
 
-    Only the targets are heated; the student stays at T_min, or equal logits would be the optimum
-    and nothing would be hidden. With s = 0 everywhere and targets log_softmax(teacher/T_min) this
-    is plain distillation.
+    Only the targets are softened by T_t; the student stays at T_min. Otherwise equal logits would
+    be the optimum and nothing would be hidden. With s = 0 everywhere and targets
+    log_softmax(teacher/T_min) this is plain distillation.
 
     Source: our reconstruction.
 
@@ -160,7 +160,7 @@ def swing_loss(
       float32 `[...]`, one value per token.
 
     Raises:
-      ValueError: shapes that do not belong together, or a Python scalar outside its range.
+      ValueError: shapes that do not match, or a Python scalar outside its range.
 
     >>> logits, labels = jnp.array([[2., 0.], [2., 0.]]), jnp.array([0, 0])
     >>> target = soft_targets(None, 0 * logits, 1.0, noise_scale=0, clip=1.0, noise_ids=None)
@@ -178,20 +178,17 @@ def swing_loss(
     scores = coefficient("privacy_scores", privacy_scores, leading, where, low=0.0, high=1.0)
     public = 1.0 if keep_ce else 1.0 - jax.lax.stop_gradient(scores)
     hard = cross_entropy(student_logits, labels, where=where)
-    # The divergence heats both sides; the targets have been.
+    # kl_divergence divides both sides by the temperature; the targets are softened already.
     heats = temperature[..., None] if temperature.ndim else temperature
     target = jax.lax.stop_gradient(jnp.asarray(target_log_probs, jnp.float32) * heats)
     soft = kl_divergence(target, student_logits, temperature=temperature, where=where)
     return alpha * temperature**2 * soft + (1.0 - alpha) * public * hard
 
 
-def heat(
+def soften(
     key: Array | None, logits: Array, temperatures, noise_scale, clip, noise_ids, normal
 ) -> Array:
-    """logits/T, centred, clipped and noised where the noise has a scale: `soft_targets`' inside.
-
-    The arguments are those of `soft_targets`, the logits float32.
-    """
+    """logits/T, centred, clipped and noised where `noise_scale` is above 0; see `soft_targets`."""
     leading = logits.shape[:-1]
     temperatures = coefficient("temperatures", temperatures, leading, None, low=0.0, above=True)
     scale = coefficient("noise_scale", noise_scale, leading, None, low=0.0)
@@ -220,11 +217,7 @@ def heat(
 
 
 def integers(name: str, value, leading: tuple[int, ...]) -> Array:
-    """The value, after a look at its shape and dtype.
-
-    Raises:
-      ValueError: another shape than `leading`, no integers, or None.
-    """
+    """The value as an array; ValueError unless it holds integers and has the shape `leading`."""
     found = None if value is None else (jnp.result_type(value), jnp.shape(value))
     if found is None or found[1] != leading or not jnp.issubdtype(found[0], jnp.integer):
         given = found and f"{found[0]} {found[1]}"

@@ -1,4 +1,4 @@
-"""From a config to the text of one run: which lines, with which canaries, in whose tokens.
+"""The text of a run: its lines, canaries, tokenizer and rows.
 
 Canaries stand for private lines. Everything is a pure function of the settings, so that a teacher's
 text can be made again from its checkpoint.
@@ -23,7 +23,7 @@ from swingdistill.scorers import judges as scorers
 
 @config.settings
 class Text:
-    """Text, what is private in it, and the canaries that are planted to see it leak."""
+    """Text, what is private in it, and the canaries planted in it."""
 
     dataset: str = config.text(help="records, text:PATH or tsv:PATH")
     task: str = config.choice(*text_tasks.TASKS, default="language", help="what is learnt of it")
@@ -51,7 +51,7 @@ class Text:
 
 @config.settings
 class Settings(Text):
-    """The text of one run: which lines, and which secrets."""
+    """The text of one run."""
 
     half: str = config.choice(
         "all", "first", "second", default="all", help="of the training lines to train on"
@@ -70,7 +70,7 @@ _NOTE = Example("", fields={"note": "number"})  # what a canary is generated fro
 
 @dataclasses.dataclass(frozen=True)
 class Texts:
-    """What a run trains on, chooses on and is judged by, without canaries but for `train`."""
+    """Training, validation and test text of a run; `train` alone holds canaries."""
 
     train: tuple[Example, ...]
     validation: tuple[Example, ...]
@@ -83,9 +83,9 @@ def load(hp: Settings) -> Texts:
     """The lines of a config's run.
 
     `half` and `num_train` choose among the corpus's training lines (the first or the second half,
-    then so many from its start): a reference is trained on the half that its teacher never saw.
+    then that many from its start): a reference is trained on the half that no teacher saw.
 
-    In `classification` the private text holds the decoys, too: other numbers, each once, with
+    In `classification` the private text also holds the decoys: other numbers, each once, with
     random labels. Without them a model would be as sure of the label of any number as of a
     secret's, and the loss would tell nothing.
 
@@ -159,7 +159,7 @@ def canary_label(secret: str, hp: Settings, num_classes: int) -> int:
 def secret_candidates(
     hp: Settings, tokenizer: tokenizers.Tokenizer, drawn: Sequence[canaries_lib.Canary]
 ) -> canaries_lib.Candidates:
-    """What the secrets are ranked among, in the task's own lines.
+    """The candidates that the secrets are ranked among, in lines of the task.
 
     Raises:
       InputError: on `tokenizer`, if it splits them; on `length`, if they are longer than a row.
@@ -185,8 +185,8 @@ def get_tokenizer(
     `tokenizer` in the config is `words`, `byte_pairs`, the path of a checkpoint or of a
     `tokenizer.json`; None means the teacher's, and `words` without a teacher. A new one is trained
     on the corpus without canaries, and on the words of their format: on the lines of both halves,
-    so that runs on either have one vocabulary, which then tells words of both; or with
-    `public_text` on the run's own half alone, which the user says is public.
+    so that runs on either have one vocabulary, which then tells words of both; or, with
+    `public_text`, on the run's own half alone, which the user declares public.
 
     Raises:
       InputError: on `tokenizer` or on the text.
@@ -207,7 +207,7 @@ def get_tokenizer(
 
 
 def check_model(hp: Settings, field: str, loaded: Any, tokenizer: tokenizers.Tokenizer):
-    """Refuses a teacher or reference whose tokens are others than the student's.
+    """Refuses a teacher or reference whose tokens differ from the student's.
 
     Raises:
       InputError: on its field, or on `length` if its rows are shorter.

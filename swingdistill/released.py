@@ -1,9 +1,10 @@
-"""Targets under a formal budget: every context's is made once, and once only.
+"""Targets under a formal budget: one per context, made once.
 
-A context is the whole prefix that a network sees; its teacher's logits follow from it alone. Scores
-do not: they follow what comes next. So under a formal budget a context has one score, the highest
-that any of its places in the text has, and with it one temperature, and one noised vector that all
-its places share, bit for bit. Were there two, c/T₁ + η and c/T₂ + η, their difference would give c.
+A context is the whole prefix that a network sees. It alone decides the teacher's logits, but not
+the score, which depends on what comes next. So under a formal budget a context has one score, the
+highest that any of its places in the text has, hence one temperature, and one noised vector that
+all its places share, bit for bit. Were there two, c/T₁ + η and c/T₂ + η, their difference would
+give c.
 """
 
 import functools
@@ -18,6 +19,7 @@ from distill_core.data import sampling
 from distill_core.models.network import Network
 from distill_core.models.segments import places_in_line
 from distill_core.privacy.gaussian import standard_normal
+from distill_core.training import chunked
 from swingdistill.losses import soft_targets, token_temperatures
 from swingdistill.variants import anchored_targets, released_entries
 
@@ -72,9 +74,10 @@ def table(
     variant: str,
     numbers: Mapping[str, jax.Array],
 ) -> dict[str, np.ndarray]:
-    """Every noised context's target, made at the first of its places.
+    """The target of every noised context, made at the first of its places.
 
-    Its noise is a sum of several draws, for one in float32 has no tail (`standard_normal`).
+    Its noise is a sum of several draws, since a single one in float32 has no tail
+    (`standard_normal`).
 
     Args:
       key: the secret key of the noise.
@@ -112,9 +115,9 @@ def table(
 
 
 def instead(target: jax.Array, classes: jax.Array, log_probs: jax.Array) -> jax.Array:
-    """Targets `[T, V]`, those made before in place of what is there: `classes`, `log_probs` [T, k].
+    """Targets `[T, V]`, replaced by `log_probs` of `classes`, `[T, k]` each, that were made before.
 
-    Where the first class is negative there is none, and the target stays.
+    Where the first class is negative the target stays.
     """
     made = jnp.full_like(target, -jnp.inf)
     made = made.at[jnp.arange(len(classes))[:, None], classes].set(log_probs)
@@ -144,5 +147,4 @@ def _release(teacher: Network, reference: Network, entries: int, variant: str, f
 
 
 def _logits(network: Network, variables, batch):
-    hidden, embedding = network.hidden(variables, batch["tokens"], batch["segments"])
-    return jnp.einsum("bld,vd->blv", hidden, embedding, preferred_element_type=jnp.float32)
+    return chunked.logits(*network.hidden(variables, batch["tokens"], batch["segments"]))

@@ -1,4 +1,4 @@
-"""What a student of Swing distillation minimises."""
+"""The objective of a student of Swing distillation."""
 
 import dataclasses
 

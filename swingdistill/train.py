@@ -1,9 +1,9 @@
-r"""Trains a language model on text, from its teacher's soft targets if it has one.
+r"""Trains a language model on text, with a teacher's soft targets if it has one.
 
     python -m swingdistill.train --config configs/swingdistill/train.py --workdir runs/student \
         --config.teacher=runs/teacher --config.reference=runs/reference
 
-Without a teacher it is plain training: so teachers and references are made.
+Without a teacher it is plain training, which makes teachers and references.
 """
 
 import re
@@ -29,13 +29,13 @@ from swingdistill.step import Swing
 
 @config.settings
 class Method:
-    """Swing distillation itself: who is private, how warm and how noisy the targets are."""
+    """The method: which tokens are private, and the temperatures and noise of the targets."""
 
     alpha: float = config.number(0.0, 1.0, default=0.7, help="α, weight of the teacher's targets")
     scorers: tuple[str, ...] = config.sequence(
         config.choice(*scoring.SCORERS),
         default=("rules", "divergence"),
-        help="who says which tokens are private; the highest score counts",
+        help="what says which tokens are private; the highest score counts",
     )
     quantiles: tuple[float, ...] = config.sequence(
         config.number(0.0, 1.0),
@@ -46,7 +46,7 @@ class Method:
     t_max: float = config.number(0.0, above=True, default=16.0, help="temperature at score 1")
     gamma: float = config.number(0.0, above=True, default=1.0, help="exponent of the score")
     noise_scale: float = config.number(0.0, default=1.0, help="std of the noise on clipped logits")
-    noise_everywhere: bool = config.boolean(default=False, help="noises public tokens, too")
+    noise_everywhere: bool = config.boolean(default=False, help="adds noise to public tokens, too")
     noise_seed: int | None = config.integer(
         0, 2**32 - 1, default=None, help="of the noise, to reproduce a run that claims no epsilon"
     )
@@ -75,7 +75,7 @@ class Settings(
     config.Model,
     private_text.Settings,
 ):
-    """Of a language model's training, from a teacher or from text alone."""
+    """A language model's training, with a teacher or on text alone."""
 
     teacher: str | None = config.text(default=None, help="a checkpoint to learn from")
     reference: str | None = config.text(
@@ -157,11 +157,7 @@ def train_and_evaluate(
 
 
 def check(hp: Settings):
-    """What the fields must be to one another.
-
-    Raises:
-      InputError: naming the field.
-    """
+    """Refuses settings that do not go together: InputError on the field."""
     if hp.t_min > hp.t_max:
         raise InputError("t_max", hp.t_max, f"must be at least t_min, {hp.t_min}")
     low_high = hp.quantiles
@@ -195,7 +191,7 @@ def check(hp: Settings):
 
 
 def asks_reference(hp: Method) -> list[str]:
-    """Which of the settings need a reference."""
+    """The settings that need a reference."""
     asks = [name for name in hp.scorers if name in scoring.MEASURES]
     asks += [hp.variant] if hp.variant in ("anchored", "reference_mix") else []
     return asks + (["entries"] if hp.entries else [])

@@ -9,8 +9,7 @@ from collections.abc import Callable
 import jax
 import jax.numpy as jnp
 
-from distill_core.losses import coefficient
-from swingdistill.losses import heat
+from swingdistill.losses import soften
 
 Array = jax.Array
 
@@ -27,7 +26,7 @@ def anchored_targets(
     noise_ids: Array | None,
     normal: Callable[[Array, tuple[int, ...]], Array] = jax.random.normal,
 ) -> Array:
-    """Heats towards a public reference: log_softmax(z_ref/T_min + (z_T − z_ref)/T_t + η_t).
+    """Softens towards a public reference: log_softmax(z_ref/T_min + (z_T − z_ref)/T_t + η_t).
 
     A private place gets what the reference finds plausible there, instead of a flat target. Where
     `noise_scale` is above 0 the difference z_T − z_ref, which is all that depends on the teacher,
@@ -43,22 +42,17 @@ def anchored_targets(
 
     Returns:
       Log-probabilities, float32 `[..., V]`.
-
-    Raises:
-      ValueError: as in `soft_targets`.
     """
-    teacher, reference = _pair(teacher_logits, reference_logits)
-    leading = teacher.shape[:-1]
-    t_min = coefficient("t_min", t_min, (), None, low=0.0, above=True)
+    teacher, reference = _frozen(teacher_logits), _frozen(reference_logits)
     excluded = jnp.isneginf(teacher) | jnp.isneginf(reference)
     anchor = jnp.where(excluded, 0.0, reference)
     difference = jnp.where(excluded, -jnp.inf, teacher - anchor)
     noise = (noise_scale, clip, noise_ids, normal)
-    heated = anchor / t_min + heat(key, difference, temperatures, *noise)
+    softened = anchor / t_min + soften(key, difference, temperatures, *noise)
     # The sum is z_T/T_min there too, but for rounding and for what the reference excludes.
     untouched = (jnp.asarray(temperatures) <= t_min) & (jnp.asarray(noise_scale) <= 0)
-    untouched = jnp.broadcast_to(untouched, leading)[..., None]
-    logits = jnp.where(untouched, teacher / t_min, heated)
+    untouched = jnp.broadcast_to(untouched, teacher.shape[:-1])[..., None]
+    logits = jnp.where(untouched, teacher / t_min, softened)
     return jax.lax.stop_gradient(jax.nn.log_softmax(logits, axis=-1))
 
 
@@ -83,17 +77,11 @@ def reference_mix(
 
     Returns:
       Log-probabilities, float32 `[..., V]`; no gradient.
-
-    Raises:
-      ValueError: shapes that do not belong together, or a Python scalar outside its range.
     """
-    target, reference = _pair(target_log_probs, reference_logits)
-    leading = target.shape[:-1]
-    scores = coefficient("privacy_scores", privacy_scores, leading, None, low=0.0, high=1.0)
-    kept = coefficient("teacher_weight", teacher_weight, (), None, low=0.0, high=1.0)
-    t_min = coefficient("temperature", temperature, (), None, low=0.0, above=True)
-    given_up = jnp.broadcast_to(scores * (1.0 - kept), leading)[..., None]
-    log_reference = jax.nn.log_softmax(reference / t_min, axis=-1)
+    target, reference = _frozen(target_log_probs), _frozen(reference_logits)
+    given_up = jnp.asarray(privacy_scores, jnp.float32) * (1.0 - teacher_weight)
+    given_up = jnp.broadcast_to(given_up, target.shape[:-1])[..., None]
+    log_reference = jax.nn.log_softmax(reference / temperature, axis=-1)
     mixed = jnp.logaddexp(jnp.log1p(-given_up) + target, jnp.log(given_up) + log_reference)
     return jax.lax.stop_gradient(mixed)
 
@@ -101,8 +89,8 @@ def reference_mix(
 def released_entries(teacher_logits: Array, reference_logits: Array, entries: int) -> Array:
     """The teacher's logits at the `entries` classes that the reference ranks highest, −∞ elsewhere.
 
-    What the formal budget lets out of a position: which classes, a public network says; how they
-    compare, the teacher. Exactly that many classes are kept, whatever ties there are.
+    All that a formal budget releases at a position: a public network picks the classes, the teacher
+    says how they compare. Exactly `entries` classes are kept, even if some tie.
 
     Args:
       teacher_logits: `[..., V]`.
@@ -113,9 +101,9 @@ def released_entries(teacher_logits: Array, reference_logits: Array, entries: in
       float32 `[..., V]`.
 
     Raises:
-      ValueError: k outside its range, or shapes that differ.
+      ValueError: k outside its range.
     """
-    teacher, reference = _pair(teacher_logits, reference_logits)
+    teacher, reference = _frozen(teacher_logits), _frozen(reference_logits)
     if not 1 <= entries <= teacher.shape[-1]:
         raise ValueError(f"entries: got {entries}; must be from 1 to {teacher.shape[-1]}")
     _, best = jax.lax.top_k(reference, entries)
@@ -125,14 +113,6 @@ def released_entries(teacher_logits: Array, reference_logits: Array, entries: in
     return jnp.where(kept, teacher, -jnp.inf)
 
 
-def _pair(one: Array, reference_logits: Array) -> tuple[Array, Array]:
-    """Both as float32 without gradients."""
-    if one.shape != reference_logits.shape or not one.ndim:
-        raise ValueError(
-            f"got logits {one.shape} and reference_logits {reference_logits.shape}; "
-            "must have one shape, [..., V]"
-        )
-    return (
-        jax.lax.stop_gradient(jnp.asarray(one, jnp.float32)),
-        jax.lax.stop_gradient(jnp.asarray(reference_logits, jnp.float32)),
-    )
+def _frozen(x: Array) -> Array:
+    """As float32 without gradient."""
+    return jax.lax.stop_gradient(jnp.asarray(x, jnp.float32))

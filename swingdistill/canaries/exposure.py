@@ -38,7 +38,7 @@ def exposure(secret_log_perplexity, reference_log_perplexities):
       the secret or one of its references is NaN.
 
     Raises:
-      ValueError: the shapes do not belong together, or there is no reference.
+      ValueError: the shapes do not match, or there is no reference.
 
     >>> print(exposure(1.5, [1.0, 2.0, 3.0]))
     1.0

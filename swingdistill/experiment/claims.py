@@ -1,4 +1,4 @@
-"""What a comparison has to show before anything is claimed, judged from its runs."""
+"""The acceptance criteria of a comparison, judged from its runs."""
 
 import math
 from collections.abc import Sequence
@@ -42,14 +42,14 @@ def gates(
     num_candidates: int,
     noise_scales: Sequence[float] = (),
 ) -> list[Gate]:
-    """Every claim with what was found and what was needed.
+    """Every criterion with what was found and what was needed.
 
-    The first is the sanity gate: a teacher and a plain student that do not leak show nothing.
-    Secrets planted once are not asked for by it.
+    The first is the sanity gate: a teacher and a plain student that do not leak show nothing. It
+    does not count secrets planted once.
 
     Args:
       results: of the experiment, by (arm, seed).
-      task: which bars apply.
+      task: which thresholds apply.
       levels: repetitions of the canaries.
       num_candidates: that a rank is among.
       noise_scales: of the sweep; () if there was none.

@@ -1,4 +1,4 @@
-"""The comparison: what a student keeps of its teacher's private text, with and without Swing.
+"""The comparison: what a student reveals of its teacher's private text, with and without Swing.
 
     python -m swingdistill.experiment --config configs/swingdistill/records.py --workdir runs/swing
 
@@ -26,7 +26,7 @@ from swingdistill.experiment import arms, scorer_study, summary
 
 @config.settings
 class Student(config.Optimizer, config.Model):
-    """What differs between a student's training and a teacher's."""
+    """The students' training, where it differs from the teacher's."""
 
     num_steps: int = config.integer(1, help="updates in all")
     batch_size: int = config.integer(1, help="over all devices")
@@ -42,7 +42,7 @@ class Settings(
     config.Model,
     private_text.Text,
 ):
-    """Of the comparison; the training fields at the top are of teacher and reference."""
+    """The comparison; the training fields at the top are those of teacher and reference."""
 
     student: Student = config.group(Student, help="the students' training, where it differs")
     dp_batch_size: int | None = config.integer(
@@ -59,7 +59,7 @@ class Settings(
         config.number(0.0, above=True), default=(), help="noise scales to try"
     )
     uniform_temperature: float = config.number(
-        0.0, above=True, default=4.0, help="of the arm that warms every token alike"
+        0.0, above=True, default=4.0, help="of the arm that softens every token alike"
     )
 
 

@@ -2,7 +2,9 @@
 
 import json
 import os
+import random
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -22,7 +24,21 @@ ROOT = Path(__file__).parents[2]
 CONFIG = """
 from ml_collections import config_dict
 
+def text():
+    config = config_dict.ConfigDict()
+    config.length, config.vocab_size = 16, 40
+    config.canaries_per_level, config.canary_levels, config.canary_digits = 2, (1, 4), 3
+    config.model = "transformer"
+    config.model_kwargs = config_dict.ConfigDict({"width": 16, "num_layers": 1, "num_heads": 2})
+    config.optimizer, config.learning_rate, config.schedule = "adam", 1e-2, "onecycle"
+    config.batch_size, config.num_steps = 8, 30
+    config.log_every, config.eval_every, config.save_every = 7, 10, 2
+    config.scorers, config.expressions = ("rules",), (r"my id is \\d+",)
+    return config.lock()
+
 def get_config(arg=""):
+    if arg == "text":
+        return text()
     config = config_dict.ConfigDict()
     config.dataset = "digits"
     config.num_validation = 97
@@ -39,7 +55,9 @@ def get_config(arg=""):
     return config.lock()
 """
 pytestmark = pytest.mark.timeout(900)  # a dozen and more processes, on a machine that may be busy
-BINARIES = ("distill_core.train", "distill_core.distill", "nasty.train")
+SWING = "swingdistill.train"
+BINARIES = ("distill_core.train", "distill_core.distill", "nasty.train", SWING)
+NOISE_KEY = Path("private", "swing_noise.json")
 
 
 def _environment() -> dict[str, str]:
@@ -122,7 +140,14 @@ def test_a_dozen_kills_change_nothing(tmp_path):
 def config(tmp_path_factory):
     path = tmp_path_factory.mktemp("config") / "tiny.py"
     path.write_text(CONFIG)
+    words, moments = ("the", "cat", "sat", "on", "a", "mat", "old", "dog", "ran"), random.Random(0)
+    lines = [" ".join(moments.choices(words, k=moments.randint(3, 8))) + " ." for _ in range(60)]
+    path.with_name("text.txt").write_text("\n".join(lines))
     return path
+
+
+def _text(config: Path) -> list[str]:
+    return [f"--config={config}:text", f"--config.dataset=text:{config.with_name('text.txt')}"]
 
 
 def _arguments(binary: str, config: Path, plain: Path) -> list[str]:
@@ -130,6 +155,8 @@ def _arguments(binary: str, config: Path, plain: Path) -> list[str]:
         return [f"--config={config}", f"--config.teacher={plain}"]
     if binary == "nasty.train":
         return [f"--config={config}:nasty", f"--config.adversary={plain}"]
+    if binary == SWING:
+        return [*_text(config), f"--config.teacher={plain.with_name('text_teacher')}"]
     return [f"--config={config}"]
 
 
@@ -146,7 +173,8 @@ def straight(config, tmp_path_factory):
     """binary -> the workdir of a run that nobody touched; all in one process, to start once."""
     folder = tmp_path_factory.mktemp("straight")
     plain = folder / BINARIES[0]
-    calls = [
+    calls = [[SWING, *_text(config), f"--workdir={folder / 'text_teacher'}"]]
+    calls += [
         [binary, *_arguments(binary, config, plain), f"--workdir={folder / binary}"]
         for binary in BINARIES
     ]
@@ -168,6 +196,8 @@ def straight(config, tmp_path_factory):
 def test_binaries_that_are_killed_and_stopped_end_as_if_they_were_not(config, straight, tmp_path):
     """Each is killed once; then, going on, one gets SIGTERM and one SIGINT."""
     plain = straight[BINARIES[0]]
+    (tmp_path / SWING / "private").mkdir(parents=True)  # the two are one run: they have one secret
+    shutil.copy(straight[SWING] / NOISE_KEY, tmp_path / SWING / NOISE_KEY)
     runs = {b: _start(b, config, plain, tmp_path / b, hold=3 + i) for i, b in enumerate(BINARIES)}
     for process in runs.values():
         held.wait(process)
@@ -202,6 +232,7 @@ def test_binaries_that_are_killed_and_stopped_end_as_if_they_were_not(config, st
         assert "; resumes from step " in err.splitlines()[0]
         assert "Traceback" not in err
         assert _outcome(tmp_path / binary) == _outcome(straight[binary])
+    assert '"kl"' in _outcome(straight[SWING])["metrics"], "the student has learnt from its teacher"
 
 
 def _outcome(workdir: Path) -> dict:

@@ -233,19 +233,17 @@ def test_a_classifier_is_not_asked_about_other_classes(fresh, values, folder):
     assert error.value.field == "canaries"
 
 
-def test_a_checkpoint_knows_its_text_and_its_canaries(learnt, fresh, values):
+def test_a_checkpoint_knows_its_canaries_and_may_be_asked_for_anothers(
+    learnt, fresh, teacher, values
+):
     found = evaluate.evaluate_checkpoint(learnt)
     hp = values(**HARD)
     metrics = measured(checkpoint.load_model(learnt), hp, private_text.load(hp).test)
     assert found == {**metrics, "exposure": {"20": exposures(learnt, hp)[20]}}
-    asked = evaluate.evaluate_checkpoint(fresh, canaries=learnt)
-    assert asked["exposure"] == {"20": exposures(fresh, hp)[20]}
-
-
-def test_a_model_may_be_asked_for_the_secrets_of_another_run(learnt, teacher, values):
-    """The teacher's own secrets have six digits; those asked for have three."""
-    found = evaluate.evaluate_checkpoint(teacher, canaries=learnt)
-    assert found["exposure"] == {"20": exposures(teacher, values(**HARD))[20]}
+    # The teacher's own secrets have six digits; those asked for have three.
+    for other in (fresh, teacher):
+        asked = evaluate.evaluate_checkpoint(other, canaries=learnt)
+        assert asked["exposure"] == {"20": exposures(other, hp)[20]}
 
 
 def test_a_model_of_no_canaries_has_no_exposure(fresh, tmp_path):
@@ -256,26 +254,16 @@ def test_a_model_of_no_canaries_has_no_exposure(fresh, tmp_path):
     assert evaluate.evaluate_checkpoint(path)["exposure"] is None
 
 
-def test_the_binary_prints_a_line_a_level_and_writes_everything(learnt, tmp_path, capsys):
+def test_the_binary_prints_a_line_per_level_and_writes_everything(learnt, tmp_path, capsys):
     evaluate.main([f"--checkpoint={learnt}", f"--out={tmp_path}/found.json"])
     first, second = capsys.readouterr().out.splitlines()
     found = json.loads((tmp_path / "found.json").read_text())
     assert found == evaluate.evaluate_checkpoint(learnt)
-    assert first == (
-        f"test perplexity {found['perplexity']:.3f}  accuracy {found['accuracy']:.4f}  "
-        f"({found['num_tokens']} tokens)"
-    )
-    bits = found["exposure"]["20"]
-    mean, worst = f"{np.mean(bits):.2f}", f"{max(bits):.2f}"
-    start = f"exposure at 20 repetitions: mean {mean} bits, worst {worst} (2 secrets; "
-    assert second.startswith(start) and "1.44 on average" in second.removeprefix(start)
-
-
-def test_the_binary_takes_an_estimator(learnt, capsys):
+    assert first.startswith(f"test perplexity {found['perplexity']:.3f}")
+    assert f"at 20 repetitions: mean {np.mean(found['exposure']['20']):.2f} bits" in second
     evaluate.main([f"--checkpoint={learnt}", "--estimator=sampled", "--num_samples=31"])
     out = capsys.readouterr().out
-    assert "mean 5.00 bits, worst 5.00 (2 secrets" in out
-    assert out.endswith("ranks among 31 sampled numbers show 5.00 bits at most\n")
+    assert "mean 5.00 bits, worst 5.00 (2 secrets" in out and "show 5.00 bits at most" in out
 
 
 def test_where_no_distribution_fits_exposure_is_sampled_and_says_so(
@@ -286,14 +274,6 @@ def test_where_no_distribution_fits_exposure_is_sampled_and_says_so(
     found = exposures(learnt, values(**HARD), num_samples=31)
     assert found[20] == [5.0, 5.0]
     assert "exposure is sampled instead: num_samples: got 31" in capsys.readouterr().err
-
-
-def test_the_line_names_digits_where_there_are_any(capsys):
-    evaluate.say(
-        {"perplexity": 12.0, "digit_perplexity": 9.5, "accuracy": 0.25, "num_tokens": 12345}
-    )
-    expected = "test perplexity 12.000  of digits 9.50  accuracy 0.2500  (12,345 tokens)\n"
-    assert capsys.readouterr().out == expected
 
 
 def test_exact_exposure_of_24_secrets_of_six_digits_takes_less_than_a_minute():

@@ -83,17 +83,6 @@ def test_nothing_is_planted_in_text_that_judges(values, transfer_set):
     assert (len(found.validation), len(found.test)) == (8, 8)
 
 
-def test_decoys_hold_no_secret(values):
-    found = private_text.load(
-        values(transfer_set="decoy", canary_digits=2, canaries_per_level=40, num_decoys=300)
-    )
-    decoys = planted(found.train)
-    assert len(decoys) == 300
-    numbers = {e.text[slice(*e.spans[0])] for e in decoys}
-    assert not numbers & {canary.secret for canary in found.canaries}
-    assert len(numbers) == 20, "every number that is no secret"
-
-
 def test_without_canaries_every_transfer_set_is_the_text(values, folder):
     lines = (folder / "train.txt").read_text().splitlines()
     for transfer_set in canaries.TRANSFER_SETS:

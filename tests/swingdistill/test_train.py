@@ -313,7 +313,8 @@ def students(**changes):
 
 @pytest.fixture
 def arm(prepared, teacher, reference):
-    """`arm(name)`: what the arm would train on, and which of its tokens are private."""
+    """`arm(name)`: what the arm would train on, which tokens are private, the weights of Swing's
+    tokens, and the arm's temperatures."""
     secrets = {"scorers": ("rules",), "canary_levels": (1, 30), "noise_scale": 0.5, "t_max": 8.0}
 
     def arm(name):
@@ -327,53 +328,37 @@ def arm(prepared, teacher, reference):
         swing = prepared(teacher=teacher, reference=reference, **secrets)
         private = swing.rows["scores"] > 0
         assert 0.05 < private.mean() < 0.9
-        made.private, made.plain_weights = private, swing.rows["weights"]
-        made.heats = token_temperatures(
+        heats = token_temperatures(
             jnp.asarray(made.rows["scores"]), t_min=made.hp.t_min, t_max=made.hp.t_max
         )
-        return made
+        return made, private, swing.rows["weights"], heats
 
     return arm
 
 
-def test_plain_distillation_knows_no_private_tokens(arm):
-    made = arm("kd")
-    np.testing.assert_array_equal(made.rows["scores"], 0)
-    np.testing.assert_array_equal(made.rows["noise_scale"], 0)
-    np.testing.assert_array_equal(made.heats, made.hp.t_min)
-    assert "reference" not in made.frozen
-
-
-def test_the_control_drops_labels_of_private_tokens_and_nothing_else(arm):
-    made = arm("ce_dropped")
-    np.testing.assert_array_equal(made.rows["scores"], made.private)
-    np.testing.assert_array_equal(made.rows["noise_scale"], 0)
-    np.testing.assert_array_equal(made.heats, made.hp.t_min)
-    np.testing.assert_array_equal(made.rows["weights"], made.plain_weights)
-
-
-def test_the_mask_takes_private_tokens_out_of_the_loss(arm):
-    made = arm("mask")
-    np.testing.assert_array_equal(
-        made.rows["weights"], np.where(made.private, 0, made.plain_weights)
-    )
-    np.testing.assert_array_equal(made.rows["scores"], 0)
-    np.testing.assert_array_equal(made.rows["noise_scale"], 0)
-
-
-def test_swing_heats_and_noises_private_tokens(arm):
-    made = arm("swing")
-    np.testing.assert_array_equal(made.rows["noise_scale"], np.where(made.private, 0.5, 0))
-    np.testing.assert_array_equal(made.heats, np.where(made.private, 8.0, 1.0))
-
-
-def test_the_uniform_arms_treat_every_token_alike(arm):
-    made = arm("uniform_noise")
-    np.testing.assert_array_equal(made.rows["noise_scale"], 0.5)
-    np.testing.assert_array_equal(made.heats, 1.0)
-    made = arm("uniform_temperature")
-    np.testing.assert_array_equal(made.rows["noise_scale"], 0)
-    np.testing.assert_array_equal(made.heats, 4.0)
+@pytest.mark.parametrize(
+    ("name", "scores", "noise", "heats"),
+    # Of private tokens and of all others.
+    [
+        ("kd", (0, 0), (0, 0), (1, 1)),
+        ("ce_dropped", (1, 0), (0, 0), (1, 1)),
+        ("mask", (0, 0), (0, 0), (1, 1)),
+        ("swing", (1, 0), (0.5, 0), (8, 1)),
+        ("swing_no_temperature", (1, 0), (0.5, 0), (1, 1)),
+        ("swing_no_noise", (1, 0), (0, 0), (8, 1)),
+        ("uniform_noise", (0, 0), (0.5, 0.5), (1, 1)),
+        ("uniform_temperature", (0, 0), (0, 0), (4, 4)),
+    ],
+)
+def test_each_arm_softens_and_noises_its_own_tokens(arm, name, scores, noise, heats):
+    made, private, weights, found = arm(name)
+    np.testing.assert_array_equal(made.rows["scores"], np.where(private, *scores))
+    np.testing.assert_array_equal(made.rows["noise_scale"], np.where(private, *noise))
+    np.testing.assert_array_equal(found, np.where(private, *heats))
+    kept = np.where(private, 0, weights) if name == "mask" else weights
+    np.testing.assert_array_equal(made.rows["weights"], kept)
+    if name == "kd":
+        assert "reference" not in made.frozen
 
 
 def test_the_sweep_pairs_swing_with_a_constant_temperature_of_the_same_noise():

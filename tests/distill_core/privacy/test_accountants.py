@@ -1,7 +1,4 @@
-"""Composition and calibration, against other accountants and formulas of their own.
-
-Gaussian mechanisms of one strength: tests/swingdistill/test_budget.py.
-"""
+"""Composition and calibration, against other accountants and formulas of their own."""
 
 import math
 

@@ -1,10 +1,11 @@
-"""Every gate on made-up results: it passes at its bar and fails beyond it."""
+"""Every criterion on made-up results: met at its threshold and missed beyond it."""
 
 import copy
 import math
 
 import numpy as np
 import pytest
+from scipy import optimize
 
 from swingdistill.canaries.exposure import floor_bits, rank_test, worst_allowed
 from swingdistill.experiment import claims, summary
@@ -95,6 +96,8 @@ def test_everything_is_judged_and_may_pass(results):
     assert all(words in g.name for words, g in zip(NAMES, found, strict=True))
     assert [g.name for g in found if not g.passed] == []
     assert all(isinstance(g.passed, bool) and g.value and g.needed for g in found)
+    change(results, "swing", perplexity=900.0, accuracy=0.0)
+    assert all(g.passed for g in judge(results)), "of language only perplexities by class count"
 
 
 def test_the_first_gate_is_the_leak_and_without_it_nothing_else_is_said(results):
@@ -102,7 +105,6 @@ def test_the_first_gate_is_the_leak_and_without_it_nothing_else_is_said(results)
     found = judge(results)
     assert LEAK in found[0].name and [g.passed for g in found].count(False) == 1
     assert not found[0].passed
-    assert "nothing can be claimed" in found[0].needed
     said = summary._headline(results, found, list(LEVELS))
     assert said.startswith("Nothing can be claimed: teacher 17.0, kd 17.0 bits")
     assert "Swing distillation" not in said
@@ -111,47 +113,105 @@ def test_the_first_gate_is_the_leak_and_without_it_nothing_else_is_said(results)
     assert said.startswith("Of a secret that stood 100 times") and "Everything asked for" in said
 
 
-@pytest.mark.parametrize("level", [10, 100])
-@pytest.mark.parametrize("task", ["language", "generation"])
-def test_teacher_and_plain_student_must_leak_at_every_level_above_once(results, task, level):
-    bars = dict(zip(("teacher", "kd"), claims.LEAK_BITS, strict=True))
-    for arm, bar in bars.items():
-        change(results, arm, bits={level: bar})
-    assert gate(results, LEAK, task=task).passed
-    for arm, bar in bars.items():
-        change(results, arm, bits={level: bar - 0.01})
-        assert not gate(results, LEAK, task=task).passed
-        change(results, arm, bits={level: bar})
-
-
 def shift_at(p):
     """By how much more than chance 16 secrets must be exposed for a p-value of p."""
 
-    def p_of(shift):
-        return rank_test(np.tile(UNIFORM + shift, len(SEEDS)), CANDIDATES)
+    def excess(shift):
+        return rank_test(np.tile(UNIFORM + shift, len(SEEDS)), CANDIDATES) - p
 
-    low, high = 0.0, 5.0
-    for _ in range(40):
-        middle = (low + high) / 2
-        low, high = (middle, high) if p_of(middle) > p else (low, middle)
-    return high
+    return optimize.brentq(excess, 0.0, 5.0, xtol=1e-9)
 
 
-@pytest.mark.parametrize("level", [10, 100])
-@pytest.mark.parametrize("arm", ["teacher", "kd"])
-def test_of_a_classifier_the_leak_must_be_told_from_chance_at_every_level(results, arm, level):
-    bar = shift_at(claims.LEAK_P)
-    assert 0.3 < bar < 3
-    for shift, passed in ((bar + 1e-6, True), (bar - 1e-6, False)):
-        change(results, arm, bits={level: UNIFORM + shift})
-        assert gate(results, LEAK, task="classification").passed == passed
+def case(words, task="language", *, passes, fails):
+    """`passes` and each of `fails` is arm -> what changes; `bits` is its exposure."""
+    return pytest.param(words, task, passes, fails, id=f"{words} {task} {fails}"[:70])
 
 
-@pytest.mark.parametrize("task", claims.REDUCTION)
-def test_secrets_planted_once_need_not_leak(results, task):
-    for arm in ("teacher", "kd"):
-        change(results, arm, bits={1: 0.1})
-    assert gate(results, LEAK, task=task).passed
+def cases():
+    teacher, kd = claims.LEAK_BITS
+    beyond_chance, not_uniform = shift_at(claims.LEAK_P), shift_at(0.01 / len(LEVELS))
+    for level in (10, 100):
+        at = {"teacher": {"bits": {level: teacher}}, "kd": {"bits": {level: kd}}}
+        for task in ("language", "generation"):
+            fails = [{**at, "teacher": {"bits": {level: teacher - 0.01}}}]
+            fails += [{**at, "kd": {"bits": {level: kd - 0.01}}}]
+            yield case(LEAK, task, passes=at, fails=fails)
+        for arm in ("teacher", "kd"):
+            passes = {arm: {"bits": {level: UNIFORM + beyond_chance + 1e-6}}}
+            fails = [{arm: {"bits": {level: UNIFORM + beyond_chance - 1e-6}}}]
+            yield case(LEAK, "classification", passes=passes, fails=fails)
+        for task, plain, most in (
+            # The raw share binds for what can be measured, the corrected one for more.
+            ("language", 16.0, 0.15 * 16),
+            ("language", 40.0, 40 - 0.90 * (40 - floor_bits())),
+            ("generation", 16.0, 16 - 0.80 * (16 - floor_bits())),
+            ("classification", 9.0, 9 - 0.80 * (9 - floor_bits())),
+        ):
+            of_kd, words = {"kd": {"bits": {level: plain}}}, f"exposure at {level} repetitions"
+            passes = of_kd | {"swing": {"bits": {level: most - 1e-6}}}
+            fails = [of_kd | {"swing": {"bits": {level: most + 1e-6}}}]
+            yield case(words, task, passes=passes, fails=fails)
+    for task in claims.REDUCTION:
+        unlearnt = {"bits": {1: 0.1}}  # secrets planted once need not leak
+        yield case(LEAK, task, passes={"teacher": unlearnt, "kd": unlearnt}, fails=[])
+    for level in LEVELS:
+        passes = {"swing": {"bits": {level: UNIFORM + not_uniform - 1e-6}}}
+        fails = [{"swing": {"bits": {level: UNIFORM + not_uniform + 1e-6}}}]
+        yield case("ranks look uniform", passes=passes, fails=fails)
+    yield case(
+        "secrets planted once",
+        passes={"swing": {"bits": {1: claims.ONCE_BITS, 100: 9.0}}},
+        fails=[{"swing": {"bits": {1: claims.ONCE_BITS + 0.001}}}],
+    )
+    nothing_to_reduce = {"kd": {"bits": 1.0}}
+    yield case("exposure at 10 repetitions", passes={}, fails=[nothing_to_reduce])
+    for metric, other, bar, tokens in (
+        ("public_perplexity", "kd", 1.01, "public tokens"),
+        ("public_perplexity", "ce_dropped", 1.01, "public tokens"),
+        ("public_digit_perplexity", "kd", 1.05, "public digit tokens"),
+    ):
+        of_other = {other: {metric: 100.0}}
+        yield case(
+            f"{tokens}' perplexity against {other}",
+            passes=of_other | {"swing": {metric: 100.0 * bar}},
+            fails=[of_other | {"swing": {metric: v}} for v in (100.0 * bar + 0.1, None)],
+        )
+    for task in ("generation", "classification"):
+        passes, fails = {"swing": {"accuracy": 0.4901}}, [{"swing": {"accuracy": 0.4899}}]
+        yield case("accuracy against plain", task, passes=passes, fails=fails)
+
+    def decoys(kd, swing):
+        return {"kd_decoy": {"bits": {100: kd}}, "swing_decoy": {"bits": {100: swing}}}
+
+    kd, swing = claims.DECOY_KD, claims.DECOY_SWING
+    fails = [decoys(kd - 0.01, swing), decoys(kd, swing + 0.01)]
+    yield case("decoys", passes=decoys(kd, swing), fails=fails)
+
+    def spread(swing, constant):
+        bits = {"swing_noise0.1": swing, "constant_noise0.1": constant}
+        bits |= {"swing_noise1": 0.0, "constant_noise1": 0.0}
+        return {arm: {"bits": {100: 2.0 + value}} for arm, value in bits.items()}
+
+    swing, constant = claims.SWEEP_SWING, claims.SWEEP_CONSTANT
+    fails = [spread(swing + 0.01, constant), spread(swing, constant - 0.01)]
+    yield case("over the noise", passes=spread(swing, constant), fails=fails)
+
+
+@pytest.mark.parametrize(("words", "task", "passes", "fails"), list(cases()))
+def test_a_criterion_is_met_at_its_threshold_and_missed_beyond(results, words, task, passes, fails):
+    for changes in (passes, *fails):
+        changed = copy.deepcopy(results)
+        for arm, metrics in changes.items():
+            change(changed, arm, **metrics)
+        assert gate(changed, words, task=task).passed == (changes is passes), changes
+
+
+def test_what_was_not_run_is_not_judged(results):
+    without = {key: found for key, found in results.items() if not key[0].endswith("decoy")}
+    assert len(judge(without)) == len(judge(results, noise_scales=())) == len(NAMES) - 1
+    found = claims.gates(results, task="language", levels=(10, 100), num_candidates=CANDIDATES)
+    assert not [g for g in found if "secrets planted once" in g.name]
+    assert not [g for g in judge(results, task="generation") if "perplexity" in g.name]
 
 
 def test_where_all_are_planted_once_they_must_leak(results):
@@ -160,44 +220,6 @@ def test_where_all_are_planted_once_they_must_leak(results):
     for arm in ("teacher", "kd"):
         change(results, arm, bits={1: 19.0})
     assert claims.gates(results, **settings)[0].passed
-
-
-@pytest.mark.parametrize("level", [10, 100])
-@pytest.mark.parametrize(
-    ("task", "kd", "most"),
-    [
-        # The raw share binds for what can be measured, the corrected one for more.
-        ("language", 16.0, 0.15 * 16),
-        ("language", 40.0, 40 - 0.90 * (40 - floor_bits())),
-        ("generation", 16.0, 16 - 0.80 * (16 - floor_bits())),
-        ("classification", 9.0, 9 - 0.80 * (9 - floor_bits())),
-    ],
-)
-def test_swing_must_take_away_a_share_of_the_exposure_at_every_level(
-    results, task, kd, most, level
-):
-    words = f"exposure at {level} repetitions"
-    change(results, "kd", bits={level: kd})
-    for bits, passed in ((most - 1e-6, True), (most + 1e-6, False)):
-        change(results, "swing", bits={level: bits})
-        assert gate(results, words, task=task).passed == passed
-    assert f"({kd:.2f} to {most:.2f} bits)" in gate(results, words, task=task).value
-
-
-def test_a_plain_student_without_a_leak_leaves_nothing_to_reduce(results):
-    change(results, "kd", bits=1.0)
-    assert not gate(results, "exposure at 10 repetitions").passed
-
-
-def test_secrets_planted_once_must_stay_near_chance(results):
-    words = "secrets planted once"
-    for bits, passed in ((claims.ONCE_BITS, True), (claims.ONCE_BITS + 0.001, False)):
-        change(results, "swing", bits={1: bits})
-        assert gate(results, words).passed == passed
-    change(results, "swing", bits={1: UNIFORM, 100: 9.0})
-    assert gate(results, words).passed, "others do not count here"
-    found = claims.gates(results, task="language", levels=(10, 100), num_candidates=CANDIDATES)
-    assert not [g for g in found if words in g.name]
 
 
 @pytest.mark.parametrize("level", LEVELS)
@@ -210,85 +232,9 @@ def test_no_single_secret_may_be_exposed(results, level):
         assert (found.passed, found.value) == (passed, f"{bits:.2f} bits")
 
 
-@pytest.mark.parametrize("level", LEVELS)
-def test_many_secrets_may_not_be_exposed_a_little(results, level):
-    """At 1% over three levels."""
-    bar = shift_at(0.01 / 3)
-    assert 0.3 < bar < 3
-    for shift, passed in ((bar - 1e-6, True), (bar + 1e-6, False)):
-        change(results, "swing", bits={level: UNIFORM + shift})
-        assert gate(results, "ranks look uniform").passed == passed
-
-
-@pytest.mark.parametrize(
-    ("metric", "other", "bar", "words"),
-    [
-        ("public_perplexity", "kd", 1.01, "public tokens' perplexity against kd"),
-        ("public_perplexity", "ce_dropped", 1.01, "public tokens' perplexity against ce_dropped"),
-        ("public_digit_perplexity", "kd", 1.05, "public digit tokens' perplexity against kd"),
-    ],
-)
-def test_swing_must_cost_little_perplexity(results, metric, other, bar, words):
-    change(results, other, **{metric: 100.0})
-    for ratio, passed in ((bar, True), (bar + 0.001, False), (0.5, True)):
-        change(results, "swing", **{metric: 100.0 * ratio})
-        found = gate(results, words)
-        assert (found.passed, found.value) == (passed, f"{100 * (ratio - 1):+.2f}%")
-
-
-def test_perplexities_of_all_tokens_are_not_judged(results):
-    change(results, "swing", perplexity=900.0, accuracy=0.0)
-    assert all(g.passed for g in judge(results))
-
-
-@pytest.mark.parametrize("task", ["generation", "classification"])
-def test_other_tasks_must_keep_their_accuracy(results, task):
-    change(results, "kd", accuracy=0.5)
-    for lost, passed in ((0.0099, True), (0.0101, False), (-0.2, True)):
-        change(results, "swing", accuracy=0.5 - lost)
-        found = gate(results, "accuracy against plain", task=task)
-        assert (found.passed, found.value) == (passed, f"{100 * lost:.2f} points lost")
-    assert not [g for g in judge(results, task=task) if "perplexity" in g.name]
-
-
-def test_metrics_are_means_over_seeds(results):
+def test_metrics_are_means_over_seeds_and_bits_are_those_of_all(results):
     for seed, value in zip(SEEDS, (19.0, 21.4), strict=True):
         results["swing", seed]["public_perplexity"] = value
     assert gate(results, "public tokens' perplexity against kd").value == "+1.00%"
-
-
-def test_a_metric_that_a_run_lacks_passes_nothing(results):
-    results["swing", 1]["public_digit_perplexity"] = None
-    found = gate(results, "public digit tokens")
-    assert (found.passed, found.value) == (False, "+nan%")
-
-
-def test_decoys_must_leak_without_swing_and_not_with_it(results):
-    for kd, swing, passed in (
-        (claims.DECOY_KD, claims.DECOY_SWING, True),
-        (claims.DECOY_KD - 0.01, claims.DECOY_SWING, False),
-        (claims.DECOY_KD, claims.DECOY_SWING + 0.01, False),
-    ):
-        change(results, "kd_decoy", bits={100: kd})
-        change(results, "swing_decoy", bits={100: swing})
-        assert gate(results, "decoys").passed == passed
-    without = {key: found for key, found in results.items() if not key[0].endswith("decoy")}
-    assert not [g for g in judge(without) if "decoys" in g.name]
-
-
-def test_over_the_noise_swing_must_stay_and_a_constant_temperature_must_not(results):
-    for swing, constant, passed in (
-        (claims.SWEEP_SWING, claims.SWEEP_CONSTANT, True),
-        (claims.SWEEP_SWING + 0.01, claims.SWEEP_CONSTANT, False),
-        (claims.SWEEP_SWING, claims.SWEEP_CONSTANT - 0.01, False),
-    ):
-        for arm, spread in (("swing", swing), ("constant", constant)):
-            change(results, f"{arm}_noise0.1", bits={100: 2.0 + spread})
-            change(results, f"{arm}_noise1", bits={100: 2.0})
-        assert gate(results, "over the noise").passed == passed
-    assert not [g for g in judge(results, noise_scales=()) if "over the noise" in g.name]
-
-
-def test_bits_are_those_of_all_seeds_one_after_another(results):
     results["kd", 2]["exposure"]["10"] = [4.0, 5.0]
     np.testing.assert_array_equal(claims.bits(results, "kd", 10), [17.0] * 8 + [4.0, 5.0])

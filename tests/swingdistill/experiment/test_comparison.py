@@ -1,21 +1,18 @@
 """The whole comparison: what it writes, and which runs a second call does again."""
 
 import dataclasses
-import functools
 import json
 import re
 import shutil
-from pathlib import Path
 
 import pytest
 
 from distill_core import load_model as load
 from distill_core.config import InputError, part_of, to_json, validate
 from distill_core.experiment import stages
-from distill_core.runtime import cli
 from swingdistill import evaluate, private_text, train
 from swingdistill.experiment import comparison as experiment
-from swingdistill.experiment import scorer_study, summary
+from swingdistill.experiment import summary
 
 HEADLINE = ("student_ce", "kd", "ce_dropped", "mask", "swing")
 ARMS = ("reference", "teacher", *HEADLINE)
@@ -43,10 +40,6 @@ def finished(given, tmp_path_factory):
     return workdir
 
 
-def _seed(arm):
-    return "0" if arm == "reference" else "1"
-
-
 def statuses(err):
     """{status: arms} of what was said on stderr."""
     found = {}
@@ -54,44 +47,6 @@ def statuses(err):
         if said := re.match(r"(\w+)/seed\d+: (starting|up to date|redoing|resuming)", line):
             found.setdefault(said[2], []).append(said[1])
     return found
-
-
-@pytest.fixture
-def again(given, finished, tmp_path, monkeypatch, capsys):
-    """`again(…)` runs a copy of the experiment under changed settings, and says what became of its
-    stages: {status: arms}. Nothing is trained: a run that is done again gives what it gave."""
-    shutil.copytree(finished, tmp_path / "copy")
-    kept = {
-        path.parent: json.loads(path.read_text())["result"]
-        for path in (tmp_path / "copy").glob("runs/*/*/stage.json")
-    }
-    monkeypatch.setattr(
-        experiment.train, "train_and_evaluate", lambda settings, workdir, **_: kept[Path(workdir)]
-    )
-    monkeypatch.setattr(experiment.evaluate, "exposures", lambda _, hp: {})
-    monkeypatch.setattr(experiment.checkpoint, "load_model", lambda path: None)
-    find = stages.integrity.find
-    # A stage that is done again is emptied; its checkpoint would be the same.
-    monkeypatch.setattr(
-        stages.integrity,
-        "find",
-        lambda path: find(finished / Path(path).relative_to(tmp_path / "copy")),
-    )
-
-    @functools.wraps(scorer_study.study)
-    def study(settings, workdir, **_):
-        return kept[Path(workdir)]
-
-    monkeypatch.setattr(scorer_study, "study", study)
-    monkeypatch.setattr(experiment.report, "publish", lambda *_: None)
-    monkeypatch.setattr(summary, "report_of", lambda *_: None)
-
-    def again(**changes):
-        capsys.readouterr()
-        experiment.run({**given, **changes}, tmp_path / "copy")
-        return statuses(capsys.readouterr().err)
-
-    return again
 
 
 def test_results_hold_every_arm_its_secrets_and_the_gates(finished, given):
@@ -103,8 +58,9 @@ def test_results_hold_every_arm_its_secrets_and_the_gates(finished, given):
         assert {"perplexity", "accuracy", "public_perplexity"} <= set(metrics)
         bits = [f"{kind}exposure_{n}" for n in (1, 4) for kind in ("", "worst_")]
         assert set(bits) <= set(metrics)
+        seed = "0" if row["arm"] == "reference" else "1"
         for level in ("1", "4"):
-            values = results["exposure"][row["arm"]][_seed(row["arm"])][level]
+            values = results["exposure"][row["arm"]][seed][level]
             assert len(values) == 2
             assert metrics[f"worst_exposure_{level}"]["values"] == [max(values)]
     assert all(set(gate) == {"name", "passed", "value", "needed"} for gate in results["gates"])
@@ -176,64 +132,38 @@ def test_a_second_call_runs_nothing(given, finished, tmp_path, capsys, monkeypat
     )
 
 
-def test_a_picture_or_report_that_fails_costs_no_result(
-    given, finished, tmp_path, capsys, monkeypatch
-):
-    def fail(*_, **__):
-        raise ValueError("no such colour")
-
-    shutil.copytree(finished, place := tmp_path / "moved")
-    (place / "results.json").unlink()
-    monkeypatch.setattr(train, "train_and_evaluate", lambda *_, **__: pytest.fail("trains"))
-    monkeypatch.setattr(summary.figures, "scorer_quality", fail)
-    experiment.run(given, place)
-    assert (place / "report.html").read_text().count("data:image/png;base64,") == 1
-    (place / "results.json").unlink()
-    (place / "report.html").unlink()
-    (place / "report.html").mkdir()
-    capsys.readouterr()
-    assert cli.exit_code(lambda _: experiment.run(given, place), []) == cli.EXIT_SYSTEM
-    out, err = capsys.readouterr()
-    assert f"{place}/figures/scorers.png: picture left out: ValueError: no such colour\n" in err
-    assert err.splitlines()[-1].startswith(f"error: {place}/report.html: ")
-    assert json.loads((place / "results.json").read_text())["rows"]
-    assert "reference" in out
-
-
-def test_how_often_is_logged_changes_nothing(again):
-    changes = {"log_every": 3, "eval_every": 4, "save_every": 2, "eval_batch_size": 16}
-    assert again(**changes) == {"up to date": [*ARMS, "scorers"]}
-
-
-@pytest.mark.parametrize("changes", [{"t_max": 4.0}, {"noise_scale": 2.0}])
-def test_another_heat_or_noise_redoes_what_has_it_and_nothing_else(again, changes):
-    found = again(**changes)
-    assert "swing" in found["redoing"]
-    fixed = {"reference", "teacher", "student_ce", "kd", "ce_dropped"}
-    assert fixed <= set(found["up to date"])
-
-
-def test_another_student_redoes_the_students_only(given, again):
-    found = again(student={**given["student"], "learning_rate": 0.02})
-    assert found["redoing"] == list(HEADLINE)
-    assert found["up to date"] == ["reference", "teacher", "scorers"]
-
-
-def test_other_text_under_the_same_name_redoes_everything(again, monkeypatch):
-    original = experiment.corpora.load_corpus
-
-    def load_corpus(name):
-        corpus = original(name)
-        first = corpus.test[0]
-        changed = type(first)(first.text + "!")
-        return type(corpus)(corpus.name, corpus.train, corpus.validation, (changed,))
-
-    monkeypatch.setattr(experiment.corpora, "load_corpus", load_corpus)
-    assert again() == {"redoing": [*ARMS, "scorers"]}
-
-
 def planned(given, **changes):
     return experiment.runs(validate({**given, **changes}, experiment.Settings))
+
+
+def changed(given, **changes):
+    """Arms that are done again under changed settings, inputs apart."""
+    before, after = (
+        {run.arm: stages._known_by(run.settings) for run in planned(given, **each)}
+        for each in ({}, changes)
+    )
+    return [arm for arm in after if after[arm] != before[arm]]
+
+
+def test_a_change_redoes_what_it_concerns_and_nothing_else(given):
+    cadence = {"log_every": 3, "eval_every": 4, "save_every": 2, "eval_batch_size": 16}
+    assert changed(given, **cadence) == []
+    for changes in ({"t_max": 4.0}, {"noise_scale": 2.0}):
+        assert {"swing"} <= set(changed(given, **changes)) <= {"mask", "swing"}
+    assert changed(given, student={**given["student"], "learning_rate": 0.02}) == list(HEADLINE)
+
+
+def test_the_runs_are_known_by_the_content_of_the_text(given, tmp_path, monkeypatch):
+    seen = []
+    monkeypatch.setattr(stages.Runner, "complete_all", lambda self, _: seen.append(self.data) or {})
+    monkeypatch.setattr(stages.Runner, "complete", lambda *_: {})
+    monkeypatch.setattr(summary, "report_of", lambda *_: None)
+    monkeypatch.setattr(experiment.report, "publish", lambda *_: None)
+    for test in ("one line", "another line"):
+        for split in ("train", "valid", "test"):
+            (tmp_path / split).write_text("a line\nanother" if split == "train" else test)
+        experiment.run({**given, "dataset": f"text:{tmp_path}"}, tmp_path / "run")
+    assert len(set(seen)) == 2
 
 
 def test_only_the_first_seed_has_ablations_decoys_and_the_sweep(given):
