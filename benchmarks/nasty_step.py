@@ -57,7 +57,7 @@ def jax_step(model: str, dtype: str, images: np.ndarray, labels: np.ndarray):
         std=(0.25,) * 3,
         compute_dtype=dtype,
     )
-    optimizer = Optimizer("sgd", 0.01, num_steps=1000, momentum=0.9, weight_decay=5e-4)
+    optimizer = Optimizer(learning_rate=0.01, num_steps=1000, weight_decay=5e-4)
     update = Update(Nasty(network, network), optimizer)
     params, model_state = network.init(jax.random.key(0))
     adversary, statistics_ = network.init(jax.random.key(1))

@@ -149,7 +149,12 @@ def fit_soft_labels(
     padding = recipe.crop_padding
     if padding is None:
         padding = min(images.shape[1:3]) // 14
-    optimizer = Optimizer("adam", recipe.learning_rate, recipe.num_steps, schedule="cosine")
+    optimizer = Optimizer(
+        optimizer="adam",
+        learning_rate=recipe.learning_rate,
+        num_steps=recipe.num_steps,
+        schedule="cosine",
+    )
     update = parallel.wrap(Update(SoftLabels(network, padding), optimizer), "jit", donate=True)
     rng = jax.random.key(recipe.seed)
     params, model_state = network.init(stream_key(rng, STREAM_INIT, 0))

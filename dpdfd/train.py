@@ -80,7 +80,7 @@ def train_and_evaluate(
         loop.Program(_step_fn(run), _batch_fn(run), frozen, mode),
         loop.Checkpoints(answers.Layout(run), metadata, reads),
         num_steps=hp.num_steps,
-        cadence=loop.Cadence.of(hp),
+        cadence=config.part(hp, loop.Cadence),
         monitor=None if measure is None else loop.Monitor(measure, split="test"),
         plan=run.budget.plan(
             workdir,

@@ -270,7 +270,9 @@ def distilled(
     network: Network, taught: Mapping[str, np.ndarray], *, temperature: float, steps: int
 ) -> LoadedModel:
     """A proxy trained on `image`, `label` and a teacher's `logits`, rows of examples."""
-    optimizer = Optimizer("adam", 1e-2, steps, schedule="onecycle")
+    optimizer = Optimizer(
+        optimizer="adam", learning_rate=1e-2, num_steps=steps, schedule="onecycle"
+    )
     step = parallel.wrap(Update(_Taught(network), optimizer), "jit", donate=True)
     rng = jax.random.key(0)
     params, model_state = network.init(stream_key(rng, STREAM_INIT, 0))

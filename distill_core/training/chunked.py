@@ -1,4 +1,4 @@
-"""Cross-entropy from hidden states, without the logits of a whole batch."""
+"""Cross-entropy from hidden states that never holds the logits of a whole batch."""
 
 import jax
 import jax.numpy as jnp
@@ -24,17 +24,11 @@ def logits(hidden: Array, embedding: Array) -> Array:
 def cross_entropy_from_hidden(
     hidden: Array, embedding: Array, labels: Array, *, chunk: int
 ) -> tuple[Array, Array]:
-    """Cross-entropy of logits hidden · embeddingᵀ that never exist all at once.
+    """Cross-entropy of hidden `[..., D]` · embedding `[V, D]`ᵀ, for `chunk` tokens at a time.
 
-    Args:
-      hidden: `[..., D]`.
-      embedding: `[V, D]`.
-      labels: integers `[...]`.
-      chunk: tokens at a time; need not divide their number.
-
-    Returns:
-      (cross-entropy float32 `[...]`, differentiable; whether the label is the likeliest token,
-      float32 `[...]`). For a gradient the logits of a chunk are computed again.
+    Returns (cross-entropy float32 `[...]`, differentiable; whether the label, an integer of
+    `labels` `[...]`, is the likeliest token, float32 `[...]`). The backward pass recomputes the
+    logits of each chunk.
     """
     shape, num = labels.shape, labels.size
     size = min(chunk, num)

@@ -1,13 +1,14 @@
-"""Runs that train an image classifier: data, network, batches and measurements around an objective.
+"""Runs that train an image classifier: data, network, batches and evaluation around an objective.
 
 Plain training, distillation, nasty teachers and every attack on them differ in their objective, in
-what it reads, and perhaps in what of the network is trained.
+what it reads, and perhaps in which part of the network is trained.
 """
 
 import dataclasses
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 from etils import epath
@@ -19,7 +20,7 @@ from distill_core.losses import cross_entropy
 from distill_core.models import checks
 from distill_core.models.network import LoadedModel, Network, image_network
 from distill_core.runtime import parallel
-from distill_core.training import dispatch, dp_sgd, fits, loop, run_state
+from distill_core.training import dp_sgd, fits, loop, run_state
 from distill_core.training import metrics as metrics_lib
 from distill_core.training.dp_settings import Dp
 from distill_core.training.gradients import PrivateGradient
@@ -31,7 +32,7 @@ PyTree = Any
 
 
 class Splits(NamedTuple):
-    """What a run trains on, watches and is judged by."""
+    """What a run trains on, is monitored on and is tested on."""
 
     train: data.Split
     validation: data.Split
@@ -43,9 +44,9 @@ def load_splits(
 ) -> tuple[data.Dataset, Splits]:
     """The config's data set, with `num_validation` training examples held out.
 
-    Which examples are held out does not depend on the run's seed: teachers and students of an
-    experiment never see them. With `train_share` below 1 the run trains on so much of the rest,
-    larger shares holding the smaller ones.
+    Which examples are held out does not depend on the run's seed: no teacher or student of an
+    experiment sees them. With `train_share` below 1 the run trains on that share of the rest;
+    larger shares contain the smaller ones.
 
     Raises:
       InputError: as `data.load_dataset`; or a run in `workdir` began with other data.
@@ -60,8 +61,8 @@ def load_with(
     """The classifier that a field of the config names, and the data in the order of its classes.
 
     Raises:
-      InputError: as `load_splits`; and on the field: no such classifier, another than the run in
-        `workdir` began with, or one of other classes or inputs than the data set's.
+      InputError: as `load_splits`; and on the field: no such classifier, not the one that the run
+        in `workdir` began with, or other classes or inputs than the data set's.
     """
     dataset = _load(hp, workdir)
     with run_state.about(field, getattr(hp, field)):
@@ -96,10 +97,9 @@ def check(
 ) -> Network:
     """The network that a run would train, if it can run on this data and these devices.
 
-    Weights belong with the constants that standardised their pixels: a run that starts from a
-    network's (`init_from`), or goes on from its own in `workdir`, has that network's. `mode` is
-    one from `parallel.choose_mode`, which gives it where there is none; `private` training has
-    batches of an expected size, and no batch statistics.
+    Weights belong with the constants that standardised their pixels: a run that starts from another
+    network (`init_from`), or resumes in `workdir`, has that network's. `mode` comes from
+    `parallel.choose_mode`. Batches of `private` training have no fixed size.
 
     Raises:
       InputError: on `batch_size`, `model`, `model_kwargs` or `init_from`.
@@ -107,10 +107,7 @@ def check(
     if not private:
         parallel.check_batch_size(hp.batch_size)
     network = image_network(
-        dataset,
-        model=hp.model,
-        model_kwargs=hp.model_kwargs,
-        compute_dtype=hp.compute_dtype,
+        dataset, model=hp.model, model_kwargs=hp.model_kwargs, compute_dtype=hp.compute_dtype
     )
     start = None if workdir is None else run_state.starting_network(hp, workdir)
     if start is not None and not start.is_text:
@@ -127,50 +124,28 @@ def check(
 
 @dataclasses.dataclass(frozen=True)
 class Run:
-    """A training run that can begin, or go on, as far as its settings and data tell."""
+    """A run that can begin or resume, as far as its settings and data tell."""
 
-    hp: config.Training
+    hp: Any
     workdir: epath.PathLike
     method: str
     dataset: data.Dataset
     splits: Splits
     network: Network
     mode: str
-    dp: Dp | None
+    dp: Dp | None = None
 
     def describe(self, reads: Mapping[str, LoadedModel | str]):
         """(metadata, inputs) of the run; see `run_state.describe`."""
-        return describe(
+        metadata, prints = run_state.describe(
             self.hp,
             self.workdir,
             method=self.method,
-            dataset=self.dataset,
-            splits=self.splits,
             network=self.network,
-            reads=reads,
+            reads={"dataset": self.dataset.fingerprint(), **reads},
+            note=self.dataset.note,
         )
-
-
-def describe(
-    hp: config.Steps,
-    workdir: epath.PathLike,
-    *,
-    method: str,
-    dataset: data.Dataset,
-    splits: Splits,
-    network: Network,
-    reads: Mapping[str, LoadedModel | str],
-) -> tuple[dict[str, Any], dict[str, str]]:
-    """(metadata, inputs) of a classifier's run; see `run_state.describe`."""
-    about, prints = run_state.describe(
-        hp,
-        workdir,
-        method=method,
-        network=network,
-        reads={"dataset": dataset.fingerprint(), **reads},
-        note=dataset.note,
-    )
-    return {**about, "num_examples": len(splits.train)}, prints
+        return {**metadata, "num_examples": len(self.splits.train)}, prints
 
 
 def prepare(
@@ -183,18 +158,10 @@ def prepare(
     mode: str | None,
     dp: Dp | None = None,
 ) -> Run:
-    """Checks everything but what the objective reads.
+    """Checks all but what the objective reads; raises InputError as `check` does.
 
-    Args:
-      hp: settings of the training, and the method's own.
-      workdir: the run's directory.
-      method: written into the checkpoint.
-      dataset, splits: as `load_splits` gives them.
-      mode: see `parallel.choose_mode`.
-      dp: trains differentially privately (see `dp_sgd`).
-
-    Raises:
-      InputError: as `check`.
+    `dataset` and `splits` come from `load_splits`; with `dp` training is differentially private
+    (see `dp_sgd`).
     """
     mode = parallel.choose_mode(mode)
     network = check(hp, dataset, workdir, mode, private=dp is not None)
@@ -211,28 +178,28 @@ def train(
     schedules: Mapping[str, Callable[[int], float]] | None = None,
     layout: Layout | None = None,
 ) -> dict[str, Any]:
-    """Trains a classifier by an objective, or resumes it, and measures it on the test split.
+    """Trains a classifier with an objective, or resumes it, and measures it on the test split.
 
     Args:
       run: from `prepare`.
       objective: reads `image` [B, H, W, C] (augmented), `label` and `index` int32 [B] of a batch,
         and what `examples` and `schedules` add.
       frozen: what the objective reads, e.g. a teacher's variables and a temperature.
-      reads: what else than the data the run reads; see `run_state.describe`.
-      examples: arrays with one row per training example, e.g. stored teacher logits, beside the
-        images; with a `layout.head` in their place.
-      schedules: name -> value at a step, given to the objective as float32 [B].
-      layout: what of the network is trained, and what is trained beside it; by default the network.
+      reads: what the run reads besides the data; see `run_state.describe`.
+      examples: arrays with one row per training example, e.g. stored teacher logits, in addition to
+        the images; with a `layout.head`, in place of them.
+      schedules: name -> function of the step, whose value the objective gets as float32 [B].
+      layout: which part of the network is trained, and what is trained with it; by default all.
 
     Returns:
-      {"accuracy", "validation_accuracy" (None without one), "num_test", "id"}, JSON-able; all
-      of the last step; of a private run also what `dp_sgd.report` says.
+      {"accuracy", "validation_accuracy" (None without one), "num_test", "id"} of the last step, for
+      JSON; of a private run also what `dp_sgd.report` returns.
 
     Raises:
       InputError: before anything is written; and what `loop.run` raises.
     """
     hp, mode, layout = run.hp, run.mode, layout or Layout()
-    about, reads = run.describe(reads or {})
+    metadata, reads = run.describe(reads or {})
     train_split, examples = run.splits.train, {"label": run.splits.train.labels, **(examples or {})}
     if not layout.head:
         examples["image"] = train_split.images
@@ -241,10 +208,13 @@ def train(
         objective = Augmented(objective, augmentation)
     private, gradient, several = None, mean_gradient, hp.steps_per_dispatch
     if run.dp:
-        _check_fed_from_host(hp)
-        given = (hp, run.dp, run.workdir, about, run.network)
+        # A private run's batches vary in size, and its ledger counts every step.
+        for name in ("data_on_device", "steps_per_dispatch"):
+            if (value := getattr(hp, name)) != getattr(config.Classifier(), name):
+                raise config.InputError(name, value, "is not for private training (dp)")
+        given = (hp, run.dp, run.workdir, metadata, run.network)
         private = dp_sgd.PrivateRun(*given, data=examples, mode=mode)
-        about, reads = private.metadata, reads | private.reads
+        metadata, reads = private.metadata, reads | private.reads
         gradient = PrivateGradient(private.augmentations)
     resident = hp.data_on_device and not schedules  # else the device does not know the step
     update = Update(objective, Optimizer.of(hp), gradient, resident, several > 1)
@@ -254,32 +224,27 @@ def train(
         return {**{k: v[rows] for k, v in examples.items()}, "index": rows.astype(np.int32)}
 
     def one_batch(step: int):
-        rows = batch_rows(hp, step, len(train_split))
+        rows = sampling.batch_indices(hp.seed, step, hp.batch_size, len(train_split))
+        rows = rows[parallel.local_rows(hp.batch_size)]
         if resident:
             return rows.astype(np.int32)
-        scheduled = {
-            k: np.full(len(rows), f(step), np.float32) for k, f in (schedules or {}).items()
-        }
-        return {**take(rows), **scheduled}
+        scheduled = (schedules or {}).items()
+        return {**take(rows), **{k: np.full(len(rows), f(step), np.float32) for k, f in scheduled}}
 
     def batch_fn(step: int):
         if private:
             return parallel.feed(private.batch(step, take), mode)
         if several == 1:
             return parallel.feed(one_batch(step), mode)
-        steps = range(step, step + dispatch.length(step, several, hp.num_steps))
-        return parallel.feed(dispatch.stacked([one_batch(each) for each in steps]), mode)
+        steps = range(step, step + loop.dispatch_length(step, several, hp.num_steps))
+        batches = [one_batch(each) for each in steps]
+        return parallel.feed(jax.tree.map(lambda *b: np.stack(b, axis=1), *batches), mode)
 
-    def measured(state, split, stopped=lambda: False):
+    def evaluate(state, stopped=lambda: False, split=run.splits.validation):
         part = layout.split(state)[0][run_state.PART]
         variables = {"params": part["params"], **part["model_state"]}
         size = hp.eval_batch_size
         return measure(run.network, variables, split, batch_size=size, mode=mode, stopped=stopped)
-
-    validation = run.splits.validation
-
-    def evaluate(state, stopped):
-        return measured(state, validation, stopped)
 
     program = loop.Program(
         parallel.wrap(update, mode, donate=True),
@@ -292,18 +257,17 @@ def train(
         run.workdir,
         state,
         program,
-        loop.Checkpoints(layout, about, reads),
+        loop.Checkpoints(layout, metadata, reads),
         num_steps=hp.num_steps,
-        cadence=loop.Cadence.of(hp),
-        monitor=loop.Monitor(evaluate, best="accuracy") if len(validation) else None,
+        cadence=config.part(hp, loop.Cadence),
+        monitor=loop.Monitor(evaluate, best="accuracy") if len(run.splits.validation) else None,
         plan=private.plan(frozen) if private else None,
     )
     test = run.splits.test
-    accuracy = measured(final, test)["accuracy"]
-    held = measured(final, validation)["accuracy"] if len(validation) else None
-    if parallel.is_main():
-        note = f"; {run.dataset.note}" if run.dataset.note else ""
-        print(f"test accuracy {accuracy:.4f} ({len(test)} examples{note})", flush=True)
+    accuracy = evaluate(final, split=test)["accuracy"]
+    held = evaluate(final)["accuracy"] if len(run.splits.validation) else None
+    note = f"; {run.dataset.note}" if run.dataset.note else ""
+    fits.say(f"test accuracy {accuracy:.4f} ({len(test)} examples{note})")
     return {
         "accuracy": accuracy,
         "validation_accuracy": held,
@@ -321,7 +285,7 @@ class Augmented:
     augmentation: config.Augmentation
 
     def __call__(self, params, model_state, frozen, batch, key) -> Outputs:
-        """As the objective's, with the same key."""
+        """The objective's outputs, with the same key."""
         how = dataclasses.asdict(self.augmentation)
         images = augment.augment(key, batch["image"], batch["index"], **how)
         return self.objective(params, model_state, frozen, {**batch, "image": images}, key)
@@ -363,16 +327,3 @@ class _Classified:
             "accuracy": (metrics_lib.correct(logits, batch["label"]), weight),
             "cross_entropy": (cross_entropy(logits, batch["label"], where=batch["mask"]), weight),
         }
-
-
-def batch_rows(hp: config.Run, step: int, num_examples: int) -> np.ndarray:
-    """This process's rows of the batch of a step: a pure function of (seed, step)."""
-    rows = sampling.batch_indices(hp.seed, step, hp.batch_size, num_examples)
-    return rows[parallel.local_rows(hp.batch_size)]
-
-
-def _check_fed_from_host(hp: config.Classifier):
-    """A private run's batches have sizes of their own, and its ledger counts every step."""
-    for name in ("data_on_device", "steps_per_dispatch"):
-        if getattr(hp, name) != getattr(config.Classifier(), name):
-            raise config.InputError(name, getattr(hp, name), "is not for private training (dp)")

@@ -1,4 +1,4 @@
-"""What a config's group `dp` may hold, and what a differentially private run refuses."""
+"""Settings of a config's group `dp`, and what a differentially private run refuses."""
 
 import numpy as np
 
@@ -8,17 +8,17 @@ from distill_core.models.network import Network
 from distill_core.privacy import ledger
 from distill_core.runtime import paths
 
-# Beyond these gradients of norm C or their noise would be 0 or infinite in float32.
+# Outside these, gradients of norm C or their noise would be 0 or infinite in float32.
 SIZES = {"norm": (1e-12, 1e12), "noise_multiplier": (1e-8, 1e12)}
 
 
 @config.settings
 class Dp:
-    """What a differentially private run spends, and how."""
+    """Privacy budget and mechanism of a differentially private run."""
 
-    epsilon: float = config.number(0.0, above=True, help="to spend at most")
+    epsilon: float = config.number(0.0, above=True, help="the budget, spent at most")
     delta: float = config.number(0.0, 1.0, above=True, help="at most 1/N for N records")
-    norm: float = config.number(0.0, above=True, help="C, to which a record's gradient is clipped")
+    norm: float = config.number(0.0, above=True, help="C, to which gradients are clipped")
     noise_multiplier: float | None = config.number(
         0.0, above=True, default=None, help="std/C; by default calibrated to epsilon"
     )
@@ -41,13 +41,13 @@ class Dp:
 
 @config.settings
 class Private:
-    """Of binaries that can train differentially privately."""
+    """For binaries that can train with differential privacy."""
 
     dp: Dp | None = config.group(Dp, default=None, help="trains with differential privacy")
 
 
 def live_records(masked: str | None, num_examples: int) -> np.ndarray:
-    """Which records count, bool [N]: a masked one is drawn as ever and gives gradient 0.
+    """Which records count, bool [N]: a masked one is still sampled, and has gradient 0.
 
     Raises InputError on `dp.masked` unless it is None or names a .npy file of rows.
     """
@@ -59,7 +59,7 @@ def live_records(masked: str | None, num_examples: int) -> np.ndarray:
         with paths.expand("dp.masked", masked).open("rb") as stream:
             rows = np.load(stream, allow_pickle=False)
         fits = rows.ndim == 1 and np.issubdtype(rows.dtype, np.integer)
-    except Exception:  # NumPy has many for what is no such file
+    except Exception:  # NumPy raises many kinds for what is no such file
         raise InputError("dp.masked", masked, allowed) from None
     if not fits or (rows.size and not 0 <= rows.min() <= rows.max() < num_examples):
         raise InputError("dp.masked", masked, allowed)
@@ -68,18 +68,14 @@ def live_records(masked: str | None, num_examples: int) -> np.ndarray:
 
 
 def check(hp: config.Steps, dp: Dp, network: Network, num_examples: int):
-    """Raises InputError where a run of N records cannot be private with its settings."""
-    try:
+    """Raises InputError where a run on N records cannot be private with these settings."""
+    with config.within("dp"):
         ledger.check_delta(dp.delta, num_examples)
-    except InputError as error:
-        raise InputError(f"dp.{error.field}", error.given, error.allowed) from None
     if hp.batch_size > num_examples:
-        allowed = (
-            f"must be at most the {num_examples:,} records: it is the expected size of a batch"
-        )
+        allowed = f"must be at most {num_examples:,}, the records: it is a batch's expected size"
         raise InputError("batch_size", hp.batch_size, allowed)
     if held := getattr(hp, "num_validation", 0):
-        allowed = "must be 0 with dp: held-out records would be looked at without noise"
+        allowed = "must be 0 with dp: held-out records would be evaluated without noise"
         raise InputError("num_validation", held, allowed)
     if state := sorted(network.shapes().keys() - {"params"}):
         allowed = (

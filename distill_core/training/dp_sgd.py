@@ -1,18 +1,18 @@
-"""Differentially private training: what a config's group `dp` asks for, and how a run does it.
+"""Differentially private training, as a config's group `dp` asks for it.
 
 Each step draws a Poisson batch of expected size `batch_size`, clips every record's gradient to the
 L2 norm C, sums, adds Gaussian noise once and divides by `batch_size`. Source: Abadi et al., "Deep
 Learning with Differential Privacy", 2016; multiplicity of augmentations: De et al., "Unlocking
 High-Accuracy Differentially Private Image Classification through Scale", 2022.
 
-Formal guarantee: every checkpoint, and all that a run logs, is (ε, δ)-differentially private for a
-record zeroed out: replaced by an empty one, which counts nothing, at its place (where it stands
-decides its augmentation, and N the sampling rate). It assumes that a record reaches one example
-alone; that the number of records, the configuration, the preprocessing and the test data are
-public; that the noise's root (`<workdir>/private`, 64 bits) stays secret, and its generators, which
-are not cryptographic, are taken for ideal; and float32 noise for real numbers. Choosing
-hyper-parameters on the records is not covered. Time and memory are no secret, either: they follow
-the size of a batch.
+Formal guarantee: every checkpoint and everything that a run logs is (ε, δ)-differentially private
+under zero-out adjacency: a record is replaced by an empty one, of no effect, at the same index
+(the index decides its augmentation, and N the sampling rate). It assumes that a record affects one
+example alone; that the number of records, the configuration, the preprocessing and the test data
+are public; that the noise's root key (`<workdir>/private`, 64 bits) stays secret, and that its
+generators, which are not cryptographic, are ideal; and it takes float32 noise for real numbers.
+Choosing hyper-parameters on the records is not covered. Neither are time and memory, which depend
+on the size of a batch.
 """
 
 import dataclasses
@@ -32,11 +32,11 @@ from distill_core.privacy import ledger as ledger_lib
 from distill_core.privacy import noise as noise_lib
 from distill_core.privacy.per_example import slack
 from distill_core.runtime import parallel
-from distill_core.training import dp_settings, loop
+from distill_core.training import dp_settings, fits, loop
 
 # Two uses of the run's root: the noise, and who is in a batch.
 _NOISE, _SAMPLING = 0, 1
-_MANY = 300_000  # steps whose noise takes more than seconds to calibrate
+_MANY = 300_000  # steps for which calibrating the noise takes more than seconds
 
 
 class PrivateRun:
@@ -44,9 +44,9 @@ class PrivateRun:
 
     Attributes:
       augmentations: copies of a record in a step.
-      metadata: for the checkpoints; the config has `dp.num_steps` and `dp.noise_multiplier`, too,
+      metadata: for the checkpoints; its config also holds `dp.num_steps` and `dp.noise_multiplier`,
         so that a resume under another plan is refused by name.
-      reads: what the group's own files hold, for `loop.run`.
+      reads: fingerprint of the group's own file, for `loop.run`.
     """
 
     def __init__(
@@ -60,20 +60,11 @@ class PrivateRun:
         data: Mapping[str, np.ndarray],
         mode: str,
     ):
-        """Checks and calibrates; writes nothing.
-
-        Args:
-          hp: settings of the run.
-          dp: its group `dp`.
-          workdir: the run's directory.
-          metadata: as `run_state.describe` gives it.
-          network: to train.
-          data: the private training arrays, [N, …] each.
-          mode: as for `parallel.wrap`.
+        """Checks and calibrates; writes nothing. `data` are the private arrays, [N, …] each.
 
         Raises:
           InputError: on `dp.…`, `parallel`, `batch_size`, `num_validation`, `model`, or on
-            `init_from` where no ε could be claimed of what is made from it.
+            `init_from` if no ε could be claimed for what is trained from it.
         """
         parallel.check_per_example(mode)
         num = len(next(iter(data.values())))
@@ -93,19 +84,18 @@ class PrivateRun:
         }
         self.reads = {"dp": checkpoint.digest(self._live)}
         decides = {k: v for k, v in self.metadata["config"].items() if k not in config.MAY_CHANGE}
-        ancestors = [ancestor.id for ancestor in self._before.ancestors]
         self._decides = {
             "config": {**decides, **plan},
             "network": network.to_json(),
             "data": checkpoint.digest({**data, "live": self._live}),
-            "ancestors": ancestors,
+            "ancestors": [ancestor.id for ancestor in self._before.ancestors],
         }
         self._noise: noise_lib.Noise | None = None
         self._root: tuple[int, ...] = ()
         self._rows = poisson.capacity(self._rate, num, hp.num_steps, multiple=jax.device_count())
 
     def plan(self, frozen: Mapping[str, Any]) -> Callable[[int], loop.Plan]:
-        """For `loop.run`: opens the noise under the run's lock, and says where the budget ends."""
+        """For `loop.run`: opens the noise under the run's lock, and tells where the budget ends."""
 
         def plan(start: int) -> loop.Plan:
             self._noise = noise_lib.open_noise(
@@ -136,11 +126,9 @@ class PrivateRun:
         return plan
 
     def batch(self, step: int, take: Callable[[np.ndarray], Mapping[str, Any]]) -> dict[str, Any]:
-        """This process's rows of a step's batch, before `parallel.feed`; after `plan`.
+        """This process's rows of a step's batch, before `parallel.feed`; called after `plan`.
 
-        Args:
-          step: whose batch; its noise is written down as drawn.
-          take: `take(records int64 [r]) -> {name: [r, …]}`.
+        Records on disk that the step's noise is drawn. `take(records int64 [r]) -> {name: [r, …]}`.
         """
         assert self._noise is not None, "a private run's plan comes before its batches"
         self._noise.reserve(step)
@@ -169,25 +157,26 @@ class PrivateRun:
         )
 
     def _inherited(self) -> list[accountants.Noised]:
-        """What the run's ancestors cost."""
+        """The mechanisms of the run's ancestors."""
         probe = dataclasses.replace(self._entry(1.0), note="probe")
         try:
             charged = ledger_lib.charged(self._before.charge(probe))
         except InputError as error:
-            raise _refused(self._hp, error) from None
+            allowed = f"{error.allowed} (checkpoint {str(error.given)[:12]}); set "
+            allowed += "dp.public_start=True if it saw only public data"
+            given = getattr(self._hp, "init_from", None)
+            raise InputError("init_from", given, allowed) from None
         return [each.noised() for each in charged if each != probe]
 
     def _calibrated(self, inherited: list[accountants.Noised]) -> float:
-        """std/C with which the run's steps, after what its ancestors cost, spend ε."""
+        """std/C at which the run's steps, added to those of its ancestors, spend ε."""
         steps = self._entry(1.0).times(self._hp.num_steps)
-        if steps.count > _MANY and parallel.is_main():
-            print(f"calibrates noise for {steps.count:,} steps, which takes a while", flush=True)
-        try:
+        if steps.count > _MANY:
+            fits.say(f"calibrates noise for {steps.count:,} steps, which takes a while")
+        with config.within("dp"):
             found = accountants.calibrate(
                 [steps.noised()], self._dp.epsilon, self._dp.delta, spent=inherited
             )
-        except InputError as error:
-            raise InputError(f"dp.{error.field}", error.given, error.allowed) from None
         return accountants.round_up(found)
 
     def _ledger(self, step: int) -> ledger_lib.Ledger:
@@ -201,22 +190,19 @@ class PrivateRun:
         return dataclasses.replace(charged, restarts=self._noise.restarts)
 
     def _say(self, end: int):
-        if not parallel.is_main():
-            return
-        short = end < self._hp.num_steps
-        asked = f"asked for epsilon {self._dp.epsilon:g} at delta {self._dp.delta:g}, "
-        asked += ledger_lib.ZERO_OUT
-        print(
-            (asked if self._dp.seed is None else f"no epsilon holds, {ledger_lib.SEED_GIVEN}")
-            + f"; noise of {self._noise_multiplier:.4g} times the norm "
-            f"{self._dp.norm:g}, records drawn with probability {self._rate:.4g}"
-            + (f"; the budget ends at step {end} of {self._hp.num_steps}" if short else ""),
-            flush=True,
+        dp, num_steps = self._dp, self._hp.num_steps
+        claim = f"asked for epsilon {dp.epsilon:g} at delta {dp.delta:g}, {ledger_lib.ZERO_OUT}"
+        if dp.seed is not None:
+            claim = f"no epsilon holds, {ledger_lib.SEED_GIVEN}"
+        ends = f"; the budget ends at step {end} of {num_steps}" if end < num_steps else ""
+        fits.say(
+            f"{claim}; noise of {self._noise_multiplier:.4g} times the norm {dp.norm:g}, "
+            f"records sampled with probability {self._rate:.4g}{ends}"
         )
 
 
 def _before(ledger: Mapping[str, Any], *, public: bool) -> ledger_lib.Ledger:
-    """What the run inherits; `public` says that its ancestors saw no private data."""
+    """The ledger that the run inherits; `public` says that its ancestors saw no private data."""
     found = ledger_lib.read(ledger)
     if not public:
         return found
@@ -227,19 +213,12 @@ def _before(ledger: Mapping[str, Any], *, public: bool) -> ledger_lib.Ledger:
     return dataclasses.replace(found, ancestors=ancestors)
 
 
-def _refused(hp: config.Steps, error: InputError) -> InputError:
-    allowed = f"{error.allowed} (checkpoint {str(error.given)[:12]}); dp.public_start=True, if it "
-    return InputError(
-        "init_from", getattr(hp, "init_from", None), f"{allowed}saw public data alone"
-    )
-
-
 def report(workdir: epath.PathLike) -> dict[str, Any]:
-    """What a private run's newest checkpoint cost, for tables; with a line on the console.
+    """What a private run's newest checkpoint cost, for tables; prints it, too.
 
     Returns:
       {"epsilon", "replace_one_epsilon", "privacy_unit", "adjacency", "delta", "noise_multiplier"}
-      for the δ of the run's config; {} where no step was done, or no ε holds.
+      at the δ of the run's config; {} if no step was done, or no ε holds.
     """
     _, metadata = checkpoint.find(workdir)
     ledger, settings = metadata["ledger"], metadata["config"]
@@ -248,17 +227,14 @@ def report(workdir: epath.PathLike) -> dict[str, Any]:
     try:
         entry, delta = ledger_lib.charged(ledger)[0], settings["dp"]["delta"]
     except InputError as error:
-        if parallel.is_main():
-            print(error.allowed, flush=True)
+        fits.say(error.allowed)
         return {}
     spent = ledger_lib.epsilon(ledger, delta)
     replaced = ledger_lib.epsilon(ledger, delta, replace_one=True)
-    if parallel.is_main():
-        print(
-            f"epsilon {spent:.4g} at delta {delta:g}, per {entry.unit}, {entry.adjacency}; "
-            f"{replaced:.4g} with one {entry.unit} replaced by another",
-            flush=True,
-        )
+    fits.say(
+        f"epsilon {spent:.4g} at delta {delta:g}, per {entry.unit}, {entry.adjacency}; "
+        f"{replaced:.4g} with one {entry.unit} replaced by another"
+    )
     return {
         "epsilon": spent,
         "replace_one_epsilon": replaced,

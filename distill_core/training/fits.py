@@ -1,7 +1,7 @@
-"""Whether two artefacts that meet mean the same: inputs, classes by name, tokens.
+"""Whether a network fits the data or another network: inputs, classes by name, vocabulary.
 
-The same names of classes in another order are mapped; other names are refused; where one side has
-no names, classes are taken in their order, and a line on the console says so.
+Classes of the same names in another order are mapped; other names are refused; where one side has
+no names, classes are matched by number, and a line on the console says so.
 """
 
 import dataclasses
@@ -9,6 +9,7 @@ from collections.abc import Sequence
 
 import jax
 
+from distill_core import config
 from distill_core.config import InputError
 from distill_core.data.images.dataset import Dataset
 from distill_core.models.network import LoadedModel, Network
@@ -16,24 +17,29 @@ from distill_core.runtime import parallel
 
 
 def data_for(field: str, path: str, loaded: LoadedModel, dataset: Dataset) -> Dataset:
-    """The data set, its labels in the order of a network's classes.
+    """The data set with its labels in the order of a network's classes.
 
-    Args:
-      field, path: what named the network, for messages.
-      loaded: the network.
-      dataset: images and labels.
-
-    Raises:
-      InputError: the network is of text, has other inputs (names the first leaf that would have
-        another shape), or other classes (names the first).
+    `field` and `path` named the network. Raises InputError on the field if it is a language model,
+    or has other inputs (names the first leaf of another shape) or other classes (names the first).
     """
-    if loaded.network.is_text:
+    network = loaded.network
+    if network.is_text:
         raise InputError(field, path, f"is a language model; {dataset.name} holds images")
-    _check_shapes(field, path, loaded.network, dataset)
+    wanted = {"num_classes": dataset.num_classes, "input_shape": tuple(dataset.input_shape)}
+    has = {name: getattr(network, name) for name in wanted}
+    if has != wanted:
+        what = ", ".join(
+            f"{name} {config.to_json(has[name])} where {dataset.name} needs "
+            f"{config.to_json(wanted[name])}"
+            for name in wanted
+            if has[name] != wanted[name]
+        )
+        leaf = _first_difference(network, dataclasses.replace(network, **wanted))
+        raise InputError(field, path, f"has {what}{leaf}")
     theirs = loaded.network.class_names
     ours = dataset.classes if dataset.named else None
     if theirs is ours is None and loaded.metadata.get("config", {}).get("dataset") == dataset.name:
-        return dataset  # whose numbers it was trained on
+        return dataset  # the one whose class numbers it was trained on
     order, line = class_order(field, path, theirs, ours, what=dataset.name)
     say(line)
     return dataset if order is None else dataset.reordered(order)
@@ -48,23 +54,22 @@ def class_order(
     what: str,
     mapped: bool = True,
 ) -> tuple[list[int] | None, str]:
-    """Where each of our classes stands among theirs; None if all are in their places.
+    """Where each of our classes stands among theirs; None if the order is the same.
 
     The second value is a line for `say`, once nothing else refuses the run; "" for none.
 
     Args:
-      field, path: what named the artefact with their classes, for messages.
-      theirs: names in the order of its numbers; None if it has none.
-      ours: likewise.
-      what: whose ours are, e.g. the data set's name.
-      mapped: whether the caller can map another order; else it is refused.
+      field, path: what named the artefact that has their classes.
+      theirs, ours: names of the classes in order; None where there are none.
+      what: what has our classes, e.g. the data set's name.
+      mapped: whether the caller can map another order; otherwise it is refused.
 
     Raises:
       InputError: on `field`, with the first name that differs.
     """
     if theirs is None or ours is None:
         who = what if theirs is not None else f"{field} {path}"
-        return None, f"{who} has no names of classes: they are taken in the order of their numbers"
+        return None, f"{who} has no class names: classes are matched by number"
     if list(theirs) == list(ours):
         return None, ""
     strange = [name for name in theirs if name not in ours]
@@ -75,25 +80,20 @@ def class_order(
             place = list(theirs).index(strange[0])
             also = f", which has {lacking[0]!r}" if lacking else ""
             first = f"calls class {place} {strange[0]!r}, which is no class of {what}{also}"
-        raise InputError(field, path, f"{first}; the names of the classes must agree")
+        raise InputError(field, path, f"{first}; the class names must agree")
     order = [list(theirs).index(name) for name in ours]
     place = next(i for i, k in enumerate(order) if i != k)
     differ = f"class {place} is {theirs[place]!r}, in {what} {ours[place]!r}"
     if not mapped:
         raise InputError(field, path, f"has the same classes in another order: {differ}")
-    return order, f"{field} {path} has its classes in another order: labels are mapped ({differ})"
+    return order, f"{field} {path} has the classes in another order: labels are mapped ({differ})"
 
 
 def check_start(field: str, path: str, theirs: Network, ours: Network):
-    """Refuses first weights of a network whose outputs or tokens mean something else.
+    """Raises InputError if weights of `theirs` cannot initialise `ours`.
 
-    Args:
-      field, path: what named the weights, for messages.
-      theirs: the network that they belong to.
-      ours: the run's.
-
-    Raises:
-      InputError: other classes, also in another order, or another vocabulary.
+    That is a network of the other kind, of other classes or another order of them, or of another
+    vocabulary. `field` and `path` named the weights.
     """
     if ours.is_text != theirs.is_text:
         kind = "a language model" if theirs.is_text else "a network of images"
@@ -111,40 +111,19 @@ def check_start(field: str, path: str, theirs: Network, ours: Network):
         say(class_order(field, path, *names, what="the run", mapped=False)[1])
 
 
-def _check_shapes(field: str, path: str, network: Network, dataset: Dataset):
-    wanted = {"num_classes": dataset.num_classes, "input_shape": tuple(dataset.input_shape)}
-    changed = [name for name in wanted if getattr(network, name) != wanted[name]]
-    if not changed:
-        return
-    what = ", ".join(
-        f"{name} {_listed(getattr(network, name))} where {dataset.name} needs "
-        f"{_listed(wanted[name])}"
-        for name in changed
-    )
-    difference = _first_difference(network, dataclasses.replace(network, **wanted))
-    raise InputError(field, path, f"has {what}{difference}")
-
-
-def _listed(value):
-    """Tuples as lists, as JSON has them."""
-    return list(value) if isinstance(value, tuple) else value
-
-
 def _first_difference(network: Network, wanted: Network) -> str:
     try:
-        ours, theirs = wanted.shapes(), network.shapes()
+        ours, theirs = jax.tree.leaves(wanted.shapes()), network.shapes()
     except Exception:
         return ""  # the network cannot even be built for the other input: no leaf to name
-    for (path, a), b in zip(
-        jax.tree_util.tree_flatten_with_path(theirs)[0], jax.tree.leaves(ours), strict=False
-    ):
+    for (path, a), b in zip(jax.tree.leaves_with_path(theirs), ours, strict=False):
         if a.shape != b.shape:
-            name = "/".join(jax.tree_util.keystr((k,), simple=True) for k in path)
+            name = jax.tree_util.keystr(path, simple=True, separator="/")
             return f" (leaf {name} has shape {a.shape}, not {b.shape})"
     return ""
 
 
 def say(line: str):
-    """Prints a line, in one process of several."""
+    """Prints a line, if it is not empty, in process 0."""
     if line and parallel.is_main():
         print(line, flush=True)

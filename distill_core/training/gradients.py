@@ -9,28 +9,25 @@ import jax.numpy as jnp
 from distill_core.privacy.per_example import bounded_gradient_sum, noisy_sum
 from distill_core.training import metrics as metrics_lib
 
-_ENTRIES = 2**24  # numbers in the gradients of single records that exist at a time
+_ENTRIES = 2**24  # numbers in the per-record gradients that exist at a time
 
 
 @dataclasses.dataclass(frozen=True)
 class PrivateGradient:
     """DP-SGD's gradient, for `train_step`: clipped, summed, noised once, divided.
 
-    The batch is what `dp_sgd.PrivateRun.batch` makes, {"rows": …, "where": bool [R], "step":
-    int32 [R]}, and `frozen["dp"]` holds `key`, `norm`, `noise_multiplier` and `batch_size`, all
-    traced. A record's loss is the mean over its copies, each with randomness of its own (`index`
-    says which copy it is), so that it has one gradient, whatever `augmentations` is. Rows that are
-    masked, or whose gradient is NaN or infinite, count exactly 0.
+    The batch comes from `dp_sgd.PrivateRun.batch`: {"rows": …, "where": bool [R], "step": int32
+    [R]}. `frozen["dp"]` holds `key`, `norm`, `noise_multiplier` and `batch_size`, all traced. A
+    record's loss is the mean over its `augmentations` copies, each with its own randomness (`index`
+    numbers the copies), so that a record always has one gradient. Rows that are masked, or whose
+    gradient is NaN or infinite, count exactly 0.
 
-    Formal guarantee: with `key` secret and used in this run alone, the gradient is a Gaussian
-    mechanism of std noise_multiplier·C on a sum of B records' gradients, of sensitivity
-    C·(1 + slack(B)), a record zeroed out; everything else that the step gives is made of
-    it. No loss and no norm of the data goes into the metrics. Needs a network without batch
-    statistics, and whole arrays on each device: in parallel's mode "mesh" XLA splits gradients of
-    single records wrongly.
-
-    Attributes:
-      augmentations: copies of a record in a step.
+    Formal guarantee: if `key` is secret and used in this run alone, the gradient is a Gaussian
+    mechanism of std noise_multiplier·C on a sum of B per-record gradients, of sensitivity
+    C·(1 + slack(B)) when a record is zeroed out; everything else that the step returns is computed
+    from it. No loss and no norm of the data enters the metrics. Needs a network without batch
+    statistics, and whole arrays on each device: in parallel's mode "mesh" XLA splits per-record
+    gradients wrongly.
     """
 
     augmentations: int = 1
@@ -66,5 +63,5 @@ class PrivateGradient:
 
 
 def _microbatch(params: Any) -> int:
-    """Records whose gradients are held at once, 64 MiB of them: many parts take long to compile."""
+    """Records whose gradients are held at once, 64 MiB: many small parts are slow to compile."""
     return max(8, _ENTRIES // sum(leaf.size for leaf in jax.tree.leaves(params)))

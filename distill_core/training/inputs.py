@@ -1,7 +1,7 @@
-"""What a run reads, known by content: a resume on other data is refused.
+"""Fingerprints of what a run reads: resuming on other data is refused.
 
-The fingerprints lie in `<workdir>/private/` and nowhere else: a digest of private data, or of a
-teacher that is a function of it, tells whoever guesses a record whether the guess is right.
+They are stored in `<workdir>/private/` and nowhere else: a digest of private data, or of a teacher
+trained on it, tells whoever guesses a record whether the guess is right.
 """
 
 import hashlib
@@ -21,7 +21,7 @@ _FILE = "inputs.json"
 
 
 def of_model(loaded: checkpoint.LoadedModel) -> str:
-    """Fingerprint of a network: its weights, and what else its answers depend on."""
+    """Fingerprint of a network: its weights and all else that its outputs depend on."""
     described = strict_json.encode(loaded.network.to_json(), sort_keys=True)
     return hashlib.sha256((checkpoint.digest(loaded.variables) + described).encode()).hexdigest()
 
@@ -38,24 +38,21 @@ def check(
     *,
     resumes: bool,
 ) -> str:
-    """Refuses to go on with other data than a run began with; returns what it could not check.
+    """Refuses to continue on other data than a run began with.
 
-    Args:
-      workdir: the run's directory.
-      inputs: field of the config -> fingerprint of what it names now.
-      settings: the config.
-      resumes: whether a step was done with what should be remembered.
+    `inputs` maps a field of the config to the fingerprint of what it names now. Returns a warning
+    if the run `resumes` and there is nothing to compare with; else "".
 
     Raises:
       InputError: on the first field whose data changed, or on a file that cannot be read.
     """
     path = epath.Path(workdir) / noise.FOLDER / _FILE
     if not path.exists():
-        return f"cannot tell whether the data is that of the steps before: no {path}" * resumes
+        return f"cannot check that the data is the same as before: no {path}" * resumes
     try:
         known = dict(json.loads(path.read_text()))
     except (ValueError, TypeError):
-        allowed = "cannot be read; without it the run goes on, its data unchecked"
+        allowed = "cannot be read; delete it to continue with the data unchecked"
         raise InputError("workdir", str(path), allowed) from None
     for field, fingerprint in inputs.items():
         if known.get(field, fingerprint) != fingerprint:
@@ -65,5 +62,5 @@ def check(
 
 
 def remember(workdir: epath.PathLike, inputs: Mapping[str, str]):
-    """Writes the fingerprints down; by process 0 alone, before the first step."""
+    """Stores the fingerprints; called by process 0 alone, before the first step."""
     noise.write_private(epath.Path(workdir) / noise.FOLDER / _FILE, dict(inputs))

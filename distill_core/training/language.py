@@ -1,4 +1,4 @@
-"""Runs that train a language model: rows of tokens, network and batches around an objective."""
+"""Runs that train a language model: network, batches and evaluation around an objective."""
 
 import dataclasses
 from collections.abc import Callable, Mapping
@@ -7,11 +7,11 @@ from typing import Any
 import numpy as np
 from etils import epath
 
-from distill_core import checkpoint
+from distill_core import checkpoint, config
 from distill_core.data import sampling
 from distill_core.models.network import LoadedModel, Network
 from distill_core.runtime import parallel
-from distill_core.training import dp_sgd, loop, run_state
+from distill_core.training import dp_sgd, fits, loop, run_state
 from distill_core.training.chunked import chunk_for, cross_entropy_from_hidden
 from distill_core.training.dp_settings import Dp
 from distill_core.training.gradients import PrivateGradient
@@ -19,7 +19,7 @@ from distill_core.training.optimizers import Optimizer
 from distill_core.training.run_state import Layout
 from distill_core.training.step import Evaluation, Objective, Update, mean_gradient
 
-CLASS = "class_"  # prefix of the arrays that say which tokens a metric of their own is wanted for
+CLASS = "class_"  # prefix of arrays that select the tokens of a metric of their own
 PyTree = Any
 Rows = Mapping[str, np.ndarray]
 
@@ -30,14 +30,10 @@ class Run:
 
     Attributes:
       hp: settings `config.Model`, `Optimizer` and `Run`, and the method's own.
-      workdir: the run's directory.
-      method: written into the checkpoint.
-      network: to train.
       rows: `tokens`, `labels`, `segments` int32 [N, L], `weights` float32 [N, L], and what else the
         objective reads, [N, L] each. With `dp` a row is one whole line (`tasks.line_rows`).
-      validation: likewise, without the objective's own; see `measure`. Public, also with `dp`.
-      mode: see `parallel.choose_mode`.
-      dp: trains differentially privately (see `dp_sgd`); a record is a line.
+      validation: likewise, as `measure` takes them; public, even with `dp`.
+      dp: with it training is differentially private (see `dp_sgd`); a record is a line.
     """
 
     hp: Any
@@ -58,15 +54,15 @@ def train(
     reads: Mapping[str, LoadedModel | str],
     description: str = "",
 ) -> str:
-    """Trains a language model by an objective, or resumes it; returns the checkpoint's id.
+    """Trains a language model with an objective, or resumes it; returns the checkpoint's id.
 
     Args:
       run: the run.
       objective: its batches hold rows of `run.rows`.
-      frozen: what the objective reads, e.g. a teacher's variables; or a function of the step that
-        the run starts from which gives it, called while the run holds its workdir.
-      reads: what the run reads; see `run_state.describe`.
-      description: a line for the console, printed when all has been checked.
+      frozen: what the objective reads, e.g. a teacher's variables; or a function from the step that
+        the run starts at to it, called while the run holds its workdir.
+      reads: see `run_state.describe`.
+      description: a line for the console, printed once everything is checked.
 
     Raises:
       InputError: before anything is written; and what `loop.run` raises.
@@ -86,7 +82,12 @@ def train(
     else:
         parallel.check_batch_size(hp.batch_size)
         if callable(frozen):
-            plan = _plan(frozen, metadata["ledger"], hp.num_steps)
+            ledger = metadata["ledger"]
+
+            def teach(start: int) -> loop.Plan:
+                return loop.Plan(frozen(start), lambda step: ledger, hp.num_steps)
+
+            plan = teach
 
     def take(index: np.ndarray) -> dict[str, np.ndarray]:
         return {name: array[index] for name, array in rows.items()}
@@ -104,8 +105,7 @@ def train(
 
     layout = Layout()
     state = run_state.initial_state(hp, run.workdir, run.network, layout)
-    if description and parallel.is_main():
-        print(description, flush=True)
+    fits.say(description)
     update = Update(objective, Optimizer.of(hp), gradient)
     step_fn = parallel.wrap(update, mode, donate=True)
     loop.run(
@@ -114,15 +114,11 @@ def train(
         loop.Program(step_fn, batch_fn, {} if callable(frozen) else frozen, mode),
         loop.Checkpoints(layout, metadata, prints),
         num_steps=hp.num_steps,
-        cadence=loop.Cadence.of(hp),
+        cadence=config.part(hp, loop.Cadence),
         monitor=loop.Monitor(evaluate, best="accuracy"),
         plan=plan,
     )
     return checkpoint.find(run.workdir)[1]["id"]
-
-
-def _plan(frozen: Callable, ledger: Any, num_steps: int) -> Callable[[int], loop.Plan]:
-    return lambda start: loop.Plan(frozen(start), lambda step: ledger, num_steps)
 
 
 def measure(
@@ -130,12 +126,8 @@ def measure(
 ) -> dict[str, float]:
     """Cross-entropy (nats per token) and accuracy of a language model over all weighted tokens.
 
-    Args:
-      loaded: the model.
-      rows: as in `Run`; for each array `class_NAME` (bool [N, L]) there is a metric
-        `cross_entropy_NAME` over those tokens alone, NaN if there are none.
-      batch_size: of the forward passes.
-      mode: see `parallel.choose_mode`.
+    `rows` are as in `Run`; each array `class_NAME` (bool [N, L]) adds a metric `cross_entropy_NAME`
+    over those tokens alone, NaN if there are none.
     """
     mode = parallel.choose_mode(mode)
     variables = parallel.place(loaded.variables, mode)

@@ -1,4 +1,4 @@
-"""The training loop: resume → batch → step → log → evaluate → save. It knows no method."""
+"""The training loop of every method: resume → batch → step → log → evaluate → save."""
 
 import contextlib
 import dataclasses
@@ -15,7 +15,7 @@ from etils import epath
 from distill_core import checkpoint, config
 from distill_core.checkpoint import integrity
 from distill_core.runtime import parallel, process, progress
-from distill_core.training import dispatch, inputs
+from distill_core.training import inputs
 
 PyTree = Any
 
@@ -29,22 +29,21 @@ class StoppedError(RuntimeError):
 
 
 class Layout(Protocol):
-    """How a checkpoint keeps a state."""
+    """How a checkpoint stores a state; see `run_state.Layout`.
 
-    def split(self, state: PyTree) -> tuple[dict, PyTree]:
-        """(parts, train) as `checkpoint.save` takes them."""
-        ...
+    `split` gives (parts, train) as `checkpoint.save` takes them, and `merge` is its inverse.
+    """
 
-    def merge(self, state: PyTree, parts: dict, train: PyTree) -> PyTree:
-        """The state with what was saved; the inverse of `split`."""
-        ...
+    def split(self, state: PyTree) -> tuple[dict, PyTree]: ...
+
+    def merge(self, state: PyTree, parts: dict, train: PyTree) -> PyTree: ...
 
 
 class Plan(NamedTuple):
-    """What a run can only say once it holds its workdir and knows from which step it starts.
+    """What is known only once the run holds its workdir and knows at which step it starts.
 
     Attributes:
-      frozen: what the step reads, in place of `run`'s.
+      frozen: what the step reads, in place of the program's.
       ledger: step -> the ledger of a checkpoint of that step, in place of the metadata's.
       num_steps: where to end; at most `run`'s.
     """
@@ -62,22 +61,6 @@ class Cadence:
     eval_every: int = 1000
     save_every: int = 1000
 
-    @classmethod
-    def of(cls, hp: config.Run) -> "Cadence":
-        """That of a run with these settings."""
-        return config.part(hp, cls)
-
-    def check(self, steps_per_dispatch: int, num_steps: int):
-        """Refuses dispatches that would step over an end.
-
-        Raises:
-          InputError: on `steps_per_dispatch`.
-        """
-        for name, every in vars(self).items():
-            if every % steps_per_dispatch and every < num_steps:
-                allowed = f"must divide {name}, {every}"
-                raise config.InputError("steps_per_dispatch", steps_per_dispatch, allowed)
-
 
 @dataclasses.dataclass(frozen=True)
 class Program:
@@ -85,14 +68,12 @@ class Program:
 
     Attributes:
       step_fn: a wrapped step, `(state, frozen, batch) -> (state, metrics)`; may donate the state.
-        With several steps per dispatch it takes those of `batch_fn`, and metrics are one per
-        update.
-      batch_fn: step -> batch, a pure function, ready for `step_fn`; with several steps per dispatch
-        the batches of `dispatch.length` steps.
+        With several steps per dispatch metrics have one value per step.
+      batch_fn: step -> batch for `step_fn`, a pure function; with several steps per dispatch the
+        batches of `dispatch_length` steps.
       frozen: what the step reads and nothing trains, e.g. a teacher; never saved.
       mode: as for `parallel.wrap`.
-      steps_per_dispatch: updates that one call of `step_fn` makes; the cadence is in multiples of
-        it.
+      steps_per_dispatch: steps that one call of `step_fn` takes; divides the cadence.
     """
 
     step_fn: Callable
@@ -107,8 +88,8 @@ class Checkpoints:
     """What the checkpoints of a run hold, and what a resume is checked against.
 
     Attributes:
-      layout: how they keep the state.
-      metadata: what they say; a resume has to have the same `metadata["config"]`.
+      layout: how they store the state.
+      metadata: of every checkpoint; a resume must have the same `metadata["config"]`.
       reads: field of the config -> fingerprint of what it names, likewise.
     """
 
@@ -119,7 +100,7 @@ class Checkpoints:
 
 @dataclasses.dataclass(frozen=True)
 class Monitor:
-    """What a run measures on the way.
+    """The evaluation of a run while it trains.
 
     Attributes:
       measure: `measure(state, stopped) -> {name: value}`; may raise StoppedError if `stopped()`.
@@ -144,38 +125,41 @@ def run(
     monitor: Monitor | None = None,
     plan: Callable[[int], Plan] | None = None,
 ) -> PyTree:
-    """Trains to `num_steps`, from the newest whole checkpoint in `workdir` if there is one.
+    """Trains to `num_steps`, from the newest complete checkpoint in `workdir` if there is one.
 
     Args:
       workdir: the run's own directory, local or `gs://…`.
-      state: fresh state; has `step` and is what a resumed state is shaped like. A step that donates
-        uses it up.
+      state: fresh state; has the structure of a resumed one. A step that donates uses it up.
       program: what it computes.
       checkpoints: what it saves.
-      num_steps: updates in all.
+      num_steps: steps in all.
       cadence: how often it logs, evaluates and saves.
-      monitor: what it measures on the way.
-      plan: for private runs: step to start from -> `Plan`; not asked where nothing is left to do.
+      monitor: its evaluation.
+      plan: first step -> `Plan`; not called if the run is already finished.
 
     Returns:
       The final state.
 
     Raises:
       InputError: the workdir is in use or cannot be written, the settings differ from those it was
-        started with, a checkpoint does not fit the state, or dispatches would step over an end.
+        started with, a checkpoint does not fit the state, or `steps_per_dispatch` does not divide
+        the cadence.
       DivergedError: after NaN or infinity; the last good checkpoint is kept.
       StoppedError: after SIGTERM, SIGINT or a deadline (`process.stop_after`), everything saved.
       CheckpointError: a checkpoint could not be written.
     """
-    cadence.check(program.steps_per_dispatch, num_steps)
+    several = program.steps_per_dispatch
+    for name, every in vars(cadence).items():
+        if every % several and every < num_steps:
+            raise config.InputError("steps_per_dispatch", several, f"must divide {name}, {every}")
     workdir = epath.Path(workdir)
     one = _Run(workdir, state, program, checkpoints, num_steps, cadence, monitor)
     with contextlib.ExitStack() as stack:
         stack.enter_context(process.hold(workdir))
         one.resume(private=plan is not None)
-        if one.is_finished():
+        if one.step >= num_steps and not one.unevaluated:
             one.say(f"finished at step {one.step}, nothing to do")
-            return one.place()
+            return parallel.place(one.state, program.mode)
         one.begin(plan)
         stack.callback(one.report.end)
         stack.callback(one.metrics.flush)
@@ -183,13 +167,24 @@ def run(
         return one.train(stack.enter_context(process.watch_signals()))
 
 
+def dispatch_length(step: int, steps_per_dispatch: int, num_steps: int) -> int:
+    """How many steps the dispatch takes that begins after `step` steps.
+
+    It ends at a multiple of `steps_per_dispatch`, wherever the run resumed, or at `num_steps`.
+
+    >>> dispatch_length(0, 4, 10), dispatch_length(6, 4, 10), dispatch_length(8, 4, 10)
+    (4, 2, 2)
+    """
+    return min(steps_per_dispatch - step % steps_per_dispatch, num_steps - step)
+
+
 class _Run:
-    """A run in the workdir that it holds: its state, and what a checkpoint has to say of it.
+    """A run in the workdir that it holds.
 
     Attributes:
-      step: updates so far.
+      step: steps done so far.
       top: {"step", "value"} of the best evaluation; None before the first, or without `best`.
-      unevaluated: the evaluation that was due at the checkpoint resumed from was interrupted.
+      unevaluated: the evaluation due at the checkpoint that it resumes from was interrupted.
     """
 
     def __init__(
@@ -215,7 +210,7 @@ class _Run:
         self.metrics = progress.MetricsFile(workdir / "metrics.jsonl", active=self.main)
 
     def resume(self, *, private: bool):
-        """Takes over what the newest whole checkpoint has, if there is one."""
+        """Restores the newest complete checkpoint, if there is one."""
         parts, train = self.checkpoints.layout.split(self.state)
         settings = self.checkpoints.metadata["config"]
         found = _newest(self.workdir, settings, self.checkpoints.reads, private=private)
@@ -227,22 +222,22 @@ class _Run:
         self.top, self.window = old["best"], _Window(old["pending"], old["last_loss"])
         saved = checkpoint.restore(path, parts=parts, train=train)
         self.state = self.checkpoints.layout.merge(self.state, *saved)
-        # A signal may have ended the evaluation that was due at this step.
+        # A signal may have ended the evaluation due at this step.
         self.unevaluated = self.evaluates() and not old["evaluated"]
 
     def begin(self, plan: Callable[[int], Plan] | None):
-        """Opens the logs, places everything on the devices, and says from which step it starts."""
+        """Opens the logs, places everything on the devices and reports the first step."""
         if plan is not None and self.step < self.num_steps:
             self.frozen, self.ledger_at, self.num_steps = plan(self.step)
         self.metrics.rewind(self.step, evaluated=not self.unevaluated)
         self.say(f"resumes from step {self.step}" if self.step else "starts from step 0")
-        self.state = self.place()
-        self.frozen = parallel.place(self.frozen, self.program.mode)
+        mode = self.program.mode
+        self.state, self.frozen = (parallel.place(x, mode) for x in (self.state, self.frozen))
         place = self.workdir / "tensorboard"
         self.board = progress.TensorBoard(place, self.step, active=self.main)
 
     def train(self, stopped: Callable[[], bool]) -> PyTree:
-        """Steps to the end; saves where it is stopped."""
+        """Trains to the end; saves where it is stopped."""
         try:
             if self.unevaluated:
                 self.evaluate(stopped)
@@ -271,11 +266,11 @@ class _Run:
         program = self.program
         batch = program.batch_fn(self.step)
         self.state, values = program.step_fn(self.state, self.frozen, batch)
-        self.step += dispatch.length(self.step, program.steps_per_dispatch, self.num_steps)
+        self.step += dispatch_length(self.step, program.steps_per_dispatch, self.num_steps)
         self.window.add(self.step, values)
         saves, evaluates = self.is_due(self.cadence.save_every), self.evaluates()
         if saves or evaluates:
-            self.window.fetch()  # the updates' own time ends here
+            self.window.fetch()  # so that the rate counts the steps alone
         self.report.advance(self.step)
         if self.is_due(self.cadence.log_every):
             self.record({"step": self.step, "split": "train", **self.window.close()})
@@ -286,9 +281,9 @@ class _Run:
             self.report.rest()
 
     def evaluate(self, stopped: Callable[[], bool]) -> bool:
-        """Measures the state; whether it is the best so far."""
+        """Evaluates the state; returns whether it is the best so far."""
         assert self.monitor is not None
-        self.window.fetch()  # no evaluation of a diverged state
+        self.window.fetch()  # raises if the state has diverged
         values = self.monitor.measure(self.state, stopped)
         self.record({"step": self.step, "split": self.monitor.split, **values})
         self.evaluated_at = self.step
@@ -319,7 +314,7 @@ class _Run:
         self.tidy()
 
     def tidy(self):
-        """Keeps the newest two checkpoints and the best."""
+        """Deletes all checkpoints but the newest two and the best."""
         if self.main:
             newest = set(checkpoint.steps(self.workdir)[-2:])
             checkpoint.prune(self.workdir, newest | ({self.top["step"]} if self.top else set()))
@@ -330,16 +325,12 @@ class _Run:
         self.report.metrics(row)
 
     def say(self, ending: str):
-        """Where, on what and, as `ending`, from which step."""
+        """Prints the devices, the number of parameters, the workdir and `ending`."""
         parts, _ = self.checkpoints.layout.split(self.state)
         params = [part["params"] for part in parts.values()]
         count = sum(leaf.size for leaf in jax.tree.leaves(params))
         where = f"{parallel.describe()}; {count:,} parameters; writing to {self.workdir}"
         self.report.say(f"{where}; {ending}")
-
-    def place(self) -> PyTree:
-        """The state, on the devices."""
-        return parallel.place(self.state, self.program.mode)
 
     def is_due(self, every: int) -> bool:
         return self.step % every == 0 or self.step == self.num_steps
@@ -348,15 +339,12 @@ class _Run:
         """Whether an evaluation is due at this step."""
         return self.monitor is not None and self.is_due(self.cadence.eval_every)
 
-    def is_finished(self) -> bool:
-        return self.step >= self.num_steps and not self.unevaluated
-
 
 class _Window:
-    """Per-step metrics since the last log line, fetched from the devices when asked for."""
+    """Per-step metrics since the last log line, fetched from the devices on demand."""
 
     def __init__(self, pending: Sequence[dict[str, float]] = (), last_loss: float | None = None):
-        # A checkpoint holds null where a metric was not finite.
+        # A checkpoint stores a metric that was not finite as null.
         self.pending = [
             {k: math.nan if v is None else v for k, v in row.items()} for row in pending
         ]
@@ -364,19 +352,19 @@ class _Window:
         self._on_device: list[tuple[int, dict]] = []
 
     def add(self, step: int, values: Mapping[str, jax.Array]):
-        """Of the dispatch that ended at `step`: scalars, or [K] of several updates."""
+        """Of the dispatch that ended at `step`: scalars, or [K] of several steps."""
         self._on_device.append((step, dict(values)))
 
     def fetch(self):
         for last, arrays in self._on_device:
-            # By NumPy: JAX's own `item` and `device_get` are 8 and 30 times as slow for scalars.
+            # NumPy, as JAX's own `item` and `device_get` are 8 and 30 times as slow for scalars.
             columns = {name: np.asarray(value).reshape(-1) for name, value in arrays.items()}
             count = max(map(len, columns.values()), default=0)
             for i in range(count):
                 values = {name: column[i].item() for name, column in columns.items()}
                 if not all(math.isfinite(values.get(name, 0.0)) for name in ("loss", "grad_norm")):
                     raise DivergedError(_diverged(last - count + i + 1, self.last_loss))
-                self.last_loss = values.get("loss")  # a private run has none to tell
+                self.last_loss = values.get("loss")  # a private run reports none
                 self.pending.append(values)
         self._on_device = []
 
@@ -402,25 +390,25 @@ def _check_finite(parts: PyTree, step: int, last_loss: float | None):
 
 
 def _newest(workdir: epath.Path, settings: Mapping[str, Any], reads, *, private: bool):
-    """The newest whole checkpoint, newer damaged ones set aside; None if there is none.
+    """The newest complete checkpoint, or None; damaged ones that are newer are set aside.
 
-    Changes nothing before settings and data are found to fit. A private run's noise may have been
-    drawn for steps before its first checkpoint, so its data counts from its very start.
+    Changes nothing before settings and data are found to match. A private run's noise may have been
+    drawn for steps before its first checkpoint, so its data is checked even without one.
     """
     folder, saved = workdir / checkpoint.FOLDER, checkpoint.steps(workdir)
     found = integrity.first_whole([folder / str(step) for step in reversed(saved)])
     if found is not None:
         config.check_resume(found[1]["config"], settings)
         saved = saved[saved.index(int(found[0].name)) + 1 :]
-    unsaid = ""
+    warning = ""
     if found is not None or private:
-        unsaid = inputs.check(workdir, reads, settings, resumes=found is not None)
+        warning = inputs.check(workdir, reads, settings, resumes=found is not None)
     resumes = found[1]["step"] if found else None
     parallel.roll_call({"settings": settings, "reads": dict(reads), "resumes": resumes})
     if parallel.is_main():
-        if unsaid:
-            print(unsaid, file=sys.stderr, flush=True)
-        if found is None or unsaid:
+        if warning:
+            print(warning, file=sys.stderr, flush=True)
+        if found is None or warning:
             inputs.remember(workdir, reads)
         for step in saved:
             integrity.set_aside(folder / str(step))

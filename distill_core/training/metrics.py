@@ -1,7 +1,5 @@
 """(sum, count) arithmetic: means that stay right over batches, masks and devices."""
 
-from collections.abc import Iterable, Mapping
-
 import jax
 import jax.numpy as jnp
 
@@ -20,16 +18,6 @@ def mean(pair: Pair) -> Array:
     """Sum over count; 0 where the count is 0."""
     total, count = pair
     return total / jnp.where(count == 0, 1.0, count)
-
-
-def add(totals: Iterable[Mapping[str, tuple[float, float]]]) -> dict[str, tuple[float, float]]:
-    """Adds (sum, count) pairs by name, on the host, in double precision."""
-    result: dict[str, tuple[float, float]] = {}
-    for pairs in totals:
-        for name, (total, count) in pairs.items():
-            old_total, old_count = result.get(name, (0.0, 0.0))
-            result[name] = (old_total + float(total), old_count + float(count))
-    return result
 
 
 def correct(logits: Array, labels: Array) -> Array:

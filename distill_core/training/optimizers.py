@@ -1,6 +1,5 @@
-"""Settings of an optimiser, and the Optax optimiser that they mean."""
+"""The Optax optimiser that a run's settings describe."""
 
-import dataclasses
 from typing import Any
 
 import optax
@@ -8,34 +7,20 @@ import optax
 from distill_core import config
 
 
-@dataclasses.dataclass(frozen=True)
-class Optimizer:
+@config.settings
+class Optimizer(config.Optimizer):
     """SGD with (plain, not Nesterov) momentum, or Adam, and a schedule of its learning rate.
 
-    Attributes:
-      optimizer: `sgd` or `adam`.
-      learning_rate: the constant, first or, for `onecycle`, highest value.
-      num_steps: length of the run in updates.
-      momentum: of `sgd`.
-      weight_decay: factor of the parameters added to the gradient: L2 on all parameters, before
-        momentum, as in PyTorch's SGD and Adam.
-      schedule: `constant`; `step` (times `drop_factor` at each of `drop_steps`); `cosine` to 0;
-        `onecycle` (up over the first 30%, cosine down to almost 0).
-      drop_steps, drop_factor: of `step`.
+    Weight decay is L2 on all parameters, added to the gradient before momentum, as in PyTorch's SGD
+    and Adam. The schedule `onecycle` rises over the first 30% of the steps and falls to almost 0 in
+    a cosine; `cosine` falls to 0.
     """
 
-    optimizer: str
-    learning_rate: float
-    num_steps: int
-    momentum: float = 0.9
-    weight_decay: float = 0.0
-    schedule: str = "constant"
-    drop_steps: tuple[int, ...] = ()
-    drop_factor: float = 0.1
+    num_steps: int = config.integer(1, help="length of the schedule")
 
     @classmethod
     def of(cls, hp: Any) -> "Optimizer":
-        """The one of settings that hold `config.Optimizer` and `num_steps`."""
+        """That of settings which hold `config.Optimizer` and `num_steps`."""
         return config.part(hp, cls)
 
     def make_schedule(self) -> optax.Schedule:

@@ -1,4 +1,4 @@
-"""Trains a language model on a corpus by its labels alone, perhaps privately."""
+"""Trains a language model on the labels of a corpus alone, with differential privacy if asked."""
 
 import dataclasses
 import functools
@@ -15,9 +15,9 @@ from distill_core.data.text import tasks as text_tasks
 from distill_core.data.text import tokenizers
 from distill_core.models import checks
 from distill_core.models.network import text_network
-from distill_core.runtime import parallel, paths
+from distill_core.runtime import paths
 from distill_core.step import NextTokens
-from distill_core.training import dp_sgd, inputs, language, run_state
+from distill_core.training import dp_sgd, fits, inputs, language, run_state
 
 TRAINERS = ("words", "byte_pairs")
 _LENGTH, _VOCAB_SIZE = 64, 2000
@@ -25,7 +25,7 @@ _LENGTH, _VOCAB_SIZE = 64, 2000
 
 @config.settings
 class Vocabulary:
-    """Rows of text, and the tokenizer that makes them. None is not given, as for images."""
+    """Rows of text and their tokenizer; None means not given, as for images."""
 
     length: int | None = config.integer(2, default=None, help="L, tokens of a row of text; 64")
     tokenizer: str | None = config.text(
@@ -33,7 +33,7 @@ class Vocabulary:
     )
     vocab_size: int | None = config.integer(15, default=None, help="of a new tokenizer; 2000")
     public_text: bool = config.boolean(
-        default=False, help="the training text is public, so a vocabulary made of it may be told"
+        default=False, help="the training text is public, so its vocabulary may be published"
     )
 
 
@@ -48,18 +48,12 @@ def train(
     """Trains to the end or resumes, and measures on the corpus's test text.
 
     With a group `dp` a record is a line: each has a row of its own, cut after `length` tokens. A
-    vocabulary made of the private lines would give their words away, so then it has to come from
-    elsewhere. Validation and test text are public. `public_text` says that the training text is,
-    too: then a release may carry the vocabulary made of it.
-
-    Args:
-      hp: settings `config.Model`, `Optimizer`, `Run`, `Vocabulary`, `Private`, and `dataset`.
-      workdir: the run's directory.
-      method: written into the checkpoint.
-      mode: see `parallel.choose_mode`.
+    vocabulary made of the private lines would reveal their words, so it has to come from elsewhere.
+    Validation and test text are public. `public_text` declares the training text public, too: then
+    a release may include the vocabulary made of it.
 
     Returns:
-      {"perplexity", "accuracy", "id"}, and with `dp` what `dp_sgd.report` says.
+      {"perplexity", "accuracy", "id"}, and with `dp` what `dp_sgd.report` returns.
 
     Raises:
       InputError: on a field, before anything is written; and what `language.train` raises.
@@ -89,33 +83,28 @@ def train(
     judged, batch_size = to_rows(corpus.test), hp.eval_batch_size
     found = language.measure(loaded, judged, batch_size=batch_size, mode=mode)
     perplexity = math.exp(min(found["cross_entropy"], 700.0))
-    if parallel.is_main():
-        print(f"test perplexity {perplexity:.3f}  accuracy {found['accuracy']:.4f}", flush=True)
+    fits.say(f"test perplexity {perplexity:.3f}  accuracy {found['accuracy']:.4f}")
     spent = dp_sgd.report(workdir) if private else {}
     return {"perplexity": perplexity, "accuracy": found["accuracy"], "id": id, **spent}
 
 
 def check_private(hp: Any):
-    """With a group `dp` the vocabulary comes from elsewhere, and the text is not public.
-
-    Raises:
-      InputError: on `tokenizer` or `public_text`.
-    """
+    """Raises InputError on `tokenizer` or `public_text` if it defeats the group `dp`."""
     if not hp.dp:
         return
     if hp.tokenizer is None or hp.tokenizer in TRAINERS:
-        allowed = "with dp must be a PATH: a vocabulary made of the private lines tells their words"
+        allowed = "with dp must be a PATH: a vocabulary made of private lines reveals their words"
         raise InputError("tokenizer", hp.tokenizer, allowed)
     if hp.public_text:
         raise InputError("public_text", True, "must be False with dp, which protects the text")
 
 
 def new_tokenizer(hp: Any, kind: str, lines: Iterable[str]) -> tokenizers.Tokenizer:
-    """A tokenizer of one of `TRAINERS`, trained on lines; it remembers whether they are public."""
+    """A tokenizer of one of `TRAINERS`, trained on lines; it records whether they are public."""
     make = tokenizers.train_words if kind == "words" else tokenizers.train_byte_pairs
     tokenizer = make(lines, vocab_size=hp.vocab_size)
-    public = hp.public_text
-    tokenizer.made_from = tokenizers.PUBLIC_TEXT if public else tokenizers.TRAINING_TEXT
+    private = not hp.public_text
+    tokenizer.made_from = tokenizers.TRAINING_TEXT if private else tokenizers.PUBLIC_TEXT
     return tokenizer
 
 
@@ -123,36 +112,31 @@ def stored_tokenizer(path: str, *, private: bool) -> tokenizers.Tokenizer:
     """The tokenizer in a `tokenizer.json` or a language model's checkpoint.
 
     Raises:
-      InputError: on `tokenizer`; with `private` also if it was made from training text, which may
-        be the protected lines, and was not called public.
+      InputError: on `tokenizer`; with `private` also if it was made from training text that was not
+        declared public, as that may be the protected lines.
     """
-    found = _stored_tokenizer(path)
+    file = paths.expand("tokenizer", path)
+    if file.is_file():
+        try:
+            found = tokenizers.Tokenizer.from_json(file.read_text(encoding="utf-8"))
+        except (InputError, UnicodeDecodeError) as error:
+            why = f": {error.given!r} {error.allowed}" if isinstance(error, InputError) else ""
+            allowed = f"must be a tokenizer of the library `tokenizers`{why}"
+            raise InputError("tokenizer", path, allowed) from None
+    else:
+        with run_state.about("tokenizer", path):
+            found = tokenizer_of(checkpoint.load_model(str(file)), "tokenizer", path)
     if private and found.made_from == tokenizers.TRAINING_TEXT:
         allowed = (
-            "with dp must not be made from training text, whose words it tells: take one from "
-            "elsewhere, or of a run with public_text=True"
+            "with dp must not be made from training text, whose words it reveals: take one from "
+            "elsewhere, or from a run with public_text=True"
         )
         raise InputError("tokenizer", path, allowed)
     return found
 
 
-def _stored_tokenizer(path: str) -> tokenizers.Tokenizer:
-    file = paths.expand("tokenizer", path)
-    if file.is_file():
-        try:
-            return tokenizers.Tokenizer.from_json(file.read_text(encoding="utf-8"))
-        except InputError as error:
-            allowed = f"must be a tokenizer of `tokenizers`: {error.given!r} {error.allowed}"
-            raise InputError("tokenizer", path, allowed) from None
-        except UnicodeDecodeError:
-            raise InputError("tokenizer", path, "must be a tokenizer of `tokenizers`") from None
-    with run_state.about("tokenizer", path):
-        loaded = checkpoint.load_model(str(file))
-    return tokenizer_of(loaded, "tokenizer", path)
-
-
 def tokenizer_of(loaded: Any, field: str, path: str) -> tokenizers.Tokenizer:
-    """A checkpoint's own; raises InputError on the field that named it if it has none."""
+    """A checkpoint's tokenizer; raises InputError on the field that named it if it has none."""
     if loaded.tokenizer is None:
         raise InputError(field, path, "has no tokenizer: it must be a language model's checkpoint")
     return loaded.tokenizer

@@ -1,11 +1,9 @@
-"""The state of a training run: how it starts, what a checkpoint keeps of it, what it is made from.
-
-Shared by the training of classifiers and of language models.
-"""
+"""What classifiers' and language models' runs share: first state, checkpoint layout, provenance."""
 
 import contextlib
 import dataclasses
 import functools
+import math
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -16,10 +14,9 @@ from etils import epath
 from distill_core import checkpoint, config
 from distill_core.config import InputError
 from distill_core.data import sampling
-from distill_core.models.network import Network
+from distill_core.models.network import LoadedModel, Network
 from distill_core.runtime import parallel
 from distill_core.training import fits, inputs, loop
-from distill_core.training import metrics as metrics_lib
 from distill_core.training.optimizers import Optimizer
 from distill_core.training.step import STREAM_INIT, Evaluation, TrainState, stream_key
 
@@ -28,13 +25,13 @@ PART = "model"
 
 @dataclasses.dataclass(frozen=True)
 class Layout:
-    """How a state in training and the network in a checkpoint are made of each other.
+    """How the state in training maps to the network in a checkpoint.
 
     Attributes:
-      own: collections of the state that are the run's and not the network's, as they start; a
+      own: initial values of collections in `model_state` that belong to the run, not the network; a
         checkpoint keeps them with the optimiser.
-      head: where in the network's `params` lies what is trained; () for all of it.
-      whole: with a head, variables of the network, of which all else stays.
+      head: path in the network's `params` of the part that is trained; () for all of it.
+      whole: with a head, the network's variables, of which the rest stays as it is.
     """
 
     own: Mapping[str, Any] = dataclasses.field(default_factory=dict)
@@ -63,19 +60,19 @@ class Layout:
 
 
 def at(place: tuple[str, ...], tree: Any) -> Any:
-    """The subtree at a place."""
+    """The subtree at a path."""
     return functools.reduce(lambda below, name: below[name], place, tree)
 
 
 def replaced(tree: Any, place: tuple[str, ...], leaf: Any) -> Any:
-    """A copy of a tree with another subtree at one place."""
+    """A copy of a tree with another subtree at a path."""
     if not place:
         return leaf
     return {**tree, place[0]: replaced(tree[place[0]], place[1:], leaf)}
 
 
 def first_variables(hp: config.Steps, workdir: epath.PathLike, network: Network) -> tuple[Any, Any]:
-    """(params, model_state), fresh, or of `init_from` if the workdir has no checkpoint."""
+    """(params, model_state): those of `init_from` if the workdir has no checkpoint, else fresh."""
     if start := _starting_point(hp, workdir):
         path = str(getattr(hp, "init_from", None))
         with about("init_from", path):
@@ -88,7 +85,7 @@ def first_variables(hp: config.Steps, workdir: epath.PathLike, network: Network)
 def initial_state(
     hp: config.Steps, workdir: epath.PathLike, network: Network, layout: Layout
 ) -> TrainState:
-    """The state before the first step of a run, or what a resumed one is shaped like."""
+    """The state before the first step; also the structure of a resumed one."""
     if layout.whole is not None:
         params, model_state = at(layout.head, layout.whole["params"]), {}
     else:
@@ -99,7 +96,7 @@ def initial_state(
 
 
 def starting_network(hp: config.Steps, workdir: epath.PathLike) -> Network | None:
-    """The network whose weights a run starts or goes on from; None from scratch."""
+    """The network whose weights a run starts or continues from; None from scratch."""
     if has_checkpoint(workdir):
         described = checkpoint.find(workdir)[1]["parts"].get(PART)
         return None if described is None else Network.from_json(described)
@@ -107,24 +104,20 @@ def starting_network(hp: config.Steps, workdir: epath.PathLike) -> Network | Non
     return None if start is None else start.network
 
 
-def _starting_point(hp: config.Steps, workdir: epath.PathLike) -> checkpoint.LoadedModel | None:
-    """What the run's first weights are from; None where they are its own, or fresh."""
+def _starting_point(hp: config.Steps, workdir: epath.PathLike) -> LoadedModel | None:
+    """The model at `init_from`; None if the run resumes, or starts from fresh weights."""
     path = getattr(hp, "init_from", None)
     if not path or has_checkpoint(workdir):
-        return None  # it resumes from its checkpoint; the path may hold something else by now
+        return None  # on a resume the path may hold something else by now
     with about("init_from", path):
         return checkpoint.load_model(path)
 
 
-def check_unchanged(
-    hp: Any,
-    workdir: epath.PathLike,
-    reads: Mapping[str, checkpoint.LoadedModel | str],
-):
-    """`loop.run`'s refusal of other data than a run began with, before anything is made of it.
+def check_unchanged(hp: Any, workdir: epath.PathLike, reads: Mapping[str, LoadedModel | str]):
+    """Refuses, as `loop.run` does, other data than a run began with, but before it is used.
 
-    Else a data set of another size would be refused for what does not fit it. A field that was set
-    to something else is left to `loop.run`.
+    Otherwise a data set of another size would be refused for whatever no longer fits it. A changed
+    field is left to `loop.run`.
     """
     if has_checkpoint(workdir):
         began = checkpoint.find(workdir)[1]["config"]
@@ -132,7 +125,7 @@ def check_unchanged(
         inputs.check(workdir, _prints(same), config.to_json(hp), resumes=False)
 
 
-def _prints(reads: Mapping[str, checkpoint.LoadedModel | str]) -> dict[str, str]:
+def _prints(reads: Mapping[str, LoadedModel | str]) -> dict[str, str]:
     return {k: v if isinstance(v, str) else inputs.of_model(v) for k, v in reads.items()}
 
 
@@ -142,39 +135,31 @@ def describe(
     *,
     method: str,
     network: Network,
-    reads: Mapping[str, checkpoint.LoadedModel | str],
+    reads: Mapping[str, LoadedModel | str],
     note: str = "",
 ) -> tuple[dict[str, Any], dict[str, str]]:
-    """What the checkpoints of a run say of it, and what it reads, by content.
+    """(metadata, inputs) as `loop.Checkpoints` takes them; the inputs are for `private/` alone.
 
-    Args:
-      hp: the run's settings.
-      workdir: the run's directory. Of a run with a checkpoint the ancestors are those that its
-        ledger names.
-      method: the binary.
-      network: that the run trains.
-      reads: field of the config -> the network that it names, or a fingerprint of its data.
-      note: belongs beside every number from this data.
-
-    Returns:
-      (metadata, inputs), as `loop.run` takes them. The second is for `private/` alone.
+    `reads` maps fields of the config to the network each names, or to a fingerprint of its data.
+    `note` belongs beside every number from this data. The ancestors of a run that has a checkpoint
+    are those which its ledger names.
     """
     if start := _starting_point(hp, workdir):
         reads = {**reads, "init_from": start}
-    models = {k: v for k, v in reads.items() if isinstance(v, checkpoint.LoadedModel)}
     if has_checkpoint(workdir):
         ancestors = checkpoint.find(workdir)[1]["ledger"].get("ancestors", [])
     else:
-        once = {each.metadata["id"]: each.metadata["ledger"] for each in models.values()}
+        about = [each.metadata for each in reads.values() if isinstance(each, LoadedModel)]
+        once = {each["id"]: each["ledger"] for each in about}
         ancestors = [{"id": id, "ledger": ledger} for id, ledger in once.items()]
-    about = {
+    metadata = {
         "method": method,
         "parts": {PART: network.to_json()},
         "config": config.to_json(hp),
         "data_note": note,
         "ledger": {"mechanisms": [], "ancestors": ancestors},
     }
-    return about, _prints(reads)
+    return metadata, _prints(reads)
 
 
 def evaluate(
@@ -187,19 +172,11 @@ def evaluate(
     mode: str,
     stopped: Callable[[], bool] = lambda: False,
 ) -> dict[str, float]:
-    """Means over all examples of a split, each counted once; NaN where no weight is.
+    """Means over all examples of a split, each counted once; NaN where the total weight is 0.
 
-    Args:
-      measured: what is measured of a batch.
-      variables: of the network.
-      take: `take(rows, mask) -> batch`, those examples; masked ones must not count.
-      num_examples: in the split.
-      batch_size: global; rounded to the devices.
-      mode: as for `parallel.wrap`.
-      stopped: asked before every batch.
-
-    Raises:
-      StoppedError: if `stopped()`, in a run of one process.
+    `take(rows, mask)` makes a batch of those examples, in which masked ones must not count.
+    `batch_size` is global, and rounded up to the devices. Raises StoppedError once `stopped()`, in
+    a run of one process.
     """
     devices = jax.device_count()
     batch_size = -(-min(batch_size, num_examples) // devices) * devices
@@ -210,15 +187,14 @@ def evaluate(
             raise loop.StoppedError
         batch = take(rows[rows_here], mask[rows_here])
         found.append(eval_step(variables, {}, parallel.feed(batch, mode)))
-    totals = metrics_lib.add(jax.device_get(found))
-    return {
-        name: total / count if count else float("nan") for name, (total, count) in totals.items()
-    }
+    found = jax.device_get(found)
+    totals = {name: np.sum([each[name] for each in found], 0, np.float64) for name in found[0]}
+    return {name: float(t / count) if count else math.nan for name, (t, count) in totals.items()}
 
 
 @contextlib.contextmanager
 def about(field: str, path: str):
-    """Names the field that gave the path of a checkpoint in what is wrong with it."""
+    """Input errors inside name the field that gave the path of a checkpoint."""
     try:
         yield
     except InputError as error:
@@ -226,7 +202,7 @@ def about(field: str, path: str):
 
 
 def has_checkpoint(workdir: epath.PathLike) -> bool:
-    """Whether there is a whole one, so that a run would resume from it."""
+    """Whether a run would resume: the workdir has a complete checkpoint."""
     try:
         checkpoint.find(workdir)
     except InputError:

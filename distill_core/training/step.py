@@ -1,4 +1,4 @@
-"""The training step, and the seam where a method hands in its loss: `Objective` → `Outputs`."""
+"""The training step, and the seam at which a method supplies its loss: `Objective` → `Outputs`."""
 
 import dataclasses
 from collections.abc import Callable, Mapping
@@ -16,19 +16,19 @@ from distill_core.training.optimizers import Optimizer
 Array = jax.Array
 PyTree = Any
 
-# Named random streams: every use of randomness folds its own constant into the run's key.
+# Random streams: each use of randomness folds its own constant into the run's key.
 STREAM_INIT = 0
 STREAM_TRAIN = 1
 
 
 class TrainState(flax.struct.PyTreeNode):
-    """What a run trains and needs to go on. Teachers are not in it: they are `frozen`.
+    """What a run trains and needs to continue. Teachers are not in it: they are `frozen`.
 
     Attributes:
-      step: int32 `[]`, updates done.
+      step: int32 `[]`, updates done so far.
       params: trained parameters.
       model_state: other variables of the network, e.g. `{"batch_stats": …}`; `{}` if none.
-      opt_state: the optimiser's.
+      opt_state: state of the optimiser.
       rng: typed PRNG key, constant over the run.
     """
 
@@ -45,14 +45,14 @@ class TrainState(flax.struct.PyTreeNode):
 
 
 class Outputs(NamedTuple):
-    """What an objective gives for a batch.
+    """What an objective returns for a batch.
 
     Attributes:
-      values: a loss per example or token.
-      weights: how much each counts; of the shape of `values`.
-      model_state: the network's new one.
+      values: one loss per example or token.
+      weights: of the shape of `values`; how much each loss counts.
+      model_state: the network's new state.
       metrics: further means for the log, by name: an array of the shape of `values`, or a pair
-        (values, weights) of a shape of its own.
+        (values, weights) of any one shape.
     """
 
     values: Array
@@ -64,8 +64,8 @@ class Outputs(NamedTuple):
 class Objective(Protocol):
     """What a run minimises: a frozen dataclass, so that equal objectives compile once.
 
-    `params` and `model_state` are those of the network in training, `frozen` what is only read,
-    such as a teacher's variables, and `key` the step's, equal on all devices.
+    `params` and `model_state` belong to the network in training; `frozen` is only read, such as a
+    teacher's variables; `key` is the step's PRNG key, equal on all devices.
     """
 
     def __call__(
@@ -74,12 +74,12 @@ class Objective(Protocol):
 
 
 def per_example(values: Array, model_state: PyTree, **metrics: Array) -> Outputs:
-    """Outputs whose examples all count alike."""
+    """Outputs in which all examples have weight 1."""
     return Outputs(values, jnp.ones_like(values), model_state, metrics)
 
 
 def per_token(total: Array, weights: Array, model_state: PyTree, **sums: Array) -> Outputs:
-    """Outputs of a loss that comes as a sum over tokens, weighted by `weights` [B, L].
+    """Outputs of a loss that is already summed over tokens with `weights` [B, L].
 
     `sums` are further weighted sums, for the log.
     """
@@ -90,23 +90,25 @@ def per_token(total: Array, weights: Array, model_state: PyTree, **sums: Array) 
 
 
 def stream_key(rng: Array, stream: int, step: Array | int) -> Array:
-    """The key of one named stream at one step: fold_in(fold_in(rng, stream), step)."""
+    """The key of one random stream at one step: fold_in(fold_in(rng, stream), step)."""
     return jax.random.fold_in(jax.random.fold_in(rng, stream), step)
 
 
 def mean_gradient(objective: Objective, params, model_state, frozen, batch, key):
-    """Gradient of the globally weighted mean of the losses.
+    """Gradient of the global weighted mean of the losses.
 
-    Returns (gradient, model_state, metrics), all equal on every device. Written so that the
-    device sum is explicit: sum of local gradients over the devices, divided by the global weight.
+    Returns (gradient, model_state, metrics), all equal on every device: local gradients are summed
+    over the devices, then divided by the global weight.
     """
 
     def weighted_total(params):
         found = objective(params, model_state, frozen, batch, key)
         if reserved := found.metrics.keys() & {"loss", "grad_norm"}:
             raise ValueError(f"metrics: got {sorted(reserved)}; the step has some of these names")
-        pairs = {name: _as_pair(value, found.weights) for name, value in found.metrics.items()}
-        pairs["loss"] = metrics_lib.weighted_sum(found.values, found.weights)
+        pairs = {
+            name: metrics_lib.weighted_sum(*(v if isinstance(v, tuple) else (v, found.weights)))
+            for name, v in {**found.metrics, "loss": found.values}.items()
+        }
         return pairs["loss"][0], (pairs, found.model_state)
 
     grads, (pairs, new_model_state) = jax.grad(weighted_total, has_aux=True)(params)
@@ -118,7 +120,7 @@ def mean_gradient(objective: Objective, params, model_state, frozen, batch, key)
 
 
 def gradient_of_sum(values: Callable[[PyTree], Array], params: PyTree) -> PyTree:
-    """Gradient by the parameters of the sum of all `values`, over all devices."""
+    """Gradient with respect to the parameters of the sum of `values` over all devices."""
     return all_sum(jax.grad(lambda params: jnp.sum(values(params)))(params))
 
 
@@ -134,13 +136,13 @@ def train_step(
     """One update; pure.
 
     Args:
-      state: of the network in training.
-      frozen: what the objective reads besides.
+      state: state of the network in training.
+      frozen: what the objective reads but nothing trains.
       batch: this device's examples.
       objective: what is minimised.
       tx: Optax optimiser.
-      gradient: how to get gradients from an objective, with `mean_gradient`'s signature;
-        differentially private training enters here.
+      gradient: computes an objective's gradient, with the signature of `mean_gradient`;
+        differentially private training supplies its own.
 
     Returns:
       The new state and float32 scalars: `loss` and the objective's metrics as global weighted means
@@ -163,14 +165,14 @@ def train_step(
 
 @dataclasses.dataclass(frozen=True)
 class Update:
-    """`train_step` with its static choices, as the loop runs it; equal ones compile once.
+    """`train_step` with its static arguments, as the loop runs it; equal values compile once.
 
     Attributes:
       objective, gradient: as for `train_step`.
       optimizer: settings of the optimiser.
-      resident: the batch is the rows, int32 [B], of `frozen["data"]` on the device, and what the
-        objective reads is `frozen["frozen"]`.
-      several: leaves of the batch are [B, K, ...], of K steps, and so metrics are [K]. On CPU
+      resident: the batch holds row numbers, int32 [B], of `frozen["data"]` on the device, and the
+        objective reads `frozen["frozen"]`.
+      several: leaves of the batch are [B, K, ...] for K steps, and metrics are [K]. On CPU,
         convolutions inside XLA's loops are many times slower than outside.
     """
 
@@ -181,7 +183,7 @@ class Update:
     several: bool = False
 
     def __call__(self, state: TrainState, frozen: PyTree, batch: PyTree):
-        """(state, metrics) after one step, or several."""
+        """(state, metrics) after one step, or after several."""
         if not self.several:
             return self._one(state, frozen, batch)
         in_turn = jax.tree.map(lambda leaf: jnp.moveaxis(leaf, 1, 0), batch)
@@ -213,9 +215,3 @@ class Evaluation:
         """The sums of one batch."""
         found = self.measure(variables, frozen, batch)
         return all_sum({name: metrics_lib.weighted_sum(*pair) for name, pair in found.items()})
-
-
-def _as_pair(value, weights):
-    if isinstance(value, tuple):
-        return metrics_lib.weighted_sum(*value)
-    return metrics_lib.weighted_sum(value, weights)

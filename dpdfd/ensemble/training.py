@@ -94,15 +94,8 @@ def train_and_evaluate(
         }
         return parallel_lib.feed(batch, fit_mode)
 
-    metadata, reads = classification.describe(
-        hp,
-        workdir,
-        method=provenance.METHOD,
-        dataset=dataset,
-        splits=splits,
-        network=network,
-        reads={},
-    )
+    run = classification.Run(hp, workdir, provenance.METHOD, dataset, splits, network, mode)
+    metadata, reads = run.describe({})
     num_steps = hp.num_teachers if is_ridge else hp.num_steps
     metadata["ensemble"] = provenance.describe(len(splits.train), hp.num_teachers, num_steps)
     final = loop.run(

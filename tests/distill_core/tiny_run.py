@@ -30,7 +30,9 @@ class Regression:
 
 
 def update(learning_rate: float) -> Update:
-    return Update(Regression(), Optimizer("adam", learning_rate, num_steps=1))
+    return Update(
+        Regression(), Optimizer(optimizer="adam", learning_rate=learning_rate, num_steps=1)
+    )
 
 
 def batch_at(step: int) -> dict[str, np.ndarray]:

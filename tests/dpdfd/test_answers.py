@@ -36,7 +36,7 @@ MEMBERS = {
     "member_kwargs": {"hidden": [4]},
 }
 ENSEMBLE = Network(ensemble.MODEL, CLASSES, MEMBERS, input_shape=SHAPE, mean=(0.5,), std=(0.5,))
-SGD = Optimizer("sgd", 1.0, 100, momentum=0.0)
+SGD = Optimizer(learning_rate=1.0, num_steps=100, momentum=0.0)
 CHOSEN = Conversion(
     student=Linear(),
     teacher=Linear(),
@@ -187,7 +187,7 @@ def test_brier_is_least_at_the_mean_of_noisy_answers():
     bank = bank_lib.balance(
         bank_lib.deposit(bank, 0, np.repeat(images(1), 512, 0), noisy), 512, None
     )
-    adam = Optimizer("adam", 0.02, 150)
+    adam = Optimizer(optimizer="adam", learning_rate=0.02, num_steps=150)
     update, state = jax.jit(replay(optimizer=adam)), state_of(bank, adam)
     for _ in range(150):
         state, _ = update(state, {}, {"index": np.arange(128)})
@@ -203,7 +203,7 @@ def test_replay_goes_by_the_chances_and_never_beyond_what_was_bought(crop_paddin
     bank = bank_lib.deposit(bank, 0, np.zeros((4, *SHAPE)), np.zeros((4, CLASSES)))
     bank["targets"][:4, 0] = [0, 100, 10_000, 1_000_000]
     bank = bank_lib.balance(bank, 4, np.eye(CLASSES)[[0, 0, 1, 1]])
-    still = Optimizer("sgd", 0.0, 100)
+    still = Optimizer(learning_rate=0.0, num_steps=100)
     state = state_of(bank, still)
     update = jax.jit(replay(optimizer=still, crop_padding=crop_padding))
     counts = np.zeros(4)

@@ -48,7 +48,9 @@ CHOSEN = Conversion(
     teacher=Table(),
     generator=None,
     batch_size=BATCH,
-    optimizer=Optimizer("sgd", 1e-3, STEPS, momentum=0.0),  # small, to average the noise
+    optimizer=Optimizer(
+        learning_rate=1e-3, num_steps=STEPS, momentum=0.0
+    ),  # small, to average the noise
     generator_rate=0.1,
     weights=Weights(0.0, 0.0, 0.0, 0.0, 0.0),
     mechanism="param",

@@ -73,7 +73,7 @@ GENERATOR = Network(
     input_shape=(5,),
     outputs="images",
 )
-SGD = Optimizer("sgd", 1.0, 100, momentum=0.0)
+SGD = Optimizer(learning_rate=1.0, num_steps=100, momentum=0.0)
 CHOSEN = Conversion(
     student=TwoLayers(),
     teacher=TwoLayers(),
@@ -242,7 +242,7 @@ def digits_teacher():
 
 def distil(teacher, mechanism, multipliers, *, steps, rate, pool):
     """Norms of the true gradient over the queries, without the noise, [runs, steps]."""
-    adam = Optimizer("adam", rate, steps, schedule="cosine")
+    adam = Optimizer(optimizer="adam", learning_rate=rate, num_steps=steps, schedule="cosine")
     update = student_step(mechanism, "clip", optimizer=adam)
     targets = probs_of(teacher, pool)
 
@@ -391,6 +391,6 @@ def test_eight_devices_give_the_generators_step_of_one(mode):
 def test_equal_choices_compile_once():
     counted = chex.assert_max_traces(step.student_step, n=1)
     for seed in (1, 2):
-        chosen = dataclasses.replace(CHOSEN, optimizer=Optimizer("sgd", 1.0, 100, momentum=0.0))
+        chosen = dataclasses.replace(CHOSEN, optimizer=SGD)
         update = parallel.wrap(parallel.Bound(counted, chosen), "jit")
         update(student(seed), {"teacher": {"params": init(2)}}, images())

@@ -289,5 +289,5 @@ def test_a_teacher_without_names_of_classes_passes_with_a_line(values, teacher, 
     loaded = checkpoint.load_model(teacher)
     private_text.check_classes(values(**labelled), ("0", "1", "2"), "teacher", teacher, loaded)
     assert capsys.readouterr().out == (
-        f"teacher {teacher} has no names of classes: they are taken in the order of their numbers\n"
+        f"teacher {teacher} has no class names: classes are matched by number\n"
     )

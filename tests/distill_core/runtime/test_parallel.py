@@ -70,7 +70,7 @@ NETWORK = models.CNN(num_classes=3, widths=(4,), hidden=8, norm="batch")
 @functools.cache
 def _trained(mode):
     """(state, metrics of every step, evaluation's sums) after three steps of SGD, on the host."""
-    update = Update(Masked(), Optimizer("sgd", 0.1, STEPS))
+    update = Update(Masked(), Optimizer(learning_rate=0.1, num_steps=STEPS))
     step = parallel.wrap(update, mode, donate=True)
     eval_step = parallel.wrap(Evaluation(_measure), mode)
     tx = update.optimizer.make()

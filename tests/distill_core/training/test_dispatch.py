@@ -11,7 +11,7 @@ from distill_core import checkpoint, distill, train
 from distill_core import load_model as load
 from distill_core.config import InputError
 from distill_core.models.network import Network
-from distill_core.training import dispatch, loop
+from distill_core.training import loop
 
 NUM_STEPS = 10
 
@@ -80,7 +80,7 @@ def test_data_on_the_device_with_stored_logits_changes_no_number(plain, tmp_path
 
 @pytest.mark.parametrize(("step", "count"), [(0, 4), (3, 1), (6, 2), (8, 2), (9, 1)])
 def test_a_dispatch_ends_at_a_multiple_or_at_the_end(step, count):
-    assert dispatch.length(step, 4, NUM_STEPS) == count
+    assert loop.dispatch_length(step, 4, NUM_STEPS) == count
 
 
 def test_a_run_stopped_between_dispatches_goes_on_to_the_same_network(plain, tmp_path):

@@ -87,7 +87,7 @@ def test_other_names_are_refused_by_the_first(place, capsys):
 
 def test_classes_without_names_pass_with_a_line(place, capsys):
     found = evaluate.evaluate_checkpoint(place / "net", dataset=f"npz:{place}/unnamed.npz")
-    line = f"npz:{place}/unnamed.npz has no names of classes: they are taken in the order of their"
+    line = f"npz:{place}/unnamed.npz has no class names: classes are matched by number"
     assert capsys.readouterr().out.startswith(line)
     assert found["accuracy"] > 0.8
 
@@ -100,7 +100,7 @@ def test_numbers_that_a_network_was_trained_on_need_no_line(place, tmp_path, cap
     evaluate.evaluate_checkpoint(tmp_path)
     assert capsys.readouterr().out == ""
     evaluate.evaluate_checkpoint(tmp_path, dataset=f"npz:{place}/other.npz")
-    line = f"checkpoint {tmp_path} has no names of classes: they are taken in the order of their"
+    line = f"checkpoint {tmp_path} has no class names: classes are matched by number"
     assert capsys.readouterr().out.startswith(line)
 
 
@@ -170,7 +170,7 @@ def test_stored_logits_without_names_pass_with_a_line(place, tmp_path, capsys):
         types.SimpleNamespace(teacher=f"npz:{tmp_path}/bare.npz"), tmp_path / "run", dataset
     )
     np.testing.assert_array_equal(found, stored["logits"])
-    assert "bare.npz has no names of classes: they are taken in" in capsys.readouterr().out
+    assert "bare.npz has no class names: classes are matched by number" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(

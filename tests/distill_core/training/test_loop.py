@@ -286,7 +286,7 @@ def test_a_resume_that_cannot_compare_its_data_says_so_and_goes_on(tiny_run, tmp
     tiny_run.run(tmp_path, 4, reads={"dataset": "these"})
     shutil.rmtree(tmp_path / "private")
     tiny_run.run(tmp_path, 6, reads={"dataset": "others"})
-    assert "cannot tell whether the data is that of the steps before" in capsys.readouterr().err
+    assert "cannot check that the data is the same as before" in capsys.readouterr().err
     with pytest.raises(config.InputError, match="^dataset: got None; the data changed"):
         tiny_run.run(tmp_path, 8, reads={"dataset": "these"})
     (tmp_path / "private" / "inputs.json").write_text("{")

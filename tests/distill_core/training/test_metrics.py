@@ -50,26 +50,6 @@ def test_the_mean_of_nothing_is_zero():
     assert metrics.mean(metrics.weighted_sum(jnp.array([np.nan]), jnp.zeros(1))) == 0
 
 
-def test_adding_batches_gives_the_mean_over_all_examples():
-    rng = np.random.default_rng(0)
-    values, weights = rng.normal(size=10), rng.integers(0, 2, 10)
-    batches = [slice(0, 4), slice(4, 8), slice(8, 10)]
-    pairs = [metrics.weighted_sum(jnp.asarray(values[b]), jnp.asarray(weights[b])) for b in batches]
-    total, count = metrics.add({"loss": pair} for pair in pairs)["loss"]
-    assert total / count == pytest.approx(np.average(values, weights=weights), rel=1e-5)
-
-
-def test_adding_goes_beyond_float32():
-    parts = [{"n": (np.float32(2**24), np.float32(2**24))}] + [{"n": (np.float32(1), 1.0)}] * 3
-    assert metrics.add(parts) == {"n": (2**24 + 3, 2**24 + 3)}
-
-
-def test_adding_keeps_names_apart():
-    found = metrics.add([{"a": (1, 2), "b": (3, 4)}, {"b": (1, 1), "c": (0, 5)}])
-    assert found == {"a": (1, 2), "b": (4, 5), "c": (0, 5)}
-    assert metrics.add([]) == {}
-
-
 def test_correct_compares_the_largest_logit_with_the_label():
     logits = jnp.array([[[0.0, 2.0, 1.0], [3.0, 2.0, 1.0]], [[0.0, 1.0, 2.0], [-3.0, -2.0, -9.0]]])
     found = metrics.correct(logits, jnp.array([[1, 1], [2, 1]]))

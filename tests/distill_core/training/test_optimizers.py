@@ -85,7 +85,7 @@ def test_adam_is_pytorchs(params, weight_decay):
 
 def rates(count, **kwargs):
     """The rates of the first steps of a run of 100, from 0.4."""
-    schedule = Optimizer("sgd", learning_rate=0.4, num_steps=100, **kwargs).make_schedule()
+    schedule = Optimizer(learning_rate=0.4, num_steps=100, **kwargs).make_schedule()
     return np.asarray(jax.vmap(schedule)(jnp.arange(count)))
 
 

@@ -189,7 +189,8 @@ def test_votes_and_probabilities_are_those_of_the_members(fit, digits, name):
 
 def test_separate_steps_are_the_joint_step_and_keep_teachers_apart(digits):
     """On one CPU device each teacher has a call of its own."""
-    own, adam = MEMBERS["cnn"], Optimizer("adam", 0.01, 2)
+    own = MEMBERS["cnn"]
+    adam = Optimizer(optimizer="adam", learning_rate=0.01, num_steps=2)
     one = image_network(data.load_dataset("digits"), **own)
     kwargs = {"num_teachers": 3, "member": own["model"], "member_kwargs": own["model_kwargs"]}
     params, _ = dataclasses.replace(one, model=MODEL, model_kwargs=kwargs).init(jax.random.key(0))
