@@ -1,4 +1,4 @@
-"""Settings: what a config may hold, checked and typed, and the words for what is wrong in one.
+"""Typed settings of a run, checks of their values, and the messages when one is wrong.
 
 A binary declares its settings as a class, one line per field:
 
@@ -42,7 +42,7 @@ def _plain(value: Any) -> Any:
 
 @contextlib.contextmanager
 def within(group: str) -> Iterator[None]:
-    """Errors inside name their field as `group.field`.
+    """Input errors inside name their field as `group.field`.
 
     >>> with within("dp"):
     ...     raise InputError("norm", 0.0, "must be above 0")
@@ -69,11 +69,11 @@ def literal(text: str) -> Any:
 
 @dataclasses.dataclass(frozen=True)
 class Field:
-    """One field of a config: how to read a value, and the words for what is allowed.
+    """One field of a config. None is allowed as a value if it is the default.
 
-    `read` returns the value in its proper, hashable type or raises ValueError or TypeError (or, for
-    a group, InputError); `parse` makes a value for it out of an argument of the command line;
-    `help` says in a clause what the field means.
+    `read` returns a value in its proper, hashable type or raises ValueError or TypeError (or, for a
+    group, InputError); `parse` turns an argument of the command line into a value; `allowed` and
+    `help` are clauses that say what is allowed and what the field means.
     """
 
     read: Callable[[Any], Any]
@@ -88,13 +88,13 @@ class Field:
         return self.default is _REQUIRED
 
     def refused(self, name: str, given: Any) -> InputError:
-        """For a wrong or missing value."""
+        """The error for a wrong or missing value."""
         meaning = f" ({self.help})" if self.help else ""
         return InputError(name, given, f"{self.allowed}{meaning}")
 
 
 def _jsonable(value: Any) -> Any:
-    """Names and plain values, hashable: FrozenDicts and tuples, at any depth."""
+    """A value that JSON can hold, made hashable: FrozenDicts and tuples at any depth."""
     if isinstance(value, Mapping):
         return FrozenDict({str(name): _jsonable(each) for name, each in value.items()})
     if isinstance(value, list | tuple):
@@ -104,17 +104,15 @@ def _jsonable(value: Any) -> Any:
     return value
 
 
-# The functions below return a `Field`; typed as Any, it can stand as a default in a class.
+# The functions below return a `Field`; typed as Any, it can be a default in a class.
 
 
 def number(
     low: float, high: float = math.inf, *, default=_REQUIRED, above: bool = False, help: str = ""
 ) -> Any:
-    """A float in [low, high], or above `low` if `above`; None where that is the default."""
+    """A float in [low, high], or above `low` if `above`; or None if that is the default."""
 
     def read(value):
-        if value is None and default is None:
-            return None
         if isinstance(value, bool) or not isinstance(value, int | float):
             raise TypeError
         value = float(value)
@@ -130,11 +128,9 @@ def number(
 
 
 def integer(low: int, high: int | None = None, *, default=_REQUIRED, help: str = "") -> Any:
-    """An integer in [low, high]; None where that is the default."""
+    """An integer in [low, high]; or None if that is the default."""
 
     def read(value):
-        if value is None and default is None:
-            return None
         if isinstance(value, bool) or not isinstance(value, int):
             raise TypeError
         if value < low or (high is not None and value > high):
@@ -146,23 +142,21 @@ def integer(low: int, high: int | None = None, *, default=_REQUIRED, help: str =
 
 
 def text(*, default=_REQUIRED, help: str = "") -> Any:
-    """A non-empty string; None counts as not given where that is the default."""
+    """A non-empty string; or None if that is the default."""
 
     def read(value):
-        if value is None and default is None:
-            return None
         if not isinstance(value, str) or not value:
             raise TypeError
         return value
 
-    def parse(text):  # as it stands: a directory may be called 2024
+    def parse(text):  # no literal: a directory may be called 2024
         return None if default is None and text.lower() == "none" else text
 
     return Field(read, "must be a non-empty string", default, parse, help)
 
 
 def choice(*names: str, default=_REQUIRED, help: str = "") -> Any:
-    """One of some names."""
+    """One of the names."""
 
     def read(value):
         if value not in names:
@@ -184,7 +178,7 @@ def boolean(*, default=_REQUIRED, help: str = "") -> Any:
 
 
 def mapping(*, default=_REQUIRED, help: str = "") -> Any:
-    """A group of names and values that JSON can hold; becomes hashable."""
+    """Names and values that JSON can hold, made hashable."""
 
     def read(value):
         if not isinstance(value, Mapping):
@@ -196,7 +190,7 @@ def mapping(*, default=_REQUIRED, help: str = "") -> Any:
 
 
 def sequence(item: Field, *, default=_REQUIRED, help: str = "") -> Any:
-    """A tuple of values that each satisfy `item`."""
+    """A tuple of values that `item` reads."""
 
     def read(value):
         if not isinstance(value, list | tuple):
@@ -208,16 +202,14 @@ def sequence(item: Field, *, default=_REQUIRED, help: str = "") -> Any:
 
 
 def group(kind: type, *, default=_REQUIRED, help: str = "") -> Any:
-    """Settings of their own; {} as default fills in theirs, None means that there are none."""
+    """Nested settings; the default {} means their defaults, None that there are none."""
 
     def read(value):
-        if value is None and default is None:
-            return None
         if dataclasses.is_dataclass(value):
             return value
         if not isinstance(value, Mapping):
             raise TypeError
-        if not value and default is None:  # an empty group asks for something, but for what?
+        if not value and default is None:  # it is unclear what an empty group asks for
             raise ValueError
         return validate(value, kind)
 
@@ -234,7 +226,7 @@ def group(kind: type, *, default=_REQUIRED, help: str = "") -> Any:
     field_specifiers=(number, integer, text, choice, boolean, mapping, sequence, group),
 )
 def settings(cls: type[T]) -> type[T]:
-    """Makes a class, whose attributes default to fields, a frozen dataclass of their values."""
+    """Turns a class whose attributes are fields into a frozen dataclass of their values."""
     for name, value in list(vars(cls).items()):
         if isinstance(value, Field):
             default = {} if value.required else {"default": value.default}
@@ -254,13 +246,11 @@ def validate(config: Any, kind: Mapping[str, Field]) -> dict[str, Any]: ...
 def validate(config: Any, kind: Any) -> Any:
     """Checked values of a mapping or ConfigDict, defaults filled in.
 
-    Args:
-      config: names and values.
-      kind: a class of settings, whose object is returned; or fields by name, for a dict.
+    `kind` is a class of settings, of which an instance is returned; or fields by name, for a dict.
 
     Raises:
-      InputError: an unknown or missing field, a wrong type, a value outside its range, or what the
-        class says of values that do not go together; `group.field` for one in a group.
+      InputError: an unknown or missing field, a wrong type, a value outside its range, or values
+        that the class does not allow together; names a group's field as `group.field`.
     """
     given = config.to_dict() if hasattr(config, "to_dict") else dict(config)
     known = kind if isinstance(kind, Mapping) else fields(kind)
@@ -269,10 +259,10 @@ def validate(config: Any, kind: Any) -> Any:
             raise InputError(name, value, f"no such field; {suggest(name, known)}")
     values = {}
     for name, field in known.items():
-        if name not in given:
-            if field.required:
-                raise InputError(name, None, f"is required; {field.refused(name, None).allowed}")
-            values[name] = field.default
+        if name not in given and field.required:
+            raise InputError(name, None, f"is required; {field.refused(name, None).allowed}")
+        if name not in given or given[name] is field.default is None:
+            values[name] = field.default  # None means not given where it is the default
             continue
         try:
             with within(name):
@@ -285,28 +275,25 @@ def validate(config: Any, kind: Any) -> Any:
 
 
 def to_json(settings: Any) -> Any:
-    """Settings, or a value of them, as JSON has them: dicts and lists."""
+    """Settings, or one of their values, as dicts and lists for JSON."""
     if dataclasses.is_dataclass(settings):
-        return {
-            each.name: to_json(getattr(settings, each.name))
-            for each in dataclasses.fields(settings)
-        }
+        settings = vars(settings)
     if isinstance(settings, Mapping):
         return {name: to_json(value) for name, value in settings.items()}
     return [to_json(v) for v in settings] if isinstance(settings, list | tuple) else settings
 
 
 def part(settings: Any, kind: type[T]) -> T:
-    """The settings of one kind among others that include its fields."""
+    """Settings of one kind, taken from settings that include its fields."""
     return kind(**{each.name: getattr(settings, each.name) for each in dataclasses.fields(kind)})  # type: ignore[arg-type]
 
 
 def part_of(values: Mapping[str, Any], kind: type[T]) -> T:
-    """Settings of one kind among the plain values of a config that may hold others, too."""
+    """Settings of one kind, from a config that may hold other fields, too."""
     return validate({name: value for name, value in values.items() if name in fields(kind)}, kind)
 
 
-# What every training binary has: the flat names at the top of a config.
+# What training binaries share: the flat names at the top of a config.
 
 
 @settings
@@ -315,7 +302,7 @@ class Data:
 
     dataset: str = text(help="digits, tfds:NAME, npz:PATH or folder:PATH")
     data_dir: str | None = text(default=None, help="where tfds:NAME was prepared")
-    num_validation: int = integer(0, default=0, help="training examples that are held out")
+    num_validation: int = integer(0, default=0, help="held-out training examples")
 
 
 @settings
@@ -366,7 +353,7 @@ class Length:
 
 @settings
 class Steps(Length):
-    """A run of one seed."""
+    """A run with a seed."""
 
     # jax.random.key keeps 32 bits.
     seed: int = integer(0, 2**32 - 1, default=0, help="of weights, batches and augmentation")
@@ -374,44 +361,44 @@ class Steps(Length):
 
 @settings
 class Evaluated:
-    """Of runs that are evaluated while they go."""
+    """A run that is evaluated while it trains."""
 
     eval_every: int = integer(1, default=1000, help="steps between evaluations")
 
 
 @settings
 class Run(Evaluated, Steps):
-    """A run that is evaluated while it goes."""
+    """A run with a seed that is evaluated while it trains."""
 
 
 @settings
 class Start:
     """Where the first weights come from."""
 
-    init_from: str | None = text(default=None, help="a checkpoint whose weights come first")
+    init_from: str | None = text(default=None, help="a checkpoint with the first weights")
 
 
 @settings
 class Augmentation:
     """Random changes of training images."""
 
-    crop_padding: int = integer(0, default=0, help="pixels by which images are shifted at random")
+    crop_padding: int = integer(0, default=0, help="pixels of random shift")
     flip: bool = boolean(default=False, help="mirrors half of the images")
-    rotation: float = number(0.0, 180.0, default=0.0, help="degrees to turn by at most")
+    rotation: float = number(0.0, 180.0, default=0.0, help="degrees of random rotation")
 
 
 @settings
 class Classifier:
-    """Of image classifiers: the numbers they compute in, and how steps reach the device."""
+    """An image classifier's share of the data, precision, and way of feeding the device."""
 
     train_share: float = number(
-        0.0, 1.0, above=True, default=1.0, help="of the training examples to train on"
+        0.0, 1.0, above=True, default=1.0, help="share of the training examples"
     )
     compute_dtype: str = choice(
-        "float32", "bfloat16", default="float32", help="that parameters and pixels are rounded to"
+        "float32", "bfloat16", default="float32", help="precision of parameters and pixels"
     )
     data_on_device: bool = boolean(default=False, help="keeps the training data on the devices")
-    steps_per_dispatch: int = integer(1, default=1, help="steps in one program; 1 is best on CPU")
+    steps_per_dispatch: int = integer(1, default=1, help="steps per program; 1 is best on CPU")
 
 
 @settings
@@ -426,7 +413,7 @@ MAY_CHANGE = frozenset({"num_steps", "log_every", "eval_every", "save_every"} | 
 
 
 def suggest(name: str, known: Iterable[str]) -> str:
-    """What to write instead of an unknown name.
+    """A hint for an unknown name.
 
     >>> suggest("omgea", ["alpha", "omega"])
     'did you mean omega?'
@@ -437,15 +424,8 @@ def suggest(name: str, known: Iterable[str]) -> str:
 
 
 def check_resume(old: Mapping[str, Any], new: Mapping[str, Any]):
-    """Refuses to resume a run under other settings, by name.
-
-    Raises:
-      InputError: the first field that differs and decides the numbers.
-    """
-    for name in [*new, *(name for name in old if name not in new)]:
+    """Raises InputError on the first field that differs and decides the numbers of a run."""
+    for name in {**new, **old}:
         if name not in MAY_CHANGE and to_json(old.get(name)) != to_json(new.get(name)):
-            raise InputError(
-                name,
-                new.get(name),
-                f"this run was started with {old.get(name)!r}; keep it or take another workdir",
-            )
+            allowed = f"this run was started with {old.get(name)!r}; keep it or use another workdir"
+            raise InputError(name, new.get(name), allowed)

@@ -25,7 +25,7 @@ class Settings(config.Training):
     temperature: float = config.number(0.0, above=True, default=4.0, help="τ, softens both sides")
     alpha: float = config.number(0.0, 1.0, default=0.9, help="α, weight of the teacher's answers")
     standardize: bool = config.boolean(
-        default=False, help="z-scores the logits of both sides before they are softened"
+        default=False, help="z-scores the logits of both sides before the softmax"
     )
 
 
@@ -33,13 +33,10 @@ class Settings(config.Training):
 def train_and_evaluate(
     settings: Any, workdir: epath.PathLike, *, parallel: str | None = None
 ) -> dict[str, Any]:
-    """Distils to the end or resumes; returns the student's test accuracy and the checkpoint."""
+    """Distils to the end or resumes; returns what `classification.train` does."""
     hp = config.validate(settings, Settings)
     # Traced values, not constants: students that differ only in them share one compiled step.
-    frozen: dict[str, Any] = {
-        "temperature": jnp.float32(hp.temperature),
-        "alpha": jnp.float32(hp.alpha),
-    }
+    frozen: dict[str, Any] = {k: jnp.float32(getattr(hp, k)) for k in ("temperature", "alpha")}
     if hp.teacher.startswith("npz:"):
         dataset, splits = classification.load_splits(hp, workdir)
         logits, teacher = _stored_logits(hp, workdir, dataset)
@@ -52,14 +49,14 @@ def train_and_evaluate(
         hp, workdir, method="distill_core.distill", dataset=dataset, splits=splits, mode=parallel
     )
     kind = StandardizedDistillation if hp.standardize else Distillation
-    objective = kind(run.network, network)
-    reads = {"teacher": teacher}
-    return classification.train(run, objective, frozen=frozen, reads=reads, examples=stored)
+    return classification.train(
+        run, kind(run.network, network), frozen=frozen, reads={"teacher": teacher}, examples=stored
+    )
 
 
 def _stored_logits(hp, workdir: epath.PathLike, dataset) -> tuple[np.ndarray, str]:
-    """`logits` of the whole training split, float32 [N, C], in its and its classes' order; and the
-    fingerprint of what the file holds of them."""
+    """`logits` of the training split, float32 [N, C], columns in the order of its classes; and the
+    fingerprint of the file's logits and classes."""
     teacher = hp.teacher
     path = paths.expand("teacher", teacher.removeprefix("npz:"), given=teacher)
     shape = (len(dataset.train), dataset.num_classes)
@@ -72,9 +69,9 @@ def _stored_logits(hp, workdir: epath.PathLike, dataset) -> tuple[np.ndarray, st
             raise TypeError(f"its `logits` are {logits.dtype}, not floats")
         with np.errstate(over="ignore"):  # what overflows is refused below
             logits = logits.astype(np.float32)
-    except Exception as error:  # NumPy has one for each way in which a file is no such archive
+    except Exception as error:  # NumPy raises many kinds for what is no such archive
         reason = " ".join(str(error).split()[:20])
-        allowed = f"holds no `logits` that can be read ({type(error).__name__}: {reason}); {how}"
+        allowed = f"holds no readable `logits` ({type(error).__name__}: {reason}); {how}"
         raise config.InputError("teacher", teacher, allowed) from None
     fingerprint = checkpoint.digest({"logits": logits, "classes": np.array(names or ())})
     run_state.check_unchanged(hp, workdir, {"teacher": fingerprint})
@@ -89,7 +86,7 @@ def _stored_logits(hp, workdir: epath.PathLike, dataset) -> tuple[np.ndarray, st
             row = int(wrong.argmax())
             raise config.InputError("teacher", teacher, f"row {row} of its `logits` holds {what}")
     if (logits >= 0).all() and np.allclose(logits.sum(-1), 1.0, atol=1e-3):
-        allowed = "its `logits` are probabilities: every row adds up to 1; store their logarithms"
+        allowed = "its `logits` are probabilities: every row sums to 1; store their logarithms"
         raise config.InputError("teacher", teacher, allowed)
     ours = dataset.classes if dataset.named else None
     order, line = fits.class_order("teacher", teacher, names, ours, what=dataset.name)

@@ -1,4 +1,4 @@
-r"""Measures any image classifier's checkpoint, and stores its logits for black-box distillation.
+r"""Evaluates an image classifier's checkpoint, and stores its logits for black-box distillation.
 
     python -m distill_core.evaluate --checkpoint runs/nasty [--dataset digits] [--split train] \
         [--logits_out logits.npz]
@@ -36,21 +36,20 @@ def evaluate_checkpoint(
 
     Args:
       path: a workdir or checkpoint.
-      part: which network of it.
-      dataset: by default the one that the checkpoint was trained on.
-      data_dir: likewise.
+      part: which of its networks.
+      dataset, data_dir: by default those that the checkpoint was trained on.
       split: `test` or `train`.
       batch_size: of the forward passes.
-      logits_out: an .npz file to write `logits` float32 [N, K] and `labels` to, in the order of
-        the split, and `classes`, the names of the columns, if there are any;
-        `distill_core.distill --config.teacher=npz:FILE` takes it (of the train split).
-      tell: called with the result before anything is written, which may fail.
+      logits_out: an .npz file for `logits` float32 [N, K] and `labels`, in the order of the split,
+        and `classes`, the names of the columns, if there are any;
+        `distill_core.distill --config.teacher=npz:FILE` takes that of the train split.
+      tell: called with the result before the file is written, which may fail.
 
     Returns:
       {"accuracy", "cross_entropy", "examples", "note"}.
 
     Raises:
-      InputError: no such checkpoint or data, or they do not fit.
+      InputError: no such checkpoint or data, or they do not fit each other.
     """
     if split not in ("train", "test"):
         raise config.InputError("split", split, "must be train or test")
@@ -63,8 +62,7 @@ def evaluate_checkpoint(
     if loaded.network.outputs == "images":
         raise config.InputError("part", part, "makes images and classifies none")
     settings = loaded.metadata["config"]
-    name = dataset or settings["dataset"]
-    if name is None:
+    if (name := dataset or settings["dataset"]) is None:
         raise config.InputError("dataset", None, "is required: the run itself had none")
     source = data.load_dataset(name, data_dir=data_dir or settings.get("data_dir"))
     source = fits.data_for("checkpoint", str(path), loaded, source)
@@ -77,10 +75,8 @@ def evaluate_checkpoint(
     if tell is not None:
         tell(result)
     if logits_out is not None:
-        buffer = io.BytesIO()
-        names = loaded.network.class_names
-        arrays: dict[str, Any] = {"logits": logits, "labels": examples.labels}
-        if names is not None:
+        buffer, arrays = io.BytesIO(), {"logits": logits, "labels": examples.labels}
+        if (names := loaded.network.class_names) is not None:
             arrays["classes"] = np.array(list(names), np.str_)
         np.savez(buffer, **arrays)
         checkpoint.write_atomically(logits_out, buffer.getvalue())
@@ -91,11 +87,10 @@ def compute_logits(
     loaded: checkpoint.LoadedModel, images: np.ndarray, batch_size: int = 512
 ) -> np.ndarray:
     """float32 logits [N, K] of images [N, H, W, C], unaugmented."""
-    variables = jax.device_put(loaded.variables)
-    padded = -(-len(images) // batch_size) * batch_size if len(images) > batch_size else len(images)
-    parts = []
-    for start in range(0, padded, batch_size):
-        rows = np.arange(start, min(start + batch_size, padded)).clip(max=len(images) - 1)
+    variables, parts = jax.device_put(loaded.variables), []
+    size = min(batch_size, len(images))
+    for start in range(0, len(images), size):  # the last batch is filled up: one compilation
+        rows = np.arange(start, start + size).clip(max=len(images) - 1)
         parts.append(np.asarray(_logits(loaded.network, variables, images[rows])))
     return np.concatenate(parts)[: len(images)]
 
@@ -110,30 +105,22 @@ def main(argv: Sequence[str]):
     flags = cli.Flags(__doc__)
     flags.add_argument("--checkpoint", metavar="DIR", help="a workdir or one of its checkpoints")
     flags.add_argument("--part", help="which network, where the checkpoint holds several")
-    flags.add_argument("--dataset", metavar="NAME", help="by default the checkpoint's own")
+    flags.add_argument("--dataset", metavar="NAME", help="by default that of the checkpoint")
     flags.add_argument("--data_dir", metavar="DIR", help="of a tfds:… data set")
     flags.add_argument("--split", default="test", help="test, the default, or train")
     flags.add_argument("--logits_out", metavar="FILE.npz", help="where to write the split's logits")
     given = flags.read(argv, required=("checkpoint",))
 
-    def say(found):
+    def tell(found):
         note = f"; {found['note']}" if found["note"] else ""
-        print(
+        fits.say(
             f"{given.split} accuracy {found['accuracy']:.4f}  cross_entropy "
             f"{found['cross_entropy']:.4f}  ({found['examples']} examples{note}; "
-            f"{parallel.describe()})",
-            flush=True,
+            f"{parallel.describe()})"
         )
 
-    evaluate_checkpoint(
-        given.checkpoint,
-        part=given.part,
-        dataset=given.dataset,
-        data_dir=given.data_dir,
-        split=given.split,
-        logits_out=given.logits_out,
-        tell=say,
-    )
+    options = {k: v for k, v in vars(given).items() if k not in ("checkpoint", "trust")}
+    evaluate_checkpoint(given.checkpoint, **options, tell=tell)
 
 
 if __name__ == "__main__":

@@ -26,14 +26,10 @@ def coefficient(
     high: float = math.inf,
     above: bool = False,
 ) -> Array:
-    """A loss's hyper-parameter as float32: a scalar, or one per element with 1 behind the mask.
+    """A loss's hyper-parameter `name` as float32: a scalar, or of the shape `leading` of the loss.
 
-    Args:
-      name: for the messages.
-      value: a scalar or an array of the shape `leading`. Python and NumPy scalars have to be finite
-        and in [low, high], or above `low` if `above`; arrays and traced values pass.
-      leading: the shape of the loss.
-      where: bool of the shape `leading`, or None.
+    Masked elements become 1. Python and NumPy scalars must be finite and in [low, high], or above
+    `low` if `above`; arrays and traced values are not checked.
 
     Raises:
       ValueError: a scalar outside the range, or another shape.
@@ -52,12 +48,12 @@ def coefficient(
         raise ValueError(
             f"{name}: got shape {value.shape}; must be a scalar or one per element, {leading}"
         )
-    # Behind the mask even a NaN is allowed, and must not reach a gradient.
+    # A masked element may be NaN, which must not reach a gradient.
     return value if where is None else jnp.where(where, value, 1.0)
 
 
 def leading_shape(where: Array | None, **logits: Array) -> tuple[int, ...]:
-    """The shape `[...]` of a loss of logits `[..., C]`, which is also the mask's.
+    """The shape `[...]` of a loss and its mask, given logits `[..., C]`.
 
     Raises:
       ValueError: the named logits differ in shape or have no class axis, or the mask differs.
@@ -83,8 +79,8 @@ def kl_divergence(
 
     p = softmax(logits_p / temperature), q = softmax(logits_q / temperature). Gradients flow into
     both. The value and both gradients stay finite where probabilities of p underflow to 0 and
-    where logits_p is −∞ (a class that the reference excludes); where q excludes a class that p
-    allows, the divergence is +∞. Both keep their digits where p and q are nearly equal, as at high
+    where logits_p is −∞ (a class that the reference excludes); if q excludes a class that p
+    allows, the divergence is +∞. They stay accurate where p and q are nearly equal, as at high
     temperatures, where the divergence falls with temperature⁻².
 
     Args:
@@ -182,12 +178,12 @@ def distillation_loss(
 
 
 def standardized(logits: Array) -> Array:
-    """Z-scores over the classes: mean 0 and standard deviation 1, whatever shift and scale were.
+    """Z-scores over the classes: mean 0 and standard deviation 1, invariant to shift and scale.
 
     Source: Sun et al., "Logit Standardization in Knowledge Distillation", CVPR 2024.
 
     Args:
-      logits: `[..., C]`; −∞ excludes a class, which stays excluded and counts for nothing.
+      logits: `[..., C]`; −∞ excludes a class, which stays excluded and is ignored.
 
     Returns:
       float32 `[..., C]`; 0 where all logits are equal.
@@ -229,7 +225,7 @@ def _kl_jvp(primals, tangents):
 
 
 def _kl_and_slopes(x: Array, y: Array, temperature: Array):
-    """The divergence, its derivatives by x / temperature and y / temperature, and those two."""
+    """The divergence, its derivatives w.r.t. x / temperature and y / temperature, and those two."""
     top_x, top_y = (jnp.max(each, axis=-1, keepdims=True) for each in (x, y))
     scaled_x, scaled_y = (x - top_x) / temperature, (y - top_y) / temperature
     exp_x, exp_y = jnp.exp(scaled_x), jnp.exp(scaled_y)
@@ -241,7 +237,7 @@ def _kl_and_slopes(x: Array, y: Array, temperature: Array):
     u = ((between - between_tops) + (rest - rest_of_tops)) / temperature
     mean = jnp.sum(p * jnp.where(live, u, 0.0), axis=-1, keepdims=True)
     u = jnp.where(live, u - mean, 0.0)
-    plain = jnp.log(sum_y) - jnp.log(sum_x) - mean  # which needs no eᵘ, and cancels
+    plain = jnp.log(sum_y) - jnp.log(sum_x) - mean  # needs no eᵘ, but cancels
     is_near = plain < 10.0
     scale = jnp.exp(jnp.where(is_near, -mean, 0.0)) / sum_x  # p eᵘ = exp_y · scale
     # eᵘ − 1 − u: by its series, where that is as exact as float32.
@@ -259,7 +255,7 @@ def _kl_and_slopes(x: Array, y: Array, temperature: Array):
 
 
 def _subtract(a: Array, b: Array) -> tuple[Array, Array]:
-    """a − b as float32, and what rounding took from it (Knuth's TwoSum); 0 for infinities."""
+    """a − b as float32 and its rounding error (Knuth's TwoSum); 0 for infinities."""
     difference = a - b
     minus_b = difference - a
     rest = (a - (difference - minus_b)) - (b + minus_b)

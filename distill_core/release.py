@@ -1,16 +1,15 @@
-"""Writes what may be given away of a run: the model, a card, and nothing else.
+"""Writes what may be published of a run: the model, a card, and nothing else.
 
     python -m distill_core.release --checkpoint runs/nasty --out released/
 
-No random key, seed, optimiser state, data order, path or training setting goes in, nor how the
+It contains no random key, seed, optimiser state, data order, path or training setting, nor how the
 model was trained, from what, or on which data; that is for the owner alone, in
-`<workdir>/private/released_PART_STEP.json`. Of a defended model and a plain one the cards are the
-same. Where a ledger carries a claim of privacy, the card makes it and holds its mechanisms. The
-release loads without this project: `model.safetensors` holds the variables under names like
+`<workdir>/private/released_PART_STEP.json`. The cards of a defended and of a plain model look the
+same. If the ledger supports a privacy claim, the card states it with its mechanisms. The release
+loads without this project: `model.safetensors` holds the variables under names like
 `params/Dense_0/kernel`, `model.stablehlo` the whole network as a program (`jax.export`), from
-float32 images in [0, 1], `[B, H, W, C]`, or int32 token ids `[B, L]`, to logits; of a generator
-from latent vectors to images. A language model's `tokenizer.json` is read by the `tokenizers`
-library.
+float32 images in [0, 1], `[B, H, W, C]`, or int32 token ids `[B, L]`, to logits; a generator's maps
+latent vectors to images. The `tokenizers` library reads a language model's `tokenizer.json`.
 """
 
 import contextlib
@@ -62,10 +61,10 @@ _ASSUMPTIONS = (
 )
 
 _VOCABULARY = {
-    TRAINING_TEXT: "made from training text without noise: it tells words of that text, and no "
+    TRAINING_TEXT: "made from training text without noise: it reveals words of that text, and no "
     "epsilon covers it",
     PUBLIC_TEXT: "made from text that was declared public",
-    ELSEWHERE: "given to the run from elsewhere; what it was made from is not known here",
+    ELSEWHERE: "given to the run; what it was made from is not recorded",
 }
 
 
@@ -74,22 +73,20 @@ def release(
     out: epath.PathLike,
     *,
     part: str | None = None,
-    step: int | None = None,
     delta: float | None = None,
     with_private_tokenizer: bool = False,
 ) -> dict[str, Any]:
     """Writes the release of one network into a new or empty directory and returns its card.
 
-    What the card leaves out is written beside the run, see above.
+    What the card leaves out is written into the run's workdir, see above.
 
     Args:
       path: a workdir or checkpoint.
-      out: the directory; made if missing.
+      out: the directory; created if missing.
       part: which network.
-      step: which checkpoint; by default the newest.
       delta: δ of the card's claim; by default the run's, if it has one.
-      with_private_tokenizer: whether a vocabulary may go out whose words were chosen by a training
-        text that nobody called public (`public_text`): it tells which words stand there.
+      with_private_tokenizer: allows a vocabulary made from training text that was not declared
+        public (`public_text`): it reveals words of that text.
 
     Raises:
       InputError: no such checkpoint, δ outside (0, 1), `out` holds files, or such a vocabulary.
@@ -97,20 +94,17 @@ def release(
     out = paths.folder_to_write("out", out)
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise config.InputError("out", str(out), "must be a new or an empty directory")
-    loaded = checkpoint.load_model(path, part=part, step=step)
+    loaded = checkpoint.load_model(path, part=part)
     tokenizer = loaded.tokenizer
-    tells = tokenizer is not None and tokenizer.made_from == TRAINING_TEXT
-    if tells and not with_private_tokenizer:
+    reveals = tokenizer is not None and tokenizer.made_from == TRAINING_TEXT
+    if reveals and not with_private_tokenizer:
         allowed = (
-            "its vocabulary was made from training text and tells words of it; train with a "
-            "tokenizer from elsewhere or, where that text is public, with public_text=True; or "
-            "release it all the same by --with_private_tokenizer"
+            "its vocabulary was made from training text and reveals words of it; train with a "
+            "tokenizer from elsewhere or, if that text is public, with public_text=True; or "
+            "release it anyway with --with_private_tokenizer"
         )
         raise config.InputError("checkpoint", str(path), allowed)
-    flat = {
-        "/".join(jax.tree_util.keystr((k,), simple=True) for k in keypath): np.asarray(leaf)
-        for keypath, leaf in jax.tree_util.tree_flatten_with_path(loaded.variables)[0]
-    }
+    flat = {k: np.asarray(leaf) for k, leaf in checkpoint.by_name(loaded.variables).items()}
     fields, inputs, outputs = _described(loaded.network)
     described = loaded.network.to_json()
     card = {
@@ -123,15 +117,15 @@ def release(
             "model.stablehlo": "jax.export of the network: jax.export.deserialize(bytes).call",
         },
     }
-    told, privacy = published(loaded.metadata["ledger"]), _privacy(loaded.metadata, delta)
-    if told.mechanisms:
-        card |= {"ledger": told.to_json(), "privacy": privacy}
+    ledger, privacy = published(loaded.metadata["ledger"]), _privacy(loaded.metadata, delta)
+    if ledger.mechanisms:
+        card |= {"ledger": ledger.to_json(), "privacy": privacy}
     from safetensors.numpy import save
 
     files = {"model.safetensors": save(flat), "model.stablehlo": _export(loaded)}
     if tokenizer is not None:
         files["tokenizer.json"] = tokenizer.to_json().encode()
-        card["files"]["tokenizer.json"] = "of the library tokenizers"
+        card["files"]["tokenizer.json"] = "for the library tokenizers"
         card["vocabulary"] = _VOCABULARY.get(tokenizer.made_from, _VOCABULARY[ELSEWHERE])
     files["card.json"] = f"{strict_json.encode(card, indent=1)}\n".encode()
     out.mkdir(parents=True, exist_ok=True)
@@ -139,16 +133,19 @@ def release(
         for name, content in files.items():
             checkpoint.write_atomically(out / name, content)
     except OSError:
-        for name in files:  # no network without its card, and the directory is free for another try
+        for name in files:  # no network without its card, and an empty directory for another try
             with contextlib.suppress(OSError):
                 (out / name).unlink(missing_ok=True)
         raise
-    _write_owners_half(path, step, loaded, {"out": str(out), "card": card, "privacy": privacy})
+    if not str(path).endswith(".safetensors"):  # that is somebody else's file, without a workdir
+        _write_owners_half(
+            path, loaded.network, {"out": str(out), "card": card, "privacy": privacy}
+        )
     return card
 
 
 def published(ledger: Mapping[str, Any]) -> ledger_lib.Ledger:
-    """What a claim rests on, without what the model is made from; empty where there is none."""
+    """The mechanisms behind a claim, without what the model is made from; empty without a claim."""
     try:
         charged = ledger_lib.charged(ledger)
     except config.InputError:
@@ -156,22 +153,20 @@ def published(ledger: Mapping[str, Any]) -> ledger_lib.Ledger:
     return ledger_lib.Ledger(tuple(dataclasses.replace(each, note="") for each in charged))
 
 
-def _write_owners_half(path, step: int | None, loaded: checkpoint.LoadedModel, known):
-    if str(path).endswith(".safetensors"):
-        return  # somebody else's file: there is no run to write beside
-    folder, about = checkpoint.find(path, step=step)
-    part = next(name for name, each in about["parts"].items() if each == loaded.network.to_json())
+def _write_owners_half(path, network: Network, known: Mapping[str, Any]):
+    folder, about = checkpoint.find(path)
+    part = next(name for name, each in about["parts"].items() if each == network.to_json())
     names = ("method", "id", "step", "config", "data_note", "ledger")
     half = {**known, "part": part, **{name: about[name] for name in names}}
     place = folder.parent.parent / noise.FOLDER / f"released_{part}_{about['step']}.json"
     try:
         noise.write_private(place, half)
-    except OSError as error:  # a folder that cannot be written to costs nobody the release
+    except OSError as error:  # the release itself is complete
         print(f"could not write {place}, the owner's record of it: {error}", file=sys.stderr)
 
 
 def _described(network: Network) -> tuple[Sequence[str], str, str]:
-    """(what the card repeats of the network, inputs in words, outputs in words)."""
+    """(fields of the network for the card, description of inputs, description of outputs)."""
     if network.is_text:
         inputs = "int32 token ids of tokenizer.json, [B, L], <bos> first"
         return TEXT_FIELDS, inputs, "float32 logits [B, L, V], at each position for the next token"
@@ -185,10 +180,10 @@ def _described(network: Network) -> tuple[Sequence[str], str, str]:
 
 
 def _privacy(metadata: Mapping[str, Any], delta: float | None) -> dict[str, Any]:
-    """What the ledger guarantees, for somebody who does not have this project.
+    """What the ledger guarantees, for a reader without this project.
 
-    An ε with its unit, adjacency, δ and assumptions, with what it is for a record where the unit
-    is another and for a replacement where the adjacency is zero-out; or None and why.
+    ε with its unit, adjacency, δ and assumptions, also for a record if the unit is another and for
+    a replacement if the adjacency is zero-out; or None and the reason.
     """
     settings = metadata["config"]
     group = settings.get("dp") or {}
@@ -207,11 +202,9 @@ def _privacy(metadata: Mapping[str, Any], delta: float | None) -> dict[str, Any]
     spent = {"epsilon": ledger_lib.epsilon(ledger, delta), "delta": delta, **about}
     if entry.adjacency == ledger_lib.ZERO_OUT:
         spent["replace_one_epsilon"] = ledger_lib.epsilon(ledger, delta, replace_one=True)
-    assumptions: list[str] = list(_ASSUMPTIONS)
-    if entry.sampling_rate is not None:
-        assumptions.insert(0, _SAMPLED)
-    if entry.adjacency in _NEIGHBOURS:
-        assumptions.insert(0, _NEIGHBOURS[entry.adjacency])
+    assumptions = [_NEIGHBOURS[entry.adjacency]] if entry.adjacency in _NEIGHBOURS else []
+    assumptions += [_SAMPLED] if entry.sampling_rate is not None else []
+    assumptions += _ASSUMPTIONS
     if entry.unit != "record":
         assumptions.insert(0, f"Epsilon is about one {entry.unit}: it protects no training record.")
         spent["record_epsilon"] = ledger_lib.epsilon(ledger, delta, for_record=True)
@@ -224,7 +217,7 @@ def _privacy(metadata: Mapping[str, Any], delta: float | None) -> dict[str, Any]
 def _export(loaded: checkpoint.LoadedModel) -> bytes:
     """The network with its weights as StableHLO, for any batch size and platform.
 
-    Text has rows of `max_length`, padded at the end: what stands behind a position does not count.
+    Rows of text have `max_length` tokens, padded at the end: later tokens have no effect.
     """
     (batch,) = jax.export.symbolic_shape("b")
     network, function = loaded.network, loaded.apply
@@ -239,7 +232,7 @@ def _export(loaded: checkpoint.LoadedModel) -> bytes:
     program = jax.jit(lambda *inputs: function(loaded.variables, *inputs))
     settings: Any = jax.config
     limit = settings.jax_traceback_in_locations_limit
-    jax.config.update("jax_traceback_in_locations_limit", 0)  # else our file paths travel along
+    jax.config.update("jax_traceback_in_locations_limit", 0)  # else it contains our file paths
     try:
         exported = jax.export.export(program, platforms=("cpu", "cuda", "rocm", "tpu"))(*inputs)
     finally:
@@ -248,11 +241,10 @@ def _export(loaded: checkpoint.LoadedModel) -> bytes:
 
 
 def _one_by_one(network: Network) -> Callable:
-    """`images(variables, z, labels)` of a generator, which may need to know the batch's size."""
-    module = network.module()
+    """`images(variables, z, labels)` of a generator that may need a batch of known size."""
 
     def one(variables, *example):
-        return module.apply(variables, *(each[None] for each in example))[0]
+        return network.module().apply(variables, *(each[None] for each in example))[0]
 
     return lambda variables, *inputs: jax.vmap(functools.partial(one, variables))(*inputs)
 
@@ -267,16 +259,11 @@ def main(argv: Sequence[str]):
     flags.add_argument(
         "--with_private_tokenizer",
         action="store_true",
-        help="release a vocabulary made from training text, too",
+        help="release even a vocabulary made from training text",
     )
     given = flags.read(argv, required=("checkpoint", "out"))
-    card = release(
-        given.checkpoint,
-        given.out,
-        part=given.part,
-        delta=given.delta,
-        with_private_tokenizer=given.with_private_tokenizer,
-    )
+    options = {name: getattr(given, name) for name in ("part", "delta", "with_private_tokenizer")}
+    card = release(given.checkpoint, given.out, **options)
     print(f"released {card['parameters']:,} parameters to {given.out}")
 
 

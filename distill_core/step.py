@@ -1,4 +1,4 @@
-"""What plain training and plain distillation minimise."""
+"""The objectives of plain training and plain distillation."""
 
 import dataclasses
 
@@ -25,7 +25,7 @@ class Labels:
 
 @dataclasses.dataclass(frozen=True)
 class Distillation:
-    """Plain distillation, from a network or, without one, from its stored logits.
+    """Plain distillation from a network or, without one, from its stored logits.
 
     `frozen` holds `temperature`, `alpha` and the `teacher`'s variables; stored logits are those of
     the unaugmented images, `batch["teacher_logits"]`.

@@ -1,4 +1,4 @@
-"""Trains a plain classifier, or a plain language model; differentially privately with `dp`.
+"""Trains a plain classifier or a plain language model, with differential privacy if `dp` is set.
 
 python -m distill_core.train --config configs/distill_core/digits.py --workdir runs/plain
 """
@@ -17,7 +17,7 @@ from distill_core.training import classification, dp_settings, plain_text
 
 @config.settings
 class Settings(plain_text.Vocabulary, dp_settings.Private, config.Training):
-    """Of a plain training run, of images or of text."""
+    """A plain training run, on images or on text."""
 
 
 _OF_IMAGES = ("data_dir", "num_validation", *config.fields(config.Augmentation))
@@ -28,7 +28,7 @@ _OF_IMAGES += tuple(config.fields(config.Classifier))
 def train_and_evaluate(
     settings: Any, workdir: epath.PathLike, *, parallel: str | None = None
 ) -> dict[str, Any]:
-    """Trains to the end or resumes; returns what was found on the test split and the checkpoint."""
+    """Trains to the end or resumes; returns the test metrics and the checkpoint's id."""
     hp = config.validate(settings, Settings)
     text, fields = plain_text.is_text(hp.dataset), config.fields(Settings)
     for name in _OF_IMAGES if text else config.fields(plain_text.Vocabulary):

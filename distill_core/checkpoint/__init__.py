@@ -2,17 +2,15 @@
 
 from distill_core.checkpoint.integrity import (
     FOLDER,
-    FORMAT_VERSION,
-    DamagedError,
     find,
     prune,
-    read_metadata,
     remove_unfinished,
     steps,
     write_atomically,
 )
 from distill_core.checkpoint.store import (
     CheckpointError,
+    by_name,
     digest,
     fit,
     load_model,
@@ -24,16 +22,14 @@ from distill_core.models.network import LoadedModel
 
 __all__ = [
     "FOLDER",
-    "FORMAT_VERSION",
     "CheckpointError",
-    "DamagedError",
     "LoadedModel",
+    "by_name",
     "digest",
     "find",
     "fit",
     "load_model",
     "prune",
-    "read_metadata",
     "remove_unfinished",
     "restore",
     "save",

@@ -1,7 +1,7 @@
-"""Which checkpoints are whole: the format's metadata, checksums, and what an interruption leaves.
+"""Checkpoint integrity: metadata, checksums, cleanup of interrupted saves.
 
 `metadata.json` is written last and deleted first: a directory without it is an interrupted save (or
-deletion) and counts for nothing. It holds a checksum of every other file and of itself.
+deletion) and is ignored. It holds a checksum of every other file and of itself.
 """
 
 import contextlib
@@ -31,7 +31,7 @@ class DamagedError(ValueError):
 
 
 def steps(workdir: epath.PathLike) -> list[int]:
-    """Steps with a finished save, ascending; their files are not yet checked."""
+    """Steps with a finished save, ascending; their files are not checked."""
     folder = epath.Path(workdir) / FOLDER
     if not folder.exists():
         return []
@@ -47,13 +47,13 @@ def prune(workdir: epath.PathLike, keep: set[int]):
 
 
 def delete(path: epath.Path):
-    """Deletes one checkpoint; whenever this is interrupted, it is whole or counts for nothing."""
+    """Deletes one checkpoint; if this is interrupted, it is either complete or ignored."""
     (path / METADATA).unlink(missing_ok=True)
     path.rmtree()
 
 
 def remove_unfinished(workdir: epath.PathLike):
-    """Deletes what an interrupted save left behind. Only the owner of the workdir may call it."""
+    """Deletes what interrupted saves left behind; only the owner of the workdir may call it."""
     folder = epath.Path(workdir) / FOLDER
     if not (parallel.is_main() and folder.exists()):
         return
@@ -65,20 +65,20 @@ def remove_unfinished(workdir: epath.PathLike):
 
 
 def set_aside(path: epath.Path):
-    """Renames a damaged checkpoint, so that its step can be saved again."""
+    """Renames a damaged checkpoint so that its step can be saved again."""
     aside = path.parent / f"{path.name}{DAMAGED}"
     aside.rmtree(missing_ok=True)
     path.rename(aside)
 
 
 def finish(path: epath.Path, metadata: Mapping[str, Any]):
-    """Makes a written checkpoint count: checksums of its files, and the metadata, in one stroke."""
+    """Completes a written checkpoint: writes checksums and metadata atomically."""
     files = {name: _crc(path / name) for name in _list_files(path)}
     _write_metadata(path, {**metadata, "format_version": FORMAT_VERSION, "files": files})
 
 
 def amend(path: epath.Path, changes: Mapping[str, Any]):
-    """Replaces some of a checkpoint's metadata, in one stroke."""
+    """Replaces some of a checkpoint's metadata atomically."""
     _write_metadata(path, {**json.loads((path / METADATA).read_text()), **changes})
 
 
@@ -99,12 +99,9 @@ def read_metadata(path: epath.PathLike) -> dict:
         raise DamagedError(f"{METADATA} cannot be read") from None
     if not isinstance(metadata, dict) or text != _sealed(metadata):
         raise DamagedError(f"{METADATA} was altered")
-    if metadata["format_version"] != FORMAT_VERSION:
-        raise InputError(
-            "checkpoint",
-            str(path),
-            f"has format version {metadata['format_version']}; this program reads {FORMAT_VERSION}",
-        )
+    if (version := metadata["format_version"]) != FORMAT_VERSION:
+        allowed = f"has format version {version}; this program reads {FORMAT_VERSION}"
+        raise InputError("checkpoint", str(path), allowed)
     for name, crc in metadata["files"].items():
         if not (path / name).exists():
             raise DamagedError(f"{name} is missing")
@@ -124,15 +121,10 @@ def first_whole(candidates: list[epath.Path]) -> tuple[epath.Path, dict] | None:
 
 
 def find(path: epath.PathLike, *, step: int | None = None) -> tuple[epath.Path, dict]:
-    """The checkpoint meant by a path, with its metadata.
+    """The checkpoint that a path means, with its metadata.
 
-    Args:
-      path: a workdir (the newest undamaged checkpoint wins), its `checkpoints` folder, or one
-        checkpoint.
-      step: takes that one instead of the newest.
-
-    Raises:
-      InputError: there is none, or none that is whole.
+    `path` is a workdir or its `checkpoints` folder (the newest undamaged checkpoint, or that of
+    `step`), or one checkpoint. Raises InputError if there is none, or only damaged ones.
     """
     path = epath.Path(path)
     if (path / METADATA).exists():
@@ -156,9 +148,9 @@ def find(path: epath.PathLike, *, step: int | None = None) -> tuple[epath.Path, 
 
 
 def write_atomically(path: epath.PathLike, content: str | bytes, *, mode: int | None = None):
-    """Writes a file so that a reader sees the old or the new one, never half.
+    """Writes a file so that a reader sees the old or the new one, never a part.
 
-    `mode` is that of a local file, such as 0o600.
+    `mode` holds the permissions of a local file, such as 0o600.
     """
     path = epath.Path(path)
     temporary = path.parent / f".{path.name}.tmp"
@@ -171,19 +163,18 @@ def write_atomically(path: epath.PathLike, content: str | bytes, *, mode: int | 
     except OSError as error:  # e.g. the disk is full
         with contextlib.suppress(OSError):
             temporary.unlink(missing_ok=True)
-        # Without a number where it is an object store's, or the target is a directory.
+        # An object store's error, or that of a directory in its place, has no number.
         reason = (error.errno or errno.EIO, error.strerror or str(error))
         raise OSError(*reason, str(path)) from error
 
 
 def _write_metadata(path: epath.Path, metadata: Mapping[str, Any]):
-    # As it will be read, e.g. with keys that are strings.
-    plain = json.loads(strict_json.encode(metadata))
+    plain = json.loads(strict_json.encode(metadata))  # as it will be read: keys become strings
     write_atomically(path / METADATA, _sealed(plain))
 
 
 def _sealed(metadata: Mapping[str, Any]) -> str:
-    """The metadata's text, with a checksum over the rest of it."""
+    """The text of the metadata, with a checksum of all the rest."""
     rest = {key: value for key, value in metadata.items() if key != "checksum"}
     checksum = zlib.crc32(strict_json.encode(rest, sort_keys=True).encode())
     return strict_json.encode({**rest, "checksum": checksum}, indent=1)

@@ -22,13 +22,7 @@ import jax.numpy as jnp
 import numpy as np
 from etils import epath
 
-from distill_core.checkpoint.integrity import (
-    FOLDER,
-    delete,
-    find,
-    finish,
-    remove_unfinished,
-)
+from distill_core.checkpoint.integrity import FOLDER, delete, find, finish, remove_unfinished
 from distill_core.config import InputError
 from distill_core.data.images.dataset import wrong_constants
 from distill_core.models import trust as trust_lib
@@ -54,18 +48,17 @@ def save(
 
     Args:
       workdir: the run's directory, local or `gs://…`.
-      step: names the checkpoint; one that exists is overwritten.
+      step: names the checkpoint; an existing one is overwritten.
       parts: name -> {"params", "model_state"}, replicated arrays.
       train: tree of replicated arrays and typed keys that a resumed run needs.
-      metadata: JSON-able.
+      metadata: values that JSON can hold.
 
     Raises:
-      CheckpointError: nothing complete could be written, e.g. the disk is full.
+      CheckpointError: the checkpoint could not be completed, e.g. the disk is full.
     """
     path = epath.Path(workdir) / FOLDER / str(step)
-    model = to_host(dict(parts))
-    train = {"/".join(_names(p)): leaf for p, leaf in _flatten(to_host(train))}
-    # Drawn, not computed: a digest of weights tells who guesses the records behind them.
+    model, train = to_host(dict(parts)), by_name(to_host(train))
+    # Drawn at random: a digest of weights would confirm a guess of the records behind them.
     metadata = {**metadata, "step": step, "id": secrets.token_hex(16)}
     try:
         if parallel.is_main() and path.exists():
@@ -77,7 +70,7 @@ def save(
             finish(path, metadata)
         parallel.barrier(f"checkpoint-{step}-end")
     except Exception as error:
-        for _ in range(3):  # writers that Orbax gave up on may make their files anew
+        for _ in range(3):  # writers that Orbax gave up on may create their files again
             with contextlib.suppress(OSError):
                 remove_unfinished(workdir)
             time.sleep(0.2)
@@ -88,22 +81,15 @@ def save(
 
 
 def restore(path: epath.PathLike, *, parts: Mapping[str, PyTree], train: PyTree):
-    """Reads a checkpoint back into the shapes of (parts, train); on any number of devices.
+    """Reads a checkpoint back, on any number of devices.
 
-    Args:
-      path: one checkpoint directory.
-      parts: trees of arrays or shapes, as given to `save`.
-      train: likewise.
-
-    Returns:
-      (parts, train) of host arrays; keys are typed keys again.
-
-    Raises:
-      InputError: a leaf is missing or has another shape; names it.
+    `parts` and `train` are trees of arrays or shapes, as given to `save`. Returns them as host
+    arrays and typed keys; raises InputError, which names the leaf, if one is missing or has another
+    shape or dtype.
     """
     with _alone() as ocp:
         found = ocp.load_checkpointables(_absolute(path), {"model": None, "train": None})
-    # `train` was saved flat, under the leaves' names.
+    # `train` was saved flat, by the leaves' names.
     return fit(path, dict(parts), found["model"]), _fill(path, train, found["train"])
 
 
@@ -114,7 +100,7 @@ def load_model(
     step: int | None = None,
     trust: Iterable[str] = (),
 ) -> LoadedModel:
-    """Rebuilds a network from a checkpoint, alone, on any devices.
+    """Rebuilds one network from a checkpoint, on any devices.
 
     A checkpoint is data: it may name a network of this project, or one in a package of `trust`.
 
@@ -122,10 +108,10 @@ def load_model(
       path: a workdir or one of its checkpoints, local or `gs://…`; or a local `.safetensors` file
         with GPT-2's weights, see `models.importers.gpt2`, or an image network's from PyTorch, see
         `models.importers.torch_weights`.
-      part: which network; by default the first, e.g. the student before its generator.
+      part: which network; by default the first, e.g. the student rather than its generator.
       step: which checkpoint; by default the newest undamaged one.
-      trust: packages whose code may be run for it, with their submodules, beside those of
-        `--trust`; one module's name trusts that module.
+      trust: packages, with their submodules, or single modules whose code may be run for it, in
+        addition to those of `--trust`.
 
     Raises:
       InputError: no such checkpoint or part, another format, a leaf that does not fit, or a network
@@ -133,7 +119,7 @@ def load_model(
     """
     from distill_core.models import importers
 
-    if str(path).endswith(".safetensors"):  # whose readers say that it must be local
+    if str(path).endswith(".safetensors"):  # the readers check that it is local
         return importers.load_model(path, part=part, step=step)
     path, metadata = find(paths.expand("checkpoint", path), step=step)
     specs = metadata["parts"]
@@ -153,12 +139,14 @@ def load_model(
         leaves = ocp.load_checkpointables(_absolute(path), {"model": wanted})["model"][part]
     found = {"params": leaves["params"], **leaves["model_state"]}
     variables = fit(path, expected, found)
-    check_finite(path, variables)
+    for name, leaf in by_name(variables).items():
+        if jnp.issubdtype(leaf.dtype, jnp.inexact) and not np.isfinite(leaf).all():
+            raise InputError("checkpoint", str(path), f"leaf {name} holds NaN or infinity")
     return LoadedModel(variables, network, metadata)
 
 
 def _read_network(path: epath.PathLike, described: Mapping[str, Any]) -> Network:
-    """A part's network; refuses one of images whose own classes and constants cannot be."""
+    """A part's network; refuses one of images whose classes and constants contradict each other."""
     try:
         network = Network.from_json(described)
     except ValueError as error:
@@ -170,34 +158,21 @@ def _read_network(path: epath.PathLike, described: Mapping[str, Any]) -> Network
         count, names = network.num_classes, network.classes
         fits = type(count) is int and len(mean) == len(std) == network.input_shape[-1]
         fits = fits and (not names or len(names) == count)
+        wrong = wrong_constants(mean, std) if fits else ""
     except (TypeError, ValueError, IndexError):
-        mean, std, fits = [], [], False
-    if not fits:
-        allowed = "describes no network: its image size, mean, std and classes do not agree"
-        raise InputError("checkpoint", str(path), allowed)
-    if (wrong := wrong_constants(mean, std)) is not None:
+        wrong = ""
+    if wrong is not None:
+        wrong = wrong or "describes no network: its image size, mean, std and classes do not agree"
         raise InputError("checkpoint", str(path), wrong)
     return network
 
 
-def check_finite(path: epath.PathLike, variables: PyTree):
-    """Refuses weights of which nothing can be computed; names the first leaf.
-
-    Raises:
-      InputError: on `checkpoint`.
-    """
-    for keypath, leaf in _flatten(variables):
-        if jnp.issubdtype(leaf.dtype, jnp.inexact) and not np.isfinite(leaf).all():
-            allowed = f"leaf {'/'.join(_names(keypath))} holds NaN or infinity"
-            raise InputError("checkpoint", str(path), allowed)
-
-
 def digest(tree: PyTree) -> str:
-    """SHA-256 of a tree's names and contents: equal for equal weights, wherever they lie."""
+    """SHA-256 of a tree's names and contents: equal for equal weights, on host or device."""
     sha = hashlib.sha256()
-    for path, leaf in _flatten(tree):
+    for name, leaf in by_name(tree).items():
         leaf = np.asarray(leaf)
-        sha.update(f"{'/'.join(_names(path))}:{leaf.dtype}:{leaf.shape};".encode())
+        sha.update(f"{name}:{leaf.dtype}:{leaf.shape};".encode())
         sha.update(np.ascontiguousarray(leaf).view(np.uint8).data)  # bfloat16 has no buffer
     return sha.hexdigest()
 
@@ -214,15 +189,15 @@ def to_host(tree: PyTree) -> PyTree:
 
 
 def fit(path: epath.PathLike, target: PyTree, found: PyTree) -> PyTree:
-    """`found` in the structure of `target`, leaf by leaf; names the first that does not fit."""
-    return _fill(path, target, {"/".join(_names(p)): leaf for p, leaf in _flatten(found)})
+    """`found` in the structure of `target`; InputError names the first leaf that does not fit."""
+    return _fill(path, target, by_name(found))
 
 
 def _fill(path, target: PyTree, flat: Mapping[str, np.ndarray]) -> PyTree:
     used = set()
 
     def pick(keypath, leaf):
-        name = "/".join(_names(keypath))
+        name = _name(keypath)
         is_key = jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key)
         wanted = jax.eval_shape(jax.random.key_data, leaf) if is_key else leaf
         needed = f"{wanted.dtype}{list(wanted.shape)}"
@@ -241,16 +216,17 @@ def _fill(path, target: PyTree, flat: Mapping[str, np.ndarray]) -> PyTree:
     return filled
 
 
-def _flatten(tree: PyTree):
-    return jax.tree_util.tree_flatten_with_path(tree)[0]
+def by_name(tree: PyTree) -> dict[str, Any]:
+    """The leaves of a tree under names like `params/Dense_0/kernel`, in order."""
+    return {_name(path): leaf for path, leaf in jax.tree.leaves_with_path(tree)}
 
 
-def _names(keypath) -> list[str]:
-    return [jax.tree_util.keystr((key,), simple=True) for key in keypath]
+def _name(keypath) -> str:
+    return jax.tree_util.keystr(keypath, simple=True, separator="/")
 
 
 def _reason(error: Exception) -> str:
-    """One line: the system's own words where it was the system, e.g. that the disk is full."""
+    """One line; for an error of the system its own message, e.g. that the disk is full."""
     if isinstance(error, OSError) and error.strerror:
         return error.strerror
     text = str(error) or type(error).__name__
@@ -260,21 +236,21 @@ def _reason(error: Exception) -> str:
 
 @contextlib.contextmanager
 def _silent_orbax():
-    """A failing write is said once, by the exception: Orbax logs its traceback several times."""
+    """Leaves a failed write to the exception: Orbax logs its traceback several times."""
     logger, hook = logging.getLogger("absl"), sys.unraisablehook
     before, logger.disabled = logger.disabled, True
     stragglers = logging.getLogger("asyncio")
     heard, stragglers.disabled = stragglers.disabled, True
 
     def skip_stragglers(unraisable):
-        # TensorStore's other writes, when they find that Orbax gave up and closed its event loop.
+        # TensorStore's other writes find that Orbax gave up and closed its event loop.
         if "Event loop is closed" not in str(unraisable.exc_value):
             hook(unraisable)
 
     sys.unraisablehook = skip_stragglers
     try:
         yield
-        # Not after a failure: they may come until the process ends.
+        # Not after a failure: stragglers may come until the process ends.
         sys.unraisablehook, stragglers.disabled = hook, heard
     finally:
         logger.disabled = before
@@ -282,8 +258,7 @@ def _silent_orbax():
 
 @contextlib.contextmanager
 def _alone():
-    """Orbax, with each process for itself: to read, it need not wait for the others, of which one
-    may have failed before."""
+    """Orbax for this process alone: reading must not wait for others, which may have failed."""
     context, index = _orbax().Context(), jax.process_index()
     context.multiprocessing.primary_host = index
     context.multiprocessing.active_processes = {index}
@@ -293,13 +268,13 @@ def _alone():
 
 
 def _absolute(path: epath.PathLike) -> epath.Path:
-    """As Orbax wants local paths."""
+    """An absolute path, as Orbax needs for local files."""
     path = epath.Path(path)
     return path if "://" in str(path) else epath.Path(os.path.abspath(path))
 
 
 def _orbax():
-    # Imported on use: importing a package must not load Orbax, and takes a second.
+    # Imported on use: it takes a second, and importing a package must not load it.
     from orbax.checkpoint import v1 as ocp
 
     return ocp

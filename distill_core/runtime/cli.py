@@ -1,7 +1,7 @@
 """Flags, start-up and exit codes of the binaries.
 
-Exit codes: 0 done; 1 the system failed us (disk full, …); 2 wrong input, in one line; 3 diverged;
-4 stopped by a signal after saving.
+Exit codes: 0 done; 1 the system failed (disk full, …); 2 wrong input, in one line; 3 diverged;
+4 stopped by a signal or a deadline after saving.
 """
 
 import argparse
@@ -25,10 +25,10 @@ _FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 
 
 class Flags(argparse.ArgumentParser):
-    """argparse, with wrong flags as InputError."""
+    """argparse whose errors are InputErrors."""
 
     def __init__(self, description: str | None, settings: type | None = None):
-        """`settings` are those of `--config`, if the binary takes one."""
+        """`settings` is the class of what `--config` may set, if the binary takes one."""
         self.fields = config.fields(settings) if settings else {}
         super().__init__(
             description=description,
@@ -48,18 +48,17 @@ class Flags(argparse.ArgumentParser):
     def read(self, argv: Sequence[str], *, required: Sequence[str] = ()) -> argparse.Namespace:
         """The flags' values; from here on, what `--trust` names is trusted (see `exit_code`).
 
-        Raises:
-          InputError: an unknown flag, a value of the wrong type, a required flag that misses.
+        Raises InputError on an unknown flag, a value of the wrong type or a missing required flag.
         """
         try:
             found, unknown = self.parse_known_args(argv)
         except argparse.ArgumentError as error:
             name = (error.argument_name or "flags").split("/")[0]
             raise InputError(name.lstrip("-"), _given(argv, name), error.message) from None
-        for argument in unknown:
-            if not argument.startswith("-"):
-                raise InputError("arguments", argument, "flags only, --NAME=VALUE; see --help")
-            flag = argument.partition("=")[0]
+        if unknown:
+            flag = unknown[0].partition("=")[0]
+            if not flag.startswith("-"):
+                raise InputError("arguments", unknown[0], "flags only, --NAME=VALUE; see --help")
             name = flag.lstrip("-")
             is_field = name in self.fields
             hint = f"did you mean config.{name}?" if is_field else suggest(name, vars(found))
@@ -77,16 +76,14 @@ class Flags(argparse.ArgumentParser):
 def launch_training(run: Callable[..., Any], settings: type):
     """Entry point of a binary with `--config` and `--workdir`.
 
-    Args:
-      run: `run(config, workdir, parallel=None)`; `config` is the file's ConfigDict, locked, with
-        what the command line overrides.
-      settings: all that a config may set, a class of `config.settings`.
+    Calls `run(config, workdir, parallel=MODE)` with the file's ConfigDict, locked, after the
+    overrides of the command line. `settings` is the class of all that a config may set.
     """
     launch(lambda argv: run_training(run, settings, argv))
 
 
 def run_training(run: Callable[..., Any], kind: type, argv: Sequence[str]):
-    """`launch_training` without the process around it: arguments in, InputError out."""
+    """`launch_training` within this process: raises InputError instead of exiting."""
     from distill_core.runtime import config_file, parallel
 
     flags = Flags(sys.modules[run.__module__].__doc__, kind)
@@ -119,12 +116,16 @@ def run_training(run: Callable[..., Any], kind: type, argv: Sequence[str]):
 
 
 def launch(main: Callable[[Sequence[str]], Any]):
-    """Runs `main(arguments)`, and turns what a user can cause into one line and an exit code."""
+    """Runs `main(arguments)`; an error that a user can cause becomes one line and an exit code."""
     logging.basicConfig(format="%(levelname)s: %(message)s", level=logging.WARNING)
     logging.captureWarnings(True)
-    write_what_the_console_can()
+    streams: list[Any] = [sys.stdout, sys.stderr]
+    for stream in streams:
+        if hasattr(stream, "reconfigure"):  # not in a notebook
+            # Characters that the console's encoding lacks, such as ± or τ, are written as `?`.
+            stream.reconfigure(errors="replace")
     for name in (signal.SIGTERM, signal.SIGINT):
-        # Before the loop there is nothing to save; the loop puts its own handlers in.
+        # Before the loop there is nothing to save; the loop installs its own handlers.
         signal.signal(name, lambda *_: os._exit(EXIT_STOPPED))
     from distill_core.runtime import parallel
 
@@ -138,18 +139,10 @@ def launch(main: Callable[[Sequence[str]], Any]):
     sys.exit(code)
 
 
-def write_what_the_console_can():
-    """Signs that the console's encoding lacks, such as ± or τ, are written as `?`."""
-    streams: list[Any] = [sys.stdout, sys.stderr]
-    for stream in streams:
-        if hasattr(stream, "reconfigure"):  # a notebook's has its own ways
-            stream.reconfigure(errors="replace")
-
-
 def exit_code(main: Callable[[Sequence[str]], Any], argv: Sequence[str]) -> int:
-    """Runs `main(argv)`; prints the line, if there is one to print, to stderr.
+    """Runs `main(argv)` and returns the exit code; prints an error to stderr, in one line.
 
-    What `main` trusts, with `--trust`, ends with it.
+    What `--trust` names is trusted only within `main`.
     """
     from distill_core import checkpoint
     from distill_core.runtime import parallel
@@ -161,12 +154,9 @@ def exit_code(main: Callable[[Sequence[str]], Any], argv: Sequence[str]) -> int:
         code = _fail(EXIT_INPUT, str(error))
         parallel.roll_call(None)
         return code
-    except loop.DivergedError as error:
-        return _fail(EXIT_DIVERGED, str(error))
-    except loop.StoppedError as error:
-        return _fail(EXIT_STOPPED, str(error))
-    except checkpoint.CheckpointError as error:
-        return _fail(EXIT_SYSTEM, str(error))
+    except (loop.DivergedError, loop.StoppedError, checkpoint.CheckpointError) as error:
+        codes = {loop.DivergedError: EXIT_DIVERGED, loop.StoppedError: EXIT_STOPPED}
+        return _fail(codes.get(type(error), EXIT_SYSTEM), str(error))
     except OSError as error:
         if error.errno is None or not (error.filename or error.errno in _FULL):
             raise
@@ -175,7 +165,7 @@ def exit_code(main: Callable[[Sequence[str]], Any], argv: Sequence[str]) -> int:
 
 
 def _given(argv: Sequence[str], flag: str) -> str | None:
-    """What the arguments say of one flag."""
+    """The value that the arguments give to a flag."""
     for argument, following in zip(argv, [*argv[1:], None], strict=True):
         name, equals, value = argument.partition("=")
         if name == flag:
@@ -184,10 +174,10 @@ def _given(argv: Sequence[str], flag: str) -> str | None:
 
 
 def _describe(settings: type, group: str = "") -> str:
-    """One line per field, those of groups after their own."""
+    """One line per field; the fields of a group follow it."""
     lines = []
     if not group:
-        lines.append("every field of a config can be given here, too: --config.FIELD=VALUE")
+        lines.append("every field of a config can also be given here: --config.FIELD=VALUE")
     for name, field in config.fields(settings).items():
         default = "required" if field.required else f"default {config.to_json(field.default)!r}"
         if field.kind is not None:

@@ -1,8 +1,8 @@
-"""Sums and gathers over the devices of the mapped axis, where one is bound; else the identity.
+"""Sums and gathers over the devices of the mapped axis if one is bound; otherwise the identity.
 
 Inside `pmap` and `shard_map` a function sees its device's part of the batch, inside `jit` (on one
-device or over a mesh) the whole of it. These functions ask which, while they are traced, so that
-nothing else has to know.
+device or over a mesh) all of it. These functions find out while they are traced, so that no other
+code has to know.
 """
 
 from typing import Any
@@ -15,7 +15,7 @@ PyTree = Any
 
 
 def is_bound() -> bool:
-    """Whether the code that is being traced runs once per device, over the axis `AXIS`."""
+    """Whether the code being traced runs once per device, over the axis `AXIS`."""
     try:
         jax.lax.axis_size(AXIS)
     except NameError:
@@ -29,7 +29,7 @@ def all_sum(tree: PyTree) -> PyTree:
 
 
 def all_gather(x: Array) -> Array:
-    """All devices' rows `[B, ...]` of an array whose own rows are `[b, ...]`, in order."""
+    """The rows of all devices, `[B, ...]`, in order, given this device's, `[b, ...]`."""
     return jax.lax.all_gather(x, AXIS, tiled=True) if is_bound() else x
 
 
@@ -41,5 +41,5 @@ def own_rows(x: Array, count: int) -> Array:
 
 
 def num_devices() -> int:
-    """Over how many devices the others sum; 1 where no axis is bound."""
+    """How many devices the sums are over; 1 if no axis is bound."""
     return jax.lax.axis_size(AXIS) if is_bound() else 1

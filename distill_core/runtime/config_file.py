@@ -1,7 +1,7 @@
 """From `--config FILE.py[:ARG]` and `--config.FIELD=VALUE` to settings.
 
-Not `ml_collections.config_flags`: that one takes only fields which the file mentions, and only in
-the type that they have there. Here every field of the binary can be given.
+Not `ml_collections.config_flags`, which takes only fields that the file mentions, and only in the
+type that they have there. Here every field of the binary can be given.
 """
 
 import contextlib
@@ -22,7 +22,7 @@ _KIND = "must be a Python file that defines get_config(arg): FILE.py, or FILE.py
 
 
 def split(argv: Sequence[str]) -> tuple[list[tuple[str, str]], list[str]]:
-    """The overrides (field, text) among the arguments, in their order, and the other arguments."""
+    """The overrides (field, text) among the arguments, in order, and the other arguments."""
     overrides, others = [], []
     remaining = iter(argv)
     for argument in remaining:
@@ -40,16 +40,15 @@ def split(argv: Sequence[str]) -> tuple[list[tuple[str, str]], list[str]]:
 
 
 def read(given: str, overrides: Sequence[tuple[str, str]], kind: type) -> config_dict.ConfigDict:
-    """The settings of a config file, with the overrides in; locked, values not yet checked.
+    """The settings of a config file after the overrides; locked, values not yet checked.
 
     Args:
-      given: `FILE.py`, or `FILE.py:ARG` where ARG is handed to `get_config`.
-      overrides: (field, text) in order; `group.name` reaches into a group, and makes it.
-      kind: the binary's settings; their fields say how a text becomes a value.
+      given: `FILE.py`, or `FILE.py:ARG`, where ARG is passed to `get_config`.
+      overrides: (field, text) in order; `group.name` sets a field of a group, and creates it.
+      kind: class of the binary's settings, whose fields parse the texts.
 
     Raises:
-      InputError: field "config" where the file cannot be read; the override's field where there is
-        no such field.
+      InputError: on "config" if the file cannot be read; on an override that is no field.
     """
     path, _, arg = ("" if "://" in given else given).partition(":")
     settings = _run(given, Path(paths.expand("config", path, given=given)), arg)
@@ -72,13 +71,12 @@ def read(given: str, overrides: Sequence[tuple[str, str]], kind: type) -> config
 
 
 def _run(given: str, file: Path, arg: str) -> config_dict.ConfigDict:
-    """What the file's `get_config` returns."""
+    """What the file's `get_config` returns, as a ConfigDict."""
     if file.suffix != ".py" or file.is_dir():
         raise InputError("config", given, _KIND)
     if not file.exists():
-        folder = file.parent
-        others = [p.name for p in folder.glob("*.py")] if folder.is_dir() else []
-        hint = suggest(file.name, others) if others else f"{folder} holds no config"
+        others = [p.name for p in file.parent.glob("*.py")]
+        hint = suggest(file.name, others) if others else f"{file.parent} holds no config"
         raise InputError("config", given, f"no such file; {hint}")
     namespace = {"__name__": file.stem, "__file__": str(file)}
     try:
@@ -93,7 +91,7 @@ def _run(given: str, file: Path, arg: str) -> config_dict.ConfigDict:
             settings = get_config(arg) if takes_arg else get_config()
     except InputError:
         raise
-    except Exception as error:  # whatever a user's file raises
+    except Exception as error:  # a user's file may raise anything
         line, reason = _line(error, file), f"{type(error).__name__}: {error}"
         raise InputError("config", given, f"fails{line} with {reason}") from error
     if not isinstance(settings, config_dict.ConfigDict | Mapping):
@@ -105,7 +103,7 @@ def _run(given: str, file: Path, arg: str) -> config_dict.ConfigDict:
 
 @contextlib.contextmanager
 def _importing_from(folder: Path) -> Iterator[None]:
-    """A config may import its neighbours, which another folder's configs then do not get."""
+    """Lets a config import its neighbours, and forgets them: other folders have their own."""
     sys.path.insert(0, str(folder))
     before = set(sys.modules)
     try:
@@ -118,7 +116,7 @@ def _importing_from(folder: Path) -> Iterator[None]:
 
 
 def _line(error: Exception, file: Path) -> str:
-    """` at line N`, the innermost one of the file."""
+    """` at line N`, the innermost in the file; "" if there is none."""
     lines = [f.lineno for f in traceback.extract_tb(error.__traceback__) if f.filename == str(file)]
     if isinstance(error, SyntaxError):
         lines.append(error.lineno)

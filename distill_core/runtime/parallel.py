@@ -35,20 +35,14 @@ def start(
     num_processes: int | None = None,
     process_id: int | None = None,
 ):
-    """Joins the processes of one run. Call before anything touches a device.
+    """Joins the processes of one run; called before anything uses a device.
 
-    `multihost` lets JAX find out the rest (TPU pods, Slurm, Open MPI, Kubernetes); a hand-started
-    cluster gives coordinator address, count and this process's index.
+    `multihost` lets JAX find the cluster (TPU pods, Slurm, Open MPI, Kubernetes); for one started
+    by hand give the address of process 0, the number of processes and this one's index.
 
     Raises:
-      InputError: a part of a hand-started cluster's description misses or makes no sense, or JAX
-        finds no cluster.
+      InputError: the description of a cluster is incomplete or wrong, or JAX finds none.
     """
-    given = [coordinator_address, num_processes, process_id]
-    if any(v is not None for v in given) and any(v is None for v in given):
-        raise InputError(
-            "coordinator_address, num_processes, process_id", given, "give all three or none"
-        )
     if coordinator_address is not None and num_processes is not None and process_id is not None:
         if not coordinator_address.rpartition(":")[2].isdigit():
             raise InputError("coordinator_address", coordinator_address, "must be HOST:PORT")
@@ -57,12 +51,16 @@ def start(
         if not 0 <= process_id < num_processes:
             raise InputError("process_id", process_id, f"must be in 0 … {num_processes - 1}")
         jax.distributed.initialize(coordinator_address, num_processes, process_id)
+    elif (given := [coordinator_address, num_processes, process_id]) != [None] * 3:
+        fields = "coordinator_address, num_processes, process_id"
+        raise InputError(fields, given, "give all three or none")
     elif multihost:
         try:
             jax.distributed.initialize()
         except ValueError as error:
-            allowed = f"{error} Give coordinator_address, num_processes and process_id instead"
-            raise InputError("multihost", multihost, f"JAX finds no cluster: {allowed}") from None
+            instead = "Give coordinator_address, num_processes and process_id instead"
+            allowed = f"JAX finds no cluster: {error} {instead}"
+            raise InputError("multihost", multihost, allowed) from None
 
 
 def choose_mode(mode: str | None = None) -> str:
@@ -73,41 +71,41 @@ def choose_mode(mode: str | None = None) -> str:
 
 
 def is_mapped(mode: str) -> bool:
-    """Whether a step runs once per device, on its part of the batch (see `collectives`)."""
+    """Whether a step runs once per device, on that device's part of the batch."""
     return mode in ("pmap", "shard_map")
 
 
 @dataclasses.dataclass(frozen=True)
 class Bound:
-    """A module's function with its first, static argument: equal by value, as a closure is not."""
+    """A function with its first, static argument: hashable by value, unlike a closure."""
 
     function: Callable
     first: Any
 
     def __call__(self, *args):
-        """The function of the first argument and these."""
+        """`function(first, *args)`."""
         return self.function(self.first, *args)
 
 
 def wrap(step: Callable, mode: str, *, donate: bool = False) -> Callable:
-    """Compiles `step(state, frozen, batch) -> (state, metrics)` or an evaluation of that form.
+    """Compiles `step(state, frozen, batch) -> (state, metrics)`, or an evaluation of that form.
 
     All outputs are replicated. `state` and `frozen` should come from `place`, the batch from
-    `feed`. With `donate` the state's memory is reused for the new state. Steps that are equal, as
-    frozen dataclasses of equal values are, share what is compiled.
+    `feed`. With `donate` the new state reuses the memory of the old. Equal steps, such as frozen
+    dataclasses of equal values, share their compiled program.
     """
     assert isinstance(step, Hashable)
     compiled = functools.partial(_program(mode, donate), step)
     if mode == "jit" or jax.default_backend() != "cpu":
         return compiled
-    # A CPU's simulated devices share one pool of threads: of two steps in flight, each can hold the
-    # threads that the other waits for, and XLA then aborts the process.
+    # Simulated CPU devices share one pool of threads: two steps in flight can each hold threads
+    # that the other waits for, and XLA then aborts the process.
     return lambda *args: jax.block_until_ready(compiled(*args))
 
 
 @functools.cache
 def _program(mode: str, donate: bool) -> Callable:
-    """`program(step, state, frozen, batch)`, which compiles once per equal step."""
+    """`program(step, state, frozen, batch)`, compiled once per equal step."""
     donated = (1,) if donate else ()
     if mode == "jit":
         return jax.jit(_call, static_argnums=0, donate_argnums=donated)
@@ -121,8 +119,8 @@ def _program(mode: str, donate: bool) -> Callable:
         }
         if jax.process_count() == 1:
             return jax.pmap(_call, **options)
-        # Of several processes, pmap fetches typed keys to the host at every call, and so waits for
-        # the step before; their data it leaves on the devices.
+        # With several processes, pmap fetches typed keys to the host at every call, and so waits
+        # for the previous step; it leaves their data on the devices.
         on_data = jax.pmap(_call_on_data, **options)
         return lambda step, state, frozen, batch: _typed(
             on_data(step, _bare(state), _bare(frozen), batch)
@@ -148,29 +146,25 @@ def _call_on_data(step: Callable, state: PyTree, frozen: PyTree, batch: PyTree):
 
 def _call_sharded(mesh: Mesh, step: Callable, state: PyTree, frozen: PyTree, batch: PyTree):
     whole, split = PartitionSpec(), PartitionSpec(AXIS)
-    # check_vma=False: the steps sum their gradients themselves. With the default, JAX inserts
-    # a sum of its own for gradients of replicated parameters and they count twice, silently.
+    # check_vma=False, as the steps sum their gradients themselves. By default JAX inserts another
+    # sum for gradients of replicated parameters, and they silently count twice.
     return jax.shard_map(
         step, mesh=mesh, in_specs=(whole, whole, split), out_specs=whole, check_vma=False
     )(state, frozen, batch)
 
 
 def place(tree: PyTree, mode: str) -> PyTree:
-    """Replicates host values (or typed keys) over the devices of a mode, once, so that a step
-    need not copy them again at every call. All processes get those of process 0."""
+    """Replicates host values (or typed keys) over the devices of a mode, so that a step need not
+    copy them at every call. All processes get the values of process 0."""
     if mode == "jit":
         return jax.tree.map(lambda x: x if _is_key(x) else jax.device_put(x), tree)
     sharding = NamedSharding(_mesh(mode), PartitionSpec())
     keys = jax.tree.map(_is_key, tree)
     tree = jax.tree.map(lambda x: np.asarray(jax.random.key_data(x) if _is_key(x) else x), tree)
-    if jax.process_count() > 1:
-        from jax.experimental import multihost_utils
-
-        # Values that differ in the last bit would stay different, unseen.
-        tree = multihost_utils.broadcast_one_to_all(tree)
+    tree = _broadcast(tree)  # values that differ in the last bit would stay different, unnoticed
 
     def put(leaf, is_key):
-        # Unlike device_put, asks no other process whether it has the same.
+        # Unlike device_put, does not compare the values with those of other processes.
         leaf = np.asarray(leaf, jax.dtypes.canonicalize_dtype(leaf.dtype))
         leaf = jax.make_array_from_callback(leaf.shape, sharding, lambda index: leaf[index])
         return jax.random.wrap_key_data(leaf) if is_key else leaf
@@ -196,34 +190,28 @@ def local_rows(batch_size: int) -> slice:
 
 
 def check_batch_size(batch_size: int, field: str = "batch_size"):
-    """A global batch must split evenly over all devices."""
-    if batch_size % jax.device_count():
-        raise InputError(
-            field, batch_size, f"must be divisible by the {jax.device_count()} devices"
-        )
+    """Raises InputError unless a global batch splits evenly over all devices."""
+    if batch_size % (count := jax.device_count()):
+        raise InputError(field, batch_size, f"must be divisible by the {count} devices")
 
 
 def check_per_example(mode: str):
-    """Refuses a mode in which gradients of single examples come out wrong.
+    """Raises InputError for a mode in which per-example gradients are wrong.
 
     Over a mesh XLA splits `vmap(grad)` of convolutions wrongly (seen with JAX 0.10 on CPUs).
     """
     if mode == "mesh":
-        raise InputError("parallel", mode, "gradients of single examples take pmap or shard_map")
+        raise InputError("parallel", mode, "per-example gradients need pmap or shard_map")
 
 
 def is_main() -> bool:
-    """Process 0 owns the lock, the metrics, the bar and the report."""
+    """Whether this is process 0, which owns the lock, the metrics, the bar and the report."""
     return jax.process_index() == 0
 
 
 def from_main(values: np.ndarray) -> np.ndarray:
-    """Process 0's array, in every process; all give one of its shape."""
-    if jax.process_count() == 1:
-        return values
-    from jax.experimental import multihost_utils
-
-    return np.asarray(multihost_utils.broadcast_one_to_all(values))
+    """Process 0's array, in every process; all pass one of its shape."""
+    return np.asarray(_broadcast(values))
 
 
 def barrier(name: str):
@@ -235,13 +223,10 @@ def barrier(name: str):
 
 
 def roll_call(settings: Mapping[str, Any] | None):
-    """All processes of a run meet before it begins, as each can fail to get ready on its own.
+    """All processes of a run meet before it begins, as each can fail on its own to get ready.
 
-    Args:
-      settings: JSON-able, what this process is about to run; None if it failed.
-
-    Raises:
-      InputError: another process failed, or is about to run something else.
+    `settings`, for JSON, is what this process is about to run; None if it failed. Raises InputError
+    if another process failed, or is about to run something else.
     """
     global _roll_call_failed
     if not jax.distributed.is_initialized() or jax.process_count() == 1 or _roll_call_failed:
@@ -256,17 +241,15 @@ def roll_call(settings: Mapping[str, Any] | None):
     if settings is None:
         return
     if failed:
-        raise InputError("processes", failed, "stopped before the run began; see what they say")
-    if (found != found[0]).any():
-        odd = np.flatnonzero(found != found[0]).tolist()
-        raise InputError(
-            "processes", odd, "all need the settings of process 0 and the same files in the workdir"
-        )
+        raise InputError("processes", failed, "stopped before the run began; see their output")
+    if odd := np.flatnonzero(found != found[0]).tolist():
+        allowed = "all need the settings of process 0 and the same files in the workdir"
+        raise InputError("processes", odd, allowed)
 
 
 def leave(code: int, last_words: str = ""):
-    """Ends one process of several at once. Without it, JAX would wait minutes for the others to
-    end, too, while they wait for this one; so they fail soon. Does nothing in a process alone."""
+    """Ends one of several processes immediately, so that the others fail soon: JAX would wait
+    minutes for them, while they wait for this one. Does nothing in a single process."""
     if jax.distributed.is_initialized():
         sys.stdout.flush()
         print(end=last_words, file=sys.stderr, flush=True)
@@ -274,13 +257,13 @@ def leave(code: int, last_words: str = ""):
 
 
 def should_stop(signalled: bool) -> bool:
-    """Whether every process stops now: a signal to one of them stops all at the same call."""
+    """Whether all processes stop now: a signal to one stops all of them at the same call."""
     if jax.process_count() == 1:
         return signalled
     from jax.experimental import multihost_utils
 
-    # JAX agrees on a number at which to stop. Calls are counted, not steps: steps start anew with
-    # every run that a process makes.
+    # JAX agrees on a number at which to stop. It counts calls, since the steps of a process's next
+    # run start again at 0.
     return multihost_utils.reached_preemption_sync_point(next(_stop_checks))
 
 
@@ -291,8 +274,16 @@ def describe() -> str:
     return text + (f", {jax.process_count()} processes" if jax.process_count() > 1 else "")
 
 
+def _broadcast(tree: PyTree) -> PyTree:
+    if jax.process_count() == 1:
+        return tree
+    from jax.experimental import multihost_utils
+
+    return multihost_utils.broadcast_one_to_all(tree)
+
+
 def _mesh(mode: str) -> Mesh:
-    # A pmapped array is local to its process, so its mesh is, too.
+    # An array of pmap is local to its process, and so is its mesh.
     devices = jax.local_devices() if mode == "pmap" else jax.devices()
     return Mesh(np.asarray(devices), (AXIS,), axis_types=(AxisType.Auto,))
 

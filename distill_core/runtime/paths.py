@@ -1,4 +1,4 @@
-"""Where a user's path becomes a path: `~` is expanded, its scheme known, its place writable."""
+"""Checks of a user's paths: `~` is expanded, the scheme is known, the place is writable."""
 
 import os
 import pathlib
@@ -14,15 +14,12 @@ _ALLOWED = "must be a local path or gs://BUCKET/…"
 
 
 def expand(field: str, path: epath.PathLike, *, given: str | None = None) -> epath.Path:
-    """A path as the user means it; nothing need be there.
+    """A path as the user means it: local, `~` allowed, or `gs://…`; `s3://…` with s3fs installed.
 
-    Args:
-      field: what an error names as wrong.
-      path: local, `~` allowed, or `gs://…`; `s3://…` where s3fs is installed.
-      given: what the user wrote, if that is more than the path.
+    It need not exist. `given` is what the user wrote, if that is more than the path.
 
     Raises:
-      InputError: another scheme, or one whose library is not installed; `~NAME` of no user.
+      InputError: on `field`: another scheme, or its library is not installed; `~NAME` of no user.
     """
     text = os.fspath(path)
     given = text if given is None else given
@@ -30,8 +27,7 @@ def expand(field: str, path: epath.PathLike, *, given: str | None = None) -> epa
     if scheme is None:
         expanded = os.path.expanduser(text)
         if text.startswith("~") and expanded == text:
-            allowed = "its `~` is nobody's home; a folder of that name is ./~…"
-            raise InputError(field, given, allowed)
+            raise InputError(field, given, "no such user; write a folder of that name as ./~…")
         return epath.Path(expanded)
     if scheme[1] not in _EXTRAS or "://" not in text:
         raise InputError(field, given, f"{_ALLOWED}, not {scheme[1]}:")
@@ -45,10 +41,9 @@ def expand(field: str, path: epath.PathLike, *, given: str | None = None) -> epa
 
 
 def folder_to_write(field: str, path: epath.PathLike) -> epath.Path:
-    """A directory to write into, which is there or can be made; nothing is made yet.
+    """A directory to write into, which exists or can be made; nothing is made yet.
 
-    Raises:
-      InputError: a file is in its place or above it, or nobody may write there.
+    Raises InputError if a file is in its place or above it, or it is not writable.
     """
     folder = expand(field, path)
     if "://" not in str(folder):
@@ -63,10 +58,10 @@ def folder_to_write(field: str, path: epath.PathLike) -> epath.Path:
 
 
 def file_to_write(field: str, path: epath.PathLike) -> epath.Path:
-    """A file to write, new or not, in a directory that is there; nothing is written yet.
+    """A file to write, new or not, in an existing directory; nothing is written yet.
 
-    Raises:
-      InputError: no such directory, a directory in its place, or nobody may write there.
+    Raises InputError if there is no such directory, a directory is in its place, or it is not
+    writable.
     """
     file = expand(field, path)
     if "://" not in str(file):

@@ -18,9 +18,9 @@ _deadline: contextvars.ContextVar[float | None] = contextvars.ContextVar("deadli
 
 @contextlib.contextmanager
 def hold(workdir: epath.Path):
-    """Holds the workdir for this run. The system frees the lock when the process ends, however.
+    """Locks the workdir for this run; the system frees the lock however the process ends.
 
-    Object stores have no locks: there two live runs in one workdir are not noticed.
+    Object stores have no locks, so two live runs in one workdir there go unnoticed.
     """
     handle, refusal = None, ""
     if parallel.is_main():
@@ -32,7 +32,7 @@ def hold(workdir: epath.Path):
         except BlockingIOError:
             refusal = "is in use by a live process"
         except (FileExistsError, NotADirectoryError, PermissionError) as error:
-            refusal = f"is no directory to write to: {error.strerror}"
+            refusal = f"is not a directory to write to: {error.strerror}"
     try:
         if refusal:
             raise config.InputError("workdir", str(workdir), refusal)
@@ -44,7 +44,7 @@ def hold(workdir: epath.Path):
 
 @contextlib.contextmanager
 def stop_after(minutes: float | None):
-    """Makes runs inside save and stop after so many minutes, as on a signal; None: no deadline."""
+    """Makes runs inside save and stop after that many minutes, as on a signal; None: never."""
     token = _deadline.set(None if minutes is None else time.monotonic() + 60 * minutes)
     try:
         yield
@@ -62,10 +62,8 @@ def is_overdue() -> bool:
 def watch_signals():
     """Yields `stopped()`: whether SIGTERM or SIGINT came, or the deadline has passed.
 
-    A second SIGINT acts at once.
-
-    With several processes JAX's own service watches SIGTERM and makes all of them stop at one
-    step (see `parallel.should_stop`), so that none may stop by itself.
+    A second SIGINT takes effect at once. With several processes JAX's own service watches SIGTERM
+    and stops all of them at one step (see `parallel.should_stop`), so none may stop by itself.
     """
     came = threading.Event()
     several = jax.process_count() > 1
@@ -90,4 +88,4 @@ def watch_signals():
         yield stopped
     finally:
         for s, previous in old.items():
-            signal.signal(s, previous or signal.SIG_DFL)  # None: it was not put in from Python
+            signal.signal(s, previous or signal.SIG_DFL)  # None: not installed from Python

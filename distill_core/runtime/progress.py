@@ -1,4 +1,4 @@
-"""What a person sees of a run, and metrics.jsonl."""
+"""Progress of a run: bar and console lines, metrics.jsonl, TensorBoard."""
 
 import collections
 import contextlib
@@ -15,14 +15,7 @@ from typing import Any
 
 from etils import epath
 from rich.console import Console
-from rich.progress import (
-    BarColumn,
-    MofNCompleteColumn,
-    Progress,
-    TaskID,
-    TextColumn,
-    TimeElapsedColumn,
-)
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TimeElapsedColumn
 
 from distill_core.checkpoint import integrity
 from distill_core.runtime import strict_json
@@ -32,36 +25,34 @@ RATE_SECONDS = 30.0
 
 
 class Pace:
-    """How fast a run is, by its latest updates: those of the last 30 seconds or the last two calls.
+    """Speed over the last 30 seconds, but at least over the last two calls of `advance`.
 
-    What compiles does not count, that is all before the second call of `advance` once there are
-    three, and neither does what `rest` closes: evaluating and saving.
+    Compilation does not count (whatever precedes the second call, once there are three), nor the
+    time that `rest` ends: evaluating and saving.
     """
 
     def __init__(self):
-        self._marks: collections.deque[tuple[int, float]] = collections.deque()  # step, when
+        self._marks: collections.deque[tuple[int, float]] = collections.deque()  # (step, time)
         self._calls, self._rested = 0, 0.0
 
     def advance(self, step: int):
-        """All updates up to `step` are dispatched."""
+        """All steps up to `step` are dispatched."""
         if self._marks and self._marks[-1][0] == step:
             return
         self._calls += 1
         self._marks.append((step, self._now()))
-        if (
-            self._calls == 3
-        ):  # the second update may have been compiled anew, for its inputs' places
+        if self._calls == 3:  # the second step may have compiled again, for inputs placed anew
             self._marks.popleft()
         while len(self._marks) > 2 and self._now() - self._marks[1][1] >= RATE_SECONDS:
             self._marks.popleft()
 
     def rest(self):
-        """The time since the last `advance` went into something else."""
+        """The time since the last `advance` does not count."""
         if self._marks:
             self._rested += self._now() - self._marks[-1][1]
 
     def rate(self) -> float | None:
-        """Updates per second; None before the second call of `advance`."""
+        """Steps per second; None before the second call of `advance`."""
         if len(self._marks) < 2:
             return None
         (first, began), (last, _) = self._marks[0], self._marks[-1]
@@ -72,10 +63,7 @@ class Pace:
 
 
 class Reporter:
-    """A bar with rate and time left on a terminal, plain lines otherwise; silent if not `active`.
-
-    Made for one run over `num_steps`; processes other than the first pass `active=False`.
-    """
+    """A bar with rate and time left on a terminal, else plain lines; silent if not `active`."""
 
     def __init__(self, num_steps: int, *, active: bool, label: str = "training"):
         self._console = Console(
@@ -83,41 +71,39 @@ class Reporter:
             highlight=False,
             soft_wrap=True,
             quiet=not active,
-            force_jupyter=False,  # a notebook gets the lines: its bar would need ipywidgets
+            force_jupyter=False,  # a notebook gets lines: its bar would need ipywidgets
         )
         self._num_steps, self._label = num_steps, label
         self._bar: Progress | None = None
         self._task = TaskID(0)
         self._pace = Pace()
+        self.rest = self._pace.rest
 
     def say(self, line: str):
         """Prints one line above the bar."""
         self._console.print(line, markup=False)
 
     def begin(self, step: int):
-        """Starts the bar at the step that the run starts from."""
+        """Starts the bar at the run's first step."""
         if self._console.is_terminal and not self._console.quiet:
-            columns = [TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn()]
-            columns += [TextColumn("{task.fields[rate]}"), TimeElapsedColumn()]
-            columns += [TextColumn("{task.fields[note]}")]
-            self._bar = Progress(*columns, console=self._console, transient=True)
+            rate, note = "{task.fields[rate]}", "{task.fields[note]}"
+            columns = "{task.description}", BarColumn(), MofNCompleteColumn(), rate
+            self._bar = Progress(
+                *columns, TimeElapsedColumn(), note, console=self._console, transient=True
+            )
             self._task = self._bar.add_task(
                 self._label, total=self._num_steps, completed=step, rate="", note=""
             )
             self._bar.start()
 
     def advance(self, step: int):
-        """All updates up to `step` were dispatched."""
+        """All steps up to `step` are dispatched."""
         self._pace.advance(step)
         if self._bar is not None:
             self._bar.update(self._task, completed=step, rate=self._speed(step))
 
-    def rest(self):
-        """The time since the last step went into evaluating and saving."""
-        self._pace.rest()
-
     def metrics(self, row: Mapping[str, Any]):
-        """Shows a row of `metrics.jsonl`: training beside the bar, evaluations above it."""
+        """Shows a row of `metrics.jsonl`: of training beside the bar, of evaluations above it."""
         step, is_train = row["step"], row["split"] == "train"
         note = "  ".join(f"{k} {_short(v)}" for k, v in row.items() if k not in ("step", "split"))
         if is_train and self._bar is not None:
@@ -135,7 +121,7 @@ class Reporter:
             self._bar = None
 
     def _speed(self, step: int) -> str:
-        """Rate and time left in words; "" where nothing is known yet."""
+        """Rate and time left; "" if not yet known."""
         rate = self._pace.rate()
         if rate is None:
             return ""
@@ -145,19 +131,24 @@ class Reporter:
 
 
 class MetricsFile:
-    """`metrics.jsonl`: one JSON object a line, each with `step` and `split`; no times in it, so
-    that a resumed run writes the same file as a straight one."""
+    """`metrics.jsonl`: one JSON object per line, each with `step` and `split`; without times, so
+    that a resumed run writes the same file as an uninterrupted one."""
 
     def __init__(self, path: epath.PathLike, *, active: bool):
         self._file, self._active = _GrowingFile(path), active
 
     def rewind(self, step: int, *, evaluated: bool = True):
-        """Forgets lines after `step`, its evaluation unless `evaluated`, and a half line."""
+        """Drops lines after `step`, its evaluation unless `evaluated`, and an incomplete line."""
         if not self._active:
             return
-        rows = ((line, _parse(line)) for line in self._file.read().splitlines())
-        kept = [line for line, row in rows if row and _is_before(row, step, evaluated)]
-        self._file.replace("".join(f"{line}\n" for line in kept))
+        kept = []
+        for line in self._file.read().splitlines():
+            with contextlib.suppress(ValueError, KeyError, TypeError):
+                row = json.loads(line)
+                is_train = row["split"] == "train"
+                if row["step"] < step or (row["step"] == step and (evaluated or is_train)):
+                    kept.append(f"{line}\n")
+        self._file.replace("".join(kept))
 
     def write(self, row: Mapping[str, object]):
         """Adds one line."""
@@ -165,7 +156,7 @@ class MetricsFile:
             self._file.add(f"{strict_json.encode(row)}\n".encode())
 
     def flush(self):
-        """All lines are on disk, or in the cloud, after this. Call it before a checkpoint."""
+        """Writes all lines to disk or to the cloud; called before each checkpoint."""
         if self._active:
             self._file.flush()
 
@@ -174,7 +165,7 @@ class TensorBoard:
     """An event file in `<workdir>/tensorboard`, if the `tensorboard` extra is installed.
 
     A run that starts from `step` replaces what earlier ones showed after it. TensorBoard's own
-    writer is not used: it fails in a thread of its own, and a kill loses what it holds back.
+    writer is not used: it fails in a separate thread, and a kill loses what it buffers.
     """
 
     def __init__(self, directory: epath.PathLike, step: int, *, active: bool):
@@ -195,7 +186,7 @@ class TensorBoard:
         self._add(step=step + 1, session_log=started)
 
     def write(self, row: Mapping[str, Any]):
-        """One event with a scalar a metric."""
+        """One event with a scalar per metric."""
         if self._file is None:
             return
         values = [
@@ -206,7 +197,7 @@ class TensorBoard:
         self._add(step=row["step"], summary=self._summaries.Summary(value=values))
 
     def flush(self):
-        """As of `MetricsFile`."""
+        """As in `MetricsFile`."""
         if self._file is not None:
             self._file.flush()
 
@@ -221,10 +212,10 @@ class TensorBoard:
 
 
 class _GrowingFile:
-    """A file that is added to, or replaced whole. A failing write names it.
+    """A file that is appended to, or replaced. A write that fails names it.
 
-    Object stores cannot append and slow down who writes one object often: there it is written anew
-    at most every few seconds, and when it is flushed.
+    Object stores cannot append, and throttle frequent writes of one object: there the file is
+    rewritten at most every few seconds, and when it is flushed.
     """
 
     def __init__(self, path: epath.PathLike):
@@ -272,15 +263,3 @@ class _GrowingFile:
 
 def _short(value) -> str:
     return f"{value:.4f}" if abs(value) < 100 else f"{value:.4g}"
-
-
-def _parse(line: str) -> dict[str, Any] | None:
-    try:
-        row = json.loads(line)
-        return row if {"step", "split"} <= row.keys() else None
-    except (ValueError, AttributeError):
-        return None
-
-
-def _is_before(row: Mapping[str, Any], step: int, evaluated: bool) -> bool:
-    return row["step"] < step or (row["step"] == step and (evaluated or row["split"] == "train"))

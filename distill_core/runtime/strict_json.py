@@ -1,4 +1,4 @@
-"""JSON as its standard has it: what is not finite is written as null, never as NaN or Infinity."""
+"""Standard JSON: numbers that are not finite are written as null, never as NaN or Infinity."""
 
 import json
 import math
@@ -7,10 +7,7 @@ from typing import Any
 
 
 def encode(value: Any, **options: Any) -> str:
-    """`json.dumps` of the value, for every file that is written; options are its own.
-
-    Raises TypeError where a value is of no type that JSON has.
-    """
+    """`json.dumps` with its options, for every file that we write; TypeError as there."""
     return json.dumps(_finite(value), allow_nan=False, **options)
 
 

@@ -165,6 +165,6 @@ def test_logits_that_are_not_of_this_training_split_are_refused(place):
     with pytest.raises(InputError, match="its `labels` are not those of"):
         student(place, "refused", teacher=f"npz:{place}/shuffled.npz")
     np.save(place / "array.npy", arrays["logits"])
-    with pytest.raises(InputError, match="holds no `logits` that can be read"):
+    with pytest.raises(InputError, match="holds no readable `logits`"):
         student(place, "refused", teacher=f"npz:{place}/array.npy")
     assert not (place / "refused").exists()

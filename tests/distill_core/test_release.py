@@ -213,7 +213,7 @@ def test_a_vocabulary_made_from_training_text_goes_out_by_a_flag_alone(
     assert "--with_private_tokenizer" in error and not (tmp_path / "out").exists()
     assert cli.exit_code(release.main, [*arguments, "--with_private_tokenizer"]) == 0
     card = json.loads((tmp_path / "out" / "card.json").read_text())
-    assert "tells words of that text" in card["vocabulary"]
+    assert "reveals words of that text" in card["vocabulary"]
     assert (tmp_path / "out" / "tokenizer.json").exists()
 
 

@@ -225,7 +225,7 @@ def test_wrong_input_of_one_process_ends_both(tmp_path):
     with Processes(tmp_path, tmp_path / "work", one=["--config.batch_size=26"]) as run:
         assert run.wait() == [2, 2]
         assert run.said() == [
-            "error: processes: got [1]; stopped before the run began; see what they say\n",
+            "error: processes: got [1]; stopped before the run began; see their output\n",
             "error: batch_size: got 26; must be divisible by the 4 devices\n",
         ]
         assert not (tmp_path / "work" / "metrics.jsonl").exists()

@@ -227,10 +227,10 @@ def test_any_flipped_bit_of_the_metadata_is_noticed(tmp_path):
     bits = np.random.default_rng(0).choice(8 * len(whole), 400, replace=False)
     for bit in bits.tolist():
         file.write_bytes(_flip(whole, bit))
-        with pytest.raises(checkpoint.DamagedError, match=r"^metadata.json (was altered|cannot)"):
-            checkpoint.read_metadata(path)
+        with pytest.raises(integrity.DamagedError, match=r"^metadata.json (was altered|cannot)"):
+            integrity.read_metadata(path)
     file.write_bytes(whole)
-    assert checkpoint.read_metadata(path)["note"] == "ünïcode"
+    assert integrity.read_metadata(path)["note"] == "ünïcode"
 
 
 # -- leaves that do not fit --------------------------------------------------------------------
@@ -288,7 +288,7 @@ def test_a_save_that_fails_says_why_and_leaves_the_older_ones(tmp_path, monkeypa
         "earlier checkpoints are intact"
     )
     assert [p.name for p in (tmp_path / "checkpoints").iterdir()] == ["3"]
-    assert checkpoint.read_metadata(before)["step"] == 3
+    assert integrity.read_metadata(before)["step"] == 3
     assert capfd.readouterr() == ("", "")
     assert not logging.getLogger("absl").disabled
 
@@ -356,6 +356,6 @@ def test_write_atomically_leaves_the_old_text_when_the_disk_is_full(tmp_path, mo
 def test_amend_replaces_some_of_the_metadata(tmp_path):
     path = _save(tmp_path, best=None, note="kept")
     integrity.amend(path, {"best": {"step": 3, "value": 0.5}})
-    metadata = checkpoint.read_metadata(path)
+    metadata = integrity.read_metadata(path)
     assert (metadata["best"], metadata["note"]) == ({"step": 3, "value": 0.5}, "kept")
     assert json.loads((path / "metadata.json").read_text()) == metadata

@@ -80,7 +80,7 @@ def test_other_names_are_refused_by_the_first(place, capsys):
         evaluate.evaluate_checkpoint(place / "net", dataset=f"npz:{place}/other.npz")
     message = str(error.value)
     assert message.startswith(f"checkpoint: got '{place}/net'; calls class 2 'eel', which is no ")
-    assert f"class of npz:{place}/other.npz, which has 'fox'; the names of the classes " in message
+    assert f"class of npz:{place}/other.npz, which has 'fox'; the class names" in message
     flags = [f"--checkpoint={place}/net", f"--dataset=npz:{place}/other.npz"]
     assert cli.exit_code(evaluate.main, flags) == 2
 
