@@ -90,22 +90,9 @@ def test_a_wrong_value_is_refused_by_its_field_and_the_ends_of_a_range_are_not(f
         assert getattr(validate(**{field: value}), field) == value
 
 
-@pytest.mark.parametrize(
-    ("field", "allowed"),
-    [
-        ("omega", "a number at least 0"),
-        ("temperature", "a number above 0"),
-        ("alpha", "a number in [0, 1]"),
-        ("drop_factor", "a number in (0, 1]"),
-        ("num_steps", "an integer of at least 1"),
-        ("seed", "an integer in [0, 4294967295]"),
-        ("optimizer", "one of sgd, adam"),
-    ],
-)
-def test_an_error_says_what_is_allowed(field, allowed):
-    with pytest.raises(InputError, match=re.escape(f"must be {allowed}")) as error:
-        validate(**{field: "wrong"})
-    assert ("(weight of a term)" in str(error.value)) == (field == "omega")
+def test_an_error_says_what_is_allowed_and_what_the_field_means():
+    with pytest.raises(InputError, match=r"must be a number at least 0 \(weight of a term\)$"):
+        validate(omega="wrong")
 
 
 def test_a_step_schedule_needs_steps_to_drop_at():
@@ -126,18 +113,8 @@ def test_unknown_names_are_answered_with_the_nearest_known_one():
 @pytest.mark.parametrize(
     ("text", "value"),
     [
-        ("0.04", 0.04),
-        ("-1e-3", -0.001),
-        ("7", 7),
-        ("1,2", (1, 2)),
-        ("(1, 2)", (1, 2)),
-        ("{'a': 1}", {"a": 1}),
-        ("true", True),
-        ("False", False),
-        ("none", None),
-        ("group", "group"),
-        ("runs/plain", "runs/plain"),
-        ("2 + 2", "2 + 2"),
+        *[("-1e-3", -0.001), ("7", 7), ("1,2", (1, 2)), ("{'a': 1}", {"a": 1})],
+        *[("False", False), ("none", None), ("runs/plain", "runs/plain"), ("2 + 2", "2 + 2")],
         ("", ""),
     ],
 )
@@ -170,9 +147,3 @@ def test_a_resume_with_two_changes_always_names_the_same():
         config.check_resume(old, new)
     with pytest.raises(InputError, match="^teacher: got None; .*started with 'runs/plain'"):
         config.check_resume({**old, "teacher": "runs/plain"}, old)
-
-
-def test_an_error_is_one_line_whatever_was_given():
-    error = InputError("model", "a\nb", "must be\none   line")
-    assert str(error) == r"model: got 'a\nb'; must be one line"
-    assert (error.field, error.given, error.allowed) == ("model", "a\nb", "must be\none   line")

@@ -5,7 +5,6 @@ import pytest
 
 from distill_core import evaluate, train
 from distill_core import load_model as load
-from distill_core.config import InputError
 from distill_core.runtime import cli
 
 TRAIN, TEST = 50, 21
@@ -13,17 +12,16 @@ TRAIN, TEST = 50, 21
 
 @pytest.fixture(scope="module")
 def place(tmp_path_factory):
-    """A folder with data, other data of the same shape, and a trained network with batch norm."""
+    """A folder with data and a trained network with batch norm."""
     folder = tmp_path_factory.mktemp("place")
     rng = np.random.default_rng(0)
-    for name in ("data", "other"):
-        arrays = {}
-        for split, count in (("train", TRAIN), ("test", TEST)):
-            labels = rng.integers(0, 3, count)
-            noise = rng.integers(0, 100, (count, 8, 8, 1))
-            arrays[f"x_{split}"] = (noise + 70 * labels[:, None, None, None]).astype(np.uint8)
-            arrays[f"y_{split}"] = labels
-        np.savez(folder / f"{name}.npz", **arrays)
+    arrays = {}
+    for split, count in (("train", TRAIN), ("test", TEST)):
+        labels = rng.integers(0, 3, count)
+        noise = rng.integers(0, 100, (count, 8, 8, 1))
+        arrays[f"x_{split}"] = (noise + 70 * labels[:, None, None, None]).astype(np.uint8)
+        arrays[f"y_{split}"] = labels
+    np.savez(folder / "data.npz", **arrays)
     settings = {
         "dataset": f"npz:{folder}/data.npz",
         "num_validation": 9,
@@ -39,10 +37,10 @@ def place(tmp_path_factory):
     return folder
 
 
-def measured(place, name="data", split="test"):
+def measured(place, split="test"):
     """Logits, accuracy and cross-entropy, the last two by NumPy in double precision."""
     loaded = load(place / "run")
-    arrays = np.load(place / f"{name}.npz")
+    arrays = np.load(place / "data.npz")
     labels = arrays[f"y_{split}"]
     logits = np.asarray(loaded.apply(loaded.variables, arrays[f"x_{split}"]), np.float64)
     log_sums = np.log(np.exp(logits - logits.max(1, keepdims=True)).sum(1)) + logits.max(1)
@@ -75,17 +73,6 @@ def test_the_train_split_is_whole_and_in_the_order_of_the_file(place, tmp_path):
     assert stored["logits"].dtype == np.float32
     np.testing.assert_allclose(stored["logits"], logits, rtol=1e-4, atol=1e-5)
     np.testing.assert_array_equal(stored["labels"], np.load(place / "data.npz")["y_train"])
-
-
-def test_another_data_set_can_be_named(place):
-    found = evaluate.evaluate_checkpoint(place / "run", dataset=f"npz:{place}/other.npz")
-    assert found["cross_entropy"] == pytest.approx(measured(place, "other")[2], rel=1e-5)
-    assert measured(place, "other")[2] != pytest.approx(measured(place)[2], rel=1e-3)
-
-
-def test_a_wrong_split_is_refused_before_anything_is_read():
-    with pytest.raises(InputError, match="split: got 'validation'; must be train or test"):
-        evaluate.evaluate_checkpoint("nowhere", split="validation")
 
 
 def test_the_binary_prints_one_line(place, tmp_path, capsys):

@@ -5,7 +5,6 @@ from decimal import Decimal, localcontext
 import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
 import pytest
 from scipy import special
 
@@ -87,14 +86,6 @@ def test_it_is_the_formula_for_any_leading_axes_under_jit(loss, formula, shape):
     np.testing.assert_allclose(found, formula(a, b, labels, 2.5, 0.3), rtol=1e-5, atol=1e-6)
 
 
-@each
-def test_vmap_over_a_leading_axis_changes_nothing(loss):
-    a, b, labels = draw((2, 3))
-    args = (a, b, labels, np.full((2, 3), 2.5, np.float32), np.full((2, 3), 0.3, np.float32))
-    mapped = jax.jit(jax.vmap(jax.vmap(loss)))
-    np.testing.assert_allclose(mapped(*args), jax.jit(loss)(*args), rtol=1e-6)
-
-
 @both
 def test_the_gradient_is_that_of_the_formula(loss, formula):
     a, b, labels = draw()
@@ -105,20 +96,6 @@ def test_the_gradient_is_that_of_the_formula(loss, formula):
         found = summed_gradient(loss, 1, a, b, labels, 2.5)
         expected = central_differences(lambda z: formula(a, z, labels, 2.5), b)
         np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-5)
-
-
-def test_optax_agrees():
-    a, b, labels = draw((2, 3))
-    np.testing.assert_allclose(
-        jax.jit(cross_entropy)(a, labels),
-        optax.losses.softmax_cross_entropy_with_integer_labels(a, labels),
-        rtol=1e-5,
-    )
-    np.testing.assert_allclose(
-        jax.jit(kl)(a, b, labels, 2.0),
-        optax.losses.kl_divergence(jax.nn.log_softmax(b / 2), jax.nn.softmax(a / 2)),
-        rtol=1e-4,
-    )
 
 
 @pytest.mark.parametrize(
@@ -217,14 +194,6 @@ def test_nearly_equal_distributions_keep_the_digits_of_their_divergence(kind, te
             np.testing.assert_allclose(gradient / scale, wanted / scale, atol=1e-4)
 
 
-def test_the_distillation_term_tends_to_half_the_variance_of_the_logits_difference():
-    student, teacher, labels = draw()
-    temperatures = np.array([1e4, 1e5, 1e6, 1e7])
-    found = jax.jit(distillation)(student, teacher, labels, temperatures, 1.0)
-    wanted = np.var(student - teacher, axis=-1, dtype=np.float64) / 2
-    np.testing.assert_allclose(found, wanted, rtol=1e-3)
-
-
 def test_the_derivative_by_the_temperature_is_that_of_the_formula():
     a, b, _ = draw()
     t = np.array([0.5, 2.0, 10.0, 100.0])
@@ -269,21 +238,6 @@ def test_temperature_and_alpha_act_on_each_element_before_any_reduction():
         np.testing.assert_allclose(divergence[i], jax.jit(kl)(a, b, labels, float(t))[i], rtol=1e-5)
 
 
-def test_alpha_weighs_the_distillation_term():
-    student, teacher, labels = draw()
-    loss = jax.jit(distillation)
-    alone = loss(student, teacher, labels, 3.0, 0.0)
-    np.testing.assert_allclose(alone, jax.jit(cross_entropy)(student, labels), rtol=1e-6)
-    soft = loss(student, teacher, labels, 3.0, 1.0)
-    divergence = jax.jit(kl)(teacher, student, labels, 3.0)
-    np.testing.assert_allclose(soft, 9.0 * divergence, rtol=1e-6)
-
-
-def test_traced_settings_pass_unchecked():
-    values = jax.jit(distillation)(*draw(), 0.0, -1.0)
-    assert values.shape == (4,)
-
-
 @pytest.mark.parametrize(
     ("call", "named"),
     [
@@ -296,7 +250,7 @@ def test_traced_settings_pass_unchecked():
             (lambda a, b, y, alpha=alpha: distillation(a, b, y, 1.0, alpha), "alpha: ")
             for alpha in (-0.1, 1.01, np.nan, -np.inf)
         ],
-        (lambda a, b, y: kl_divergence(a, b[:3]), "logits_p .* logits_q "),
+        (lambda a, b, y: kl_divergence(a, b[:3]), "logits_p .* logits_q "),  # shapes, from here on
         (lambda a, b, y: distillation(a, b[..., :4], y), "student_logits .* teacher_logits "),
         (lambda a, b, y: cross_entropy(a[0, 0], y[0]), "logits "),
         (lambda a, b, y: cross_entropy(a, y[:, None]), "labels: "),
@@ -310,6 +264,7 @@ def test_traced_settings_pass_unchecked():
 def test_settings_out_of_range_and_shapes_that_do_not_belong_together_are_refused(call, named):
     with pytest.raises(ValueError, match=f"^{named}"):
         call(*draw())
+    assert jax.jit(distillation)(*draw(), 0.0, -1.0).shape == (4,), "traced settings pass"
 
 
 def test_a_label_outside_the_classes_gives_nan():

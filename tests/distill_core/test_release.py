@@ -215,15 +215,9 @@ def test_a_vocabulary_made_from_training_text_goes_out_by_a_flag_alone(
     card = json.loads((tmp_path / "out" / "card.json").read_text())
     assert "reveals words of that text" in card["vocabulary"]
     assert (tmp_path / "out" / "tokenizer.json").exists()
-
-
-@pytest.mark.parametrize("made_from", [tokenizers.PUBLIC_TEXT, tokenizers.ELSEWHERE])
-def test_another_vocabulary_goes_out_and_the_card_says_where_it_is_from(
-    language_model, made_from, tmp_path
-):
-    run = _made_from(language_model[0], made_from, tmp_path / "run")
-    card = release.release(run, tmp_path / "out")
-    assert ("declared public" in card["vocabulary"]) == (made_from == tokenizers.PUBLIC_TEXT)
+    run = _made_from(language_model[0], tokenizers.PUBLIC_TEXT, tmp_path / "public")
+    card = release.release(run, tmp_path / "another")
+    assert "declared public" in card["vocabulary"]
 
 
 def test_a_language_models_release_gives_its_logits_without_the_project(language_model, tmp_path):
@@ -309,15 +303,10 @@ def _save(run, networks, ledger, settings):
 
 
 def test_a_generators_card_says_what_goes_in_and_what_comes_out(generator):
-    run, out, card = generator
-    labelled = checkpoint.load_model(run).network.labelled
-    assert card["inputs"].startswith("float32 latent vectors, draws of N(0, I), [B, 3]")
-    assert ("int32 labels [B]" in card["inputs"]) == labelled
-    assert card["outputs"] == "float32 images in [0, 1], [B, H, W, C]"
-    fields = {"model", "model_kwargs", "num_classes", "classes"}
-    assert set(card["network"]) == fields
-    assert card["network"]["model_kwargs"]["image_shape"] == [8, 8, 1]
-    assert json.loads((out / "card.json").read_text()) == json.loads(json.dumps(card))
+    run, _, card = generator
+    assert "[B, 3]" in card["inputs"] and card["outputs"].endswith("[B, H, W, C]")
+    assert ("labels" in card["inputs"]) == checkpoint.load_model(run).network.labelled
+    assert set(card["network"]) == {"model", "model_kwargs", "num_classes", "classes"}
 
 
 def test_a_generators_release_draws_its_images_without_the_project(generator, tmp_path):

@@ -133,16 +133,14 @@ def test_of_several_parts_the_first_is_meant_and_unknown_ones_are_refused(tmp_pa
         checkpoint.load_model(tmp_path, part="student", step=9)
 
 
-@pytest.mark.parametrize("make", [lambda path: None, Path.mkdir, Path.touch])
-def test_a_path_without_checkpoint_is_refused(tmp_path, make):
-    make(tmp_path / "run")
-    with pytest.raises(InputError, match=f"^checkpoint: got '{tmp_path}/run'"):
-        checkpoint.load_model(tmp_path / "run")
-
-
-def test_another_format_version_is_refused(tmp_path):
-    path = _save(tmp_path)
+def test_a_path_without_checkpoint_and_another_format_version_are_refused(tmp_path):
+    for make in (lambda path: None, Path.touch):
+        make(tmp_path / "run")
+        with pytest.raises(InputError, match=f"^checkpoint: got '{tmp_path}/run'"):
+            checkpoint.load_model(tmp_path / "run")
+    path = _save(tmp_path, note="kept")
     integrity.amend(path, {"format_version": 99})
+    assert json.loads((path / "metadata.json").read_text())["note"] == "kept"
     with pytest.raises(InputError, match=r"format version 99; this program reads 1$"):
         checkpoint.load_model(tmp_path)
 
@@ -182,6 +180,7 @@ def test_every_damage_of_any_file_is_noticed_and_named(two_steps, tmp_path, capl
     workdir = tmp_path / "run"
     shutil.copytree(two_steps, workdir)
     newest = workdir / "checkpoints" / "4"
+    older = checkpoint.load_model(two_steps, step=3).variables
     files = sorted(path for path in newest.rglob("*") if path.is_file())
     assert len(files) > 15
     for path in files:
@@ -196,27 +195,16 @@ def test_every_damage_of_any_file_is_noticed_and_named(two_steps, tmp_path, capl
             assert (found.name, metadata["step"]) == ("3", 3), f"{name} {how}"
             [warning] = caplog.messages
             assert f"skipping damaged checkpoint {newest}: {name} " in warning, how
-        path.write_bytes(whole)
-    caplog.clear()
-    assert checkpoint.find(workdir)[1]["step"] == 4
-    assert not caplog.messages
-    assert capfd.readouterr() == ("", "")
-
-
-def test_load_model_takes_the_newest_whole_checkpoint_quietly(two_steps, tmp_path, caplog, capfd):
-    older = checkpoint.load_model(two_steps, step=3).variables
-    files = sorted(p for p in (two_steps / "checkpoints" / "4").rglob("*") if p.is_file())
-    for i, path in enumerate(p.relative_to(two_steps) for p in files if p.stat().st_size):
-        workdir = tmp_path / str(i)
-        shutil.copytree(two_steps, workdir)
-        whole = (workdir / path).read_bytes()
-        (workdir / path).write_bytes(whole[:-1] if i % 2 else _flip(whole, 8 * (len(whole) // 2)))
         _assert_equal(checkpoint.load_model(workdir).variables, older)
         with pytest.raises(InputError, match=r"every checkpoint there is damaged \(4\)"):
             checkpoint.load_model(workdir, step=4)
+        path.write_bytes(whole)
     gc.collect()  # forgotten asyncio tasks speak up when they are collected
     loud = {record.name for record in caplog.records if record.levelno >= logging.WARNING}
     assert loud == {"distill_core.checkpoint.integrity"}
+    caplog.clear()
+    assert checkpoint.find(workdir)[1]["step"] == 4
+    assert not caplog.messages
     assert capfd.readouterr() == ("", "")
 
 
@@ -251,19 +239,6 @@ def test_a_leaf_that_does_not_fit_is_named(two_steps, of_parts, of_train, named)
     parts, train = {**_parts(), **of_parts}, {**_train(), **of_train}
     with pytest.raises(InputError, match=f"{two_steps}.*{named}"):
         checkpoint.restore(two_steps / "checkpoints" / "3", parts=parts, train=train)
-
-
-def test_load_model_names_the_leaf_that_the_network_would_not_have(tmp_path):
-    # As when a user's own network was changed after the training.
-    parts = _parts()
-    wider = {"student": {**NETWORK.to_json(), "model_kwargs": {"widths": [2], "hidden": 5}}}
-    checkpoint.save(
-        tmp_path, 1, parts=parts, train=_train(), metadata={"method": "test", "parts": wider}
-    )
-    with pytest.raises(
-        InputError, match=r"leaf \S+BatchNorm_1/mean is float32\[4\]; float32\[5\] is"
-    ):
-        checkpoint.load_model(tmp_path)
 
 
 # -- saving, deleting --------------------------------------------------------------------------
@@ -351,11 +326,3 @@ def test_write_atomically_leaves_the_old_text_when_the_disk_is_full(tmp_path, mo
         integrity.write_atomically(path, "new")
     assert path.read_text() == "old"
     assert [p.name for p in tmp_path.iterdir()] == ["card.json"]
-
-
-def test_amend_replaces_some_of_the_metadata(tmp_path):
-    path = _save(tmp_path, best=None, note="kept")
-    integrity.amend(path, {"best": {"step": 3, "value": 0.5}})
-    metadata = integrity.read_metadata(path)
-    assert (metadata["best"], metadata["note"]) == ({"step": 3, "value": 0.5}, "kept")
-    assert json.loads((path / "metadata.json").read_text()) == metadata

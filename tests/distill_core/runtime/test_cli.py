@@ -18,30 +18,18 @@ from nasty.experiment import comparison as experiment
 
 ROOT = Path(__file__).parents[3]
 CONFIG = """
-from ml_collections import config_dict
+NETWORK = {{"model": "cnn", "learning_rate": 0.05, "batch_size": 16, "num_steps": 4}}
 
 def get_config(arg=""):
-    config = config_dict.ConfigDict()
-    config.dataset = "npz:{folder}/data.npz"
-    config.model = "cnn"
-    config.model_kwargs = config_dict.ConfigDict(
-        {{"widths": (4,), "hidden": 8, "norm": "none"}}
-    )
-    config.learning_rate = 0.05
-    config.batch_size = 16
-    config.num_steps = 4
-    return config.lock()
+    kwargs = {{"widths": (4,), "hidden": 8, "norm": "none"}}
+    return {{"dataset": "npz:{folder}/data.npz", "model_kwargs": kwargs, **NETWORK}}
 """
 EXPERIMENT = """
-from ml_collections import config_dict
+NETWORK = {{"model": "cnn", "learning_rate": 0.05, "batch_size": 16, "num_steps": 4}}
 
 def get_config(arg=""):
-    config = config_dict.ConfigDict({{"seeds": (1,), "temperature": 4.0, "omega": 0.01}})
-    config.dataset = "npz:{folder}/data.npz"
-    network = {{"model": "cnn", "learning_rate": 0.05, "batch_size": 16, "num_steps": 4}}
-    config.update(network)
-    config.student = network
-    return config.lock()
+    given = {{"seeds": (1,), "temperature": 4.0, "omega": 0.01, "student": NETWORK}}
+    return {{"dataset": "npz:{folder}/data.npz", **NETWORK, **given}}
 """
 
 
@@ -228,22 +216,9 @@ def test_a_resume_under_other_settings_is_refused_and_changes_nothing(place, tmp
     assert "resumes from step 4" in capsys.readouterr().err
 
 
-def test_divergence_is_exit_code_3(place, tmp_path, capsys):
-    code = run_in_process(
-        train,
-        f"--config={place}/config.py",
-        f"--workdir={tmp_path}/run",
-        "--config.learning_rate=1e30",
-    )
-    assert code == 3
-    last = capsys.readouterr().err.splitlines()[-1]
-    assert last.startswith("error: diverged at step ")
-
-
-@pytest.mark.parametrize("flag", ["--help", "-h"])
-def test_help_lists_flags_and_fields(capsys, flag):
+def test_help_lists_flags_and_fields(capsys):
     with pytest.raises(SystemExit) as exit:
-        run_in_process(nasty_train, "--workdir=x", flag)
+        run_in_process(nasty_train, "--workdir=x", "--help")
     assert exit.value.code == 0
     out = capsys.readouterr().out
     assert all(name in out for name in ("--workdir", *config.fields(nasty_train.Settings)))

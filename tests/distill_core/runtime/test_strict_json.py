@@ -7,9 +7,6 @@ import numpy as np
 import pytest
 
 from distill_core.checkpoint import integrity
-from distill_core.config import InputError
-from distill_core.experiment import stages
-from distill_core.privacy.ledger import Entry
 from distill_core.runtime import progress, strict_json
 from distill_core.training import loop
 
@@ -31,16 +28,6 @@ def test_what_is_not_finite_is_null():
         strict_json.encode({"a": object()})
 
 
-def test_a_stage_keeps_its_result_so_and_gives_back_what_it_keeps(tmp_path):
-    def made():
-        about = {"config": {}, "inputs": [], "data": "d"}
-        return stages.run_stage(tmp_path / "s", run=lambda: dict(VALUES), **about)
-
-    first, again = made(), made()
-    assert first.result == again.result == PLAIN
-    strictly((tmp_path / "s" / "stage.json").read_text())
-
-
 def test_metrics_and_metadata_are_strict(tmp_path):
     metrics = progress.MetricsFile(tmp_path / "metrics.jsonl", active=True)
     metrics.write({"step": 1, "split": "test", "accuracy": math.nan})
@@ -52,11 +39,3 @@ def test_metrics_and_metadata_are_strict(tmp_path):
     assert stored["pending"] == [{"loss": 1.0, "rare": None}]
     window = loop._Window(stored["pending"])
     assert window.close()["loss"] == 1.0, "a resumed run averages what was pending"
-
-
-@pytest.mark.parametrize("value", [math.nan, math.inf])
-@pytest.mark.parametrize("field", ["std", "sensitivity"])
-def test_a_ledger_refuses_it(field, value):
-    given = {"std": 1.0, "sensitivity": 1.0, field: value}
-    with pytest.raises(InputError, match=f"^{field}: got"):
-        Entry("gaussian", given["std"], given["sensitivity"], 1, "record", "replace one")

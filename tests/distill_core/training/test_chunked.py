@@ -71,13 +71,6 @@ def test_states_in_bfloat16_give_values_in_float32(drawn):
     np.testing.assert_allclose(values, expected, rtol=1e-5)
 
 
-def test_labels_may_have_any_leading_axes(drawn):
-    hidden, embedding, labels, _ = drawn
-    values = jax.jit(by_chunks(4))
-    whole, one = values(hidden, embedding, labels), values(hidden[0], embedding, labels[0])
-    np.testing.assert_allclose(one, whole[0], rtol=1e-6)
-
-
 def _row_sizes(jaxpr):
     """Number of vectors over the vocabulary in each array of a program, loops included."""
     for equation in jaxpr.eqns:

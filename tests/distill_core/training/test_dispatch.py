@@ -7,11 +7,11 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from distill_core import checkpoint, distill, train
+from distill_core import distill, train
 from distill_core import load_model as load
 from distill_core.config import InputError
 from distill_core.models.network import Network
-from distill_core.training import loop
+from distill_core.training import classification, loop
 
 NUM_STEPS = 10
 
@@ -76,11 +76,6 @@ def test_data_on_the_device_with_stored_logits_changes_no_number(plain, tmp_path
         distill.train_and_evaluate(settings(**own), place)
         found.append(load(place).variables)
     assert differ(*found) < 1e-6
-
-
-@pytest.mark.parametrize(("step", "count"), [(0, 4), (3, 1), (6, 2), (8, 2), (9, 1)])
-def test_a_dispatch_ends_at_a_multiple_or_at_the_end(step, count):
-    assert loop.dispatch_length(step, 4, NUM_STEPS) == count
 
 
 def test_a_run_stopped_between_dispatches_goes_on_to_the_same_network(plain, tmp_path):
@@ -150,15 +145,7 @@ def _equations(jaxpr):
                 yield from _equations(inner)
 
 
-def test_another_precision_is_no_continuation(tmp_path):
-    run(tmp_path, num_steps=4)
-    with pytest.raises(InputError, match="compute_dtype: got 'bfloat16'; this run was started"):
-        run(tmp_path, compute_dtype="bfloat16")
-
-
-def test_a_smaller_share_of_the_data_lies_in_a_larger_one(tmp_path):
-    from distill_core.training import classification
-
+def test_a_smaller_share_of_the_data_lies_in_a_larger_one():
     base = {"dataset": "digits", "data_dir": None, "num_validation": 100}
     found = {}
     for share in (0.1, 0.5, 1.0):
@@ -171,9 +158,3 @@ def test_a_smaller_share_of_the_data_lies_in_a_larger_one(tmp_path):
         found[share] = set(splits.train.index.tolist())
         assert not found[share] & set(splits.validation.index.tolist())
     assert found[0.1] < found[0.5] < found[1.0]
-
-
-def test_a_run_on_a_share_says_how_many_examples_it_had(tmp_path):
-    run(tmp_path, train_share=0.25)
-    _, metadata = checkpoint.find(tmp_path)
-    assert metadata["num_examples"] == round(0.25 * 1437)

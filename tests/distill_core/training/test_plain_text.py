@@ -134,7 +134,7 @@ def test_private_training_claims_for_a_line(fit, folder, tmp_path):
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"dp": DP}, "tokenizer: got 'words'; with dp must be a PATH: a vocabulary made of the pr"),
+        ({"dp": DP}, "tokenizer: got 'words'; with dp must be a PATH: a vocabulary made of pr"),
         ({"crop_padding": 2}, "crop_padding: got 2; belongs to images, not to text:"),
         ({"num_validation": 2}, "num_validation: got 2; belongs to images, not to text:"),
         ({"tokenizer": "nowhere"}, "tokenizer: got 'nowhere'; does not exist"),
