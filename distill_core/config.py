@@ -131,9 +131,8 @@ def integer(low: int, high: int | None = None, *, default=_REQUIRED, help: str =
     """An integer in [low, high]; or None if that is the default."""
 
     def read(value):
-        if isinstance(value, bool) or not isinstance(value, int):
-            raise TypeError
-        if value < low or (high is not None and value > high):
+        is_integer = isinstance(value, int) and not isinstance(value, bool)
+        if not is_integer or value < low or (high is not None and value > high):
             raise ValueError
         return value
 

@@ -4,6 +4,7 @@ import importlib.util
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 
@@ -21,6 +22,23 @@ def _load(name: str):
 def tiny_run():
     """The module tiny_run.py."""
     return _load("tiny_run")
+
+
+@pytest.fixture(scope="session")
+def three_classes():
+    """`three_classes(path)` writes a data set of small images, brighter from class to class."""
+
+    def write(path, train=50, test=21):
+        rng, arrays = np.random.default_rng(0), {}
+        for split, count in (("train", train), ("test", test)):
+            labels = rng.integers(0, 3, count)
+            noise = rng.integers(0, 100, (count, 8, 8, 1))
+            arrays[f"x_{split}"] = (noise + 70 * labels[:, None, None, None]).astype(np.uint8)
+            arrays[f"y_{split}"] = labels
+        np.savez(path, **arrays)
+        return path
+
+    return write
 
 
 @pytest.fixture

@@ -12,17 +12,10 @@ TRAIN = 50
 
 
 @pytest.fixture(scope="module")
-def place(tmp_path_factory):
+def place(tmp_path_factory, three_classes):
     """A folder with data, a teacher and its logits of the train split."""
     folder = tmp_path_factory.mktemp("place")
-    rng = np.random.default_rng(0)
-    arrays = {}
-    for split, count in (("train", TRAIN), ("test", 21)):
-        labels = rng.integers(0, 3, count)
-        noise = rng.integers(0, 100, (count, 8, 8, 1))
-        arrays[f"x_{split}"] = (noise + 70 * labels[:, None, None, None]).astype(np.uint8)
-        arrays[f"y_{split}"] = labels
-    np.savez(folder / "data.npz", **arrays)
+    three_classes(folder / "data.npz", train=TRAIN)
     # Large, to be missed in a student's checkpoint.
     teacher = settings(folder, model_kwargs={"widths": (4,), "hidden": 1000})
     train.train_and_evaluate(teacher, folder / "teacher")

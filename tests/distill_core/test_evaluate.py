@@ -11,17 +11,10 @@ TRAIN, TEST = 50, 21
 
 
 @pytest.fixture(scope="module")
-def place(tmp_path_factory):
+def place(tmp_path_factory, three_classes):
     """A folder with data and a trained network with batch norm."""
     folder = tmp_path_factory.mktemp("place")
-    rng = np.random.default_rng(0)
-    arrays = {}
-    for split, count in (("train", TRAIN), ("test", TEST)):
-        labels = rng.integers(0, 3, count)
-        noise = rng.integers(0, 100, (count, 8, 8, 1))
-        arrays[f"x_{split}"] = (noise + 70 * labels[:, None, None, None]).astype(np.uint8)
-        arrays[f"y_{split}"] = labels
-    np.savez(folder / "data.npz", **arrays)
+    three_classes(folder / "data.npz", train=TRAIN, test=TEST)
     settings = {
         "dataset": f"npz:{folder}/data.npz",
         "num_validation": 9,

@@ -100,22 +100,15 @@ def _assert_close(found, expected):
 
 
 @pytest.mark.parametrize("mode", parallel.MODES)
-def test_a_mode_on_eight_devices_trains_as_one_device_does(mode):
+def test_a_mode_on_eight_devices_trains_and_evaluates_as_one_device_does(mode):
     # All parameters, those before a BatchNorm, too: their gradient is 0 but for rounding, which
     # SGD, unlike Adam, does not blow up.
-    state, metrics, _ = _trained("jit")
-    spread, spread_metrics, _ = _trained(mode)
-    assert len(jax.tree.leaves(state.params)) == 10
-    assert int(spread.step) == STEPS
-    _assert_close(spread, state)
-    _assert_close(spread_metrics, metrics)
-
-
-@pytest.mark.parametrize("mode", parallel.MODES)
-def test_a_mode_on_eight_devices_evaluates_as_one_device_does(mode):
-    sums = _trained("jit")[2]
-    assert sums["loss"][1] == pytest.approx(_batch(STEPS)["weight"].sum(), rel=1e-6)
-    _assert_close(_trained(mode)[2], sums)
+    expected = _trained("jit")
+    assert len(jax.tree.leaves(expected[0].params)) == 10 and int(expected[0].step) == STEPS
+    weight = _batch(STEPS)["weight"].sum()
+    assert expected[2]["loss"][1] == pytest.approx(weight, rel=1e-6)
+    for ours, theirs in zip(_trained(mode), expected, strict=True):
+        _assert_close(ours, theirs)
 
 
 def test_shard_map_by_its_default_counts_gradients_once_more_for_every_device():

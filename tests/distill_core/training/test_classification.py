@@ -60,18 +60,8 @@ def line_of(text):
 
 
 @pytest.fixture(scope="module")
-def path(tmp_path_factory):
-    """Data of three classes in an .npz file."""
-    folder = tmp_path_factory.mktemp("data")
-    rng = np.random.default_rng(0)
-    arrays = {}
-    for split, count in (("train", 50), ("test", 21)):
-        labels = rng.integers(0, 3, count)
-        noise = rng.integers(0, 100, (count, 8, 8, 1))
-        arrays[f"x_{split}"] = (noise + 70 * labels[:, None, None, None]).astype(np.uint8)
-        arrays[f"y_{split}"] = labels
-    np.savez(folder / "data.npz", **arrays)
-    return folder / "data.npz"
+def path(tmp_path_factory, three_classes):
+    return three_classes(tmp_path_factory.mktemp("data") / "data.npz")
 
 
 @pytest.fixture

@@ -37,18 +37,8 @@ class KilledError(Exception):
 
 
 @pytest.fixture(scope="module")
-def path(tmp_path_factory):
-    """Data of three classes in an .npz file."""
-    path = tmp_path_factory.mktemp("data") / "data.npz"
-    rng = np.random.default_rng(0)
-    arrays = {}
-    for split, count in (("train", N), ("test", 21)):
-        labels = rng.integers(0, 3, count)
-        noise = rng.integers(0, 100, (count, 8, 8, 1))
-        arrays[f"x_{split}"] = (noise + 70 * labels[:, None, None, None]).astype(np.uint8)
-        arrays[f"y_{split}"] = labels
-    np.savez(path, **arrays)
-    return path
+def path(tmp_path_factory, three_classes):
+    return three_classes(tmp_path_factory.mktemp("data") / "data.npz", train=N)
 
 
 @pytest.fixture(scope="module")

@@ -42,18 +42,10 @@ def params():
 @pytest.mark.parametrize("weight_decay", [0.0, 0.1])
 def test_sgd_is_pytorchs(params, momentum, weight_decay):
     """torch.optim.SGD: g += λ p; v = μ v + g; p −= η v, with η dropping after steps 2 and 4."""
-    tx = Optimizer(
-        optimizer="sgd",
-        momentum=momentum,
-        weight_decay=weight_decay,
-        learning_rate=0.2,
-        schedule="step",
-        drop_steps=(2, 4),
-        drop_factor=0.5,
-        num_steps=STEPS,
-    ).make()
+    drops = {"schedule": "step", "drop_steps": (2, 4), "drop_factor": 0.5}
+    given = {"momentum": momentum, "weight_decay": weight_decay, "learning_rate": 0.2, **drops}
     rates = [0.2, 0.2, 0.1, 0.1, 0.05, 0.05, 0.05]
-    found = run(tx, params)
+    found = run(Optimizer(num_steps=STEPS, **given).make(), params)
     for name in params:
         p, v = params[name].astype(np.float64), 0.0
         for step in range(STEPS):
@@ -65,14 +57,8 @@ def test_sgd_is_pytorchs(params, momentum, weight_decay):
 @pytest.mark.parametrize("weight_decay", [0.0, 0.1])
 def test_adam_is_pytorchs(params, weight_decay):
     """torch.optim.Adam: its weight decay is L2, inside the moments (not AdamW's)."""
-    tx = Optimizer(
-        optimizer="adam",
-        weight_decay=weight_decay,
-        learning_rate=0.1,
-        schedule="constant",
-        num_steps=STEPS,
-    ).make()
-    found = run(tx, params)
+    given = {"optimizer": "adam", "weight_decay": weight_decay, "learning_rate": 0.1}
+    found = run(Optimizer(num_steps=STEPS, **given).make(), params)
     for name in params:
         p, m, v = params[name].astype(np.float64), 0.0, 0.0
         for step in range(STEPS):
@@ -89,18 +75,11 @@ def rates(count, **kwargs):
     return np.asarray(jax.vmap(schedule)(jnp.arange(count)))
 
 
-def test_a_constant_rate():
+def test_rates_are_constant_or_drop_at_steps_or_fall_in_a_cosine():
     np.testing.assert_allclose(rates(100), 0.4, rtol=1e-6)
-
-
-def test_step_drops_the_rate_from_each_named_step_on():
     found = rates(100, schedule="step", drop_steps=(40, 60), drop_factor=0.2)
-    np.testing.assert_allclose(found[[0, 39]], 0.4, rtol=1e-6)
-    np.testing.assert_allclose(found[[40, 59]], 0.08, rtol=1e-6)
-    np.testing.assert_allclose(found[[60, 99]], 0.016, rtol=1e-6)
-
-
-def test_cosine_goes_from_the_rate_to_zero():
+    expected = np.repeat([0.4, 0.08, 0.016], [40, 20, 40])
+    np.testing.assert_allclose(found, expected, rtol=1e-6)
     found = rates(101, schedule="cosine")
     np.testing.assert_allclose(found[[0, 50, 100]], [0.4, 0.2, 0.0], atol=1e-7)
     assert np.all(np.diff(found) < 0)
