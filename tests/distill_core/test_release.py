@@ -27,16 +27,9 @@ IMAGES = np.random.default_rng(0).random((5, 8, 8, 1), np.float32)
 def released(tmp_path_factory):
     """(a run's workdir, its released folder, the card)."""
     folder = tmp_path_factory.mktemp("release")
-    settings = {
-        "dataset": "digits",
-        "model": "cnn",
-        "model_kwargs": {"widths": (3,), "hidden": 4},
-        "optimizer": "adam",
-        "learning_rate": 0.0123456789,
-        "batch_size": 24,
-        "num_steps": 2,
-        "seed": SEED,
-    }
+    settings = {"dataset": "digits", "batch_size": 24, "num_steps": 2, "seed": SEED}
+    settings |= {"model": "cnn", "model_kwargs": {"widths": (3,), "hidden": 4}}
+    settings |= {"optimizer": "adam", "learning_rate": 0.0123456789}
     train.train_and_evaluate(settings, folder / "run")
     return folder / "run", folder / "out", release.release(folder / "run", folder / "out")
 

@@ -413,6 +413,8 @@ def test_another_plan_is_no_resume(fit, finished, tmp_path, changes, message):
         ({"noise_multiplier": -1}, {}, "dp.noise_multiplier: got -1; must be a number above 0"),
         (dict.fromkeys(("epsilon", "delta", "norm")), {}, "dp: got {}; must be a group: epsilon, "),
         ({}, {"parallel": "mesh"}, "parallel: got 'mesh'; per-example gradients need pmap or"),
+        ({}, {"steps_per_dispatch": 2}, "steps_per_dispatch: got 2; is not for private training"),
+        ({}, {"data_on_device": True}, "data_on_device: got True; is not for private training"),
         ({}, {"batch_size": 241}, "batch_size: got 241; must be at most 240, the records"),
         ({}, {"num_validation": 9}, "num_validation: got 9; must be 0 with dp: held-out"),
         (
