@@ -26,15 +26,9 @@ def place(tmp_path_factory, three_classes):
 
 
 def settings(place, **changes):
-    return {
-        "dataset": f"npz:{place}/data.npz",
-        "model": "cnn",
-        "model_kwargs": {"widths": (4,), "hidden": 8, "norm": "none"},
-        "learning_rate": 0.05,
-        "batch_size": 16,
-        "num_steps": 4,
-        **changes,
-    }
+    network = {"model": "cnn", "model_kwargs": {"widths": (4,), "hidden": 8, "norm": "none"}}
+    given = {"learning_rate": 0.05, "batch_size": 16, "num_steps": 4}
+    return {"dataset": f"npz:{place}/data.npz", **network, **given, **changes}
 
 
 def student(place, name, **changes):

@@ -15,12 +15,8 @@ def place(tmp_path_factory, three_classes):
     """A folder with data and a trained network with batch norm."""
     folder = tmp_path_factory.mktemp("place")
     three_classes(folder / "data.npz", train=TRAIN, test=TEST)
-    settings = {
-        "dataset": f"npz:{folder}/data.npz",
-        "model": "cnn",
-        "model_kwargs": {"widths": (4,)},
-    }
-    settings |= {"learning_rate": 0.05, "batch_size": 16, "num_steps": 3}
+    settings = {"model": "cnn", "model_kwargs": {"widths": (4,)}, "learning_rate": 0.05}
+    settings |= {"dataset": f"npz:{folder}/data.npz", "batch_size": 16, "num_steps": 3}
     train.train_and_evaluate(settings, folder / "run")
     return folder
 

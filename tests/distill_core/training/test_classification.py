@@ -71,15 +71,9 @@ def fit(path, tmp_path, monkeypatch):
     monkeypatch.syspath_prepend(tmp_path)
 
     def fit(name, **changes):
-        settings = {
-            "dataset": f"npz:{path}",
-            "model": "mynets:Net",
-            "model_kwargs": {"hidden": 8, "rate": 0.5},
-            "learning_rate": 0.05,
-            "batch_size": 16,
-            "num_steps": 3,
-            "log_every": 1,
-        }
+        settings = {"dataset": f"npz:{path}", "learning_rate": 0.05, "batch_size": 16}
+        settings |= {"model": "mynets:Net", "model_kwargs": {"hidden": 8, "rate": 0.5}}
+        settings |= {"num_steps": 3, "log_every": 1}
         return train.train_and_evaluate({**settings, **changes}, tmp_path / name)
 
     return fit

@@ -37,18 +37,10 @@ def fit(folder):
     """`fit(workdir, …)` trains on the text."""
 
     def fit(workdir, **changes):
-        settings = {
-            "dataset": f"text:{folder}",
-            "length": LENGTH,
-            "model": "transformer",
-            "model_kwargs": {"width": 16, "num_layers": 1, "num_heads": 2},
-            "optimizer": "adam",
-            "learning_rate": 0.02,
-            "batch_size": 8,
-            "num_steps": 4,
-            "eval_batch_size": 8,
-            "log_every": 1,
-        }
+        kwargs = {"width": 16, "num_layers": 1, "num_heads": 2}
+        settings = {"dataset": f"text:{folder}", "length": LENGTH, "num_steps": 4, "log_every": 1}
+        settings |= {"model": "transformer", "model_kwargs": kwargs, "batch_size": 8}
+        settings |= {"optimizer": "adam", "learning_rate": 0.02, "eval_batch_size": 8}
         return train.train_and_evaluate({**settings, **changes}, workdir)
 
     return fit
