@@ -25,18 +25,22 @@ from nasty.step import Attack, Averager, Skeptical
 
 @config.settings
 class Settings(config.Training):
-    """Of an attack."""
+    """Settings of an attack."""
 
     teacher: str = config.text(help="the attacked checkpoint")
-    attack: str = config.choice("kd", "htc", "averager", "skeptical", "scm", help="the way")
+    attack: str = config.choice(
+        "kd", "htc", "averager", "skeptical", "scm", help="how the student is distilled"
+    )
     temperature: float = config.number(0.0, above=True, default=4.0, help="τ of the distillation")
     alpha: float = config.number(0.0, 1.0, default=0.9, help="α, weight of the teacher's answers")
     top_k: int | None = config.integer(
         1, default=None, help="logits that a stingy teacher releases of each answer"
     )
-    multiplier: float = config.number(0.0, default=1.0, help="of htc: its further weight")
+    multiplier: float = config.number(0.0, default=1.0, help="of htc: m, factor of its KL")
     self_weight: float = config.number(0.0, 1.0, default=0.3, help="of skeptical: β")
-    delay_steps: int = config.integer(0, default=0, help="of skeptical: steps asleep")
+    delay_steps: int = config.integer(
+        0, default=0, help="of skeptical: steps before it listens to the teacher"
+    )
     num_intermediates: int = config.integer(1, default=2, help="of scm: students between")
 
 

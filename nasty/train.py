@@ -28,7 +28,7 @@ from nasty.step import CENTROIDS, Cmim, Nasty, NastyHead
 
 @config.settings
 class Settings(config.Training):
-    """Of a nasty teacher."""
+    """Settings of a nasty teacher."""
 
     defence: str = config.choice("nasty", "cmim", default="nasty", help="how to be undistillable")
     adversary: str | None = config.text(

@@ -58,13 +58,13 @@ class Settings(
     config.Model,
     config.Data,
 ):
-    """Of the comparison; the fields at the top are of the teachers' training."""
+    """Settings of the comparison; the fields at the top are those of the teachers' training."""
 
     student: Student = config.group(Student, help="the students' training, where it differs")
     temperature: float = config.number(0.0, above=True, help="τ of teachers and students")
     omega: float = config.number(0.0, help="ω of the nasty teacher")
-    check_model: str | None = config.text(default=None, help="as nasty.train has it")
-    check_model_kwargs: Mapping[str, Any] = config.mapping(default={}, help="likewise")
+    check_model: str | None = config.text(default=None, help="as in nasty.train")
+    check_model_kwargs: Mapping[str, Any] = config.mapping(default={}, help="as in nasty.train")
     alpha: float = config.number(0.0, 1.0, default=0.9, help="α of the students")
     seeds: tuple[int, ...] = config.sequence(config.integer(0), help="one comparison each")
     attack_alphas: tuple[float, ...] = config.sequence(

@@ -54,7 +54,7 @@ class Inversion:
 
 @config.settings
 class Settings(Inversion):
-    """Of the stage."""
+    """Settings of the stage."""
 
     seed: int = config.integer(0, help="of the noise that images begin as")
     normal: str = config.text(help="the normal teacher's checkpoint")

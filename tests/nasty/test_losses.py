@@ -65,12 +65,6 @@ def test_it_is_the_formula_for_any_leading_axes_under_jit(shape):
     np.testing.assert_allclose(found, np_nasty(*draw(shape)), rtol=1e-4, atol=1e-5)
 
 
-def test_vmap_over_leading_axes_changes_nothing():
-    args = (*draw((2, 3)), *(np.full((2, 3), value, np.float32) for value in (2.0, 0.1)))
-    mapped = jax.jit(jax.vmap(jax.vmap(nasty)))(*args)
-    np.testing.assert_allclose(mapped, jax.jit(nasty)(*args), rtol=1e-5, atol=1e-6)
-
-
 @pytest.mark.parametrize(("temperature", "omega"), [(1.0, 0.5), (4.0, 0.04), (20.0, 0.005)])
 def test_its_gradient_has_the_closed_form(temperature, omega):
     teacher, adversary, labels = draw((2, 3))
@@ -171,14 +165,11 @@ def test_temperature_and_omega_act_on_each_element_before_any_reduction():
     args = draw()
     temperatures, omegas = jnp.array([0.5, 1.0, 4.0, 20.0]), jnp.array([0.0, 0.01, 0.1, 1.0])
     together = jax.jit(nasty)(*args, temperatures, omegas)
+    mapped = jax.jit(jax.vmap(nasty))(*args, temperatures, omegas)
+    np.testing.assert_allclose(mapped, together, rtol=1e-5, atol=1e-6)
     for i in range(4):
         alone = jax.jit(nasty)(*args, float(temperatures[i]), float(omegas[i]))
         np.testing.assert_allclose(together[i], alone[i], rtol=1e-5)
-
-
-def test_traced_settings_pass_unchecked():
-    values = jax.jit(nasty)(*draw(), 1.0, -1.0)
-    assert np.isfinite(values).all()
 
 
 @pytest.mark.parametrize(

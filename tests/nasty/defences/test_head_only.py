@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from distill_core import data, evaluate, train
+from distill_core import data, train
 from distill_core import load_model as load
 from distill_core.config import InputError
 from distill_core.data import sampling
@@ -108,20 +108,6 @@ def test_a_step_is_that_of_the_nasty_loss_through_the_whole_network(place, again
         np.testing.assert_allclose(
             found.variables["params"][HEAD][name], value, rtol=1e-4, atol=1e-5
         )
-
-
-def test_an_adversary_with_the_same_features_takes_no_second_pass(place, monkeypatch):
-    asked, answer = [], evaluate.compute_logits
-
-    def record(model, images):
-        asked.append(len(images))
-        return answer(model, images)
-
-    monkeypatch.setattr(evaluate, "compute_logits", record)
-    undermine(place, "one_pass", adversary=str(place / "normal"), num_steps=2)
-    assert max(asked) < 100, "a few images, to find the head"
-    undermine(place, "two_passes", num_steps=2)
-    assert max(asked) > 1000
 
 
 def test_a_resumed_run_needs_its_own_checkpoint_only(place):

@@ -116,12 +116,9 @@ def test_results_follow_the_schema_and_the_report_needs_no_other_file(finished, 
     assert (results["method"], results["dataset"]) == ("nasty", settings["dataset"])
     assert [row["arm"] for row in results["rows"]] == list(ARMS)
     for row in results["rows"]:
-        assert set(row) == {"arm", "settings", "metrics"}
         accuracy = row["metrics"]["accuracy"]
-        assert set(accuracy) == {"mean", "std", "n", "values"}
         assert accuracy["n"] == len(accuracy["values"]) == 1
         assert 0 <= accuracy["mean"] == accuracy["values"][0] <= 1
-    assert all(set(gate) == {"name", "passed", "value", "needed"} for gate in results["gates"])
     rows = {row["arm"]: row["settings"] for row in results["rows"]}
     checked = {"nastiness_check": "inconclusive"}  # of so short a training
     assert rows["teacher_nasty"] == {"model": "cnn", "omega": 0.01, "temperature": 4.0} | checked
@@ -130,24 +127,22 @@ def test_results_follow_the_schema_and_the_report_needs_no_other_file(finished, 
     assert all(arm in page for arm in ARMS)
 
 
-def test_every_network_is_made_from_the_right_ones(finished, settings):
-    models = {arm: load(finished / "runs" / arm / "seed1") for arm in ARMS}
-    digests = {arm: model.metadata["id"] for arm, model in models.items()}
+def test_every_network_is_made_from_the_right_ones(finished):
+    about = {arm: load(finished / "runs" / arm / "seed1").metadata for arm in ARMS}
+    arms = {each["id"]: arm for arm, each in about.items()}
     made_from = {
-        arm: [a["id"] for a in model.metadata["ledger"]["ancestors"]]
-        for arm, model in models.items()
+        arm: [arms[a["id"]] for a in each["ledger"]["ancestors"]] for arm, each in about.items()
     }
-    normal, nasty = [digests["teacher_normal"]], [digests["teacher_nasty"]]
     assert made_from == {
         "teacher_normal": [],
-        "teacher_nasty": normal,
+        "teacher_nasty": ["teacher_normal"],
         "student_alone": [],
-        "student_of_normal": normal,
-        "student_of_nasty": nasty,
-        "self_of_normal": normal,
-        "self_of_nasty": nasty,
+        "student_of_normal": ["teacher_normal"],
+        "student_of_nasty": ["teacher_nasty"],
+        "self_of_normal": ["teacher_normal"],
+        "self_of_nasty": ["teacher_nasty"],
     }
-    seeds = {arm: model.metadata["config"]["seed"] for arm, model in models.items()}
+    seeds = {arm: each["config"]["seed"] for arm, each in about.items()}
     compared = {seeds[arm] for arm in ARMS if arm.startswith("student")}
     assert len(compared) == 1
     assert seeds["self_of_normal"] == seeds["self_of_nasty"]
@@ -162,21 +157,10 @@ def test_a_second_call_skips_all_stages_even_in_a_moved_workdir(again, finished)
     assert new["rows"] == old["rows"]
 
 
-def test_another_omega_redoes_the_nasty_teacher_and_what_depends_on_it(again):
+def test_a_changed_setting_redoes_a_run_and_what_depends_on_it(again):
     redone = ["teacher_nasty", "student_of_nasty", "self_of_nasty"]
     others = [arm for arm in ARMS if arm not in redone]
     assert again(omega=0.02) == {"redoing": redone, "up to date": others}
-
-
-def test_another_student_learning_rate_redoes_the_students_only(again, monkeypatch):
-    for module in (train, distill):
-        monkeypatch.setattr(module, "train_and_evaluate", fake(module.train_and_evaluate))
-    redone = ["student_alone", "student_of_normal", "student_of_nasty"]
-    others = [arm for arm in ARMS if arm not in redone]
-    assert again(student={**NETWORK, "learning_rate": 0.1}) == {
-        "redoing": redone,
-        "up to date": others,
-    }
 
 
 def test_other_data_under_the_same_name_redoes_everything(again, monkeypatch):
@@ -269,7 +253,6 @@ def test_the_attacker_chooses_on_held_out_data_of_the_first_seed(settings, tmp_p
         ({"ablations": {"omgea": (0.0, 1.0)}}, "ablations.omgea"),
         ({"attacks": {"kd": {}}}, "attacks"),
         ({"attacks": {"kd": {}}, "defences": {"stingy": {"top_k": 4}}}, "defences.stingy.top_k"),
-        ({"attacks": {"skeptical": {}}, "defences": {"none": {}}}, "attacks.skeptical.model"),
         ({"inversion": {"steps": 3}}, "inversion.steps"),
         ({"students": {"small": {}}}, "students.small"),
         ({"students": {"self": {"model": "cnn"}}}, "students.self"),
