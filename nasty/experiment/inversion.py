@@ -32,6 +32,7 @@ from nasty.experiment.figures import inversion_grid
 
 Array = jax.Array
 TEACHERS = ("normal", "nasty")
+_TINY = float(np.finfo(np.float32).tiny)
 
 
 @config.settings
@@ -146,8 +147,7 @@ def statistics_distance(seen: NormInput) -> Array:
     """
     x = seen.inputs.astype(jnp.float32)
     x = x.reshape(-1, x.shape[-1])
-    mean, var = x.mean(0) - seen.mean, x.var(0) - seen.var
-    return optax.safe_norm(mean, 0.0) + optax.safe_norm(var, 0.0)
+    return _norm(x.mean(0) - seen.mean) + _norm(x.var(0) - seen.var)
 
 
 def inversion_loss(
@@ -234,8 +234,8 @@ def invert(
     moments = _adam().init(images)
     given = (variables, wanted, weights)
     for i in range(chosen.num_steps):
-        decay = 0.5 * (1 + np.cos(np.pi * i / chosen.num_steps))
-        rate, number = np.float32(chosen.learning_rate * decay), np.int32(i)
+        decay = 1 + np.cos(np.pi * i / chosen.num_steps)
+        rate, number = np.float32(chosen.learning_rate * 0.5 * decay), np.int32(i)
         images, moments = _step(network, images, moments, given, rate, key, number)
     confidence, values = _finish(network, images, *given)
     final = {name: float(value) for name, value in values.items()}
@@ -287,6 +287,12 @@ def _finish(network: Network, images, variables, labels, weights):
     _, (logits, terms) = _loss(network, images, variables, labels, weights)
     probabilities = jax.nn.softmax(logits)
     return jnp.take_along_axis(probabilities, labels[:, None], 1)[:, 0], terms
+
+
+def _norm(x: Array) -> Array:
+    """Euclidean, with gradient 0 at 0."""
+    squares = jnp.sum(jnp.square(x))
+    return jnp.where(squares > _TINY, jnp.sqrt(jnp.where(squares > _TINY, squares, 1.0)), 0.0)
 
 
 def _adam() -> Any:
