@@ -1,4 +1,4 @@
-"""Buys answers, a round at a time: queries are drawn, the teacher is asked, the bank holds both."""
+"""Buys answers, one round at a time: draws queries, asks the teacher, and banks both."""
 
 import dataclasses
 import os

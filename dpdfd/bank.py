@@ -1,7 +1,6 @@
 """The bank: queries, their noisy answers, and how often each is replayed.
 
-What is done to a noisy answer is post-processing and free, so that all noise goes into the few
-times that the teacher is asked. All of it is our reconstruction.
+Training on a noisy answer again is post-processing and costs no privacy. Our reconstruction.
 """
 
 import jax
@@ -28,16 +27,10 @@ def empty_bank(num_queries: int, image_shape: tuple[int, ...], num_classes: int)
 def replayed(
     bank: dict, key: jax.Array, index: jax.Array, crop_padding: int
 ) -> tuple[jax.Array, jax.Array]:
-    """Queries and the answers to train on, drawn by how often each is replayed; pure.
+    """Queries `[b, H, W, C]` and answers float32 `[b, K]`, drawn by replay probability; pure.
 
-    Args:
-      bank: as above.
-      key: of this draw.
-      index: int32 `[b]`, places in the global batch.
-      crop_padding: by how many pixels queries are shifted at random.
-
-    Returns:
-      (images `[b, H, W, C]`, answers float32 `[b, K]`).
+    `index` holds places int32 `[b]` in the global batch; queries are shifted at random by up to
+    `crop_padding` pixels.
     """
     keys = jax.vmap(jax.random.fold_in, (None, 0))(key, index)
     u = jax.vmap(jax.random.uniform)(keys)
@@ -63,12 +56,8 @@ def smooth(bank: dict, bought: int, noise_std: float) -> dict:
     """The bank with targets that share their noise: the posterior mean of a Gaussian process.
 
     Its covariance is that of `FeatureRidge`'s public random features, its noise what was really
-    added, and around 1/K it varies as one-hot labels of K equal classes do. Post-processing.
-
-    Args:
-      bank: as above.
-      bought: rows in use.
-      noise_std: of an answer's entries, above 0.
+    added, `noise_std` per entry, and around 1/K it varies as one-hot labels of K equal classes do.
+    Post-processing of the `bought` rows in use.
     """
     classes = bank["answers"].shape[1]
     prior = (1 - 1 / classes) / classes
@@ -91,16 +80,13 @@ def _public_features(images: np.ndarray) -> np.ndarray:
 @jax.jit
 def _features_of(images: jax.Array) -> jax.Array:
     x = images.astype(jnp.float32) / 255
-    return jnp.asarray(FeatureRidge(num_classes=2).random_features(x))
+    return jnp.asarray(FeatureRidge(num_classes=2).public(x))
 
 
 def balance(bank: dict, bought: int, probs: np.ndarray | None) -> dict:
-    """The bank with replay balanced over the student's classes.
+    """The bank with replay of its `bought` rows balanced over the student's classes.
 
-    Args:
-      bank: as above.
-      bought: rows in use.
-      probs: the student's predictions `[bought, K]`; None for equal weights.
+    `probs` are the student's predictions `[bought, K]`; None for equal weights.
     """
     weights = np.zeros(len(bank["replay_cdf"]))
     weights[:bought] = 1.0

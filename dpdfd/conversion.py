@@ -1,5 +1,4 @@
-"""A conversion before its first step: its networks, what a run holds, its state and the images
-that code draws for it."""
+"""A conversion before its first step: its networks, first state, and the images drawn for it."""
 
 import dataclasses
 import functools
@@ -58,13 +57,8 @@ class Run:
 def choose(hp: Settings, teacher: LoadedModel) -> Conversion:
     """The static choices of a run: inputs and classes of its networks are the teacher's.
 
-    Args:
-      hp: from `settings.validate`.
-      teacher: of images.
-
-    Raises:
-      InputError: on `model`, `model_kwargs`, `batch_size`, or an image shape that the generator
-        cannot make.
+    Raises InputError on `model`, `model_kwargs`, `batch_size`, or an image shape that the generator
+    cannot make.
     """
     group = hp.generator
     student = dataclasses.replace(
@@ -166,16 +160,9 @@ def prior_images(
     stream: int,
     num: int,
 ) -> np.ndarray:
-    """Images that code draws, float32 [num, H, W, C], of a seed's stream.
+    """Images that code draws, float32 [num, H, W, C]; each `stream` of a seed has its own.
 
-    Args:
-      seed, prior, extent: as in the settings.
-      image_shape: (H, W, C).
-      stream: from 0; each has images of its own.
-      num: how many.
-
-    Raises:
-      InputError: on `prior` or `prior_extent`.
+    Raises InputError on `prior` or `prior_extent`.
     """
     height, width, channels = image_shape
     if height != width:

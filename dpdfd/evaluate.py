@@ -3,8 +3,8 @@ r"""Measures a conversion: the student, a fresh classifier on generated samples,
     python -m dpdfd.evaluate --checkpoint runs/student [--dataset digits] [--out DIR] \
         [--export samples.npz --num_samples 5000]
 
-All that it does with the checkpoint is post-processing: the privacy that it prints is that of
-everything it writes, too. The data set's test split only measures; nothing is trained on it.
+Everything is post-processing of the checkpoint, so the privacy printed is that of all that is
+written, too. The data set's test split only measures; nothing is trained on it.
 """
 
 import io
@@ -41,14 +41,13 @@ def evaluate(
 
     Args:
       path: a workdir or checkpoint of `dpdfd.train`.
-      dataset: whose test split measures, or its name; by default the run's.
-      data_dir: of a name; likewise.
+      dataset, data_dir: whose test split measures, or its name; by default the run's.
       out: a folder for `evaluation.json`, `samples.png` and, where the run's metrics lie beside
         the checkpoint, `convergence.png`.
       export: an .npz file for the samples, see `export_samples`.
       delta: δ of the claim; by default the run's.
       recipe: of the fresh classifier.
-      tell: called with the result before anything is written, which may fail.
+      tell: called with the result before anything is written.
 
     Returns:
       {"accuracy", "fresh_classifier_accuracy", "num_test", "num_samples", "samples_per_class",
@@ -91,19 +90,10 @@ def evaluate(
 
 
 def privacy(metadata: Mapping[str, Any], *, delta: float | None = None) -> dict[str, Any]:
-    """What a checkpoint's ledger guarantees, as a table takes it.
+    """What a checkpoint's ledger guarantees: `PrivacyReport.report`, or {"epsilon": None, "why"}.
 
-    Args:
-      metadata: of the checkpoint.
-      delta: δ; by default that of the run's config.
-
-    Returns:
-      what `PrivacyReport.report` gives: "epsilon" with "privacy_unit", "adjacency", "delta",
-      "assumptions", "record_epsilon", "replace_one_epsilon" and more; or, where no claim can be
-      made, {"epsilon": None, "why"}.
-
-    Raises:
-      InputError: δ is missing or outside its range.
+    δ is by default that of the run's config; raises InputError where it is missing or outside its
+    range.
     """
     settings = metadata["config"]
     delta = settings.get("delta") if delta is None else delta
@@ -121,7 +111,7 @@ def privacy(metadata: Mapping[str, Any], *, delta: float | None = None) -> dict[
 
 
 def describe(spent: Mapping[str, Any]) -> str:
-    """`privacy` in words: the statement that goes with whatever is given away."""
+    """`privacy` in words: the statement that accompanies whatever is released."""
     if spent["epsilon"] is None:
         return f"No privacy is claimed: {spent['why']}"
     lines = [
@@ -152,20 +142,11 @@ def export_samples(
     ledger: Mapping[str, Any],
     statement: str,
 ):
-    """Writes labelled samples, in one stroke, as an .npz that needs no pickle.
+    """Writes the samples of `fresh.draw_samples` atomically, as an .npz that needs no pickle.
 
     It holds `images` uint8 [N, H, W, C], `soft_labels` float32 [N, K], `labels` int32 [N] (the
-    likeliest), `classes` [K], and as texts `ledger` (JSON) and `statement`.
-
-    Args:
-      path: the file; its folder must be there.
-      images, probs: from `fresh.draw_samples`.
-      classes: names, in the order of the labels.
-      ledger: of the checkpoint that they are from; its mechanisms are told, not its ancestors.
-      statement: from `describe`.
-
-    Raises:
-      InputError: there is no such folder.
+    likeliest), `classes` [K], and as texts the `ledger` (JSON, without its ancestors) and the
+    `statement` from `describe`. Raises InputError where the file's folder is missing.
     """
     path = paths.file_to_write("export", path)
     buffer = io.BytesIO()

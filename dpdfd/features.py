@@ -4,8 +4,7 @@ The features are histograms of oriented gradients (Dalal and Triggs, CVPR 2005),
 normalisation of Felzenszwalb et al., "Object Detection with Discriminatively Trained Part-Based
 Models", PAMI 2010; orientations are binned softly, by powers of cosines, which is ours. Nothing in
 them is fitted. Their settings were chosen on training images of MNIST and Fashion-MNIST, a choice
-that no ε counts. That the paper's method works better on such features
-than on pixels is our finding, not the paper's.
+that no ε counts. That the method works better on such features than on pixels is our finding.
 """
 
 import functools
@@ -39,8 +38,8 @@ def hog(images: Array) -> Array:
     blocks that it is in, clipped, and averaged over them. Channels add up.
 
     Args:
-      images: float [B, H, W, C], raw or standardised: constants that are added change nothing, and
-        factors little.
+      images: float [B, H, W, C], raw or standardised: adding a constant changes nothing, scaling
+        little.
 
     Returns:
       float32 [B, cells(H) · cells(W) · 9] with a unit norm, and 0 for an image of one colour.
@@ -110,11 +109,7 @@ class FeatureMLP(nn.Module):
         return dense(x, self.num_classes)
 
     def __call__(self, x: Array, *, train: bool = False, where: Array | None = None) -> Array:
-        """Images float32 [B, H, W, C] to logits [B, K]; `where` bool [B] masks examples.
-
-        Raises:
-          InputError: if the images have fewer than 2×2 pixels.
-        """
+        """Images float32 [B, H, W, C], at least 2×2, to logits [B, K]; `where` bool [B] masks."""
         del train
         return self.head(self.public(mask_examples(x, where)))
 
@@ -140,21 +135,13 @@ class FeatureRidge(nn.Module):
     pixels: float = 0.3
     seed: int = 0
 
-    def random_features(self, images: Array) -> Array:
-        """Preprocessed images float32 [B, H, W, C] to features float32 [B, D] of a norm of about 1.
-
-        Raises:
-          InputError: if the images have fewer than 2×2 pixels.
-        """
-        check_images(images, min_size=2)
-        inputs = jnp.concatenate([hog(images), self.pixels * _coarse(images)], axis=-1)
+    def public(self, x: Array) -> Array:
+        """Random features float32 [B, D], of norm about 1, of images float32 [B, H, W, C]."""
+        check_images(x, min_size=2)
+        inputs = jnp.concatenate([hog(x), self.pixels * _coarse(x)], axis=-1)
         frequencies, phases = _frequencies(self.seed, inputs.shape[-1], self.num_random)
         angles = jnp.matmul(inputs, self.scale * frequencies, precision=_HIGHEST) + phases[None]
         return math.sqrt(2 / self.num_random) * jnp.cos(angles)
-
-    def public(self, x: Array) -> Array:
-        """What no weight touches: `random_features`."""
-        return self.random_features(x)
 
     @nn.compact
     def head(self, features: Array) -> Array:
@@ -165,13 +152,9 @@ class FeatureRidge(nn.Module):
         )
 
     def __call__(self, x: Array, *, train: bool = False, where: Array | None = None) -> Array:
-        """Images float32 [B, H, W, C] to logits [B, K]; `where` bool [B] masks examples.
-
-        Raises:
-          InputError: if the images have fewer than 2×2 pixels.
-        """
+        """Images float32 [B, H, W, C], at least 2×2, to logits [B, K]; `where` bool [B] masks."""
         del train
-        return self.head(self.random_features(mask_examples(x, where)))
+        return self.head(self.public(mask_examples(x, where)))
 
 
 def _coarse(images: Array) -> Array:

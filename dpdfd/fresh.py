@@ -1,7 +1,7 @@
-"""A fresh classifier: what generated samples, labelled by the student, are worth to somebody else.
+"""A fresh classifier, trained on generated samples labelled by the student.
 
-Student and generator are public after a private run, so that everything here is post-processing:
-it spends nothing. All of it is our reconstruction.
+Student and generator are public after a private run, so this is post-processing and spends nothing.
+Our reconstruction.
 """
 
 import dataclasses
@@ -82,11 +82,7 @@ class Recipe:
 
 
 def network(student: LoadedModel, recipe: Recipe) -> Network:
-    """A network with the student's inputs and classes; by default the student's own.
-
-    Raises:
-      InputError: it cannot be built.
-    """
+    """The recipe's network with the student's inputs and classes; raises InputError."""
     if recipe.model is None:
         return student.network
     found = dataclasses.replace(
@@ -100,11 +96,6 @@ def draw_samples(
     student: LoadedModel, generator: LoadedModel, recipe: Recipe
 ) -> tuple[np.ndarray, np.ndarray]:
     """Images of the generator, as equally over the student's classes as four draws each allow.
-
-    Args:
-      student: names the classes.
-      generator: a network of `dpdfd.generator`.
-      recipe: how many.
 
     Returns:
       uint8 [N, H, W, C], and the student's probabilities of those very pixels, float32 [N, K].
@@ -138,9 +129,6 @@ def fit_soft_labels(
       images: uint8 [N, H, W, C].
       probs: float [N, K], rows of the probability simplex.
       recipe: how it is trained.
-
-    Returns:
-      The network with its weights; it has no checkpoint and no metadata.
 
     Raises:
       InputError: a batch too small for its batch statistics.
@@ -187,6 +175,6 @@ class SoftLabels:
 
 
 def accuracy(model: LoadedModel, split: Split) -> float:
-    """The part of a split, whole and unaugmented, that a network classifies rightly."""
+    """Accuracy on a split, whole and unaugmented."""
     logits = compute_logits(model, split.images)
     return float(np.mean(metrics.correct(jnp.asarray(logits), jnp.asarray(split.labels))))

@@ -24,13 +24,11 @@ STREAM_QUERIES = 2
 class Generator(nn.Module):
     """Dense to 2F × H/4 × W/4, norm; twice: up 2, 3×3 convolution, norm, LeakyReLU; to [0, 1].
 
-    Source: the generator that Chen et al., "Data-Free Learning of Student Networks" (ICCV 2019),
-    use, in the form of later data-free distillation: a sigmoid instead of tanh and a norm at the
-    end. 1,050,947 parameters for 32×32×3. The classes are our reconstruction: a learnt
-    embedding (N(0, 1) at the start, as the latent vectors are) is put beside z.
-
-    Batch normalisation, theirs, is allowed here, unlike in the student: no per-example bound goes
-    through the generator. Group normalisation makes an image independent of its batch.
+    Source: the generator of Chen et al., "Data-Free Learning of Student Networks" (ICCV 2019), in
+    the form of later data-free distillation: a sigmoid instead of tanh and a norm at the end.
+    1,050,947 parameters for 32×32×3. Classes are our reconstruction: a learnt embedding, N(0, 1) at
+    the start as z is, is put beside z. Unlike in the student, batch normalisation is allowed: no
+    per-example bound goes through the generator.
 
     Attributes:
       image_shape: (H, W, C) of the images; H and W are multiples of 4.
@@ -64,13 +62,10 @@ class Generator(nn.Module):
         Args:
           z: draws of N(0, I), any float dtype.
           labels: integers [B] in [0, K) if `conditional`, else None; a label outside gives NaN.
-            Initialisation needs none.
           train: whether to use and update the batch's statistics.
           where: bool [B]; False examples reach no other image and no gradient.
 
-        Raises:
-          InputError: on `image_shape` or `num_classes`, if the network cannot be built; on `z` or
-            `labels`, if they do not fit it.
+        Raises InputError on `image_shape`, `num_classes`, `z` or `labels`.
         """
         height, width, channels = self._checked_shape()
         if z.ndim != 2 or z.shape[1] != self.latent_size:
@@ -101,26 +96,20 @@ class Generator(nn.Module):
             )
         return shape
 
-    def _checked_classes(self) -> int:
-        if self.num_classes is None or self.num_classes < 1:
-            raise InputError("num_classes", self.num_classes, "a conditional generator needs K ≥ 1")
-        return self.num_classes
-
     def _embedded(self, labels: jax.Array | None, batch: int, where: jax.Array | None) -> jax.Array:
         """Embeddings [B, label_features] of the classes."""
-        num_classes = self._checked_classes()
+        num_classes = self.num_classes or 0
+        if num_classes < 1:
+            raise InputError("num_classes", self.num_classes, "a conditional generator needs K ≥ 1")
         if labels is None and self.is_initializing():
             labels = jnp.zeros(batch, jnp.int32)
-        if (
-            labels is None
-            or labels.shape != (batch,)
-            or not jnp.issubdtype(labels.dtype, jnp.integer)
-        ):
-            given = None if labels is None else f"{labels.dtype} {labels.shape}"
-            raise InputError("labels", given, f"must be integers [{batch}], one class an image")
-        table = self.param(
-            "classes", nn.initializers.normal(1.0), (num_classes, self.label_features)
-        )
+        allowed = f"must be integers [{batch}], one class per image"
+        if labels is None:
+            raise InputError("labels", None, allowed)
+        if labels.shape != (batch,) or not jnp.issubdtype(labels.dtype, jnp.integer):
+            raise InputError("labels", f"{labels.dtype} {labels.shape}", allowed)
+        shape = num_classes, self.label_features
+        table = self.param("classes", nn.initializers.normal(1.0), shape)
         labels = mask_examples(labels, where).astype(jnp.int32)
         # 'fill' makes a label that is too large NaN; negative ones would wrap, so move them out.
         index = jnp.where(labels < 0, num_classes, labels)
@@ -142,20 +131,16 @@ class Generator(nn.Module):
           variables: {"params": …, **model_state}.
           key: random key.
           num: N ≥ 0.
-          labels: integers [N]; a conditional generator without them draws them too, uniformly.
+          labels: integers [N]; a conditional generator without them draws them, too, uniformly.
           batch_size: images at a time, which bounds the memory.
 
-        Returns:
-          float32 [N, H, W, C] in [0, 1].
-
-        Raises:
-          InputError: on `num` or `batch_size`, or as the network itself.
+        Returns float32 [N, H, W, C] in [0, 1]; raises InputError.
         """
         for field, value, low in (("num", num, 0), ("batch_size", batch_size, 1)):
             if value < low:
                 raise InputError(field, value, f"must be at least {low}")
         if labels is not None and jnp.shape(labels) != (num,):
-            raise InputError("labels", jnp.shape(labels), f"must be [{num}], one class an image")
+            raise InputError("labels", jnp.shape(labels), f"must be [{num}], one class per image")
         if not num:
             return jnp.zeros((0, *self._checked_shape()))
         return _sample(self, variables, key, num, labels, min(batch_size, num))
@@ -166,16 +151,8 @@ def draw_latents(
 ) -> tuple[jax.Array, jax.Array | None]:
     """Latent vectors and, for a conditional generator, classes, each by its place in the batch.
 
-    The halves of a batch have the same classes, as `losses.diversity_loss` pairs them.
-
-    Args:
-      key: of this draw.
-      index: int32 `[b]`, places in the global batch.
-      generator: whose sizes count.
-      batch_size: B, of the global batch.
-
-    Returns:
-      z float32 `[b, latent_size]`, and int32 `[b]` or None.
+    The halves of a batch have the same classes, as `losses.diversity_loss` pairs them. `index`
+    holds places int32 `[b]` in the global batch of `batch_size`; z is float32 `[b, latent_size]`.
     """
     keys = jax.vmap(jax.random.fold_in, (None, 0))(key, index)
     z = jax.vmap(lambda key: jax.random.normal(key, (generator.latent_size,)))(keys)

@@ -1,8 +1,9 @@
-"""Terms of the generator's loss on what the frozen guide sees, and the loss to bought answers.
+"""Terms of the generator's loss, and the student's losses.
 
-Pure and jit-safe, computed in float32. A term is one value per example unless it says that it
-belongs to the batch. Entries where `where` is False give exactly 0, with gradient 0, even if they
-hold NaN. Which terms there are, and their weights, is our reconstruction but for the first three.
+Pure and jit-safe, computed in float32. Terms take `[..., K]` logits of the frozen guide and give
+one value per example unless they say otherwise; they raise ValueError on shapes that do not belong
+together. Entries where `where` is False give exactly 0, with gradient 0, even if they hold NaN.
+Which terms there are, and their weights, is our reconstruction but for the first three.
 """
 
 from collections.abc import Mapping
@@ -12,7 +13,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from distill_core.losses import coefficient, cross_entropy, kl_divergence, leading_shape
+from distill_core.losses import cross_entropy, kl_divergence, leading_shape
 from distill_core.runtime import collectives
 
 Array = jax.Array
@@ -37,20 +38,18 @@ def one_hot_loss(
 ) -> Array:
     """Cross-entropy of the guide's logits to its own first choice, or to the class asked for.
 
-    Source: Chen et al., "Data-Free Learning of Student Networks" (ICCV 2019). With
-    `labels`, the classes that a conditional generator was given, it is our reconstruction. Keep
-    its weight small: a generator trained hard on it makes images that only the guide can read.
+    Source: Chen et al., "Data-Free Learning of Student Networks" (ICCV 2019). With `labels`, it is
+    our reconstruction. Keep its weight small: a generator trained hard on it makes images that only
+    the guide can read.
 
     Args:
       logits: `[..., K]`, any float dtype.
-      labels: integers `[...]` in [0, K), or None for the argmax (the first of equals).
-      where: bool `[...]`; False entries give 0.
+      labels: integers `[...]` in [0, K), the classes that a conditional generator was given; None
+        for the argmax (the first of equals).
+      where: bool `[...]`.
 
     Returns:
       float32 `[...]`, in nats.
-
-    Raises:
-      ValueError: shapes that do not belong together, or labels that are not integers.
 
     >>> print(one_hot_loss(jnp.array([[0., jnp.log(3.)]])).round(3))
     [0.288]
@@ -64,10 +63,10 @@ def one_hot_loss(
 def balance_loss(logits: Array, where: Array | None = None) -> Array:
     """Σ_k p̄_k log p̄_k: the negative entropy of the mean prediction over the *whole batch*.
 
-    Least, −log K, where the guide sees all classes equally often. The mean goes over the unmasked
+    Least, −log K, where the guide sees all classes equally often. The mean is over the unmasked
     examples of all devices, so that the value is equal on all of them. Its gradient is right where
-    each device weighs it by its share of the examples (added to each example's value, then summed
-    over all devices) or where the devices' gradients are averaged.
+    it is added to each example's value and these are summed over all devices, or where the devices'
+    gradients are averaged.
 
     Source: Chen et al., 2019, in nats; their code takes log₁₀.
 
@@ -77,9 +76,6 @@ def balance_loss(logits: Array, where: Array | None = None) -> Array:
 
     Returns:
       float32 `[]` in [−log K, 0], one value of the batch; 0 if no example counts.
-
-    Raises:
-      ValueError: no class axis, or a mask of another shape.
 
     >>> print(balance_loss(jnp.array([[9., -9.], [-9., 9.]])).round(3))
     -0.693
@@ -97,19 +93,9 @@ def balance_loss(logits: Array, where: Array | None = None) -> Array:
 
 
 def activation_loss(features: Array, *, where: Array | None = None) -> Array:
-    """−mean |f|: images of the real kind excite the guide's features more than others do.
+    """−mean |f|, float32 `[...]` of features `[..., D]`: real images excite them more than others.
 
     Source: Chen et al., 2019; the mean over the features is that of their code.
-
-    Args:
-      features: `[..., D]`, such as `distill_core.models.features` gives, any float dtype.
-      where: bool `[...]`; False entries give 0.
-
-    Returns:
-      float32 `[...]`.
-
-    Raises:
-      ValueError: no feature axis, or a mask of another shape.
 
     >>> print(activation_loss(jnp.array([[3., -1.]])))
     [-2.]
@@ -121,12 +107,12 @@ def activation_loss(features: Array, *, where: Array | None = None) -> Array:
 def diversity_loss(images: Array, z: Array, *, where: Array | None = None) -> Array:
     """−‖x − x′‖ / ‖z − z′‖ with the image half a batch away: different z, different images.
 
-    The batch is that of all devices, so that the pairs do not depend on their number.
-    Norms are root mean squares, so that a weight serves every size of image and of z. The two of a
-    pair have the same value (with an odd B each image meets two others). A pair counts only if
-    both are unmasked; one that agrees in z or in its images has 0 and gradient 0. No gradient
-    flows into z. For a conditional generator give both halves of the batch the same labels, or
-    the classes' differences are taken for variety.
+    The batch is that of all devices, so that pairs do not depend on their number. Norms are root
+    mean squares, so that a weight serves every size of image and of z. The two of a pair have the
+    same value (with an odd B each image meets two others). A pair counts only if both are unmasked;
+    one that agrees in z or in its images has 0 and gradient 0. No gradient flows into z. For a
+    conditional generator give both halves of the batch the same labels, or the classes' differences
+    are taken for variety.
 
     Source: the mode-seeking ratio of Mao et al., "Mode Seeking GANs" (CVPR 2019); the pairing, the
     norm and the sign in place of their reciprocal are our reconstruction.
@@ -138,9 +124,6 @@ def diversity_loss(images: Array, z: Array, *, where: Array | None = None) -> Ar
 
     Returns:
       float32 `[B]`, at most 0.
-
-    Raises:
-      ValueError: shapes that do not belong together.
 
     >>> images, z = jnp.array([[0., 0.], [1., 1.]]), jnp.array([[0.], [2.]])
     >>> print(diversity_loss(images, z))
@@ -161,20 +144,10 @@ def diversity_loss(images: Array, z: Array, *, where: Array | None = None) -> Ar
 
 
 def smoothness_loss(images: Array, *, where: Array | None = None) -> Array:
-    """Total variation: Σ |down − here| + |right − here|, by the number of pixels and channels.
+    """Total variation Σ (|down − here| + |right − here|)/HWC of `[B, H, W, C]`, float32 `[B]`.
 
     Source: the (anisotropic) total variation of Rudin et al., 1992; as a term of the generator's
     loss it is our reconstruction.
-
-    Args:
-      images: `[B, H, W, C]`, any float dtype.
-      where: bool `[B]`; False entries give 0.
-
-    Returns:
-      float32 `[B]`, at least 0.
-
-    Raises:
-      ValueError: other shapes.
 
     >>> print(smoothness_loss(jnp.array([[0., 1.], [1., 1.]]).reshape(1, 2, 2, 1)))
     [0.5]
@@ -188,58 +161,29 @@ def smoothness_loss(images: Array, *, where: Array | None = None) -> Array:
     return _zero_masked((down + right) / np.prod(images.shape[1:]), where)
 
 
-def generator_loss(
-    terms: Mapping[str, Array],
-    weights: Mapping[str, float | Array],
-    *,
-    where: Array | None = None,
-) -> tuple[Array, dict[str, Array]]:
-    """Weighted sum of named terms, with what each contributes.
+def generator_loss(terms: Mapping[str, Array], weights: Mapping[str, float]) -> Array:
+    """Weighted sum of named terms.
 
     Args:
       terms: values per example, all of one shape `[...]`, and scalars, which belong to the batch
         and are added to every example's value, so that the mean over examples is the loss.
-      weights: one per term, a scalar of at least 0. A term of Python weight 0 is left out, even if
-        it is NaN, and need not be in `terms`.
-      where: bool `[...]`; False entries of the sum and of the parts give 0.
+      weights: one per term, at least 0. A term of weight 0 is left out, even if it is NaN, and need
+        not be in `terms`.
 
     Returns:
-      (loss, parts): float32 `[...]`, and weight · term by name, each float32 `[...]`, in the
-      order of the terms; the parts add up to the loss.
+      float32 `[...]`.
 
-    Raises:
-      ValueError: a term without a weight, a weight without a term, a weight below 0, or shapes
-        that do not belong together.
-
-    >>> loss, parts = generator_loss(
-    ...     {"one_hot": jnp.array([1., 2.]), "balance": jnp.array(-0.5)},
-    ...     {"one_hot": 1.0, "balance": 4.0},
-    ... )
-    >>> print(loss, parts["balance"])
-    [-1. 0.] [-2. -2.]
+    >>> terms = {"one_hot": jnp.array([1., 2.]), "balance": jnp.array(-0.5)}
+    >>> print(generator_loss(terms, {"one_hot": 1.0, "balance": 4.0}))
+    [-1. 0.]
     """
-    if missing := sorted(terms.keys() - weights.keys()):
-        raise ValueError(f"weights: got none for {', '.join(missing)}; every term needs one")
-    needed = {
-        name for name, weight in weights.items() if not isinstance(weight, int | float) or weight
-    }
-    if missing := sorted(needed - terms.keys()):
-        raise ValueError(f"terms: got none for {', '.join(missing)}; only weight 0 needs no term")
-    shapes = {jnp.shape(term) for term in terms.values()} - {()}
-    if where is not None:
-        shapes |= {jnp.shape(where)}
-    if len(shapes) > 1:
-        found = ", ".join(f"{name} {jnp.shape(term)}" for name, term in terms.items())
-        raise ValueError(f"terms: got {found}; must be scalars or of one shape, also the mask's")
-    shape = shapes.pop() if shapes else ()
-
-    parts = {}
-    for name, term in terms.items():
-        weight = coefficient(f"weights.{name}", weights[name], (), None, low=0.0)
-        term = jnp.broadcast_to(jnp.asarray(term, jnp.float32), shape)
-        part = weight * _zero_masked(term, where) if name in needed else jnp.zeros(shape)
-        parts[name] = part
-    return sum(parts.values(), jnp.zeros(shape)), parts
+    shape = jnp.broadcast_shapes(*(jnp.shape(term) for term in terms.values()))
+    parts = [
+        weights[name] * jnp.broadcast_to(jnp.asarray(term, jnp.float32), shape)
+        for name, term in terms.items()
+        if weights[name]
+    ]
+    return sum(parts, jnp.zeros(shape))
 
 
 def divergence(probs: Array, logits: Array) -> Array:

@@ -1,4 +1,4 @@
-"""What a conversion can be told, and which settings go together."""
+"""Settings of a conversion, and which go together."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -89,11 +89,7 @@ class Settings(config.Run, config.Optimizer, config.Model):
 
 
 def validate(settings: Any) -> Settings:
-    """Checked settings.
-
-    Raises:
-      InputError: a field that is wrong, or does not go with another.
-    """
+    """Checked settings; raises InputError on a field that is wrong, or clashes with another."""
     hp = config.validate(settings, Settings)
     with config.within("prior"):
         config.validate(hp.prior, PRIOR)
@@ -112,8 +108,7 @@ def validate(settings: Any) -> Settings:
     if not least <= hp.norm <= most:
         allowed = f"must be from {least:g} to {most:g}, which float32 holds"
         raise InputError("norm", hp.norm, allowed)
-    if not 0.0 < hp.delta < 1.0:
-        raise InputError("delta", hp.delta, "must be in (0, 1)")
+    check_delta(hp.delta)
     if unit in NOISED and hp.guide == "teacher":  # one trained with DP may be asked without limit
         allowed = "the generator would see the teacher without noise, so no ε holds: 'student'"
         raise InputError("guide", hp.guide, allowed)
@@ -155,13 +150,7 @@ def _check_rounds(hp: Settings):
 def release(hp: Settings, *, num_teachers: int, num_examples: int | None):
     """What one release of the run gives away, or None where no noise is drawn.
 
-    Args:
-      hp: from `validate`.
-      num_teachers: M; 1 for a single teacher.
-      num_examples: N of the private training set, where known.
-
-    Raises:
-      InputError: a claim that cannot be made.
+    Raises InputError where the claim cannot be made.
     """
     unit = hp.privacy_unit
     if unit != "none":

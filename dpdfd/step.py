@@ -136,7 +136,7 @@ class GeneratorLoss:
             terms["activation"] = losses.activation_loss(features)
         if c.weights.diversity:
             terms["diversity"] = losses.diversity_loss(images, z)
-        return per_example(losses.generator_loss(terms, c.weights._asdict())[0], model_state)
+        return per_example(losses.generator_loss(terms, c.weights._asdict()), model_state)
 
 
 def replay_step(c: Conversion, state: State, frozen: PyTree, batch: PyTree):

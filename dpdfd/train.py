@@ -166,7 +166,7 @@ def _prepare(
 
 
 def _batch_fn(run: Run) -> Callable[[int], tuple[int, Any]]:
-    """step -> (step, this process's places in the batch): all else is drawn on the devices."""
+    """step -> (step, this process's places in the batch); all else is drawn on the devices."""
     index = np.arange(run.hp.batch_size, dtype=np.int32)
     mine = index[parallel.local_rows(run.hp.batch_size)]
     return lambda number: (number, parallel.feed({"index": mine}, run.mode))

@@ -1,6 +1,6 @@
-"""What repeated Gaussian noise costs in (ε, δ), and how much of it a budget needs.
+"""What repeated Gaussian noise costs in (ε, δ), and how much noise a budget needs.
 
-Every ε returned is finite and an upper bound; what cannot be computed so is refused by name.
+Every ε returned is a finite upper bound; arguments for which none can be computed are refused.
 """
 
 import math
@@ -13,7 +13,7 @@ from distill_core.config import InputError
 from distill_core.privacy import pld
 
 _TOLERANCE = 1e-3  # of calibration
-# What is computed; beyond it arguments are refused.
+# Arguments beyond these are refused.
 _RATIOS = (1e-100, 1e9)  # Δ/σ, also of everything together
 _EPSILONS = (1e-6, 1e9)  # that noise is calibrated for
 _SAMPLED_EPSILON, _SAMPLED_DELTA, _LEAST_RATE = 1e4, 0.5, 1e-12
@@ -21,14 +21,14 @@ _MOST_COUNT, _MOST_SAMPLED = 10**15, 10**7
 
 
 class Noised(NamedTuple):
-    """`count` vectors that leave under Gaussian noise of one strength.
+    """`count` vectors released under Gaussian noise of one strength.
 
     Attributes:
       ratio: Δ/σ, from 1e-100 to 1e9: L2 sensitivity of a vector over the noise's standard
-        deviation.
+        deviation. Δ says what neighbours are, and so what is protected.
       count: how many, at least 1.
       sampling_rate: below 1 for sums over Poisson samples of the records, as in DP-SGD; then Δ is
-        what one record moves by being replaced by an *empty* one, and ε is for such neighbours.
+        how far replacing one record by an *empty* one moves a sum, and ε is for such neighbours.
     """
 
     ratio: float
@@ -36,43 +36,10 @@ class Noised(NamedTuple):
     sampling_rate: float = 1.0
 
 
-def gaussian_epsilon(sensitivity_over_std: float, count: int, delta: float) -> float:
-    """ε of `count` Gaussian mechanisms composed, exactly.
-
-    Each adds noise of standard deviation σ to a vector of L2 sensitivity Δ. Together they are one
-    Gaussian mechanism of ratio √count·Δ/σ, adaptively chosen queries included (Dong et al.,
-    "Gaussian Differential Privacy", 2019, Corollary 3.3; its exact δ(ε): Balle and Wang, 2018).
-
-    What is a neighbour, and so what is protected, is the caller's to say: Δ bounds the change of a
-    vector between neighbours.
-
-    Args:
-      sensitivity_over_std: Δ/σ, from 1e-100 to 1e9.
-      count: how many vectors are noised, at least 1.
-      delta: δ in (0, 1).
-
-    Returns:
-      ε, at least 0.
-
-    Raises:
-      InputError: an argument outside its range.
-    """
-    _check_range("sensitivity_over_std", sensitivity_over_std, _RATIOS)
-    return composed_epsilon([Noised(sensitivity_over_std, count)], delta)
-
-
 def calibrate_gaussian(epsilon: float, delta: float, count: int) -> float:
     """The noise multiplier σ/Δ with which `count` Gaussian mechanisms spend exactly (ε, δ).
 
-    The inverse of `gaussian_epsilon`. Raises InputError on an argument outside its range.
-
-    Args:
-      epsilon: ε from 1e-6 to 1e9, of all of them together.
-      delta: δ in (0, 1).
-      count: how many vectors are noised, at least 1.
-
-    Returns:
-      σ/Δ for each.
+    Raises InputError outside ε from 1e-6 to 1e9, δ in (0, 1) and count of at least 1.
     """
     _check_count(count)
     return math.sqrt(count) / gaussian_mu(epsilon, delta)
@@ -81,8 +48,8 @@ def calibrate_gaussian(epsilon: float, delta: float, count: int) -> float:
 def gaussian_mu(epsilon: float, delta: float) -> float:
     """μ = Δ/σ of the one Gaussian mechanism that spends exactly (ε, δ).
 
-    Several together may have Σ countᵢ·(Δᵢ/σᵢ)² = μ² (`composed_mu`). Raises InputError outside
-    ε from 1e-6 to 1e9 and δ in (0, 1).
+    Several together may have Σ countᵢ·(Δᵢ/σᵢ)² = μ² (`composed_epsilon`). Raises InputError
+    outside ε from 1e-6 to 1e9 and δ in (0, 1).
 
     >>> round(gaussian_mu(1.0, 1e-5), 4)
     0.2681
@@ -98,33 +65,22 @@ def gaussian_mu(epsilon: float, delta: float) -> float:
     return mu
 
 
-def composed_mu(noised: Sequence[Noised]) -> float:
-    """μ of Gaussian mechanisms of any strengths composed: √Σ countᵢ·ratioᵢ²; 0 for none.
-
-    Exact; order does not matter, and queries may be adaptive, but each strength is fixed before any
-    answer is seen (choosing it by the answers needs a privacy filter). Source: Dong et al., 2019.
-    No amplification by sampling: raises InputError on a sampling rate below 1.
-    """
-    for each in noised:
-        _check_noised(each)
-        if each.sampling_rate < 1.0:
-            raise InputError("sampling_rate", each.sampling_rate, "μ composes without sampling")
-    return _unsampled_mu(noised)
-
-
 def composed_epsilon(noised: Sequence[Noised], delta: float, *, replace_one: bool = False) -> float:
-    """ε at δ of everything together.
+    """ε at δ of all mechanisms composed, in any order, adaptive queries included.
 
-    Exact without sampling (`composed_mu`). With Poisson sampling from privacy loss distributions,
-    rounded so that ε is an upper bound, mostly by about 0.1% (Koskela et al., 2020; Doroshenko et
-    al., "Connect the Dots", 2022, as in dp_accounting), and never above the same without sampling.
+    Without sampling it is exact: together they are one Gaussian mechanism of μ = √Σ countᵢ·ratioᵢ²
+    (Dong et al., "Gaussian Differential Privacy", 2019, Corollary 3.3; its exact δ(ε): Balle and
+    Wang, 2018). With Poisson sampling it comes from privacy loss distributions, rounded so that ε
+    is an upper bound, mostly by about 0.1% (Koskela et al., 2020; Doroshenko et al., "Connect the
+    Dots", 2022, as in dp_accounting), and is never above the same without sampling.
 
     Guaranteed if each record enters each batch independently with the stated probability, and noise
-    strengths and rates are fixed beforehand. With a sampling rate below 1 anywhere, all ratios must
-    be for neighbours of which one has an empty record in place of the other's.
+    strengths and rates are fixed before any answer is seen (choosing them by the answers needs a
+    privacy filter). With a sampling rate below 1 anywhere, all ratios must be for neighbours of
+    which one has an empty record in place of the other's.
 
     Args:
-      noised: what left; empty costs 0.
+      noised: what was released; empty costs 0.
       delta: δ in (0, 1); with sampling at most 0.5 and not below 1e-12, or 1e-15 for each sampled
         vector, which is what these distributions resolve.
       replace_one: ε for neighbours that differ in a record, each of its versions at most Δ from an
@@ -145,44 +101,19 @@ def composed_epsilon(noised: Sequence[Noised], delta: float, *, replace_one: boo
     return pld.epsilon(noised, delta, most=unsampled, replace_one=replace_one)
 
 
-def poisson_gaussian_epsilon(
-    sensitivity_over_std: float, sampling_rate: float, count: int, delta: float
-) -> float:
-    """ε of DP-SGD: `count` steps of noise on sums over Poisson samples; see `composed_epsilon`.
-
-    Args:
-      sensitivity_over_std: Δ/σ, from 1e-100 to 1e9; Δ is the clipping norm (one record zeroed out).
-      sampling_rate: probability in (0, 1] that a record is in a batch.
-      count: steps, at least 1.
-      delta: δ in (0, 1).
-    """
-    _check_range("sensitivity_over_std", sensitivity_over_std, _RATIOS)
-    return composed_epsilon([Noised(sensitivity_over_std, count, sampling_rate)], delta)
-
-
-def calibrate_poisson_gaussian(
-    epsilon: float, delta: float, sampling_rate: float, count: int
-) -> float:
-    """The noise multiplier σ/Δ with which `count` steps of DP-SGD spend (ε, δ), or up to 0.5% less.
-
-    The inverse of `poisson_gaussian_epsilon`, whose arguments these are. Raises InputError.
-    """
-    return calibrate([Noised(1.0, count, sampling_rate)], epsilon, delta)
-
-
 def calibrate(
     noised: Sequence[Noised], epsilon: float, delta: float, *, spent: Sequence[Noised] = ()
 ) -> float:
     """The factor on every σ of `noised` with which all of it, after `spent`, costs (ε, δ).
 
     Ratios given as Δ alone (σ = 1) make the factor σ itself. Never above ε; below by at most 0.5%
-    (no sampling: exact). A million sampled steps take some seconds, 100,000 less than one.
+    (without sampling: exact). A million sampled steps take some seconds, 100,000 less than one.
 
     Args:
-      noised: what is to leave, at least one.
+      noised: what is to be released, at least one mechanism.
       epsilon: ε from 1e-6 to 1e9, of everything together.
       delta: δ in (0, 1).
-      spent: what has left before; keeps its strength.
+      spent: what was released before; its noise stays as it is.
 
     Raises:
       InputError: an argument outside its range, or `spent` leaves nothing of ε.
@@ -196,8 +127,8 @@ def calibrate(
         raise InputError("epsilon", epsilon, f"must be above the {before:.6g} that is spent")
     mu = gaussian_mu(epsilon, delta)
     if all(each.sampling_rate == 1.0 for each in [*noised, *spent]):
-        spent_mu = composed_mu(spent)
-        return composed_mu(noised) / math.sqrt((mu - spent_mu) * (mu + spent_mu))
+        spent_mu = _unsampled_mu(spent)
+        return _unsampled_mu(noised) / math.sqrt((mu - spent_mu) * (mu + spent_mu))
 
     if epsilon > _SAMPLED_EPSILON:
         raise InputError("epsilon", epsilon, f"must be at most {_SAMPLED_EPSILON:g} with sampling")
@@ -226,7 +157,7 @@ def calibrate(
 
 
 def round_up(noise_multiplier: float) -> float:
-    """To six significant digits: another machine's last bits must not make it another run.
+    """Rounded up to six digits, lest another machine's last bits make it another run.
 
     >>> round_up(1.2345678)
     1.23457
@@ -300,15 +231,11 @@ def _check_count(count: int):
         raise InputError("count", count, f"must be an integer in [1, {_MOST_COUNT:g}]")
 
 
-def _check_noised(each: Noised):
-    _check_range("ratio", each.ratio, _RATIOS)
-    _check_count(each.count)
-    _check_range("sampling_rate", each.sampling_rate, (_LEAST_RATE, 1.0))
-
-
 def _check_all(noised: Sequence[Noised], delta: float):
     for each in noised:
-        _check_noised(each)
+        _check_range("ratio", each.ratio, _RATIOS)
+        _check_count(each.count)
+        _check_range("sampling_rate", each.sampling_rate, (_LEAST_RATE, 1.0))
     _check_delta(delta)
     sampled = sum(each.count for each in noised if each.sampling_rate < 1.0)
     if sampled > _MOST_SAMPLED:

@@ -1,11 +1,10 @@
 """Discrete Gaussian noise for whole numbers, sampled exactly on the host.
 
-Gaussian noise in floating point gives more away than its formula says: its tail ends early, and
-the last bits of a noisy value exclude neighbours. Whole numbers with discrete Gaussian noise have
-neither fault (Canonne, Kamath and Steinke, "The Discrete Gaussian for Differential Privacy", 2020).
+Floating-point Gaussian noise reveals more than its formula says: its tail ends early, and the last
+bits of a noisy value exclude neighbours. Whole numbers with discrete Gaussian noise have neither
+fault (Canonne, Kamath and Steinke, "The Discrete Gaussian for Differential Privacy", 2020).
 
-The sampler is our own: OpenDP's takes 265 MB, and its randomness cannot be given, so that no run
-could be repeated from a seed.
+The sampler is our own: OpenDP's takes 265 MB and accepts no seed.
 """
 
 import decimal
@@ -27,12 +26,12 @@ def variance(std: float) -> int:
 
     Formal guarantee: integers with noise of this σ² are as private as with continuous Gaussian
     noise of standard deviation `std`, at every (ε, δ), in any number of coordinates and releases,
-    adaptive ones included; so a ledger charges `std`. For the noise is continuous noise that was
-    rounded at random: z ~ N(c, std²), then k ~ exp(−(k − z)²/2s²) on the integers with s² ≥ 4,
-    has the density of the discrete Gaussian around c with σ² = std² + s², up to a factor within
-    1 ± 10⁻³³ (Peikert, "An Efficient and Parallel Gaussian Sampler for Lattices", 2010, Theorem
-    3.1; the factor is Σ exp(−2π²s²j²) over j ≠ 0). So ε grows by 10⁻³² a coordinate, far below
-    the rounding of the formulas for ε themselves.
+    adaptive ones included; so a ledger charges `std`. For it is continuous noise rounded at random:
+    z ~ N(c, std²), then k ~ exp(−(k − z)²/2s²) on the integers with s² ≥ 4, has the density of the
+    discrete Gaussian around c with σ² = std² + s², up to a factor within 1 ± 10⁻³³ (Peikert, "An
+    Efficient and Parallel Gaussian Sampler for Lattices", 2010, Theorem 3.1; the factor is
+    Σ exp(−2π²s²j²) over j ≠ 0). So ε grows by 10⁻³² per coordinate, far below the rounding of the
+    formulas for ε themselves.
 
     Args:
       std: in units of the grid, finite and above 0.

@@ -1,4 +1,4 @@
-"""What left the private data, under how much noise: the record that travels in a checkpoint.
+"""Privacy ledger: what was released of private data under how much noise, kept in checkpoints.
 
 In a checkpoint's metadata it is `{"mechanisms": [entry, …], "ancestors": [{"id", "ledger"}]}`,
 with further keys only where they say something. An ε is computed from it, never stored in it.
@@ -16,40 +16,31 @@ from typing import Any
 from distill_core import config
 from distill_core.config import InputError
 from distill_core.privacy import accountants
-from distill_core.privacy.entry import (
-    GAUSSIAN,
-    POISSON_GAUSSIAN,
-    REPLACE_AT_INDEX,
-    REPLACE_ONE,
-    ZERO_OUT,
-    Entry,
-    read_entry,
-)
 
-__all__ = [
-    "BEHIND_MECHANISM",
-    "DIRECT",
-    "GAUSSIAN",
-    "POISSON_GAUSSIAN",
-    "REPLACE_AT_INDEX",
-    "REPLACE_ONE",
-    "SEED_GIVEN",
-    "ZERO_OUT",
-    "Ancestor",
-    "Entry",
-    "Ledger",
-    "affordable",
-    "affordable_steps",
-    "charged",
-    "check_delta",
-    "epsilon",
-    "read",
-]
+GAUSSIAN, POISSON_GAUSSIAN = "gaussian", "poisson_gaussian"
+# A record is replaced by an empty one, which counts nothing, at its place; N is public.
+ZERO_OUT = "zero-out"
+REPLACE_ONE = "replace one"
+REPLACE_AT_INDEX = "replace one, at a fixed index"
 
 # Why a run whose noise was chosen claims nothing (`Ledger.unprotected`).
 SEED_GIVEN = "the noise's seed was given: whoever knows it subtracts the noise"
 DIRECT, BEHIND_MECHANISM = "direct", "mechanism"  # how an ancestor was used
 
+_POSITIVE = config.number(0.0, above=True)
+_FIELDS = {
+    "mechanism": config.choice(GAUSSIAN, POISSON_GAUSSIAN),
+    "std": _POSITIVE,
+    "sensitivity": _POSITIVE,
+    "count": config.integer(1),
+    "unit": config.text(),
+    "adjacency": config.text(),
+    "sampling_rate": config.number(0.0, 1.0, above=True, default=None),
+    "note": config.text(default=""),
+    "batch_size": config.integer(1, default=None),
+    "record_sensitivity": config.number(0.0, above=True, default=None),
+    "num_examples": config.integer(1, default=None),
+}
 _ANCESTOR = {
     "id": config.text(),
     "ledger": config.mapping(),
@@ -64,6 +55,67 @@ _LEDGER = {
     "restarts": config.integer(0, default=0),
     "conversions": config.sequence(config.mapping(), default=()),
 }
+
+
+@dataclasses.dataclass(frozen=True)
+class Entry:
+    """One mechanism, `count` times.
+
+    Attributes:
+      mechanism: "gaussian", or "poisson_gaussian" over Poisson samples of the records.
+      std: standard deviation of the noise in each entry of the vector, above 0.
+      sensitivity: Δ, how far (L2) the vector moves between neighbours, above 0.
+      count: how many vectors left, at least 1.
+      unit: what Δ and so ε is about, such as "record" or "query".
+      adjacency: what neighbours are; `ZERO_OUT` for "poisson_gaussian".
+      sampling_rate: in (0, 1], for "poisson_gaussian" alone.
+      note: free text.
+      batch_size: examples or queries a step, where a report prints it.
+      record_sensitivity: where the unit is no record, how far one record may move the same vector.
+      num_examples: N, records of the private data, where known: δ has to be below 1/N.
+    """
+
+    mechanism: str
+    std: float
+    sensitivity: float
+    count: int
+    unit: str
+    adjacency: str
+    sampling_rate: float | None = None
+    note: str = ""
+    batch_size: int | None = None
+    record_sensitivity: float | None = None
+    num_examples: int | None = None
+
+    def __post_init__(self):
+        config.validate(self.to_json(), _FIELDS)
+        sampled = self.mechanism == POISSON_GAUSSIAN
+        if sampled != (self.sampling_rate is not None):
+            allowed = "belongs to 'poisson_gaussian', and that has one"
+            raise InputError("sampling_rate", self.sampling_rate, allowed)
+        if sampled and self.adjacency != ZERO_OUT:
+            raise InputError("adjacency", self.adjacency, f"Poisson sampling has {ZERO_OUT!r}")
+
+    def times(self, count: int) -> "Entry":
+        """The same mechanism, `count` times as often; raises InputError below 1."""
+        return dataclasses.replace(self, count=self.count * count)
+
+    def noised(self, *, for_record: bool = False) -> accountants.Noised:
+        """As the accountants take it; by `record_sensitivity` if `for_record`."""
+        bound = self.record_sensitivity if for_record else self.sensitivity
+        if bound is None:
+            raise InputError("record_sensitivity", None, f"the {self.unit} entry does not have it")
+        return accountants.Noised(bound / self.std, self.count, self.sampling_rate or 1.0)
+
+    def to_json(self) -> dict[str, Any]:
+        """What was given; `read_entry` is the inverse."""
+        given = dataclasses.asdict(self).items()
+        return {name: value for name, value in given if value is not None and value != ""}
+
+
+def read_entry(given: Mapping[str, Any]) -> Entry:
+    """An entry as metadata holds it; raises InputError on a key or value not understood."""
+    return Entry(**config.validate(given, _FIELDS))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -101,7 +153,7 @@ class Ledger:
       public: the run itself saw nothing private (post-processing of its ancestors, public data).
         A run without mechanisms that does not say so counts as one that did.
       unprotected: ways in which private data went around the mechanisms; any refuses every claim.
-      restarts: how often steps were done again with other noise; the noise key folds it in.
+      restarts: how often the run was resumed without repeating its bits, with other noise.
       conversions: where the teacher keeps an account of them, what all its conversions were charged
         when this run (last) began, by their random ids, this run's among them.
     """
@@ -129,21 +181,6 @@ class Ledger:
     def expose(self, reason: str) -> "Ledger":
         """After private data was used without noise, e.g. private labels after the DP step."""
         return dataclasses.replace(self, unprotected=(*self.unprotected, reason))
-
-    def restart(self, step: Entry, replayed: int) -> "Ledger":
-        """After a resume that does not repeat the earlier bits, as on another topology.
-
-        The same noise on other values would give the difference away, so the noise key folds in
-        `restarts` and what is done again is charged again. Not needed if the resume is bitwise.
-        Write the result down before the first step: another crash must find it.
-
-        Args:
-          step: what one step charges.
-          replayed: steps beyond the checkpoint that were or may have been done, at least 0; an
-            upper bound such as `save_every` where the run cannot know.
-        """
-        charged = self if replayed == 0 else self.charge(step.times(replayed))
-        return dataclasses.replace(charged, restarts=self.restarts + 1)
 
     def to_json(self) -> dict[str, Any]:
         """For the metadata of a checkpoint; `read` is the inverse."""
@@ -177,10 +214,10 @@ def read(ledger: Ledger | Mapping[str, Any]) -> Ledger:
 
 
 def charged(ledger: Ledger | Mapping[str, Any]) -> tuple[Entry, ...]:
-    """Every mechanism that a claim must pay for: the run's own and those of what it inherits.
+    """Every mechanism that a claim must pay for: the run's own and those that it inherits.
 
-    An ancestor met twice with one ledger counts once. What stood behind a mechanism does not count:
-    that mechanism does.
+    An ancestor met twice with one ledger counts once. In place of one that stood behind a mechanism
+    that mechanism counts.
 
     Raises:
       InputError: there is no claim to make, and why: nothing was charged, private data went around
@@ -209,7 +246,7 @@ def epsilon(
     Exact for Gaussian entries, an upper bound with Poisson sampling (`accountants`).
 
     Args:
-      ledger: as an object or as metadata holds it.
+      ledger: an object, or JSON as metadata holds it.
       delta: δ in (0, 1), below 1/N of every entry that knows its N.
       for_record: for a record, where the unit is another.
       replace_one: for a record that is replaced by any other, where the adjacency is `ZERO_OUT`:
@@ -228,12 +265,7 @@ def epsilon(
 def check_delta(delta: float, *num_examples: int | None):
     """Refuses δ outside (0, 1), or not below 1/N, at which giving away a record is no breach.
 
-    Args:
-      delta: δ.
-      num_examples: N of the private data sets that are known.
-
-    Raises:
-      InputError: on `delta`.
+    `num_examples` are N of the private data sets, where known. Raises InputError on `delta`.
     """
     if isinstance(delta, bool | str) or not 0.0 < delta < 1.0:
         raise InputError("delta", delta, "must be in (0, 1)")
@@ -243,29 +275,14 @@ def check_delta(delta: float, *num_examples: int | None):
         raise InputError("delta", delta, allowed)
 
 
-def affordable(ledger: Ledger, entry: Entry, epsilon: float, delta: float) -> bool:
-    """Whether `entry` still fits into (ε, δ): asked before the step, training stops on False.
-
-    Noise calibrated for n steps affords n: 10⁻⁶ of ε is allowed for rounding. Raises InputError as
-    `charged` does. Asked at every step it is slow with Poisson sampling: see `affordable_steps`.
-    """
-    return affordable_steps(ledger, entry, epsilon, delta, most=1) == 1
-
-
 def affordable_steps(
     ledger: Ledger, entry: Entry, epsilon: float, delta: float, *, most: int
 ) -> int:
     """How often, up to `most`, `entry` still fits into (ε, δ) after all that was charged.
 
-    Args:
-      ledger: what was charged so far, perhaps nothing.
-      entry: what one step charges.
-      epsilon: ε above 0.
-      delta: δ in (0, 1).
-      most: at least 1, such as the steps that are left.
-
-    Raises:
-      InputError: an argument outside its range, or as from `charged`.
+    Training stops before the step that does not. Noise calibrated for n steps affords n: 10⁻⁶ of ε
+    is allowed for rounding. Raises InputError as `charged` does, and where ε is not above 0 or
+    `most` is below 1.
     """
     fields = {"epsilon": config.number(0.0, above=True), "most": config.integer(1)}
     config.validate({"epsilon": epsilon, "most": most}, fields)

@@ -1,15 +1,15 @@
-"""Where a private run's noise comes from, and how often it was drawn.
+"""A private run's source of noise, and how often noise was drawn.
 
 The root is 64 bits from the operating system, drawn by process 0 and kept in
 `<workdir>/private/noise.json` (mode 0600), in no checkpoint and no release: whoever knows it
 subtracts the noise. A resume that repeats the earlier bits draws the same noise on the same values,
-which gives nothing more away. On other devices, or with other versions of the libraries, the values
-differ in their last bits, and the same noise on both would give the difference away: then the key
-folds in a restart counter, and what may have been drawn beyond the checkpoint is charged again. So
-it does at every resume where operations need not repeat their bits (`repeats_bits`).
+which gives nothing more away. On other devices, with other versions of the libraries, or where
+operations need not repeat their bits (`repeats_bits`), values differ in their last bits, and the
+same noise on both would reveal the difference: then the key folds in a restart counter, and what
+may have been drawn beyond the checkpoint is charged again.
 
-Noise that is drawn afresh from the operating system, as for an ensemble's answers, needs no root;
-here stands how much of it was drawn.
+Noise drawn afresh from the operating system, as for an ensemble's answers, needs no root; the file
+then says how much of it was drawn.
 """
 
 import dataclasses
@@ -86,10 +86,10 @@ def open_noise(
 
     Args:
       workdir: the run's directory.
-      decides: JSON-able, everything that decides what is noised: settings, data, teachers.
+      decides: JSON-able, everything that determines what is noised: settings, data, teachers.
       start: step that the run starts from.
       mode: as for `parallel.wrap`.
-      seed: instead of the operating system's bits, for reproduction: whoever knows it, knows the
+      seed: instead of the operating system's bits, for reproduction; whoever knows it knows the
         noise.
       repeats: whether the noise comes from the key, so that a resume draws it again. Fresh noise
         does not: what was drawn beyond `start` is lost, and charged again.
@@ -101,13 +101,12 @@ def open_noise(
     numbers = np.zeros(4, np.uint32)
     record, here = None, machine(mode)
     if parallel.is_main():
-        digest = hashlib.sha256(json.dumps(dict(decides), sort_keys=True).encode()).hexdigest()
-        record = _read(path, digest, start)
+        record = _read(path, digest(decides), start)
         if record is None:
             record = {
                 "root": os.urandom(8).hex(),
                 "id": secrets.token_hex(16),
-                "digest": digest,
+                "digest": digest(decides),
                 "machine": here,
                 "restarts": 0,
                 "replayed": 0,
@@ -135,33 +134,26 @@ def open_noise(
 def open_key(
     workdir: epath.PathLike, name: str, *, decides: Mapping[str, Any], start: int
 ) -> jax.Array:
-    """A secret key of one run, equal on all processes, drawn now or read back.
+    """A secret typed key of one run, 64 bits from the operating system, equal on all processes.
 
     For noise that is a function of what it is added to: unlike `open_noise`, a resume elsewhere
-    gets the same key, since other noise on the same values would be one more release of them.
-
-    Args:
-      workdir: the run's directory; call holding its lock.
-      name: of the file in its folder `private`.
-      decides: JSON-able, everything that decides what is noised.
-      start: step that the run starts from.
-
-    Returns:
-      A typed key of 64 bits from the operating system.
-
-    Raises:
-      InputError: a run with a checkpoint has lost its key, or the key there belongs to another.
+    gets the same key, since other noise on the same values would be one more release of them. It
+    lies in `private/<name>`; other arguments and errors are those of `open_noise`.
     """
     path = epath.Path(workdir) / FOLDER / name
     root = np.zeros(2, np.uint32)
     if parallel.is_main():
-        digest = hashlib.sha256(json.dumps(dict(decides), sort_keys=True).encode()).hexdigest()
-        record = _read(path, digest, start, {"root", "digest"})
+        record = _read(path, digest(decides), start, {"root", "digest"})
         if record is None:
-            record = {"root": os.urandom(8).hex(), "digest": digest}
+            record = {"root": os.urandom(8).hex(), "digest": digest(decides)}
             write_private(path, record)
         root = np.frombuffer(bytes.fromhex(record["root"]), np.uint32)
     return jax.random.wrap_key_data(jnp.asarray(parallel.from_main(root)))
+
+
+def digest(decides: Mapping[str, Any]) -> str:
+    """Of JSON-able values, equal for equal ones."""
+    return hashlib.sha256(json.dumps(dict(decides), sort_keys=True).encode()).hexdigest()
 
 
 def machine(mode: str) -> list[Any]:
@@ -172,7 +164,8 @@ def machine(mode: str) -> list[Any]:
     settings += [str(getattr(jax.config, name)) for name in _DECIDING]
     kinds = sorted({f"{device.platform} {device.device_kind}" for device in devices})
     # On a CPU, how a sum is split follows the cores that the process may use.
-    cores = _cores() if devices[0].platform == "cpu" else 0
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    cores = cores if devices[0].platform == "cpu" else 0
     sizes = [len(devices), jax.process_count()]
     return [mode, kinds, *sizes, _processor(), cores, *versions, *settings]
 
@@ -180,8 +173,7 @@ def machine(mode: str) -> list[Any]:
 def repeats_bits() -> bool:
     """Whether the same program gives the same bits again on the same machine.
 
-    CPUs do; GPUs with the XLA flag for deterministic operations. Of TPUs nobody promises it, so
-    there every resume counts as a restart.
+    CPUs do, and GPUs with the XLA flag for deterministic operations; TPUs promise nothing.
     """
     platform = jax.default_backend()
     flags = os.environ.get("XLA_FLAGS", "").split()
@@ -189,12 +181,6 @@ def repeats_bits() -> bool:
         flag in (name, f"{name}=true", f"{name}=1") for name in _DETERMINISTIC for flag in flags
     )
     return platform == "cpu" or (platform in ("gpu", "cuda", "rocm") and deterministic)
-
-
-def _cores() -> int:
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 0
 
 
 def _processor() -> str:
@@ -207,7 +193,7 @@ def _processor() -> str:
 
 
 def _read(
-    path: epath.Path, digest: str, start: int, fields: Set[str] = _FIELDS
+    path: epath.Path, decides: str, start: int, fields: Set[str] = _FIELDS
 ) -> dict[str, Any] | None:
     if not path.exists():
         if start:
@@ -216,9 +202,8 @@ def _read(
         return None
     try:
         record = json.loads(path.read_text())
-        fits = record["digest"] == digest
-        whole = record.keys() >= fields and len(bytes.fromhex(record["root"])) == 8
-        if not whole:
+        fits = record["digest"] == decides
+        if not record.keys() >= fields or len(bytes.fromhex(record["root"])) != 8:
             raise ValueError
     except (ValueError, KeyError, TypeError):
         raise InputError("workdir", str(path), "cannot be read; take another workdir") from None
@@ -229,8 +214,7 @@ def _read(
 
 
 def write_private(path: epath.Path, content: Mapping[str, Any] | bytes):
-    """Writes JSON or bytes that only the owner of a workdir may read; `path` lies below its
-    `FOLDER`."""
+    """Writes JSON or bytes below a workdir's `FOLDER`, readable by its owner alone."""
     path.parent.mkdir(parents=True, exist_ok=True)
     local = "://" not in str(path)  # object stores have rights of their own
     if local:

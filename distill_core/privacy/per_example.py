@@ -1,13 +1,13 @@
 """Sums of per-example gradients, each bounded in norm, and the noise on such a sum.
 
-A bound alone protects nothing; with Gaussian noise it does, and what it protects depends on how
-many examples change between neighbours: one in differentially private training, all of them where
-a private teacher supplies the loss.
+What bound and noise protect depends on how many examples change between neighbours: one in
+differentially private training, all of them where a private teacher supplies the loss.
 """
 
+import functools
 import numbers
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -32,20 +32,6 @@ _LEAST_SQUARE = 1e-24
 _MICROBATCH = 32
 
 
-class PerExample(NamedTuple):
-    """What single examples gave: private, without noise, never to be released.
-
-    Attributes:
-      losses: float32 `[B]`.
-      norms: float32 `[B]`, of the gradients before they were bounded.
-      aux: what `loss_fn` returned beside the loss, each leaf `[B, ...]`; None without `has_aux`.
-    """
-
-    losses: Array
-    norms: Array
-    aux: PyTree
-
-
 def bounded_gradient_sum(
     loss_fn: Callable[[PyTree, PyTree], Any],
     params: PyTree,
@@ -56,7 +42,7 @@ def bounded_gradient_sum(
     where: Array | None = None,
     microbatch_size: int | None = None,
 ) -> PyTree:
-    """Sum over a batch of per-example gradients g_i, each brought or cut to the L2 norm C.
+    """Sum over a batch of per-example gradients g_i, each normalised or clipped to L2 norm C.
 
         mode="normalize":  Σ C·g_i/‖g_i‖        mode="clip":  Σ g_i·min(1, C/‖g_i‖)
 
@@ -65,8 +51,8 @@ def bounded_gradient_sum(
     noise; `noisy_sum` adds it.
 
     Formal guarantee: each example contributes a vector of norm at most C·(1 + `SLACK`) that depends
-    on no other example, whatever `loss_fn` returns. So with Δ the L2 sensitivity of the sum, whose
-    own rounding `slack` covers:
+    on no other example, whatever `loss_fn` returns. So Δ, the L2 sensitivity of the sum (whose
+    own rounding `slack` covers), is
 
     | between neighbours | Δ |
     |---|---|
@@ -78,20 +64,17 @@ def bounded_gradient_sum(
     it, and no statistics of a batch. Networks with batch normalisation cannot be used: take
     `norm="group"` or `norm="none"`.
 
-    The norms are those of the very numbers that are summed, in float32 whatever comes in, so that
-    the precision of matrix products and ties in a maximum do not touch the bound. (The gradient of
-    Σ w_i·l_i with w_i = C/‖g_i‖ held constant is the same sum, but computes each g_i again, rounded
-    otherwise. Where a loss nearly agrees with its target, g_i is little more than rounding: with a
-    teacher equal to the student, contributions of 7C were measured.) Gradients are made, added and
-    dropped a micro-batch at a time.
+    Norms are taken of the very float32 numbers that are summed, so that neither the precision of
+    matrix products nor ties in a maximum touch the bound. (The gradient of Σ w_i·l_i with
+    w_i = C/‖g_i‖ held constant computes each g_i again, rounded differently: with a teacher equal
+    to the student, contributions of 7C were measured.)
 
     Source: for "clip", Abadi et al., "Deep Learning with Differential Privacy", 2016; for
     "normalize", Liu et al., "Model Conversion via Differentially Private Data-Free Distillation",
     IJCAI 2023. Computation and edge cases are our reconstruction.
 
     Args:
-      loss_fn: `loss_fn(params, one_example) -> scalar`. Randomness of its own comes in as a key
-        per example.
+      loss_fn: `loss_fn(params, one_example) -> scalar`; randomness comes in as a key per example.
       params: tree of float arrays.
       batch: tree of arrays `[B, ...]` (typed keys, too); an example is the tree of their rows.
       norm: C > 0, a scalar.
@@ -111,36 +94,6 @@ def bounded_gradient_sum(
     >>> print(bounded_gradient_sum(loss, jnp.zeros(2), data, norm=1.0, mode="normalize"))
     [ 0.6 -0.2]
     """
-    total, _ = bounded_gradients(
-        loss_fn,
-        params,
-        batch,
-        norm=norm,
-        mode=mode,
-        where=where,
-        microbatch_size=microbatch_size,
-    )
-    return total
-
-
-def bounded_gradients(
-    loss_fn: Callable[[PyTree, PyTree], Any],
-    params: PyTree,
-    batch: PyTree,
-    *,
-    norm: float | Array,
-    mode: str,
-    where: Array | None = None,
-    microbatch_size: int | None = None,
-    has_aux: bool = False,
-) -> tuple[PyTree, PerExample]:
-    """`bounded_gradient_sum` and, beside it, what the single examples gave, which is private.
-
-    Args and errors as there; with `has_aux`, `loss_fn` returns (scalar, aux).
-
-    Returns:
-      (sum, `PerExample`). Masked examples have loss and norm 0; their aux is not masked.
-    """
     check_mode(mode)
     norm = coefficient("norm", norm, (), None, low=0.0, above=True)
     rows = _rows(batch, where)
@@ -151,25 +104,19 @@ def bounded_gradients(
     live = jnp.ones(rows, bool) if where is None else jnp.asarray(where, bool)
 
     def scalar_loss(params, example):
-        found = loss_fn(params, example)
-        value, aux = found if has_aux else (found, None)
+        value = loss_fn(params, example)
         if jnp.shape(value) != ():
             raise ValueError(f"loss_fn: got a loss of shape {jnp.shape(value)}; must be a scalar")
-        return value, aux
+        return value
 
     def add_part(total, part):
         examples, live = part  # [b, ...], [b]
-        (losses, aux), grads = jax.vmap(
-            jax.value_and_grad(scalar_loss, has_aux=True), in_axes=(None, 0)
-        )(params, examples)
+        grads = jax.vmap(jax.grad(scalar_loss), in_axes=(None, 0))(params, examples)
         # So that no compiler computes them twice, once for the norm and once for the sum.
         grads = jax.lax.optimization_barrier(grads)
         grads = jax.tree.map(lambda g: g.astype(jnp.float32), grads)
-        squares = _square_norms(grads)
-        weights = bounding_weights(squares, live, norm=norm, mode=mode)  # [b]
-        total = jax.tree.map(lambda t, g: t + _weighted_sum(weights, g), total, grads)
-        losses = jnp.where(live, losses.astype(jnp.float32), 0.0)
-        return total, PerExample(losses, jnp.where(live, jnp.sqrt(squares), 0.0), aux)
+        weights = bounding_weights(_square_norms(grads), live, norm=norm, mode=mode)  # [b]
+        return jax.tree.map(lambda t, g: t + _weighted_sum(weights, g), total, grads)
 
     zeros = jax.tree.map(lambda p: jnp.zeros(jnp.shape(p), jnp.float32), params)
     return _accumulate(add_part, zeros, (batch, live), size)
@@ -204,12 +151,9 @@ def noisy_sum(
 
     The noise has standard deviation `noise_multiplier`·C in every coordinate, C = `norm`. What that
     is worth is std/Δ, and Δ depends on what changes between neighbours (`bounded_gradient_sum`):
-    2BC for a record behind a single teacher, that is noise_multiplier/(2B); 2C for one query of
-    the step, which protects no record; C or 2C for an example of private data, masked or replaced.
-    B is the global batch.
-
-    The noise is float32, from a counter-based generator that is not cryptographic; see
-    `gaussian.standard_normal`.
+    2BC, B the global batch, for a record behind a single teacher; 2C for one query of the step,
+    which protects no record; C or 2C for an example of private data, masked or replaced. The noise
+    is float32, from a counter-based generator that is not cryptographic (`standard_normal`).
 
     Args:
       key: used for this release and no other; equal on all devices.
@@ -259,10 +203,6 @@ def _rows(batch: PyTree, where: Array | None) -> int:
     return found.pop()[0]
 
 
-def _slice_rows(rows: PyTree, start: Array, length: int) -> PyTree:
-    return jax.tree.map(lambda x: jax.lax.dynamic_slice_in_dim(x, start, length), rows)
-
-
 def _square_norms(grads: PyTree) -> Array:
     """‖g_i‖² over all leaves, `[b]`. XLA adds in trees, so that errors stay small."""
     squares = [jnp.sum(jnp.square(g), axis=tuple(range(1, g.ndim))) for g in jax.tree.leaves(grads)]
@@ -276,22 +216,19 @@ def _weighted_sum(weights: Array, grads: Array) -> Array:
     return jnp.tensordot(weights, safe, 1, precision=jax.lax.Precision.HIGHEST)
 
 
-def _accumulate(add_part: Callable, total: PyTree, rows: PyTree, size: int):
-    """Folds `add_part` over parts of at most `size` rows; returns (total, results of all rows)."""
+def _accumulate(add_part: Callable, total: PyTree, rows: PyTree, size: int) -> PyTree:
+    """Folds `add_part` over parts of at most `size` rows."""
     count = jax.tree.leaves(rows)[0].shape[0]
     # On CPU convolutions in a loop run many times slower, so there the parts are written out.
     looped = count - count % size if jax.default_backend() != "cpu" and count >= 2 * size else 0
-    results = []
     if looped:
         parts = jax.tree.map(lambda x: x[:looped].reshape(-1, size, *x.shape[1:]), rows)
-        total, found = jax.lax.scan(add_part, total, parts)
-        results.append(jax.tree.map(lambda x: x.reshape(looped, *x.shape[2:]), found))
+        total, _ = jax.lax.scan(lambda total, part: (add_part(total, part), None), total, parts)
     for start in range(looped, count, size):
         # Always 0, but the compiler cannot know. Else it may begin with all parts at once, and
         # hold the gradients of the whole batch.
         zero = jnp.isnan(jax.tree.leaves(total)[0].ravel()[0]).astype(jnp.int32)
-
-        part = _slice_rows(rows, start + zero, min(size, count - start))
-        total, found = add_part(total, part)
-        results.append(found)
-    return total, jax.tree.map(lambda *found: jnp.concatenate(found), *results)
+        place = {"start_index": start + zero, "slice_size": min(size, count - start)}
+        take = functools.partial(jax.lax.dynamic_slice_in_dim, **place)
+        total = add_part(total, jax.tree.map(take, rows))
+    return total

@@ -1,4 +1,4 @@
-"""Networks that are stacked into one: what each of an ensemble's members says of an image."""
+"""An ensemble: M networks of one kind, stacked into one, and the answers of each member."""
 
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -43,18 +43,7 @@ class Ensemble(nn.Module):
         return jax.nn.logsumexp(log_probs, axis=0) - jnp.log(float(self.num_teachers))
 
     def answers(self, x: Array, kind: str = "votes") -> Array:
-        """What each teacher says of preprocessed images [B, H, W, C].
-
-        Args:
-          x: float32 images.
-          kind: "votes", one-hot, or "probabilities".
-
-        Returns:
-          float32 [M, B, K]; rows add up to 1.
-
-        Raises:
-          InputError: another kind.
-        """
+        """Each member's answers to preprocessed images [B, H, W, C]; see the function `answers`."""
         if kind not in KINDS:
             raise InputError("kind", kind, f"must be one of {', '.join(KINDS)}")
         logits = self._logits(x)
@@ -87,7 +76,7 @@ def _own_params(name: str, member: nn.Module, key: Array, input_shape: tuple[int
 
 
 def answers(network: Network, variables: PyTree, images: Array, *, kind: str = "votes") -> Array:
-    """What each member of an ensemble says of images; preprocessing is inside. Pure and jit-safe.
+    """Each member's answers to images; preprocessing is inside. Pure and jit-safe.
 
     Args:
       network: an ensemble's, e.g. `load_model(path).network`.
@@ -120,10 +109,7 @@ def has_public_part(member: nn.Module) -> bool:
 
 
 def public_part(member: nn.Module, images: Array) -> Array:
-    """What a member computes of its inputs before any weight: the same for all members.
-
-    Of a network that has no such part it is the images themselves.
-    """
+    """What a member computes before any weight, the same for all; by default the images."""
     if not has_public_part(member):
         return images
     found: Any = member.apply({}, images, method="public")
@@ -146,7 +132,5 @@ def member_logits(
 
 
 def map_members(function: Callable, stacked: PyTree, member: nn.Module) -> PyTree:
-    """`function` of each teacher's slice, some at a time, so that memory stays bounded."""
-    if has_public_part(member):
-        return jax.lax.map(function, stacked, batch_size=128)
-    return jax.lax.map(function, stacked, batch_size=16)
+    """`function` of each teacher's slice, a few at a time, so that memory stays bounded."""
+    return jax.lax.map(function, stacked, batch_size=128 if has_public_part(member) else 16)

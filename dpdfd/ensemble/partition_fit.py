@@ -1,9 +1,8 @@
-"""How each teacher of an ensemble is fitted to its own partition, in closed form or by gradients.
+"""Fits each teacher of an ensemble to its own partition, in closed form or by gradients.
 
-All teachers are stacked in the state. What a step computes for a teacher reads its own records, its
-number and the run's key alone, in one program for all contents: a changed record changes no other
-teacher, not by a bit. The partitions' sizes are public, for they follow from the records' indices.
-All of it is our reconstruction.
+All teachers are stacked in the state. A step computes a teacher from its own records, its number
+and the run's key alone, in one program for all contents: a changed record changes no other teacher,
+not by a bit. Partition sizes are public: they follow from the records' indices. Our reconstruction.
 """
 
 import dataclasses
@@ -86,7 +85,7 @@ class RidgeFit:
                 copied = {"copies": self.copies, "strength": self.strength, "flip": self.flip}
                 more = affine_copies(key, image, number, **copied)
                 image = jnp.concatenate([image, more[0]])
-            return member.random_features(preprocess(image, self.member.mean, self.member.std))
+            return member.public(preprocess(image, self.member.mean, self.member.std))
 
         # Not all at once, so that memory stays bounded.
         found = jax.lax.map(of_one, (images, index), batch_size=32)  # [n, 1 + R, D]
@@ -98,13 +97,8 @@ def solve_ridge(
 ) -> tuple[Array, Array, Array]:
     """Least squares with a penalty of `ridge` times the squared weights, but not the bias.
 
-    It solves for one unknown a row or a feature, whatever there are less of.
-
-    Args:
-      features: float32 [R, D].
-      targets: float32 [R, K].
-      weight: float32 [R, 1], 0 for the rows that do not count and 1 for the others.
-      ridge: above 0.
+    Solves for one unknown per row or per feature, whichever are fewer. `features` are float32
+    [R, D], `targets` [R, K], `weight` [R, 1] is 0 for rows that do not count and 1 for others.
 
     Returns:
       (kernel [D, K], bias [K], mean squared error []).

@@ -1,7 +1,7 @@
-"""Which records each teacher of an ensemble learns from, in what order and in which variations.
+"""Partitions of an ensemble's training data, its batches, and random deformations.
 
 A record's teacher and its place in any batch follow from its index alone, never from its label or
-image: that one changed record changes one teacher rests on this. Our reconstruction.
+image, so that one changed record changes one teacher. Our reconstruction.
 """
 
 import functools
@@ -27,22 +27,12 @@ RULE = "blocks of M indices, each dealt by its own permutation"
 
 
 def partition(index: np.ndarray, num_teachers: int) -> np.ndarray:
-    """Which teacher each record belongs to, a fixed public function of its index and M alone.
+    """Which teacher in [0, M) each record belongs to: a fixed public function of its index and M.
 
-    Each block of M successive indices is dealt by a random permutation of the M teachers of its
-    own. So sizes of partitions of N successive indices differ by at most 1, a record more at the
-    end moves no other, and no order of the records (by class, classes taking turns) gives a
-    teacher one class.
-
-    Args:
-      index: integers [N], at least 0; see `Split.record`.
-      num_teachers: M.
-
-    Returns:
-      The same type [N], in [0, M).
-
-    Raises:
-      InputError: M below 1.
+    Each block of M successive indices is dealt by a random permutation of its own. So sizes of
+    partitions of N successive indices differ by at most 1, a record more at the end moves no other,
+    and no order of the records (by class, classes taking turns) gives a teacher one class. `index`
+    holds integers [N] of at least 0, see `Split.record`; raises InputError on M below 1.
 
     >>> partition(np.arange(9), 3).tolist()
     [2, 1, 0, 2, 1, 0, 1, 0, 2]
@@ -58,14 +48,9 @@ def partition(index: np.ndarray, num_teachers: int) -> np.ndarray:
 
 
 def members_of(record: np.ndarray, num_teachers: int) -> list[np.ndarray]:
-    """The rows of each teacher's records, M arrays int64.
+    """The rows of each teacher's records, M arrays int64; raises InputError where one has none.
 
-    Args:
-      record: integers [N], `Split.record`; rows that share a number have one teacher.
-      num_teachers: M.
-
-    Raises:
-      InputError: a teacher would have none.
+    `record` is `Split.record`, integers [N]; rows that share a number have one teacher.
     """
     count = len(np.unique(record))
     if num_teachers > count:
@@ -84,9 +69,8 @@ def members_of(record: np.ndarray, num_teachers: int) -> list[np.ndarray]:
 def check_public(dataset: Dataset):
     """Refuses data in which one training record may decide the shape of every teacher.
 
-    Raises:
-      InputError: on `dataset`: only training labels say how many classes an `npz:` has, or only
-        training images make the channels of a `folder:` three.
+    Raises InputError where only training labels say how many classes an `npz:` has, or only
+    training images make the channels of a `folder:` three.
     """
     name, train, test = dataset.name, dataset.train, dataset.test
     if not dataset.named and test.labels.max() + 1 < dataset.num_classes:
@@ -125,7 +109,7 @@ def whole(split: Split, members: Sequence[np.ndarray], teacher: int) -> dict[str
 def batch_rows(seed: int, step: int, batch_size: int, members: Sequence[np.ndarray]) -> np.ndarray:
     """The examples of one step, int64 [B, M]: column m from the partition of teacher m alone.
 
-    Each teacher goes through its partition in a new order every epoch, one after another.
+    Each teacher goes through its partition in a new order every epoch.
     """
     start = step * batch_size
     columns = np.empty((len(members), batch_size), np.int64)
@@ -151,15 +135,14 @@ def affine_copies(
     Copy c of an image is a function of the key, its index, c and its pixels alone.
 
     Args:
-      key: one key a step.
-      images: float32 [B, H, W, C]; what enters from outside continues the border.
+      key: one key per step.
+      images: float32 [B, H, W, C]; borders are continued.
       index: int32 [B], the records' global indices.
       copies: R.
       strength: 1 for up to 0.15 radians, 10% and 5% of the side; 0 for none.
       flip: whether half of the copies are mirrored left and right.
 
-    Returns:
-      float32 [B, R, H, W, C].
+    Returns float32 [B, R, H, W, C].
     """
     height, width = images.shape[1:3]
     centre = jnp.array([(height - 1) / 2, (width - 1) / 2])[:, None]

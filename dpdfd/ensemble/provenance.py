@@ -1,9 +1,9 @@
-"""What an ensemble's checkpoint says of how its teachers were kept apart, and the check of it.
+"""Provenance: what an ensemble's checkpoint says of how its teachers were kept apart.
 
 One record moves the mean of M teachers' answers by at most √2/M if it reached one of them alone. A
 network of the same class that was trained as a whole, distilled, or started from another, has no
-bound below √2, and its weights look alike: so the answers are sold for √2/M only where
-`dpdfd.ensemble` wrote down how it dealt the records. Our reconstruction.
+bound below √2, and its weights look alike: so √2/M is claimed only where `dpdfd.ensemble` wrote
+down how it dealt the records. Our reconstruction.
 """
 
 from collections.abc import Mapping
@@ -28,13 +28,7 @@ _FIELDS = {
 
 
 def describe(num_examples: int, num_teachers: int, num_steps: int) -> dict[str, Any]:
-    """What `dpdfd.ensemble` writes into its metadata as "ensemble".
-
-    Args:
-      num_examples: N, records that the teachers learn from together.
-      num_teachers: M.
-      num_steps: after which all of them are fitted.
-    """
+    """What `dpdfd.ensemble` writes into its metadata as "ensemble"; N examples, M teachers."""
     sizes = {"num_examples": num_examples, "num_teachers": num_teachers, "num_steps": num_steps}
     return {"partition": RULE, "disjoint": True, **sizes}
 
@@ -42,14 +36,10 @@ def describe(num_examples: int, num_teachers: int, num_steps: int) -> dict[str, 
 def check(path: str, model: LoadedModel) -> dict[str, Any]:
     """The values of `describe` of an ensemble, if a record can have reached one teacher alone.
 
-    Args:
-      path: of the checkpoint, for messages.
-      model: as loaded from it.
-
     Raises:
-      InputError: on `teacher`: another network; another binary's checkpoint, or one that is made
-        from others; no such values or wrong ones; not all teachers are fitted (when a run ends
-        early may depend on every record, as where one teacher diverges).
+      InputError: on `teacher`: another network; another binary's checkpoint, or one made from
+        others; no such values or wrong ones; not all teachers are fitted (when a run ends early may
+        depend on every record, as where one teacher diverges).
     """
 
     def refuse(what: str) -> NoReturn:

@@ -1,10 +1,9 @@
-"""Query images that code draws out of no data: pen strokes, silhouettes, smoothed noise.
+"""Query images drawn by code from no data: pen strokes, silhouettes, smoothed noise.
 
-What is in them is common knowledge: that digits and letters are made of a few smooth strokes, and
-that things to wear are a few filled outlines. No image enters them. But their forms and frequencies
-were shaped while looking at training images of MNIST and Fashion-MNIST, so that for those two data
-sets they are a choice that no ε counts; for data that nobody looked at they cost no privacy. All of
-it is our reconstruction.
+They hold common knowledge: digits and letters are a few smooth strokes, and things to wear are a
+few filled outlines. No image enters them. But their forms and frequencies were shaped while looking
+at training images of MNIST and Fashion-MNIST, so that for those two data sets they are a choice
+that no ε counts; for data that nobody looked at they cost no privacy. Our reconstruction.
 
 Image i is a function of the seed, i and the settings alone, whatever `num` is: row i of a table of
 uniform draws decides all of it. (Another machine's exponentials may differ in the last bit.) All
@@ -16,6 +15,7 @@ from collections.abc import Mapping
 
 import numpy as np
 
+from distill_core import config
 from distill_core.config import InputError
 from dpdfd.priors import pen, silhouettes
 from dpdfd.priors.draws import WIDTH, Array, Draws
@@ -29,55 +29,8 @@ _CHUNK = 128  # images at a time, so that the arrays at work stay in the process
 def strokes(
     seed: int, num: int, *, size: int, extent: tuple[float, float] = EXTENTS["strokes"]
 ) -> Array:
-    """One to three smooth pen strokes, joined as in handwriting.
-
-    A stroke has up to three pieces: straight, bent, an arc or a loop, with or without a corner
-    between them; a further stroke touches or crosses the one before. Slant, width, pressure and
-    place vary; edges are soft.
-
-    Args:
-      seed: at least 0.
-      num: N, at least 0.
-      size: H = W, at least 4.
-      extent: least and greatest longer side of a drawing, as parts of `size`.
-
-    Returns:
-      float32 [N, size, size, 1].
-
-    Raises:
-      InputError: an argument outside its range.
-    """
+    """Pen strokes alone, float32 [N, size, size, 1]; see `mixture`."""
     return mixture(seed, num, size=size, channels=1, weights={"strokes": 1.0}, extent=extent)
-
-
-def shapes(
-    seed: int, num: int, *, size: int, extent: tuple[float, float] = EXTENTS["shapes"]
-) -> Array:
-    """Filled silhouettes: an outline, with further parts joined on or cut out, and a texture.
-
-    Four families, of which three come to mind with things to wear or carry: upright (alike left
-    and right, with or without limbs), lying (with a flat bottom), container (with a ring on top),
-    and any union of boxes, ellipses and polygons. Tone, gradients, stripes, folds and seams vary.
-
-    Args, returns and raises as `strokes`.
-    """
-    return mixture(seed, num, size=size, channels=1, weights={"shapes": 1.0}, extent=extent)
-
-
-def smoothed_noise(seed: int, num: int, *, size: int, channels: int) -> Array:
-    """White noise blurred by a Gaussian, with a width, brightness and contrast of each image.
-
-    Args:
-      seed, num, size: as in `strokes`.
-      channels: C, at least 1; from image to image they agree more or less.
-
-    Returns:
-      float32 [N, size, size, C].
-
-    Raises:
-      InputError: an argument outside its range.
-    """
-    return mixture(seed, num, size=size, channels=channels, weights={"noise": 1.0})
 
 
 def mixture(
@@ -89,15 +42,29 @@ def mixture(
     weights: Mapping[str, float],
     extent: tuple[float, float] | None = None,
 ) -> Array:
-    """Images of several kinds; image i of kind k is image i of that kind's own function.
+    """Images of several kinds; image i of a kind is the same in every mixture.
 
-    With more than one channel a drawing gets two random colours, for itself and its background.
+    "strokes" are one to three smooth pen strokes, joined as in handwriting. A stroke has up to
+    three pieces: straight, bent, an arc or a loop, with or without a corner between them; a further
+    stroke touches or crosses the one before. Slant, width, pressure and place vary.
+
+    "shapes" are filled silhouettes with a texture: an outline, with parts joined on or cut out. Of
+    four families three come to mind with things to wear or carry: upright (alike left and right,
+    with or without limbs), lying (with a flat bottom), container (with a ring on top); the fourth
+    is any union of boxes, ellipses and polygons.
+
+    "noise" is white noise blurred by a Gaussian, with a width, brightness and contrast of each
+    image; its channels agree more or less. A drawing with more than one channel gets two random
+    colours, for itself and its background.
 
     Args:
-      seed, num, size: as in `strokes`.
+      seed: at least 0.
+      num: N, at least 0.
+      size: H = W, at least 4.
       channels: C, at least 1.
-      weights: of "strokes", "shapes" and "noise": probabilities up to a factor.
-      extent: for all drawings; None for each kind's own.
+      weights: of the kinds: probabilities up to a factor.
+      extent: least and greatest longer side of a drawing, as parts of `size`; None for each kind's
+        own.
 
     Returns:
       float32 [N, size, size, C].
@@ -158,14 +125,9 @@ def _noise(draws: Draws, size: int, channels: int) -> Array:
 
 
 def _check(seed, num, size, channels, weights, extent):
-    for field, value, low in (
-        ("seed", seed, 0),
-        ("num", num, 0),
-        ("size", size, 4),
-        ("channels", channels, 1),
-    ):
-        if isinstance(value, bool) or not isinstance(value, int | np.integer) or value < low:
-            raise InputError(field, value, f"must be a whole number of at least {low}")
+    given = {"seed": seed, "num": num, "size": size, "channels": channels}
+    lows = {"seed": 0, "num": 0, "size": 4, "channels": 1}
+    config.validate(given, {name: config.integer(low) for name, low in lows.items()})
     allowed = f"must map some of {', '.join(KINDS)} to weights of at least 0, one of them above 0"
     values = tuple(weights.values())
     if (

@@ -18,7 +18,7 @@ _HEADINGS = np.pi * np.array([0, 0.25, 0.5, 0.75, 1], np.float32)
 
 
 def paint(draws: Draws, size: int, extent: tuple[float, float]) -> Array:
-    """Images float32 [n, size, size, 1]; `extent` is as in `priors.strokes`."""
+    """Images float32 [n, size, size, 1]; `extent` is as in `mixture`."""
     x, y, step, drawn = _paths(draws)
     used = np.repeat(drawn, _POINTS, axis=1)  # [n, S·P], as all below
     x, y, step = x.reshape(used.shape), y.reshape(used.shape), np.repeat(step, _POINTS, axis=1)

@@ -48,7 +48,7 @@ _PARTS = np.array(
 
 
 def paint(draws: Draws, size: int, extent: tuple[float, float]) -> Array:
-    """Images float32 [n, size, size, 1]; `extent` is as in `priors.shapes`."""
+    """Images float32 [n, size, size, 1]; `extent` is as in `mixture`."""
     pixels = canvas(size)
     family, flip = draws.index(_FAMILIES), _wide(draws.chance(0.5))
     sides = _outlines(draws, family)

@@ -1,4 +1,4 @@
-"""A first generator, from images that code drew, without data or teacher; see `images`.
+"""A first generator, fitted to images that code drew, without data or teacher; see `images`.
 
 The generator is the decoder of a variational autoencoder (Kingma and Welling, 2014) of the
 procedural prior; that it starts a data-free generator is our reconstruction.
@@ -45,19 +45,10 @@ def warm_start(
     batch_size: int = 64,
     learning_rate: float = 1e-3,
 ) -> PyTree:
-    """Fits the generator to images, as the decoder of a variational autoencoder.
+    """The generator's variables, fitted to images as the decoder of a variational autoencoder.
 
-    Args:
-      generator: unconditional, or conditional: then every class starts alike.
-      variables: the generator's, {"params": …, **model_state}.
-      images: float32 [N, H, W, C] in [0, 1].
-      seed: of the encoder, the order and the draws.
-      num_steps: updates.
-      batch_size: images in a step.
-      learning_rate: Adam's.
-
-    Returns:
-      The generator's variables.
+    `variables` are {"params": …, **model_state}, `images` float32 [N, H, W, C] in [0, 1]. Every
+    class of a conditional generator starts alike.
     """
     # Few pixels say little each against the latent code's whole divergence, and all would blur.
     prior_weight = min(1.0, math.prod(images.shape[1:]) / 784)

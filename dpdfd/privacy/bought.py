@@ -1,8 +1,6 @@
 """Answers once bought: kept in the workdir's `private/` for a resume, and never published."""
 
-import hashlib
 import io
-import json
 from collections.abc import Mapping
 from typing import Any
 
@@ -24,8 +22,7 @@ class Bought:
     def __init__(self, workdir: epath.PathLike, decides: Mapping[str, Any]):
         """`decides`: JSON-able, settings and teacher by content; of another run nothing is read."""
         self._folder = epath.Path(workdir) / noise.FOLDER / "rounds"
-        text = json.dumps(dict(decides), sort_keys=True)
-        self._run = hashlib.sha256(text.encode()).hexdigest()
+        self._run = noise.digest(decides)
 
     def read(self, number: int) -> tuple[np.ndarray, np.ndarray] | None:
         """Queries uint8 [n, H, W, C] and answers float32 [n, K] of a round; None if not there."""
@@ -35,7 +32,7 @@ class Bought:
         try:
             with path.open("rb") as stream, np.load(stream, allow_pickle=False) as stored:
                 found, run = (stored["images"], stored["answers"]), str(stored["run"])
-        except Exception:  # NumPy has many for what is no such archive
+        except Exception:  # NumPy raises many kinds for a damaged archive
             allowed = "cannot be read, and with it answers that were bought; take another workdir"
             raise InputError("workdir", str(path), allowed) from None
         return found if run == self._run else None

@@ -1,5 +1,6 @@
-"""A conversion's privacy from its first step to its last: noise, ledger, and where it must end."""
+"""A conversion's privacy budget: calibrated noise, the ledger, and the step at which it ends."""
 
+import bisect
 import dataclasses
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -20,7 +21,7 @@ from dpdfd.settings import Settings
 
 
 class Budget:
-    """What a run releases and when.
+    """What a run releases, and when.
 
     Attributes:
       release: what one release gives away; None where no noise is drawn.
@@ -42,9 +43,8 @@ class Budget:
         """
         self.release, self.releases_at, self._hp, self._teacher = release, releases_at, hp, teacher
         self._noise: noise_lib.Noise | None = None
-        self._conversions: tuple[
-            tuple[str, Entry], ...
-        ] = ()  # of the same teacher, this one among them
+        # Of the same teacher, this one among them.
+        self._conversions: tuple[tuple[str, Entry], ...] = ()
         self.noise_multiplier = 0.0
         if release is not None:
             total = releases_at(hp.num_steps)
@@ -82,10 +82,8 @@ class Budget:
     ):
         """`loop.run`'s plan; None where no noise is drawn.
 
-        Args:
-          workdir, frozen, mode: of the run.
-          decides: the checkpoint's config, and the teacher by content.
-          bought: how many releases are kept, which no resume buys again.
+        `decides` is the checkpoint's config and the teacher by content; `bought` says how many
+        releases are kept, which no resume buys again.
         """
         if self.release is None:
             return None
@@ -125,7 +123,7 @@ class Budget:
         return plan
 
     def _charge_teacher(self, conversion: str, entry: Entry, delta: float):
-        """All that the run may release, before it asks for anything; says what that adds up to."""
+        """Charges all that the run may release, before it asks for anything; prints the total."""
         self._conversions = odometer.charge(self._hp.teacher, conversion, entry)
         total = composition.total(Ledger(conversions=self._conversions), delta)
         if total is not None:
@@ -140,13 +138,8 @@ class Budget:
         return self.releases_at(self._hp.num_steps)
 
     def _last_step(self, affordable: int) -> int:
-        low, high = 0, self._hp.num_steps  # releases_at rises
-        while low < high:
-            middle = (low + high + 1) // 2
-            low, high = (
-                (middle, high) if self.releases_at(middle) <= affordable else (low, middle - 1)
-            )
-        return low
+        steps = range(self._hp.num_steps + 1)  # releases_at rises
+        return max(0, bisect.bisect_right(steps, affordable, key=self.releases_at) - 1)
 
     def _check_dp_teacher(self):
         given = self._hp.teacher

@@ -1,10 +1,9 @@
 r"""Noisy answers of an ensemble: whole numbers are counted on the device and noised on the host.
 
-Each teacher gives every query R parts, shared out among the classes by its probabilities. The sum
-over M teachers is a vector of whole numbers that moves by √2·R at most when one teacher changes in
-any way at all, without any rounding. It gets discrete Gaussian noise from the operating system's
-randomness, and over M·R it is the noisy mean of probabilities. Our reconstruction, after Papernot
-et al., "Scalable Private Learning with PATE", 2018.
+Each teacher shares out R parts per query among the classes by its probabilities. Discrete Gaussian
+noise from the operating system's randomness is added to the sum over M teachers; divided by M·R it
+is the noisy mean of probabilities. Our reconstruction, after Papernot et al., "Scalable Private
+Learning with PATE", 2018.
 
 Noise for 8,192 queries of 10 classes takes a tenth of a second on one CPU core:
 
@@ -23,7 +22,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from distill_core.privacy import discrete_gaussian
-from dpdfd.privacy.mechanism import on_simplex
+from dpdfd.privacy.mechanism import count_teachers, on_simplex
 
 Array = jax.Array
 
@@ -42,7 +41,7 @@ def parts(num_teachers: int) -> int:
 
 
 def answer_counts(teacher_outputs: Array) -> Array:
-    """Sum over M teachers of the parts that each gives to the classes of each query.
+    """Sum over M teachers of the parts that each gives to the classes, per query.
 
     Formal guarantee: if one teacher changes in any way at all, the counts of a query move by at
     most √2·R (L2), R = `parts(M)`, exactly: whatever a teacher returns becomes K whole numbers of
@@ -61,10 +60,7 @@ def answer_counts(teacher_outputs: Array) -> Array:
     >>> print(answer_counts(jnp.array([[[1.0, 0.0]], [[0.25, 0.75]]])) / parts(2))
     [[1.25 0.75]]
     """
-    if jnp.ndim(teacher_outputs) != 3 or 0 in jnp.shape(teacher_outputs):
-        shape = jnp.shape(teacher_outputs)
-        raise ValueError(f"teachers: got shape {shape}; must be [M, B, K], none 0")
-    whole = parts(teacher_outputs.shape[0])
+    whole = parts(count_teachers(teacher_outputs))
     probs, _ = on_simplex(jax.lax.stop_gradient(teacher_outputs))
     shares = jnp.clip(jnp.round(jnp.cumsum(probs, axis=-1) * whole), 0, whole)
     edges = jax.lax.cummax(shares.astype(jnp.int32), axis=2)
@@ -88,8 +84,8 @@ def noisy_answers(
     all others (`discrete_gaussian.variance`); what is published lies on a grid and excludes no
     neighbour. It assumes that the random bytes are fair and stay unknown.
 
-    The answers are raw: they may be negative and need not sum to 1. Everything done to them
-    afterwards, this function's rounding to float32 included, is free.
+    The answers are raw: they may be negative and need not sum to 1. Post-processing, this
+    function's rounding to float32 included, is free.
 
     Args:
       counts: `[N, K]`, from `answer_counts`.

@@ -1,4 +1,4 @@
-"""What leaves a private teacher: bounded gradients and answers, with Gaussian noise.
+"""What is released of a private teacher: bounded gradients and answers, with Gaussian noise.
 
 The L2 sensitivity Δ of what is released, when one teacher changes in any way at all and student,
 queries and masks are public; C is `norm`, std the noise's standard deviation in a coordinate:
@@ -11,10 +11,10 @@ queries and masks are public; C is `norm`, std the noise's standard deviation in
 | `ensemble_gradients`, each bounded, a query | 2C/M; clipped: min(2C, √2)/M | C |
 | `ensemble_gradients`, the mean clipped, a query | min(2C, √2/M) | C |
 
-One release of ratio std/Δ is a Gaussian mechanism; queries compose, all of them, every step: they
-touch the same teachers, so that sampling amplifies nothing. A record of the training set may change
-its teacher everywhere, so these are the figures for records; an ensemble needs its teachers on
-fixed disjoint partitions. If instead one *query* is replaced and the teacher is the same,
+One release of ratio std/Δ is a Gaussian mechanism, and all queries of all steps compose: they touch
+the same teachers, so that sampling amplifies nothing. A record of the training set may change its
+teacher everywhere, so these are the figures for records; an ensemble needs its teachers on fixed
+disjoint partitions. If one *query* is replaced instead and the teacher is the same,
 `bounded_gradient_sum` has Δ = 2C: that protects no record.
 
 Rounding is within a factor 1 + `SLACK` of Δ, whatever a teacher returns. The noise is float32, from
@@ -65,16 +65,16 @@ def privatize_logit_gradients(
 ) -> Array:
     """The gradient by the student's logits of CE(teacher, student), bounded and noised per query.
 
-    g_i = p_S − p_T, brought or cut to the L2 norm C (`norm`), plus N(0, (noise_multiplier·C)²) in
-    each of the K coordinates. The step's gradient is then one product with the Jacobian:
+    g_i = p_S − p_T, normalised or clipped to L2 norm C (`norm`), plus N(0, (noise_multiplier·C)²)
+    in each of the K coordinates. The step's gradient is then one product with the Jacobian:
 
         logits, pull_back = jax.vjp(lambda params: student(params, x), params)
         (grads,) = pull_back(privatize_logit_gradients(key, logits, probs, …) / B)
 
     Formal guarantee: every query is a Gaussian mechanism of ratio std/Δ with Δ = 2C, clipped
     min(2C, √2), if one teacher changes in any way at all; B queries are B of them. It assumes that
-    logits, queries and mask are public: made of nothing but earlier releases. Everything done to
-    the result afterwards is free.
+    logits, queries and mask are public: made of nothing but earlier releases. Post-processing of
+    the result is free.
 
     Rows of the teacher are brought onto the simplex first (see `private_answers`); a row that
     cannot be, and one equal to the student's, gives gradient 0, with noise.
@@ -132,39 +132,30 @@ def ensemble_gradients(
     | "mean_then_bound" | refused | min(2C, √2/M) |
 
     Normalising the mean is refused: where it is near 0 one teacher can turn it round, so that
-    Δ = 2C whatever M is, and M teachers would gain nothing.
+    Δ = 2C whatever M is.
 
-    Formal guarantee: every query is a Gaussian mechanism of ratio std/Δ for a record, if a record
-    reaches one teacher only: fixed disjoint partitions, cut by nothing but an index. Logits,
-    queries and mask are public.
+    Formal guarantee: as in `privatize_logit_gradients`, for a record, if it reaches one teacher
+    only: fixed disjoint partitions, cut by nothing but an index.
+
+    Args, result and errors are those of `privatize_logit_gradients`, but for
 
     Args:
-      key: as in `privatize_logit_gradients`.
-      student_logits: `[B, K]`.
       teacher_probs: `[M, B, K]`. A row that cannot be brought onto the simplex counts as gradient
         0 where each is bounded, and as the uniform vector in a mean of probabilities.
-      norm: C > 0, a scalar.
-      noise_multiplier: std/C ≥ 0, a scalar; 0 gives no privacy.
-      mode: "normalize" or "clip".
       order: whether every teacher's gradient is bounded and the mean taken, or the other way round.
-      where: bool `[B]`; False rows are exactly 0 and hold no noise.
-
-    Returns:
-      float32 `[B, K]`, with no gradient.
 
     Raises:
-      ValueError: as there, an unknown order, and "normalize" after the mean.
+      ValueError: an unknown order, and "normalize" after the mean.
     """
     check_mode(mode)
     if order not in ORDERS:
         raise ValueError(f"order: got {order!r}; must be one of {', '.join(ORDERS)}")
     if (mode, order) == ("normalize", "mean_then_bound"):
         raise ValueError(
-            "mode: got 'normalize' with order 'mean_then_bound'; where the mean is near 0 one "
-            "teacher turns it round, so that its sensitivity is 2·norm however many there are: "
-            "take mode='clip' or order='bound_then_mean'"
+            "mode: got 'normalize' with order 'mean_then_bound', of sensitivity 2·norm for however "
+            "many teachers: take mode='clip' or order='bound_then_mean'"
         )
-    _teachers(teacher_probs)
+    count_teachers(teacher_probs)
     leading_shape(where, student_logits=student_logits, each_teacher=teacher_probs[0])
     norm, multiplier = _scales(norm, noise_multiplier)
     probs, valid = on_simplex(jax.lax.stop_gradient(teacher_probs))  # [M, B, K], [M, B]
@@ -192,14 +183,12 @@ def private_answers(
     dividing by its sum, which leaves a distribution as it is; a row with an entry that is not
     finite, or nothing above 0, becomes the uniform vector. The queries are public.
 
-    What float32 noise does not give: `jax.random.normal` ends at about 5.4 standard deviations and
-    has gaps of 0.16 in its tail, which over some thousand answers costs more than δ = 1e-5, and the
-    last bits of two published answers can exclude a neighbour. So the guarantee holds up to that,
-    and for a key that nobody learns. `dpdfd.train` buys by `exact_noise.noisy_answers`, where it
-    holds exactly.
+    It holds up to what float32 noise lacks, and for a key that nobody learns: the last bits of two
+    published answers can exclude a neighbour. `dpdfd.train` buys by `exact_noise.noisy_answers`,
+    where it holds exactly.
 
-    The answers are raw: they may be negative and need not sum to 1. Everything done to them
-    afterwards, and training on them again and again, is free.
+    The answers are raw: they may be negative and need not sum to 1. Post-processing, such as
+    training on them again and again, is free.
 
     Source: our reconstruction, after Papernot et al., "Scalable Private Learning with PATE", 2018,
     which releases the noisy argmax of votes.
@@ -219,7 +208,7 @@ def private_answers(
     >>> print(private_answers(jax.random.key(0), votes, noise_multiplier=0.0))
     [[0.625 0.375]]
     """
-    teachers = _teachers(teacher_outputs)
+    teachers = count_teachers(teacher_outputs)
     multiplier = coefficient("noise_multiplier", noise_multiplier, (), None, low=0.0)
     probs, _ = on_simplex(jax.lax.stop_gradient(teacher_outputs))
     return _released(key, jnp.mean(probs, axis=0), multiplier * (math.sqrt(2.0) / teachers), None)
@@ -230,8 +219,8 @@ def _scales(norm, noise_multiplier) -> tuple[Array, Array]:
     return norm, coefficient("noise_multiplier", noise_multiplier, (), None, low=0.0)
 
 
-def _teachers(outputs: Array) -> int:
-    """M of `[M, B, K]`."""
+def count_teachers(outputs: Array) -> int:
+    """M of `[M, B, K]`; raises ValueError on another number of axes."""
     if jnp.ndim(outputs) != 3 or 0 in jnp.shape(outputs):
         raise ValueError(f"teachers: got shape {jnp.shape(outputs)}; must be [M, B, K], none 0")
     return jnp.shape(outputs)[0]
@@ -253,7 +242,7 @@ def on_simplex(rows: Array) -> tuple[Array, Array]:
 
 
 def _bound(grads: Array, live: Array, norm: Array, mode: str) -> Array:
-    """Rows of `[..., K]` brought or cut to the norm, 0 where not live or not finite."""
+    """Rows of `[..., K]` normalised or clipped, 0 where not live or not finite."""
     # So that no compiler computes them twice, once for the norm and once for the product: where
     # teacher and student nearly agree, the two would differ by any factor.
     grads = jax.lax.optimization_barrier(grads)

@@ -1,15 +1,15 @@
-"""The odometer of a teacher: all conversions that were charged for asking it compose.
+"""A teacher's odometer: the account of all conversions charged for asking it, which compose.
 
-Ten conversions at ε = 1 are ε = 3.6 together, and no ledger of one of them can tell. So the teacher
-keeps the account: `private/odometer/` in its workdir holds one file per conversion, with its random
-id, what it may release at most, and when it began. A file is written in one stroke, under a lock,
-before the teacher is asked, and never changed: a conversion that is resumed was charged, and one
-that crashed stays charged.
+Ten conversions at ε = 1 are ε = 3.6 together, and no ledger of one of them can tell. So
+`private/odometer/` in the teacher's workdir holds one file per conversion, with its random id, what
+it may release at most, and when it began. A file is written atomically, under a lock, before the
+teacher is asked, and never changed: a resumed conversion is charged once, and one that crashed
+stays charged.
 
-What it cannot know: copies of the teacher keep accounts of their own, and so do other teachers of
-the same records. Conversions without a mechanism, or whose noise has a given seed, claim nothing
-and are not counted. Beside a single file (`.safetensors`, or a checkpoint outside a workdir) the
-account is `private/<name>.odometer/`.
+It does not see copies of the teacher or other teachers of the same records, which keep accounts of
+their own. Conversions without a mechanism, or whose noise has a given seed, claim nothing and are
+not counted. Beside a single file (`.safetensors`, or a checkpoint outside a workdir) the account is
+`private/<name>.odometer/`.
 """
 
 import contextlib
@@ -24,17 +24,14 @@ from etils import epath
 from distill_core import checkpoint
 from distill_core.config import InputError
 from distill_core.privacy import noise
-from distill_core.privacy.entry import Entry, read_entry
+from distill_core.privacy.ledger import Entry, read_entry
 
 
 def folder(teacher: epath.PathLike) -> epath.Path:
     """Where the account of a teacher lies, whichever path leads to it.
 
-    Args:
-      teacher: a workdir, its checkpoints or one of them, or a file of weights.
-
-    Raises:
-      InputError: there is no such checkpoint.
+    `teacher` is a workdir, its checkpoints or one of them, or a file of weights; raises InputError
+    where there is no such checkpoint.
     """
     path = epath.Path(teacher)
     if "://" not in str(path):
@@ -47,11 +44,7 @@ def folder(teacher: epath.PathLike) -> epath.Path:
 
 
 def check(teacher: epath.PathLike):
-    """Refuses a teacher whose account cannot be written, before anything is computed.
-
-    Raises:
-      InputError: on `teacher`.
-    """
+    """Refuses a teacher whose account cannot be written; raises InputError on `teacher`."""
     where = there = folder(teacher)
     if "://" in str(where):
         return
@@ -62,15 +55,10 @@ def check(teacher: epath.PathLike):
 
 
 def charge(teacher: epath.PathLike, conversion: str, entry: Entry) -> tuple[tuple[str, Entry], ...]:
-    """Charges a conversion, once; returns what `read` then gives.
+    """Charges a conversion, named by its random id, once; returns what `read` then gives.
 
-    Args:
-      teacher: as for `folder`.
-      conversion: its random id; one that was charged before is not charged again.
-      entry: all that it may release.
-
-    Raises:
-      InputError: the account cannot be written or read: nothing may be asked.
+    `entry` is all that it may release. Raises InputError where the account cannot be written or
+    read: then nothing may be asked.
     """
     where = folder(teacher)
     try:
@@ -88,8 +76,7 @@ def charge(teacher: epath.PathLike, conversion: str, entry: Entry) -> tuple[tupl
 def read(teacher: epath.PathLike) -> tuple[tuple[str, Entry], ...]:
     """(id, charged) of all conversions of a teacher so far, in their order.
 
-    Raises:
-      InputError: a part of the account cannot be read.
+    Raises InputError where a part of the account cannot be read.
     """
     where, lines = folder(teacher), []
     for path in where.glob("*.json") if where.exists() else ():
@@ -103,8 +90,10 @@ def read(teacher: epath.PathLike) -> tuple[tuple[str, Entry], ...]:
 
 @contextlib.contextmanager
 def _locked(where: epath.Path) -> Iterator[None]:
-    """Waits until no other conversion is being charged. Object stores have no locks: there, too, no
-    charge is lost, since each has its own file."""
+    """Waits until no other conversion is being charged.
+
+    Object stores have no locks; there, too, no charge is lost, since each has its own file.
+    """
     if "://" in str(where):
         yield
         return

@@ -1,4 +1,4 @@
-"""What leaves the private data in a step, and how far one unit of privacy can move it.
+"""What a step releases under noise, and how far one unit of privacy can move it.
 
 All of it is our reconstruction: the paper's own accounting could not be read.
 """
@@ -13,7 +13,6 @@ from distill_core.config import InputError
 from distill_core.privacy import per_example
 from distill_core.privacy.ledger import (
     GAUSSIAN,
-    POISSON_GAUSSIAN,
     REPLACE_AT_INDEX,
     REPLACE_ONE,
     ZERO_OUT,
@@ -30,14 +29,7 @@ UNITS = {
 }
 _SINGLE = ("gradient_sum", "query_gradients")
 _ENSEMBLE = ("mean_answer", "vote_counts", "mean_of_gradients", "gradient_of_mean")
-_RELEASED = {
-    "query": _SINGLE,
-    "record_single": _SINGLE,
-    "record_ensemble": _ENSEMBLE,
-    "record_dp_teacher": ("training_gradients",),
-}
-_POSITIVE = config.number(0.0, above=True)
-_ROWS = (*_SINGLE, "replaced_query", *_ENSEMBLE, "training_gradients")
+_RELEASED = {"query": _SINGLE, "record_single": _SINGLE, "record_ensemble": _ENSEMBLE}
 _SIZES = {
     "batch_size": config.integer(1, default=None),
     "norm": config.number(0.0, above=True, default=None),
@@ -46,12 +38,10 @@ _SIZES = {
     "slack": config.number(0.0, default=0.0),
 }
 _RELEASE = {
-    "unit": config.choice(*UNITS),
-    "released": config.choice(*_SINGLE, *_ENSEMBLE, "training_gradients"),
+    "unit": config.choice(*_RELEASED),
+    "released": config.choice(*_SINGLE, *_ENSEMBLE),
     **_SIZES,
     "num_examples": config.integer(1, default=None),
-    "sampling_rate": config.number(0.0, 1.0, above=True, default=None),
-    "guide": config.choice("student", "teacher", default="student"),
 }
 
 
@@ -76,7 +66,6 @@ def sensitivity(
     | `mean_of_gradients`, each teacher's p_S − p_T bounded first | 2C/M, clipped: min(2C, √2)/M |
     | `gradient_of_mean`, p_S − mean probabilities, clipped after | min(2C, √2/M) a query |
     | … normalised after | 2C whatever M is: refused for M > 1 |
-    | `training_gradients`, DP-SGD, one record zeroed out | C |
 
     Guaranteed if student and queries are public up to the step, and one record reaches at most one
     of M teachers. Source: our reconstruction (triangle inequality; two points of the probability
@@ -94,7 +83,8 @@ def sensitivity(
       InputError: an argument missing or outside its range, or the refused row.
     """
     given = {"batch_size": batch_size, "norm": norm, "num_teachers": num_teachers}
-    config.validate({"released": released}, {"released": config.choice(*_ROWS)})
+    rows = config.choice(*_SINGLE, "replaced_query", *_ENSEMBLE)
+    config.validate({"released": released}, {"released": rows})
     config.validate(_given({**given, "mode": mode, "slack": slack}), _SIZES)
 
     def need(name: str) -> Any:
@@ -102,11 +92,14 @@ def sensitivity(
             raise InputError(name, None, f"is required for {released!r}")
         return given[name]
 
-    clipped = mode == "clip"
+    def gradient() -> float:
+        """Of one query, p_S − p_T bounded: points of the simplex are at most √2 apart."""
+        return min(2 * need("norm"), math.sqrt(2)) if mode == "clip" else 2 * need("norm")
+
     if released == "gradient_sum":
         bound = 2 * need("batch_size") * need("norm")
     elif released == "query_gradients":
-        bound = min(2 * need("norm"), math.sqrt(2)) if clipped else 2 * need("norm")
+        bound = gradient()
     elif released == "replaced_query":
         bound = 2 * need("norm")
     elif released == "mean_answer":
@@ -114,11 +107,8 @@ def sensitivity(
     elif released == "vote_counts":
         bound = math.sqrt(2)
     elif released == "mean_of_gradients":
-        bound = min(2 * need("norm"), math.sqrt(2)) if clipped else 2 * need("norm")
-        bound /= need("num_teachers")
-    elif released == "training_gradients":
-        bound = need("norm")
-    elif clipped:
+        bound = gradient() / need("num_teachers")
+    elif mode == "clip":
         bound = min(2 * need("norm"), math.sqrt(2) / need("num_teachers"))
     elif need("num_teachers") > 1:
         allowed = "the mean, then normalised, moves by 2C whatever M is: clip it, or normalise each"
@@ -130,18 +120,16 @@ def sensitivity(
 
 @dataclasses.dataclass(frozen=True)
 class Release:
-    """What one step gives away and what the claim is about; says what the step charges.
+    """What one step releases under noise and what the claim is about; says what the step charges.
+
+    A teacher trained with DP-SGD needs none: its student is post-processing.
 
     Attributes:
-      unit: of `UNITS`.
+      unit: of `UNITS`, but for "record_dp_teacher".
       released: a row of `sensitivity` that the unit has.
-      batch_size: B, queries (DP teacher: expected examples) in a step.
+      batch_size: B, queries in a step.
       norm, num_teachers, mode, slack: as for `sensitivity`.
       num_examples: N, size of the private training set, where known.
-      sampling_rate: of the DP teacher's Poisson batches; refused elsewhere, where nothing is
-        amplified.
-      guide: what updates the generator; "teacher" goes around the noise, so no claim is made but
-        for a DP teacher, whose answers are post-processing.
 
     Raises:
       InputError: a value outside its range, or a claim that cannot be made.
@@ -155,30 +143,18 @@ class Release:
     mode: str = "normalize"
     slack: float = SLACK
     num_examples: int | None = None
-    sampling_rate: float | None = None
-    guide: str = "student"
 
     def __post_init__(self):
         config.validate(_given(dataclasses.asdict(self)), _RELEASE)
         if self.released not in _RELEASED[self.unit]:
             allowed = f"{self.unit!r} has {', '.join(_RELEASED[self.unit])}"
             raise InputError("released", self.released, allowed)
-        if self.guide == "teacher" and self.unit != "record_dp_teacher":
-            allowed = "the generator would see the teacher without noise, so no ε holds: 'student'"
-            raise InputError("guide", self.guide, allowed)
-        if (self.sampling_rate is not None) != (self.unit == "record_dp_teacher"):
-            allowed = "belongs to 'record_dp_teacher': queries to one teacher amplify nothing"
-            raise InputError("sampling_rate", self.sampling_rate, allowed)
-        if (self.num_teachers or 1) > 1 and self.unit != "record_ensemble":
-            raise InputError("num_teachers", self.num_teachers, f"{self.unit!r} has one teacher")
-        if self.num_examples is not None and (self.num_teachers or 1) > self.num_examples:
+        teachers = self.num_teachers or 1
+        if teachers > 1 and self.unit != "record_ensemble":
+            raise InputError("num_teachers", teachers, f"{self.unit!r} has one teacher")
+        if self.num_examples is not None and teachers > self.num_examples:
             allowed = f"the training set has {self.num_examples} examples"
-            raise InputError("num_teachers", self.num_teachers, allowed)
-        if self.sampling_rate is not None and self.num_examples is not None:
-            expected = self.sampling_rate * self.num_examples
-            if abs(expected - self.batch_size) > 1:
-                allowed = f"makes {expected:.1f} of {self.num_examples} examples a step, not "
-                raise InputError("sampling_rate", self.sampling_rate, f"{allowed}{self.batch_size}")
+            raise InputError("num_teachers", teachers, allowed)
         self.charge(1.0)  # names what is missing
 
     def charge(self, noise_multiplier: float) -> Entry:
@@ -191,40 +167,34 @@ class Release:
         Raises:
           InputError: it is outside its range.
         """
-        config.validate({"noise_multiplier": noise_multiplier}, {"noise_multiplier": _POSITIVE})
-        about, adjacency = UNITS[self.unit]
-        count, record = 1, None
+        positive = config.number(0.0, above=True)
+        config.validate({"noise_multiplier": noise_multiplier}, {"noise_multiplier": positive})
+        summed, bound, record = self.released == "gradient_sum", self._bound(self.released), None
+        count = 1 if summed else self.batch_size
         if self.unit == "query":
-            summed = self.released == "gradient_sum"
-            bound = self._bound("replaced_query" if summed else self.released)
             # Of B noised logit gradients a record moves each: √B times as far, taken together.
-            record = self._bound() if summed else math.sqrt(self.batch_size) * bound
-        else:
-            bound = self._bound()
-            summed = self.released in ("gradient_sum", "training_gradients")
-            count = 1 if summed else self.batch_size
+            record = bound if summed else math.sqrt(self.batch_size) * bound
+            bound, count = self._bound("replaced_query") if summed else bound, 1
         answers = self.released in ("mean_answer", "vote_counts")
         scale = bound / (1 + self.slack) if answers else self.norm or 0.0
         note = self.released if answers else f"{self.released}, {self.mode}"
         return Entry(
-            GAUSSIAN if self.sampling_rate is None else POISSON_GAUSSIAN,
+            GAUSSIAN,
             noise_multiplier * scale,
             bound,
             count,
-            about,
-            adjacency,
-            self.sampling_rate,
-            note if self.num_teachers is None else f"{note}, {self.num_teachers} teachers",
-            self.batch_size,
-            record,
-            self.num_examples,
+            *UNITS[self.unit],
+            note=note if self.num_teachers is None else f"{note}, {self.num_teachers} teachers",
+            batch_size=self.batch_size,
+            record_sensitivity=record,
+            num_examples=self.num_examples,
         )
 
-    def _bound(self, released: str | None = None) -> float:
-        names = ("batch_size", "norm", "num_teachers", "mode")
-        released, slack = released or self.released, self.slack
-        if released in ("training_gradients", "replaced_query"):  # one of a sum of many
+    def _bound(self, released: str) -> float:
+        slack = self.slack
+        if released == "replaced_query":  # one of a sum of many
             slack += per_example.slack(self.batch_size) - SLACK
+        names = ("batch_size", "norm", "num_teachers", "mode")
         given = {name: getattr(self, name) for name in names}
         return sensitivity(released, slack=slack, **given)
 

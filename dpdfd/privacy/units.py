@@ -1,4 +1,4 @@
-"""What a private release protects, how far one unit moves it, and the ε to print for it.
+"""Units of privacy, and the ε to print for what was released.
 
 The private data is the teacher's training set. One record changed there may change the teacher
 everywhere, so it moves *all* answers of a step at once, and all steps: no amplification by
@@ -24,7 +24,7 @@ from distill_core import config
 from distill_core.config import InputError
 from distill_core.privacy import accountants, composition
 from distill_core.privacy import ledger as ledger_lib
-from distill_core.privacy.ledger import Entry, Ledger
+from distill_core.privacy.ledger import Ledger
 from dpdfd.privacy.releases import UNITS, Release, sensitivity
 
 __all__ = [
@@ -74,44 +74,31 @@ _ABOUT = {
 }
 
 
-def calibrate(
-    release: Release, *, epsilon: float, delta: float, steps: int, ledger: Ledger | None = None
-) -> float:
-    """The noise multiplier with which `steps` steps spend (ε, δ) of the release's unit.
-
-    `release.charge` of it, `steps` times, composes back to ε: exactly for Gaussian mechanisms, up
-    to 0.1% below with Poisson sampling.
+def calibrate(release: Release, *, epsilon: float, delta: float, steps: int) -> float:
+    """The noise multiplier with which `steps` steps spend exactly (ε, δ) of the release's unit.
 
     Args:
-      release: what each step gives away.
-      epsilon: ε above 0, of everything.
+      release: what each step releases.
+      epsilon: ε above 0, of all steps together.
       delta: δ in (0, 1), below 1/N where `num_examples` is known.
       steps: at least 1, fixed beforehand.
-      ledger: what was charged before and what the run inherits.
 
     Raises:
-      InputError: an argument outside its range; nothing is left of ε; no claim can be made.
+      InputError: an argument outside its range.
     """
     ledger_lib.check_delta(delta, release.num_examples)
     config.validate({"steps": steps}, {"steps": config.integer(1)})
-    step = release.charge(1.0)
-    spent: list[Entry] = []
-    if ledger is not None:
-        probe = dataclasses.replace(step, note="to be calibrated")
-        spent = [e for e in ledger_lib.charged(ledger.charge(probe)) if e != probe]
-    noised = [step.times(steps).noised()]
-    return accountants.calibrate(noised, epsilon, delta, spent=[e.noised() for e in spent])
+    return accountants.calibrate([release.charge(1.0).times(steps).noised()], epsilon, delta)
 
 
 @dataclasses.dataclass(frozen=True)
 class PrivacyReport:
-    """An ε with all that it needs beside it; from `privacy_spent`.
+    """An ε with all that has to stand beside it; from `privacy_spent`.
 
     Attributes:
       unit: "record" or "query": what ε is about.
       adjacency: what neighbours are.
-      epsilon: at `delta`.
-      delta: δ.
+      epsilon, delta: ε at δ.
       assumptions: sentences; the claim holds under all of them.
       claim: of `UNITS`.
       batch_size: B, queries in a step; the largest, where entries differ.
@@ -151,7 +138,7 @@ def privacy_spent(
     """What was spent, from a ledger alone, a checkpoint's `metadata["ledger"]` for example.
 
     Args:
-      ledger: as an object or as metadata holds it; ancestors are paid for.
+      ledger: an object, or JSON as metadata holds it; ancestors are paid for.
       delta: δ in (0, 1), below 1/N where N is given.
       num_examples: N, size of the private training set.
       configurations_tried: how many settings of hyper-parameters were tried, for the report.
@@ -195,14 +182,12 @@ def privacy_spent(
 def accuracy_bound(epsilon: float, delta: float, num_classes: int) -> float:
     """Accuracy in (0, 1) that no student of *one arbitrary* teacher can beat: Φ(Φ⁻¹(1/K) + μ).
 
-    μ is the Gaussian mechanism's that spends (ε, δ). For Gaussian mechanisms alone: another one of
-    the same (ε, δ) may tell teachers apart better. Guaranteed for the claim `record_single`, whose
-    accounting lets one record change the teacher arbitrarily, on average over relabellings of the
-    teacher's classes by a permutation: a student of a teacher that knows nothing is right 1/K of
-    the time on that average, and noise lets no other teacher do better than the power of the test
-    between them. So it says nothing of a student whose queries or prior know the classes
-    themselves, and nothing of an ensemble or a DP teacher, which are not arbitrary in one record.
-    Our reconstruction.
+    μ is that of the Gaussian mechanism that spends (ε, δ); another mechanism of the same (ε, δ) may
+    tell teachers apart better. Guaranteed for the claim `record_single`, whose accounting lets one
+    record change the teacher arbitrarily, on average over permutations of the teacher's classes: a
+    student of a teacher that knows nothing is right 1/K of the time on that average, and no other
+    teacher can do better than the power of the test between the two. It says nothing of a student
+    whose queries or prior know the classes, of an ensemble or of a DP teacher. Our reconstruction.
 
     Args:
       epsilon: ε above 0.
