@@ -1,7 +1,7 @@
 """A lower bound on ε by experiment: wrongly labelled canaries, each in the training set or not.
 
-`plant` puts them into a training set, `write` stores that for `npz:PATH`, teacher and student are
-trained as ever, and `audit` says how much ε the released model has spent at least. That stands
+`plant` puts them into a training set, `write` stores it for `npz:PATH`, teacher and student are
+trained as usual, and `audit` says how much ε the released model has spent at least. That stands
 beside the accountant's ε, never instead of it: a low bound proves nothing (a data-free student
 barely sees canaries), and one above the accountant's ε of the same adjacency means a bug. The
 positive control is a teacher trained without privacy: well above 1. The test is that of Steinke,
@@ -30,7 +30,7 @@ _SHARES = (1 / 3, 1 / 10)  # of the canaries, guessed to be in; as many are gues
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Canaries:
-    """m canaries and what became of them; private, above all `included`.
+    """m canaries; private, above all `included`.
 
     Attributes:
       canary_images: [m, H, W, C], as the training set has them.
@@ -109,14 +109,9 @@ def plant(
 def write(directory: epath.PathLike, dataset: Dataset, planted: Planted) -> tuple[str, str]:
     """Stores a planted training set with the data set's own test split, and the list of canaries.
 
-    They give the coins away, so only their owner may read them (mode 0600). What `npz:PATH` does
-    not read is lost: the data set's note, and its mean and std, in whose place comes 0.5. Where
-    absent canaries are masked, `private/masked.npy` beside the list holds their rows.
-
-    Args:
-      directory: made if it is missing; local or `gs://…`.
-      dataset: that the training images came from.
-      planted: from `plant`.
+    They reveal the coins, so only their owner may read them (mode 0600). What `npz:PATH` does not
+    read is lost: the data set's note, and its mean and std, which become 0.5. Where absent canaries
+    are masked, `private/masked.npy` beside the list holds their rows.
 
     Returns:
       ("npz:<directory>/planted.npz", for configs; "<directory>/private/canaries.npz", for `audit`).
@@ -139,34 +134,21 @@ def masked_file(canaries: epath.PathLike) -> epath.Path:
 
 
 def load_canaries(path: epath.PathLike) -> Canaries:
-    """The private list that `write` stored.
-
-    Raises:
-      InputError: there is none, or it is not such a list.
-    """
+    """The private list that `write` stored; raises InputError where there is none."""
     try:
         with epath.Path(path).open("rb") as stream, np.load(stream, allow_pickle=False) as stored:
             values: dict[str, Any] = {f.name: stored[f.name] for f in dataclasses.fields(Canaries)}
-    except Exception:  # NumPy has many for what is no such archive
+    except Exception:  # NumPy raises many kinds for a damaged archive
         raise InputError("canaries", str(path), "must be a file that `write` made") from None
     return Canaries(**{**values, "absent": str(values["absent"])})
 
 
 def scores(model: LoadedModel | np.ndarray, canaries: Canaries) -> np.ndarray:
-    """How much a model believes each canary's wrong label; higher is more like a member.
+    """How much a model believes each canary's wrong label, float64 [m]; higher: more like a member.
 
     Log-odds, log p(wrong) − log(1 − p(wrong)) = z_wrong − logsumexp of the other logits: no ceiling
-    where p rounds to 1. `included` is not looked at.
-
-    Args:
-      model: a classifier of these images, or its logits [m, K], K ≥ 2.
-      canaries: m of them.
-
-    Returns:
-      float64 [m]; NaN or infinite where logits are.
-
-    Raises:
-      InputError: logits of another shape.
+    where p rounds to 1. `included` is not looked at. `model` is a classifier of these images, or
+    its logits [m, K], K ≥ 2; raises InputError on another shape.
     """
     if isinstance(model, LoadedModel):
         from distill_core import evaluate
@@ -252,18 +234,13 @@ def audit(
     significance: float = 0.05,
     comparisons: int = 1,
 ) -> dict[str, Any]:
-    """Scores the canaries on a model and bounds ε from below.
+    """Scores the canaries on a model and bounds ε from below; arguments as for the two functions.
 
-    Args:
-      model: as for `scores`: a student, a classifier fitted to generated samples, or the teacher.
-      canaries: those of the *teacher's* training set, or their file.
-      delta, significance, comparisons: as for `epsilon_lower_bound`.
+    The model may be a student, a classifier fitted to generated samples, or the teacher; `canaries`
+    are those of the *teacher's* training set, or their file.
 
     Returns:
       {"audit_epsilon_lower", "num_canaries", "audit_adjacency", "audit_delta"}, JSON-able.
-
-    Raises:
-      InputError: an argument outside its range, or canaries that the model does not fit.
     """
     if not isinstance(canaries, Canaries):
         canaries = load_canaries(canaries)
@@ -292,11 +269,8 @@ def _one_run(num: int, guesses: int, right: int, significance: float, delta: flo
 
 
 def _write(path: epath.Path, arrays: Mapping[str, Any] | np.ndarray):
-    """An uncompressed file that its owner alone reads; the old one or the new, never half."""
+    """Writes an uncompressed file atomically, readable by its owner alone."""
     buffer = io.BytesIO()
-    if isinstance(arrays, np.ndarray):
-        np.save(buffer, arrays)
-    else:
-        np.savez(buffer, **arrays)
+    np.save(buffer, arrays) if isinstance(arrays, np.ndarray) else np.savez(buffer, **arrays)
     local = "://" not in str(path)  # object stores have rights of their own
     integrity.write_atomically(path, buffer.getvalue(), mode=0o600 if local else None)

@@ -45,14 +45,10 @@ def samples(student, generator):
     return fresh.draw_samples(student, generator, RECIPE)
 
 
-def test_labels_of_the_data_itself_train_a_good_network(student):
-    assert fresh.accuracy(student, DIGITS.test) > 0.95  # seen: 0.98
-    assert student.apply(student.variables, DIGITS.test.images[:3]).shape == (3, 10)
-
-
 def test_it_is_far_above_chance_where_student_and_generator_are_good(student, samples):
     found = fresh.fit_soft_labels(fresh.network(student, RECIPE), *samples, RECIPE)
     assert found.network == student.network
+    assert fresh.accuracy(student, DIGITS.test) > 0.95  # labels of the data itself; seen: 0.98
     assert fresh.accuracy(found, DIGITS.test) > 0.7  # seen: 0.92
     ours, theirs = (jax.tree.leaves(model.variables) for model in (found, student))
     assert all(np.abs(a - b).max() > 0.01 for a, b in zip(ours, theirs, strict=True))

@@ -4,7 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from distill_core.privacy.accountants import gaussian_epsilon
+from distill_core.privacy.accountants import Noised, composed_epsilon
 from swingdistill import budget, soft_targets, token_temperatures
 from swingdistill.variants import released_entries
 
@@ -33,7 +33,8 @@ def test_the_noise_at_all_positions_spends_the_budget_and_no_more():
     plan = budget.Formal(**FORMAL, public_scores=True)
     heats = np.full(500, 16.0)
     ratios = np.asarray(plan.sensitivity(heats) / plan.noise_scale(np.ones(500), heats))
-    spent = gaussian_epsilon(float(np.sqrt(np.sum(ratios.astype(np.float64) ** 2))), 1, 1e-6)
+    ratio = float(np.sqrt(np.sum(ratios.astype(np.float64) ** 2)))
+    spent = composed_epsilon([Noised(ratio)], 1e-6)
     assert abs(spent / 2.0 - 1) < 0.01
 
 

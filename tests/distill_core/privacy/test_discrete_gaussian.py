@@ -76,7 +76,8 @@ def test_the_exact_delta_is_below_the_claimed_one(std, moves, epsilon):
     assert exact_delta(discrete_gaussian.variance(std), moves, epsilon) <= claimed
     # What the accountants claim is that formula.
     if 1e-12 < claimed < 0.5:
-        spent = accountants.gaussian_epsilon(float(mpmath.sqrt(square)) / std, 1, float(claimed))
+        ratio = float(mpmath.sqrt(square)) / std
+        spent = accountants.composed_epsilon([accountants.Noised(ratio)], float(claimed))
         assert spent == pytest.approx(epsilon, rel=1e-4)
 
 
@@ -145,22 +146,18 @@ def test_wide_noise_is_gaussian_too(std):
     assert drawn.dtype == np.int64
     assert scipy.stats.kstest(drawn / std, "norm").pvalue > 0.01
     assert len(np.unique(drawn % 16)) == 16  # down to the last bit
-    tail = np.mean(np.abs(drawn) > 3 * std)
-    assert tail == pytest.approx(0.0027, rel=0.2)
 
 
 def test_the_tail_reaches_where_float32_ends():
     """Eight standard deviations come out where the bits say so; `jax.random.normal` ends at 5.4."""
-    std = 1000.0
     bits = (16 * 1001).bit_length()
 
     def far(count):
-        k = (8 * 1000 + (1 << bits)) << (63 - bits)
         words = np.zeros((2, count // 16), "<u8")
-        words[0] = k
+        words[0] = (8 * 1000 + (1 << bits)) << (63 - bits)
         return words.tobytes()
 
-    assert set(discrete_gaussian.sample(std, 5, far)) == {8000}
+    assert set(discrete_gaussian.sample(1000.0, 5, far)) == {8000}
 
 
 def test_what_floats_cannot_decide_is_decided_by_more_bits():

