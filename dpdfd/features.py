@@ -26,7 +26,7 @@ _HIGHEST = jax.lax.Precision.HIGHEST
 
 
 def num_cells(size: int) -> int:
-    """Cells along a side of `size` pixels: one for four pixels, of 4 to 8, at most one a pixel."""
+    """Cells along a side of `size` pixels: 4 to 8, one per four pixels, at most one per pixel."""
     return min(size, max(4, min(8, size // 4)))
 
 

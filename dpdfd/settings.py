@@ -18,12 +18,12 @@ _ALTERNATING, _MECHANISMS = ("param", "logit"), ("param", "logit", "answers")
 class Generator:
     """The generator, and the weights of its loss."""
 
-    latent_size: int = config.integer(1, default=100, help="numbers that an image is made of")
+    latent_size: int = config.integer(1, default=100, help="length of z")
     width: int = config.integer(1, default=64, help="channels before the last layer")
     norm: str = config.choice("batch", "group", "none", default="batch", help="its normalisation")
-    conditional: bool = config.boolean(default=False, help="is told the class that it should make")
+    conditional: bool = config.boolean(default=False, help="draws a given class")
     learning_rate: float = config.number(0.0, above=True, default=1e-3, help="of its Adam")
-    every: int = config.integer(0, default=1, help="student's steps between its own; 0 for none")
+    every: int = config.integer(0, default=1, help="student's steps per one of its own; 0: none")
     warm_start_steps: int = config.integer(
         0, default=0, help="steps on the prior's images before the run"
     )
@@ -61,7 +61,7 @@ class Settings(config.Run, config.Optimizer, config.Model):
     )
     norm: float = config.number(0.0, above=True, default=1.0, help="C, of bounded gradients")
     epsilon: float | None = config.number(0.0, above=True, default=None, help="to spend at most")
-    delta: float = config.number(0.0, default=1e-5, help="at most 1/N for N records")
+    delta: float = config.number(0.0, default=1e-5, help="below 1/N for N records")
     num_examples: int | None = config.integer(
         1, default=None, help="N of the teacher's data, where its checkpoint does not say"
     )
@@ -148,7 +148,7 @@ def _check_rounds(hp: Settings):
 
 
 def release(hp: Settings, *, num_teachers: int, num_examples: int | None):
-    """What one release of the run gives away, or None where no noise is drawn.
+    """What one release of the run is, or None where no noise is drawn.
 
     Raises InputError where the claim cannot be made.
     """

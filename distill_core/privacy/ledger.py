@@ -70,7 +70,7 @@ class Entry:
       adjacency: what neighbours are; `ZERO_OUT` for "poisson_gaussian".
       sampling_rate: in (0, 1], for "poisson_gaussian" alone.
       note: free text.
-      batch_size: examples or queries a step, where a report prints it.
+      batch_size: examples or queries per step, for reports.
       record_sensitivity: where the unit is no record, how far one record may move the same vector.
       num_examples: N, records of the private data, where known: δ has to be below 1/N.
     """
@@ -166,7 +166,7 @@ class Ledger:
     conversions: tuple[tuple[str, Entry], ...] = ()
 
     def charge(self, entry: Entry) -> "Ledger":
-        """With one more entry; equal ones (but for the count) are one entry with both counts."""
+        """With one more entry; entries equal but for their count become one."""
         kinds = {dataclasses.replace(each, count=1): each.count for each in self.mechanisms}
         kind = dataclasses.replace(entry, count=1)
         kinds[kind] = kinds.get(kind, 0) + entry.count

@@ -55,7 +55,7 @@ def epsilon_near(noised: Sequence[Any], delta: float, *, most: float, near: floa
 
 
 def total_variation(noised: Sequence[Any], *, replace_one: bool = False) -> float:
-    """An upper bound on it, of all that leaves: at a δ that is no less, ε is 0.
+    """An upper bound on the total variation of all releases: at a δ that is no less, ε is 0.
 
     The sum over the steps; of one step the probability that the record is drawn times the total
     variation of Gaussian noise.

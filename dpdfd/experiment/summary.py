@@ -62,7 +62,7 @@ _PUBLISHED = {
 
 
 def rows_and_gates(results: Results, hp: Any) -> tuple[list[Row], list[Gate]]:
-    """One row a teacher or arm over its seeds, and what the experiment has to show.
+    """One row per teacher or arm over its seeds, and the acceptance gates.
 
     Args:
       results: each run's result by (teacher or arm, seed); accuracies are on the test split.
@@ -222,7 +222,7 @@ def _assumptions(rows: Sequence[Row]) -> Table:
 
 
 def _published(dataset: Dataset) -> list[Table]:
-    """What others reached on the same data."""
+    """Published results on the same data."""
     head = ("method", "accuracy at ε = 1, %", "at ε = 10, %")
     caption = "Methods that see the data (DPImageBench, downstream classifiers)"
     return [
@@ -263,7 +263,7 @@ def _label(row: Row) -> str:
     if "epsilon" not in row.metrics:
         return name
     about = row.settings["privacy_unit"]
-    return f"{name} (ε = {max(row.metrics['epsilon']):.3g} a {about})"
+    return f"{name} (ε = {max(row.metrics['epsilon']):.3g} per {about})"
 
 
 def _notes(hp: Any, dataset: Dataset) -> list[str]:

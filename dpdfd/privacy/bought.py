@@ -15,8 +15,8 @@ from distill_core.runtime import parallel
 class Bought:
     """The rounds of one run, `<workdir>/private/rounds/<number>.npz`.
 
-    A round is written in one stroke before anything is made of it, so that a resume goes on with
-    the same answers and pays for them once.
+    A round is written atomically before anything is made of it: a resume reads the same answers and
+    pays for them once.
     """
 
     def __init__(self, workdir: epath.PathLike, decides: Mapping[str, Any]):

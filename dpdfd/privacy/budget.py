@@ -24,7 +24,7 @@ class Budget:
     """What a run releases, and when.
 
     Attributes:
-      release: what one release gives away; None where no noise is drawn.
+      release: a single release; None where no noise is drawn.
       noise_multiplier: of its noise; 0.0 without.
       releases_at: step -> how many releases the steps before it made.
     """

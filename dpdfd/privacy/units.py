@@ -159,7 +159,7 @@ def privacy_spent(
     about = _ABOUT[claims[0]]
     if claims[0] == "query":
         record = ledger_lib.epsilon(ledger, delta, for_record=True)
-        about += (f"For a record the same noise is ε = {record:,.4g}, B = {size} queries a step.",)
+        about += (f"For a record the same noise is ε = {record:,.4g}, at B = {size} per step.",)
     if claims[0] == "record_dp_teacher":
         replaced = ledger_lib.epsilon(ledger, delta, replace_one=True)
         about += (f"With one record replaced by any other it is ε = {replaced:,.4g}.",)

@@ -644,7 +644,7 @@ def odd_data(tmp_path_factory):
     [
         (ALTERNATE, {"epsilon": 0.0}, "epsilon: got 0.0; "),
         (ALTERNATE, ["--config.epsilon=0"], "epsilon: got 0"),
-        (ALTERNATE, ["--config.generator.depth=2"], "generator.depth: got 2; "),
+        (ALTERNATE, ["--config.generator.depth=2"], "generator.depth: got"),
         (ALTERNATE, {"delta": 0.01, "num_examples": 100}, "delta: got 0.01; must be below 1/N"),
         (ANSWERS, {}, "teacher: got"),
         (PLAIN, {"privacy_unit": "record_dp_teacher"}, "teacher: got"),
