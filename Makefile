@@ -77,7 +77,7 @@ demo-all: setup  ## the small experiment of every method
 	  $(RUN_PYTHON) -m $$method.experiment --config $$config --workdir $$workdir; \
 	done
 
-test: setup-dev  ## all tests but the slow ones, the doctests and the notebooks
+test: setup-dev  ## all tests, the doctests and the notebooks of docs/
 	$(RUN_PYTHON) -m pytest -n $(JOBS) --dist loadfile $(ARGS)
 
 lint: setup-dev  ## ruff and pyright

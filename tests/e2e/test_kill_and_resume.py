@@ -62,7 +62,8 @@ NOISE_KEY = Path("private", "swing_noise.json")
 
 def _environment() -> dict[str, str]:
     # One device: what is held here is held by one topology at a time.
-    return {**os.environ, "PYTHONPATH": str(ROOT), "XLA_FLAGS": ""}
+    flags = f"{os.environ['XLA_FLAGS']} --xla_force_host_platform_device_count=1"
+    return {**os.environ, "PYTHONPATH": str(ROOT), "XLA_FLAGS": flags}
 
 
 _started: list[subprocess.Popen] = []

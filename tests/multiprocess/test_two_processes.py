@@ -50,7 +50,7 @@ class Processes:
         with socket.socket() as free:
             free.bind(("127.0.0.1", 0))
             port = free.getsockname()[1]
-        flags = f"--xla_force_host_platform_device_count={devices}"
+        flags = f"{os.environ['XLA_FLAGS']} --xla_force_host_platform_device_count={devices}"
         self.running, self._err = [], []
         for index in range(count):
             command = [sys.executable, "-m", "distill_core.train", f"--workdir={workdir}"]

@@ -228,7 +228,8 @@ def test_help_lists_flags_and_fields(capsys):
 def processes(place, tmp_path_factory):
     """Real processes, all started at once; `finish(name)` gives (code, stdout, stderr)."""
     folder = tmp_path_factory.mktemp("processes")
-    one_device = os.environ | {"XLA_FLAGS": "", "PYTHONDONTWRITEBYTECODE": "1"}
+    flags = f"{os.environ['XLA_FLAGS']} --xla_force_host_platform_device_count=1"
+    one_device = os.environ | {"XLA_FLAGS": flags, "PYTHONDONTWRITEBYTECODE": "1"}
     config, workdir = f"--config={place}/config.py", f"--workdir={folder}/"
     commands = {
         "help": ["distill_core.distill", "--help"],

@@ -446,7 +446,8 @@ def _run_as_program(workdir, **settings):
     command = [sys.executable, str(program), json.dumps({"workdir": str(workdir), **settings})]
     if limit:  # bytes that a file may have: a disk that is full for every larger one
         command = ["bash", "-c", f'ulimit -f {limit // 1024}; exec "$@"', "bash", *command]
-    env = {**os.environ, "PYTHONPATH": str(ROOT), "XLA_FLAGS": ""}
+    flags = f"{os.environ['XLA_FLAGS']} --xla_force_host_platform_device_count=1"
+    env = {**os.environ, "PYTHONPATH": str(ROOT), "XLA_FLAGS": flags}
     env.pop("JAX_COMPILATION_CACHE_DIR", None)  # its files would not fit either
     return subprocess.run(command, env=env, text=True, capture_output=True)
 
