@@ -78,7 +78,7 @@ demo-all: setup  ## the small experiment of every method
 	done
 
 test: setup-dev  ## all tests, the doctests and the notebooks of docs/
-	$(RUN_PYTHON) -m pytest -n $(JOBS) --dist loadfile $(ARGS)
+	$(RUN_PYTHON) -m pytest -n $(JOBS) --dist loadfile --no-loadscope-reorder $(ARGS)
 
 lint: setup-dev  ## ruff and pyright
 	$(RUN_PYTHON) -m ruff check .

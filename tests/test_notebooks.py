@@ -1,5 +1,6 @@
 """Every notebook of docs/ runs from top to bottom."""
 
+import os
 from pathlib import Path
 
 import pytest
@@ -14,7 +15,8 @@ def test_the_notebook_runs(path: Path):
     import nbformat
 
     notebook = nbformat.read(path, as_version=4)
+    flags = f"{os.environ['XLA_FLAGS']} --xla_force_host_platform_device_count=1"
     # The kernel of the running interpreter, where the reader would start it.
     nbclient.NotebookClient(
         notebook, timeout=600, kernel_name="python3", resources={"metadata": {"path": str(DOCS)}}
-    ).execute()
+    ).execute(env={**os.environ, "XLA_FLAGS": flags})

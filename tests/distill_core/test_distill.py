@@ -114,8 +114,8 @@ def test_students_that_differ_in_seed_temperature_and_alpha_compile_once(
 
 def test_a_standardized_student_knows_neither_shift_nor_scale_of_its_teachers_logits(place):
     arrays = dict(np.load(place / "logits.npz"))
-    shift = np.arange(TRAIN, dtype=np.float32)[:, None]
-    np.savez(place / "moved.npz", **{**arrays, "logits": 3.0 * arrays["logits"] - shift})
+    shift = np.linspace(-4, 4, TRAIN, dtype=np.float32)[:, None]
+    np.savez(place / "moved.npz", **{**arrays, "logits": 4.0 * arrays["logits"] - shift})
     found = {
         (name, way): student(
             place, f"{name}_{way}", teacher=f"npz:{place}/{name}.npz", standardize=way, alpha=1.0

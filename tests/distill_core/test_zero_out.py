@@ -99,8 +99,7 @@ def clipped_sum(tmp_path, monkeypatch):
     return clipped_sum
 
 
-@pytest.mark.parametrize("kind", ["images", "lines"])
-@pytest.mark.parametrize("mode", ["pmap", "shard_map"])
+@pytest.mark.parametrize(("kind", "mode"), [("images", "shard_map"), ("lines", "pmap")])
 def test_masking_a_record_moves_the_sum_by_its_norm_if_it_was_drawn_and_else_by_nothing(
     kind, mode, clipped_sum, request
 ):
@@ -108,7 +107,7 @@ def test_masking_a_record_moves_the_sum_by_its_norm_if_it_was_drawn_and_else_by_
     whole, drawn = clipped_sum(settings, 1, [], mode)
     assert 5 < len(drawn) < N - 5
     moves = {}
-    for record in [*sorted(drawn)[:2], *sorted(set(range(N)) - drawn)[:2]]:
+    for record in (min(drawn), min(set(range(N)) - drawn)):
         other, same = clipped_sum(settings, 1, [record], mode)
         assert same == drawn
         moves[record] = np.linalg.norm(whole - other)

@@ -217,7 +217,7 @@ def test_a_teacher_that_agrees_with_the_student_is_bounded_like_any_other(dtype)
     teacher = jax.jit(lambda x: jax.nn.softmax(logits(x).astype(jnp.float32)))(x)
     found = jax.jit(lambda x, teacher: logit_gradients(logits(x), teacher, 2.0))(x, teacher)
     norms = np.linalg.norm(np.asarray(found, np.float64), axis=1)
-    assert np.count_nonzero(norms) > 32, "nothing was tried"
+    assert np.count_nonzero(norms) > 16, "nothing was tried"
     np.testing.assert_allclose(norms[norms > 0], 2.0, rtol=SLACK / 50)
 
 
