@@ -425,6 +425,14 @@ def suggest(name: str, known: Iterable[str]) -> str:
 def check_resume(old: Mapping[str, Any], new: Mapping[str, Any]):
     """Raises InputError on the first field that differs and decides the numbers of a run."""
     for name in {**new, **old}:
-        if name not in MAY_CHANGE and to_json(old.get(name)) != to_json(new.get(name)):
-            allowed = f"this run was started with {old.get(name)!r}; keep it or use another workdir"
-            raise InputError(name, new.get(name), allowed)
+        if name not in MAY_CHANGE:
+            _check_same(name, old.get(name), new.get(name))
+
+
+def _check_same(name: str, old: Any, new: Any):
+    if isinstance(old, Mapping) and isinstance(new, Mapping) and old.keys() == new.keys():
+        for inner in new:
+            _check_same(f"{name}.{inner}", old[inner], new[inner])
+    elif to_json(old) != to_json(new):
+        allowed = f"this run was started with {old!r}; keep it or use another workdir"
+        raise InputError(name, new, allowed)

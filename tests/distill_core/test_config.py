@@ -131,5 +131,8 @@ def test_a_resumed_run_may_change_its_length_and_cadence_only():
     for field, value in changes.items():
         with pytest.raises(InputError, match=f"^{field}: got {re.escape(repr(value))}; this run"):
             config.check_resume(old, {**old, field: value})
+    groups = ({"dp": {"norm": norm, "epsilon": 1.0}} for norm in (1.0, 2.0))
+    with pytest.raises(InputError, match=r"^dp.norm: got 2.0; .*started with 1.0"):
+        config.check_resume(*groups)
     with pytest.raises(InputError, match="^teacher: got None; .*started with 'runs/plain'"):
         config.check_resume({**old, "teacher": "runs/plain"}, old)
