@@ -255,7 +255,7 @@ def validate(config: Any, kind: Any) -> Any:
     known = kind if isinstance(kind, Mapping) else fields(kind)
     for name, value in given.items():
         if name not in known:
-            raise InputError(name, value, f"no such field; {suggest(name, known)}")
+            raise InputError(str(name), value, f"no such field; {suggest(str(name), known)}")
     values = {}
     for name, field in known.items():
         if name not in given and field.required:

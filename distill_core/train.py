@@ -19,6 +19,10 @@ from distill_core.training import classification, dp_settings, plain_text
 class Settings(plain_text.Vocabulary, dp_settings.Private, config.Training):
     """A plain training run, on images or on text."""
 
+    dataset: str = config.text(
+        help="images: digits, tfds:NAME, npz:PATH, folder:PATH; text: records, text:PATH, tsv:PATH"
+    )
+
 
 _OF_IMAGES = ("data_dir", "num_validation", *config.fields(config.Augmentation))
 _OF_IMAGES += tuple(config.fields(config.Classifier))

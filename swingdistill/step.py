@@ -35,7 +35,8 @@ class Swing:
     noisy: bool
 
     def __call__(self, params, model_state, frozen, batch, key) -> Outputs:
-        """Σ w · (α KL(softened and noised teacher ‖ student) + …), see `losses.swing_loss`."""
+        """Σ w (α T_min² KL(p_t ‖ softmax(z_S/T_min)) + (1 − α)(1 − s_t) CE(z_S, y)), with
+        p_t = softmax(z_T/T_t + noise), T_t = T_min + (T_max − T_min) s_t^γ; variants aside."""
         inputs = (batch["tokens"], batch["segments"])
         variables = {"params": params, **model_state}
         hidden, embedding = self.student.hidden(variables, *inputs)

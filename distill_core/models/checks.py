@@ -106,7 +106,7 @@ def _failed(network: Network, inputs: str, error: Exception) -> InputError:
 def _reason(error: Exception) -> str:
     """The exception's message, with the last line of the network's own code that raised it."""
     if isinstance(error, InputError):
-        return str(error)
+        return error.allowed if error.field == "model" else str(error)
     frames = traceback.extract_tb(error.__traceback__)
     frame = [f for f in frames if "site-packages" not in f.filename][-1:] or frames[-1:]
     where = f"{os.path.basename(frame[0].filename)}:{frame[0].lineno}"

@@ -23,12 +23,16 @@ def _transformer(*, num_classes: int, **kwargs: Any) -> Transformer:
     return Transformer(vocab_size=num_classes, **kwargs)
 
 
+_transformer.__signature__ = inspect.signature(Transformer)  # for errors: what it takes
+
+
 def _of_size(network: Callable[..., nn.Module], **sizes: Any) -> Callable[..., nn.Module]:
     """A factory for a network of fixed sizes, whose only setting is the norm."""
 
     def make(*, num_classes: int, norm: str = "batch") -> nn.Module:
         return network(num_classes, norm=norm, **sizes)
 
+    make.__qualname__ = "network"  # in Python's message on a wrong argument
     return make
 
 
@@ -68,6 +72,9 @@ def create_model(name: str, *, num_classes: int, **kwargs: Any) -> nn.Module:
     """
     factory = _FACTORIES[name] if name in _FACTORIES else _load_factory(name)
     settings = {key: _hashable(value) for key, value in kwargs.items()}
+    given = {key: value for key, value in settings.items() if key != "max_length"}
+    if name in _FACTORIES and name != "transformer" and given != settings:
+        raise InputError("model", name, "is a network of images; ours of text is transformer")
     bound, axis = collectives.is_bound(), {}
     if name not in _FACTORIES and _takes_axis(factory, by_any=bound and "max_length" not in kwargs):
         axis = {"axis_name": collectives.AXIS if bound else None}
@@ -75,7 +82,7 @@ def create_model(name: str, *, num_classes: int, **kwargs: Any) -> nn.Module:
         model = factory(num_classes=num_classes, **axis, **settings)
     except TypeError as error:
         allowed = f"{name} refused: {_one_line(error)}; it takes {_settings_of(factory)}"
-        raise InputError("model_kwargs", settings, allowed) from error
+        raise InputError("model_kwargs", given, allowed) from error
     if not isinstance(model, nn.Module):
         allowed = f"the factory must return a flax.linen.Module, not {type(model).__name__}"
         raise InputError("model", name, allowed)
@@ -117,7 +124,7 @@ def _takes_axis(factory: Callable[..., Any], *, by_any: bool) -> bool:
 
 def _settings_of(factory: Callable[..., Any]) -> str:
     """Names of the settings that a factory takes."""
-    ours = ("num_classes", "axis_name", "max_length", "parent", "name")
+    ours = ("num_classes", "vocab_size", "axis_name", "max_length", "parent", "name")
     return ", ".join(name for name in _parameters(factory) if name not in ours) or "none"
 
 

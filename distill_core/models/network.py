@@ -158,9 +158,12 @@ class Network:
         )
         if self.is_text:
             return found
-        if not train:
-            return found.astype(jnp.float32)
-        return found[0].astype(jnp.float32), found[1]
+        logits, *state = found if train else (found,)
+        if not isinstance(logits, jax.Array):
+            allowed = f"must return logits [B, {self.num_classes}], not a {type(logits).__name__}"
+            raise InputError("model", self.model, allowed)
+        logits = logits.astype(jnp.float32)
+        return (logits, *state) if train else logits
 
     def train_apply(
         self, params: PyTree, model_state: PyTree, inputs: jax.Array, key: jax.Array

@@ -8,6 +8,7 @@ import contextlib
 import inspect
 import sys
 import traceback
+import types
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -31,6 +32,8 @@ def split(argv: Sequence[str]) -> tuple[list[tuple[str, str]], list[str]]:
             others.append(argument)
             continue
         field = name.removeprefix("config.")
+        if not field:
+            raise InputError("config", argument, "names no field: --config.FIELD=VALUE")
         if not equals:
             text = next(remaining, "--")
             if text.startswith("--"):
@@ -78,11 +81,13 @@ def _run(given: str, file: Path, arg: str) -> config_dict.ConfigDict:
         others = [p.name for p in file.parent.glob("*.py")]
         hint = suggest(file.name, others) if others else f"{file.parent} holds no config"
         raise InputError("config", given, f"no such file; {hint}")
-    namespace = {"__name__": file.stem, "__file__": str(file)}
+    module = types.ModuleType(f"config {file.stem}")  # no other module has such a name
+    module.__file__ = str(file.resolve())
     try:
-        with _importing_from(file.parent):
-            exec(compile(file.read_bytes(), str(file), "exec"), namespace)
-            if not callable(get_config := namespace.get("get_config")):
+        with _importing_from(file.parent.resolve()):
+            sys.modules[module.__name__] = module  # dataclasses look for theirs
+            exec(compile(file.read_bytes(), str(file), "exec"), vars(module))
+            if not callable(get_config := vars(module).get("get_config")):
                 raise InputError("config", given, f"defines no get_config; {_KIND}")
             takes_arg = bool(inspect.signature(get_config).parameters)
             if arg and not takes_arg:
@@ -98,7 +103,22 @@ def _run(given: str, file: Path, arg: str) -> config_dict.ConfigDict:
         kind = type(settings).__name__
         allowed = f"its get_config must return a dict or a ml_collections ConfigDict, not a {kind}"
         raise InputError("config", given, allowed)
+    for name, value in _fields(settings):
+        if not isinstance(name, str):
+            raise InputError("config", given, f"its get_config returned {name!r} as a field's name")
+        if "." in name:
+            group, _, inner = name.partition(".")
+            allowed = f'no such field; a group is written {{"{group}": {{"{inner}": …}}}}'
+            raise InputError(name, value, allowed)
     return config_dict.ConfigDict(settings)  # pyright: ignore[reportArgumentType]: thaws a frozen one
+
+
+def _fields(settings: Any) -> Iterator[tuple[Any, Any]]:
+    """All fields with their values, those of groups too."""
+    for name, value in settings.items():
+        yield name, value
+        if isinstance(value, Mapping):
+            yield from _fields(value)
 
 
 @contextlib.contextmanager

@@ -222,7 +222,9 @@ def _scales(norm, noise_multiplier) -> tuple[Array, Array]:
 def count_teachers(outputs: Array) -> int:
     """M of `[M, B, K]`; raises ValueError on another number of axes."""
     if jnp.ndim(outputs) != 3 or 0 in jnp.shape(outputs):
-        raise ValueError(f"teachers: got shape {jnp.shape(outputs)}; must be [M, B, K], none 0")
+        raise ValueError(
+            f"teacher_outputs: got shape {jnp.shape(outputs)}; must be [M, B, K], none 0"
+        )
     return jnp.shape(outputs)[0]
 
 

@@ -147,9 +147,12 @@ CASES = [
     wrong("alpha", "--config.alpha=1.1"),
     wrong("batch_size", "--config.batch_size=12"),
     wrong("half", "--config.half=third"),
+    # what only a student has
+    wrong("epsilon", "--config.epsilon=1", "--config.entries=5"),
+    wrong("variant", "--config.variant=anchored"),
     # networks
     wrong("model", "--config.model=gpt5"),
-    wrong("model_kwargs", "--config.model=cnn"),
+    wrong("model", "--config.model=cnn"),
     wrong("model_kwargs", "--config.model_kwargs.num_heads=3"),
     wrong("model_kwargs.max_length", "--config.model_kwargs.max_length=8"),
     # text

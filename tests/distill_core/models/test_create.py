@@ -94,3 +94,10 @@ def test_wrong_models_are_refused(networks, name, reason):
 def test_wrong_settings_are_refused(networks, name):
     with pytest.raises(InputError, match=rf"^model_kwargs: (?=.*{name}).*'depth'"):
         create_model(name, num_classes=4, depth=3)
+
+
+def test_a_network_of_text_lists_its_settings_and_one_of_images_is_refused_for_text():
+    with pytest.raises(InputError, match=r"^model_kwargs: got {'depth': 3}; .*takes .*num_heads"):
+        create_model("transformer", num_classes=4, max_length=8, depth=3)
+    with pytest.raises(InputError, match="^model: got 'cnn'; .*transformer"):
+        create_model("cnn", num_classes=4, max_length=8)

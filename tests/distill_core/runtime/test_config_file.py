@@ -1,5 +1,6 @@
 """A config file and what the command line changes of it."""
 
+import os
 import textwrap
 
 import pytest
@@ -113,6 +114,7 @@ def test_a_config_may_be_a_plain_dict_and_import_its_neighbour(write, tmp_path):
             """,
             f"{folder}/config.py",
         )
+        path = os.path.relpath(path)
         found = read(path, "--config.model_kwargs.norm=group")
         assert found == {"omega": omega, "model_kwargs": {"hidden": 3, "norm": "group"}}
 
@@ -125,11 +127,34 @@ def test_a_config_may_be_a_plain_dict_and_import_its_neighbour(write, tmp_path):
         (["--config.modl_kwargs.hidden=1"], "modl_kwargs.*did you mean model_kwargs"),
         (["--config.student.batch-size=1"], "student.batch-size: .*did you mean batch_size"),
         (["--config.omega"], "omega: .*--config.omega=VALUE"),  # a flag follows
+        (["--config."], "config: .*--config.FIELD=VALUE"),
     ],
 )
 def test_an_unknown_field_and_one_without_a_value_are_refused(path, arguments, named):
     with pytest.raises(InputError, match=f"^{named}"):
         read(path, *arguments)
+
+
+def test_a_group_is_not_written_with_a_dot_and_a_config_may_have_a_dataclass(write):
+    dotted = write("def get_config(): return {'student.omega': 1.0}")
+    with pytest.raises(
+        InputError, match=r"^student.omega: got 1.0; .*{\"student\": {\"omega\": …}}"
+    ):
+        read(dotted)
+    path = write(
+        """
+        from __future__ import annotations
+        import dataclasses
+
+        @dataclasses.dataclass
+        class Scales:
+            omega: float = 2.0
+
+        def get_config():
+            return vars(Scales())
+        """
+    )
+    assert read(path) == {"omega": 2.0}
 
 
 @pytest.mark.parametrize(
@@ -146,6 +171,7 @@ def test_an_unknown_field_and_one_without_a_value_are_refused(path, arguments, n
             "line 3 with ValueError: no such",
         ),
         ("c.py", "def get_config():\n    return [('omega', 1)]", "ConfigDict"),
+        ("c.py", "def get_config():\n    return {3: 1}", "3 as a field's name"),
         ("c.py", "def get_config(a, b):\n    pass", "positional argument"),
         ("c.py", "\0", "null bytes"),
     ],

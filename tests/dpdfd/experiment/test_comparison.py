@@ -411,6 +411,7 @@ def change(path, value):
         ("arms.query.model", "cn", "arms.query.model: got 'cn'; "),
         ("arms.record_ensemble.teacher", "teacher", "arms.record_ensemble.teacher: got 'teacher';"),
         ("arms.record_dp_teacher.teacher", "teacher", "arms.record_dp_teacher.teacher: got 'teach"),
+        ("student.modle", "cnn", "student.modle: got 'cnn'; no such field; did you mean model"),
         ("student.generator.depth", 2, "arms.no_privacy.generator.depth: got 2; no such field"),
     ],
 )  # fmt: skip
