@@ -253,9 +253,7 @@ def validate(config: Any, kind: Any) -> Any:
     """
     given = config.to_dict() if hasattr(config, "to_dict") else dict(config)
     known = kind if isinstance(kind, Mapping) else fields(kind)
-    for name, value in given.items():
-        if name not in known:
-            raise InputError(str(name), value, f"no such field; {suggest(str(name), known)}")
+    check_names(given, known)
     values = {}
     for name, field in known.items():
         if name not in given and field.required:
@@ -271,6 +269,22 @@ def validate(config: Any, kind: Any) -> Any:
         except (TypeError, ValueError, OverflowError):
             raise field.refused(name, given[name]) from None
     return values if isinstance(kind, Mapping) else kind(**values)
+
+
+def check_names(given: Mapping[Any, Any], known: Iterable[str]):
+    """Raises InputError on the first name that no field has."""
+    for name, value in given.items():
+        if name not in known:
+            raise InputError(str(name), value, f"no such field; {suggest(str(name), known)}")
+
+
+def check_unset(hp: Any, names: Iterable[str], why: str):
+    """Raises InputError, which says `why`, on the first of these fields that has another value
+    than its default."""
+    known = fields(type(hp))
+    for name in names:
+        if (value := getattr(hp, name)) != known[name].default:
+            raise InputError(name, value, why)
 
 
 def to_json(settings: Any) -> Any:

@@ -8,7 +8,6 @@ from typing import Any
 from etils import epath
 
 from distill_core import config
-from distill_core.config import InputError
 from distill_core.models import trust
 from distill_core.runtime import cli
 from distill_core.step import Labels
@@ -34,11 +33,10 @@ def train_and_evaluate(
 ) -> dict[str, Any]:
     """Trains to the end or resumes; returns the test metrics and the checkpoint's id."""
     hp = config.validate(settings, Settings)
-    text, fields = plain_text.is_text(hp.dataset), config.fields(Settings)
-    for name in _OF_IMAGES if text else config.fields(plain_text.Vocabulary):
-        if getattr(hp, name) != fields[name].default:
-            allowed = f"belongs to {'images' if text else 'text'}, not to {hp.dataset}"
-            raise InputError(name, getattr(hp, name), allowed)
+    text = plain_text.is_text(hp.dataset)
+    names = _OF_IMAGES if text else config.fields(plain_text.Vocabulary)
+    why = f"belongs to {'images' if text else 'text'}, not to {hp.dataset}"
+    config.check_unset(hp, names, why)
     if text:
         return plain_text.train(hp, workdir, method="distill_core.train", mode=parallel)
     dataset, splits = classification.load_splits(hp, workdir)

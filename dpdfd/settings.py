@@ -23,7 +23,9 @@ class Generator:
     norm: str = config.choice("batch", "group", "none", default="batch", help="its normalisation")
     conditional: bool = config.boolean(default=False, help="draws a given class")
     learning_rate: float = config.number(0.0, above=True, default=1e-3, help="of its Adam")
-    every: int = config.integer(0, default=1, help="student's steps per one of its own; 0: none")
+    every: int = config.integer(
+        0, default=1, help="student's steps to one of the generator; 0: it takes none"
+    )
     warm_start_steps: int = config.integer(
         0, default=0, help="steps on the prior's images before the run"
     )

@@ -115,10 +115,10 @@ def validate(settings: Any) -> Settings:
     Raises:
       InputError: as `config.validate`; and on what belongs to another attack.
     """
-    hp, fields = config.validate(settings, Settings), config.fields(Settings)
+    hp = config.validate(settings, Settings)
     for name, attack in _OF_ONE_ATTACK.items():
-        if hp.attack != attack and getattr(hp, name) != fields[name].default:
-            raise config.InputError(name, getattr(hp, name), f"belongs to the attack {attack}")
+        if hp.attack != attack:
+            config.check_unset(hp, (name,), f"belongs to the attack {attack}")
     return hp
 
 

@@ -147,9 +147,8 @@ def validate(settings: Any) -> Settings:
     """
     hp, fields = config.validate(settings, Settings), config.fields(Settings)
     other = "nasty" if hp.defence == "cmim" else "cmim"
-    for name in _OF_NASTY if other == "nasty" else _OF_CMIM:
-        if (given := getattr(hp, name)) != fields[name].default:
-            raise InputError(name, given, f"belongs to the defence {other}; leave it out")
+    names = _OF_NASTY if other == "nasty" else _OF_CMIM
+    config.check_unset(hp, names, f"belongs to the defence {other}; leave it out")
     for name in ("adversary", "temperature", "omega") if hp.defence == "nasty" else ():
         if getattr(hp, name) is None:
             allowed = f"is required by the defence nasty; {fields[name].allowed}"

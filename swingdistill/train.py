@@ -83,7 +83,7 @@ class Settings(
     )
 
 
-# Without a teacher these can only be a mistake; a private student of one would be asked for.
+# Whoever sets one of these without a teacher has forgotten the teacher.
 _OF_STUDENTS = (
     "epsilon", "entries", "variant", "teacher_weight", "keep_ce", "noise_everywhere", "noise_seed",
 )  # fmt: skip
@@ -180,9 +180,7 @@ def check(hp: Settings):
         raise InputError("dp", config.to_json(hp.dp), allowed)
     plain_text.check_private(hp)
     if hp.teacher is None:
-        for name in _OF_STUDENTS:
-            if (value := getattr(hp, name)) != config.fields(Settings)[name].default:
-                raise InputError(name, value, "belongs to a student: it needs a teacher")
+        config.check_unset(hp, _OF_STUDENTS, "belongs to a student: it needs a teacher")
         return
     asks = asks_reference(hp)
     if asks and hp.reference is None:

@@ -23,6 +23,8 @@ def check(network: Network):
     try:
         logits, seen = _trace_training(network, batch_size=2)
     except Exception as error:  # whatever a network raises: a user's own, or ours on wrong settings
+        if isinstance(error, InputError) and error.field == "model":
+            raise
         raise _failed(network, f"images {list(network.input_shape)}", error) from error
     if logits.shape != (2, network.num_classes):
         allowed = (
@@ -106,7 +108,7 @@ def _failed(network: Network, inputs: str, error: Exception) -> InputError:
 def _reason(error: Exception) -> str:
     """The exception's message, with the last line of the network's own code that raised it."""
     if isinstance(error, InputError):
-        return error.allowed if error.field == "model" else str(error)
+        return str(error)
     frames = traceback.extract_tb(error.__traceback__)
     frame = [f for f in frames if "site-packages" not in f.filename][-1:] or frames[-1:]
     where = f"{os.path.basename(frame[0].filename)}:{frame[0].lineno}"

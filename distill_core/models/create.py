@@ -72,8 +72,7 @@ def create_model(name: str, *, num_classes: int, **kwargs: Any) -> nn.Module:
     """
     factory = _FACTORIES[name] if name in _FACTORIES else _load_factory(name)
     settings = {key: _hashable(value) for key, value in kwargs.items()}
-    given = {key: value for key, value in settings.items() if key != "max_length"}
-    if name in _FACTORIES and name != "transformer" and given != settings:
+    if "max_length" in settings and name in _FACTORIES and factory is not _transformer:
         raise InputError("model", name, "is a network of images; ours of text is transformer")
     bound, axis = collectives.is_bound(), {}
     if name not in _FACTORIES and _takes_axis(factory, by_any=bound and "max_length" not in kwargs):
@@ -82,7 +81,8 @@ def create_model(name: str, *, num_classes: int, **kwargs: Any) -> nn.Module:
         model = factory(num_classes=num_classes, **axis, **settings)
     except TypeError as error:
         allowed = f"{name} refused: {_one_line(error)}; it takes {_settings_of(factory)}"
-        raise InputError("model_kwargs", given, allowed) from error
+        settings.pop("max_length", None)  # the user did not give it
+        raise InputError("model_kwargs", settings, allowed) from error
     if not isinstance(model, nn.Module):
         allowed = f"the factory must return a flax.linen.Module, not {type(model).__name__}"
         raise InputError("model", name, allowed)

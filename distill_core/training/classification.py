@@ -209,9 +209,8 @@ def train(
     private, gradient, several = None, mean_gradient, hp.steps_per_dispatch
     if run.dp:
         # A private run's batches vary in size, and its ledger counts every step.
-        for name in ("data_on_device", "steps_per_dispatch"):
-            if (value := getattr(hp, name)) != getattr(config.Classifier(), name):
-                raise config.InputError(name, value, "is not for private training (dp)")
+        names = ("data_on_device", "steps_per_dispatch")
+        config.check_unset(hp, names, "is not for private training (dp)")
         given = (hp, run.dp, run.workdir, metadata, run.network)
         private = dp_sgd.PrivateRun(*given, data=examples, mode=mode)
         metadata, reads = private.metadata, reads | private.reads

@@ -29,7 +29,7 @@ RULE = "blocks of M indices, each dealt by its own permutation"
 def partition(index: np.ndarray, num_teachers: int) -> np.ndarray:
     """Which teacher in [0, M) each record belongs to: a fixed public function of its index and M.
 
-    Each block of M successive indices is dealt by a random permutation of its own. So sizes of
+    Each block of M successive indices is dealt by its own random permutation. So sizes of
     partitions of N successive indices differ by at most 1, a record more at the end moves no other,
     and no order of the records (by class, classes taking turns) gives a teacher one class. `index`
     holds integers [N] of at least 0, see `Split.record`; raises InputError on M below 1.

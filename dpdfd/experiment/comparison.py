@@ -232,11 +232,8 @@ def _check(hp: Settings, dataset: data.Dataset):
             raise InputError(f"arms.{name}", name, "must be named otherwise: a teacher is")
         with config.within(f"teachers.{name}"):
             _check_teacher(mine, dataset)
-    known = config.fields(settings.Settings)
-    for name in hp.student:
-        if name not in known:
-            value, allowed = hp.student[name], f"no such field; {config.suggest(name, known)}"
-            raise InputError(f"student.{name}", value, allowed)
+    with config.within("student"):
+        config.check_names(hp.student, config.fields(settings.Settings))
     for arm, mine in hp.arms.items():
         with config.within(f"arms.{arm}"):
             _check_arm(mine, hp, dataset)

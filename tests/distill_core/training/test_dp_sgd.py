@@ -381,8 +381,8 @@ def test_with_noise_of_its_own_it_stops_before_the_step_that_overspends(fit, tmp
     ("changes", "message"),
     [
         ({"num_steps": 7}, "dp.num_steps: got 7; this run was started with 6; keep it or"),
-        ({"dp": {"epsilon": 5.0}}, "dp: got {'epsilon': 5.0, "),
-        ({"dp": {"norm": 1.0}}, "dp: got {'epsilon': 6.0, 'delta': 0.001, 'norm': 1.0, "),
+        ({"dp": {"epsilon": 5.0}}, "dp.epsilon: got 5.0; this run was started with 6.0"),
+        ({"dp": {"norm": 1.0}}, "dp.norm: got 1.0; this run was started with 0.5"),
         ({"batch_size": 12}, "batch_size: got 12; this run was started with 24"),
         ({"dp": None}, "dp: got None; this run was started with {'epsilon': 6.0"),
     ],
