@@ -23,8 +23,6 @@ def check(network: Network):
     try:
         logits, seen = _trace_training(network, batch_size=2)
     except Exception as error:  # whatever a network raises: a user's own, or ours on wrong settings
-        if isinstance(error, InputError) and error.field == "model":
-            raise
         raise _failed(network, f"images {list(network.input_shape)}", error) from error
     if logits.shape != (2, network.num_classes):
         allowed = (
