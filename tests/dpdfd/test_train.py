@@ -685,7 +685,7 @@ def test_a_run_goes_on_only_as_it_was_begun(call, convert, teachers, tmp_path):
         ({"delta": 1e-6}, "delta"),
         ({"noise_seed": 1}, "noise_seed"),
         ({"num_steps": 24}, "planned_num_steps"),
-        ({"generator": {**ROUNDS["generator"], "width": 3}}, "generator"),
+        ({"generator": {**ROUNDS["generator"], "width": 3}}, "generator.width"),
         ({"teacher": teachers["other"]}, "teacher"),
     ):
         code, said = call({**ROUNDS, **changes}, workdir="run")
