@@ -10,7 +10,7 @@ import numpy as np
 
 from distill_core.checkpoint import LoadedModel
 from distill_core.config import InputError
-from distill_core.models import checks
+from distill_core.models import CONSTANTS, checks
 from distill_core.models.network import Network
 from distill_core.runtime import parallel
 from distill_core.training import fits
@@ -19,7 +19,7 @@ from distill_core.training.step import STREAM_INIT, TrainState, stream_key
 from dpdfd.bank import empty_bank
 from dpdfd.generator import adam
 from dpdfd.losses import Weights
-from dpdfd.priors import images as priors
+from distill_core.data.images import procedural
 from dpdfd.priors.warm_start import warm_start
 from dpdfd.privacy.bought import Bought
 from dpdfd.privacy.budget import Budget
@@ -68,7 +68,7 @@ def choose(hp: Settings, teacher: LoadedModel) -> Conversion:
         compute_dtype="float32",
     )
     checks.check(student)
-    if set(student.shapes()) != {"params"}:
+    if student.shapes().keys() - {"params", CONSTANTS}:
         allowed = "has statistics of a batch, which mix examples: take norm 'group' or 'none'"
         raise InputError("model", hp.model, allowed)
     chosen = {
@@ -168,7 +168,7 @@ def prior_images(
     if height != width:
         raise InputError("prior", dict(prior), f"draws squares, not {height}×{width}")
     try:
-        return priors.mixture(
+        return procedural.mixture(
             seed * 1000 + stream,
             num,
             size=height,

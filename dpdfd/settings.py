@@ -7,7 +7,7 @@ from distill_core import config
 from distill_core.config import InputError
 from distill_core.privacy.ledger import check_delta
 from distill_core.training import dp_settings
-from dpdfd.priors.images import KINDS
+from distill_core.data.images.procedural import KINDS
 from dpdfd.privacy.units import UNITS, Release
 
 NOISED = ("query", "record_single", "record_ensemble")

@@ -10,6 +10,9 @@ import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
+# Collection of fixed arrays that belong to a network and that no training changes.
+CONSTANTS = "constants"
+
 
 def init_model(
     module: nn.Module, key: jax.Array, input_shape: Sequence[int], *, dtype: Any = jnp.float32

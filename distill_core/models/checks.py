@@ -22,6 +22,10 @@ def check(network: Network):
         return _check_text(network)
     try:
         logits, seen = _trace_training(network, batch_size=2)
+    except InputError as error:  # ours, of a network's own settings
+        if error.field.startswith("model"):
+            raise
+        raise _failed(network, f"images {list(network.input_shape)}", error) from error
     except Exception as error:  # whatever a network raises: a user's own, or ours on wrong settings
         raise _failed(network, f"images {list(network.input_shape)}", error) from error
     if logits.shape != (2, network.num_classes):

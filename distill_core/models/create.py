@@ -14,6 +14,7 @@ from distill_core.models.mobilenetv2 import MobileNetV2
 from distill_core.models.resnet import Bottleneck, ResNet
 from distill_core.models.resnetc import ResNetC
 from distill_core.models.resnext import ResNeXt
+from distill_core.models.scattering import Scattering
 from distill_core.models.shufflenetv2 import ShuffleNetV2
 from distill_core.models.transformer import Transformer
 from distill_core.runtime import collectives
@@ -46,6 +47,7 @@ _FACTORIES: dict[str, Callable[..., nn.Module]] = {
     "resnext29": _of_size(ResNeXt),
     "mobilenetv2": _of_size(MobileNetV2),
     "shufflenetv2": _of_size(ShuffleNetV2),
+    "scattering": Scattering,
     "transformer": _transformer,
 }
 MODEL_NAMES = tuple(_FACTORIES)

@@ -122,15 +122,38 @@ class Network:
         )
 
     def init(self, key: jax.Array) -> tuple[PyTree, PyTree]:
-        """Fresh (params, model_state)."""
+        """Fresh (params, model_state), constants of the network included; not to be traced."""
+        params, model_state = self._init(key)
+        if models.CONSTANTS in model_state and hasattr(module := self.module(), "constants"):
+            found = module.constants(self.input_shape, self.mean, self.std)
+            model_state = {**model_state, models.CONSTANTS: found}
+        return params, model_state
+
+    def _init(self, key: jax.Array) -> tuple[PyTree, PyTree]:
         if self.max_length is not None:
             return models.init_model(self.module(), key, (self.max_length,), dtype=jnp.int32)
         return models.init_model(self.module(), key, self.input_shape)
 
     def shapes(self) -> PyTree:
         """Shapes and dtypes of the variables `{"params": …, **model_state}`."""
-        params, model_state = jax.eval_shape(self.init, jax.random.key(0))
+        params, model_state = jax.eval_shape(self._init, jax.random.key(0))
         return {"params": params, **model_state}
+
+    @property
+    def has_public_part(self) -> bool:
+        """Whether its first part reads no parameters: the module has `public` and `head`."""
+        kind = type(self.module())
+        return all(callable(getattr(kind, name, None)) for name in ("public", "head"))
+
+    def public(self, variables: PyTree, images: jax.Array) -> jax.Array:
+        """What a network with a public part computes before its first parameter, [B, D]."""
+        constants = {name: value for name, value in variables.items() if name == models.CONSTANTS}
+        _, pixels = self._prepared(variables, images)
+        return self.module().apply(constants, pixels, method="public")
+
+    def head(self, params: PyTree, features: jax.Array) -> jax.Array:
+        """Logits float32 [B, K] of what `public` gives."""
+        return self.module().apply({"params": params}, features, method="head").astype(jnp.float32)
 
     def apply(self, variables: PyTree, inputs, *, train=False, where=None, key=None) -> Any:
         """Logits, preprocessing included. Pure and jit-safe; checks values that are not traced.

@@ -4,6 +4,7 @@ import numpy as np
 
 from distill_core import config
 from distill_core.config import InputError
+from distill_core.models import CONSTANTS
 from distill_core.models.network import Network
 from distill_core.privacy import ledger
 from distill_core.runtime import paths
@@ -77,7 +78,7 @@ def check(hp: config.Steps, dp: Dp, network: Network, num_examples: int):
     if held := getattr(hp, "num_validation", 0):
         allowed = "must be 0 with dp: held-out records would be evaluated without noise"
         raise InputError("num_validation", held, allowed)
-    if state := sorted(network.shapes().keys() - {"params"}):
+    if state := sorted(network.shapes().keys() - {"params", CONSTANTS}):
         allowed = (
             f"keeps statistics of batches ({', '.join(state)}), which mix records; with dp take "
             "model_kwargs.norm 'group' or 'none'"

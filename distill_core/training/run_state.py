@@ -14,6 +14,7 @@ from etils import epath
 from distill_core import checkpoint, config
 from distill_core.config import InputError
 from distill_core.data import sampling
+from distill_core.models import CONSTANTS
 from distill_core.models.network import LoadedModel, Network
 from distill_core.runtime import parallel
 from distill_core.training import fits, inputs, loop
@@ -72,7 +73,13 @@ def replaced(tree: Any, place: tuple[str, ...], leaf: Any) -> Any:
 
 
 def first_variables(hp: config.Steps, workdir: epath.PathLike, network: Network) -> tuple[Any, Any]:
-    """(params, model_state): those of `init_from` if the workdir has no checkpoint, else fresh."""
+    """(params, model_state): those of `init_from` if the workdir has no checkpoint, else fresh.
+
+    A network's constants are those of the run's checkpoint: another machine would fit others.
+    """
+    if has_checkpoint(workdir) and CONSTANTS in network.shapes():
+        variables = dict(checkpoint.load_model(workdir).variables)
+        return variables.pop("params"), variables
     if start := _starting_point(hp, workdir):
         path = str(getattr(hp, "init_from", None))
         with about("init_from", path):

@@ -1,5 +1,6 @@
 """An ensemble: M networks of one kind, stacked into one, and the answers of each member."""
 
+import functools
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -63,13 +64,31 @@ class Ensemble(nn.Module):
             return jax.vmap(lambda key: _own_params(self.member, member, key, x.shape[1:]))(keys)
 
         stacked = self.param("members", init)
-        inputs = public_part(member, x)
+        constants = self._constants(member, x.shape[1:])
+        inputs = public_part(member, x, constants)
         return map_members(lambda params: member_logits(member, params, inputs), stacked, member)
+
+
+    def _constants(self, member: nn.Module, input_shape: tuple[int, ...]) -> PyTree:
+        """The members' own, which they share."""
+        if self.is_initializing():
+            key = jax.eval_shape(jax.random.key, 0)
+            init = functools.partial(models.init_model, member, input_shape=input_shape)
+            shapes = jax.eval_shape(lambda key: init(key)[1], key).get(models.CONSTANTS, {})
+            for name, each in shapes.items():
+                self.put_variable(models.CONSTANTS, name, jnp.zeros(each.shape, each.dtype))
+        return self.variables.get(models.CONSTANTS, {})
+
+    @nn.nowrap
+    def constants(self, *given: Any) -> PyTree:
+        """The members' constants; see `Network.init`."""
+        own = {"num_classes": self.num_classes, **self.member_kwargs}
+        return models.create_model(self.member, **own).constants(*given)
 
 
 def _own_params(name: str, member: nn.Module, key: Array, input_shape: tuple[int, ...]):
     params, others = models.init_model(member, key, input_shape)
-    if others:
+    if others.keys() - {models.CONSTANTS}:
         allowed = f"a teacher of an ensemble keeps no {', '.join(others)}: take norm group or none"
         raise InputError("model", name, allowed)
     return params
@@ -104,15 +123,15 @@ def answers(network: Network, variables: PyTree, images: Array, *, kind: str = "
 
 
 def has_public_part(member: nn.Module) -> bool:
-    """Whether a network has the methods `public` and `head`, as those of `dpdfd.features`."""
+    """Whether a network has the methods `public` and `head`; see `Network.has_public_part`."""
     return all(callable(getattr(type(member), name, None)) for name in ("public", "head"))
 
 
-def public_part(member: nn.Module, images: Array) -> Array:
+def public_part(member: nn.Module, images: Array, constants: PyTree) -> Array:
     """What a member computes before any weight, the same for all; by default the images."""
     if not has_public_part(member):
         return images
-    found: Any = member.apply({}, images, method="public")
+    found: Any = member.apply({models.CONSTANTS: constants}, images, method="public")
     return found
 
 

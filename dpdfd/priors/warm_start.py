@@ -1,4 +1,4 @@
-"""A first generator, fitted to images that code drew, without data or teacher; see `images`.
+"""A first generator, fitted to images that code drew, without data or teacher; see `procedural`.
 
 The generator is the decoder of a variational autoencoder (Kingma and Welling, 2014) of the
 procedural prior; that it starts a data-free generator is our reconstruction.

@@ -18,7 +18,7 @@ from distill_core.training.step import TrainState, Update
 from dpdfd import step
 from dpdfd.generator import Generator, adam, draw_latents
 from dpdfd.losses import Weights
-from dpdfd.priors import images as priors
+from distill_core.data.images import procedural
 from dpdfd.step import Conversion, State
 
 SIZES, BATCH, KEY = (64, 16, 10), 16, jax.random.key(21)
@@ -105,7 +105,7 @@ def noise(multiplier, norm=0.5):
 
 @functools.cache
 def images(num=BATCH, seed=0):
-    drawn = priors.mixture(seed, num, size=8, channels=1, weights={"strokes": 1.0, "noise": 1.0})
+    drawn = procedural.mixture(seed, num, size=8, channels=1, weights={"strokes": 1.0, "noise": 1.0})
     return jnp.asarray(drawn)
 
 

@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from dpdfd.priors.draws import Array, Draws, canvas, shrink
+from distill_core.data.images.procedural.draws import Array, Draws, canvas, shrink
 
 _STROKES, _PIECES, _POINTS = 3, 3, 64  # S, K and P, at most
 # A piece of a stroke: how likely it is, and by how much it turns in all, in radians.

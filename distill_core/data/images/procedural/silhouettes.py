@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from dpdfd.priors.draws import Array, Draws, canvas, shrink
+from distill_core.data.images.procedural.draws import Array, Draws, canvas, shrink
 
 _KNOTS = 6
 _JOINED, _CUT = 2, 3  # parts of a silhouette

@@ -1,4 +1,4 @@
-"""Query images drawn by code from no data: pen strokes, silhouettes, smoothed noise.
+"""Images drawn by code from no data: pen strokes, silhouettes, smoothed noise.
 
 They hold common knowledge: digits and letters are a few smooth strokes, and things to wear are a
 few filled outlines. No image enters them. But their forms and frequencies were shaped while looking
@@ -17,8 +17,8 @@ import numpy as np
 
 from distill_core import config
 from distill_core.config import InputError
-from dpdfd.priors import pen, silhouettes
-from dpdfd.priors.draws import WIDTH, Array, Draws
+from distill_core.data.images.procedural import pen, silhouettes
+from distill_core.data.images.procedural.draws import WIDTH, Array, Draws
 
 KINDS = ("strokes", "shapes", "noise")
 EXTENTS = {"strokes": (0.62, 0.8), "shapes": (0.8, 1.0)}  # parts of the image's side

@@ -5,7 +5,7 @@ import pytest
 from scipy import ndimage
 
 from distill_core.config import InputError
-from dpdfd.priors import images as priors
+from distill_core.data.images import procedural
 
 ALL = {"strokes": 1.0, "shapes": 1.0, "noise": 1.0}
 
@@ -13,7 +13,7 @@ ALL = {"strokes": 1.0, "shapes": 1.0, "noise": 1.0}
 def draw(kind, num, *, seed=0, size=28, channels=1, extent=None):
     weights = ALL if kind == "mixture" else {kind: 1.0}
     settings = {"size": size, "channels": channels, "weights": weights, "extent": extent}
-    return priors.mixture(seed, num, **settings)
+    return procedural.mixture(seed, num, **settings)
 
 
 each = pytest.mark.parametrize("kind", [*ALL, "mixture"])
@@ -120,7 +120,7 @@ def test_noise_has_every_smoothness_and_likeness_of_channels():
 
 def test_a_mixture_takes_each_image_from_its_kind_by_weights_up_to_a_factor():
     def mixed(weights):
-        return priors.mixture(0, 600, size=8, channels=1, weights=weights)
+        return procedural.mixture(0, 600, size=8, channels=1, weights=weights)
 
     found = mixed({"shapes": 2, "strokes": 6, "noise": 4})
     alone = (draw(kind, 600, size=8) for kind in ("shapes", "strokes", "noise"))
@@ -129,13 +129,13 @@ def test_a_mixture_takes_each_image_from_its_kind_by_weights_up_to_a_factor():
     np.testing.assert_allclose(same.mean(1), [1 / 6, 1 / 2, 1 / 3], atol=0.06)
     two = mixed({"shapes": 2, "strokes": 6, "noise": 0})
     np.testing.assert_array_equal(two, mixed({"strokes": 0.75, "shapes": 0.25}))
-    np.testing.assert_array_equal(priors.strokes(0, 9, size=8), draw("strokes", 9, size=8))
+    np.testing.assert_array_equal(procedural.strokes(0, 9, size=8), draw("strokes", 9, size=8))
 
 
 def test_drawings_with_several_channels_are_coloured():
     weights = {"strokes": 1, "shapes": 1}
-    images = priors.mixture(0, 200, size=28, channels=3, weights=weights)
-    grey = priors.mixture(0, 200, size=28, channels=1, weights=weights)
+    images = procedural.mixture(0, 200, size=28, channels=3, weights=weights)
+    grey = procedural.mixture(0, 200, size=28, channels=1, weights=weights)
     assert images.min() >= 0
     assert images.max() <= 1
     for image, drawing in zip(images, grey, strict=True):
@@ -159,4 +159,4 @@ def test_drawings_with_several_channels_are_coloured():
 def test_wrong_settings_are_refused(field, value):
     settings = {"seed": 0, "num": 2, "size": 8, "channels": 1, "weights": ALL, field: value}
     with pytest.raises(InputError, match=f"^{field}: "):
-        priors.mixture(settings.pop("seed"), settings.pop("num"), **settings)
+        procedural.mixture(settings.pop("seed"), settings.pop("num"), **settings)
