@@ -220,8 +220,11 @@ def record_sums(
 def draw(moments: Moments, seed: int, labels: Array) -> Array:
     """Images from the Gaussians of their classes, clipped to [0, 1].
 
-    Image i depends on the seed, i and its label alone, however many there are. Of a covariance,
-    eigenvalues w below the edge e = 2·noise·√D of the spectrum that noise alone would have
+    Image i depends on the seed, i and its label alone, however many there are. (On another machine
+    last bits may differ: a covariance enters by its symmetric root, which is the same whichever
+    way eigenvectors point.)
+
+    Of a covariance, eigenvalues w below the edge e = 2·noise·√D of the spectrum that noise alone would have
     (Wigner's semicircle law) are dropped, others shrunk to (w + √(w² − e²))/2, which takes out what
     noise adds to an eigenvalue that stands apart (Benaych-Georges and Nadakuditi, 2011).
 
@@ -242,9 +245,8 @@ def draw(moments: Moments, seed: int, labels: Array) -> Array:
     shape = (moments.size, moments.size, channels)
     basis, dims = _basis(side, moments.size), math.prod(shape)
     edges = 2 * moments.noise * math.sqrt(dims)
-    factors = {
-        label: _factor(moments.covariances[label], float(edges[label]))
-        for label in np.unique(labels)
+    roots = {
+        label: _root(moments.covariances[label], float(edges[label])) for label in np.unique(labels)
     }
     out = np.empty((len(labels), *moments.image_shape), np.float32)
     rng = np.random.default_rng([seed, _STREAM])
@@ -254,9 +256,9 @@ def draw(moments: Moments, seed: int, labels: Array) -> Array:
         z = rng.standard_normal((len(mine), dims))
         v = moments.means[mine]
         for label in np.unique(mine):
-            rows, factor = mine == label, factors[label]
+            rows, (down, up) = mine == label, roots[label]
             # A product for each image: of many at once, last bits depend on how many they are.
-            v[rows] += np.matmul(z[rows, None, : len(factor)], factor)[:, 0]
+            v[rows] += np.matmul(np.matmul(z[rows, None], down), up)[:, 0]
         blocks = v.reshape(-1, *shape).transpose(0, 3, 1, 2)  # [n, C, k, k]
         pixels = np.matmul(np.matmul(basis.T, blocks), basis)
         out[start : start + _CHUNK] = np.clip(pixels, 0, 1).transpose(0, 2, 3, 1)
@@ -317,13 +319,13 @@ def _moments(sums: Array, sigma: float, norm: float, size: int, shape) -> Moment
     return Moments(counts[:-1], means[:-1], covariances[:-1], noise[:-1], size, tuple(shape))
 
 
-def _factor(covariance: Array, edge: float) -> Array:
-    """[r, D] whose rows' outer products add up to the shrunk covariance; the largest first."""
+def _root(covariance: Array, edge: float) -> tuple[Array, Array]:
+    """[D, r] and [r, D], whose product is the symmetric root of the shrunk covariance."""
     values, vectors = np.linalg.eigh(covariance)
     kept = values > max(edge, 0.0)
-    values, vectors = values[kept][::-1], vectors[:, kept][:, ::-1]
+    values, vectors = values[kept], np.ascontiguousarray(vectors[:, kept])
     shrunk = (values + np.sqrt(np.square(values) - edge**2)) / 2
-    return np.ascontiguousarray((vectors * np.sqrt(shrunk)).T)
+    return vectors, np.ascontiguousarray((vectors * np.sqrt(shrunk)).T)
 
 
 def _check(images: Array, labels: Array, live: Array, num_classes: int, size: int, norm: float):

@@ -212,6 +212,8 @@ def test_a_class_of_few_records_is_drawn_like_all_records(no_noise):
     together = released(images, np.zeros_like(labels), num_classes=1)
     np.testing.assert_array_equal(found.counts, [133, 266, 1])
     np.testing.assert_allclose(found.means[2], together.means[0])
+    # Three classes' noise lies on all records together.
+    np.testing.assert_allclose(found.noise[2], together.noise[0] * math.sqrt(3))
     np.testing.assert_allclose(found.covariances[2], together.covariances[0], atol=1e-12)
     assert np.abs(found.means[:2] - together.means[0]).max() > 0.1
 
@@ -241,6 +243,13 @@ def test_moments_survive_as_bytes():
     np.testing.assert_array_equal(draw(found, 0, labels), draw(again, 0, labels))
 
 
+class Pickled:
+    """Fails the test where it is unpickled."""
+
+    def __reduce__(self):
+        return pytest.fail, ("a pickle was loaded",)
+
+
 def stored(**changed):
     buffer = io.BytesIO()
     given = {**dataclasses.asdict(released(*private())), **changed}
@@ -256,7 +265,7 @@ def stored(**changed):
         {"counts": np.zeros(2)},
         {"covariances": np.zeros((CLASSES, 25, 24))},
         {"noise": np.zeros(CLASSES, np.float32)},
-        {"counts": np.array([None, None, None])},
+        {"counts": np.array([Pickled()])},
         {"size": 9},
         {"image_shape": np.array([8, 8])},
         {"image_shape": np.array([8, 9, 1])},
@@ -340,6 +349,18 @@ def test_an_image_depends_on_seed_index_and_label_alone():
     np.testing.assert_array_equal(draw(found, 0, others)[::5], many[::5])
     other = draw(found, 1, labels)
     assert len(np.unique(np.concatenate([many, other]).reshape(4200, -1), axis=0)) == 4200
+
+
+def test_images_are_the_same_whichever_way_eigenvectors_point(monkeypatch):
+    moments, labels, real = gaussians(), np.arange(6) % 2, np.linalg.eigh
+    before = draw(moments, 0, labels)
+
+    def turned(matrix):
+        values, vectors = real(matrix)
+        return values, vectors * [-1, 1, -1, -1]
+
+    monkeypatch.setattr(np.linalg, "eigh", turned)
+    np.testing.assert_allclose(draw(moments, 0, labels), before, atol=1e-6)
 
 
 # -- wrong inputs ------------------------------------------------------------------------------
