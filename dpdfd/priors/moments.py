@@ -224,9 +224,9 @@ def draw(moments: Moments, seed: int, labels: Array) -> Array:
     last bits may differ: a covariance enters by its symmetric root, which is the same whichever
     way eigenvectors point.)
 
-    Of a covariance, eigenvalues w below the edge e = 2·noise·√D of the spectrum that noise alone would have
-    (Wigner's semicircle law) are dropped, others shrunk to (w + √(w² − e²))/2, which takes out what
-    noise adds to an eigenvalue that stands apart (Benaych-Georges and Nadakuditi, 2011).
+    Of a covariance, eigenvalues w below e = 2·noise·√D are dropped: there ends the spectrum of
+    noise alone (Wigner's semicircle law). Others are shrunk to (w + √(w² − e²))/2, which takes out
+    what noise adds to an eigenvalue that stands apart (Benaych-Georges and Nadakuditi, 2011).
 
     Args:
       moments: of K classes.
