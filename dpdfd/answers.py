@@ -12,7 +12,7 @@ from distill_core.data.images.preprocess import preprocess
 from distill_core.runtime import parallel
 from distill_core.runtime.collectives import all_gather
 from dpdfd import bank as bank_lib
-from dpdfd.conversion import Run, prior_images
+from dpdfd.conversion import Prior, Run
 from dpdfd.generator import queries
 from dpdfd.privacy import exact_noise
 from dpdfd.privacy.mechanism import privatize_logit_gradients
@@ -34,14 +34,18 @@ def buy(run: Run, state: State, frozen, number: int) -> State:
     num = run.releases_per_round * run.hp.batch_size
     found = run.bought.read(number)
     if found is None:
-        queries = _queries(run, state, number, num)
-        found = queries, _answers(run, state, frozen, number, queries)
+        found = _asked(run, state, frozen, number, num)
         run.bought.write(number, *found)
     bank = {name: np.asarray(value) for name, value in state.bank.items()}
     bank = bank_lib.deposit(bank, number * num, *found)
     bought = (number + 1) * num
+    bank = _with_features(run, state, bank, bought)
     bank = _smoothed(run, bank, bought)
-    seen = _predicted(run, state, bank["images"][:bought]) if number else None
+    seen = None
+    if _is_free(run):
+        seen = bank["answers"][:bought]
+    elif number:
+        seen = _predicted(run, state, bank["images"][:bought])
     bank = bank_lib.balance(bank, bought, seen)
     return state.replace(bank=parallel.place(bank, run.mode))
 
@@ -63,7 +67,7 @@ def ask(c: Conversion, state: State, frozen: PyTree, batch: PyTree) -> jax.Array
     probs = jax.nn.softmax(c.teacher.apply(teacher, images))
     if c.mechanism is None:
         return all_gather(probs)
-    noise, logits = frozen["noise"], c.student.apply({"params": state.student.params}, images)
+    noise, logits = frozen["noise"], c.student.apply(_student(state), images)
     key = jax.random.fold_in(noise["key"], batch["number"][0])
     scales = {name: noise[name] for name in ("norm", "noise_multiplier")}
     grads = privatize_logit_gradients(key, logits, probs, mode=c.bound, **scales)
@@ -72,8 +76,16 @@ def ask(c: Conversion, state: State, frozen: PyTree, batch: PyTree) -> jax.Array
 
 def predict(c: Conversion, state: State, frozen: PyTree, batch: PyTree) -> jax.Array:
     """The student's probabilities [B, K] of `batch["image"]`; pure."""
-    logits = c.student.apply({"params": state.student.params}, batch["image"])
-    return all_gather(jax.nn.softmax(logits))
+    return all_gather(jax.nn.softmax(c.student.apply(_student(state), batch["image"])))
+
+
+def public_part(c: Conversion, state: State, frozen: PyTree, batch: PyTree) -> jax.Array:
+    """The student's public features [B, D] of `batch["image"]`; pure."""
+    return all_gather(c.student.public(_student(state), batch["image"]))
+
+
+def _student(state: State) -> PyTree:
+    return {"params": state.student.params, **state.student.model_state}
 
 
 def draw(c: Conversion, state: State, frozen: PyTree, batch: PyTree) -> jax.Array:
@@ -121,6 +133,7 @@ class Layout:
                     raise self.run.bought.missing(number)
                 bank = bank_lib.deposit(bank, bought, *found)
                 bought += len(found[0])
+            bank = _with_features(self.run, State(student, generator, bank), bank, bought)
             bank = _smoothed(self.run, bank, bought)
         return State(student, generator, bank)
 
@@ -129,19 +142,38 @@ def _smoothed(run: Run, bank: dict, bought: int) -> dict:
     return bank_lib.smooth(bank, bought, run.budget.answer_std) if run.hp.smooth else bank
 
 
-def _queries(run: Run, state: State, number: int, num: int) -> np.ndarray:
-    """uint8 [num, H, W, C], as the bank keeps them."""
-    hp = run.hp
-    candidates = num * (hp.candidates if number else 1)  # an untrained student cannot choose
-    if hp.prior:
-        shape = run.conversion.student.input_shape
-        queries = prior_images(hp.seed, hp.prior, hp.prior_extent, shape, 1 + number, candidates)
-    else:
-        queries = _drawn(run, state, number, candidates)
-    queries = np.round(queries * 255).astype(np.uint8)
+def _is_free(run: Run) -> bool:
+    """Whether the teacher may be asked without limit: no noise is on its answers."""
+    return run.conversion.mechanism is None
+
+
+def _asked(run: Run, state: State, frozen, number: int, num: int):
+    """Queries uint8 [num, H, W, C] and answers float32 [num, K], as the bank keeps them.
+
+    Of the candidates those are taken that spread over the classes: by the teacher's answers where
+    these are free, else by the student's prediction.
+    """
+    if _is_free(run):
+        queries = _candidates(run, state, number, num * run.hp.candidates)
+        answers = _batched(run, ask, state, frozen, queries)
+        rows = bank_lib.choose_balanced(answers, num)
+        return queries[rows], answers[rows]
+    # An untrained student cannot choose.
+    queries = _candidates(run, state, number, num * (run.hp.candidates if number else 1))
     if number:
         queries = queries[bank_lib.choose_balanced(_predicted(run, state, queries), num)]
-    return queries
+    return queries, _answers(run, state, frozen, number, queries)
+
+
+def _candidates(run: Run, state: State, number: int, candidates: int) -> np.ndarray:
+    """uint8 [candidates, H, W, C], drawn by the prior, or else by the generator."""
+    hp = run.hp
+    if hp.prior:
+        shape = run.conversion.student.input_shape
+        queries = Prior.of(hp, run.moments).draw(hp.seed, shape, 1 + number, candidates)
+    else:
+        queries = _drawn(run, state, number, candidates)
+    return np.round(queries * 255).astype(np.uint8)
 
 
 def _answers(run: Run, state: State, frozen, number: int, queries: np.ndarray) -> np.ndarray:
@@ -169,13 +201,27 @@ def _answers(run: Run, state: State, frozen, number: int, queries: np.ndarray) -
 
 
 def _predicted(run: Run, state: State, images: np.ndarray) -> np.ndarray:
-    """The student's probabilities [N, K], a batch at a time."""
-    size, predicted, found = run.hp.batch_size, run.program(predict), []
+    """The student's probabilities [N, K]."""
+    return _batched(run, predict, state, {}, images)
+
+
+def _with_features(run: Run, state: State, bank: dict, bought: int) -> dict:
+    """The bank with the student's public features of the `bought` queries, if it keeps any."""
+    if "features" not in bank:
+        return bank
+    features = np.array(bank["features"])
+    features[:bought] = _batched(run, public_part, state, {}, bank["images"][:bought])
+    return {**bank, "features": features}
+
+
+def _batched(run: Run, function, state: State, frozen, images: np.ndarray) -> np.ndarray:
+    """What a function of this module makes of images [N, …], a batch at a time."""
+    size, program, found = run.hp.batch_size, run.program(function), []
     for start in range(0, len(images), size):
         part = images[start : start + size]
         padded = np.concatenate([part, np.zeros((size - len(part), *part.shape[1:]), part.dtype)])
-        probs = predicted(state, {}, _fed(run, {"image": padded}))
-        found.append(np.asarray(probs)[: len(part)])
+        batch = _fed(run, {"image": padded})
+        found.append(np.asarray(program(state, frozen, batch))[: len(part)])
     return np.concatenate(found)
 
 

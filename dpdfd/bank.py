@@ -11,12 +11,17 @@ from distill_core.data.images.augment import augment
 from dpdfd.features import FeatureRidge
 
 
-def empty_bank(num_queries: int, image_shape: tuple[int, ...], num_classes: int) -> dict:
+def empty_bank(
+    num_queries: int, image_shape: tuple[int, ...], num_classes: int, num_features: int = 0
+) -> dict:
     """Room for all queries of a run: uint8 images, float32 answers as bought and as trained on.
 
     `replay_cdf` holds cumulative probabilities of being replayed, 1 after the last bought row.
+    With `num_features`, `features` has room for what a student with a public part makes of them.
     """
+    features = {"features": np.zeros((num_queries, num_features), np.float32)}
     return {
+        **(features if num_features else {}),
         "images": np.zeros((num_queries, *image_shape), np.uint8),
         "answers": np.zeros((num_queries, num_classes), np.float32),
         "targets": np.zeros((num_queries, num_classes), np.float32),
@@ -30,13 +35,13 @@ def replayed(
     """Queries `[b, H, W, C]` and answers float32 `[b, K]`, drawn by replay probability; pure.
 
     `index` holds places int32 `[b]` in the global batch; queries are shifted at random by up to
-    `crop_padding` pixels.
+    `crop_padding` pixels. Of a bank with features they are given in place of the images.
     """
     keys = jax.vmap(jax.random.fold_in, (None, 0))(key, index)
     u = jax.vmap(jax.random.uniform)(keys)
     rows = jnp.searchsorted(bank["replay_cdf"], u, side="right")
     rows = jnp.minimum(rows, len(bank["replay_cdf"]) - 1)
-    images, answers = bank["images"][rows], bank["targets"][rows]
+    images, answers = bank.get("features", bank["images"])[rows], bank["targets"][rows]
     if crop_padding:
         shifts = jax.random.fold_in(key, 1)
         images = augment(shifts, images, index, crop_padding=crop_padding, flip=False)

@@ -10,6 +10,7 @@ import numpy as np
 
 from distill_core.checkpoint import LoadedModel
 from distill_core.config import InputError
+from distill_core.data.images import procedural
 from distill_core.models import CONSTANTS, checks
 from distill_core.models.network import Network
 from distill_core.runtime import parallel
@@ -19,14 +20,15 @@ from distill_core.training.step import STREAM_INIT, TrainState, stream_key
 from dpdfd.bank import empty_bank
 from dpdfd.generator import adam
 from dpdfd.losses import Weights
-from distill_core.data.images import procedural
+from dpdfd.priors.moments import Moments, draw
 from dpdfd.priors.warm_start import warm_start
 from dpdfd.privacy.bought import Bought
 from dpdfd.privacy.budget import Budget
-from dpdfd.settings import Settings
+from dpdfd.settings import GAUSSIAN, Settings
 from dpdfd.step import Conversion, State
 
 _WARM_START_IMAGES = 10_000
+_KINDS_STREAM, _CLASSES_STREAM = 6, 7  # of a seed's draws; those below belong to the kinds
 
 
 @dataclasses.dataclass(frozen=True)
@@ -39,6 +41,7 @@ class Run:
     budget: Budget
     bought: Bought
     num_teachers: int
+    moments: Moments | None = None  # that the prior draws from
 
     @property
     def steps_per_round(self) -> int:
@@ -104,24 +107,29 @@ def choose(hp: Settings, teacher: LoadedModel) -> Conversion:
         None if hp.mechanism == "none" else hp.mechanism,
         hp.bound,
         hp.loss,
+        hp.temperature,
         hp.crop_padding,
         hp.guide,
     )
 
 
-def first_state(run: Run, *, begun: bool) -> State:
-    """The state before the first step; of a run that has begun only its shapes count."""
+def first_state(run: Run, teacher: LoadedModel, *, begun: bool) -> State:
+    """The state before the first step; of a run that has begun only its shapes count.
+
+    A student of the teacher's kind has the teacher's constants.
+    """
     hp, c = run.hp, run.conversion
     rng = jax.random.key(hp.seed)
-    params, model_state = c.student.init(stream_key(rng, STREAM_INIT, 0))
+    alike = c.student == dataclasses.replace(teacher.network, compute_dtype="float32")
+    constants = teacher.variables.get(CONSTANTS) if alike else None
+    params, model_state = c.student.init(stream_key(rng, STREAM_INIT, 0), constants)
     student = TrainState.create(
         params=params, model_state=model_state, tx=c.optimizer.make(), rng=rng
     )
     made = _first_generator(
         c.generator,
         hp.seed,
-        hp.prior,  # pyright: ignore[reportArgumentType]: a FrozenDict
-        hp.prior_extent,
+        Prior.of(hp, run.moments),
         0 if begun else hp.generator.warm_start_steps,
     )
     model_state = jax.tree.map(np.array, made)  # copies: steps may use their arguments up
@@ -133,49 +141,79 @@ def first_state(run: Run, *, begun: bool) -> State:
     )
     bank = {}
     if hp.num_rounds:
-        bank = empty_bank(hp.num_queries or 0, c.student.input_shape, c.student.num_classes)
+        features = 0
+        if c.student.has_public_part and not hp.crop_padding:
+            images = jax.ShapeDtypeStruct((1, *c.student.input_shape), np.uint8)
+            variables = {"params": student.params, **student.model_state}
+            features = jax.eval_shape(c.student.public, variables, images).shape[1]
+        shape = c.student.input_shape
+        bank = empty_bank(hp.num_queries or 0, shape, c.student.num_classes, features)
     return State(student, generator, bank)
 
 
 @functools.lru_cache(maxsize=2)  # an experiment's arms start from the same
-def _first_generator(
-    network: Network, seed: int, prior: Mapping[str, float], extent: tuple, num_steps: int
-) -> dict[str, Any]:
+def _first_generator(network: Network, seed: int, prior: "Prior", num_steps: int) -> dict[str, Any]:
     """A generator's variables, on the host, warm-started on its seed's images."""
     params, model_state = network.init(stream_key(jax.random.key(seed), STREAM_INIT, 1))
     variables = {"params": params, **model_state}
     if num_steps:
-        fits.say(f"warm-starts the generator: {num_steps} steps on images that code draws")
+        fits.say(f"warm-starts the generator: {num_steps} steps on images of the prior")
         module = network.module()
-        images = prior_images(seed, prior, extent, module.image_shape, 0, _WARM_START_IMAGES)
+        images = prior.draw(seed, module.image_shape, 0, _WARM_START_IMAGES)
         variables = warm_start(module, variables, images, seed=seed, num_steps=num_steps)
     return jax.tree.map(np.asarray, variables)
 
 
-def prior_images(
-    seed: int,
-    prior: Mapping[str, float],
-    extent: tuple[float, ...],
-    image_shape: tuple[int, ...],
-    stream: int,
-    num: int,
-) -> np.ndarray:
-    """Images that code draws, float32 [num, H, W, C]; each `stream` of a seed has its own.
+@dataclasses.dataclass(frozen=True)
+class Prior:
+    """Images that code draws, and draws from bought moments; hashable.
 
-    Raises InputError on `prior` or `prior_extent`.
+    Attributes:
+      weights: kind -> weight, see `settings.PRIOR`.
+      extent: as for `procedural.mixture`; () for each kind's own.
+      moments: what `dp_gaussian` draws from.
     """
-    height, width, channels = image_shape
-    if height != width:
-        raise InputError("prior", dict(prior), f"draws squares, not {height}×{width}")
-    try:
-        return procedural.mixture(
-            seed * 1000 + stream,
-            num,
-            size=height,
-            channels=channels,
-            weights=prior,
-            extent=extent or None,  # pyright: ignore[reportArgumentType]: it checks the length
+
+    weights: Mapping[str, float]
+    extent: tuple[float, ...] = ()
+    moments: Moments | None = None
+
+    @classmethod
+    def of(cls, hp: Settings, moments: Moments | None) -> "Prior":
+        """That of a conversion's settings."""
+        return cls(hp.prior, hp.prior_extent, moments)
+
+    def draw(self, seed: int, image_shape: tuple[int, ...], stream: int, num: int) -> np.ndarray:
+        """float32 [num, H, W, C]; each `stream` of a seed has its own.
+
+        Raises InputError on `prior` or `prior_extent`.
+        """
+        height, width, channels = image_shape
+        if height != width:
+            allowed = f"draws squares, not {height}×{width}"
+            raise InputError("prior", dict(self.weights), allowed)
+        drawn = {kind: weight for kind, weight in self.weights.items() if kind != GAUSSIAN}
+        whole, seed = sum(self.weights.values()), seed * 1000 + stream
+        if not any(drawn.values()):
+            drawn = {**drawn, "noise": 1.0} if whole else drawn  # none of which is kept
+        try:
+            images = procedural.mixture(
+                seed,
+                num,
+                size=height,
+                channels=channels,
+                weights=drawn,
+                extent=self.extent or None,  # pyright: ignore[reportArgumentType]: it checks the length
+            )
+        except InputError as error:
+            field = {"weights": "prior", "extent": "prior_extent"}.get(error.field, "prior")
+            raise InputError(field, error.given, error.allowed) from None
+        if self.moments is None or not num:
+            return images
+        rng = np.random.default_rng([seed, _KINDS_STREAM])
+        mine = rng.random(num) < self.weights[GAUSSIAN] / whole
+        classes = np.random.default_rng([seed, _CLASSES_STREAM]).integers(
+            len(self.moments.counts), size=num
         )
-    except InputError as error:
-        field = {"weights": "prior", "extent": "prior_extent"}.get(error.field, "prior")
-        raise InputError(field, error.given, error.allowed) from None
+        images[mine] = draw(self.moments, seed, classes[mine])
+        return images

@@ -19,11 +19,15 @@ from distill_core import checkpoint, data, release
 from distill_core.config import InputError
 from distill_core.data.images.dataset import Dataset
 from distill_core.experiment.plotting import attempt
+from distill_core.models.network import hashable
 from distill_core.runtime import cli, parallel, paths, strict_json
 from distill_core.training import fits
 from dpdfd import fresh
+from dpdfd.conversion import Prior
 from dpdfd.fresh import Recipe
+from dpdfd.priors.bought_moments import published_moments
 from dpdfd.privacy.units import privacy_spent
+from dpdfd.settings import GAUSSIAN
 
 
 def evaluate(
@@ -66,7 +70,8 @@ def evaluate(
     source = _dataset(path, student, metadata["config"], dataset, data_dir)
     network = fresh.network(student, recipe)
     spent = privacy(metadata, delta=delta)
-    images, probs = fresh.draw_samples(student, generator, recipe)
+    prior = _prior(folder, metadata["config"]) if recipe.source == "prior" else None
+    images, probs = fresh.draw_samples(student, generator, recipe, prior)
     classifier = fresh.fit_soft_labels(network, images, probs, recipe)
     labels, classes = probs.argmax(-1), student.network.classes
     result = {
@@ -171,6 +176,15 @@ def _load(path: epath.PathLike, folder: epath.Path, metadata: Mapping[str, Any])
     return tuple(checkpoint.load_model(folder, part=part) for part in ("student", "generator"))
 
 
+def _prior(folder: epath.Path, settings: Mapping[str, Any]) -> Prior:
+    """What the run's queries came from, with its published moments."""
+    if not any(settings["prior"].values()):
+        raise InputError("source", "prior", "the run had none; must be 'generator'")
+    bought = settings["prior"].get(GAUSSIAN)
+    moments = published_moments(folder.parent.parent) if bought else None
+    return Prior(hashable(settings["prior"]), tuple(settings["prior_extent"]), moments)
+
+
 def _dataset(path, student, settings, dataset, data_dir) -> Dataset:
     source = settings.get("dataset") if dataset is None else dataset
     if source is None:
@@ -203,11 +217,18 @@ def main(argv: Sequence[str]):
     flags.add_argument("--export", metavar="FILE.npz", help="where labelled samples go")
     flags.add_argument("--num_samples", type=int, default=5000, metavar="N", help="default 5000")
     flags.add_argument("--num_steps", type=int, default=1000, metavar="N", help="default 1000")
+    flags.add_argument(
+        "--source", default="generator", help=f"of the samples: {', '.join(fresh.SOURCES)}"
+    )
+    flags.add_argument(
+        "--temperature", type=float, default=1.0, help="of the fresh classifier's loss"
+    )
     flags.add_argument("--model", metavar="NAME", help="fresh classifier; by default the student's")
     flags.add_argument("--delta", type=float, help="of the claim; by default the run's")
     flags.add_argument("--seed", type=int, default=0, help="of samples and fresh classifier")
     given = flags.read(argv, required=("checkpoint",))
-    asked = {name: getattr(given, name) for name in ("model", "num_samples", "num_steps", "seed")}
+    recipe = ("model", "source", "temperature", "num_samples", "num_steps", "seed")
+    asked = {name: getattr(given, name) for name in recipe}
     names = ("dataset", "data_dir", "out", "export", "delta")
     settings = {name: getattr(given, name) for name in names}
     evaluate(given.checkpoint, **settings, recipe=Recipe(**asked), tell=_say)

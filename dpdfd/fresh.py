@@ -33,11 +33,16 @@ from distill_core.training.step import (
     stream_key,
 )
 from dpdfd.bank import choose_balanced
+from dpdfd.conversion import Prior
 
 _DRAWN = 9  # stream of the draws; the network's own keys fold in others
+_DRAWN_FROM_PRIOR = 900  # stream of a seed's images; a conversion's queries have those from 0 on
 _CANDIDATES = 4  # draws for a sample at most, where a class is rare
 
+SOURCES = ("generator", "prior")
 _FIELDS = {
+    "source": config.choice(*SOURCES),
+    "temperature": config.number(0.0, above=True),
     "num_samples": config.integer(1),
     "num_steps": config.integer(1),
     "batch_size": config.integer(1),
@@ -53,10 +58,13 @@ class Recipe:
 
     Attributes:
       model, model_kwargs: of the new network; by default the student's.
+      source: "generator", the network; or "prior", what the conversion's queries came from: code,
+        and bought moments if it has any.
       num_samples: N, generated images, at least 1.
       num_steps: of Adam, at least 1.
       batch_size: B, at least 1.
       learning_rate: above 0, of the first step; it falls to 0 along a cosine.
+      temperature: above 0, of labels and network in the loss.
       crop_padding: every image is shifted by up to so many pixels, anew at every step; by default a
         fourteenth of the image's side.
       seed: of the samples, the weights, the order and the shifts, at least 0.
@@ -67,10 +75,12 @@ class Recipe:
 
     model: str | None = None
     model_kwargs: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    source: str = "generator"
     num_samples: int = 5000
     num_steps: int = 1000
     batch_size: int = 128
     learning_rate: float = 2e-3
+    temperature: float = 1.0
     crop_padding: int | None = None
     seed: int = 0
 
@@ -93,17 +103,18 @@ def network(student: LoadedModel, recipe: Recipe) -> Network:
 
 
 def draw_samples(
-    student: LoadedModel, generator: LoadedModel, recipe: Recipe
+    student: LoadedModel, generator: LoadedModel, recipe: Recipe, prior: Prior | None = None
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Images of the generator, as equally over the student's classes as four draws each allow.
+    """Generated images, as equally over the student's classes as four draws each allow.
+
+    `prior` is the conversion's, for a recipe whose source it is.
 
     Returns:
       uint8 [N, H, W, C], and the student's probabilities of those very pixels, float32 [N, K].
     """
-    key, num = jax.random.fold_in(jax.random.key(recipe.seed), _DRAWN), recipe.num_samples
-    images, probs = [], []
+    num, images, probs = recipe.num_samples, [], []
     for i in range(_CANDIDATES):
-        images.append(_draw(generator, jax.random.fold_in(key, i), num))
+        images.append(_draw(generator, recipe, prior, i))
         logits = compute_logits(student, images[-1])
         probs.append(np.asarray(jax.nn.softmax(logits), np.float32))
         found = np.bincount(np.concatenate(probs).argmax(-1), minlength=logits.shape[1])
@@ -113,9 +124,15 @@ def draw_samples(
     return np.concatenate(images)[rows], np.concatenate(probs)[rows]
 
 
-def _draw(generator: LoadedModel, key: jax.Array, num: int) -> np.ndarray:
-    module = generator.network.module()
-    images = module.sample(jax.device_put(generator.variables), key, num)
+def _draw(generator: LoadedModel, recipe: Recipe, prior: Prior | None, number: int) -> np.ndarray:
+    """uint8 [N, H, W, C], draw `number` of them."""
+    module, num = generator.network.module(), recipe.num_samples
+    if recipe.source == "prior":
+        assert prior is not None
+        images = prior.draw(recipe.seed, module.image_shape, _DRAWN_FROM_PRIOR + number, num)
+    else:
+        key = jax.random.fold_in(jax.random.fold_in(jax.random.key(recipe.seed), _DRAWN), number)
+        images = module.sample(jax.device_put(generator.variables), key, num)
     return np.round(np.asarray(images) * 255).astype(np.uint8)
 
 
@@ -143,7 +160,8 @@ def fit_soft_labels(
         num_steps=recipe.num_steps,
         schedule="cosine",
     )
-    update = parallel.wrap(Update(SoftLabels(network, padding), optimizer), "jit", donate=True)
+    objective = SoftLabels(network, padding, recipe.temperature)
+    update = parallel.wrap(Update(objective, optimizer), "jit", donate=True)
     rng = jax.random.key(recipe.seed)
     params, model_state = network.init(stream_key(rng, STREAM_INIT, 0))
     state = TrainState.create(params=params, model_state=model_state, tx=optimizer.make(), rng=rng)
@@ -161,17 +179,19 @@ class SoftLabels:
 
     network: Network
     crop_padding: int
+    temperature: float
 
     def __call__(self, params, model_state, frozen, batch, key) -> Outputs:
-        """KL(labels ‖ network) on shifted images."""
+        """τ² KL(labels ‖ network) on shifted images, both softened by the temperature τ."""
         images, probs = frozen["images"][batch], frozen["probs"][batch]
         if self.crop_padding:
             place = jnp.arange(len(batch))
             images = augment.augment(key, images, place, crop_padding=self.crop_padding)
         dropout = jax.random.fold_in(key, 1)
         logits, model_state = self.network.train_apply(params, model_state, images, dropout)
-        log_probs = jnp.log(jnp.maximum(probs, 1e-30))
-        return per_example(kl_divergence(log_probs, logits), model_state)
+        log_probs, tau = jnp.log(jnp.maximum(probs, 1e-30)), self.temperature
+        values = tau**2 * kl_divergence(log_probs, logits, temperature=tau)
+        return per_example(values, model_state)
 
 
 def accuracy(model: LoadedModel, split: Split) -> float:

@@ -191,16 +191,21 @@ def divergence(probs: Array, logits: Array) -> Array:
     return kl_divergence(jnp.log(jnp.maximum(probs, 1e-30)), logits)
 
 
-def answer_loss(logits: Array, answers: Array, kind: str) -> Array:
-    """Distance of the student to noisy answers, for answers that are trained on many times.
+def answer_loss(
+    logits: Array, answers: Array, kind: str, temperature: float | Array = 1.0
+) -> Array:
+    """Distance of the student to a teacher's answers that are trained on many times.
 
     "brier", Σ_k (p_k − a_k)², takes raw answers a: noise leaves its gradient unbiased.
-    "cross_entropy" is KL(a ‖ p) with a brought onto the simplex, for answers with little noise.
+    "cross_entropy" is τ² KL(a^{1/τ} ‖ p^{1/τ}), both scaled to add up to 1, with a brought onto the
+    simplex, for answers with little noise. A temperature τ above 1 shows more of what exact answers
+    say of unlikely classes (Hinton et al., 2015).
 
     Args:
       logits: `[B, K]`; p is their softmax.
       answers: `[B, K]`; may be negative and need not sum to 1.
       kind: "brier" or "cross_entropy".
+      temperature: τ of "cross_entropy".
 
     Returns:
       float32 `[B]`.
@@ -212,7 +217,8 @@ def answer_loss(logits: Array, answers: Array, kind: str) -> Array:
         return jnp.sum(jnp.square(jax.nn.softmax(logits) - answers), -1)
     kept = jnp.maximum(answers, 0.0)
     kept = kept / jnp.maximum(kept.sum(-1, keepdims=True), 1e-6)
-    return divergence(kept, logits)
+    soft = jax.nn.softmax(jnp.log(jnp.maximum(kept, _TINY)) / temperature)
+    return temperature**2 * divergence(soft, logits / temperature)
 
 
 def _partners(x: Array) -> Array:

@@ -5,9 +5,9 @@ from typing import Any
 
 from distill_core import config
 from distill_core.config import InputError
+from distill_core.data.images.procedural import KINDS
 from distill_core.privacy.ledger import check_delta
 from distill_core.training import dp_settings
-from distill_core.data.images.procedural import KINDS
 from dpdfd.privacy.units import UNITS, Release
 
 NOISED = ("query", "record_single", "record_ensemble")
@@ -36,7 +36,21 @@ class Generator:
     smoothness: float = config.number(0.0, default=0.0, help="weight: smooth images")
 
 
-PRIOR = {kind: config.number(0.0, default=0.0) for kind in KINDS}
+GAUSSIAN = "dp_gaussian"  # kind of a prior: draws from moments that were bought
+PRIOR = {kind: config.number(0.0, default=0.0) for kind in (*KINDS, GAUSSIAN)}
+
+
+@config.settings
+class Moments:
+    """Class means and covariances, bought of the private images by one noisy release."""
+
+    size: int = config.integer(1, help="DCT coefficients per axis that describe an image")
+    norm: float = config.number(
+        0.0, above=True, help="L2 norm, of pixels in [0, 1], to which an image is clipped"
+    )
+    masked: str | None = config.text(
+        default=None, help="a .npy file of rows that count as empty, for an audit"
+    )
 
 
 @config.settings
@@ -45,7 +59,8 @@ class Settings(config.Run, config.Optimizer, config.Model):
 
     teacher: str = config.text(help="the checkpoint to convert")
     dataset: str | None = config.text(
-        default=None, help="whose test split measures the student; no other use is made of it"
+        default=None,
+        help="whose test split measures the student; with moments also the private images",
     )
     data_dir: str | None = config.text(default=None, help="where tfds:NAME was prepared")
     crop_padding: int = config.integer(
@@ -53,6 +68,9 @@ class Settings(config.Run, config.Optimizer, config.Model):
     )
     loss: str = config.choice(
         "brier", "cross_entropy", default="brier", help="of a replayed answer"
+    )
+    temperature: float = config.number(
+        0.0, above=True, default=1.0, help="of student and answers in the loss cross_entropy"
     )
     privacy_unit: str = config.choice("none", *UNITS, help="what an epsilon is about")
     mechanism: str = config.choice(
@@ -77,7 +95,11 @@ class Settings(config.Run, config.Optimizer, config.Model):
     candidates: int = config.integer(1, default=4, help="queries drawn for each that is asked")
     smooth: bool = config.boolean(default=False, help="lets noisy answers share their noise")
     prior: Mapping[str, Any] = config.mapping(
-        default={}, help=f"weights of images that code draws: {', '.join(KINDS)}"
+        default={},
+        help=f"weights of images that code draws: {', '.join(KINDS)}; or {GAUSSIAN}, see moments",
+    )
+    moments: Moments | None = config.group(
+        Moments, default=None, help=f"of the private images, for the prior {GAUSSIAN}"
     )
     prior_extent: tuple[float, ...] = config.sequence(
         config.number(0.0, 1.0, above=True),
@@ -104,7 +126,9 @@ def validate(settings: Any) -> Settings:
         raise InputError("mechanism", mechanism, f"{unit!r} adds no noise: 'none'")
     if unit in NOISED and hp.epsilon is None:
         raise InputError("epsilon", None, f"is required for {unit!r}; must be a number above 0")
-    if unit not in NOISED and hp.epsilon is not None:
+    if hp.moments or hp.prior.get(GAUSSIAN):
+        _check_moments(hp)
+    elif unit not in NOISED and hp.epsilon is not None:
         raise InputError("epsilon", hp.epsilon, f"{unit!r} spends none here; leave it out")
     least, most = dp_settings.SIZES["norm"]
     if not least <= hp.norm <= most:
@@ -119,6 +143,9 @@ def validate(settings: Any) -> Settings:
     if mechanism == "param" and rounds:
         allowed = "gradients by parameters are of use for one step; must be 0"
         raise InputError("num_rounds", rounds, allowed)
+    if hp.temperature != 1.0 and not (rounds and hp.loss == "cross_entropy"):
+        allowed = "softens replayed answers in the loss 'cross_entropy'; must be 1.0"
+        raise InputError("temperature", hp.temperature, allowed)
     if hp.smooth and not (rounds and unit in NOISED):
         raise InputError("smooth", True, "is for noisy answers that are bought in rounds")
     if hp.num_queries is not None and not rounds:
@@ -135,6 +162,24 @@ def validate(settings: Any) -> Settings:
     if not rounds and not hp.generator.every:
         raise InputError("generator.every", 0, "without rounds the generator makes the queries")
     return hp
+
+
+def _check_moments(hp: Settings):
+    """Moments, the prior that draws from them, and what they need come together."""
+    if not hp.moments:
+        allowed = f"{GAUSSIAN} draws from moments of the private images; set moments.size and .norm"
+        raise InputError("prior", dict(hp.prior), allowed)
+    if not hp.prior.get(GAUSSIAN):
+        allowed = f"are bought for the prior {GAUSSIAN}; give it a weight, or leave them out"
+        raise InputError("moments", config.to_json(hp.moments), allowed)
+    if hp.privacy_unit != "record_dp_teacher":
+        allowed = "are bought with 'record_dp_teacher', whose ledger counts records as they do"
+        raise InputError("moments", config.to_json(hp.moments), allowed)
+    if hp.dataset is None:
+        raise InputError("dataset", None, "is required with moments: it has the private images")
+    if hp.epsilon is None:
+        allowed = "is required with moments: of the teacher and the moments together"
+        raise InputError("epsilon", None, allowed)
 
 
 def _check_rounds(hp: Settings):

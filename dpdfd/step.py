@@ -41,6 +41,7 @@ class Conversion:
     mechanism: str | None  # "param", "logit" or "answers"; None without privacy
     bound: str  # "normalize", ĝ = C·g/‖g‖, or "clip", ĝ = g·min(1, C/‖g‖)
     loss: str  # of a replayed answer, "brier" or "cross_entropy"
+    temperature: float  # of that cross-entropy
     crop_padding: int  # random shifts of replayed queries, in pixels
     guide: str  # of the generator, "student" or "teacher"
 
@@ -87,7 +88,7 @@ def gradient_sum(c: Conversion, student: TrainState, noise: PyTree, images: Arra
     """
 
     def logits(params, images=images):
-        return c.student.apply({"params": params}, images)
+        return c.student.apply({"params": params, **student.model_state}, images)
 
     def one_loss(params, row):
         return losses.divergence(row["probs"], logits(params, row["image"][None])[0])
@@ -153,8 +154,12 @@ class ReplayLoss:
     conversion: Conversion
 
     def __call__(self, params, model_state, frozen, batch, key) -> Outputs:
-        """‖p_S(x) − a‖² or KL(a ‖ p_S(x)), x a query of the bank and a its noisy answer."""
+        """‖p_S(x) − a‖² or KL(a ‖ p_S(x)), x a query of the bank and a its answer."""
         c = self.conversion
-        images, answers = replayed(frozen, key, batch["index"], c.crop_padding)
-        logits = c.student.apply({"params": params}, images)
-        return per_example(losses.answer_loss(logits, answers, c.loss), model_state)
+        inputs, answers = replayed(frozen, key, batch["index"], c.crop_padding)
+        if "features" in frozen:
+            logits = c.student.head(params, inputs)
+        else:
+            logits = c.student.apply({"params": params, **model_state}, inputs)
+        values = losses.answer_loss(logits, answers, c.loss, c.temperature)
+        return per_example(values, model_state)

@@ -8,6 +8,7 @@ the generator, under noise on gradients. With rounds, noisy answers are bought f
 kept, and trained on many times. The checkpoint holds `student`, `generator` and the ledger.
 """
 
+import dataclasses
 from collections.abc import Callable
 from typing import Any
 
@@ -21,8 +22,9 @@ from distill_core.models import trust
 from distill_core.runtime import cli, parallel
 from distill_core.training import classification, fits, loop, run_state
 from dpdfd import answers, conversion, settings, step
-from dpdfd.conversion import Run
+from dpdfd.conversion import Prior, Run
 from dpdfd.ensemble import provenance
+from dpdfd.priors.bought_moments import bought_moments
 from dpdfd.privacy import odometer
 from dpdfd.privacy.bought import Bought
 from dpdfd.privacy.budget import Budget
@@ -61,9 +63,12 @@ def train_and_evaluate(
     )
     decides = metadata["config"].items()
     decides = {k: v for k, v in decides if k == "num_steps" or k not in config.MAY_CHANGE}
-    bought = Bought(workdir, {**decides, "teacher": reads["teacher"]})
+    decides |= {"teacher": reads["teacher"]}
+    bought = Bought(workdir, decides)
     run = _prepare(hp, teacher, chosen, bought, mode)
-    state = conversion.first_state(run, begun=run_state.has_checkpoint(workdir))
+    if run.budget.moments and dataset:
+        run = _with_moments(run, workdir, dataset, {**decides, "dataset": reads["dataset"]})
+    state = conversion.first_state(run, teacher, begun=run_state.has_checkpoint(workdir))
     parts = {"student": chosen.student, "generator": chosen.generator}
     metadata["parts"] = {name: network.to_json() for name, network in parts.items()}
     if run.budget.release is not None or hp.num_rounds:
@@ -161,8 +166,27 @@ def _prepare(
     if hp.prior:
         # Refuses what it cannot draw before anything is written.
         shape = chosen.student.input_shape
-        conversion.prior_images(hp.seed, hp.prior, hp.prior_extent, shape, 0, 0)
+        Prior.of(hp, None).draw(hp.seed, shape, 0, 0)
     return Run(hp, chosen, mode, budget, bought, members)
+
+
+def _with_moments(run: Run, workdir: epath.Path, dataset: Dataset, decides) -> Run:
+    """The run with the moments of the private images that its prior draws from."""
+    charged = run.budget.moments
+    assert charged is not None
+    if len(dataset.train) != charged.num_examples:
+        allowed = f"has {len(dataset.train):,} training images; the teacher saw "
+        allowed += f"{charged.num_examples:,}: moments are bought of the same records"
+        raise InputError("dataset", run.hp.dataset, allowed)
+    found = bought_moments(
+        run.hp,
+        workdir,
+        dataset.train,
+        num_classes=run.conversion.student.num_classes,
+        noise_multiplier=charged.std / charged.sensitivity,
+        decides=decides,
+    )
+    return dataclasses.replace(run, moments=found)
 
 
 def _batch_fn(run: Run) -> Callable[[int], tuple[int, Any]]:
@@ -202,7 +226,7 @@ def _accuracy(run: Run, dataset: Dataset) -> Callable:
     def measure(state, stopped=lambda: False):
         return classification.measure(
             run.conversion.student,
-            {"params": state.student.params},
+            {"params": state.student.params, **state.student.model_state},
             dataset.test,
             batch_size=run.hp.eval_batch_size,
             mode=run.mode,

@@ -121,12 +121,16 @@ class Network:
             self.model, num_classes=self.num_classes, **text, **self.model_kwargs
         )
 
-    def init(self, key: jax.Array) -> tuple[PyTree, PyTree]:
-        """Fresh (params, model_state), constants of the network included; not to be traced."""
+    def init(self, key: jax.Array, constants: PyTree | None = None) -> tuple[PyTree, PyTree]:
+        """Fresh (params, model_state), with the `constants` given, else its own; not to be traced.
+
+        A module that has constants has a method `constants(input_shape, mean, std)`.
+        """
         params, model_state = self._init(key)
-        if models.CONSTANTS in model_state and hasattr(module := self.module(), "constants"):
-            found = module.constants(self.input_shape, self.mean, self.std)
-            model_state = {**model_state, models.CONSTANTS: found}
+        if models.CONSTANTS in model_state:
+            if constants is None:
+                constants = self.module().constants(self.input_shape, self.mean, self.std)
+            model_state = {**model_state, models.CONSTANTS: constants}
         return params, model_state
 
     def _init(self, key: jax.Array) -> tuple[PyTree, PyTree]:

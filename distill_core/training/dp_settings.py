@@ -47,23 +47,23 @@ class Private:
     dp: Dp | None = config.group(Dp, default=None, help="trains with differential privacy")
 
 
-def live_records(masked: str | None, num_examples: int) -> np.ndarray:
-    """Which records count, bool [N]: a masked one is still sampled, and has gradient 0.
+def live_records(masked: str | None, num_examples: int, field: str = "dp.masked") -> np.ndarray:
+    """Which records count, bool [N]: a masked one may still be sampled, and has gradient 0.
 
-    Raises InputError on `dp.masked` unless it is None or names a .npy file of rows.
+    Raises InputError on `field` unless `masked` is None or names a .npy file of rows.
     """
     live = np.ones(num_examples, bool)
     if masked is None:
         return live
     allowed = f"must be a .npy file of integers in [0, {num_examples - 1}]"
     try:
-        with paths.expand("dp.masked", masked).open("rb") as stream:
+        with paths.expand(field, masked).open("rb") as stream:
             rows = np.load(stream, allow_pickle=False)
         fits = rows.ndim == 1 and np.issubdtype(rows.dtype, np.integer)
     except Exception:  # NumPy raises many kinds for what is no such file
-        raise InputError("dp.masked", masked, allowed) from None
+        raise InputError(field, masked, allowed) from None
     if not fits or (rows.size and not 0 <= rows.min() <= rows.max() < num_examples):
-        raise InputError("dp.masked", masked, allowed)
+        raise InputError(field, masked, allowed)
     live[rows] = False
     return live
 

@@ -68,7 +68,6 @@ class Ensemble(nn.Module):
         inputs = public_part(member, x, constants)
         return map_members(lambda params: member_logits(member, params, inputs), stacked, member)
 
-
     def _constants(self, member: nn.Module, input_shape: tuple[int, ...]) -> PyTree:
         """The members' own, which they share."""
         if self.is_initializing():

@@ -50,7 +50,7 @@ MOST_NOISE = 1e4  # of `noise_multiplier`, so that the sampler holds it
 
 _SURE = 4.0  # a class mean is used where its noise (L2) is below norm/4
 _CHUNK = 2048  # images at a time
-_STREAM = 5  # of a seed's draws; `images` has those from 0 to 4
+_STREAM = 5  # of a seed's draws; `procedural` has those from 0 to 4
 
 
 @dataclasses.dataclass(frozen=True, eq=False)

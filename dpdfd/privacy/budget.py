@@ -15,6 +15,7 @@ from distill_core.privacy import noise as noise_lib
 from distill_core.privacy.ledger import Entry, Ledger
 from distill_core.runtime import parallel
 from distill_core.training.loop import Plan
+from dpdfd.priors import moments
 from dpdfd.privacy import odometer
 from dpdfd.privacy.units import UNITS, Release, calibrate
 from dpdfd.settings import Settings
@@ -26,6 +27,7 @@ class Budget:
     Attributes:
       release: a single release; None where no noise is drawn.
       noise_multiplier: of its noise; 0.0 without.
+      moments: what the release of the private images' moments charges; None if none are bought.
       releases_at: step -> how many releases the steps before it made.
     """
 
@@ -46,12 +48,15 @@ class Budget:
         # Of the same teacher, this one among them.
         self._conversions: tuple[tuple[str, Entry], ...] = ()
         self.noise_multiplier = 0.0
+        self.moments: Entry | None = None
         if release is not None:
             total = releases_at(hp.num_steps)
             found = calibrate(release, epsilon=hp.epsilon or 0.0, delta=hp.delta, steps=total)
             self.noise_multiplier = accountants.round_up(found)
         elif hp.privacy_unit == "record_dp_teacher":
-            self._check_dp_teacher()
+            entries = self._check_dp_teacher()
+            if hp.moments:
+                self.moments = self._moments_entry(entries)
 
     @property
     def answer_std(self) -> float:
@@ -63,8 +68,13 @@ class Budget:
         theirs = ledger_lib.read(self._teacher["ledger"])
         teacher = self._teacher["id"]
         if self.release is None:
-            public = self._hp.privacy_unit == "record_dp_teacher"
-            return Ledger(public=public).descend(teacher, theirs)
+            public = self._hp.privacy_unit == "record_dp_teacher" and not self.moments
+            found = Ledger(public=public).descend(teacher, theirs)
+            if self.moments:
+                found = found.charge(self.moments)
+                if self._hp.noise_seed is not None:
+                    found = found.expose(ledger_lib.SEED_GIVEN)
+            return found
         entry = self.release.charge(self.noise_multiplier)
         spent = Ledger().descend(teacher, theirs, role=ledger_lib.BEHIND_MECHANISM)
         spent = spent.charge(entry.times(count)) if count else spent
@@ -141,14 +151,32 @@ class Budget:
         steps = range(self._hp.num_steps + 1)  # releases_at rises
         return max(0, bisect.bisect_right(steps, affordable, key=self.releases_at) - 1)
 
-    def _check_dp_teacher(self):
+    def _moments_entry(self, spent: tuple[Entry, ...]) -> Entry:
+        """With the noise at which moments cost what the teacher left of ε."""
+        hp = self._hp
+        num = max(each.num_examples or 1 for each in spent)
+        entry = Entry(
+            ledger_lib.GAUSSIAN,
+            1.0,
+            moments.SENSITIVITY,
+            1,
+            *UNITS["record_dp_teacher"],
+            note="class means and second moments",
+            num_examples=num,
+        )
+        noised = [each.noised() for each in spent]
+        found = accountants.calibrate([entry.noised()], hp.epsilon or 0.0, hp.delta, spent=noised)
+        return dataclasses.replace(entry, std=accountants.round_up(found))
+
+    def _check_dp_teacher(self) -> tuple[Entry, ...]:
         given = self._hp.teacher
         try:
-            entries = ledger_lib.charged(self.ledger(0))
+            entries = ledger_lib.charged(self.ledger(0))  # of the teacher alone
         except InputError as error:
             allowed = f"its ledger makes no claim ({error.allowed}); train it with dp"
             raise InputError("teacher", given, allowed) from None
         ledger_lib.check_delta(self._hp.delta, *(each.num_examples for each in entries))
         if (entries[0].unit, entries[0].adjacency) != UNITS["record_dp_teacher"]:
-            allowed = "was not trained with DP-SGD; its ledger is about another unit"
+            allowed = "was not trained with dp; its ledger is about another unit"
             raise InputError("teacher", given, allowed)
+        return entries

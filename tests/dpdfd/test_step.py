@@ -105,7 +105,9 @@ def noise(multiplier, norm=0.5):
 
 @functools.cache
 def images(num=BATCH, seed=0):
-    drawn = procedural.mixture(seed, num, size=8, channels=1, weights={"strokes": 1.0, "noise": 1.0})
+    drawn = procedural.mixture(
+        seed, num, size=8, channels=1, weights={"strokes": 1.0, "noise": 1.0}
+    )
     return jnp.asarray(drawn)
 
 
