@@ -1,10 +1,9 @@
 """The updates of a conversion: pure functions of static choices and a state.
 
 Student and generator alternate: the student steps towards the teacher on generated queries, by
-gradients that are bounded and noised; the generator steps with the student, frozen, as its guide,
-or with a teacher that may guide it. With rounds, the student steps on answers bought before. The
-idea is that of Liu et al., "Model Conversion via Differentially Private Data-Free Distillation",
-IJCAI 2023; the formulas are our reconstruction.
+gradients that are bounded and noised; the generator steps with student or teacher, frozen, as its
+guide. With rounds, the student steps on answers bought before. After Liu et al., "Model Conversion
+via Differentially Private Data-Free Distillation", IJCAI 2023; the formulas are ours.
 """
 
 import dataclasses
@@ -41,7 +40,7 @@ class Conversion:
     mechanism: str | None  # "param", "logit" or "answers"; None without privacy
     bound: str  # "normalize", ĝ = C·g/‖g‖, or "clip", ĝ = g·min(1, C/‖g‖)
     loss: str  # of a replayed answer, "brier" or "cross_entropy"
-    temperature: float  # of that cross-entropy
+    temperature: float  # of cross_entropy
     crop_padding: int  # random shifts of replayed queries, in pixels
     guide: str  # of the generator, "student" or "teacher"
 
@@ -53,10 +52,6 @@ class State(flax.struct.PyTreeNode):
     generator: TrainState
     bank: PyTree
 
-    @property
-    def step(self) -> Array:
-        return self.student.step
-
 
 def alternate(c: Conversion, state: State, frozen: PyTree, batch: PyTree):
     """The student's step on fresh queries x_i = G(z_i), z_i ~ N(0, I).
@@ -64,7 +59,7 @@ def alternate(c: Conversion, state: State, frozen: PyTree, batch: PyTree):
     `frozen` holds the `teacher`'s variables and, with a mechanism, `noise`: the run's `key`, `norm`
     C and `noise_multiplier`, std/C. `batch` holds `index` int32 [b], places in the global batch.
     """
-    images = queries(c.generator, state.generator, batch["index"], state.step, c.batch_size)
+    images = queries(c.generator, state.generator, batch["index"], state.student.step, c.batch_size)
     student, metrics = student_step(c, state.student, frozen, images)
     return state.replace(student=student), metrics
 
@@ -157,9 +152,6 @@ class ReplayLoss:
         """‖p_S(x) − a‖² or KL(a ‖ p_S(x)), x a query of the bank and a its answer."""
         c = self.conversion
         inputs, answers = replayed(frozen, key, batch["index"], c.crop_padding)
-        if "features" in frozen:
-            logits = c.student.head(params, inputs)
-        else:
-            logits = c.student.apply({"params": params, **model_state}, inputs)
-        values = losses.answer_loss(logits, answers, c.loss, c.temperature)
-        return per_example(values, model_state)
+        read = c.student.head if "features" in frozen else c.student.apply
+        logits = read({"params": params, **model_state}, inputs)
+        return per_example(losses.answer_loss(logits, answers, c.loss, c.temperature), model_state)

@@ -155,9 +155,9 @@ class Network:
         _, pixels = self._prepared(variables, images)
         return self.module().apply(constants, pixels, method="public")
 
-    def head(self, params: PyTree, features: jax.Array) -> jax.Array:
+    def head(self, variables: PyTree, features: jax.Array) -> jax.Array:
         """Logits float32 [B, K] of what `public` gives."""
-        return self.module().apply({"params": params}, features, method="head").astype(jnp.float32)
+        return self.module().apply(variables, features, method="head").astype(jnp.float32)
 
     def apply(self, variables: PyTree, inputs, *, train=False, where=None, key=None) -> Any:
         """Logits, preprocessing included. Pure and jit-safe; checks values that are not traced.

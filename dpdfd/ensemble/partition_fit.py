@@ -15,6 +15,7 @@ import numpy as np
 
 from distill_core.data.images.preprocess import preprocess
 from distill_core.losses import cross_entropy
+from distill_core.models import CONSTANTS
 from distill_core.models.network import Network
 from distill_core.runtime.collectives import all_sum
 from distill_core.training import metrics as metrics_lib
@@ -46,7 +47,7 @@ class RidgeFit:
     and `index` int32 [n], `mask` bool [n]; see `partitions.whole`.
 
     Attributes:
-      member: a `FeatureRidge`.
+      member: a linear layer on public features, such as `FeatureRidge` and `scattering`.
       copies, strength, flip: as for `affine_copies`.
       ridge: above 0, for each image.
     """
@@ -61,7 +62,8 @@ class RidgeFit:
         """(state, metrics), as the loop runs it."""
         rows = 1 + self.copies
         key = stream_key(state.rng, STREAM_TRAIN, 0)
-        features = self._features(key, batch["image"], batch["index"])
+        constants = state.model_state.get(CONSTANTS, {})
+        features = self._features(constants, key, batch["image"], batch["index"])
         weight = jnp.repeat(batch["mask"].astype(jnp.float32), rows)[:, None]
         labels = jnp.repeat(batch["label"], rows)
         targets = _MARGIN * jax.nn.one_hot(labels, self.member.num_classes)
@@ -74,7 +76,7 @@ class RidgeFit:
         metrics = {"loss": loss / _MARGIN**2, "grad_norm": jnp.zeros(())}
         return state.replace(step=state.step + 1, params={"members": stacked}), metrics
 
-    def _features(self, key: Array, images: Array, index: Array) -> Array:
+    def _features(self, constants: PyTree, key: Array, images: Array, index: Array) -> Array:
         """float32 [n · (1 + R), D]."""
         member = self.member.module()
         images = _as_floats(images)
@@ -85,7 +87,8 @@ class RidgeFit:
                 copied = {"copies": self.copies, "strength": self.strength, "flip": self.flip}
                 more = affine_copies(key, image, number, **copied)
                 image = jnp.concatenate([image, more[0]])
-            return member.public(preprocess(image, self.member.mean, self.member.std))
+            pixels = preprocess(image, self.member.mean, self.member.std)
+            return public_part(member, pixels, constants)
 
         # Not all at once, so that memory stays bounded.
         found = jax.lax.map(of_one, (images, index), batch_size=32)  # [n, 1 + R, D]
@@ -142,7 +145,8 @@ class MemberLoss:
         if self.strength or self.flip:
             copied = {"copies": 1, "strength": self.strength, "flip": self.flip}
             images = affine_copies(key, _as_floats(images), batch["index"], **copied)[:, 0]
-        inputs = public_part(module, preprocess(images, self.member.mean, self.member.std))
+        pixels = preprocess(images, self.member.mean, self.member.std)
+        inputs = public_part(module, pixels, model_state.get(CONSTANTS, {}))
         own = jax.random.fold_in(key, batch["teacher"])
         logits = member_logits(module, params, inputs, train=True, key=own)
         labels = batch["label"]

@@ -106,7 +106,9 @@ def train_and_evaluate(
         num_steps=num_steps,
         cadence=loop.Cadence(hp.log_every, save_every=hp.save_every),
     )
-    variables = parallel_lib.place(checkpoint.to_host({"params": final.params}), mode)
+    variables = parallel_lib.place(
+        checkpoint.to_host({"params": final.params, **final.model_state}), mode
+    )
 
     def measure(split: data.Split) -> dict[str, float]:
         return run_state.evaluate(

@@ -82,6 +82,7 @@ CHOSEN = Conversion(
     mechanism=None,
     bound="normalize",
     loss="brier",
+    temperature=1.0,
     crop_padding=0,
     guide="student",
 )

@@ -157,7 +157,7 @@ def draws(watch, tmp_path):
     def before(name, state, frozen, batch):
         if name not in ("alternate", "ask"):
             return
-        number = state.step if name == "alternate" else np.ravel(batch["number"])[0]
+        number = state.student.step if name == "alternate" else np.ravel(batch["number"])[0]
         if len(found) == found.kill_at:
             raise Killed
         key = tuple(np.asarray(jax.random.key_data(frozen["noise"]["key"])).tolist())

@@ -257,7 +257,7 @@ def test_a_killed_run_goes_on_to_the_same_teachers(fit, monkeypatch, capsys, nam
         ("num_teachers", {"num_teachers": NUM + 1}),
         ("num_teachers", {"num_teachers": NUM - 8, "num_validation": 8}),
         ("num_teachers", {"num_teachers": 0}),
-        ("model_kwargs", {"model": "cnn", "model_kwargs": {"widths": (4,)}}),  # batch statistics
+        ("model", {"model": "cnn", "model_kwargs": {"widths": (4,)}}),  # batch statistics
         ("batch_size", {**MEMBERS["mlp"], "batch_size": 9}),
         ("model_kwargs.num_classes", {"model_kwargs": {"num_classes": 3}}),
         ("ridge", {"ridge": 0.0}),
