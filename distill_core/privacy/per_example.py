@@ -142,9 +142,13 @@ def linear_gradient_sum(
     Formal guarantee: that of `bounded_gradient_sum`, with its table of Δ, whatever the features,
     labels and parameters: the factors w_i ≥ 0 bound each w_i·g_i to C·(1 + `SLACK`), and a row that
     is masked, whose features or residual r_i hold NaN or infinity, or whose ‖r_i‖ is below 1e-12,
-    contributes exactly 0. `slack` covers the rounding of the sum: chunks are added with
-    compensation (Kahan), without which 60,000 gradients of one direction miss it. It assumes that
-    `loss_fn` treats every row for itself, and that `features` do not depend on other rows either.
+    contributes exactly 0. It assumes that `loss_fn` treats every row for itself, and that a row of
+    `features` depends on no other record.
+
+    `slack` covers the rounding of the sum. Chunks are added with compensation (Kahan), so that
+    little more than the last rounding counts: with 60,000 gradients of one direction, masking one
+    was measured to move the sum by up to 0.0054·C more than C, and by 0.0066·C summed over eight
+    devices; `slack` is 0.0072.
 
     Source: the norm of an outer product is in Goodfellow, "Efficient Per-Example Gradient
     Computations", 2015; the rest is our reconstruction.
@@ -157,8 +161,8 @@ def linear_gradient_sum(
       norm: C > 0, a scalar.
       mode: "normalize" or "clip".
       where: bool `[B]`; False examples contribute exactly 0, even if they hold NaN.
-      chunk: at most so many rows are in one matrix product; in float32 its sum must stay exact
-        enough for `slack`.
+      chunk: at most so many rows are in one matrix product, whose sum is rounded without
+        compensation.
 
     Returns:
       {"kernel", "bias"}, float32.
