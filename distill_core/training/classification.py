@@ -295,9 +295,7 @@ def train(
 
 
 def _features(run: Run, variables: PyTree, rows: np.ndarray) -> np.ndarray:
-    """Features float32 [r, D] of training images; `variables` are those of a fresh run."""
-    if run_state.has_checkpoint(run.workdir):  # a resumed one has its own constants
-        variables = checkpoint.load_model(run.workdir).variables
+    """Features float32 [r, D] of training images."""
     found = linear.features(run.network, variables, run.splits.train.images[rows])
     fits.say(f"{found.shape[1]:,} features of each record are computed once, not in every step")
     return found

@@ -13,8 +13,8 @@ from distill_core.models.network import Network
 PyTree = Any
 
 LAYER = "linear"
-_ROWS = 1024  # images of which features are computed at once
-_TRIED, _CLOSE = 4, 1e-4
+_ROWS = 256  # images of which features are computed at once
+_TRIED, _CLOSE = 4, 0.02  # accelerators round the factors of a product, by default
 
 
 def is_linear(network: Network) -> bool:
@@ -25,32 +25,36 @@ def is_linear(network: Network) -> bool:
     training are their product.
     """
     shapes = network.shapes()
-    if (
-        network.is_text
-        or network.compute_dtype != "float32"
-        or shapes.keys() - {"params", CONSTANTS}
-    ):
+    if network.is_text or network.compute_dtype != "float32":
         return False
-    params, layer = shapes["params"], shapes["params"].get(LAYER)
-    if params.keys() != {LAYER} or not hasattr(layer, "keys"):
+    if shapes.keys() - {"params", CONSTANTS}:
         return False
-    if layer.keys() != {"kernel", "bias"} or len(layer["kernel"].shape) != 2:
+    wanted = jax.tree.structure({LAYER: {"kernel": 0, "bias": 0}})
+    if jax.tree.structure(shapes["params"]) != wanted:
         return False
-    return bool(_is_product(network))
+    return shapes["params"][LAYER]["kernel"].ndim == 2 and bool(_is_product(network))
 
 
 @functools.partial(jax.jit, static_argnums=0)
 def _is_product(network: Network) -> jax.Array:
     rng = np.random.default_rng(0)
+
+    def draw(leaf):  # constants, too: the network's own may take long to compute
+        given = rng.uniform(0.1, 1.0, leaf.shape)
+        return jnp.asarray(
+            given if jnp.issubdtype(leaf.dtype, jnp.floating) else 0 * given, leaf.dtype
+        )
+
+    shapes = network.shapes()
     images = jnp.asarray(rng.random((_TRIED, *network.input_shape), np.float32))
-    first, model_state = network.init(jax.random.key(0))
-    params = jax.tree.map(lambda leaf: jnp.asarray(rng.normal(size=leaf.shape), leaf.dtype), first)
-    features = network.features({"params": first, **model_state}, images)
+    first, variables = (jax.tree.map(draw, shapes) for _ in range(2))
+    params, model_state = variables.pop("params"), variables
+    found = network.features({"params": first["params"], **model_state}, images)
     kernel, bias = (params[LAYER][name] for name in ("kernel", "bias"))
-    if features is None or features.shape != (_TRIED, len(kernel)):
+    if found is None or found.shape != (_TRIED, len(kernel)):
         return jnp.zeros((), bool)
     logits, _ = network.train_apply(params, model_state, images, jax.random.key(1))
-    product = jnp.matmul(features, kernel, precision=jax.lax.Precision.HIGHEST) + bias[None]
+    product = jnp.matmul(found, kernel, precision=jax.lax.Precision.HIGHEST) + bias[None]
     return jnp.all(jnp.abs(logits - product) <= _CLOSE * jnp.max(jnp.abs(product)))
 
 

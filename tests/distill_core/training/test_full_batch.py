@@ -25,6 +25,7 @@ from distill_core.training.optimizers import Averaged, Optimizer
 N, DELTA = 237, 1e-3  # not divisible by the eight devices
 RIDGE = "dpdfd.features:FeatureRidge"
 SPEC = Network(RIDGE, 3, {"num_random": 20}, (8, 8, 1), (0.5,), (0.5,))
+SMALL = {"J": 1, "L": 2, "components": 10, "whitening": ("noise",)}
 KEY = jax.random.key(3)
 
 
@@ -180,6 +181,7 @@ def test_without_noise_the_gradient_of_a_linear_layer_is_that_of_its_network():
     ("network", "expected"),
     [
         (SPEC, True),
+        (Network("scattering", 3, SMALL, (8, 8, 1), (0.5,), (0.5,)), True),
         (Network("cnn", 3, {"widths": (4,), "norm": "none"}, (8, 8, 1), (0.5,), (0.5,)), False),
         (Network(f"{__name__}:Scaled", 3, {}, (8, 8, 1), (0.5,), (0.5,)), False),
         (Network(f"{__name__}:Dropped", 3, {}, (8, 8, 1), (0.5,), (0.5,)), False),
@@ -278,9 +280,12 @@ def test_another_network_takes_all_records_by_its_own_gradients(fit, tmp_path):
     assert 0.99 * 6.0 <= result["epsilon"] <= 6.0
 
 
-def test_a_killed_run_on_digits_ends_bit_by_bit_as_one_that_was_not(fit, killed, tmp_path):
+@pytest.mark.parametrize(("model", "kwargs"), [(RIDGE, {"num_random": 50}), ("scattering", SMALL)])
+def test_a_killed_run_on_digits_ends_bit_by_bit_as_one_that_was_not(
+    fit, killed, tmp_path, model, kwargs
+):
     dp = {"delta": 1e-4, "share": 0.7, "average": 0.5}
-    changes = {"dataset": "digits", "batch_size": 1437, "model_kwargs": {"num_random": 50}}
+    changes = {"dataset": "digits", "batch_size": 1437, "model": model, "model_kwargs": kwargs}
     killed(tmp_path / "run", dp, **changes)
     resumed = fit(tmp_path / "run", dp, **changes)
     # The same root, from the beginning.
