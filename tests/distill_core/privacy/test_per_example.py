@@ -384,7 +384,7 @@ def test_the_closed_form_counts_the_rows_that_the_sum_of_gradients_counts(mode):
     chex.assert_trees_all_equal(nothing, jax.tree.map(np.zeros_like, layer))
 
 
-@pytest.mark.parametrize("exponent", [-30, -21, -13, -5, 0, 9, 18, 25])
+@pytest.mark.parametrize("exponent", [-30, -21, -19, -13, -5, 0, 9, 18, 25])
 @pytest.mark.parametrize("mode", MODES)
 def test_no_features_and_no_residual_carry_a_row_of_the_closed_form_beyond_the_norm(exponent, mode):
     rng = np.random.default_rng(0)
@@ -406,6 +406,21 @@ def test_no_features_and_no_residual_carry_a_row_of_the_closed_form_beyond_the_n
         assert norm <= 0.7 * (1 + SLACK / 50)
         if mode == "normalize" and norm:
             assert norm == pytest.approx(0.7, rel=SLACK / 50)
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_large_features_do_not_magnify_what_the_square_of_a_residual_loses(mode):
+    params = {"kernel": jnp.zeros((1, 9)), "bias": jnp.zeros(9)}
+    residuals = jnp.array([[1.2e-19] + 8 * [0.9e-19]])  # most squares are too small for float32
+    found = linear_gradient_sum(
+        lambda logits, given: jnp.sum(logits * given, axis=1),
+        params,
+        jnp.full((1, 1), 1e18),
+        residuals,
+        norm=0.1,
+        mode=mode,
+    )
+    assert np.linalg.norm(found["kernel"]) <= 0.1 * (1 + SLACK)
 
 
 @pytest.mark.parametrize("devices", [1, 8])

@@ -284,7 +284,7 @@ def test_another_network_takes_all_records_by_its_own_gradients(fit, tmp_path):
 def test_a_killed_run_on_digits_ends_bit_by_bit_as_one_that_was_not(
     fit, killed, tmp_path, model, kwargs
 ):
-    dp = {"delta": 1e-4, "share": 0.7, "average": 0.5}
+    dp = {"delta": 1e-4, "share": 0.7, "average": 0.95}
     changes = {"dataset": "digits", "batch_size": 1437, "model": model, "model_kwargs": kwargs}
     killed(tmp_path / "run", dp, **changes)
     resumed = fit(tmp_path / "run", dp, **changes)
@@ -300,7 +300,7 @@ def test_a_killed_run_on_digits_ends_bit_by_bit_as_one_that_was_not(
     assert found[0]["ledger"]["mechanisms"][0]["count"] == 6
 
 
-@pytest.mark.parametrize("share", [1.0, 0.6])
+@pytest.mark.parametrize("share", [1.0, 0.2])  # of which the whole budget affords more
 def test_what_a_restart_pays_again_comes_out_of_the_share(fit, killed, tmp_path, capsys, share):
     killed(tmp_path / "run", {"share": share})
     fit(tmp_path / "run", {"share": share}, parallel="shard_map")
