@@ -108,22 +108,32 @@ def _jsonable(value: Any) -> Any:
 
 
 def number(
-    low: float, high: float = math.inf, *, default=_REQUIRED, above: bool = False, help: str = ""
+    low: float,
+    high: float = math.inf,
+    *,
+    default=_REQUIRED,
+    above: bool = False,
+    below: bool = False,
+    help: str = "",
 ) -> Any:
-    """A float in [low, high], or above `low` if `above`; or None if that is the default."""
+    """A float in [low, high], or None if that is the default.
+
+    It is above `low` if `above`, and below `high` if `below`.
+    """
 
     def read(value):
         if isinstance(value, bool) or not isinstance(value, int | float):
             raise TypeError
         value = float(value)
-        inside = (low < value if above else low <= value) and value <= high
+        inside = low < value if above else low <= value
+        inside &= value < high if below else value <= high
         if not (inside and math.isfinite(value)):
             raise ValueError
         return value
 
     bound = f"above {low:g}" if above else f"at least {low:g}"
     if high < math.inf:
-        bound = f"in {'(' if above else '['}{low:g}, {high:g}]"
+        bound = f"in {'(' if above else '['}{low:g}, {high:g}{')' if below else ']'}"
     return Field(read, f"must be a number {bound}", default, help=help)
 
 

@@ -2,6 +2,9 @@
 
 import dataclasses
 
+import jax
+import jax.numpy as jnp
+
 from distill_core.losses import cross_entropy, distillation_loss, kl_divergence, standardized
 from distill_core.models.network import Network
 from distill_core.training.chunked import chunk_for, cross_entropy_from_hidden
@@ -21,6 +24,25 @@ class Labels:
         logits, model_state = self.network.train_apply(params, model_state, images, key)
         values = cross_entropy(logits, labels)
         return per_example(values, model_state, accuracy=correct(logits, labels))
+
+
+@dataclasses.dataclass(frozen=True)
+class LinearLabels:
+    """Cross-entropy with labels of a linear layer on features that were computed beforehand."""
+
+    def __call__(self, params, model_state, frozen, batch, key) -> Outputs:
+        """CE(F·W + b, y)."""
+        layer, labels = params["linear"], batch["label"]
+        product = jnp.matmul(
+            batch["features"], layer["kernel"], precision=jax.lax.Precision.HIGHEST
+        )
+        logits = product + layer["bias"][None]
+        values = self.losses(logits, batch)
+        return per_example(values, model_state, accuracy=correct(logits, labels))
+
+    def losses(self, logits, batch):
+        """CE(z, y), float32 [B]: each row for itself, as `LinearGradient` takes it."""
+        return cross_entropy(logits, batch["label"])
 
 
 @dataclasses.dataclass(frozen=True)

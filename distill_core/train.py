@@ -10,7 +10,7 @@ from etils import epath
 from distill_core import config
 from distill_core.models import trust
 from distill_core.runtime import cli
-from distill_core.step import Labels
+from distill_core.step import Labels, LinearLabels
 from distill_core.training import classification, dp_settings, plain_text
 
 
@@ -49,7 +49,8 @@ def train_and_evaluate(
         mode=parallel,
         dp=hp.dp,
     )
-    return classification.train(run, Labels(run.network), frozen={})
+    objective = LinearLabels() if run.on_features else Labels(run.network)
+    return classification.train(run, objective, frozen={})
 
 
 if __name__ == "__main__":

@@ -162,7 +162,9 @@ def _coarse(images: Array) -> Array:
     rows, columns = (_pooling(n) / np.sum(_pooling(n), 1, keepdims=True) for n in images.shape[1:3])
     means = jnp.einsum("bhwc,ih->biwc", images, jnp.asarray(rows), precision=_HIGHEST)
     means = jnp.einsum("biwc,jw->bijc", means, jnp.asarray(columns), precision=_HIGHEST)
-    return means.reshape(len(images), -1) / math.sqrt(len(rows) * len(columns) * images.shape[3])
+    return means.reshape(images.shape[0], -1) / math.sqrt(
+        len(rows) * len(columns) * images.shape[3]
+    )
 
 
 @functools.lru_cache(maxsize=16)

@@ -183,6 +183,15 @@ def feed(batch: PyTree, mode: str) -> PyTree:
     return jax.tree.map(lambda x: jax.make_array_from_process_local_data(sharding, x), batch)
 
 
+def keep(batch: PyTree, mode: str) -> PyTree:
+    """`feed`, with the rows placed on the devices: for those that every step takes."""
+    if mode == "shard_map":
+        return feed(batch, mode)  # places them already
+    if mode == "jit":
+        return jax.device_put(batch)
+    return jax.device_put(feed(batch, mode), NamedSharding(_mesh(mode), PartitionSpec(AXIS)))
+
+
 def local_rows(batch_size: int) -> slice:
     """The rows of a global batch that this process feeds."""
     per_process = batch_size // jax.process_count()

@@ -5,6 +5,7 @@ what it reads, and perhaps in which part of the network is trained.
 """
 
 import dataclasses
+import functools
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
@@ -20,10 +21,10 @@ from distill_core.losses import cross_entropy
 from distill_core.models import checks
 from distill_core.models.network import LoadedModel, Network, image_network
 from distill_core.runtime import parallel
-from distill_core.training import dp_sgd, fits, loop, run_state
+from distill_core.training import dp_sgd, fits, linear, loop, run_state
 from distill_core.training import metrics as metrics_lib
-from distill_core.training.dp_settings import Dp
-from distill_core.training.gradients import PrivateGradient
+from distill_core.training.dp_settings import FULL, Dp
+from distill_core.training.gradients import LinearGradient, PrivateGradient
 from distill_core.training.optimizers import Optimizer
 from distill_core.training.run_state import Layout
 from distill_core.training.step import Evaluation, Objective, Outputs, Update, mean_gradient
@@ -135,6 +136,17 @@ class Run:
     mode: str
     dp: Dp | None = None
 
+    @functools.cached_property
+    def on_features(self) -> bool:
+        """Whether it trains a linear layer on features that are computed once.
+
+        That is so for all records in every step, unaugmented, of such a network; its objective is
+        then an `OfLogits` that reads `features` [B, D] in place of `image`.
+        """
+        plain = config.part(self.hp, config.Augmentation) == config.Augmentation()
+        full = self.dp is not None and self.dp.sampling == FULL and self.dp.augmentations == 1
+        return full and plain and linear.is_linear(self.network)
+
     def describe(self, reads: Mapping[str, LoadedModel | str]):
         """(metadata, inputs) of the run; see `run_state.describe`."""
         metadata, prints = run_state.describe(
@@ -183,7 +195,7 @@ def train(
     Args:
       run: from `prepare`.
       objective: reads `image` [B, H, W, C] (augmented), `label` and `index` int32 [B] of a batch,
-        and what `examples` and `schedules` add.
+        and what `examples` and `schedules` add; with `run.on_features`, those in place of images.
       frozen: what the objective reads, e.g. a teacher's variables and a temperature.
       reads: what the run reads besides the data; see `run_state.describe`.
       examples: arrays with one row per training example, e.g. stored teacher logits, in addition to
@@ -207,6 +219,7 @@ def train(
     if augmentation != config.Augmentation():
         objective = Augmented(objective, augmentation)
     private, gradient, several = None, mean_gradient, hp.steps_per_dispatch
+    optimizer = Optimizer.of(hp)
     if run.dp:
         # A private run's batches vary in size, and its ledger counts every step.
         names = ("data_on_device", "steps_per_dispatch")
@@ -214,12 +227,17 @@ def train(
         given = (hp, run.dp, run.workdir, metadata, run.network)
         private = dp_sgd.PrivateRun(*given, data=examples, mode=mode)
         metadata, reads = private.metadata, reads | private.reads
-        gradient = PrivateGradient(private.augmentations)
+        gradient = LinearGradient() if run.on_features else PrivateGradient(run.dp.augmentations)
+        optimizer = private.optimizer
+        layout = dataclasses.replace(layout, averages=private.averages)
     resident = hp.data_on_device and not schedules  # else the device does not know the step
-    update = Update(objective, Optimizer.of(hp), gradient, resident, several > 1)
-    state = run_state.initial_state(hp, run.workdir, run.network, layout)
+    update = Update(objective, optimizer, gradient, resident, several > 1)
+    state = run_state.initial_state(hp, run.workdir, run.network, layout, optimizer=optimizer)
+    variables = {"params": state.params, **state.model_state}
 
     def take(rows: np.ndarray) -> dict[str, np.ndarray]:
+        if run.on_features:
+            return {"label": examples["label"][rows], "features": _features(run, variables, rows)}
         return {**{k: v[rows] for k, v in examples.items()}, "index": rows.astype(np.int32)}
 
     def one_batch(step: int):
@@ -232,7 +250,7 @@ def train(
 
     def batch_fn(step: int):
         if private:
-            return parallel.feed(private.batch(step, take), mode)
+            return private.batch(step, take)
         if several == 1:
             return parallel.feed(one_batch(step), mode)
         steps = range(step, step + loop.dispatch_length(step, several, hp.num_steps))
@@ -274,6 +292,13 @@ def train(
         "id": checkpoint.find(run.workdir)[1]["id"],
         **(dp_sgd.report(run.workdir) if private else {}),
     }
+
+
+def _features(run: Run, variables: PyTree, rows: np.ndarray) -> np.ndarray:
+    """Features float32 [r, D] of training images."""
+    found = linear.features(run.network, variables, run.splits.train.images[rows])
+    fits.say(f"{found.shape[1]:,} features of each record are computed once, not in every step")
+    return found
 
 
 @dataclasses.dataclass(frozen=True)

@@ -9,6 +9,7 @@ from distill_core.models.network import Network
 from distill_core.privacy import ledger
 from distill_core.runtime import paths
 
+POISSON, FULL = "poisson", "full"
 # Outside these, gradients of norm C or their noise would be 0 or infinite in float32.
 SIZES = {"norm": (1e-12, 1e12), "noise_multiplier": (1e-8, 1e12)}
 
@@ -22,6 +23,15 @@ class Dp:
     norm: float = config.number(0.0, above=True, help="C, to which gradients are clipped")
     noise_multiplier: float | None = config.number(
         0.0, above=True, default=None, help="std/C; by default calibrated to epsilon"
+    )
+    sampling: str = config.choice(
+        POISSON, FULL, default=POISSON, help="of a step's records; 'full' takes all of them"
+    )
+    share: float = config.number(
+        0.0, 1.0, above=True, default=1.0, help="of the budget's mu^2, for this run; with 'full'"
+    )
+    average: float = config.number(
+        0.0, 1.0, below=True, default=0.0, help="share of the last steps whose weights are averaged"
     )
     augmentations: int = config.integer(1, default=1, help="copies of a record in a step")
     seed: int | None = config.integer(
@@ -38,6 +48,9 @@ class Dp:
             if value is not None and not least <= value <= most:
                 allowed = f"must be from {least:g} to {most:g}, which float32 holds"
                 raise InputError(name, value, allowed)
+        if self.share < 1 and self.sampling != FULL:
+            allowed = f"must be 1 with sampling {self.sampling!r}, which has no exact mu: take "
+            raise InputError("share", self.share, f"{allowed}sampling {FULL!r}")
 
 
 @config.settings
@@ -72,6 +85,9 @@ def check(hp: config.Steps, dp: Dp, network: Network, num_examples: int):
     """Raises InputError where a run on N records cannot be private with these settings."""
     with config.within("dp"):
         ledger.check_delta(dp.delta, num_examples)
+    if dp.sampling == FULL and hp.batch_size != num_examples:
+        allowed = f"must be {num_examples:,}, all records, with dp.sampling {FULL!r}"
+        raise InputError("batch_size", hp.batch_size, allowed)
     if hp.batch_size > num_examples:
         allowed = f"must be at most {num_examples:,}, the records: it is a batch's expected size"
         raise InputError("batch_size", hp.batch_size, allowed)

@@ -72,6 +72,7 @@ def train(
         hp, run.workdir, method=run.method, network=run.network, reads=reads
     )
     private, plan, gradient = None, None, mean_gradient
+    optimizer, layout = Optimizer.of(hp), Layout()
     if run.dp:
         _check_lines(rows["segments"])
         given = (hp, run.dp, run.workdir, metadata, run.network)
@@ -79,6 +80,7 @@ def train(
         metadata, prints = private.metadata, prints | private.reads
         assert not callable(frozen), "a private run has no teacher"
         plan, gradient = private.plan(frozen), PrivateGradient(private.augmentations)
+        optimizer, layout = private.optimizer, Layout(averages=private.averages)
     else:
         parallel.check_batch_size(hp.batch_size)
         if callable(frozen):
@@ -94,19 +96,19 @@ def train(
 
     def batch_fn(step: int):
         if private:
-            return parallel.feed(private.batch(step, take), mode)
+            return private.batch(step, take)
         index = sampling.batch_indices(hp.seed, step, hp.batch_size, len(rows["tokens"]))
         return parallel.feed(take(index[parallel.local_rows(hp.batch_size)]), mode)
 
     def evaluate(state, stopped):
-        variables = {"params": state.params, **state.model_state}
+        part = layout.split(state)[0][run_state.PART]
+        variables = {"params": part["params"], **part["model_state"]}
         size = hp.eval_batch_size
         return _measure(run.network, variables, run.validation, size, mode, stopped)
 
-    layout = Layout()
-    state = run_state.initial_state(hp, run.workdir, run.network, layout)
+    state = run_state.initial_state(hp, run.workdir, run.network, layout, optimizer=optimizer)
     fits.say(description)
-    update = Update(objective, Optimizer.of(hp), gradient)
+    update = Update(objective, optimizer, gradient)
     step_fn = parallel.wrap(update, mode, donate=True)
     loop.run(
         run.workdir,

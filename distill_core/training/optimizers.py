@@ -1,7 +1,10 @@
 """The Optax optimiser that a run's settings describe."""
 
-from typing import Any
+import dataclasses
+from typing import Any, NamedTuple
 
+import jax
+import jax.numpy as jnp
 import optax
 
 from distill_core import config
@@ -44,3 +47,48 @@ class Optimizer(config.Optimizer):
         if not self.weight_decay:
             return update
         return optax.chain(optax.add_decayed_weights(self.weight_decay), update)
+
+
+class AveragedState(NamedTuple):
+    """State of `Averaged`.
+
+    Attributes:
+      inner: of the optimiser.
+      count: int32 `[]`, updates so far.
+      mean: of the parameters after each update beyond `start`; before, the latest parameters.
+    """
+
+    inner: Any
+    count: jax.Array
+    mean: Any
+
+
+@dataclasses.dataclass(frozen=True)
+class Averaged:
+    """An optimiser whose state also holds the mean of its iterates after the first `start`."""
+
+    optimizer: Optimizer
+    start: int
+
+    def make(self) -> optax.GradientTransformation:
+        """The Optax optimiser; its updates are those without averaging."""
+        inner = self.optimizer.make()
+
+        def init(params):
+            # Copied: a step gives the memory of parameters and mean to the next state, each once.
+            mean = jax.tree.map(jnp.array, params)
+            return AveragedState(inner.init(params), jnp.zeros((), jnp.int32), mean)
+
+        def update(updates, state, params=None):
+            assert params is not None
+            updates, new = inner.update(updates, state.inner, params)
+            count = state.count + 1
+            iterates = jnp.maximum(1, count - self.start)  # in the mean, with this one
+            mean = jax.tree.map(
+                lambda m, x: jnp.where(iterates == 1, x, m + (x - m) / iterates).astype(x.dtype),
+                state.mean,
+                optax.apply_updates(params, updates),
+            )
+            return updates, AveragedState(new, count, mean)
+
+        return optax.GradientTransformation(init, update)

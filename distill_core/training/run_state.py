@@ -18,7 +18,7 @@ from distill_core.models import CONSTANTS
 from distill_core.models.network import LoadedModel, Network
 from distill_core.runtime import parallel
 from distill_core.training import fits, inputs, loop
-from distill_core.training.optimizers import Optimizer
+from distill_core.training.optimizers import Averaged, Optimizer
 from distill_core.training.step import STREAM_INIT, Evaluation, TrainState, stream_key
 
 PART = "model"
@@ -33,28 +33,36 @@ class Layout:
         checkpoint keeps them with the optimiser.
       head: path in the network's `params` of the part that is trained; () for all of it.
       whole: with a head, the network's variables, of which the rest stays as it is.
+      averages: the optimiser is `optimizers.Averaged`: the network has the mean of its iterates,
+        and a checkpoint keeps the parameters in training with the optimiser.
     """
 
     own: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     head: tuple[str, ...] = ()
     whole: Mapping[str, Any] | None = None
+    averages: bool = False
 
     def split(self, state: TrainState):
         """(parts, train) for the checkpoint."""
         train = {"step": state.step, "opt_state": state.opt_state, "rng": state.rng}
+        params = state.params
+        if self.averages:
+            train["params"], params = params, state.opt_state.mean
         if self.whole is not None:
             rest = dict(self.whole)
-            params = replaced(rest.pop("params"), self.head, state.params)
+            params = replaced(rest.pop("params"), self.head, params)
             return {PART: {"params": params, "model_state": rest}}, train
         model_state = dict(state.model_state)
         train |= {name: model_state.pop(name) for name in self.own}
-        return {PART: {"params": state.params, "model_state": model_state}}, train
+        return {PART: {"params": params, "model_state": model_state}}, train
 
     def merge(self, state: TrainState, parts, train) -> TrainState:
         """The inverse of `split`."""
         params, train = parts[PART]["params"], dict(train)
         if self.whole is not None:
-            return state.replace(params=at(self.head, params), **train)
+            params = train.pop("params", at(self.head, params))
+            return state.replace(params=params, **train)
+        params = train.pop("params", params)
         own = {name: train.pop(name) for name in self.own}
         model_state = {**parts[PART]["model_state"], **own}
         return state.replace(params=params, model_state=model_state, **train)
@@ -90,15 +98,23 @@ def first_variables(hp: config.Steps, workdir: epath.PathLike, network: Network)
 
 
 def initial_state(
-    hp: config.Steps, workdir: epath.PathLike, network: Network, layout: Layout
+    hp: config.Steps,
+    workdir: epath.PathLike,
+    network: Network,
+    layout: Layout,
+    *,
+    optimizer: Optimizer | Averaged | None = None,
 ) -> TrainState:
-    """The state before the first step; also the structure of a resumed one."""
+    """The state before the first step; also the structure of a resumed one.
+
+    `optimizer` is that of the settings unless it is given.
+    """
     if layout.whole is not None:
         params, model_state = at(layout.head, layout.whole["params"]), {}
     else:
         params, model_state = first_variables(hp, workdir, network)
         model_state = {**model_state, **layout.own}
-    tx, rng = Optimizer.of(hp).make(), jax.random.key(hp.seed)
+    tx, rng = (optimizer or Optimizer.of(hp)).make(), jax.random.key(hp.seed)
     return TrainState.create(params=params, model_state=model_state, tx=tx, rng=rng)
 
 

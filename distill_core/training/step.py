@@ -11,7 +11,7 @@ import optax
 
 from distill_core.runtime.collectives import all_sum
 from distill_core.training import metrics as metrics_lib
-from distill_core.training.optimizers import Optimizer
+from distill_core.training.optimizers import Averaged, Optimizer
 
 Array = jax.Array
 PyTree = Any
@@ -177,7 +177,7 @@ class Update:
     """
 
     objective: Objective
-    optimizer: Optimizer
+    optimizer: Optimizer | Averaged
     gradient: Callable = mean_gradient
     resident: bool = False
     several: bool = False

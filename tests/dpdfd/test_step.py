@@ -10,6 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from distill_core.data.images import procedural
 from distill_core.models.network import Network
 from distill_core.privacy.gaussian import standard_normal
 from distill_core.runtime import parallel
@@ -18,7 +19,6 @@ from distill_core.training.step import TrainState, Update
 from dpdfd import step
 from dpdfd.generator import Generator, adam, draw_latents
 from dpdfd.losses import Weights
-from distill_core.data.images import procedural
 from dpdfd.step import Conversion, State
 
 SIZES, BATCH, KEY = (64, 16, 10), 16, jax.random.key(21)

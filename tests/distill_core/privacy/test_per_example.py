@@ -11,7 +11,13 @@ from jax_privacy import clipping
 from distill_core.losses import cross_entropy
 from distill_core.models import create_model
 from distill_core.models.apply import apply_model, init_model
-from distill_core.privacy.per_example import SLACK, bounded_gradient_sum, noisy_sum, slack
+from distill_core.privacy.per_example import (
+    SLACK,
+    bounded_gradient_sum,
+    linear_gradient_sum,
+    noisy_sum,
+    slack,
+)
 
 B = 12
 MODES = ["normalize", "clip"]
@@ -306,3 +312,156 @@ def test_a_sum_of_many_that_point_one_way_moves_by_its_norm_and_the_slack_of_its
         where[record] = False
         moves.append(np.linalg.norm(whole - np.asarray(clipped(where), np.float64)))
     assert max(moves) <= norm * (1 + slack(count))
+
+
+def draw_layer(rows=40, width=6, classes=3):
+    rng = np.random.default_rng(2)
+    layer = {"kernel": rng.normal(size=(width, classes)), "bias": rng.normal(size=classes)}
+    layer = jax.tree.map(np.float32, layer)
+    features = rng.normal(size=(rows, width)).astype(np.float32) * rng.uniform(0.01, 9, (rows, 1))
+    batch = {
+        "y": rng.integers(0, classes, rows),
+        "scale": np.float32(10) ** rng.integers(-4, 3, rows),
+    }
+    return layer, features.astype(np.float32), batch
+
+
+def layer_loss(logits, batch):
+    return batch["scale"] * cross_entropy(logits, batch["y"])
+
+
+def layer_example_loss(layer, example):
+    features, batch = example
+    logits = features @ layer["kernel"] + layer["bias"]
+    return batch["scale"] * cross_entropy(logits, batch["y"])
+
+
+@pytest.mark.filterwarnings("ignore:optax.global_norm:DeprecationWarning")  # jax_privacy's
+@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize("chunk", [1, 7, 20, 4096])
+def test_of_a_linear_layer_the_closed_form_is_what_jax_privacy_computes(mode, chunk):
+    layer, features, batch = draw_layer()
+    norm = 1.0 if mode == "normalize" else 0.5
+    oracle = clipping.clipped_grad(
+        layer_example_loss,
+        l2_clip_norm=0.0 if mode == "normalize" else norm,
+        rescale_to_unit_norm=mode == "normalize",
+        keep_batch_dim=False,
+    )
+    expected = jax.jit(oracle)(layer, (features, batch))
+
+    @jax.jit
+    def ours(layer, features, batch):
+        settings = {"norm": norm, "mode": mode, "chunk": chunk}
+        return linear_gradient_sum(layer_loss, layer, features, batch, **settings)
+
+    assert_close(ours(layer, features, batch), expected, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_the_closed_form_counts_the_rows_that_the_sum_of_gradients_counts(mode):
+    layer, features, batch = draw_layer()
+    where = np.arange(40) % 5 != 2
+    features[2], features[3, 1], features[4, 0] = np.nan, np.nan, -np.inf
+    features[7] = np.inf  # masked
+    batch["scale"][[6, 8]] = np.nan, 1e-30
+    settings = {"norm": 0.3, "mode": mode, "where": where}
+
+    @jax.jit
+    def both(features, batch):
+        direct = bounded_gradient_sum(layer_example_loss, layer, (features, batch), **settings)
+        return direct, linear_gradient_sum(layer_loss, layer, features, batch, **settings, chunk=7)
+
+    expected, found = both(features, batch)
+    assert_close(found, expected, rtol=1e-5, atol=1e-5)
+    # What does not count is exactly nothing: other junk in its place changes no bit.
+    gone = ~where | np.isin(np.arange(40), [3, 4, 6, 8])
+    others = np.where(gone[:, None], np.float32(np.nan), features)
+    chex.assert_trees_all_equal(both(others, batch)[1], found)
+    nothing = linear_gradient_sum(
+        layer_loss, layer, features, batch, norm=0.3, mode=mode, where=where & gone
+    )
+    chex.assert_trees_all_equal(nothing, jax.tree.map(np.zeros_like, layer))
+
+
+@pytest.mark.parametrize("exponent", [-30, -21, -19, -13, -5, 0, 9, 18, 25])
+@pytest.mark.parametrize("mode", MODES)
+def test_no_features_and_no_residual_carry_a_row_of_the_closed_form_beyond_the_norm(exponent, mode):
+    rng = np.random.default_rng(0)
+    params = {"kernel": np.zeros((50, 4), np.float32), "bias": np.zeros(4, np.float32)}
+    features = (rng.normal(size=(6, 50)) * 10.0 ** rng.integers(-12, 19, (6, 1))).astype(np.float32)
+    residuals = (rng.normal(size=(6, 4)) * 10.0**exponent).astype(np.float32)
+
+    @jax.jit
+    def alone(where):
+        def loss(logits, given):
+            return jnp.sum(logits * given, axis=1)
+
+        settings = {"norm": 0.7, "mode": mode, "where": where}
+        return linear_gradient_sum(loss, params, features, residuals, **settings)
+
+    for row in np.eye(6, dtype=bool):
+        leaves = jax.tree.leaves(alone(row))
+        norm = np.linalg.norm(np.concatenate([np.ravel(x) for x in leaves]).astype(np.float64))
+        assert norm <= 0.7 * (1 + SLACK / 50)
+        if mode == "normalize" and norm:
+            assert norm == pytest.approx(0.7, rel=SLACK / 50)
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_large_features_do_not_magnify_what_the_square_of_a_residual_loses(mode):
+    params = {"kernel": jnp.zeros((1, 9)), "bias": jnp.zeros(9)}
+    residuals = jnp.array([[1.2e-19] + 8 * [0.9e-19]])  # most squares are too small for float32
+    found = linear_gradient_sum(
+        lambda logits, given: jnp.sum(logits * given, axis=1),
+        params,
+        jnp.full((1, 1), 1e18),
+        residuals,
+        norm=0.1,
+        mode=mode,
+    )
+    assert np.linalg.norm(found["kernel"]) <= 0.1 * (1 + SLACK)
+
+
+@pytest.mark.parametrize("devices", [1, 8])
+def test_the_slack_covers_a_closed_form_sum_of_60_000_rows_that_point_one_way(devices):
+    rng, count, norm = np.random.default_rng(0), 60_000, 0.7
+    features = jnp.asarray(rng.uniform(1, 9, (count, 1)) * np.array([[0.6, 0.8]]), jnp.float32)
+    residuals = jnp.asarray(rng.uniform(1.5, 9, (count, 1)), jnp.float32)
+    params = {"kernel": jnp.zeros((2, 1)), "bias": jnp.zeros(1)}
+    given = {"norm": norm, "mode": "clip"}
+
+    @jax.jit
+    def clipped(where):
+        loss, total = (lambda z, residual: jnp.sum(z * residual, axis=1)), None
+        for rows in np.split(np.arange(count), devices):
+            rows = slice(rows[0], rows[-1] + 1)
+            given["where"] = where[rows]
+            part = linear_gradient_sum(loss, params, features[rows], residuals[rows], **given)
+            total = part if total is None else jax.tree.map(jnp.add, total, part)
+        return jnp.concatenate([jnp.ravel(x) for x in jax.tree.leaves(total)])
+
+    whole, moves = np.asarray(clipped(np.ones(count, bool)), np.float64), []
+    for record in range(0, count, 1500):
+        where = np.ones(count, bool)
+        where[record] = False
+        moves.append(np.linalg.norm(whole - np.asarray(clipped(where), np.float64)))
+    assert np.linalg.norm(whole) > 0.9 * norm * count, "all point one way"
+    assert max(moves) <= norm * (1 + slack(count))
+
+
+@pytest.mark.parametrize(
+    ("settings", "named"),
+    [
+        ({"mode": "norm"}, "^mode: "),
+        ({"norm": -1.0}, "^norm: "),
+        ({"chunk": 0}, "^chunk: "),
+        ({"where": np.ones(3, bool)}, "leading axis"),
+    ],
+)
+def test_wrong_arguments_of_the_closed_form_are_refused(settings, named):
+    layer, features, batch = draw_layer()
+    with pytest.raises(ValueError, match=named):
+        linear_gradient_sum(
+            layer_loss, layer, features, batch, **{"norm": 1.0, "mode": "clip", **settings}
+        )
