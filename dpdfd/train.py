@@ -18,7 +18,7 @@ from etils import epath
 from distill_core import checkpoint, config, data
 from distill_core.config import InputError
 from distill_core.data.images.dataset import Dataset
-from distill_core.models import trust
+from distill_core.models import count_parameters, trust
 from distill_core.runtime import cli, parallel
 from distill_core.training import classification, fits, loop, run_state
 from dpdfd import answers, conversion, settings, step
@@ -68,7 +68,10 @@ def train_and_evaluate(
     run = _prepare(hp, teacher, chosen, bought, mode)
     if run.budget.moments and dataset:
         run = _with_moments(run, workdir, dataset, {**decides, "dataset": reads["dataset"]})
-    state = conversion.first_state(run, teacher, begun=run_state.has_checkpoint(workdir))
+    begun = run_state.has_checkpoint(workdir)
+    if not begun:
+        run.budget.say(count_parameters(chosen.student.shapes()["params"]))
+    state = conversion.first_state(run, teacher, begun=begun)
     parts = {"student": chosen.student, "generator": chosen.generator}
     metadata["parts"] = {name: network.to_json() for name, network in parts.items()}
     if run.budget.release is not None or hp.num_rounds:

@@ -21,13 +21,12 @@ from distill_core import checkpoint, config, data
 from distill_core.models import checks, trust
 from distill_core.models.network import Network, image_network
 from distill_core.runtime import parallel as parallel_lib
-from distill_core.training import classification, loop, run_state
+from distill_core.training import classification, linear, loop, run_state
 from distill_core.training.optimizers import Optimizer
 from distill_core.training.run_state import Layout
 from distill_core.training.step import STREAM_INIT, Evaluation, TrainState, Update, stream_key
 from dpdfd.ensemble import partition_fit, partitions, provenance
 from dpdfd.ensemble.network import answers, has_public_part
-from dpdfd.features import FeatureRidge
 
 MODEL = provenance.ENSEMBLE
 
@@ -55,8 +54,9 @@ def train_and_evaluate(
 ) -> dict[str, Any]:
     """Fits all teachers or resumes; judges their plurality vote and each of them on the test split.
 
-    A `dpdfd.features:FeatureRidge` is fitted in closed form, on one device; other networks by
-    `num_steps` updates of the optimiser, `batch_size` examples of each teacher's own at a time.
+    Linear layers on public features (`scattering`, `dpdfd.features:FeatureRidge`) are fitted in
+    closed form, on one device; other networks by `num_steps` updates of the optimiser, `batch_size`
+    examples of each teacher's own at a time.
 
     Returns:
       {"accuracy", "member_accuracy", "validation_accuracy", "validation_member_accuracy" (None
@@ -77,7 +77,7 @@ def train_and_evaluate(
     wrapping["num_teachers"] = hp.num_teachers
     network = image_network(dataset, model=MODEL, model_kwargs=wrapping)
     checks.check(network)
-    is_ridge = isinstance(member.module(), FeatureRidge)
+    is_ridge = linear.is_linear(member)
     fit_mode = "jit" if is_ridge else mode
     if not is_ridge:
         parallel_lib.check_batch_size(hp.batch_size)

@@ -29,7 +29,7 @@ from dpdfd import train as conversion
 from dpdfd.ensemble import partitions
 from dpdfd.ensemble import training as ensemble
 from dpdfd.experiment import audit, summary
-from dpdfd.fresh import Recipe
+from dpdfd.fresh import SOURCES, Recipe
 from dpdfd.privacy.units import UNITS
 
 
@@ -39,8 +39,12 @@ class Fresh:
 
     model: str | None = config.text(default=None, help="its network; by default the student's")
     model_kwargs: Mapping[str, Any] = config.mapping(default={}, help="the network's own settings")
+    source: str = config.choice(*SOURCES, default="generator", help="who draws the images")
     num_samples: int = config.integer(1, default=2000, help="images to draw")
     num_steps: int = config.integer(1, default=400, help="updates in all")
+    temperature: float = config.number(
+        0.0, above=True, default=1.0, help="of labels and network in the loss"
+    )
 
 
 @config.settings
@@ -59,7 +63,9 @@ class Settings:
         help="NAME: settings of the binary that trains it; an ensemble has num_teachers"
     )
     student: Mapping[str, Any] = config.mapping(help="what the arms' settings have in common")
-    arms: Mapping[str, Any] = config.mapping(help="NAME: teacher, and settings of dpdfd.train")
+    arms: Mapping[str, Any] = config.mapping(
+        help="NAME: teacher, settings of dpdfd.train, and fresh, where that is another"
+    )
     once: tuple[str, ...] = config.sequence(
         config.text(), default=(), help="teachers and arms that run with the first seed alone"
     )
@@ -93,7 +99,7 @@ def run(
                 found = runner.complete(each)
                 _, metadata = checkpoint.find(runner.directory(each))
                 results[each.arm, seed] = {**found, "ledger": metadata["ledger"]}
-        for each in students(hp, taught, seed):
+        for each in students(hp, taught, planted, seed):
             if (each.arm in hp.once) == once:
                 found = runner.complete(each)
                 results[each.arm, seed] = found | runner.complete(_evaluation(hp, each))
@@ -130,18 +136,24 @@ def teachers(hp: Settings, planted: Mapping[str, Planted], seed: int) -> dict[st
     return found
 
 
-def students(hp: Settings, taught: Mapping[str, Run], seed: int) -> list[Run]:
-    """The conversions of one seed's teachers."""
+def students(
+    hp: Settings, taught: Mapping[str, Run], planted: Mapping[str, Planted], seed: int
+) -> list[Run]:
+    """The conversions of one seed's teachers; `planted` as for `teachers`."""
     found = []
     arms = {arm: {**hp.student, **mine} for arm, mine in hp.arms.items()}
     for arm, own in sorted(arms.items(), key=_place):
         teacher = taught[own.pop("teacher")]
+        own.pop("fresh", None)
         own |= {
             "dataset": hp.dataset,
             "data_dir": hp.data_dir,
             "seed": 100 * seed + 50,
             "delta": hp.delta,
         }
+        if own.get("moments") and (saw := planted.get("masked")):  # of the teacher's own records
+            masked = str(audit.masked_file(saw.canaries))
+            own |= {"dataset": saw.dataset, "moments": {**own["moments"], "masked": masked}}
         found.append(Run(arm, seed, conversion.train_and_evaluate, own, {"teacher": teacher}))
     return found
 
@@ -177,7 +189,8 @@ def _planted(hp: Settings, workdir: epath.Path, dataset: data.Dataset) -> dict[s
 
 def _evaluation(hp: Settings, student: Run) -> Run:
     """What a fresh classifier learns from an arm's generator."""
-    own = {**config.to_json(hp.fresh), "seed": 100 * student.seed + 51}
+    fresh = {**config.to_json(hp.fresh), **hp.arms[student.arm].get("fresh", {})}
+    own = {**fresh, "seed": 100 * student.seed + 51}
     own |= {"dataset": hp.dataset, "data_dir": hp.data_dir}
     arm = f"{student.arm}_evaluated"
     return Run(arm, student.seed, evaluate_generator, own, {"conversion": student})
@@ -240,9 +253,6 @@ def _check(hp: Settings, dataset: data.Dataset):
         if mine["teacher"] in hp.once and arm not in hp.once:
             allowed = f"must have {arm}, too: its teacher runs with the first seed alone"
             raise InputError("once", hp.once, allowed)
-    if hp.fresh.model:
-        with config.within("fresh"):
-            _check_network(hp.fresh, dataset)
     rates = {name: config.number(0.0, 1.0, default=None) for name in summary.RATES}
     for name, wanted in hp.bars.items():
         if name not in runs:
@@ -269,15 +279,25 @@ def _check_teacher(mine: Mapping[str, Any], dataset: data.Dataset):
 def _check_arm(mine: Mapping[str, Any], hp: Settings, dataset: data.Dataset):
     own = {**hp.student, **mine}
     _check_common(own, _COMMON)
+    fresh = {**config.to_json(hp.fresh), **dict(own.pop("fresh", {}))}
+    with config.within("fresh"):
+        _check_fresh(config.validate(fresh, Fresh), own, dataset)
     teachers = hp.teachers
     if (name := str(mine.get("teacher"))) not in teachers:
         raise InputError("teacher", mine.get("teacher"), f"is one of {', '.join(teachers)}")
-    filled = settings.validate({**own, "delta": hp.delta})
+    filled = settings.validate({"dataset": hp.dataset, **own, "delta": hp.delta})
     if filled.mechanism == "answers" and "num_teachers" not in teachers[name]:
         raise InputError("teacher", name, "is a single network; answers need num_teachers of them")
     if filled.privacy_unit == "record_dp_teacher" and not teachers[name].get("dp"):
-        raise InputError("teacher", name, "is not trained with DP-SGD; it needs a group dp")
+        raise InputError("teacher", name, "is not trained privately; it needs a group dp")
     _check_network(filled, dataset)
+
+
+def _check_fresh(fresh: Fresh, arm: Mapping[str, Any], dataset: data.Dataset):
+    if fresh.model:
+        _check_network(fresh, dataset)
+    if fresh.source == "prior" and not any(dict(arm.get("prior", {})).values()):
+        raise InputError("source", fresh.source, "the arm has no prior; must be 'generator'")
 
 
 def _check_common(mine: Mapping[str, Any], fields: tuple[str, ...]):

@@ -1,5 +1,6 @@
 """The pictures of a conversion: what the generator draws, and how the run went."""
 
+import itertools
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -52,6 +53,38 @@ def sample_grid(
         axis.tick_params(length=0)
         axis.spines[:].set_visible(False)
         axis.set_title("generated samples, by the student's class")
+    return epath.Path(path)
+
+
+def over_epsilon(
+    path: epath.PathLike,
+    curves: Mapping[str, Mapping[float, Sequence[float]]],
+    published: Mapping[str, Mapping[float, float]],
+) -> epath.Path:
+    """Accuracy over ε, means with one dot per seed, and published results as crosses.
+
+    `curves` map a name to ε -> accuracies of all seeds, fractions; `published` a method's name to
+    ε -> accuracy. Raises ValueError without curves.
+    """
+    if not curves:
+        raise ValueError("curves: got none")
+    with drawing(path, 4.2) as figure:
+        axis = figure.subplots()
+        for (name, curve), color in zip(curves.items(), itertools.cycle(PALETTE), strict=False):
+            means = sorted((epsilon, 100 * np.mean(values)) for epsilon, values in curve.items())
+            axis.plot(*zip(*means, strict=True), color=color, linewidth=1.6, label=name)
+            for epsilon, values in curve.items():
+                each = 100 * np.asarray(values)
+                axis.plot([epsilon] * len(each), each, "o", color=color, markersize=3)
+        marked = zip(published.items(), itertools.cycle("x+1234"), strict=False)
+        for (name, points), marker in marked:
+            values = 100 * np.array(list(points.values()))
+            axis.plot(list(points), values, marker, color=DIM, label=f"{name} (sees the data)")
+        axis.set_xscale("log")
+        axis.set_xlabel("ε of a record, zero-out; published: as they state it")
+        axis.set_title("accuracy on test, %", fontweight="normal", color=DIM)
+        axis.grid(axis="y")
+        axis.legend(frameon=False, fontsize=7, loc="lower right")
     return epath.Path(path)
 
 

@@ -1,5 +1,6 @@
 """An experiment's runs to rows, gates and a report."""
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -11,13 +12,16 @@ from distill_core.data import Dataset
 from distill_core.experiment import plotting
 from distill_core.experiment.report import Figure, Gate, Report, Results, Row, Table, by_arm
 from distill_core.experiment.stages import run_directory
+from distill_core.privacy import ledger
 from distill_core.privacy.ledger import ZERO_OUT
+from dpdfd.experiment import figures
 from dpdfd.privacy.units import privacy_spent
 
 METRICS = (
     "accuracy",
     "epsilon",
     "replace_one_epsilon",
+    "dpimagebench_epsilon",
     "record_epsilon",
     "total_epsilon",
     "fresh_classifier_accuracy",
@@ -43,6 +47,11 @@ _NOTES = (
     "Conversions of one teacher compose: total epsilon is for a training record, of all that were "
     "charged to the arm's teacher when the arm (last) began, itself among them. Teachers of the "
     "same records, one per seed for example, compose on top of that.",
+    "DPImageBench states ε at δ = 1/(N ln N), N training images: dpimagebench epsilon is the run's "
+    "at that δ. Published figures of generators are classifiers trained on their samples, so that "
+    "only the fresh classifiers compare with them like for like, and these learn from soft labels.",
+    "private data says how often the training set was used: once, for the teacher, or twice, where "
+    "a prior's moments were bought of it, too.",
     "An audit's lower bound stands beside the accountant's ε, never instead of it.",
 )
 _PUBLISHED = {
@@ -110,13 +119,33 @@ def _row(arm: str, runs: Sequence[Mapping[str, Any]], hp: Any) -> Row:
         metrics["epsilon"] = [each.epsilon for each in claims]
         if claims[0].adjacency == ZERO_OUT:
             metrics["replace_one_epsilon"] = [each.replace_one_epsilon for each in claims]
+        if (strict := _dpimagebench_delta(runs[0]["ledger"])) is not None:
+            about["dpimagebench_delta"] = strict
+            metrics["dpimagebench_epsilon"] = [
+                ledger.epsilon(run["ledger"], strict) for run in runs
+            ]
         metrics["record_epsilon"] = [each.record_epsilon for each in claims]
         totals = [each.total.epsilon for each in claims if each.total is not None]
         if totals:
             metrics["total_epsilon"] = totals
+        if claims[0].unit == "record":
+            about["private_data"] = _touched(own, hp)
     elif conversion:
         about["privacy"] = "no claim"
     return Row(arm, about, metrics)
+
+
+def _touched(own: Mapping[str, Any], hp: Any) -> str:
+    """How often a run's private data were used."""
+    teachers = "the teachers" if "num_teachers" in hp.teachers.get(own.get("teacher"), own) else ""
+    once = teachers or "the teacher"
+    return f"twice: {once}, and the prior's moments" if own.get("moments") else f"once: {once}"
+
+
+def _dpimagebench_delta(found: Mapping[str, Any]) -> float | None:
+    """δ = 1/(N ln N), at which DPImageBench states its methods' ε; None where N is not known."""
+    sizes = [entry.num_examples for entry in ledger.charged(found) if entry.num_examples]
+    return 1 / (max(sizes) * math.log(max(sizes))) if sizes else None
 
 
 def _spent(run: Mapping[str, Any], hp: Any):
@@ -173,7 +202,7 @@ def report_of(hp: Any, dataset: Dataset, results: Results, minutes: float) -> Re
         settings=config.to_json(hp),
         minutes=minutes,
         notes=_notes(hp, dataset),
-        figures=_figures(hp, rows),
+        figures=_figures(hp, dataset, rows),
         tables=[_publishable(rows, hp), _assumptions(rows), *_published(dataset)],
         fields={"audience": AUDIENCE},
     )
@@ -232,7 +261,32 @@ def _published(dataset: Dataset) -> list[Table]:
     ]
 
 
-def _figures(hp: Any, rows: Sequence[Row]) -> list[Figure]:
+def _curves(hp: Any, rows: Sequence[Row]) -> dict[str, dict[float, list[float]]]:
+    """What is released -> ε -> accuracies, of the rows that protect records."""
+    found: dict[str, dict[float, list[float]]] = {}
+    for row in rows:
+        if row.settings.get("privacy_unit") != "record":
+            continue
+        own = {**hp.student, **hp.arms[row.arm]} if row.arm in hp.arms else {}
+        teacher = hp.teachers.get(own.get("teacher"), {})
+        what = "an ensemble" if "num_teachers" in teacher else "a DP teacher"
+        prior = " with a bought prior" if own.get("moments") else ""
+        names = {"accuracy": f"{own['model']} student of {what}{prior}" if own else "DP teacher"}
+        names["fresh_classifier_accuracy"] = f"fresh classifier, {names['accuracy']}"
+        for metric, name in names.items():
+            if metric in row.metrics:
+                epsilon = max(row.metrics["epsilon"])
+                found.setdefault(name, {}).setdefault(epsilon, []).extend(row.metrics[metric])
+    return found
+
+
+def _points(dataset: Dataset) -> dict[str, dict[float, float]]:
+    """Published accuracies, method -> ε -> fraction."""
+    lines = next((v for k, v in _PUBLISHED.items() if dataset.name.endswith(f":{k}")), [])
+    return {name: {1.0: one / 100, 10.0: ten / 100} for name, one, ten in lines}
+
+
+def _figures(hp: Any, dataset: Dataset, rows: Sequence[Row]) -> list[Figure]:
     students = {
         "the student": [row.metrics.get("accuracy", ()) for row in rows],
         "a fresh classifier, of generated samples": [
@@ -249,6 +303,17 @@ def _figures(hp: Any, rows: Sequence[Row]) -> list[Figure]:
             ),
         )
     ]
+    curves = _curves(hp, rows)
+    if any(len(curve) > 1 for curve in curves.values()):
+        made.append(
+            Figure(
+                "Accuracy over ε of what protects records: the teacher or the vote, its student, "
+                "and fresh classifiers trained on generated samples. Only the latter compare with "
+                "the published figures like for like.",
+                "figures/epsilon.png",
+                lambda path: figures.over_epsilon(path, curves, _points(dataset)),
+            )
+        )
     first = next(iter(hp.arms))
     for arm in hp.arms:  # what their evaluation has drawn
         folder = run_directory("", f"{arm}_evaluated", hp.seeds[0])

@@ -2,6 +2,7 @@
 
 import bisect
 import dataclasses
+import math
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -14,11 +15,14 @@ from distill_core.privacy import ledger as ledger_lib
 from distill_core.privacy import noise as noise_lib
 from distill_core.privacy.ledger import Entry, Ledger
 from distill_core.runtime import parallel
+from distill_core.training import fits
 from distill_core.training.loop import Plan
 from dpdfd.priors import moments
 from dpdfd.privacy import odometer
 from dpdfd.privacy.units import UNITS, Release, calibrate
 from dpdfd.settings import Settings
+
+_LOUD = 0.5  # noise, in units of what it covers, from which on a warning is due
 
 
 class Budget:
@@ -62,6 +66,32 @@ class Budget:
     def answer_std(self) -> float:
         """Standard deviation of the noise in each entry of an answer; 0.0 without."""
         return 0.0 if self.release is None else self.release.charge(self.noise_multiplier).std
+
+    def say(self, num_parameters: int):
+        """Prints how strong the noise is beside what it covers, before anything is spent."""
+        hp, sigma = self._hp, self.noise_multiplier
+        if self.moments:
+            fits.say(f"buys class moments under noise of {self.moments.std:.3g} times their bound")
+        if self.release is None:
+            return
+        if hp.mechanism == "answers":
+            ratio = self.answer_std
+            what = f"noise of {ratio:.2g} in each entry of an answer, whose entries add up to 1"
+        elif hp.mechanism == "logit":
+            ratio = sigma * hp.norm
+            what = f"noise of {ratio:.2g} in each entry of an answer, whose error is at most 1"
+        else:
+            ratio = sigma * math.sqrt(num_parameters) / hp.batch_size
+            what = f"noise {ratio:.2g} times as long as {hp.batch_size} gradients can be together"
+        advice = ""
+        if ratio >= _LOUD and hp.privacy_unit != "query":
+            advice = (
+                ": little of the teacher is left under it. A teacher trained with dp may be asked "
+                "freely: privacy_unit 'record_dp_teacher'"
+            )
+        elif ratio >= _LOUD:
+            advice = ": little of the teacher is left under it"
+        fits.say(f"{what}{advice}")
 
     def ledger(self, count: int, restarts: int = 0) -> Ledger:
         """After `count` releases; without a claim where the noise's seed was given."""
