@@ -37,7 +37,7 @@ from dpdfd.conversion import Prior
 
 _DRAWN = 9  # stream of the draws; the network's own keys fold in others
 _DRAWN_FROM_PRIOR = 900  # stream of a seed's images; a conversion's queries have those from 0 on
-_CANDIDATES = 4  # draws for a sample at most, where a class is rare
+_CANDIDATES = 2  # draws for a sample at most, where a class is rare
 
 SOURCES = ("generator", "prior")
 _FIELDS = {
@@ -105,7 +105,7 @@ def network(student: LoadedModel, recipe: Recipe) -> Network:
 def draw_samples(
     student: LoadedModel, generator: LoadedModel, recipe: Recipe, prior: Prior | None = None
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Generated images, as equally over the student's classes as four draws each allow.
+    """Generated images, as equally over the student's classes as two draws each allow.
 
     `prior` is the conversion's, for a recipe whose source it is.
 

@@ -215,10 +215,18 @@ def _features(images: Array, J: int, L: int) -> Array:
 
 def _moduli(spectrum: Array, wave: np.ndarray, step: int) -> Array:
     """|x ⋆ ψ|, subsampled, of a spectrum [..., 1, n, n] and filters [L, n, n]: [..., L, m, m]."""
-    product = spectrum * jnp.asarray(wave).reshape((1,) * (spectrum.ndim - 3) + wave.shape)
-    *leading, size, _ = product.shape
-    # Subsampling folds the spectrum.
-    folded = product.reshape(*leading, step, size // step, step, size // step).mean((-4, -2))
+    size = spectrum.shape[-1] // step
+    wave = wave.reshape((1,) * (spectrum.ndim - 3) + wave.shape)
+    # Subsampling folds the spectrum; block by block, so that no product is held whole.
+    blocks = [
+        (..., slice(i * size, (i + 1) * size), slice(j * size, (j + 1) * size))
+        for i in range(step)
+        for j in range(step)
+    ]
+    folded = sum(
+        (spectrum[at] * wave[at] for at in blocks[1:]), spectrum[blocks[0]] * wave[blocks[0]]
+    )
+    folded = folded / step**2
     z = jnp.fft.ifft2(folded)
     return jnp.sqrt(jnp.square(z.real) + jnp.square(z.imag) + 1e-12)  # has a slope at 0
 

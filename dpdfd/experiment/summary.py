@@ -119,17 +119,17 @@ def _row(arm: str, runs: Sequence[Mapping[str, Any]], hp: Any) -> Row:
         metrics["epsilon"] = [each.epsilon for each in claims]
         if claims[0].adjacency == ZERO_OUT:
             metrics["replace_one_epsilon"] = [each.replace_one_epsilon for each in claims]
-        if (strict := _dpimagebench_delta(runs[0]["ledger"])) is not None:
-            about["dpimagebench_delta"] = strict
-            metrics["dpimagebench_epsilon"] = [
-                ledger.epsilon(run["ledger"], strict) for run in runs
-            ]
         metrics["record_epsilon"] = [each.record_epsilon for each in claims]
         totals = [each.total.epsilon for each in claims if each.total is not None]
         if totals:
             metrics["total_epsilon"] = totals
         if claims[0].unit == "record":
             about["private_data"] = _touched(own, hp)
+            if (strict := _dpimagebench_delta(runs[0]["ledger"])) is not None:
+                about["dpimagebench_delta"] = strict
+                metrics["dpimagebench_epsilon"] = [
+                    ledger.epsilon(run["ledger"], strict) for run in runs
+                ]
     elif conversion:
         about["privacy"] = "no claim"
     return Row(arm, about, metrics)
