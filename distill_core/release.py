@@ -45,8 +45,12 @@ _NEIGHBOURS = {
     "are public.",
 }
 _SAMPLED = (
-    "Each record was in each batch independently, with the probability sampling_rate; of the "
-    "batches nothing is known."
+    "Where the ledger has a sampling_rate, each record was in each batch independently with that "
+    "probability; of the batches nothing is known."
+)
+_FULL = (
+    "Full batches, where batch_size is num_examples: every step took all records, so that nothing "
+    "rests on sampling."
 )
 _ASSUMPTIONS = (
     "Every noise in the ledger was drawn independently, and nobody who reads this knows it.",
@@ -192,9 +196,10 @@ def _privacy(metadata: Mapping[str, Any], delta: float | None) -> dict[str, Any]
     else:
         ledger_lib.check_delta(delta, metadata.get("num_examples"))
     try:
-        entry = ledger_lib.charged(metadata["ledger"])[0]
+        entries = ledger_lib.charged(metadata["ledger"])
     except config.InputError as error:
         return {"epsilon": None, "why": str(error)}
+    entry = entries[0]
     about = {"privacy_unit": entry.unit, "adjacency": entry.adjacency}
     if delta is None:
         return {"epsilon": None, "why": "no delta was given to compute it at", **about}
@@ -203,7 +208,8 @@ def _privacy(metadata: Mapping[str, Any], delta: float | None) -> dict[str, Any]
     if entry.adjacency == ledger_lib.ZERO_OUT:
         spent["replace_one_epsilon"] = ledger_lib.epsilon(ledger, delta, replace_one=True)
     assumptions = [_NEIGHBOURS[entry.adjacency]] if entry.adjacency in _NEIGHBOURS else []
-    assumptions += [_SAMPLED] if entry.sampling_rate is not None else []
+    assumptions += [_SAMPLED] if any(each.sampling_rate is not None for each in entries) else []
+    assumptions += [_FULL] if any(each.full_batches for each in entries) else []
     assumptions += _ASSUMPTIONS
     if entry.unit != "record":
         assumptions.insert(0, f"Epsilon is about one {entry.unit}: it protects no training record.")

@@ -1,5 +1,6 @@
 """A release holds the model and what has to be said of it, nothing else, and needs no project."""
 
+import dataclasses
 import json
 import os
 import shutil
@@ -364,6 +365,47 @@ def test_the_card_says_how_noise_on_gradients_is_drawn_and_what_neighbours_are()
     ledger = ledger_lib.Ledger().charge(of_teachers).to_json()
     told = " ".join(release._privacy({**metadata, "ledger": ledger}, None)["assumptions"])
     assert "follows from no label and no content" in told and "in each batch" not in told
+
+
+@pytest.fixture(scope="module")
+def full_batch(tmp_path_factory):
+    """(a private run on scattering features by full batches, its released folder, the card)."""
+    folder = tmp_path_factory.mktemp("full")
+    settings = {"dataset": "digits", "batch_size": 1437, "num_steps": 3, "learning_rate": 0.5}
+    settings |= {"model": "scattering", "model_kwargs": {"J": 1, "components": 20}}
+    settings["dp"] = {"epsilon": 2.0, "delta": 1e-4, "norm": 0.5, "sampling": "full"}
+    train.train_and_evaluate(settings, folder / "run")
+    return folder / "run", folder / "out", release.release(folder / "run", folder / "out")
+
+
+def test_the_card_of_full_batches_claims_nothing_by_sampling(full_batch):
+    _, _, card = full_batch
+    claim = card["privacy"]
+    assert (claim["privacy_unit"], claim["adjacency"]) == ("record", "zero-out")
+    assert 1.98 < claim["epsilon"] <= 2.0 and claim["delta"] == 1e-4
+    assert 4 < claim["replace_one_epsilon"] < 5
+    told = " ".join(claim["assumptions"])
+    assert "every step took all records" in told
+    assert "independently with" not in told and "probability" not in told
+    (entry,) = card["ledger"]["mechanisms"]
+    assert (entry["mechanism"], entry["count"], entry["batch_size"]) == ("gaussian", 3, 1437)
+
+
+def test_the_card_speaks_of_sampled_and_of_full_batches_where_there_were_both():
+    shared = {"batch_size": 900, "num_examples": 900}
+    full = ledger_lib.Entry("gaussian", 1.0, 0.1, 3, "record", ledger_lib.ZERO_OUT, **shared)
+    sampled = dataclasses.replace(
+        full, mechanism="poisson_gaussian", sampling_rate=0.02, batch_size=18
+    )
+    bought = dataclasses.replace(full, batch_size=None)  # at once, in no batches
+    expected = {(full,): {"full"}, (sampled,): {"sampled"}, (bought,): set()}
+    expected |= {(sampled, full): {"full", "sampled"}, (full, bought): {"full"}}
+    words = {"full": "every step took all records", "sampled": "in each batch independently"}
+    for entries, kinds in expected.items():
+        ledger = ledger_lib.Ledger(entries).to_json()
+        found = release._privacy({"config": {"delta": 1e-5}, "ledger": ledger}, None)
+        told = " ".join(found["assumptions"])
+        assert {kind for kind, each in words.items() if each in told} == kinds
 
 
 def test_another_delta_can_be_named(generator, tmp_path):
