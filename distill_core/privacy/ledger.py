@@ -102,7 +102,7 @@ class Entry:
 
     @property
     def full_batches(self) -> bool:
-        """Whether every step took all N records (`dp.sampling` "full"), so that none was sampled."""
+        """Whether every step took all N records (`dp.sampling` "full"): none was sampled."""
         sampled = self.mechanism == POISSON_GAUSSIAN
         whole = self.batch_size is not None and self.batch_size == self.num_examples
         return whole and not sampled and self.adjacency == ZERO_OUT
