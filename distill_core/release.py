@@ -10,6 +10,11 @@ loads without this project: `model.safetensors` holds the variables under names 
 `params/Dense_0/kernel`, `model.stablehlo` the whole network as a program (`jax.export`), from
 float32 images in [0, 1], `[B, H, W, C]`, or int32 token ids `[B, L]`, to logits; a generator's maps
 latent vectors to images. The `tokenizers` library reads a language model's `tokenizer.json`.
+
+The card's `snippets` are programs to be run in the folder: "jax" defines a function of
+`model.stablehlo`. A network whose module has a method `describe(input_shape, mean, std)` also gets
+what that returns: a description of its `features`, and "numpy", the same function of
+`model.safetensors` by NumPy (`distill_core.models.Scattering`).
 """
 
 import contextlib
@@ -45,8 +50,12 @@ _NEIGHBOURS = {
     "are public.",
 }
 _SAMPLED = (
-    "Each record was in each batch independently, with the probability sampling_rate; of the "
-    "batches nothing is known."
+    "Where the ledger has a sampling_rate, each record was in each batch independently with that "
+    "probability; of the batches nothing is known."
+)
+_FULL = (
+    "Full batches, where batch_size is num_examples: every step took all records, so that nothing "
+    "rests on sampling."
 )
 _ASSUMPTIONS = (
     "Every noise in the ledger was drawn independently, and nobody who reads this knows it.",
@@ -60,6 +69,18 @@ _ASSUMPTIONS = (
     "draws its queries, while looking at such data is not covered.",
 )
 
+_JAX = """\
+import jax.export
+import numpy as np
+
+with open("model.stablehlo", "rb") as file:
+    program = jax.export.deserialize(bytearray(file.read()))
+
+
+def {function}({arguments}):
+    # {inputs}
+    return program.call({cast})
+"""
 _VOCABULARY = {
     TRAINING_TEXT: "made from training text without noise: it reveals words of that text, and no "
     "epsilon covers it",
@@ -116,6 +137,7 @@ def release(
             "model.safetensors": "variables by name; HWIO convolution kernels",
             "model.stablehlo": "jax.export of the network: jax.export.deserialize(bytes).call",
         },
+        **_programs(loaded.network, inputs),
     }
     ledger, privacy = published(loaded.metadata["ledger"]), _privacy(loaded.metadata, delta)
     if ledger.mechanisms:
@@ -168,7 +190,8 @@ def _write_owners_half(path, network: Network, known: Mapping[str, Any]):
 def _described(network: Network) -> tuple[Sequence[str], str, str]:
     """(fields of the network for the card, description of inputs, description of outputs)."""
     if network.is_text:
-        inputs = "int32 token ids of tokenizer.json, [B, L], <bos> first"
+        inputs = "int32 token ids of tokenizer.json, [B, L], <bos> first, padded at the end to "
+        inputs += f"L = {network.max_length}"
         return TEXT_FIELDS, inputs, "float32 logits [B, L, V], at each position for the next token"
     if network.outputs == "images":
         inputs = f"float32 latent vectors, draws of N(0, I), [B, {network.input_shape[0]}]"
@@ -177,6 +200,32 @@ def _described(network: Network) -> tuple[Sequence[str], str, str]:
         return GENERATOR_FIELDS, inputs, "float32 images in [0, 1], [B, H, W, C]"
     inputs = "float32 images in [0, 1], [B, H, W, C]; preprocessing is in model.stablehlo"
     return IMAGE_FIELDS, inputs, "float32 logits [B, K] in the order of classes"
+
+
+def _programs(network: Network, inputs: str) -> dict[str, Any]:
+    """The card's `snippets` and, where the module describes them, `features`."""
+    if network.is_text:
+        function, dtypes = "logits", {"tokens": "int32"}
+    elif network.outputs == "images":
+        function, dtypes = "images", {"latents": "float32"}
+        if network.labelled:
+            dtypes["labels"] = "int32"
+    else:
+        function, dtypes = "logits", {"images": "float32"}
+    cast = ", ".join(f"np.asarray({name}, np.{dtype})" for name, dtype in dtypes.items())
+    jax_program = _JAX.format(
+        function=function, arguments=", ".join(dtypes), inputs=inputs, cast=cast
+    )
+    snippets = {"jax": jax_program}
+    describe = getattr(network.module(), "describe", None)
+    if describe is None:
+        return {"snippets": snippets}
+    told = describe(network.input_shape, network.mean, network.std)
+    features = told["features"]
+    if network.compute_dtype != "float32":
+        features += f" The network rounds pixels and parameters to {network.compute_dtype}, which "
+        features += "the numpy snippet does not."
+    return {"features": features, "snippets": {**snippets, "numpy": told["numpy"]}}
 
 
 def _privacy(metadata: Mapping[str, Any], delta: float | None) -> dict[str, Any]:
@@ -192,9 +241,10 @@ def _privacy(metadata: Mapping[str, Any], delta: float | None) -> dict[str, Any]
     else:
         ledger_lib.check_delta(delta, metadata.get("num_examples"))
     try:
-        entry = ledger_lib.charged(metadata["ledger"])[0]
+        entries = ledger_lib.charged(metadata["ledger"])
     except config.InputError as error:
         return {"epsilon": None, "why": str(error)}
+    entry = entries[0]
     about = {"privacy_unit": entry.unit, "adjacency": entry.adjacency}
     if delta is None:
         return {"epsilon": None, "why": "no delta was given to compute it at", **about}
@@ -203,7 +253,8 @@ def _privacy(metadata: Mapping[str, Any], delta: float | None) -> dict[str, Any]
     if entry.adjacency == ledger_lib.ZERO_OUT:
         spent["replace_one_epsilon"] = ledger_lib.epsilon(ledger, delta, replace_one=True)
     assumptions = [_NEIGHBOURS[entry.adjacency]] if entry.adjacency in _NEIGHBOURS else []
-    assumptions += [_SAMPLED] if entry.sampling_rate is not None else []
+    assumptions += [_SAMPLED] if any(each.sampling_rate is not None for each in entries) else []
+    assumptions += [_FULL] if any(each.full_batches for each in entries) else []
     assumptions += _ASSUMPTIONS
     if entry.unit != "record":
         assumptions.insert(0, f"Epsilon is about one {entry.unit}: it protects no training record.")

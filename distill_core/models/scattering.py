@@ -29,6 +29,28 @@ _HIGHEST = jax.lax.Precision.HIGHEST
 _DRAWN = 8_000  # images that the whitening is fitted to
 _BATCH = 250
 _LEAST_CHANNELS = 3  # of a group that is normalised together
+_EPSILON = 1e-5
+_PROGRAM = """\
+import numpy as np
+from kymatio.scattering2d.frontend.numpy_frontend import ScatteringNumPy2D  # 0.3
+from safetensors.numpy import load_file
+
+weights = load_file("model.safetensors")
+mean, std = np.float32({mean}), np.float32({std})
+scattering = ScatteringNumPy2D({arguments})
+
+
+def logits(images):
+    # images: float32 {shape} in [0, 1]
+    x = (np.asarray(images, np.float32) - mean) / std
+    x = scattering(np.ascontiguousarray(np.moveaxis(x, 3, 1)))  # [B, C, paths, h, w]
+    x = x.reshape(len(x), {groups}, -1)  # groups of neighbouring paths
+    x = x - x.mean(-1, keepdims=True)
+    x = x / np.sqrt(np.square(x).mean(-1, keepdims=True) + {epsilon})
+    x = x.reshape(len(x), -1) - weights["constants/mean"]
+    x = x @ weights["constants/projection"]
+    return x @ weights["params/linear/kernel"] + weights["params/linear/bias"]
+"""
 
 
 class Scattering(nn.Module):
@@ -99,7 +121,39 @@ class Scattering(nn.Module):
         self, input_shape: tuple[int, int, int], mean: tuple[float, ...], std: tuple[float, ...]
     ) -> dict[str, np.ndarray]:
         """The collection "constants" for images [H, W, C] standardised by `mean` and `std`."""
-        return whitening_of(self.clone(num_classes=1, parent=None), input_shape, mean, std)
+        module: Any = self.clone(num_classes=1, parent=None)  # Linen modules hash by their fields
+        return whitening_of(module, input_shape, mean, std)
+
+    @nn.nowrap
+    def describe(
+        self, input_shape: tuple[int, int, int], mean: tuple[float, ...], std: tuple[float, ...]
+    ) -> dict[str, str]:
+        """For a release's card: the "features" in words, and a "numpy" program of the logits.
+
+        The program reads `model.safetensors` and needs NumPy, safetensors and Kymatio alone.
+        """
+        size, _, channels = input_shape
+        paths = 1 + self.J * self.L + self.L**2 * self.J * (self.J - 1) // 2
+        per_group = _group_size(paths)
+        features = (
+            "Scattering up to order 2 (Bruna and Mallat, PAMI 2013), as in Kymatio 0.3 with "
+            f"J={self.J} and L={self.L}, of each channel of the standardised images: [B, "
+            f"{channels}, {paths} paths, {size >> self.J}, {size >> self.J}]. In each image, every "
+            f"group of {per_group} neighbouring paths of a channel is normalised to mean 0 and "
+            f"variance 1, with epsilon {_EPSILON} (Tramèr and Boneh, ICLR 2021). Whitening: minus "
+            "constants/mean [F], times constants/projection [F, D], both fitted to images that "
+            f"code draws ({', '.join(self.whitening)}), to no data. The logits are a linear layer "
+            "on that, params/linear/kernel [D, K] and params/linear/bias [K]."
+        )
+        program = _PROGRAM.format(
+            shape=f"[B, {size}, {size}, {channels}]",
+            mean=list(mean),
+            std=list(std),
+            arguments=f"J={self.J}, shape=({size}, {size}), L={self.L}",
+            groups=channels * paths // per_group,
+            epsilon=_EPSILON,
+        )
+        return {"features": features, "numpy": program}
 
     def _check_size(self, x: Array):
         check_images(x)
@@ -159,11 +213,15 @@ def normalised(coefficients: Array) -> Array:
     A group are a few neighbouring paths of one channel: three, or the next divisor of P.
     """
     batch, channels, paths = coefficients.shape[:3]
-    per_group = next(n for n in range(min(_LEAST_CHANNELS, paths), paths + 1) if paths % n == 0)
-    x = coefficients.reshape(batch, channels * paths // per_group, -1)
+    x = coefficients.reshape(batch, channels * paths // _group_size(paths), -1)
     x = x - jnp.mean(x, axis=-1, keepdims=True)
-    x = x * jax.lax.rsqrt(jnp.mean(jnp.square(x), axis=-1, keepdims=True) + 1e-5)
+    x = x * jax.lax.rsqrt(jnp.mean(jnp.square(x), axis=-1, keepdims=True) + _EPSILON)
     return x.reshape(batch, -1)
+
+
+def _group_size(paths: int) -> int:
+    """How many neighbouring paths are normalised together."""
+    return next(n for n in range(min(_LEAST_CHANNELS, paths), paths + 1) if paths % n == 0)
 
 
 @functools.lru_cache(maxsize=8)

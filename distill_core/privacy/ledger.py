@@ -100,6 +100,13 @@ class Entry:
         """The same mechanism, `count` times as often; raises InputError below 1."""
         return dataclasses.replace(self, count=self.count * count)
 
+    @property
+    def full_batches(self) -> bool:
+        """Whether every step took all N records (`dp.sampling` "full"): none was sampled."""
+        sampled = self.mechanism == POISSON_GAUSSIAN
+        whole = self.batch_size is not None and self.batch_size == self.num_examples
+        return whole and not sampled and self.adjacency == ZERO_OUT
+
     def noised(self, *, for_record: bool = False) -> accountants.Noised:
         """As the accountants take it; by `record_sensitivity` if `for_record`."""
         bound = self.record_sensitivity if for_record else self.sensitivity

@@ -67,11 +67,17 @@ _ABOUT = {
         *_FLOAT32,
         "Neighbours differ in one record, replaced by an empty one at its place; their number is "
         "public.",
-        "Each record entered each batch independently with the stated probability, one gradient "
-        "per record was clipped, and sums were divided by the expected batch size.",
-        "Everything after the teacher is post-processing without its private data.",
+        "Everything after what the ledger charges is post-processing without the private data.",
     ),
 }
+_SAMPLED = (
+    "Each record entered each batch independently with the stated probability, one gradient per "
+    "record was clipped, and sums were divided by the expected batch size.",
+)
+_FULL = (
+    "Every step took all records (full batches), so that nothing rests on sampling; one gradient "
+    "per record was clipped, and sums were divided by the public number of records.",
+)
 
 
 def calibrate(release: Release, *, epsilon: float, delta: float, steps: int) -> float:
@@ -161,6 +167,8 @@ def privacy_spent(
         record = ledger_lib.epsilon(ledger, delta, for_record=True)
         about += (f"For a record the same noise is ε = {record:,.4g}, at B = {size} per step.",)
     if claims[0] == "record_dp_teacher":
+        about += _SAMPLED if any(entry.sampling_rate is not None for entry in entries) else ()
+        about += _FULL if any(entry.full_batches for entry in entries) else ()
         replaced = ledger_lib.epsilon(ledger, delta, replace_one=True)
         about += (f"With one record replaced by any other it is ε = {replaced:,.4g}.",)
     if restarts := ledger_lib.read(ledger).restarts:

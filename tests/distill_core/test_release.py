@@ -1,5 +1,6 @@
 """A release holds the model and what has to be said of it, nothing else, and needs no project."""
 
+import dataclasses
 import json
 import os
 import shutil
@@ -50,7 +51,7 @@ def test_the_folder_holds_weights_program_and_card(released):
     _, out, card = released
     assert {p.name for p in out.iterdir()} == {"model.safetensors", "model.stablehlo", "card.json"}
     assert json.loads((out / "card.json").read_text()) == json.loads(json.dumps(card))
-    assert set(card) == {"network", "inputs", "outputs", "parameters", "files"}
+    assert set(card) == {"network", "inputs", "outputs", "parameters", "files", "snippets"}
     assert card["network"]["model_kwargs"] == {"widths": [3], "hidden": 4}
     assert card["network"]["classes"] == [str(i) for i in range(10)]
     assert set(card["files"]) == {"model.safetensors", "model.stablehlo"}
@@ -123,6 +124,84 @@ assert program.call(images[:2]).shape == (2, 10)  # any batch size
 """,
         tmp_path,
     )
+
+
+def _by_snippets(out: Path, inputs, place: Path, *, kinds=("jax",), function="logits"):
+    """What the card's own programs give, by kind, run in its folder without the project."""
+    np.savez(place / "inputs.npz", *inputs)
+    _run_elsewhere(
+        f"""
+import json, sys, numpy as np
+snippets = json.load(open("card.json"))["snippets"]
+assert set(snippets) == set({kinds})
+for kind in {kinds}:
+    space = {{}}
+    exec(snippets[kind], space)
+    found = space[{function!r}](*np.load({str(place / "inputs.npz")!r}).values())
+    np.save({str(place)!r} + f"/{{kind}}.npy", found)
+    assert ("jax" in sys.modules) == (kind == "jax")
+""",
+        out,
+    )
+    return {kind: np.load(place / f"{kind}.npy") for kind in kinds}
+
+
+def test_the_cards_program_gives_the_logits(released, tmp_path):
+    run, out, card = released
+    loaded = checkpoint.load_model(run)
+    expected = loaded.apply(loaded.variables, IMAGES)
+    found = _by_snippets(out, [IMAGES], tmp_path)["jax"]
+    np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-5)
+    assert "features" not in card
+
+
+@pytest.mark.parametrize(
+    ("size", "channels", "kwargs"),
+    [(8, 1, {"J": 1}), (12, 3, {"J": 1, "L": 4}), (16, 1, {"J": 2, "L": 4})],
+    ids=["grey", "colour", "two scales"],
+)
+def test_scattering_features_are_computed_by_the_cards_program_with_kymatio(
+    size, channels, kwargs, tmp_path
+):
+    pytest.importorskip("kymatio.scattering2d.frontend.numpy_frontend")
+    network = Network(
+        "scattering",
+        10,
+        {**kwargs, "components": 20},
+        input_shape=(size, size, channels),
+        mean=(0.4, 0.5, 0.3)[:channels],
+        std=(0.2, 0.25, 0.3)[:channels],
+        classes=tuple("0123456789"),
+    )
+    rng = np.random.default_rng(0)
+    variables = jax.tree.map(
+        lambda x: rng.normal(0, x.shape[0] ** -0.5, x.shape).astype(np.float32), network.shapes()
+    )
+    _save(tmp_path / "run", {"model": (network, variables)}, ledger_lib.Ledger(), {})
+    card = release.release(tmp_path / "run", tmp_path / "out")
+    images = rng.random((5, size, size, channels), np.float32)
+    images[0] = 0.5 + 0.01 * images[0]  # of so little contrast that epsilon counts
+    logits = np.asarray(network.apply(variables, images))
+    assert logits.std(0).min() > 0.1  # another image, other logits
+    found = _by_snippets(tmp_path / "out", [images], tmp_path, kinds=("numpy", "jax"))
+    np.testing.assert_allclose(found["numpy"], logits, rtol=0, atol=1e-3)
+    np.testing.assert_allclose(found["jax"], logits, rtol=1e-5, atol=1e-5)
+    group = 5 if kwargs.get("L") else 3
+    for words in (f"J={kwargs['J']} and L=", f"group of {group} neighbouring", "to no data"):
+        assert words in card["features"]
+    for name in ("mean", "projection"):
+        assert f"constants/{name} [F" in card["features"]
+
+
+def test_the_card_says_where_a_network_rounds_and_its_numpy_program_does_not(tmp_path):
+    kwargs = {"J": 1, "components": 20}
+    shape = {"input_shape": (8, 8, 1), "mean": (0.5,), "std": (0.5,)}
+    one = Network("scattering", 10, kwargs, **shape)
+    exact, rounded = (
+        release._programs(dataclasses.replace(one, compute_dtype=dtype), "images")["features"]
+        for dtype in ("float32", "bfloat16")
+    )
+    assert rounded.startswith(exact) and "parameters to bfloat16" in rounded[len(exact) :]
 
 
 def test_an_out_that_is_not_empty_is_refused(released, tmp_path):
@@ -224,6 +303,8 @@ def test_a_language_models_release_gives_its_logits_without_the_project(language
     tokens[1, 2] = loaded.tokenizer.eos_id
     np.save(tmp_path / "logits.npy", np.asarray(jax.jit(loaded.apply)(loaded.variables, tokens)))
     np.savez(tmp_path / "weights.npz", wte=loaded.variables["params"]["wte"])
+    found = _by_snippets(out, [tokens], tmp_path)["jax"]
+    np.testing.assert_allclose(found, np.load(tmp_path / "logits.npy"), rtol=1e-5, atol=1e-5)
     _run_elsewhere(
         f"""
 import jax.export, numpy as np, tokenizers
@@ -313,6 +394,8 @@ def test_a_generators_release_draws_its_images_without_the_project(generator, tm
     assert np.ptp(images, axis=0).max() > 0.01  # another vector, another image
     np.savez(tmp_path / "given.npz", *given)
     np.save(tmp_path / "images.npy", np.asarray(images))
+    found = _by_snippets(out, given, tmp_path, function="images")["jax"]
+    np.testing.assert_allclose(found, images, rtol=0, atol=1e-5)
     _run_elsewhere(
         f"""
 import jax, jax.export, numpy as np
@@ -364,6 +447,47 @@ def test_the_card_says_how_noise_on_gradients_is_drawn_and_what_neighbours_are()
     ledger = ledger_lib.Ledger().charge(of_teachers).to_json()
     told = " ".join(release._privacy({**metadata, "ledger": ledger}, None)["assumptions"])
     assert "follows from no label and no content" in told and "in each batch" not in told
+
+
+@pytest.fixture(scope="module")
+def full_batch(tmp_path_factory):
+    """(a private run on scattering features by full batches, its released folder, the card)."""
+    folder = tmp_path_factory.mktemp("full")
+    settings = {"dataset": "digits", "batch_size": 1437, "num_steps": 3, "learning_rate": 0.5}
+    settings |= {"model": "scattering", "model_kwargs": {"J": 1, "components": 20}}
+    settings["dp"] = {"epsilon": 2.0, "delta": 1e-4, "norm": 0.5, "sampling": "full"}
+    train.train_and_evaluate(settings, folder / "run")
+    return folder / "run", folder / "out", release.release(folder / "run", folder / "out")
+
+
+def test_the_card_of_full_batches_claims_nothing_by_sampling(full_batch):
+    _, _, card = full_batch
+    claim = card["privacy"]
+    assert (claim["privacy_unit"], claim["adjacency"]) == ("record", "zero-out")
+    assert 1.98 < claim["epsilon"] <= 2.0 and claim["delta"] == 1e-4
+    assert 4 < claim["replace_one_epsilon"] < 5
+    told = " ".join(claim["assumptions"])
+    assert "every step took all records" in told
+    assert "independently with" not in told and "probability" not in told
+    (entry,) = card["ledger"]["mechanisms"]
+    assert (entry["mechanism"], entry["count"], entry["batch_size"]) == ("gaussian", 3, 1437)
+
+
+def test_the_card_speaks_of_sampled_and_of_full_batches_where_there_were_both():
+    shared = {"batch_size": 900, "num_examples": 900}
+    full = ledger_lib.Entry("gaussian", 1.0, 0.1, 3, "record", ledger_lib.ZERO_OUT, **shared)
+    sampled = dataclasses.replace(
+        full, mechanism="poisson_gaussian", sampling_rate=0.02, batch_size=18
+    )
+    bought = dataclasses.replace(full, batch_size=None)  # at once, in no batches
+    expected = {(full,): {"full"}, (sampled,): {"sampled"}, (bought,): set()}
+    expected |= {(sampled, full): {"full", "sampled"}, (full, bought): {"full"}}
+    words = {"full": "every step took all records", "sampled": "in each batch independently"}
+    for entries, kinds in expected.items():
+        ledger = ledger_lib.Ledger(entries).to_json()
+        found = release._privacy({"config": {"delta": 1e-5}, "ledger": ledger}, None)
+        told = " ".join(found["assumptions"])
+        assert {kind for kind, each in words.items() if each in told} == kinds
 
 
 def test_another_delta_can_be_named(generator, tmp_path):

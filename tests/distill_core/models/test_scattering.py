@@ -1,5 +1,7 @@
 """The scattering network: fixed features, whitened by drawn images, under one linear layer."""
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -103,6 +105,19 @@ def test_whitening_evens_out_drawn_images_and_sees_no_others():
     again = whitening_of.__wrapped__(Scattering(1, J=1, components=20, ridge=1e-6), (8, 8, 1),
                                      (0.5,), (0.25,))  # fmt: skip
     np.testing.assert_array_equal(again["projection"], state[CONSTANTS]["projection"])
+
+
+def test_networks_that_differ_in_other_things_share_a_whitening_by_value():
+    kwargs = {"components": 20, "whitening": ["noise"]}
+    one = network(**kwargs)
+    again = Network.from_json(one.to_json())
+    assert again == one and hash(again) == hash(one) and hash(again.module()) == hash(one.module())
+    assert one.to_json()["model_kwargs"] == {"J": 1, **kwargs}
+    others = dataclasses.replace(one, num_classes=3), network(ridge=2.0, **kwargs)
+    whitening_of.cache_clear()
+    found = [each.init(KEY)[1][CONSTANTS] for each in (one, again, *others)]
+    assert found[0] is found[1] is found[2] and found[3] is not found[0]
+    assert whitening_of.cache_info().misses == 2
 
 
 def test_constants_are_stored_with_the_network_and_restored(tmp_path):

@@ -208,6 +208,16 @@ def test_every_report_says_what_it_assumes(entry):
     assert "Restarts" not in quiet and "Conversions" not in quiet
 
 
+def test_a_teacher_by_full_batches_is_not_said_to_have_sampled():
+    changes = {"mechanism": ledger.GAUSSIAN, "sampling_rate": None, "batch_size": 6_400}
+    full = dataclasses.replace(SGD, **changes)
+    for entries, said in (((SGD,), (True, False)), ((full,), (False, True)), ((SGD, full), (1, 1))):
+        report = privacy_spent(Ledger(entries), delta=DELTA, num_examples=6_400)
+        text = " ".join(report.assumptions)
+        assert ("entered each batch independently" in text, "took all records" in text) == said
+        assert report.claim == "record_dp_teacher"
+
+
 def test_one_arbitrary_teacher_teaches_little():
     for epsilon, accuracy in ((1.0, 0.155), (10.0, 0.764)):
         assert round(accuracy_bound(epsilon, 1e-5, 10), 3) == accuracy
