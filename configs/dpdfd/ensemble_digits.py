@@ -13,10 +13,10 @@ def get_config(arg=""):
         raise ValueError(f"unknown argument {arg!r}; known: smoke")
     config = config_dict.ConfigDict()
     config.dataset = "digits"
-    config.model = "dpdfd.features:FeatureRidge"
-    config.model_kwargs = config_dict.ConfigDict({"num_random": 100 if arg == "smoke" else 1000})
+    config.model = "scattering"
+    config.model_kwargs = config_dict.ConfigDict({"J": 1})
     config.num_teachers = 4 if arg == "smoke" else 20
     config.copies = 2 if arg == "smoke" else 8
-    config.ridge = 1e-3
+    config.ridge = 30.0
     config.seed = 0
     return config.lock()
