@@ -62,7 +62,7 @@ def ask(c: Conversion, state: State, frozen: PyTree, batch: PyTree) -> jax.Array
     if c.mechanism == "answers":
         inputs = preprocess(images, c.teacher.mean, c.teacher.std)
         ensemble = c.teacher.module()
-        members: Any = ensemble.apply(teacher, inputs, "probabilities", method="answers")
+        members: Any = ensemble.apply(teacher, inputs, "votes", method="answers")
         return all_gather(exact_noise.answer_counts(members))
     probs = jax.nn.softmax(c.teacher.apply(teacher, images))
     if c.mechanism is None:
