@@ -183,5 +183,5 @@ def test_the_report_has_every_epsilon_with_what_it_rests_on(results, hp, tmp_pat
     assert dataset.note in summary._notes(hp, dataset)
     labels = {row.arm: summary._label(row) for row in rows}
     assert (labels["query"], labels["plain"]) == ("query (ε = 2 per query)", "plain")
-    figure = summary._figures(hp, rows)[0]
+    figure = summary._figures(hp, dataset, rows)[0]
     assert figure.draw(tmp_path / figure.path).read_bytes().startswith(b"\x89PNG")
