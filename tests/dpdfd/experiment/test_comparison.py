@@ -488,7 +488,7 @@ def change(path, value):
         ("arms.query.fresh", {"temperature": 0.0}, "arms.query.fresh.temperature: got 0.0; must"),
         ("arms.query.fresh", {"model": None}, "arms.query.fresh.model_kwargs: got {"),
         ("arms.query.fresh", 3, "arms.query.fresh: got 3; must be a group"),
-        ("fresh.model", ..., "fresh.model_kwargs: got {'hidden': 4"),
+        ("fresh.model", ..., "fresh.model_kwargs: got {'widths': "),
         ("arms.dp_student.prior", {}, "arms.dp_student.fresh.source: got 'prior'; the arm has no"),
         ("arms.dp_student.epsilon", 9.0, "arms.dp_student.epsilon: got 9.0; 'record_dp_teacher' s"),
         ("arms.query.moments", {"size": 4, "norm": 1.0}, "arms.query.moments: got {"),
