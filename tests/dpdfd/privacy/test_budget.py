@@ -314,7 +314,7 @@ ADVICE = "A teacher trained with dp may be asked freely: privacy_unit 'record_dp
         ("query, rounds", 500.0, 9, "in each entry of an answer, whose error is at most 1", False),
         ("query, rounds", 1.0, 9, "in each entry of an answer, whose error is at most 1", True),
         (GRADIENTS, 3.0, 10**6, "times as long as 16 gradients can be together", True),
-        (GRADIENTS, 3.0, 1, "times as long as 16 gradients can be together", False),
+        (GRADIENTS, 30.0, 1, "times as long as 16 gradients can be together", False),
         ("single, parameters", 3.0, 10**4, "times as long as 16 gradients can be together", True),
     ],
 )
