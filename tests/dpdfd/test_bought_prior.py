@@ -426,8 +426,14 @@ def call(place, tmp_path, capfd):
         ({"dataset": None}, "dataset: got None; is required with moments"),
         ({"epsilon": None}, "epsilon: got None; is required with moments"),
         ({"epsilon": 1.0}, "epsilon: got 1.0; must be above the "),
-        ({"teacher": "PLACE/whole"}, "epsilon: got 8.0; is all but spent by the teacher: train it "),
-        ({"moments": {"size": 9, "norm": 4.0}}, "moments.size: got 9; must be an integer in [1, 8]"),
+        (
+            {"teacher": "PLACE/whole"},
+            "epsilon: got 8.0; is all but spent by the teacher: train it ",
+        ),
+        (
+            {"moments": {"size": 9, "norm": 4.0}},
+            "moments.size: got 9; must be an integer in [1, 8]",
+        ),
         ({"moments": {"size": 0, "norm": 4.0}}, "moments.size: got 0; must be an integer of at "),
         ({"moments": {"size": 4, "norm": 0.0}}, "moments.norm: got 0.0; must be a number above 0"),
         ({"moments": {"size": 4}}, "moments.norm: got None; is required"),

@@ -35,7 +35,14 @@ def fit(path):
     """`fit(workdir, …)` trains on all records in every step, under noise of a given seed."""
 
     def fit(workdir, *, parallel=None, **changes):
-        dp = {"epsilon": 6.0, "delta": 1e-3, "norm": 0.5, "sampling": "full", "seed": 1, "public_start": True}
+        dp = {
+            "epsilon": 6.0,
+            "delta": 1e-3,
+            "norm": 0.5,
+            "sampling": "full",
+            "seed": 1,
+            "public_start": True,
+        }
         settings = {
             "dataset": f"npz:{path}", "model": "scattering", "model_kwargs": KWARGS,
             "learning_rate": 0.5, "batch_size": N, "num_steps": 6, "log_every": 1,
@@ -85,7 +92,9 @@ def test_killed_and_resumed_it_ends_bit_by_bit_as_if_nothing_had_happened(
     fit(tmp_path / "run", parallel=mode)
     assert_same_bits(tmp_path / "run", tmp_path / "straight")
     variables = checkpoint.load_model(tmp_path / "run").variables
-    assert variables[CONSTANTS]["projection"].any() and variables["params"]["linear"]["kernel"].any()
+    assert (
+        variables[CONSTANTS]["projection"].any() and variables["params"]["linear"]["kernel"].any()
+    )
 
 
 def test_a_resume_fits_no_constants_and_takes_those_of_its_checkpoint(

@@ -29,7 +29,9 @@ RIDGE = {
 MEMBERS = {
     "ridge": RIDGE,
     "scattering": {
-        "model": "scattering", "copies": 1, "ridge": 10.0,
+        "model": "scattering",
+        "copies": 1,
+        "ridge": 10.0,
         "model_kwargs": {"J": 1, "L": 2, "components": 12, "whitening": ("noise",)},
     },
     "mlp": {"model": "dpdfd.features:FeatureMLP", "model_kwargs": {"hidden": (6,)}},
