@@ -15,9 +15,9 @@ Its teacher comes from
     python -m distill_core.train --config configs/distill_core/dp_digits.py \
         --workdir runs/dp_digits
 
-`convert_digits.py:ensemble` buys the answers of an ensemble under noise, at ε = 10 for a record that
-is replaced. Expect about 30 to 50%: 1,437 records are few to share out, as the run says before it
-starts. Its teacher comes from
+`convert_digits.py:ensemble` buys the answers of an ensemble under noise, at ε = 10 for a record
+that is replaced. Expect about 30 to 50%: 1,437 records are few to share out, as the run says before
+it starts. Its teacher comes from
 
     python -m dpdfd.ensemble --config configs/dpdfd/ensemble_digits.py --workdir runs/ensemble
 

@@ -190,9 +190,8 @@ def test_the_gates_are_about_budgets_audits_and_the_control(finished):
     assert [gate["name"].split()[0] for gate in budgets] == asked
     assert all(gate["passed"] for gate in budgets)
     audits = [gate["name"] for gate in gates if "audit" in gate["name"]]
-    below = [
-        f"the audit of {arm} stays below its ε for a record" for arm in (*DP_TEACHERS, *PRIVATE)
-    ]
+    held = (*DP_TEACHERS, *PRIVATE)
+    below = [f"the audit of {arm} stays below its ε for a record" for arm in held]
     assert sorted(audits) == sorted([*below, "the audit sees that teacher is not private"])
     assert len(gates) == len(budgets) + len(audits)
 

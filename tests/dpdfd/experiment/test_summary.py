@@ -271,6 +271,7 @@ def test_every_published_method_has_its_mark_and_every_seed_its_dot(tmp_path, mo
     assert path.read_bytes().startswith(b"\x89PNG")
     line, theirs = drawn[0], drawn[-1]
     assert line[:3] == ("ours", [1.0, 10.0], pytest.approx([60.0, 80.0]))
-    dots = [(x, y) for _, xs, ys, marks in drawn if marks == ("o",) for x, y in zip(xs, ys)]
+    shown = [zip(xs, ys, strict=True) for _, xs, ys, marks in drawn if marks == ("o",)]
+    dots = [dot for each in shown for dot in each]
     assert sorted(dots) == [(1.0, 50.0), (1.0, pytest.approx(70.0)), (10.0, 80.0)]
     assert theirs[:3] == ("theirs (sees the data)", [1.0, 10.0], pytest.approx([40.0, 60.0]))
