@@ -128,6 +128,8 @@ def calibrate(
     mu = gaussian_mu(epsilon, delta)
     if all(each.sampling_rate == 1.0 for each in [*noised, *spent]):
         spent_mu = _unsampled_mu(spent)
+        if spent_mu >= mu:  # which is rounded down
+            raise InputError("epsilon", epsilon, f"must be above the {before:.6g} that is spent")
         return _unsampled_mu(noised) / math.sqrt((mu - spent_mu) * (mu + spent_mu))
 
     if epsilon > _SAMPLED_EPSILON:

@@ -245,6 +245,8 @@ def _check(hp: Settings, dataset: data.Dataset):
             raise InputError(f"arms.{name}", name, "must be named otherwise: a teacher is")
         with config.within(f"teachers.{name}"):
             _check_teacher(mine, dataset)
+    with config.within("fresh"):
+        _check_fresh(hp.fresh, dataset)
     with config.within("student"):
         config.check_names(hp.student, config.fields(settings.Settings))
     for arm, mine in hp.arms.items():
@@ -279,9 +281,14 @@ def _check_teacher(mine: Mapping[str, Any], dataset: data.Dataset):
 def _check_arm(mine: Mapping[str, Any], hp: Settings, dataset: data.Dataset):
     own = {**hp.student, **mine}
     _check_common(own, _COMMON)
-    fresh = {**config.to_json(hp.fresh), **dict(own.pop("fresh", {}))}
+    if not isinstance(changes := own.pop("fresh", {}), Mapping):
+        raise InputError("fresh", changes, config.mapping().allowed)
+    fresh = {**config.to_json(hp.fresh), **changes}
     with config.within("fresh"):
-        _check_fresh(config.validate(fresh, Fresh), own, dataset)
+        asked = config.validate(fresh, Fresh)
+        _check_fresh(asked, dataset)
+        if asked.source == "prior" and not any(dict(own.get("prior", {})).values()):
+            raise InputError("source", asked.source, "the arm has no prior; must be 'generator'")
     teachers = hp.teachers
     if (name := str(mine.get("teacher"))) not in teachers:
         raise InputError("teacher", mine.get("teacher"), f"is one of {', '.join(teachers)}")
@@ -293,11 +300,10 @@ def _check_arm(mine: Mapping[str, Any], hp: Settings, dataset: data.Dataset):
     _check_network(filled, dataset)
 
 
-def _check_fresh(fresh: Fresh, arm: Mapping[str, Any], dataset: data.Dataset):
+def _check_fresh(fresh: Fresh, dataset: data.Dataset):
+    Recipe(**config.to_json(fresh))
     if fresh.model:
         _check_network(fresh, dataset)
-    if fresh.source == "prior" and not any(dict(arm.get("prior", {})).values()):
-        raise InputError("source", fresh.source, "the arm has no prior; must be 'generator'")
 
 
 def _check_common(mine: Mapping[str, Any], fields: tuple[str, ...]):

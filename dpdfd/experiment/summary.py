@@ -269,7 +269,8 @@ def _curves(hp: Any, rows: Sequence[Row]) -> dict[str, dict[float, list[float]]]
             continue
         own = {**hp.student, **hp.arms[row.arm]} if row.arm in hp.arms else {}
         teacher = hp.teachers.get(own.get("teacher"), {})
-        what = "an ensemble" if "num_teachers" in teacher else "a DP teacher"
+        what = "a DP teacher" if teacher.get("dp") else "one teacher"
+        what = "an ensemble" if "num_teachers" in teacher else what
         prior = " with a bought prior" if own.get("moments") else ""
         names = {"accuracy": f"{own['model']} student of {what}{prior}" if own else "DP teacher"}
         names["fresh_classifier_accuracy"] = f"fresh classifier, {names['accuracy']}"

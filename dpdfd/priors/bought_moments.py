@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 from etils import epath
 
+from distill_core import config
 from distill_core.checkpoint import integrity
 from distill_core.config import InputError
 from distill_core.data.images.dataset import Split
@@ -46,16 +47,17 @@ def bought_moments(
     seed = hp.noise_seed
     live = dp_settings.live_records(hp.moments.masked, len(private), "moments.masked")
     if parallel.is_main() and not path.exists():
-        found = moments.release(
-            private.images,
-            private.labels,
-            num_classes=num_classes,
-            size=hp.moments.size,
-            norm=hp.moments.norm,
-            noise_multiplier=noise_multiplier,
-            live=live,
-            random=os.urandom if seed is None else np.random.default_rng(seed).bytes,
-        )
+        with config.within("moments"):
+            found = moments.release(
+                private.images,
+                private.labels,
+                num_classes=num_classes,
+                size=hp.moments.size,
+                norm=hp.moments.norm,
+                noise_multiplier=noise_multiplier,
+                live=live,
+                random=os.urandom if seed is None else np.random.default_rng(seed).bytes,
+            )
         buffer = io.BytesIO()
         stored = np.frombuffer(found.to_bytes(), np.uint8)
         np.savez(buffer, moments=stored, run=np.array(run))

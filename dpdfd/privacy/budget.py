@@ -23,6 +23,7 @@ from dpdfd.privacy.units import UNITS, Release, calibrate
 from dpdfd.settings import Settings
 
 _LOUD = 0.5  # noise, in units of what it covers, from which on a warning is due
+_LEAST_SHARE = 1e-3  # of the budget's μ², for moments: below, it is what calibration left over
 
 
 class Budget:
@@ -195,7 +196,12 @@ class Budget:
             num_examples=num,
         )
         noised = [each.noised() for each in spent]
-        found = accountants.calibrate([entry.noised()], hp.epsilon or 0.0, hp.delta, spent=noised)
+        epsilon = hp.epsilon or 0.0
+        found = accountants.calibrate([entry.noised()], epsilon, hp.delta, spent=noised)
+        left = moments.SENSITIVITY / found
+        if left**2 < _LEAST_SHARE * accountants.gaussian_mu(epsilon, hp.delta) ** 2:
+            allowed = "is all but spent by the teacher: train it with a dp.share below 1, or take "
+            raise InputError("epsilon", hp.epsilon, f"{allowed}a larger one")
         return dataclasses.replace(entry, std=accountants.round_up(found))
 
     def _check_dp_teacher(self) -> tuple[Entry, ...]:

@@ -162,6 +162,9 @@ def test_a_sample_stands_in_the_row_of_its_class(tmp_path):
         ("checkpoint", ["--checkpoint={place}/nowhere"]),
         ("checkpoint", [RUN, "--dataset=npz:{place}/other.npz"]),
         ("num_samples", [RUN, "--num_samples=0"]),
+        ("source", [RUN, "--source=prior"]),  # the run had none
+        ("source", [RUN, "--source=air"]),
+        ("temperature", [RUN, "--temperature=0"]),
         ("num_samples", [RUN, "--num_samples=few"]),
         ("export", [RUN, "--export={place}/none/samples.npz"]),
         ("out", [RUN, "--out={place}/other.npz"]),

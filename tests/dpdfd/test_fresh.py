@@ -9,6 +9,7 @@ from distill_core.checkpoint import LoadedModel
 from distill_core.config import InputError
 from distill_core.models.network import Network, image_network
 from dpdfd import fresh
+from dpdfd.conversion import Prior
 from dpdfd.fresh import Recipe
 from dpdfd.priors.warm_start import warm_start
 
@@ -63,7 +64,9 @@ def test_it_knows_nothing_that_the_samples_do_not_show(samples):
     assert np.max(np.argmax(logits, -1)) < 5
 
 
-def test_samples_are_balanced_and_labelled_by_the_student_on_their_very_pixels(samples, student):
+def test_samples_are_balanced_and_labelled_by_the_student_on_their_very_pixels(
+    samples, student, generator
+):
     images, probs = samples
     assert (images.dtype, images.shape) == (np.uint8, (1000, 8, 8, 1))
     assert (probs.dtype, probs.shape) == (np.float32, (1000, 10))
@@ -71,7 +74,13 @@ def test_samples_are_balanced_and_labelled_by_the_student_on_their_very_pixels(s
     np.testing.assert_allclose(probs, expected, atol=1e-5)
     np.testing.assert_allclose(probs.sum(-1), 1, atol=1e-5)
     counts = np.bincount(probs.argmax(-1), minlength=10)
-    assert counts.min() >= 90 and counts.max() <= 110  # four draws a sample found all classes
+    # Of two draws for a sample: classes are even, but for those of which no more were found.
+    drawn = np.concatenate([fresh._draw(generator, RECIPE, None, i) for i in range(2)])
+    logits = student.apply(student.variables, drawn)
+    found = np.bincount(np.argmax(logits, -1), minlength=10)
+    even = np.minimum(found, counts.max())
+    assert (even - counts <= (counts < found)).all() and counts.sum() == 1000
+    assert found.max() - found.min() > 2 * (counts.max() - counts.min())
 
 
 def test_samples_are_a_function_of_the_seed(student, generator, samples):
@@ -79,6 +88,41 @@ def test_samples_are_a_function_of_the_seed(student, generator, samples):
     np.testing.assert_array_equal(again, samples[0])
     other, _ = fresh.draw_samples(student, generator, Recipe(num_samples=1000, seed=1))
     assert np.mean(other != samples[0]) > 0.3
+
+
+def test_samples_of_the_prior_are_its_own_draws_balanced_and_labelled_by_the_student(
+    student, generator
+):
+    recipe = Recipe(source="prior", num_samples=60, seed=2**32 - 1)
+    prior = Prior({"strokes": 1.0, "noise": 1.0}, (0.85, 1.0))
+    images, probs = fresh.draw_samples(student, generator, recipe, prior)
+    drawn = [prior.draw(recipe.seed, (8, 8, 1), 900 + i, 60) for i in range(2)]
+    drawn = np.round(np.concatenate(drawn) * 255).astype(np.uint8)
+    places = {image.tobytes(): place for place, image in enumerate(drawn)}
+    rows = [places[image.tobytes()] for image in images]
+    assert len(set(rows)) == 60
+    expected = jax.nn.softmax(student.apply(student.variables, drawn))
+    np.testing.assert_allclose(probs, expected[np.array(rows)], atol=1e-5)
+    spread = [np.bincount(np.argmax(x, -1), minlength=10) for x in (probs, expected)]
+    assert spread[0].max() < spread[1].max() and spread[0].sum() == 60
+    other = Recipe(source="prior", num_samples=60)
+    assert (fresh.draw_samples(student, generator, other, prior)[0] != images).any()
+
+
+def test_labels_and_network_are_softened_by_one_temperature():
+    """τ² KL(labels^{1/τ} ‖ network^{1/τ}), by the formula."""
+    params, _ = STUDENT.init(jax.random.key(1))
+    images, probs = DIGITS.train.images[:5], np.random.default_rng(0).dirichlet([0.3] * 10, 5)
+    frozen = {"images": images, "probs": probs.astype(np.float32)}
+    rows = np.array([4, 0, 2])
+    logits = np.asarray(STUDENT.apply({"params": params}, images))[rows]
+    for tau in (1.0, 3.0):
+        soft, own = probs[rows] ** (1 / tau), np.exp(logits / tau)
+        soft, own = (x / x.sum(-1, keepdims=True) for x in (soft, own))
+        expected = tau**2 * (soft * np.log(soft / own)).sum(-1)
+        objective = fresh.SoftLabels(STUDENT, 0, tau)
+        found = objective(params, {}, frozen, rows, jax.random.key(0))
+        np.testing.assert_allclose(found.values, expected, rtol=1e-4, atol=1e-5)
 
 
 def test_another_network_can_be_named_and_fewer_samples_than_a_batch_do(student, samples):
@@ -96,6 +140,7 @@ def test_another_network_can_be_named_and_fewer_samples_than_a_batch_do(student,
     [
         *[("num_samples", 0), ("num_steps", 0), ("learning_rate", 0.0), ("model", "vgg")],
         ("model_kwargs", {"hidden": [3]}),
+        *[("source", "air"), ("temperature", 0.0), ("temperature", -1.0), ("seed", 2**32)],
     ],
 )
 def test_wrong_arguments_are_refused(student, field, value):

@@ -18,9 +18,16 @@ ROUNDS = {**LOGIT, "num_rounds": 2, "num_queries": 64}
 ANSWERS = {**ROUNDS, "privacy_unit": "record_ensemble", "mechanism": "answers"}
 PUBLIC = {**PARAM, "privacy_unit": "none", "mechanism": "none", "epsilon": None}
 DP_TEACHER = {**PUBLIC, "privacy_unit": "record_dp_teacher"}
+SOFT = {
+    **DP_TEACHER, "num_rounds": 2, "num_queries": 64, "loss": "cross_entropy", "temperature": 4.0,
+}  # fmt: skip
+MOMENTS = {
+    **SOFT, "dataset": "digits", "epsilon": 1.0, "moments": {"size": 3, "norm": 1.0},
+    "prior": {"strokes": 1.0, "dp_gaussian": 1.0},
+}  # fmt: skip
 
 
-@pytest.mark.parametrize("given", [PARAM, LOGIT, ROUNDS, ANSWERS, PUBLIC, DP_TEACHER])
+@pytest.mark.parametrize("given", [PARAM, LOGIT, ROUNDS, ANSWERS, PUBLIC, DP_TEACHER, SOFT])
 def test_defaults_fill_what_is_not_given_also_in_the_generators_group(given):
     found = settings.validate({**given, "generator": {"width": 3}})
     assert (found.generator.width, found.generator.latent_size) == (3, 100)
@@ -67,6 +74,23 @@ def test_defaults_fill_what_is_not_given_also_in_the_generators_group(given):
         (LOGIT, {"smooth": True}, "smooth"),
         (PUBLIC, {"smooth": True, "num_rounds": 2, "num_queries": 64}, "smooth"),
         (PARAM, {"loss": "mse"}, "loss"),
+        (ROUNDS, {"temperature": 2.0}, "temperature"),  # brier
+        (PARAM, {"temperature": 2.0, "loss": "cross_entropy"}, "temperature"),  # without rounds
+        (PUBLIC, {"temperature": 0.5}, "temperature"),
+        (SOFT, {"temperature": 0.0}, "temperature"),
+        (SOFT, {"loss": "brier"}, "temperature"),
+        (MOMENTS, {"moments": None}, "prior"),
+        (MOMENTS, {"prior": {"strokes": 1.0}}, "moments"),
+        (MOMENTS, {"privacy_unit": "none"}, "moments"),
+        (MOMENTS, {"privacy_unit": "query", "mechanism": "logit"}, "moments"),
+        (MOMENTS, {"dataset": None}, "dataset"),
+        (MOMENTS, {"epsilon": None}, "epsilon"),
+        (MOMENTS, {"epsilon": 0.0}, "epsilon"),
+        (MOMENTS, {"moments": {}}, "moments"),
+        (MOMENTS, {"moments": {"size": 3}}, "moments.norm"),
+        (MOMENTS, {"moments": {"size": 0, "norm": 1.0}}, "moments.size"),
+        (MOMENTS, {"moments": {"size": 3, "norm": -1.0}}, "moments.norm"),
+        (MOMENTS, {"prior": {"dp_gaussian": -1.0}}, "prior.dp_gaussian"),
         (PARAM, {"noise_multiplier": 1.0}, "noise_multiplier"),
         (PARAM, {"init_from": "runs/student"}, "init_from"),
     ],

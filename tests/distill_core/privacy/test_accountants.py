@@ -236,3 +236,16 @@ def test_steps_composed_in_parts_cost_what_they_cost_at_once(count, monkeypatch)
 def test_millions_of_steps_raise_no_integer_to_the_power_of_millions():
     """The library's own composition does, and takes a minute."""
     assert 2.1 < sampled(4.9e-4, 0.5, 5_000_000) < 2.3
+
+
+@pytest.mark.parametrize("gap", [1e-13, 1e-11, 1e-10, 1e-9, 1e-8, 1e-6])
+def test_beside_what_spent_all_but_the_last_bits_noise_is_finite_or_refused_by_name(gap):
+    spent = [Noised(0.7, 3)]
+    epsilon = accountants.composed_epsilon(spent, 1e-5) * (1 + gap)
+    try:
+        sigma = accountants.calibrate([Noised(1.0)], epsilon, 1e-5, spent=spent)
+    except InputError as error:
+        assert error.field == "epsilon" and gap < 1e-6
+    else:
+        assert 1 < sigma < math.inf and gap > 1e-13
+        assert accountants.composed_epsilon([*spent, Noised(1 / sigma)], 1e-5) <= epsilon

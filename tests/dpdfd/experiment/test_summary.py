@@ -1,11 +1,13 @@
 """From runs to rows, gates and words: on results that nobody had to train for."""
 
+import math
 import types
 
 import pytest
+from matplotlib.axes import Axes
 
-from distill_core.privacy.ledger import POISSON_GAUSSIAN, ZERO_OUT, Entry, Ledger
-from dpdfd.experiment import summary
+from distill_core.privacy.ledger import GAUSSIAN, POISSON_GAUSSIAN, ZERO_OUT, Entry, Ledger
+from dpdfd.experiment import figures, summary
 from dpdfd.privacy.units import Release, calibrate, privacy_spent
 
 DELTA = 1e-5
@@ -183,5 +185,93 @@ def test_the_report_has_every_epsilon_with_what_it_rests_on(results, hp, tmp_pat
     assert dataset.note in summary._notes(hp, dataset)
     labels = {row.arm: summary._label(row) for row in rows}
     assert (labels["query"], labels["plain"]) == ("query (ε = 2 per query)", "plain")
-    figure = summary._figures(hp, rows)[0]
+    figure = summary._figures(hp, dataset, rows)[0]
     assert figure.draw(tmp_path / figure.path).read_bytes().startswith(b"\x89PNG")
+
+
+@pytest.fixture
+def swept(results, hp):
+    """The results with DP teachers at two ε, a student of each, and a prior bought for one."""
+    full = {"unit": "record", "adjacency": ZERO_OUT, "batch_size": 1000, "num_examples": 1000}
+    for name, epsilon in (("low", 1.0), ("high", 8.0)):
+        std = calibrate(RELEASES["record_single"], epsilon=epsilon, delta=DELTA, steps=1) / 8
+        told = Ledger().charge(Entry(GAUSSIAN, std, 1.0, 1, **full))
+        hp.teachers[f"dp_{name}"] = {"model": "scattering", "dp": {"epsilon": epsilon}}
+        hp.arms[f"student_{name}"] = {"teacher": f"dp_{name}", "privacy_unit": "record_dp_teacher"}
+        heir = Ledger(public=True).descend(name, told)
+        for seed in (0, 1):
+            row = {"accuracy": 0.7 + 0.1 * seed, "id": ""}
+            results[f"dp_{name}", seed] = {**row, "ledger": told.to_json()}
+            fresh = {"fresh_classifier_accuracy": 0.6}
+            results[f"student_{name}", seed] = {**row, **fresh, "ledger": heir.to_json()}
+    hp.arms["student_high"]["moments"] = {"size": 3, "norm": 1.0}
+    return results
+
+
+def test_a_row_says_how_often_private_data_were_used_and_what_another_delta_makes_of_it(swept, hp):
+    rows = rows_of(swept, hp)
+    used = {arm: row.settings.get("private_data") for arm, row in rows.items()}
+    assert {arm for arm, said in used.items() if said is None} == {
+        *("plain", "several", "none", "query"),  # claim nothing for records
+    }  # fmt: skip
+    assert {used[arm] for arm in ("dp", "dp_low", "student_low")} == {"once: the teacher"}
+    assert used["record_ensemble"] == "once: the teachers"
+    assert used["student_high"] == "twice: the teacher, and the prior's moments"
+    delta = 1 / (1000 * math.log(1000))
+    for arm in ("dp_low", "dp_high", "student_low", "student_high"):
+        row = rows[arm]
+        assert row.settings["dpimagebench_delta"] == delta
+        expected = [privacy_spent(swept[arm, 0]["ledger"], delta=delta).epsilon] * 2
+        assert row.metrics["dpimagebench_epsilon"] == expected
+    for arm in ("query", "none", "plain", "record_single"):  # no record, no claim, N unknown
+        assert "dpimagebench_epsilon" not in rows[arm].metrics
+    lines = {name for name, *_ in summary._publishable([*rows.values()], hp).rows}
+    assert "runs/dp_low, one seed" in lines and "runs/student_high, one seed" in lines
+
+
+def test_curves_over_epsilon_join_what_is_made_alike(swept, hp, tmp_path):
+    rows = [*rows_of(swept, hp).values()]
+    curves = summary._curves(hp, rows)
+    epsilons = [max(row.metrics["epsilon"]) for row in rows if row.arm in ("dp_low", "dp_high")]
+    assert set(curves["DP teacher"]) >= set(epsilons)
+    assert curves["DP teacher"][epsilons[0]] == [0.7, pytest.approx(0.8)]
+    assert [*curves["cnn student of a DP teacher"]] == [epsilons[0]]
+    assert [*curves["cnn student of a DP teacher with a bought prior"]] == [epsilons[1]]
+    bought = "fresh classifier, cnn student of a DP teacher with a bought prior"
+    assert curves[bought] == {epsilons[1]: [0.6, 0.6]}
+    assert [*curves["cnn student of one teacher"]] == pytest.approx([2.0])
+    assert [*curves["cnn student of an ensemble"]] == pytest.approx([2.0])
+    dataset = types.SimpleNamespace(name="tfds:mnist", note="")
+    (figure,) = [f for f in summary._figures(hp, dataset, rows) if "epsilon" in f.path]
+    assert figure.draw(tmp_path / figure.path).read_bytes().startswith(b"\x89PNG")
+    points = summary._points(dataset)
+    assert points["DP-FETA"] == {1.0: pytest.approx(0.956), 10.0: pytest.approx(0.981)}
+    assert summary._points(types.SimpleNamespace(name="digits")) == {}
+
+
+def test_one_epsilon_is_no_curve_and_none_no_figure(results, hp, tmp_path):
+    rows = [*rows_of(results, hp).values()]
+    dataset = types.SimpleNamespace(name="digits", note="")
+    assert not [f for f in summary._figures(hp, dataset, rows) if "epsilon" in f.path]
+    with pytest.raises(ValueError, match="curves: got none"):
+        figures.over_epsilon(tmp_path / "none.png", {}, {})
+
+
+def test_every_published_method_has_its_mark_and_every_seed_its_dot(tmp_path, monkeypatch):
+    drawn = []
+    real = Axes.plot
+
+    def plot(self, x, y, *marks, **named):
+        drawn.append((named.get("label"), [*x], [*y], marks))
+        return real(self, x, y, *marks, **named)
+
+    monkeypatch.setattr(Axes, "plot", plot)
+    curves = {"ours": {1.0: [0.5, 0.7], 10.0: [0.8]}}
+    path = figures.over_epsilon(tmp_path / "e.png", curves, {"theirs": {1.0: 0.4, 10.0: 0.6}})
+    assert path.read_bytes().startswith(b"\x89PNG")
+    line, theirs = drawn[0], drawn[-1]
+    assert line[:3] == ("ours", [1.0, 10.0], pytest.approx([60.0, 80.0]))
+    shown = [zip(xs, ys, strict=True) for _, xs, ys, marks in drawn if marks == ("o",)]
+    dots = [dot for each in shown for dot in each]
+    assert sorted(dots) == [(1.0, 50.0), (1.0, pytest.approx(70.0)), (10.0, 80.0)]
+    assert theirs[:3] == ("theirs (sees the data)", [1.0, 10.0], pytest.approx([40.0, 60.0]))

@@ -2,6 +2,8 @@
 
 import dataclasses
 import json
+import math
+import re
 
 import jax
 import numpy as np
@@ -243,6 +245,9 @@ def test_what_decides_the_noise_may_not_change_but_how_often_a_run_logs_and_save
 
 NONE = {"privacy_unit": "none", "mechanism": "none", "epsilon": None}
 DP_TEACHER = {**NONE, "privacy_unit": "record_dp_teacher"}
+SGD_FULL = Entry(
+    "gaussian", 9.0, 1.0, 50, "record", ledger.ZERO_OUT, batch_size=500, num_examples=500
+)
 SGD = Entry("poisson_gaussian", 1.0, 1.0, 50, "record", ledger.ZERO_OUT, sampling_rate=0.02)
 
 
@@ -291,3 +296,64 @@ def test_behind_noise_a_teacher_without_a_ledger_is_no_obstacle_but_its_student_
     heir = Ledger(public=True).descend("student", make(NONE).ledger(0))
     with pytest.raises(InputError, match="^ancestor: got 'student'; no ε to claim"):
         privacy_spent(heir, delta=DELTA)
+
+
+# -- what it says ------------------------------------------------------------------------------
+
+RECORD_LOUD = {"privacy_unit": "record_single", "mechanism": "logit", "norm": 1.0, **ROUNDS}
+GRADIENTS = {"privacy_unit": "query", "mechanism": "param"}
+ADVICE = "A teacher trained with dp may be asked freely: privacy_unit 'record_dp_teacher'"
+
+
+@pytest.mark.parametrize(
+    ("given", "epsilon", "num_parameters", "said", "loud"),
+    [
+        ("ensemble", 0.5, 9, "in each entry of an answer, whose entries add up to 1", True),
+        ("ensemble", 3000.0, 9, "in each entry of an answer, whose entries add up to 1", False),
+        (RECORD_LOUD, 3.0, 9, "in each entry of an answer, whose error is at most 1", True),
+        ("query, rounds", 500.0, 9, "in each entry of an answer, whose error is at most 1", False),
+        ("query, rounds", 1.0, 9, "in each entry of an answer, whose error is at most 1", True),
+        (GRADIENTS, 3.0, 10**6, "times as long as 16 gradients can be together", True),
+        (GRADIENTS, 30.0, 1, "times as long as 16 gradients can be together", False),
+        ("single, parameters", 3.0, 10**4, "times as long as 16 gradients can be together", True),
+    ],
+)
+def test_it_says_how_loud_the_noise_is_and_advises_where_it_covers_the_teacher(
+    given, epsilon, num_parameters, said, loud, capfd
+):
+    budget = make(given, epsilon=epsilon)
+    budget.say(num_parameters)
+    (line,) = capfd.readouterr().out.splitlines()
+    assert said in line and line.startswith("noise ")
+    assert ("little of the teacher is left under it" in line) == loud
+    # Of use only to whoever wants to protect records.
+    about = given if isinstance(given, dict) else CLAIMS[given]
+    assert (ADVICE in line) == (loud and about["privacy_unit"] != "query")
+    assert len(line) < 300
+
+
+@pytest.mark.parametrize(
+    ("given", "per_unit", "num_parameters"),
+    [
+        ("ensemble", math.sqrt(2) / 20, 1),  # std is noise_multiplier times Δ
+        ("query, rounds", 1.0, 1),
+        (GRADIENTS, math.sqrt(400) / SIZE, 400),
+    ],
+)
+def test_the_strength_that_it_says_is_that_of_the_noise(given, per_unit, num_parameters, capfd):
+    budget = make(given)
+    budget.say(num_parameters)
+    (number,) = re.findall(r"^noise (?:of )?(\S+) ", capfd.readouterr().out)
+    assert float(number) == pytest.approx(budget.noise_multiplier * per_unit, rel=0.05)
+
+
+def test_without_noise_it_says_nothing_and_of_moments_how_noisy_they_are(capfd):
+    teacher = Ledger().charge(dataclasses.replace(SGD_FULL, std=20.0))
+    make(DP_TEACHER, taught_by(teacher)).say(9)
+    assert capfd.readouterr().out == ""
+    bought = {"moments": {"size": 3, "norm": 1.0}, "prior": {"dp_gaussian": 1.0}, **ROUNDS}
+    given = {**DP_TEACHER, "dataset": "digits", "epsilon": 3.0, **bought}
+    budget = make(given, taught_by(teacher), epsilon=3.0)
+    budget.say(9)
+    (line,) = capfd.readouterr().out.splitlines()
+    assert line == f"buys class moments under noise of {budget.moments.std:.3g} times their bound"
