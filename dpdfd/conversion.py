@@ -104,7 +104,7 @@ def choose(hp: Settings, teacher: LoadedModel) -> Conversion:
         Optimizer.of(hp),
         group.learning_rate,
         Weights(**{name: getattr(group, name) for name in Weights._fields}),
-        None if hp.mechanism == "none" else hp.mechanism,
+        None if hp.mechanism in ("none", "parameters") else hp.mechanism,
         hp.bound,
         hp.loss,
         hp.temperature,

@@ -11,7 +11,7 @@ from distill_core.training import dp_settings
 from dpdfd.privacy.units import UNITS, Release
 
 NOISED = ("query", "record_single", "record_ensemble")
-_ALTERNATING, _MECHANISMS = ("param", "logit"), ("param", "logit", "answers")
+_ALTERNATING, _OF_ENSEMBLES = ("param", "logit"), ("answers", "parameters")
 
 
 @config.settings
@@ -74,7 +74,11 @@ class Settings(config.Run, config.Optimizer, config.Model):
     )
     privacy_unit: str = config.choice("none", *UNITS, help="what an epsilon is about")
     mechanism: str = config.choice(
-        *_MECHANISMS, "none", default="none", help="what of the teacher is noised"
+        *_ALTERNATING,
+        *_OF_ENSEMBLES,
+        "none",
+        default="none",
+        help="what of the teacher is noised",
     )
     bound: str = config.choice(
         "normalize", "clip", default="normalize", help="how gradients are brought to the norm"
@@ -120,8 +124,8 @@ def validate(settings: Any) -> Settings:
     unit, mechanism, rounds = hp.privacy_unit, hp.mechanism, hp.num_rounds
     if unit in ("query", "record_single") and mechanism not in _ALTERNATING:
         raise InputError("mechanism", mechanism, f"{unit!r} has {' and '.join(_ALTERNATING)}")
-    if unit == "record_ensemble" and mechanism != "answers":
-        raise InputError("mechanism", mechanism, "'record_ensemble' has answers")
+    if unit == "record_ensemble" and mechanism not in _OF_ENSEMBLES:
+        raise InputError("mechanism", mechanism, f"{unit!r} has {' and '.join(_OF_ENSEMBLES)}")
     if unit not in NOISED and mechanism != "none":
         raise InputError("mechanism", mechanism, f"{unit!r} adds no noise: 'none'")
     if unit in NOISED and hp.epsilon is None:
@@ -135,18 +139,19 @@ def validate(settings: Any) -> Settings:
         allowed = f"must be from {least:g} to {most:g}, which float32 holds"
         raise InputError("norm", hp.norm, allowed)
     check_delta(hp.delta)
-    if unit in NOISED and hp.guide == "teacher":  # one trained with DP may be asked without limit
+    asked = unit in NOISED and mechanism != "parameters"  # else without limit, after a release
+    if asked and hp.guide == "teacher":
         allowed = "the generator would see the teacher without noise, so no ε holds: 'student'"
         raise InputError("guide", hp.guide, allowed)
-    if mechanism == "answers" and not rounds:
-        raise InputError("num_rounds", rounds, "answers are bought in rounds; must be at least 1")
+    if mechanism in _OF_ENSEMBLES and not rounds:
+        raise InputError("num_rounds", rounds, "queries come in rounds; must be at least 1")
     if mechanism == "param" and rounds:
         allowed = "gradients by parameters are of use for one step; must be 0"
         raise InputError("num_rounds", rounds, allowed)
     if hp.temperature != 1.0 and not (rounds and hp.loss == "cross_entropy"):
         allowed = "softens replayed answers in the loss 'cross_entropy'; must be 1.0"
         raise InputError("temperature", hp.temperature, allowed)
-    if hp.smooth and not (rounds and unit in NOISED):
+    if hp.smooth and (not (rounds and unit in NOISED) or mechanism == "parameters"):
         raise InputError("smooth", True, "is for noisy answers that are bought in rounds")
     if hp.num_queries is not None and not rounds:
         raise InputError("num_queries", hp.num_queries, "are bought in rounds; see num_rounds")
@@ -204,14 +209,19 @@ def release(hp: Settings, *, num_teachers: int, num_examples: int | None):
         check_delta(hp.delta, num_examples)
     if unit not in NOISED:
         return None
-    answers = hp.mechanism == "answers"
-    released = {"param": "gradient_sum", "logit": "query_gradients", "answers": "mean_answer"}
+    answers, shared = hp.mechanism == "answers", hp.mechanism in _OF_ENSEMBLES
+    released = {
+        "param": "gradient_sum",
+        "logit": "query_gradients",
+        "answers": "mean_answer",
+        "parameters": "mean_parameters",
+    }
     return Release(
         unit,
         released[hp.mechanism],
-        hp.batch_size,
+        1 if hp.mechanism == "parameters" else hp.batch_size,
         norm=None if answers else hp.norm,
-        num_teachers=num_teachers if answers else None,
+        num_teachers=num_teachers if shared else None,
         mode=hp.bound,
         num_examples=num_examples,
     )

@@ -9,6 +9,7 @@ kept, and trained on many times. The checkpoint holds `student`, `generator` and
 """
 
 import dataclasses
+import os
 from collections.abc import Callable
 from typing import Any
 
@@ -23,7 +24,7 @@ from distill_core.runtime import cli, parallel
 from distill_core.training import classification, fits, loop, run_state
 from dpdfd import answers, conversion, settings, step
 from dpdfd.conversion import Prior, Run
-from dpdfd.ensemble import provenance
+from dpdfd.ensemble import mean, provenance
 from dpdfd.priors.bought_moments import bought_moments
 from dpdfd.privacy import odometer
 from dpdfd.privacy.bought import Bought
@@ -51,7 +52,8 @@ def train_and_evaluate(
         teacher = checkpoint.load_model(hp.teacher)
     run_state.check_unchanged(hp, workdir, {"teacher": teacher})
     dataset = _dataset(hp, workdir, teacher)
-    chosen = conversion.choose(hp, teacher)
+    asked = mean.member_of(hp.teacher, teacher) if _averages(hp, teacher) else teacher
+    chosen = conversion.choose(hp, asked)
     measured = {"dataset": dataset.fingerprint()} if dataset else {}
     metadata, reads = run_state.describe(
         hp,
@@ -69,18 +71,20 @@ def train_and_evaluate(
     if run.budget.moments and dataset:
         run = _with_moments(run, workdir, dataset, {**decides, "dataset": reads["dataset"]})
     begun = run_state.has_checkpoint(workdir)
+    if _averages(hp, teacher):
+        asked = _released(run, teacher, asked, workdir, decides)
     if not begun:
         run.budget.say(count_parameters(chosen.student.shapes()["params"]))
-    state = conversion.first_state(run, teacher, begun=begun)
+    state = conversion.first_state(run, asked, begun=begun)
     parts = {"student": chosen.student, "generator": chosen.generator}
     metadata["parts"] = {name: network.to_json() for name, network in parts.items()}
     if run.budget.release is not None or hp.num_rounds:
         # Noise was scaled, and queries are bought, for this many: it is no run to prolong.
         metadata["config"]["planned_num_steps"] = hp.num_steps
     metadata["config"]["noise_multiplier"] = run.budget.noise_multiplier
-    metadata["ledger"] = run.budget.ledger(0).to_json()
+    metadata["ledger"] = run.budget.ledger(int(_averages(hp, teacher))).to_json()
     metadata["num_examples"] = _num_examples(hp, teacher)
-    frozen = {"teacher": teacher.variables}
+    frozen = {"teacher": asked.variables}
     measure = None if dataset is None else _accuracy(run, dataset)
     final = loop.run(
         workdir,
@@ -149,7 +153,7 @@ def _prepare(
     mode: str,
 ) -> Run:
     members, num_examples = 1, _num_examples(hp, teacher)
-    if hp.mechanism == "answers":
+    if hp.mechanism in ("answers", "parameters"):
         members = provenance.check(hp.teacher, teacher)["num_teachers"]
     release = settings.release(hp, num_teachers=members, num_examples=num_examples)
     each, per_round = hp.num_steps, 0
@@ -158,12 +162,16 @@ def _prepare(
         per_round = (hp.num_queries or 0) // hp.num_rounds // hp.batch_size
 
     def releases_at(step: int) -> int:
+        if hp.mechanism == "parameters":
+            return 1
         return -(-step // each) * per_round if per_round else step
 
     budget = Budget(hp, release, releases_at, teacher.metadata)
     if hp.mechanism == "answers" and budget.noise_multiplier > MOST_NOISE:
         allowed = f"needs noise above {MOST_NOISE:g} sensitivities, in which no answer is left"
         raise InputError("epsilon", hp.epsilon, allowed)
+    if hp.mechanism == "parameters" and budget.noise_multiplier > mean.MOST_NOISE:
+        raise InputError("epsilon", hp.epsilon, f"needs noise above {mean.MOST_NOISE:g} norms")
     if release is not None and hp.noise_seed is None:
         odometer.check(hp.teacher)
     if hp.prior:
@@ -171,6 +179,32 @@ def _prepare(
         shape = chosen.student.input_shape
         Prior.of(hp, None).draw(hp.seed, shape, 0, 0)
     return Run(hp, chosen, mode, budget, bought, members)
+
+
+def _averages(hp: Settings, teacher: checkpoint.LoadedModel) -> bool:
+    """Whether the mean of an ensemble's heads is released and asked in place of its members."""
+    if hp.mechanism != "parameters":
+        return False
+    provenance.check(hp.teacher, teacher)
+    return True
+
+
+def _released(run: Run, teacher, member, workdir: epath.Path, decides) -> checkpoint.LoadedModel:
+    """The noisy mean of the teacher's heads; charged to its account when it is bought."""
+    if mean.is_bought(workdir):
+        run.budget.read_conversions()
+    elif parallel.is_main():
+        run.budget.charge_once()
+    seed = run.hp.noise_seed
+    return mean.released_mean(
+        teacher,
+        member,
+        workdir,
+        decides,
+        norm=run.hp.norm,
+        noise_multiplier=run.budget.noise_multiplier,
+        random=os.urandom if seed is None else np.random.default_rng(seed).bytes,
+    )
 
 
 def _with_moments(run: Run, workdir: epath.Path, dataset: Dataset, decides) -> Run:

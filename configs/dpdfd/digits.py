@@ -80,6 +80,17 @@ def get_config(arg=""):
         "query": {**one, **logit, "privacy_unit": "query"},
         "record_single": {**one, **logit, "privacy_unit": "record_single"},
         "record_ensemble": {
+            **FREE,
+            **SCATTERING,
+            "teacher": "ensemble",
+            "privacy_unit": "record_ensemble",
+            "mechanism": "parameters",
+            "norm": 6.0,
+            "epsilon": 10.0,
+            "learning_rate": 2e-2,
+            "temperature": 4.0,
+        },
+        "record_ensemble_answers": {
             **one,
             "teacher": "ensemble",
             "privacy_unit": "record_ensemble",

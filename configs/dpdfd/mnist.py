@@ -128,21 +128,29 @@ def get_config(arg=""):
 
 
 def add_ensembles(config, fashion):
-    """Replace-one adjacency: noisy answers of ridge heads on scattering features."""
-    ridge = {**SCATTERING, "copies": 0, "ridge": 30.0}
-    config.teachers.ensemble_500 = {**ridge, "num_teachers": 500}
-    config.teachers.ensemble_1000 = {**ridge, "num_teachers": 1000}
-    rounds = {"num_rounds": 4, "num_steps": 2400, "schedule": "cosine"}
-    short = {"num_steps": 1200, "schedule": "constant"}  # less of the noise is learnt by heart
-    bought = {**rounds, "privacy_unit": "record_ensemble", "mechanism": "answers"}
-    ten = {**bought, "epsilon": 10.0, "num_queries": 8192, "teacher": "ensemble_500"}
-    one = {**bought, "epsilon": 1.0, "smooth": True, "teacher": "ensemble_1000"}
-    if fashion:
-        ten |= {**short, "num_queries": 4096}
-        one["num_queries"] = 2048
-    else:
-        one |= {**short, "num_queries": 4096}
-    config.arms.ensemble_eps1, config.arms.ensemble_eps10 = one, ten
+    """Replace-one adjacency: the noisy mean of ridge heads on disjoint parts of the records."""
+    prior = "shapes" if fashion else "strokes"
+    for epsilon, teachers, norm in ((1.0, 1000, 4.0), (10.0, 250, 6.0)):
+        ensemble = {**SCATTERING, "copies": 0, "ridge": 30.0, "num_teachers": teachers}
+        config.teachers[f"ensemble_{teachers}"] = ensemble
+        config.arms[f"ensemble_eps{epsilon:g}"] = {
+            **SCATTERING,
+            "teacher": f"ensemble_{teachers}",
+            "privacy_unit": "record_ensemble",
+            "mechanism": "parameters",
+            "norm": norm,
+            "epsilon": epsilon,
+            "prior": {prior: 1.0},
+            "num_rounds": 1,
+            "num_queries": 8192,
+            "candidates": 1,
+            "loss": "cross_entropy",
+            "temperature": 4.0,
+            "learning_rate": 2e-2,
+            "schedule": "onecycle",
+            "num_steps": 1500,
+            "fresh": {"num_samples": 5000, "num_steps": 1000},
+        }
 
 
 def add_paper(config):

@@ -293,8 +293,9 @@ def _check_arm(mine: Mapping[str, Any], hp: Settings, dataset: data.Dataset):
     if (name := str(mine.get("teacher"))) not in teachers:
         raise InputError("teacher", mine.get("teacher"), f"is one of {', '.join(teachers)}")
     filled = settings.validate({"dataset": hp.dataset, **own, "delta": hp.delta})
-    if filled.mechanism == "answers" and "num_teachers" not in teachers[name]:
-        raise InputError("teacher", name, "is a single network; answers need num_teachers of them")
+    ensemble_wanted = filled.privacy_unit == "record_ensemble"
+    if ensemble_wanted and "num_teachers" not in teachers[name]:
+        raise InputError("teacher", name, "is a single network; num_teachers of them are needed")
     if filled.privacy_unit == "record_dp_teacher" and not teachers[name].get("dp"):
         raise InputError("teacher", name, "is not trained privately; it needs a group dp")
     _check_network(filled, dataset)

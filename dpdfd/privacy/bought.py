@@ -1,7 +1,7 @@
-"""Answers once bought: kept in the workdir's `private/` for a resume, and never published."""
+"""What a run bought: kept in the workdir's `private/`, so that a resume buys nothing again."""
 
 import io
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
@@ -10,6 +10,31 @@ from etils import epath
 from distill_core.config import InputError
 from distill_core.privacy import noise
 from distill_core.runtime import parallel
+
+
+def once(path: epath.Path, decides: Mapping[str, Any], buy: Callable[[], bytes]) -> bytes:
+    """What `buy` gave to the run that `decides` describes: read, or else bought now and kept.
+
+    Kept at `path`, below `private/`, before anything is made of it. Noise that was drawn before a
+    crash and never kept has told nobody anything. Raises InputError on `workdir` where the file
+    cannot be read or is another run's.
+    """
+    run = noise.digest(decides)
+    if parallel.is_main() and not path.exists():
+        buffer = io.BytesIO()
+        np.savez(buffer, bought=np.frombuffer(buy(), np.uint8), run=np.array(run))
+        noise.write_private(path, buffer.getvalue())
+    parallel.barrier(f"bought-{path.name}")
+    try:
+        with path.open("rb") as stream, np.load(stream, allow_pickle=False) as stored:
+            found, theirs = stored["bought"].tobytes(), str(stored["run"])
+    except Exception:  # NumPy raises many kinds for a damaged archive
+        allowed = "cannot be read, and with it what was bought; take another workdir"
+        raise InputError("workdir", str(path), allowed) from None
+    if theirs != run:
+        allowed = "belongs to a run with other settings, data or teacher; take another workdir"
+        raise InputError("workdir", str(path), allowed)
+    return found
 
 
 class Bought:

@@ -3,6 +3,7 @@
 import bisect
 import dataclasses
 import math
+import os
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -22,7 +23,9 @@ from dpdfd.privacy import odometer
 from dpdfd.privacy.units import UNITS, Release, calibrate
 from dpdfd.settings import Settings
 
-_LOUD = 0.5  # noise, in units of what it covers, from which on a warning is due
+# Noise, in units of what it covers, from which on a warning is due. Of a vector's many entries the
+# student reads few directions, so that its length may exceed what it covers.
+_LOUD, _LOUD_VECTOR = 0.5, 2.0
 _LEAST_SHARE = 1e-3  # of the budget's μ², for moments: below, it is what calibration left over
 
 
@@ -75,7 +78,13 @@ class Budget:
             fits.say(f"buys class moments under noise of {self.moments.std:.3g} times their bound")
         if self.release is None:
             return
-        if hp.mechanism == "answers":
+        loud = _LOUD
+        if hp.mechanism == "parameters":
+            loud = _LOUD_VECTOR
+            entry = self.release.charge(sigma)
+            ratio = entry.std * math.sqrt(num_parameters) / hp.norm
+            what = f"noise {ratio:.2g} times as long as the mean of the teachers' heads can be"
+        elif hp.mechanism == "answers":
             ratio = self.answer_std
             what = f"noise of {ratio:.2g} in each entry of an answer, whose entries add up to 1"
         elif hp.mechanism == "logit":
@@ -85,12 +94,12 @@ class Budget:
             ratio = sigma * math.sqrt(num_parameters) / hp.batch_size
             what = f"noise {ratio:.2g} times as long as {hp.batch_size} gradients can be together"
         advice = ""
-        if ratio >= _LOUD and hp.privacy_unit != "query":
+        if ratio >= loud and hp.privacy_unit != "query":
             advice = (
                 ": little of the teacher is left under it. A teacher trained with dp may be asked "
                 "freely: privacy_unit 'record_dp_teacher'"
             )
-        elif ratio >= _LOUD:
+        elif ratio >= loud:
             advice = ": little of the teacher is left under it"
         fits.say(f"{what}{advice}")
 
@@ -126,7 +135,7 @@ class Budget:
         `decides` is the checkpoint's config and the teacher by content; `bought` says how many
         releases are kept, which no resume buys again.
         """
-        if self.release is None:
+        if self.release is None or self._hp.mechanism == "parameters":
             return None
         release = self.release
         decides = {name: v for name, v in decides.items() if name not in config.MAY_CHANGE}
@@ -162,6 +171,17 @@ class Budget:
             )
 
         return plan
+
+    def charge_once(self):
+        """Charges a single release to the teacher's account, before its noise is drawn."""
+        if self.release is not None and self._hp.noise_seed is None:
+            entry = self.release.charge(self.noise_multiplier)
+            self._charge_teacher(os.urandom(8).hex(), entry, self._hp.delta)
+
+    def read_conversions(self):
+        """For a run that charged the teacher when it began."""
+        if self._hp.noise_seed is None:
+            self._conversions = odometer.read(self._hp.teacher)
 
     def _charge_teacher(self, conversion: str, entry: Entry, delta: float):
         """Charges all that the run may release, before it asks for anything; prints the total."""

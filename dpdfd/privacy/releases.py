@@ -28,7 +28,13 @@ UNITS = {
     "record_dp_teacher": ("record", ZERO_OUT),
 }
 _SINGLE = ("gradient_sum", "query_gradients")
-_ENSEMBLE = ("mean_answer", "vote_counts", "mean_of_gradients", "gradient_of_mean")
+_ENSEMBLE = (
+    "mean_answer",
+    "vote_counts",
+    "mean_parameters",
+    "mean_of_gradients",
+    "gradient_of_mean",
+)
 _RELEASED = {"query": _SINGLE, "record_single": _SINGLE, "record_ensemble": _ENSEMBLE}
 _SIZES = {
     "batch_size": config.integer(1, default=None),
@@ -63,6 +69,7 @@ def sensitivity(
     | `replaced_query`, the sum again, one query's answer changed | 2C: protects no record |
     | `mean_answer`, mean of M teachers' votes or probabilities | √2/M a query |
     | `vote_counts` | √2 a query |
+    | `mean_parameters`, each teacher's parameters clipped to norm C first | 2C/M |
     | `mean_of_gradients`, each teacher's p_S − p_T bounded first | 2C/M, clipped: min(2C, √2)/M |
     | `gradient_of_mean`, p_S − mean probabilities, clipped after | min(2C, √2/M) a query |
     | … normalised after | 2C whatever M is: refused for M > 1 |
@@ -106,6 +113,8 @@ def sensitivity(
         bound = math.sqrt(2) / need("num_teachers")
     elif released == "vote_counts":
         bound = math.sqrt(2)
+    elif released == "mean_parameters":
+        bound = 2 * need("norm") / need("num_teachers")
     elif released == "mean_of_gradients":
         bound = gradient() / need("num_teachers")
     elif mode == "clip":
@@ -162,7 +171,7 @@ class Release:
 
         Args:
           noise_multiplier: above 0; the noise's standard deviation is this times `norm` (so over Δ
-            it is less), and for answers and votes, which have no norm, times Δ without slack.
+            it is less), and for what M teachers share, such as answers, times Δ without slack.
 
         Raises:
           InputError: it is outside its range.
@@ -170,12 +179,13 @@ class Release:
         positive = config.number(0.0, above=True)
         config.validate({"noise_multiplier": noise_multiplier}, {"noise_multiplier": positive})
         summed, bound, record = self.released == "gradient_sum", self._bound(self.released), None
-        count = 1 if summed else self.batch_size
+        mean = self.released == "mean_parameters"
+        count = 1 if summed or mean else self.batch_size
         if self.unit == "query":
             # Of B noised logit gradients a record moves each: √B times as far, taken together.
             record = bound if summed else math.sqrt(self.batch_size) * bound
             bound, count = self._bound("replaced_query") if summed else bound, 1
-        answers = self.released in ("mean_answer", "vote_counts")
+        answers = mean or self.released in ("mean_answer", "vote_counts")
         scale = bound / (1 + self.slack) if answers else self.norm or 0.0
         note = self.released if answers else f"{self.released}, {self.mode}"
         return Entry(

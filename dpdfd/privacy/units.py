@@ -60,8 +60,9 @@ _ABOUT = {
         "Each record is in one partition, fixed by its index or id and never by label or content; "
         "a teacher saw nothing of other partitions.",
         "Preprocessing statistics, the classes and the form of the images are public.",
-        "Answers are whole numbers with discrete Gaussian noise, sampled exactly from the "
-        "operating system's randomness; the bits that it gave were fair and stay unknown.",
+        "What the teachers share, answers or the mean of clipped parameters, is whole numbers with "
+        "discrete Gaussian noise, sampled exactly from the operating system's randomness; the bits "
+        "that it gave were fair and stay unknown.",
     ),
     "record_dp_teacher": (
         *_FLOAT32,
