@@ -45,19 +45,21 @@ def bought_moments(
     assert hp.moments is not None
     path, run = workdir / noise.FOLDER / FILE, noise.digest(decides)
     seed = hp.noise_seed
+    with config.within("moments"):  # every process, so that none waits for one that stopped
+        most = {"size": config.integer(1, private.images.shape[1])}
+        config.validate({"size": hp.moments.size}, most)
     live = dp_settings.live_records(hp.moments.masked, len(private), "moments.masked")
     if parallel.is_main() and not path.exists():
-        with config.within("moments"):
-            found = moments.release(
-                private.images,
-                private.labels,
-                num_classes=num_classes,
-                size=hp.moments.size,
-                norm=hp.moments.norm,
-                noise_multiplier=noise_multiplier,
-                live=live,
-                random=os.urandom if seed is None else np.random.default_rng(seed).bytes,
-            )
+        found = moments.release(
+            private.images,
+            private.labels,
+            num_classes=num_classes,
+            size=hp.moments.size,
+            norm=hp.moments.norm,
+            noise_multiplier=noise_multiplier,
+            live=live,
+            random=os.urandom if seed is None else np.random.default_rng(seed).bytes,
+        )
         buffer = io.BytesIO()
         stored = np.frombuffer(found.to_bytes(), np.uint8)
         np.savez(buffer, moments=stored, run=np.array(run))
