@@ -43,21 +43,22 @@ def bought_moments(
     """
     wanted, seed = hp.moments, hp.noise_seed
     assert wanted is not None
+    with config.within("moments"):  # every process, so that none waits for one that stopped
+        most = {"size": config.integer(1, private.images.shape[1])}
+        config.validate({"size": wanted.size}, most)
     live = dp_settings.live_records(wanted.masked, len(private), "moments.masked")
 
     def buy() -> bytes:
-        with config.within("moments"):
-            found = moments.release(
-                private.images,
-                private.labels,
-                num_classes=num_classes,
-                size=wanted.size,
-                norm=wanted.norm,
-                noise_multiplier=noise_multiplier,
-                live=live,
-                random=os.urandom if seed is None else np.random.default_rng(seed).bytes,
-            )
-        return found.to_bytes()
+        return moments.release(
+            private.images,
+            private.labels,
+            num_classes=num_classes,
+            size=wanted.size,
+            norm=wanted.norm,
+            noise_multiplier=noise_multiplier,
+            live=live,
+            random=os.urandom if seed is None else np.random.default_rng(seed).bytes,
+        ).to_bytes()
 
     found = once(workdir / noise.FOLDER / FILE, decides, buy)
     if parallel.is_main():

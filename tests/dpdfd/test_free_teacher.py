@@ -211,6 +211,18 @@ def test_killed_and_resumed_it_ends_bit_by_bit_as_if_nothing_had_happened(
         np.testing.assert_array_equal(first, second)
 
 
+def test_eight_devices_convert_as_one_does(convert, tmp_path, monkeypatch):
+    """Answers and features are computed by all of them, for all of them."""
+    steady = {**SCATTERING, "candidates": 1}  # no choice of queries that a last bit could turn
+    convert("one", **steady)
+    monkeypatch.setattr(parallel, "choose_mode", lambda mode=None: "pmap")
+    convert("eight", **steady)
+    first, second = (student_of(tmp_path / name)["params"] for name in ("one", "eight"))
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5), first, second)
+    for a, b in zip(kept(tmp_path / "one"), kept(tmp_path / "eight"), strict=True):
+        np.testing.assert_allclose(a, b, atol=1e-5)
+
+
 # -- constants ---------------------------------------------------------------------------------
 
 
