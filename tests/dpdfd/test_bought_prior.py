@@ -200,7 +200,7 @@ def test_what_is_published_are_the_moments_alone(finished, place):
     private = workdir / "private" / "moments.npz"
     assert stat.S_IMODE(private.stat().st_mode) == 0o600
     with np.load(private) as stored:
-        digest, bought = str(stored["run"]), stored["moments"].tobytes()
+        digest, bought = str(stored["run"]), stored["bought"].tobytes()
     public = (workdir / "moments.npz").read_bytes()
     assert public == bought == published(workdir).to_bytes()
     with np.load(io.BytesIO(public)) as stored:
