@@ -10,12 +10,16 @@ out).
 
 `convert_digits.py:private` converts a teacher that was trained with differential privacy, which may
 be asked freely and whose student is as private as it is: expect about 97% at ε = 10 for a record.
-Its teacher comes from `python -m distill_core.train --config configs/distill_core/dp_digits.py
---workdir runs/dp_digits`.
+Its teacher:
+
+    python -m distill_core.train --config configs/distill_core/dp_digits.py --workdir runs/dp_digits
+
 `convert_digits.py:ensemble` releases the noisy mean of an ensemble's heads, at ε = 10 for a record
-that is replaced, and asks it freely: `python -m dpdfd.ensemble --config
-configs/dpdfd/ensemble_digits.py --workdir runs/ensemble`. Expect about 85%: 1,437 records are few
-to share out among 60 teachers.
+that is replaced, and asks it freely. Expect about 85%: 1,437 records are few to share out among 60
+teachers. The ensemble:
+
+    python -m dpdfd.ensemble --config configs/dpdfd/ensemble_digits.py --workdir runs/ensemble
+
 `convert_digits.py:paper` is the abstract's loop: student and generator by turns, per-example
 gradients under noise, at ε = 10 for a query, which protects no record.
 `convert_digits.py:teacher_guided` is DAFL's: no noise, the teacher itself guides the generator.
