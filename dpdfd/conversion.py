@@ -116,12 +116,13 @@ def choose(hp: Settings, teacher: LoadedModel) -> Conversion:
 def first_state(run: Run, teacher: LoadedModel, *, begun: bool) -> State:
     """The state before the first step; of a run that has begun only its shapes count.
 
-    A student of the teacher's kind has the teacher's constants.
+    A student of the teacher's kind has the teacher's constants, if no noise protects that.
     """
     hp, c = run.hp, run.conversion
     rng = jax.random.key(hp.seed)
     alike = c.student == dataclasses.replace(teacher.network, compute_dtype="float32")
-    constants = teacher.variables.get(CONSTANTS) if alike else None
+    free = c.mechanism is None
+    constants = teacher.variables.get(CONSTANTS) if alike and free else None
     params, model_state = c.student.init(stream_key(rng, STREAM_INIT, 0), constants)
     student = TrainState.create(
         params=params, model_state=model_state, tx=c.optimizer.make(), rng=rng

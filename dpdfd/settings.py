@@ -180,6 +180,9 @@ def _check_moments(hp: Settings):
     if hp.privacy_unit != "record_dp_teacher":
         allowed = "are bought with 'record_dp_teacher', whose ledger counts records as they do"
         raise InputError("moments", config.to_json(hp.moments), allowed)
+    least, most = dp_settings.SIZES["norm"]
+    if not least <= hp.moments.norm <= most:
+        raise InputError("moments.norm", hp.moments.norm, f"must be from {least:g} to {most:g}")
     if hp.dataset is None:
         raise InputError("dataset", None, "is required with moments: it has the private images")
     if hp.epsilon is None:

@@ -191,20 +191,19 @@ def _averages(hp: Settings, teacher: checkpoint.LoadedModel) -> bool:
 
 def _released(run: Run, teacher, member, workdir: epath.Path, decides) -> checkpoint.LoadedModel:
     """The noisy mean of the teacher's heads; charged to its account when it is bought."""
-    if mean.is_bought(workdir):
-        run.budget.read_conversions()
-    elif parallel.is_main():
-        run.budget.charge_once()
-    seed = run.hp.noise_seed
-    return mean.released_mean(
+    seed, private = run.hp.noise_seed, np.random.default_rng(run.hp.noise_seed).bytes
+    found = mean.released_mean(
         teacher,
         member,
         workdir,
         decides,
         norm=run.hp.norm,
         noise_multiplier=run.budget.noise_multiplier,
-        random=os.urandom if seed is None else np.random.default_rng(seed).bytes,
+        charge=run.budget.charge_once,
+        random=os.urandom if seed is None else private,
     )
+    run.budget.read_conversions()
+    return found
 
 
 def _with_moments(run: Run, workdir: epath.Path, dataset: Dataset, decides) -> Run:

@@ -58,14 +58,18 @@ def apply_model(
 
     Returns:
       Logits [B, C]; with `train` or `mutable` (logits, collections), in training the whole new
-      model_state (everything in `variables` but `params`) and those of `mutable`.
+      model_state (everything in `variables` but `params`; constants as they were) and those of
+      `mutable`.
     """
     options = _accepted(module, train=train, where=where)
     rngs = None if key is None else {"dropout": key}
     if not (train or mutable):
         return module.apply(variables, x, rngs=rngs, **options)
-    state = [name for name in variables if name != "params"] if train else []
-    return module.apply(variables, x, rngs=rngs, mutable=[*state, *mutable], **options)
+    fixed = {name: variables[name] for name in variables if name == CONSTANTS and train}
+    state = [name for name in variables if name not in ("params", CONSTANTS)] if train else []
+    found: Any = module.apply(variables, x, rngs=rngs, mutable=[*state, *mutable], **options)
+    logits, changed = found
+    return logits, {**changed, **fixed}
 
 
 def features(module: nn.Module, variables: Mapping[str, Any], x: jax.Array) -> jax.Array | None:

@@ -124,12 +124,15 @@ class Network:
     def init(self, key: jax.Array, constants: PyTree | None = None) -> tuple[PyTree, PyTree]:
         """Fresh (params, model_state), with the `constants` given, else its own; not to be traced.
 
-        A module that has constants has a method `constants(input_shape, mean, std)`.
+        A module whose constants are more than their initial values has a method
+        `constants(input_shape, mean, std)`.
         """
         params, model_state = self._init(key)
         if models.CONSTANTS in model_state:
-            if constants is None:
-                constants = self.module().constants(self.input_shape, self.mean, self.std)
+            make = getattr(self.module(), "constants", None)
+            if constants is None and make is not None:
+                constants = make(self.input_shape, self.mean, self.std)
+            constants = model_state[models.CONSTANTS] if constants is None else constants
             model_state = {**model_state, models.CONSTANTS: constants}
         return params, model_state
 

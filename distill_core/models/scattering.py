@@ -76,14 +76,18 @@ class Scattering(nn.Module):
     whitening: tuple[str, ...] = procedural.KINDS
 
     def __post_init__(self):
-        for name, least in {"J": 1, "L": 1, "components": 1}.items():
+        for name, most in {"J": 8, "L": 64, "components": 100_000}.items():
             value = getattr(self, name)
-            if not isinstance(value, int) or isinstance(value, bool) or value < least:
-                allowed = f"must be an integer of at least {least}"
+            if not isinstance(value, int) or isinstance(value, bool) or not 1 <= value <= most:
+                allowed = f"must be an integer in [1, {most}]"
                 raise InputError(f"model_kwargs.{name}", value, allowed)
         ridge: Any = self.ridge
-        if isinstance(ridge, bool) or not isinstance(ridge, int | float) or not 0 < ridge < 1e6:
-            raise InputError("model_kwargs.ridge", ridge, "must be a number above 0")
+        if (
+            isinstance(ridge, bool)
+            or not isinstance(ridge, int | float)
+            or not 1e-6 <= ridge <= 1e6
+        ):
+            raise InputError("model_kwargs.ridge", ridge, "must be a number in [1e-6, 1e6]")
         kinds: Any = self.whitening
         if not isinstance(kinds, tuple) or not kinds or set(kinds) - set(procedural.KINDS):
             allowed = f"must name some of {', '.join(procedural.KINDS)}, images that code draws: "

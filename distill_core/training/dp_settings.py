@@ -28,7 +28,7 @@ class Dp:
         POISSON, FULL, default=POISSON, help="of a step's records; 'full' takes all of them"
     )
     share: float = config.number(
-        0.0, 1.0, above=True, default=1.0, help="of the budget's mu^2, for this run; with 'full'"
+        1e-3, 1.0, default=1.0, help="of the budget's mu^2, for this run; with 'full'"
     )
     average: float = config.number(
         0.0, 1.0, below=True, default=0.0, help="share of the last steps whose weights are averaged"

@@ -32,6 +32,7 @@ from etils import epath
 
 from distill_core import checkpoint, config
 from distill_core.config import InputError
+from distill_core.models import count_parameters
 from distill_core.models.network import Network
 from distill_core.privacy import accountants, poisson
 from distill_core.privacy import ledger as ledger_lib
@@ -44,6 +45,8 @@ from distill_core.training.optimizers import Averaged, Optimizer
 # Two uses of the run's root: the noise, and who is in a batch.
 _NOISE, _SAMPLING = 0, 1
 _ROUNDING = 1e-6  # of a budget, as `ledger.affordable_steps` allows
+_MOST_INHERITED = 30  # times the noise without ancestors: what calibration left over of a budget
+_LOUD = 0.5  # noise, in units of what the gradients can be together
 _MANY = 300_000  # steps for which calibrating the noise takes more than seconds
 
 
@@ -106,6 +109,7 @@ class PrivateRun:
             "data": checkpoint.digest({**data, "live": self._live}),
             "ancestors": [ancestor.id for ancestor in self._before.ancestors],
         }
+        self._size = count_parameters(network.shapes()["params"])
         self._noise: noise_lib.Noise | None = None
         self._root: tuple[int, ...] = ()
         self._kept: dict[str, Any] | None = None  # all records, on the devices
@@ -215,6 +219,11 @@ class PrivateRun:
             found = accountants.calibrate(
                 [steps.noised()], self._dp.epsilon, self._dp.delta, spent=inherited
             )
+            if inherited:
+                alone = accountants.calibrate([steps.noised()], self._dp.epsilon, self._dp.delta)
+                if found > _MOST_INHERITED * alone:
+                    allowed = "is all but spent by init_from; take a larger one"
+                    raise InputError("epsilon", self._dp.epsilon, allowed)
         if self._dp.share < 1:
             found = max(found, math.sqrt(steps.count) * steps.noised().ratio / self._share_mu())
         return accountants.round_up(found)
@@ -251,9 +260,13 @@ class PrivateRun:
             batches = f"all {self._num:,} records in every step"
         if dp.share < 1:
             claim += f", {dp.share:g} of its mu^2 for this run"
+        # Noise in D entries is √D as long as in one; B gradients are at most B norms long.
+        ratio = self._noise_multiplier * math.sqrt(self._size) / self._hp.batch_size
+        loud = ": hardly anything can be learnt under it" if ratio >= _LOUD else ""
         fits.say(
             f"{claim}; noise of {self._noise_multiplier:.4g} times the norm {dp.norm:g}, "
-            f"{batches}{ends}"
+            f"{batches}{ends}; in a step it is {ratio:.2g} times as long as the gradients can be "
+            f"together{loud}"
         )
 
 

@@ -21,8 +21,8 @@ def is_linear(network: Network) -> bool:
     """Whether a classifier's logits are `features · kernel + bias`, and these all its parameters.
 
     By the names and shapes of its parameters, {"linear": {"kernel": [D, K], "bias": [K]}}, and by
-    a trial: with other parameters the features of a few random images stay the same, and logits in
-    training are their product.
+    a trial: with other parameters the features of a few random images, each by itself, stay the
+    same, and logits in training, of all together, are their product.
     """
     shapes = network.shapes()
     if network.is_text or network.compute_dtype != "float32":
@@ -49,7 +49,7 @@ def _is_product(network: Network) -> jax.Array:
     images = jnp.asarray(rng.random((_TRIED, *network.input_shape), np.float32))
     first, variables = (jax.tree.map(draw, shapes) for _ in range(2))
     params, model_state = variables.pop("params"), variables
-    found = network.features({"params": first["params"], **model_state}, images)
+    found = _each(network, {"params": first["params"], **model_state}, images)
     kernel, bias = (params[LAYER][name] for name in ("kernel", "bias"))
     if found is None or found.shape != (_TRIED, len(kernel)):
         return jnp.zeros((), bool)
@@ -90,6 +90,16 @@ def _in_parts(network: Network, variables: PyTree, images: np.ndarray) -> np.nda
 
 @functools.partial(jax.jit, static_argnums=0)
 def _features(network: Network, variables: PyTree, images: jax.Array) -> jax.Array:
-    found = network.features(variables, images)
+    found = _each(network, variables, images)
     assert found is not None
     return found
+
+
+def _each(network: Network, variables: PyTree, images: jax.Array) -> jax.Array | None:
+    """Features [B, D] of images, each seen by itself: a record must not reach another's."""
+
+    def one(image: jax.Array) -> jax.Array | None:
+        found = network.features(variables, image[None])
+        return None if found is None else found[0]
+
+    return jax.vmap(one)(images)

@@ -19,9 +19,9 @@ from etils import epath
 from distill_core.checkpoint import LoadedModel
 from distill_core.config import InputError
 from distill_core.models import CONSTANTS
-from distill_core.privacy import discrete_gaussian, noise
+from distill_core.privacy import discrete_gaussian
 from distill_core.training import linear
-from dpdfd.privacy.bought import once
+from dpdfd.privacy.bought import has_begun, once
 
 PyTree = Any
 
@@ -47,11 +47,6 @@ def member_of(path: str, ensemble: LoadedModel) -> LoadedModel:
     return LoadedModel(constants, network, ensemble.metadata)
 
 
-def is_bought(workdir: epath.Path) -> bool:
-    """Whether a run has bought its mean before."""
-    return (workdir / noise.FOLDER / _FILE).exists()
-
-
 def released_mean(
     ensemble: LoadedModel,
     member: LoadedModel,
@@ -60,18 +55,23 @@ def released_mean(
     *,
     norm: float,
     noise_multiplier: float,
+    charge: Callable[[], None],
     random: Callable[[int], bytes] = os.urandom,
 ) -> LoadedModel:
-    """The member's network with the noisy mean of all heads: read, or else bought now and kept."""
+    """The member's network with the noisy mean of all heads: read, or else bought now and kept.
+
+    `charge` is called before noise is drawn.
+    """
     stacked = jax.tree.map(np.asarray, ensemble.variables["params"]["members"])
 
     def buy() -> bytes:
+        charge()
         found = noisy_mean(stacked, norm=norm, noise_multiplier=noise_multiplier, random=random)
         buffer = io.BytesIO()
         np.savez(buffer, **found[linear.LAYER])
         return buffer.getvalue()
 
-    found = once(workdir / noise.FOLDER / _FILE, decides, buy)
+    found = once(workdir, _FILE, decides, buy, begun=has_begun(workdir))
     with np.load(io.BytesIO(found), allow_pickle=False) as stored:
         params = {linear.LAYER: {name: stored[name] for name in stored.files}}
     return dataclasses.replace(member, variables={"params": params, **member.variables})

@@ -16,12 +16,11 @@ from distill_core import config
 from distill_core.checkpoint import integrity
 from distill_core.config import InputError
 from distill_core.data.images.dataset import Split
-from distill_core.privacy import noise
 from distill_core.runtime import parallel
 from distill_core.training import dp_settings
 from dpdfd.priors import moments
 from dpdfd.priors.moments import Moments
-from dpdfd.privacy.bought import once
+from dpdfd.privacy.bought import has_begun, once
 from dpdfd.settings import Settings
 
 FILE = "moments.npz"
@@ -60,7 +59,8 @@ def bought_moments(
             random=os.urandom if seed is None else np.random.default_rng(seed).bytes,
         ).to_bytes()
 
-    found = once(workdir / noise.FOLDER / FILE, decides, buy)
+    begun = has_begun(workdir) or (workdir / FILE).exists()
+    found = once(workdir, FILE, decides, buy, begun=begun)
     if parallel.is_main():
         integrity.write_atomically(workdir / FILE, found)
     return Moments.from_bytes(found)

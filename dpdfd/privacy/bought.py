@@ -9,22 +9,35 @@ from etils import epath
 
 from distill_core.config import InputError
 from distill_core.privacy import noise
-from distill_core.runtime import parallel
+from distill_core.runtime import parallel, process
+from distill_core.training import run_state
 
 
-def once(path: epath.Path, decides: Mapping[str, Any], buy: Callable[[], bytes]) -> bytes:
+def once(
+    workdir: epath.Path,
+    name: str,
+    decides: Mapping[str, Any],
+    buy: Callable[[], bytes],
+    *,
+    begun: bool,
+) -> bytes:
     """What `buy` gave to the run that `decides` describes: read, or else bought now and kept.
 
-    Kept at `path`, below `private/`, before anything is made of it. Noise that was drawn before a
-    crash and never kept has told nobody anything. Raises InputError on `workdir` where the file
-    cannot be read or is another run's.
+    Kept as `private/<name>`, under the workdir's lock, before anything is made of it. Noise that
+    was drawn before a crash and never kept has told nobody anything. Raises InputError on `workdir`
+    where it is missing although the run has `begun`, cannot be read, or is another run's.
     """
-    run = noise.digest(decides)
-    if parallel.is_main() and not path.exists():
-        buffer = io.BytesIO()
-        np.savez(buffer, bought=np.frombuffer(buy(), np.uint8), run=np.array(run))
-        noise.write_private(path, buffer.getvalue())
-    parallel.barrier(f"bought-{path.name}")
+    run, path = noise.digest(decides), workdir / noise.FOLDER / name
+    if not path.exists():
+        if begun:
+            allowed = "is missing, and with it what this run bought; take another workdir"
+            raise InputError("workdir", str(path), allowed)
+        with process.hold(workdir):
+            if parallel.is_main() and not path.exists():
+                buffer = io.BytesIO()
+                np.savez(buffer, bought=np.frombuffer(buy(), np.uint8), run=np.array(run))
+                noise.write_private(path, buffer.getvalue())
+            parallel.barrier(f"bought-{name}")
     try:
         with path.open("rb") as stream, np.load(stream, allow_pickle=False) as stored:
             found, theirs = stored["bought"].tobytes(), str(stored["run"])
@@ -35,6 +48,11 @@ def once(path: epath.Path, decides: Mapping[str, Any], buy: Callable[[], bytes])
         allowed = "belongs to a run with other settings, data or teacher; take another workdir"
         raise InputError("workdir", str(path), allowed)
     return found
+
+
+def has_begun(workdir: epath.Path) -> bool:
+    """Whether a run has made anything of what it bought: it has a checkpoint, or answers."""
+    return run_state.has_checkpoint(workdir) or (workdir / noise.FOLDER / "rounds").exists()
 
 
 class Bought:

@@ -20,7 +20,7 @@ from distill_core.training import fits
 from distill_core.training.loop import Plan
 from dpdfd.priors import moments
 from dpdfd.privacy import odometer
-from dpdfd.privacy.units import UNITS, Release, calibrate
+from dpdfd.privacy.units import MOMENTS_NOTE, UNITS, Release, calibrate
 from dpdfd.settings import Settings
 
 # Noise, in units of what it covers, from which on a warning is due. Of a vector's many entries the
@@ -212,7 +212,7 @@ class Budget:
             moments.SENSITIVITY,
             1,
             *UNITS["record_dp_teacher"],
-            note="class means and second moments",
+            note=MOMENTS_NOTE,
             num_examples=num,
         )
         noised = [each.noised() for each in spent]
@@ -222,6 +222,9 @@ class Budget:
         if left**2 < _LEAST_SHARE * accountants.gaussian_mu(epsilon, hp.delta) ** 2:
             allowed = "is all but spent by the teacher: train it with a dp.share below 1, or take "
             raise InputError("epsilon", hp.epsilon, f"{allowed}a larger one")
+        if found > moments.MOST_NOISE:
+            allowed = f"needs noise above {moments.MOST_NOISE:g} times the bound of moments"
+            raise InputError("epsilon", hp.epsilon, allowed)
         return dataclasses.replace(entry, std=accountants.round_up(found))
 
     def _check_dp_teacher(self) -> tuple[Entry, ...]:

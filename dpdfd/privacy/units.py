@@ -81,6 +81,14 @@ _FULL = (
 )
 
 
+MOMENTS_NOTE = "class means and second moments"
+_MOMENTS = (
+    "The private images were used twice: for the teacher, and for class moments of images clipped "
+    "to a norm, released once under discrete Gaussian noise from the operating system's "
+    "randomness.",
+)
+
+
 def calibrate(release: Release, *, epsilon: float, delta: float, steps: int) -> float:
     """The noise multiplier with which `steps` steps spend exactly (ε, δ) of the release's unit.
 
@@ -170,6 +178,7 @@ def privacy_spent(
     if claims[0] == "record_dp_teacher":
         about += _SAMPLED if any(entry.sampling_rate is not None for entry in entries) else ()
         about += _FULL if any(entry.full_batches for entry in entries) else ()
+        about += _MOMENTS if any(entry.note == MOMENTS_NOTE for entry in entries) else ()
         replaced = ledger_lib.epsilon(ledger, delta, replace_one=True)
         about += (f"With one record replaced by any other it is ε = {replaced:,.4g}.",)
     if restarts := ledger_lib.read(ledger).restarts:

@@ -16,7 +16,7 @@ from distill_core.checkpoint import store
 from distill_core.config import InputError
 from distill_core.data.images import procedural
 from distill_core.privacy import accountants, ledger
-from distill_core.runtime import cli, parallel
+from distill_core.runtime import cli, parallel, process
 from distill_core.training import loop
 from dpdfd import evaluate, privacy_spent, train
 from dpdfd.conversion import Prior
@@ -469,3 +469,23 @@ def test_an_epsilon_that_leaves_next_to_nothing_is_refused_by_name(call, place, 
     assert (code, len(said)) == (cli.EXIT_INPUT, 1), said
     assert said[0].startswith("error: epsilon: got "), said
     assert not (tmp_path / "refused").exists()
+
+
+@pytest.mark.parametrize("when", ["bought", "trained"])
+def test_moments_that_are_lost_are_not_bought_again(convert, purchases, tmp_path, when):
+    if when == "trained":
+        convert()
+    else:
+        convert(num_steps=8)
+        shutil.rmtree(tmp_path / "run" / "checkpoints")
+    (tmp_path / "run" / "private" / "moments.npz").unlink()
+    before = len(purchases)
+    with pytest.raises(InputError, match="is missing, and with it what this run bought"):
+        convert()
+    assert len(purchases) == before
+
+
+def test_a_workdir_in_use_buys_nothing(convert, purchases, tmp_path):
+    with process.hold(tmp_path / "run"), pytest.raises(InputError, match="in use"):
+        convert()
+    assert not purchases

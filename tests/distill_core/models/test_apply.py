@@ -2,6 +2,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from flax import errors
 from flax import linen as nn
 
 from distill_core.models import apply_model, count_parameters, features, init_model
@@ -77,3 +78,21 @@ def test_further_collections_come_on_request(x):
         _, found = apply_model(module, state, x, train=train, mutable=("intermediates",))
         assert set(found) == wanted
     np.testing.assert_array_equal(features(module, state, x), jnp.ones((2, 16)))
+
+
+class Remembering(nn.Module):
+    """A user's network that writes to its constants in training."""
+
+    @nn.compact
+    def __call__(self, x, train):
+        kept = self.variable("constants", "mean", jnp.zeros, (16,))
+        if train:
+            kept.value = x.reshape(len(x), -1).mean(0)
+        return nn.Dense(3)(x.reshape(len(x), -1))
+
+
+def test_training_changes_no_constant(x):
+    module = Remembering()
+    params, state = init_model(module, jax.random.key(0), (4, 4, 1))
+    with pytest.raises(errors.ModifyScopeVariableError):
+        apply_model(module, {"params": params, **state}, x, train=True)

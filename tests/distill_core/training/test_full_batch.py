@@ -57,6 +57,19 @@ class Dropped(nn.Module):
         return nn.Dense(self.num_classes, name="linear")(x)
 
 
+class Mixing(nn.Module):
+    """A linear layer on features that tell of the other images of a batch."""
+
+    num_classes: int
+
+    @nn.compact
+    def __call__(self, x):
+        x = x.reshape(len(x), -1)
+        x = x - x.mean(0, keepdims=True)
+        self.sow("intermediates", "features", x)
+        return nn.Dense(self.num_classes, name="linear")(x)
+
+
 @pytest.fixture(scope="module")
 def path(tmp_path_factory, three_classes):
     return three_classes(tmp_path_factory.mktemp("data") / "data.npz", train=N)
@@ -184,6 +197,7 @@ def test_without_noise_the_gradient_of_a_linear_layer_is_that_of_its_network():
         (Network("scattering", 3, SMALL, (8, 8, 1), (0.5,), (0.5,)), True),
         (Network("cnn", 3, {"widths": (4,), "norm": "none"}, (8, 8, 1), (0.5,), (0.5,)), False),
         (Network(f"{__name__}:Scaled", 3, {}, (8, 8, 1), (0.5,), (0.5,)), False),
+        (Network(f"{__name__}:Mixing", 3, {}, (8, 8, 1), (0.5,), (0.5,)), False),
         (Network(f"{__name__}:Dropped", 3, {}, (8, 8, 1), (0.5,), (0.5,)), False),
         (Network(RIDGE, 3, {}, (8, 8, 1), (0.5,), (0.5,), compute_dtype="bfloat16"), False),
     ],
@@ -397,8 +411,8 @@ def test_averaging_moves_no_update_and_begins_where_it_is_told():
         ({"sampling": "all"}, {}, "dp.sampling: got 'all'; must be one of poisson, full"),
         ({}, {"batch_size": 30}, "batch_size: got 30; must be 237, all records, with dp.sampling "),
         ({}, {"batch_size": 999}, "batch_size: got 999; must be 237, all records, with dp.samplin"),
-        ({"share": 0.0}, {}, "dp.share: got 0.0; must be a number in (0, 1]"),
-        ({"share": 1.1}, {}, "dp.share: got 1.1; must be a number in (0, 1]"),
+        ({"share": 0.0}, {}, "dp.share: got 0.0; must be a number in [0.001, 1]"),
+        ({"share": 1.1}, {}, "dp.share: got 1.1; must be a number in [0.001, 1]"),
         (
             {"share": 0.5, "sampling": "poisson"},
             {"batch_size": 30},
