@@ -90,12 +90,6 @@ def get_config(arg=""):
             "learning_rate": 2e-2,
             "temperature": 4.0,
         },
-        "record_ensemble_answers": {
-            **one,
-            "teacher": "ensemble",
-            "privacy_unit": "record_ensemble",
-            "mechanism": "answers",
-        },
         "dp_student": {**free, **SCATTERING, "learning_rate": 2e-2, "temperature": 4.0},
         "dp_student_cnn": {**free, **CNN},
         "dp_student_bought_prior": {

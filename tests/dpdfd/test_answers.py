@@ -103,7 +103,7 @@ def asked(number=7):
 
 def test_an_ensemble_is_asked_for_whole_numbers_that_the_host_can_noise():
     ask, state, frozen = asking("answers")
-    said = ensemble.answers(ENSEMBLE, frozen["teacher"], images(), kind="probabilities")
+    said = ensemble.answers(ENSEMBLE, frozen["teacher"], images())
     expected = answer_counts(said)
     found = ask(state, frozen, asked())
     assert found.dtype == jnp.int32

@@ -309,7 +309,7 @@ def test_a_temperature_of_one_is_none_and_an_answer_off_the_simplex_is_brought_o
 
 
 def test_an_ensemble_of_scattering_networks_can_be_converted(tmp_path):
-    """What is bought of it are its members' mean probabilities, up to little noise."""
+    """What is bought of it are its members' votes, up to little noise."""
     fitted = {**SCATTERING, "dataset": "digits", "num_teachers": 8, "copies": 0, "ridge": 30.0}
     ensemble.train_and_evaluate(fitted, tmp_path / "teacher")
     noisy = {"privacy_unit": "record_ensemble", "mechanism": "answers", "epsilon": 1e7}
@@ -317,7 +317,8 @@ def test_an_ensemble_of_scattering_networks_can_be_converted(tmp_path):
     train.train_and_evaluate({**settings, "candidates": 1}, tmp_path / "run")
     loaded = load_model(tmp_path / "teacher")
     images, answers = kept(tmp_path / "run")
-    probs = ensemble.answers(loaded.network, loaded.variables, images, kind="probabilities")
-    np.testing.assert_allclose(answers, np.mean(probs, 0), atol=0.05)
+    votes = np.asarray(ensemble.answers(loaded.network, loaded.variables, images))
+    apart = np.abs(answers - votes.mean(0)).max(1)
+    assert np.mean(apart < 0.05) > 0.9  # a vote may turn where two classes are equally likely
     assert np.ptp(answers, 0).max() > 0.3
     assert validate(settings).mechanism == "answers"
