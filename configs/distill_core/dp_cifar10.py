@@ -4,7 +4,8 @@ python -m distill_core.train --config configs/distill_core/dp_cifar10.py --workd
     --config.data_dir=DIRECTORY
 
 DIRECTORY holds the data set as TensorFlow Datasets prepares it. ε = 10 at δ = 1e-5, for a record
-zeroed out.
+zeroed out. Settings were chosen on 10,000 held-out training images, of which such a layer trained
+on the other 40,000 is right on 66.6%.
 """
 
 from ml_collections import config_dict

@@ -168,7 +168,7 @@ def test_an_arms_own_fresh_classifier_is_what_its_evaluation_made(finished):
         for arm in ARMS
     }
     sources = {arm: each["config"]["source"] for arm, each in asked.items()}
-    drawn = ("no_privacy", "dp_student", "dp_student_bought_prior")
+    drawn = ("no_privacy", "record_ensemble", "dp_student", "dp_student_bought_prior")
     assert {arm for arm, source in sources.items() if source == "prior"} == {*drawn}
 
 
