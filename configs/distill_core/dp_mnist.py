@@ -4,10 +4,10 @@ python -m distill_core.train --config configs/distill_core/dp_mnist.py --workdir
     --config.data_dir=DIRECTORY
 
 DIRECTORY holds the data set as TensorFlow Datasets prepares it; `dp_mnist.py:fashion_mnist` is the
-other one. ε = 10 at δ = 1e-5, for a record zeroed out. On 2 CPU cores about 90 seconds; expect 98.8%
-on test, 90.7% on Fashion-MNIST. Learning rate and steps were chosen on 10,000 held-out training
-images. At ε = 1 take `--config.dp.epsilon=1 --config.learning_rate=4 --config.num_steps=60`: 98.1%
-and 88.5%.
+other one. ε = 10 at δ = 1e-5, for a record zeroed out. On 2 CPU cores about 90 seconds; expect
+98.8% on test, 90.7% on Fashion-MNIST. Learning rate and steps were chosen on 10,000 held-out
+training images. At ε = 1 take
+`--config.dp.epsilon=1 --config.learning_rate=4 --config.num_steps=60`: 98.1% and 88.5%.
 """
 
 from ml_collections import config_dict
