@@ -9,7 +9,9 @@ from distill_core import models
 from distill_core.models.flops import count_flops
 
 # Without those that only have more of the same blocks.
-IMAGE_MODELS = [n for n in models.MODEL_NAMES if n not in ("transformer", "resnetc32", "resnet34")]
+# Fourier transforms and moduli, most of scattering, are no products.
+LEFT_OUT = ("transformer", "scattering", "resnetc32", "resnet34")
+IMAGE_MODELS = [name for name in models.MODEL_NAMES if name not in LEFT_OUT]
 
 
 def xla_count(function, *args):
