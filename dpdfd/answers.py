@@ -39,7 +39,7 @@ def buy(run: Run, state: State, frozen, number: int) -> State:
     bank = {name: np.asarray(value) for name, value in state.bank.items()}
     bank = bank_lib.deposit(bank, number * num, *found)
     bought = (number + 1) * num
-    bank = _with_features(run, state, bank, bought)
+    bank = _with_features(run, state, bank, slice(number * num, bought))
     bank = _smoothed(run, bank, bought)
     seen = None
     if _is_free(run):
@@ -133,7 +133,7 @@ class Layout:
                     raise self.run.bought.missing(number)
                 bank = bank_lib.deposit(bank, bought, *found)
                 bought += len(found[0])
-            bank = _with_features(self.run, State(student, generator, bank), bank, bought)
+            bank = _with_features(self.run, State(student, generator, bank), bank, slice(bought))
             bank = _smoothed(self.run, bank, bought)
         return State(student, generator, bank)
 
@@ -205,12 +205,12 @@ def _predicted(run: Run, state: State, images: np.ndarray) -> np.ndarray:
     return _batched(run, predict, state, {}, images)
 
 
-def _with_features(run: Run, state: State, bank: dict, bought: int) -> dict:
-    """The bank with the student's public features of the `bought` queries, if it keeps any."""
+def _with_features(run: Run, state: State, bank: dict, rows: slice) -> dict:
+    """The bank with the student's public features of these queries, if it keeps any."""
     if "features" not in bank:
         return bank
     features = np.array(bank["features"])
-    features[:bought] = _batched(run, public_part, state, {}, bank["images"][:bought])
+    features[rows] = _batched(run, public_part, state, {}, bank["images"][rows])
     return {**bank, "features": features}
 
 

@@ -52,7 +52,8 @@ def train_and_evaluate(
         teacher = checkpoint.load_model(hp.teacher)
     run_state.check_unchanged(hp, workdir, {"teacher": teacher})
     dataset = _dataset(hp, workdir, teacher)
-    asked = mean.member_of(hp.teacher, teacher) if _averages(hp, teacher) else teacher
+    averages = hp.mechanism == "parameters"
+    asked = mean.member_of(hp.teacher, teacher) if averages else teacher
     chosen = conversion.choose(hp, asked)
     measured = {"dataset": dataset.fingerprint()} if dataset else {}
     metadata, reads = run_state.describe(
@@ -71,7 +72,7 @@ def train_and_evaluate(
     if run.budget.moments and dataset:
         run = _with_moments(run, workdir, dataset, {**decides, "dataset": reads["dataset"]})
     begun = run_state.has_checkpoint(workdir)
-    if _averages(hp, teacher):
+    if averages:
         asked = _released(run, teacher, asked, workdir, decides)
     if not begun:
         run.budget.say(count_parameters(chosen.student.shapes()["params"]))
@@ -82,7 +83,7 @@ def train_and_evaluate(
         # Noise was scaled, and queries are bought, for this many: it is no run to prolong.
         metadata["config"]["planned_num_steps"] = hp.num_steps
     metadata["config"]["noise_multiplier"] = run.budget.noise_multiplier
-    metadata["ledger"] = run.budget.ledger(int(_averages(hp, teacher))).to_json()
+    metadata["ledger"] = run.budget.ledger(int(averages)).to_json()
     metadata["num_examples"] = _num_examples(hp, teacher)
     frozen = {"teacher": asked.variables}
     measure = None if dataset is None else _accuracy(run, dataset)
@@ -179,14 +180,6 @@ def _prepare(
         shape = chosen.student.input_shape
         Prior.of(hp, None).draw(hp.seed, shape, 0, 0)
     return Run(hp, chosen, mode, budget, bought, members)
-
-
-def _averages(hp: Settings, teacher: checkpoint.LoadedModel) -> bool:
-    """Whether the mean of an ensemble's heads is released and asked in place of its members."""
-    if hp.mechanism != "parameters":
-        return False
-    provenance.check(hp.teacher, teacher)
-    return True
 
 
 def _released(run: Run, teacher, member, workdir: epath.Path, decides) -> checkpoint.LoadedModel:

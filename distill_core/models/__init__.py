@@ -5,6 +5,7 @@ from distill_core.models.apply import (
     apply_model,
     count_parameters,
     features,
+    has_public_part,
     init_model,
 )
 from distill_core.models.cnn import CNN
@@ -33,6 +34,7 @@ __all__ = [
     "count_parameters",
     "create_model",
     "features",
+    "has_public_part",
     "init_model",
     "watched",
 ]

@@ -82,6 +82,11 @@ def features(module: nn.Module, variables: Mapping[str, Any], x: jax.Array) -> j
     return None if sown is None else sown[-1]
 
 
+def has_public_part(module: nn.Module) -> bool:
+    """Whether its first part reads no parameters: it has the methods `public` and `head`."""
+    return all(callable(getattr(type(module), name, None)) for name in ("public", "head"))
+
+
 def count_parameters(params: Any) -> int:
     """Number of scalars in a tree of arrays or of shapes (`jax.eval_shape`)."""
     return sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(params))

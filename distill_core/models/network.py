@@ -148,9 +148,8 @@ class Network:
 
     @property
     def has_public_part(self) -> bool:
-        """Whether its first part reads no parameters: the module has `public` and `head`."""
-        kind = type(self.module())
-        return all(callable(getattr(kind, name, None)) for name in ("public", "head"))
+        """Whether its first part reads no parameters; see `models.has_public_part`."""
+        return models.has_public_part(self.module())
 
     def public(self, variables: PyTree, images: jax.Array) -> jax.Array:
         """What a network with a public part computes before its first parameter, [B, D]."""

@@ -21,6 +21,7 @@ from distill_core.config import InputError
 from distill_core.models import CONSTANTS
 from distill_core.privacy import discrete_gaussian
 from distill_core.training import linear
+from dpdfd.ensemble import provenance
 from dpdfd.privacy.bought import has_begun, once
 
 PyTree = Any
@@ -34,8 +35,10 @@ _FILE = "mean_parameters.npz"
 def member_of(path: str, ensemble: LoadedModel) -> LoadedModel:
     """A member's network with the constants that all share, without parameters.
 
-    Raises InputError on `mechanism` where the members are not linear.
+    Raises InputError on `teacher`, see `provenance.check`, and on `mechanism` where the members are
+    not linear.
     """
+    provenance.check(path, ensemble)
     own: Mapping[str, Any] = ensemble.network.model_kwargs
     network = dataclasses.replace(
         ensemble.network, model=own["member"], model_kwargs=own["member_kwargs"]

@@ -121,14 +121,9 @@ def answers(network: Network, variables: PyTree, images: Array, *, kind: str = "
     return found
 
 
-def has_public_part(member: nn.Module) -> bool:
-    """Whether a network has the methods `public` and `head`; see `Network.has_public_part`."""
-    return all(callable(getattr(type(member), name, None)) for name in ("public", "head"))
-
-
 def public_part(member: nn.Module, images: Array, constants: PyTree) -> Array:
     """What a member computes before any weight, the same for all; by default the images."""
-    if not has_public_part(member):
+    if not models.has_public_part(member):
         return images
     found: Any = member.apply({models.CONSTANTS: constants}, images, method="public")
     return found
@@ -140,7 +135,7 @@ def member_logits(
 ) -> Array:  # fmt: skip
     """float32 logits [B, K] of one member, of what `public_part` gives."""
     logits: Any
-    if has_public_part(member):
+    if models.has_public_part(member):
         logits = member.apply({"params": params}, inputs, method="head")
     elif train:
         logits, _ = models.apply_model(member, {"params": params}, inputs, train=True, key=key)
@@ -151,4 +146,4 @@ def member_logits(
 
 def map_members(function: Callable, stacked: PyTree, member: nn.Module) -> PyTree:
     """`function` of each teacher's slice, a few at a time, so that memory stays bounded."""
-    return jax.lax.map(function, stacked, batch_size=128 if has_public_part(member) else 16)
+    return jax.lax.map(function, stacked, batch_size=128 if models.has_public_part(member) else 16)

@@ -18,7 +18,7 @@ import optax
 from etils import epath
 
 from distill_core import checkpoint, config, data
-from distill_core.models import checks, trust
+from distill_core.models import checks, has_public_part, trust
 from distill_core.models.network import Network, image_network
 from distill_core.runtime import parallel as parallel_lib
 from distill_core.training import classification, linear, loop, run_state
@@ -26,7 +26,7 @@ from distill_core.training.optimizers import Optimizer
 from distill_core.training.run_state import Layout
 from distill_core.training.step import STREAM_INIT, Evaluation, TrainState, Update, stream_key
 from dpdfd.ensemble import partition_fit, partitions, provenance
-from dpdfd.ensemble.network import answers, has_public_part
+from dpdfd.ensemble.network import answers
 
 MODEL = provenance.ENSEMBLE
 
