@@ -262,10 +262,14 @@ def _published(dataset: Dataset) -> list[Table]:
 
 
 def _curves(hp: Any, rows: Sequence[Row]) -> dict[str, dict[float, list[float]]]:
-    """What is released -> ε -> accuracies, of the rows that protect records."""
+    """What is released -> ε -> accuracies, of what protects records at more than one ε.
+
+    A teacher that has a share of a budget is no release of its own.
+    """
     found: dict[str, dict[float, list[float]]] = {}
     for row in rows:
-        if row.settings.get("privacy_unit") != "record":
+        shared = (hp.teachers.get(row.arm, {}).get("dp") or {}).get("share", 1.0) < 1
+        if row.settings.get("privacy_unit") != "record" or shared:
             continue
         own = {**hp.student, **hp.arms[row.arm]} if row.arm in hp.arms else {}
         teacher = hp.teachers.get(own.get("teacher"), {})
@@ -276,9 +280,9 @@ def _curves(hp: Any, rows: Sequence[Row]) -> dict[str, dict[float, list[float]]]
         names["fresh_classifier_accuracy"] = f"fresh classifier, {names['accuracy']}"
         for metric, name in names.items():
             if metric in row.metrics:
-                epsilon = max(row.metrics["epsilon"])
+                epsilon = float(f"{max(row.metrics['epsilon']):.3g}")  # as it was asked for
                 found.setdefault(name, {}).setdefault(epsilon, []).extend(row.metrics[metric])
-    return found
+    return {name: curve for name, curve in found.items() if len(curve) > 1}
 
 
 def _points(dataset: Dataset) -> dict[str, dict[float, float]]:
@@ -304,8 +308,7 @@ def _figures(hp: Any, dataset: Dataset, rows: Sequence[Row]) -> list[Figure]:
             ),
         )
     ]
-    curves = _curves(hp, rows)
-    if any(len(curve) > 1 for curve in curves.values()):
+    if curves := _curves(hp, rows):
         made.append(
             Figure(
                 "Accuracy over ε of what protects records: the teacher or the vote, its student, "
