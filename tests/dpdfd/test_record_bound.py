@@ -56,6 +56,7 @@ CHOSEN = Conversion(
     mechanism="param",
     bound="normalize",
     loss="brier",
+    temperature=1.0,
     crop_padding=0,
     guide="student",
 )

@@ -102,7 +102,7 @@ SKEPTICAL = ["--config.attack=skeptical", "--config.model=nasty.attacks.skeptica
         wrong("multiplier", attack, "--config.multiplier=2.0"),
         wrong("model", attack, "--config.attack=skeptical"),
         wrong(
-            "model_kwargs",
+            "model_kwargs.auxiliary_block",
             attack,
             *SKEPTICAL,
             "--config.model_kwargs.auxiliary_block=3",
