@@ -10,7 +10,7 @@ import numpy as np
 
 from distill_core.checkpoint import LoadedModel
 from distill_core.config import InputError
-from distill_core.data.images import procedural
+from distill_core.data.images import augment, procedural
 from distill_core.models import CONSTANTS, checks
 from distill_core.models.network import Network
 from distill_core.runtime import parallel
@@ -60,8 +60,8 @@ class Run:
 def choose(hp: Settings, teacher: LoadedModel) -> Conversion:
     """The static choices of a run: inputs and classes of its networks are the teacher's.
 
-    Raises InputError on `model`, `model_kwargs`, `batch_size`, or an image shape that the generator
-    cannot make.
+    Raises InputError on `model`, `model_kwargs`, `batch_size`, `crop_padding`, or an image shape
+    that the generator cannot make.
     """
     group = hp.generator
     student = dataclasses.replace(
@@ -71,6 +71,7 @@ def choose(hp: Settings, teacher: LoadedModel) -> Conversion:
         compute_dtype="float32",
     )
     checks.check(student)
+    augment.check_padding(hp.crop_padding, *student.input_shape[:2])
     if student.shapes().keys() - {"params", CONSTANTS}:
         allowed = "has statistics of a batch, which mix examples: take norm 'group' or 'none'"
         raise InputError("model", hp.model, allowed)

@@ -93,6 +93,7 @@ class Recipe:
 
 def network(student: LoadedModel, recipe: Recipe) -> Network:
     """The recipe's network with the student's inputs and classes; raises InputError."""
+    augment.check_padding(recipe.crop_padding or 0, *student.network.input_shape[:2])
     if recipe.model is None:
         return student.network
     found = dataclasses.replace(

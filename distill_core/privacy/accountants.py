@@ -18,6 +18,7 @@ _RATIOS = (1e-100, 1e9)  # Δ/σ, also of everything together
 _EPSILONS = (1e-6, 1e9)  # that noise is calibrated for
 _SAMPLED_EPSILON, _SAMPLED_DELTA, _LEAST_RATE = 1e4, 0.5, 1e-12
 _MOST_COUNT, _MOST_SAMPLED = 10**15, 10**7
+_MOST_AFTER_SPENT = 30  # times the noise without: more is for what calibration left over
 
 
 class Noised(NamedTuple):
@@ -116,7 +117,8 @@ def calibrate(
       spent: what was released before; its noise stays as it is.
 
     Raises:
-      InputError: an argument outside its range, or `spent` leaves nothing of ε.
+      InputError: an argument outside its range, or `spent` leaves nothing of ε, or so little that
+        the factor is more than 30 times what it is without `spent`.
     """
     _check_budget(epsilon, delta)
     _check_all([*noised, *spent], delta)
@@ -125,11 +127,21 @@ def calibrate(
     before = composed_epsilon(spent, delta)
     if before >= epsilon:
         raise InputError("epsilon", epsilon, f"must be above the {before:.6g} that is spent")
+    found = _calibrated(noised, epsilon, delta, spent)
+    if spent and found > _MOST_AFTER_SPENT * _calibrated(noised, epsilon, delta, ()):
+        allowed = f"is all but spent before ({before:.6g}): take a larger one, or leave more of it"
+        raise InputError("epsilon", epsilon, allowed)
+    return found
+
+
+def _calibrated(
+    noised: Sequence[Noised], epsilon: float, delta: float, spent: Sequence[Noised]
+) -> float:
     mu = gaussian_mu(epsilon, delta)
     if all(each.sampling_rate == 1.0 for each in [*noised, *spent]):
         spent_mu = _unsampled_mu(spent)
         if spent_mu >= mu:  # which is rounded down
-            raise InputError("epsilon", epsilon, f"must be above the {before:.6g} that is spent")
+            return math.inf
         return _unsampled_mu(noised) / math.sqrt((mu - spent_mu) * (mu + spent_mu))
 
     if epsilon > _SAMPLED_EPSILON:

@@ -103,8 +103,9 @@ def check(
     `parallel.choose_mode`. Batches of `private` training have no fixed size.
 
     Raises:
-      InputError: on `batch_size`, `model`, `model_kwargs` or `init_from`.
+      InputError: on `batch_size`, `crop_padding`, `model`, `model_kwargs` or `init_from`.
     """
+    augment.check_padding(hp.crop_padding, *dataset.train.images.shape[1:3])
     if not private:
         parallel.check_batch_size(hp.batch_size)
     network = image_network(

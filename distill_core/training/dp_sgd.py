@@ -45,7 +45,6 @@ from distill_core.training.optimizers import Averaged, Optimizer
 # Two uses of the run's root: the noise, and who is in a batch.
 _NOISE, _SAMPLING = 0, 1
 _ROUNDING = 1e-6  # of a budget, as `ledger.affordable_steps` allows
-_MOST_INHERITED = 30  # times the noise without ancestors: what calibration left over of a budget
 _LOUD = 0.5  # noise, in units of what the gradients can be together
 _MANY = 300_000  # steps for which calibrating the noise takes more than seconds
 
@@ -219,11 +218,6 @@ class PrivateRun:
             found = accountants.calibrate(
                 [steps.noised()], self._dp.epsilon, self._dp.delta, spent=inherited
             )
-            if inherited:
-                alone = accountants.calibrate([steps.noised()], self._dp.epsilon, self._dp.delta)
-                if found > _MOST_INHERITED * alone:
-                    allowed = "is all but spent by init_from; take a larger one"
-                    raise InputError("epsilon", self._dp.epsilon, allowed)
         if self._dp.share < 1:
             found = max(found, math.sqrt(steps.count) * steps.noised().ratio / self._share_mu())
         return accountants.round_up(found)

@@ -26,7 +26,6 @@ from dpdfd.settings import Settings
 # Noise, in units of what it covers, from which on a warning is due. Of a vector's many entries the
 # student reads few directions, so that its length may exceed what it covers.
 _LOUD, _LOUD_VECTOR = 0.5, 2.0
-_LEAST_SHARE = 1e-3  # of the budget's μ², for moments: below, it is what calibration left over
 
 
 class Budget:
@@ -216,12 +215,7 @@ class Budget:
             num_examples=num,
         )
         noised = [each.noised() for each in spent]
-        epsilon = hp.epsilon or 0.0
-        found = accountants.calibrate([entry.noised()], epsilon, hp.delta, spent=noised)
-        left = moments.SENSITIVITY / found
-        if left**2 < _LEAST_SHARE * accountants.gaussian_mu(epsilon, hp.delta) ** 2:
-            allowed = "is all but spent by the teacher: train it with a dp.share below 1, or take "
-            raise InputError("epsilon", hp.epsilon, f"{allowed}a larger one")
+        found = accountants.calibrate([entry.noised()], hp.epsilon or 0.0, hp.delta, spent=noised)
         if found > moments.MOST_NOISE:
             allowed = f"needs noise above {moments.MOST_NOISE:g} times the bound of moments"
             raise InputError("epsilon", hp.epsilon, allowed)

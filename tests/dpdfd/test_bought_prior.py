@@ -429,7 +429,7 @@ def call(place, tmp_path, capfd):
         ({"epsilon": 1.0}, "epsilon: got 1.0; must be above the "),
         (
             {"teacher": "PLACE/whole"},
-            "epsilon: got 8.0; is all but spent by the teacher: train it ",
+            "epsilon: got 8.0; is all but spent before (8): take a larger one, or leave more of it",
         ),
         (
             {"moments": {"size": 9, "norm": 4.0}},

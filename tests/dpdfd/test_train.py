@@ -715,6 +715,8 @@ def test_a_generator_needs_several_values_to_normalise_over(tmp_path):
     for changed in ({"norm": "none"}, {"every": 0}):
         other = dataclasses.replace(hp.generator, **changed)
         conversion.choose(dataclasses.replace(hp, generator=other), teacher)
+    with pytest.raises(InputError, match="^crop_padding: got 4; must be below the 4 pixels"):
+        conversion.choose(dataclasses.replace(hp, batch_size=2, crop_padding=4), teacher)
 
 
 def _main(settings, workdir, kill_at):

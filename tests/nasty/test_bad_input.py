@@ -98,6 +98,8 @@ SKEPTICAL = ["--config.attack=skeptical", "--config.model=nasty.attacks.skeptica
         ),
         wrong("top_k", attack, *SKEPTICAL, "--config.top_k=11"),
         wrong("top_k", attack, "--config.top_k=0"),
+        wrong("crop_padding", attack, "--config.crop_padding=8"),
+        wrong("crop_padding", train, "--config.crop_padding=8"),
         wrong("attack", attack, "--config.attack=ktc"),
         wrong("multiplier", attack, "--config.multiplier=2.0"),
         wrong("model", attack, "--config.attack=skeptical"),

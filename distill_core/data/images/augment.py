@@ -5,6 +5,15 @@ from functools import partial
 import jax
 import jax.numpy as jnp
 
+from distill_core.config import InputError
+
+
+def check_padding(crop_padding: int, height: int, width: int):
+    """Raises InputError on `crop_padding` if windows could miss an image of that size."""
+    if crop_padding >= min(height, width):
+        allowed = f"must be below the {min(height, width)} pixels of an image's side"
+        raise InputError("crop_padding", crop_padding, allowed)
+
 
 @partial(jax.jit, static_argnames=("crop_padding", "flip", "rotation"))
 def augment(

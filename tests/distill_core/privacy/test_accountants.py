@@ -238,14 +238,18 @@ def test_millions_of_steps_raise_no_integer_to_the_power_of_millions():
     assert 2.1 < sampled(4.9e-4, 0.5, 5_000_000) < 2.3
 
 
-@pytest.mark.parametrize("gap", [1e-13, 1e-11, 1e-10, 1e-9, 1e-8, 1e-6])
-def test_beside_what_spent_all_but_the_last_bits_noise_is_finite_or_refused_by_name(gap):
+@pytest.mark.parametrize("rate", [1.0, 0.01])
+@pytest.mark.parametrize("gap", [1e-13, 1e-9, 1e-6, 1e-4])
+def test_what_calibration_left_over_of_a_budget_is_no_budget(gap, rate):
     spent = [Noised(0.7, 3)]
     epsilon = accountants.composed_epsilon(spent, 1e-5) * (1 + gap)
-    try:
-        sigma = accountants.calibrate([Noised(1.0)], epsilon, 1e-5, spent=spent)
-    except InputError as error:
-        assert error.field == "epsilon" and gap < 1e-6
-    else:
-        assert 1 < sigma < math.inf and gap > 1e-13
-        assert accountants.composed_epsilon([*spent, Noised(1 / sigma)], 1e-5) <= epsilon
+    with pytest.raises(InputError, match="^epsilon: .* spent"):
+        accountants.calibrate([Noised(1.0, 10, rate)], epsilon, 1e-5, spent=spent)
+
+
+def test_noise_after_what_was_spent_stays_within_the_budget():
+    spent = [Noised(0.7, 3)]
+    epsilon = accountants.composed_epsilon(spent, 1e-5) * 1.01
+    sigma = accountants.calibrate([Noised(1.0)], epsilon, 1e-5, spent=spent)
+    found = accountants.composed_epsilon([*spent, Noised(1 / sigma)], 1e-5)
+    assert epsilon * (1 - 1e-6) < found <= epsilon
