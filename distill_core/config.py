@@ -340,12 +340,20 @@ class Model:
 class Optimizer:
     """An optimiser and the schedule of its learning rate."""
 
-    optimizer: str = choice("sgd", "adam", default="sgd", help="the update rule")
-    learning_rate: float = number(
-        0.0, above=True, help="of the first step; the highest of onecycle"
-    )
+    optimizer: str = choice("sgd", "adam", "adamw", default="sgd", help="the update rule")
+    learning_rate: float = number(0.0, above=True, help="the highest of the schedule")
     momentum: float = number(0.0, 1.0, default=0.9, help="of sgd")
-    weight_decay: float = number(0.0, default=0.0, help="factor of L2 on all parameters")
+    b1: float = number(0.0, 1.0, below=True, default=0.9, help="of adam's mean of gradients")
+    b2: float = number(0.0, 1.0, below=True, default=0.999, help="of adam's mean of squares")
+    weight_decay: float = number(
+        0.0,
+        default=0.0,
+        help="factor of L2 on all parameters; adamw keeps it off the gradient",
+    )
+    clip_norm: float | None = number(
+        0.0, above=True, default=None, help="bound of the whole gradient's L2 norm"
+    )
+    warmup_steps: int = integer(0, default=0, help="in which the rate rises from 0 to its highest")
     schedule: str = choice(
         "constant", "step", "cosine", "onecycle", default="constant", help="of the learning rate"
     )
@@ -361,6 +369,13 @@ class Optimizer:
         if list(self.drop_steps) != sorted(set(self.drop_steps)):
             allowed = "must increase from each item to the next"
             raise InputError("drop_steps", self.drop_steps, allowed)
+        if self.drop_steps and self.drop_steps[0] <= self.warmup_steps:
+            allowed = f"must lie behind the warm-up of {self.warmup_steps} steps"
+            raise InputError("drop_steps", self.drop_steps, allowed)
+        if self.schedule == "onecycle" and self.warmup_steps:
+            raise InputError("warmup_steps", self.warmup_steps, "onecycle has a rise of its own")
+        if self.optimizer == "sgd":
+            check_unset(self, ("b1", "b2"), "belongs to adam and adamw")
 
 
 @settings
@@ -399,6 +414,31 @@ class Start:
     """Where the first weights come from."""
 
     init_from: str | None = text(default=None, help="a checkpoint with the first weights")
+    reinitialise: str = choice(
+        "none", "head", default="none", help="what of init_from is made anew, for other classes"
+    )
+
+
+@settings
+class Update:
+    """How a batch becomes an update, and which weights are kept."""
+
+    accumulate_steps: int = integer(
+        1, default=1, help="parts of a batch, one after another in less memory"
+    )
+    ema_decay: float = number(
+        0.0, 1.0, below=True, default=0.0,
+        help="of a moving average of the weights, which is what is kept; 0 for none",
+    )  # fmt: skip
+
+
+@settings
+class Frozen:
+    """Networks that are only asked."""
+
+    frozen_dtype: str = choice(
+        "float32", "bfloat16", default="float32", help="in which the device stores their parameters"
+    )
 
 
 @settings
@@ -411,26 +451,41 @@ class Augmentation:
 
 
 @settings
-class Classifier:
-    """An image classifier's share of the data, precision, and way of feeding the device."""
+class Device:
+    """Precision, and the way of feeding the device."""
 
-    train_share: float = number(
-        0.0, 1.0, above=True, default=1.0, help="share of the training examples"
-    )
     compute_dtype: str = choice(
-        "float32", "bfloat16", default="float32", help="precision of parameters and pixels"
+        "float32", "bfloat16", default="float32", help="precision of the network's arithmetic"
     )
     data_on_device: bool = boolean(default=False, help="keeps the training data on the devices")
     steps_per_dispatch: int = integer(1, default=1, help="steps per program; 1 is best on CPU")
 
 
 @settings
-class Training(Classifier, Augmentation, Start, Run, Optimizer, Model, Data):
+class Classifier(Device):
+    """An image classifier's share of the data, and its device."""
+
+    train_share: float = number(
+        0.0, 1.0, above=True, default=1.0, help="share of the training examples"
+    )
+
+
+@settings
+class Language:
+    """A language model's memory."""
+
+    remat: str = choice(
+        "none", "block", default="none", help="activations computed again in the backward pass"
+    )
+
+
+@settings
+class Training(Classifier, Augmentation, Update, Start, Run, Optimizer, Model, Data):
     """A run that trains an image classifier."""
 
 
 # A resumed run may change these; everything else decides the numbers of its training.
-_FEEDING = {"data_on_device", "steps_per_dispatch"}
+_FEEDING = {"data_on_device", "steps_per_dispatch", "remat"}
 _CHECK = {"check_nastiness", "check_model", "check_model_kwargs"}
 MAY_CHANGE = frozenset({"num_steps", "log_every", "eval_every", "save_every"} | _FEEDING | _CHECK)
 

@@ -12,13 +12,14 @@ from etils import epath
 
 from distill_core import checkpoint, config
 from distill_core.models import trust
+from distill_core.models.network import stored_as
 from distill_core.runtime import cli, paths
 from distill_core.step import Distillation, StandardizedDistillation
 from distill_core.training import classification, fits, run_state
 
 
 @config.settings
-class Settings(config.Training):
+class Settings(config.Frozen, config.Training):
     """Of a distillation."""
 
     teacher: str = config.text(help="a checkpoint, or npz:FILE of a teacher's stored logits")
@@ -38,13 +39,15 @@ def train_and_evaluate(
     # Traced values, not constants: students that differ only in them share one compiled step.
     frozen: dict[str, Any] = {k: jnp.float32(getattr(hp, k)) for k in ("temperature", "alpha")}
     if hp.teacher.startswith("npz:"):
+        config.check_unset(hp, config.fields(config.Frozen), "stored logits need no network")
         dataset, splits = classification.load_splits(hp, workdir)
         logits, teacher = _stored_logits(hp, workdir, dataset)
         network, stored = None, {"teacher_logits": logits[splits.train.index]}
     else:
         teacher, dataset, splits = classification.load_with(hp, "teacher", workdir)
-        network, stored = teacher.network, {}
-        frozen["teacher"] = teacher.variables
+        asked = stored_as(teacher, hp.frozen_dtype)
+        network, stored = asked.network, {}
+        frozen["teacher"] = asked.variables
     run = classification.prepare(
         hp, workdir, method="distill_core.distill", dataset=dataset, splits=splits, mode=parallel
     )

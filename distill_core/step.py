@@ -7,7 +7,7 @@ import jax.numpy as jnp
 
 from distill_core.losses import cross_entropy, distillation_loss, kl_divergence, standardized
 from distill_core.models.network import Network
-from distill_core.training.chunked import chunk_for, cross_entropy_from_hidden
+from distill_core.training.chunked import cross_entropy_from_hidden
 from distill_core.training.metrics import correct
 from distill_core.training.step import Outputs, per_example, per_token
 
@@ -100,8 +100,7 @@ class NextTokens:
         """CE of every weighted token, from hidden states."""
         variables = {"params": params, **model_state}
         hidden, embedding = self.network.hidden(variables, batch["tokens"], batch["segments"])
-        chunk = chunk_for(self.network.num_classes)
-        values, right = cross_entropy_from_hidden(hidden, embedding, batch["labels"], chunk=chunk)
+        values, right = cross_entropy_from_hidden(hidden, embedding, batch["labels"])
         weights = batch["weights"]
         total, accuracy = (values * weights).sum(), (right * weights).sum()
         return per_token(total, weights, model_state, accuracy=accuracy)

@@ -15,7 +15,7 @@ from distill_core.training import classification, dp_settings, plain_text
 
 
 @config.settings
-class Settings(plain_text.Vocabulary, dp_settings.Private, config.Training):
+class Settings(plain_text.Text, dp_settings.Private, config.Training):
     """A plain training run, on images or on text."""
 
     dataset: str = config.text(
@@ -24,7 +24,7 @@ class Settings(plain_text.Vocabulary, dp_settings.Private, config.Training):
 
 
 _OF_IMAGES = ("data_dir", "num_validation", *config.fields(config.Augmentation))
-_OF_IMAGES += tuple(config.fields(config.Classifier))
+_OF_IMAGES += ("train_share", "reinitialise")
 
 
 @trust.config_allows
@@ -34,7 +34,7 @@ def train_and_evaluate(
     """Trains to the end or resumes; returns the test metrics and the checkpoint's id."""
     hp = config.validate(settings, Settings)
     text = plain_text.is_text(hp.dataset)
-    names = _OF_IMAGES if text else config.fields(plain_text.Vocabulary)
+    names = _OF_IMAGES if text else config.fields(plain_text.Text)
     why = f"belongs to {'images' if text else 'text'}, not to {hp.dataset}"
     config.check_unset(hp, names, why)
     if text:

@@ -14,6 +14,7 @@ from etils import epath
 
 from distill_core import config, evaluate
 from distill_core.models import trust
+from distill_core.models.network import stored_as
 from distill_core.runtime import cli
 from distill_core.training import classification, inputs
 from nasty.attacks import scm
@@ -24,7 +25,7 @@ from nasty.step import Attack, Averager, Skeptical
 
 
 @config.settings
-class Settings(config.Training):
+class Settings(config.Frozen, config.Training):
     """Settings of an attack."""
 
     teacher: str = config.text(help="the attacked checkpoint")
@@ -70,13 +71,15 @@ def train_and_evaluate(
             if source is not teacher:
                 reads = {"teacher": inputs.of_model(teacher), "intermediate": source}
             run = _prepare(stage, place, dataset, splits, parallel)
-            return _train(run, Attack(run.network, source.network, top_k), source, reads)
+            asked = stored_as(source, hp.frozen_dtype)
+            return _train(run, Attack(run.network, asked.network, top_k), asked, reads)
 
         return scm.train_in_sequence(hp, workdir, teacher, distil)
     run = _prepare(hp, workdir, dataset, splits, parallel)
+    asked = stored_as(teacher, hp.frozen_dtype)
     reads, schedules = {"teacher": teacher}, None
     if attack == "averager":
-        answers = jnp.asarray(evaluate.compute_logits(teacher, splits.train.images))
+        answers = jnp.asarray(evaluate.compute_logits(asked, splits.train.images))
         answers = release_top_k(answers, hp.top_k)
         frozen = _traced(hp, "temperature", "alpha")
         frozen["class_means"] = jnp.asarray(class_means(answers, splits.train.labels))
@@ -85,10 +88,10 @@ def train_and_evaluate(
         check_auxiliary(run.network)
         # Of the step, so that a resumed run wakes at the same one.
         schedules = {"awake": lambda step: step >= hp.delay_steps}
-        objective = Skeptical(run.network, teacher.network, hp.top_k)
+        objective = Skeptical(run.network, asked.network, hp.top_k)
     else:
-        objective = Attack(run.network, teacher.network, hp.top_k, htc=attack == "htc")
-    return _train(run, objective, teacher, reads, schedules)
+        objective = Attack(run.network, asked.network, hp.top_k, htc=attack == "htc")
+    return _train(run, objective, asked, reads, schedules)
 
 
 def _prepare(hp, workdir, dataset, splits, mode) -> classification.Run:

@@ -17,6 +17,7 @@ from etils import epath
 from distill_core import checkpoint, config
 from distill_core.config import InputError
 from distill_core.models import trust
+from distill_core.models.network import stored_as
 from distill_core.runtime import cli
 from distill_core.training import classification
 from distill_core.training.run_state import Layout
@@ -27,7 +28,7 @@ from nasty.step import CENTROIDS, Cmim, Nasty, NastyHead
 
 
 @config.settings
-class Settings(config.Training):
+class Settings(config.Frozen, config.Training):
     """Settings of a nasty teacher."""
 
     defence: str = config.choice("nasty", "cmim", default="nasty", help="how to be undistillable")
@@ -60,7 +61,7 @@ class Settings(config.Training):
 # What one defence reads and the other has no use for.
 _OF_NASTY = (
     *("adversary", "temperature", "omega", "train_only_head"),
-    *("check_model", "check_model_kwargs"),
+    *("check_model", "check_model_kwargs", "frozen_dtype"),
 )
 _OF_CMIM = ("cmim_weight", "cmim_temperatures")
 
@@ -97,8 +98,9 @@ def train_and_evaluate(
         # what the check may cost is a share of this.
         trained_on = len(splits.train) // 2
     else:
-        frozen["adversary"] = adversary.variables
-        objective = Nasty(run.network, adversary.network)
+        asked = stored_as(adversary, hp.frozen_dtype)
+        frozen["adversary"] = asked.variables
+        objective = Nasty(run.network, asked.network)
         result = classification.train(run, objective, frozen=frozen, reads=reads)
     if hp.check_nastiness:
         found = nastiness.check(

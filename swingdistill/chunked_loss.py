@@ -6,7 +6,6 @@ pass only has to scale: gradients are computed chunk by chunk in the forward pas
 """
 
 import functools
-import math
 import numbers
 from typing import Any, NamedTuple
 
@@ -14,6 +13,8 @@ import jax
 import jax.numpy as jnp
 
 from distill_core.losses import coefficient
+from distill_core.runtime import parallel
+from distill_core.training import chunked
 from swingdistill.losses import integers, soft_targets, token_temperatures
 from swingdistill.released import instead
 from swingdistill.variants import anchored_targets, reference_mix, released_entries
@@ -44,7 +45,7 @@ def swing_loss_from_hidden(
     key: Array | None,
     noise_ids: Array | None,
     weights: Array,
-    chunk: int = 128,
+    chunk: int | None = None,
     alpha,
     t_min,
     t_max,
@@ -71,7 +72,8 @@ def swing_loss_from_hidden(
     Source: the loss is our reconstruction (see `losses`).
 
     Args:
-      student_hidden: `[..., D]`, float32 or bfloat16; the arithmetic on logits is float32.
+      student_hidden: `[..., D]`, float32 or bfloat16, of which products with embeddings are then
+        made, with float32 sums; the arithmetic on logits is float32.
       student_embedding: `[V, D]`, tied or not.
       teacher_hidden: `[..., E]`; E may differ from D.
       teacher_embedding: `[V, E]`.
@@ -79,7 +81,7 @@ def swing_loss_from_hidden(
       privacy_scores: s in [0, 1], `[...]`.
       key, noise_ids, clip: as in `soft_targets`; `noise_ids` `[...]`.
       weights: `[...]`, bool or float. A token of weight 0 contributes nothing, whatever it holds.
-      chunk: tokens whose logits exist at a time; more is faster on accelerators, in more memory.
+      chunk: tokens whose logits exist at a time; None for what suits the device and the vocabulary.
       alpha, keep_ce: as in `swing_loss`; alpha a scalar.
       t_min, t_max, gamma: as in `token_temperatures`; the student stays at `t_min`.
       noise_scale: at least 0; a scalar acts where s > 0, `[...]` (from `budget`) where it is > 0.
@@ -103,6 +105,7 @@ def swing_loss_from_hidden(
     leading = jnp.shape(labels)
     if variant not in VARIANTS:
         raise ValueError(f"variant: got {variant!r}; must be one of {', '.join(VARIANTS)}")
+    chunk = chunked.chunk_for(student_embedding.shape[0]) if chunk is None else chunk
     if chunk < 1:
         raise ValueError(f"chunk: got {chunk}; must be at least 1")
     reference = (reference_hidden, reference_embedding)
@@ -154,18 +157,22 @@ def swing_loss_from_hidden(
     }
     tokens["heats"] = token_temperatures(scores, t_min=t_min, t_max=t_max, gamma=gamma)
     static = _Static(
-        chunk=min(chunk, max(math.prod(leading), 1)),
+        chunk=chunk,
         variant=variant,
         entries=entries,
         keep_ce=keep_ce,
         noisy=noisy,
         unit_temperature=isinstance(t_min, numbers.Real) and t_min == 1,
     )
-    flat = jax.tree.map(
-        lambda x: x.reshape((-1, *x.shape[len(leading) :])), (student_hidden, tokens)
-    )
-    frozen = (flat[1], settings, teacher_embedding, reference[1], key)
-    total, kl, hard = _weighted_sums(static, flat[0], student_embedding, frozen)
+
+    def here(hidden, tokens, embedding, settings, *others):
+        flat, own = jax.tree.map(
+            lambda x: x.reshape((-1, *x.shape[len(leading) :])), (hidden, tokens)
+        )
+        return _weighted_sums(static, flat, embedding, (own, settings, *others))
+
+    whole = (student_embedding, settings, teacher_embedding, reference[1], key)
+    total, kl, hard = parallel.per_device(here, (student_hidden, tokens), whole, result="sum")
     if has_aux:
         return total, jax.lax.stop_gradient({"kl": kl, "cross_entropy": hard})
     return total
@@ -206,7 +213,8 @@ def _finite(live: Array, x: Array) -> Array:
 def _scan(static: _Static, hidden: Array, embedding: Array, frozen: Any, *, gradients: bool) -> Any:
     """The three sums, and with `gradients` those of the hidden states and of the embedding."""
     tokens, settings, teacher_embedding, reference_embedding, key = frozen
-    count, size = hidden.shape[0], static.chunk
+    count = hidden.shape[0]
+    size = min(static.chunk, max(count, 1))
     order = jnp.arange(count)
     if static.noisy:
         # Noised tokens together: the chunks of the others draw none.
@@ -222,21 +230,19 @@ def _scan(static: _Static, hidden: Array, embedding: Array, frozen: Any, *, grad
         live = valid & (here["weights"] != 0)
         student, reference = _finite(live, student), None
         if here["reference"] is not None:
-            reference = _logits(_finite(live, here["reference"]), reference_embedding)
-        teacher = _logits(_finite(live, here["teacher"]), teacher_embedding)
+            reference = chunked.logits(_finite(live, here["reference"]), reference_embedding)
+        teacher = chunked.logits(_finite(live, here["teacher"]), teacher_embedding)
         target = _targets(static, settings, key, teacher, reference, here, live)
         weights = jnp.where(live, here["weights"], 0.0)
         sums, of_logits = _values(
-            static, settings, _logits(student, embedding), target, here, live, weights
+            static, settings, chunked.logits(student, embedding), target, here, live, weights
         )
         if not gradients:
             return of_embedding, (sums, None)
-        of_hidden = jnp.einsum(
-            "cv,vd->cd", of_logits, embedding, preferred_element_type=jnp.float32
-        )
-        return of_embedding + jnp.einsum(
-            "cv,cd->vd", of_logits, student, preferred_element_type=jnp.float32
-        ), (sums, of_hidden)
+        product = functools.partial(jnp.einsum, preferred_element_type=jnp.float32)
+        of_logits, table = (x.astype(student.dtype) for x in (of_logits, embedding))
+        of_hidden = product("cv,vd->cd", of_logits, table)
+        return of_embedding + product("cv,cd->vd", of_logits, student), (sums, of_hidden)
 
     start = jnp.zeros(embedding.shape, jnp.float32) if gradients else None
     chunks = jax.tree.map(split, (hidden, tokens)) + (valid.reshape(-1, size),)
@@ -245,10 +251,6 @@ def _scan(static: _Static, hidden: Array, embedding: Array, frozen: Any, *, grad
     if of_hidden is not None:
         of_hidden = of_hidden.reshape(padded.size, -1)[jnp.argsort(order)]
     return sums, of_hidden, of_embedding
-
-
-def _logits(hidden: Array, embedding: Array) -> Array:
-    return jnp.einsum("cd,vd->cv", hidden, embedding, preferred_element_type=jnp.float32)
 
 
 def _targets(

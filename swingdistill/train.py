@@ -17,7 +17,7 @@ from distill_core import checkpoint, config
 from distill_core.config import InputError
 from distill_core.data.text import corpus as corpora
 from distill_core.models import checks, trust
-from distill_core.models.network import LoadedModel, text_network
+from distill_core.models.network import LoadedModel, stored_as, text_network
 from distill_core.privacy.ledger import check_delta
 from distill_core.runtime import cli
 from distill_core.step import NextTokens
@@ -69,6 +69,10 @@ class Method:
 class Settings(
     Method,
     dp_settings.Private,
+    config.Frozen,
+    config.Device,
+    config.Language,
+    config.Update,
     config.Start,
     config.Run,
     config.Optimizer,
@@ -86,6 +90,7 @@ class Settings(
 # Whoever sets one of these without a teacher has forgotten the teacher.
 _OF_STUDENTS = (
     "epsilon", "entries", "variant", "teacher_weight", "keep_ce", "noise_everywhere", "noise_seed",
+    "frozen_dtype",
 )  # fmt: skip
 
 
@@ -122,6 +127,8 @@ def train_and_evaluate(
         model=hp.model,
         model_kwargs=hp.model_kwargs,
         classes=texts.classes if hp.task == "classification" else (),
+        compute_dtype=hp.compute_dtype,
+        remat=hp.remat == "block",
     )
     checks.check(network)
     if hp.entries > network.num_classes:
@@ -216,14 +223,15 @@ def _describe(hp, report, share: float) -> str:
 
 def _student(hp, workdir, network, rows, models):
     """(objective, frozen) of a run with a teacher; `frozen` as `language.train` takes it."""
+    asked = {name: stored_as(model, hp.frozen_dtype) for name, model in models.items()}
     formal = bool(hp.epsilon)  # what is noised is made beforehand, once; the rest is plain
     plain = formal or hp.variant == "mask"
     needs = not formal and (hp.variant in ("anchored", "reference_mix") or hp.entries)
     noisy = bool(hp.noise_scale) and not plain
     objective = Swing(
         network,
-        models["teacher"].network,
-        models["reference"].network if needs else None,
+        asked["teacher"].network,
+        asked["reference"].network if needs else None,
         "swing" if plain else hp.variant,
         (hp.entries or None) if needs else None,
         hp.keep_ce,
@@ -231,9 +239,9 @@ def _student(hp, workdir, network, rows, models):
     )
     names = ("alpha", "t_min", "t_max", "gamma", "clip", "teacher_weight")
     numbers = {name: jnp.float32(getattr(hp, name)) for name in names}
-    frozen = {**numbers, "teacher": models["teacher"].variables}
+    frozen = {**numbers, "teacher": asked["teacher"].variables}
     if needs:
-        frozen["reference"] = models["reference"].variables
+        frozen["reference"] = asked["reference"].variables
     if not (noisy or formal):
         return objective, frozen
 

@@ -83,7 +83,9 @@ def create_model(name: str, *, num_classes: int, **kwargs: Any) -> nn.Module:
         model = factory(num_classes=num_classes, **axis, **settings)
     except TypeError as error:
         allowed = f"{name} refused: {_one_line(error)}; it takes {_settings_of(factory)}"
-        settings.pop("max_length", None)  # the user did not give it
+        if "max_length" in settings:
+            for ours in ("max_length", "dtype", "remat"):  # the user did not give them
+                settings.pop(ours, None)
         raise InputError("model_kwargs", settings, allowed) from error
     if not isinstance(model, nn.Module):
         allowed = f"the factory must return a flax.linen.Module, not {type(model).__name__}"

@@ -27,6 +27,10 @@ _RESERVED = {
     "name": "is a module's own; the network is named by the field model",
     "parent": "is a module's own",
 }
+_RESERVED_OF_TEXT = {
+    "dtype": "comes from the field compute_dtype",
+    "remat": "is the field remat",
+}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -41,8 +45,10 @@ class Network:
       mean, std: constants that pixels are standardised by, one value per channel.
       classes: class names. A language model has them if it classifies.
       classes_named: False where the classes are numbers without names.
-      compute_dtype: dtype that parameters and pixels are rounded to; batch statistics, logits and
-        stored parameters stay float32.
+      compute_dtype: dtype that parameters and pixels are rounded to, or of text that matrix
+        products are computed in; statistics of norms and softmax, logits and stored parameters
+        stay float32.
+      remat: whether a network of text computes activations again in the backward pass; not stored.
       max_length: L of text, in tokens; None for images.
       tokenizer: of text, as JSON; None if there is none.
       tokenizer_from: the source of the tokenizer's vocabulary, see `tokenizers`.
@@ -64,6 +70,7 @@ class Network:
     tokenizer_from: str = ELSEWHERE
     outputs: str = "logits"
     labelled: bool = False
+    remat: bool = False
 
     def __post_init__(self):
         for name in ("model_kwargs", "input_shape", "mean", "std", "classes"):
@@ -74,7 +81,7 @@ class Network:
         found = {"model": self.model, "model_kwargs": _plain(self.model_kwargs)}
         for field in dataclasses.fields(self):
             value = getattr(self, field.name)
-            if field.name not in found and value != field.default:
+            if field.name not in (*found, "remat") and value != field.default:
                 found[field.name] = _plain(value)
         return found
 
@@ -112,11 +119,17 @@ class Network:
         Raises:
           InputError: no such model, or settings that it does not take.
         """
-        for name, source in _RESERVED.items():
+        for name, source in (_RESERVED | (_RESERVED_OF_TEXT if self.is_text else {})).items():
             if name in self.model_kwargs:
                 given = self.model_kwargs[name]
                 raise InputError(f"model_kwargs.{name}", given, f"{source}; leave it out")
-        text = {"max_length": self.max_length} if self.is_text else {}
+        text: dict[str, Any] = {}
+        if self.is_text:
+            text["max_length"] = self.max_length
+            if self.compute_dtype != "float32":
+                text["dtype"] = self.compute_dtype
+            if self.remat:
+                text["remat"] = True
         return models.create_model(
             self.model, num_classes=self.num_classes, **text, **self.model_kwargs
         )
@@ -276,6 +289,23 @@ class LoadedModel:
         return f"LoadedModel({', '.join(found)})"
 
 
+def stored_as(loaded: LoadedModel, dtype: str) -> LoadedModel:
+    """A network to be asked only, its parameters stored and its answers computed in `dtype`.
+
+    "float32" leaves it as it is, with the `compute_dtype` of its own.
+    """
+    if dtype == "float32":
+        return loaded
+
+    def cast(leaf: Any) -> np.ndarray:
+        leaf = np.asarray(leaf)
+        return leaf.astype(jnp.dtype(dtype)) if jnp.issubdtype(leaf.dtype, jnp.floating) else leaf
+
+    params = jax.tree.map(cast, loaded.variables["params"])
+    network = dataclasses.replace(loaded.network, compute_dtype=dtype)
+    return LoadedModel({**loaded.variables, "params": params}, network, loaded.metadata)
+
+
 def image_network(
     dataset, *, model: str, model_kwargs: Mapping[str, Any], compute_dtype: str = "float32"
 ) -> Network:
@@ -300,6 +330,8 @@ def text_network(
     model: str,
     model_kwargs: Mapping[str, Any],
     classes: Sequence[str] = (),
+    compute_dtype: str = "float32",
+    remat: bool = False,
 ) -> Network:
     """A language model over a tokenizer's vocabulary; with `classes` one that classifies."""
     return Network(
@@ -310,6 +342,8 @@ def text_network(
         tokenizer=tokenizer.to_json(),
         tokenizer_from=tokenizer.made_from,
         classes=tuple(classes),
+        compute_dtype=compute_dtype,
+        remat=remat,
     )
 
 

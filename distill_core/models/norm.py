@@ -10,7 +10,8 @@ from jax import lax
 
 from distill_core.config import InputError
 from distill_core.models.layers import mask_examples
-from distill_core.runtime import collectives
+from distill_core.runtime import parallel
+from distill_core.runtime.collectives import all_stacked, all_sum
 
 
 class BatchNorm(nn.Module):
@@ -18,9 +19,7 @@ class BatchNorm(nn.Module):
 
     As `torch.nn.BatchNorm2d`: it normalises by the biased variance of the batch and stores a
     running average of the *unbiased* one (`momentum` 0.9 here is 0.1 there). Flax's layer averages
-    the means of the devices; this one sums counts, sums and centred squares over all of them, so
-    that uneven masks are exact. The variance takes two passes: the one-pass formula cancels where
-    the mean is large.
+    the means of the devices; this one combines them exactly (`moments`), whatever the masks.
 
     Variables: `params` scale, bias and `batch_stats` mean, var, each float32 [C].
     Source: Ioffe and Szegedy, 2015, Algorithm 1 and Section 3.1; PyTorch for the conventions.
@@ -52,9 +51,9 @@ class BatchNorm(nn.Module):
         running_var = self.variable("batch_stats", "var", jnp.ones, (channels,), jnp.float32)
 
         dtype = self.dtype or x.dtype
-        x = mask_examples(x.astype(jnp.float32), where)
+        x = mask_examples(x, where)
         if train:
-            mean, var, count = self._statistics(x, where)
+            mean, var, count = moments(x, where)
             if not self.is_initializing():
                 unbiased = var * count / jnp.maximum(count - 1, 1)
                 step = jnp.where(count > 0, 1 - self.momentum, 0.0)
@@ -64,20 +63,62 @@ class BatchNorm(nn.Module):
             mean, var = running_mean.value, running_var.value
 
         factor = scale * lax.rsqrt(var + self.epsilon)
-        y = (x - _along_channels(mean, x)) * _along_channels(factor, x)
+        y = (x.astype(jnp.float32) - _along_channels(mean, x)) * _along_channels(factor, x)
         return (y + _along_channels(bias, x)).astype(dtype)
 
-    def _statistics(
-        self, x: jax.Array, where: jax.Array | None
-    ) -> tuple[jax.Array, jax.Array, jax.Array]:
-        """Mean [C], biased variance [C] and count [] of the entries of a channel; x is masked."""
-        axes = tuple(range(x.ndim - 1))
-        examples = jnp.float32(x.shape[0]) if where is None else where.sum(dtype=jnp.float32)
-        total, count = collectives.all_sum((x.sum(axes), examples * math.prod(x.shape[1:-1])))
-        mean = total / jnp.maximum(count, 1)
-        centred = mask_examples(x - _along_channels(mean, x), where)
-        squares = collectives.all_sum(jnp.square(centred).sum(axes))
-        return mean, squares / jnp.maximum(count, 1), count
+
+@jax.custom_vjp
+def moments(x: jax.Array, where: jax.Array | None) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """Mean [C], biased variance [C] and count [] of a channel's entries over all devices.
+
+    One pass over the data and one sum over the devices, and the same in the backward pass. Every
+    device sums differences from its first example's mean, and their squares; the devices' means and
+    squares are then combined pair by pair (Chan et al., "Updating Formulae and a Pairwise Algorithm
+    for Computing Sample Variances", 1979). So nothing cancels where the mean is large.
+
+    Args:
+      x: floating [B, ..., C], 0 in examples that do not count.
+      where: bool [B], the examples that count; None for all.
+
+    Returns:
+      float32. Mean and variance of no entries are 0. The count has no gradient.
+    """
+    return parallel.per_device(_moments, (x, where), result="same")
+
+
+def _moments(x: jax.Array, where: jax.Array | None):
+    axes = tuple(range(x.ndim - 1))
+    first = x[0] if where is None else x[jnp.argmax(where)]
+    shift = first.astype(jnp.float32).mean(axes[:-1])
+    shifted = mask_examples(x.astype(jnp.float32) - _along_channels(shift, x), where)
+    total, squares = shifted.sum(axes), jnp.square(shifted).sum(axes)
+    examples = jnp.float32(x.shape[0]) if where is None else where.sum(dtype=jnp.float32)
+    own = examples * math.prod(x.shape[1:-1])
+    offset = total / jnp.maximum(own, 1)
+    found = jnp.concatenate([own[None], shift + offset, squares - total * offset])
+    counts, means, squares = jnp.split(all_stacked(found), (1, 1 + x.shape[-1]), axis=1)
+    count = counts.sum()
+    known = jnp.maximum(count, 1)
+    mean = (counts * means).sum(0) / known
+    between = (counts * jnp.square(means - mean[None])).sum(0)
+    return mean, jnp.maximum(squares.sum(0) + between, 0) / known, count
+
+
+def _moments_forward(x: jax.Array, where: jax.Array | None):
+    mean, var, count = moments(x, where)
+    return (mean, var, count), (x, where, mean, count)
+
+
+def _moments_backward(kept, cotangents):
+    x, where, mean, count = kept
+    of_mean, of_var = all_sum(cotangents[:2])
+    known = jnp.maximum(count, 1)
+    centred = x.astype(jnp.float32) - _along_channels(mean, x)
+    of_x = _along_channels(of_mean / known, x) + centred * _along_channels(2 * of_var / known, x)
+    return mask_examples(of_x, where).astype(x.dtype), None
+
+
+moments.defvjp(_moments_forward, _moments_backward)
 
 
 def normalise(

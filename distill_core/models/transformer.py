@@ -7,6 +7,7 @@ import jax.numpy as jnp
 from flax import linen as nn
 
 from distill_core.config import InputError
+from distill_core.models.attention import attend
 from distill_core.models.segments import places_in_line
 
 Array = jax.Array
@@ -24,6 +25,7 @@ class Transformer(nn.Module):
       max_length: the most positions of a line.
       num_layers, num_heads, width: of the blocks; width D must be divisible by num_heads.
       dtype: of the arithmetic, "float32" or "bfloat16"; parameters, softmax and norms stay float32.
+      remat: compute each block's activations again in the backward pass, rather than keep them.
     """
 
     vocab_size: int
@@ -32,6 +34,7 @@ class Transformer(nn.Module):
     num_heads: int = 4
     width: int = 128
     dtype: str = "float32"
+    remat: bool = False
 
     def setup(self):
         if self.num_heads < 1 or self.width % self.num_heads:
@@ -39,8 +42,9 @@ class Transformer(nn.Module):
             raise InputError("model_kwargs.width", self.width, allowed)
         self.wte = self.param("wte", _INIT, (self.vocab_size, self.width))
         self.wpe = self.param("wpe", nn.initializers.normal(0.01), (self.max_length, self.width))
+        block = nn.remat(Block) if self.remat else Block
         self.h = [
-            Block(self.num_heads, self.num_layers, jnp.dtype(self.dtype))
+            block(self.num_heads, self.num_layers, jnp.dtype(self.dtype))
             for _ in range(self.num_layers)
         ]
         self.ln_f = nn.LayerNorm(epsilon=1e-5, use_fast_variance=False)
@@ -58,16 +62,14 @@ class Transformer(nn.Module):
             allowed = f"must be tokens [B, L], L from 1 to max_length, {self.max_length}"
             raise InputError("input", tuple(tokens.shape), allowed)
         length = tokens.shape[1]
-        seen = jnp.tril(jnp.ones((length, length), bool))[None]
         places = jnp.arange(length)[None]
         if segments is not None:
-            seen = seen & (segments[:, :, None] == segments[:, None, :])
             places = places_in_line(segments)
         # Weights may be NumPy arrays, which take no traced indices.
         wte, wpe = jnp.asarray(self.wte), jnp.asarray(self.wpe)
         x = (wte[tokens] + wpe[places]).astype(self.dtype)
         for block in self.h:
-            x = block(x, seen[:, None])
+            x = block(x, segments)
         return self.ln_f(x).astype(self.dtype)
 
     def embedding(self) -> Array:
@@ -89,8 +91,8 @@ class Block(nn.Module):
     dtype: jnp.dtype
 
     @nn.compact
-    def __call__(self, x: Array, seen: Array) -> Array:
-        """x `[B, L, D]`, seen bool `[B or 1, 1, L, L]` -> `[B, L, D]`."""
+    def __call__(self, x: Array, segments: Array | None) -> Array:
+        """x `[B, L, D]`, segments as in `Transformer.hidden` -> `[B, L, D]`."""
         width = x.shape[-1]
         dense = functools.partial(nn.Dense, dtype=self.dtype, kernel_init=_INIT)
         # GPT-2 initialises what is added to the stream smaller, the more layers add to it.
@@ -98,7 +100,7 @@ class Block(nn.Module):
         y = nn.LayerNorm(epsilon=1e-5, use_fast_variance=False, name="ln_1")(x)
         q, k, v = jnp.split(dense(3 * width, name="attn_c_attn")(y), 3, axis=-1)
         q, k, v = (_heads(part, self.num_heads) for part in (q, k, v))
-        y = _attend(q, k, v, seen)
+        y = attend(q, k, v, segments)
         x = x + dense(width, kernel_init=shrunk, name="attn_c_proj")(y.reshape(x.shape))
         y = nn.LayerNorm(epsilon=1e-5, use_fast_variance=False, name="ln_2")(x)
         y = nn.gelu(dense(4 * width, name="mlp_c_fc")(y), approximate=True)
@@ -107,11 +109,3 @@ class Block(nn.Module):
 
 def _heads(x: Array, num_heads: int) -> Array:
     return x.reshape(*x.shape[:-1], num_heads, x.shape[-1] // num_heads)
-
-
-def _attend(q: Array, k: Array, v: Array, seen: Array) -> Array:
-    """`[B, L, H, D/H]` each -> the same; the softmax in float32."""
-    scale = q.shape[-1] ** -0.5
-    scores = jnp.einsum("bqhd,bkhd->bhqk", q, k, preferred_element_type=jnp.float32) * scale
-    weights = jax.nn.softmax(jnp.where(seen, scores, -1e30), axis=-1)
-    return jnp.einsum("bhqk,bkhd->bqhd", weights.astype(v.dtype), v)

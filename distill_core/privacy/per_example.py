@@ -14,6 +14,7 @@ import jax.numpy as jnp
 
 from distill_core.losses import coefficient
 from distill_core.privacy.gaussian import standard_normal
+from distill_core.runtime import backend
 from distill_core.runtime.collectives import all_sum
 
 Array = jax.Array
@@ -325,7 +326,7 @@ def _accumulate(add_part: Callable, total: PyTree, rows: PyTree, size: int) -> P
     """Folds `add_part` over parts of at most `size` rows."""
     count = jax.tree.leaves(rows)[0].shape[0]
     # On CPU convolutions in a loop run many times slower, so there the parts are written out.
-    looped = count - count % size if jax.default_backend() != "cpu" and count >= 2 * size else 0
+    looped = count - count % size if backend.platform() != "cpu" and count >= 2 * size else 0
     if looped:
         parts = jax.tree.map(lambda x: x[:looped].reshape(-1, size, *x.shape[1:]), rows)
         total, _ = jax.lax.scan(lambda total, part: (add_part(total, part), None), total, parts)

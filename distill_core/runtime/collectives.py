@@ -8,6 +8,7 @@ code has to know.
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 
 AXIS = "devices"
 Array = jax.Array
@@ -31,6 +32,17 @@ def all_sum(tree: PyTree) -> PyTree:
 def all_gather(x: Array) -> Array:
     """The rows of all devices, `[B, ...]`, in order, given this device's, `[b, ...]`."""
     return jax.lax.all_gather(x, AXIS, tiled=True) if is_bound() else x
+
+
+def all_stacked(x: Array) -> Array:
+    """A few numbers `[...]` of every device, in order, `[P, ...]`, by a single sum.
+
+    Of its kind with the sums around it, unlike a gather, so that XLA can combine them.
+    """
+    if not is_bound():
+        return x[None]
+    own = jnp.arange(num_devices()) == jax.lax.axis_index(AXIS)
+    return all_sum(jnp.where(own.reshape(-1, *(1,) * x.ndim), x[None], 0))
 
 
 def own_rows(x: Array, count: int) -> Array:

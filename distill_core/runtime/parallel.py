@@ -19,7 +19,8 @@ import numpy as np
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from distill_core.config import InputError
-from distill_core.runtime.collectives import AXIS
+from distill_core.runtime import backend
+from distill_core.runtime.collectives import AXIS, all_sum, is_bound
 
 MODES = ("pmap", "shard_map", "mesh")
 PyTree = Any
@@ -96,7 +97,7 @@ def wrap(step: Callable, mode: str, *, donate: bool = False) -> Callable:
     """
     assert isinstance(step, Hashable)
     compiled = functools.partial(_program(mode, donate), step)
-    if mode == "jit" or jax.default_backend() != "cpu":
+    if mode == "jit" or backend.platform() != "cpu":
         return compiled
     # Simulated CPU devices share one pool of threads: two steps in flight can each hold threads
     # that the other waits for, and XLA then aborts the process.
@@ -128,7 +129,7 @@ def _program(mode: str, donate: bool) -> Callable:
     mesh = _mesh(mode)
     whole, split = NamedSharding(mesh, PartitionSpec()), NamedSharding(mesh, PartitionSpec(AXIS))
     return jax.jit(
-        functools.partial(_call_sharded, mesh) if mode == "shard_map" else _call,
+        functools.partial(_call_sharded if mode == "shard_map" else _call_over_mesh, mesh),
         static_argnums=0,
         in_shardings=(whole, whole, split),
         out_shardings=whole,
@@ -144,6 +145,11 @@ def _call_on_data(step: Callable, state: PyTree, frozen: PyTree, batch: PyTree):
     return _bare(step(_typed(state), _typed(frozen), batch))
 
 
+def _call_over_mesh(mesh: Mesh, step: Callable, state: PyTree, frozen: PyTree, batch: PyTree):
+    with jax.sharding.use_abstract_mesh(mesh.abstract_mesh):  # for `per_device`
+        return step(state, frozen, batch)
+
+
 def _call_sharded(mesh: Mesh, step: Callable, state: PyTree, frozen: PyTree, batch: PyTree):
     whole, split = PartitionSpec(), PartitionSpec(AXIS)
     # check_vma=False, as the steps sum their gradients themselves. By default JAX inserts another
@@ -151,6 +157,39 @@ def _call_sharded(mesh: Mesh, step: Callable, state: PyTree, frozen: PyTree, bat
     return jax.shard_map(
         step, mesh=mesh, in_specs=(whole, whole, split), out_specs=whole, check_vma=False
     )(state, frozen, batch)
+
+
+def per_device(
+    function: Callable, split: tuple[PyTree, ...], whole: tuple[PyTree, ...] = (), *, result: str
+) -> PyTree:
+    """`function(*split, *whole)`, by each device on its rows of `split`; for use inside a step.
+
+    In the mode "mesh" XLA divides a step up by itself, and gathers all devices' rows where the code
+    sorts or loops over them. This says how to divide it instead. In all other modes the code sees
+    its device's rows anyway, and this is a plain call.
+
+    Args:
+      function: pure; may sum over the devices (`collectives`).
+      split: trees of arrays `[B, ...]`, or None.
+      whole: trees of arrays that every device has.
+      result: what the mesh makes of the devices' results: "rows" `[b, ...]` are put together,
+        "sum" adds them up, and "same" takes them for equal.
+    """
+    mesh = jax.sharding.get_abstract_mesh()
+    if is_bound() or AXIS not in mesh.axis_names:
+        return function(*split, *whole)
+    rows, all_of_it = PartitionSpec(AXIS), PartitionSpec()
+
+    def own(*args):
+        found = function(*args)
+        return all_sum(found) if result == "sum" else found
+
+    return jax.shard_map(
+        own,
+        in_specs=(rows,) * len(split) + (all_of_it,) * len(whole),
+        out_specs=rows if result == "rows" else all_of_it,
+        check_vma=False,
+    )(*split, *whole)
 
 
 def place(tree: PyTree, mode: str) -> PyTree:

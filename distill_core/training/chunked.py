@@ -1,17 +1,27 @@
 """Cross-entropy from hidden states that never holds the logits of a whole batch."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 
 from distill_core.losses import cross_entropy
+from distill_core.runtime import backend, parallel
 
 Array = jax.Array
-_ENTRIES = 2**22  # logits that exist at a time: 16 MiB
+_ON_CPU = 2**24  # bytes of float32 logits that exist at a time: what caches hold a part of
+_SHARE = 256  # of an accelerator's memory that they may take
 
 
 def chunk_for(vocab_size: int) -> int:
-    """Tokens whose logits are held at a time, a power of two between 64 and 2,048."""
-    chunk = max(64, min(2048, _ENTRIES // vocab_size))
+    """Tokens whose logits are held at a time, a power of two between 64 and 2,048.
+
+    By the platform and its memory: an accelerator is idle in small matrix products, and reads the
+    whole embedding for each.
+    """
+    memory = backend.memory()
+    room = _ON_CPU if memory is None else memory // _SHARE
+    chunk = max(64, min(2048, room // (4 * vocab_size)))
     return 1 << (chunk.bit_length() - 1)
 
 
@@ -22,14 +32,20 @@ def logits(hidden: Array, embedding: Array) -> Array:
 
 
 def cross_entropy_from_hidden(
-    hidden: Array, embedding: Array, labels: Array, *, chunk: int
+    hidden: Array, embedding: Array, labels: Array, *, chunk: int | None = None
 ) -> tuple[Array, Array]:
-    """Cross-entropy of hidden `[..., D]` · embedding `[V, D]`ᵀ, for `chunk` tokens at a time.
+    """Cross-entropy of hidden `[B, ..., D]` · embedding `[V, D]`ᵀ, `chunk` tokens at a time.
 
-    Returns (cross-entropy float32 `[...]`, differentiable; whether the label, an integer of
-    `labels` `[...]`, is the likeliest token, float32 `[...]`). The backward pass recomputes the
-    logits of each chunk.
+    `chunk` is by default `chunk_for` the vocabulary. Returns (cross-entropy float32 `[B, ...]`,
+    differentiable; whether the label, an integer of `labels` `[B, ...]`, is the likeliest token,
+    float32 `[B, ...]`). The backward pass recomputes the logits of each chunk.
     """
+    size = chunk or chunk_for(len(embedding))
+    here = functools.partial(_cross_entropy, size)
+    return parallel.per_device(here, (hidden, labels), (embedding,), result="rows")
+
+
+def _cross_entropy(chunk: int, hidden: Array, labels: Array, embedding: Array):
     shape, num = labels.shape, labels.size
     size = min(chunk, num)
     padding = -num % size

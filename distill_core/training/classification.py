@@ -9,25 +9,23 @@ import functools
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 from etils import epath
 
 from distill_core import checkpoint, config, data
-from distill_core.data import sampling
 from distill_core.data.images import augment
 from distill_core.losses import cross_entropy
 from distill_core.models import checks
 from distill_core.models.network import LoadedModel, Network, image_network
 from distill_core.runtime import parallel
-from distill_core.training import dp_sgd, fits, linear, loop, run_state
+from distill_core.training import dp_sgd, feeding, fits, linear, loop, run_state
 from distill_core.training import metrics as metrics_lib
 from distill_core.training.dp_settings import FULL, Dp
 from distill_core.training.gradients import LinearGradient, PrivateGradient
-from distill_core.training.optimizers import Optimizer
+from distill_core.training.optimizers import Averaged
 from distill_core.training.run_state import Layout
-from distill_core.training.step import Evaluation, Objective, Outputs, Update, mean_gradient
+from distill_core.training.step import Evaluation, Objective, Outputs, Update
 
 PyTree = Any
 
@@ -219,20 +217,19 @@ def train(
     augmentation = config.part(hp, config.Augmentation)
     if augmentation != config.Augmentation():
         objective = Augmented(objective, augmentation)
-    private, gradient, several = None, mean_gradient, hp.steps_per_dispatch
-    optimizer = Optimizer.of(hp)
+    private, changing = None, {*run.network.shapes(), *layout.own} - {"params"}
     if run.dp:
-        # A private run's batches vary in size, and its ledger counts every step.
-        names = ("data_on_device", "steps_per_dispatch")
-        config.check_unset(hp, names, "is not for private training (dp)")
+        feeding.check_private(hp)
+    optimizer, gradient = feeding.recipe(hp, set() if layout.head else changing)
+    if run.dp:
         given = (hp, run.dp, run.workdir, metadata, run.network)
         private = dp_sgd.PrivateRun(*given, data=examples, mode=mode)
         metadata, reads = private.metadata, reads | private.reads
         gradient = LinearGradient() if run.on_features else PrivateGradient(run.dp.augmentations)
         optimizer = private.optimizer
-        layout = dataclasses.replace(layout, averages=private.averages)
+    layout = dataclasses.replace(layout, averages=isinstance(optimizer, Averaged))
     resident = hp.data_on_device and not schedules  # else the device does not know the step
-    update = Update(objective, optimizer, gradient, resident, several > 1)
+    update = Update(objective, optimizer, gradient, resident, hp.steps_per_dispatch > 1)
     state = run_state.initial_state(hp, run.workdir, run.network, layout, optimizer=optimizer)
     variables = {"params": state.params, **state.model_state}
 
@@ -241,22 +238,14 @@ def train(
             return {"label": examples["label"][rows], "features": _features(run, variables, rows)}
         return {**{k: v[rows] for k, v in examples.items()}, "index": rows.astype(np.int32)}
 
-    def one_batch(step: int):
-        rows = sampling.batch_indices(hp.seed, step, hp.batch_size, len(train_split))
-        rows = rows[parallel.local_rows(hp.batch_size)]
-        if resident:
-            return rows.astype(np.int32)
+    def take_at(rows: np.ndarray, step: int) -> dict[str, np.ndarray]:
         scheduled = (schedules or {}).items()
         return {**take(rows), **{k: np.full(len(rows), f(step), np.float32) for k, f in scheduled}}
 
-    def batch_fn(step: int):
-        if private:
-            return private.batch(step, take)
-        if several == 1:
-            return parallel.feed(one_batch(step), mode)
-        steps = range(step, step + loop.dispatch_length(step, several, hp.num_steps))
-        batches = [one_batch(each) for each in steps]
-        return parallel.feed(jax.tree.map(lambda *b: np.stack(b, axis=1), *batches), mode)
+    if private:
+        batch_fn = functools.partial(private.batch, take=take)
+    else:
+        batch_fn = feeding.batches(hp, len(train_split), take_at, mode, resident=resident)
 
     def evaluate(state, stopped=lambda: False, split=run.splits.validation):
         part = layout.split(state)[0][run_state.PART]
@@ -269,7 +258,7 @@ def train(
         batch_fn,
         {"frozen": frozen, "data": examples} if resident else frozen,
         mode,
-        steps_per_dispatch=several,
+        steps_per_dispatch=hp.steps_per_dispatch,
     )
     final = loop.run(
         run.workdir,

@@ -57,7 +57,6 @@ class PrivateRun:
       metadata: for the checkpoints; its config also holds `dp.num_steps` and `dp.noise_multiplier`,
         so that a resume under another plan is refused by name.
       optimizer: that of the settings, which averages its last iterates if `dp.average` says so.
-      averages: whether it does.
       reads: fingerprint of the group's own file, for `loop.run`.
     """
 
@@ -82,9 +81,8 @@ class PrivateRun:
         num = len(next(iter(data.values())))
         dp_settings.check(hp, dp, network, num)
         self.augmentations: int = dp.augmentations
-        self.averages = dp.average > 0
         self.optimizer: Optimizer | Averaged = Optimizer.of(hp)
-        if self.averages:
+        if dp.average > 0:
             count = max(1, round(dp.average * hp.num_steps))
             self.optimizer = Averaged(self.optimizer, hp.num_steps - count)
         self._full = dp.sampling == dp_settings.FULL

@@ -1,6 +1,7 @@
-"""The gradients of a differentially private step."""
+"""Gradients of a step, in place of `step.mean_gradient`: accumulated, or differentially private."""
 
 import dataclasses
+import functools
 from typing import Any, Protocol
 
 import jax
@@ -11,7 +12,43 @@ from distill_core.privacy.per_example import (
     linear_gradient_sum,
     noisy_sum,
 )
+from distill_core.runtime import backend
 from distill_core.training import metrics as metrics_lib
+from distill_core.training.step import global_means, local_sums
+
+
+@dataclasses.dataclass(frozen=True)
+class AccumulatedGradient:
+    """`mean_gradient` of a batch in `parts`, one after another: the same sums, in less memory.
+
+    Row i is in part i mod `parts`. Every part gets the same key, as the devices do. The objective
+    must not change the model's state, which would see the parts one by one.
+    """
+
+    parts: int
+
+    def __call__(self, objective, params, model_state, frozen, batch, key):
+        """(gradient, model_state, metrics) of a batch."""
+        # Over a mesh each device has some rows of every part.
+        batch = jax.tree.map(
+            lambda x: jnp.moveaxis(x.reshape(-1, self.parts, *x.shape[1:]), 1, 0), batch
+        )
+
+        def sums(part):
+            return local_sums(objective, params, model_state, frozen, part, key)[0]
+
+        def add(total, part):
+            return jax.tree.map(jnp.add, total, sums(part))
+
+        first, *others = (jax.tree.map(lambda x, i=i: x[i], batch) for i in range(self.parts))
+        if backend.platform() == "cpu":  # there convolutions in a loop run many times slower
+            total = functools.reduce(add, others, sums(first))
+        else:
+            zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), jax.eval_shape(sums, first))
+            total, _ = jax.lax.scan(lambda total, part: (add(total, part), None), zeros, batch)
+        grads, metrics = global_means(total)
+        return grads, model_state, metrics
+
 
 _ENTRIES = 2**24  # numbers in the per-record gradients that exist at a time
 

@@ -1,6 +1,7 @@
 """Runs that train a language model: network, batches and evaluation around an objective."""
 
 import dataclasses
+import functools
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -8,16 +9,15 @@ import numpy as np
 from etils import epath
 
 from distill_core import checkpoint, config
-from distill_core.data import sampling
 from distill_core.models.network import LoadedModel, Network
 from distill_core.runtime import parallel
-from distill_core.training import dp_sgd, fits, loop, run_state
-from distill_core.training.chunked import chunk_for, cross_entropy_from_hidden
+from distill_core.training import dp_sgd, feeding, fits, loop, run_state
+from distill_core.training.chunked import cross_entropy_from_hidden
 from distill_core.training.dp_settings import Dp
 from distill_core.training.gradients import PrivateGradient
-from distill_core.training.optimizers import Optimizer
+from distill_core.training.optimizers import Averaged
 from distill_core.training.run_state import Layout
-from distill_core.training.step import Evaluation, Objective, Update, mean_gradient
+from distill_core.training.step import Evaluation, Objective, Update
 
 CLASS = "class_"  # prefix of arrays that select the tokens of a metric of their own
 PyTree = Any
@@ -29,7 +29,7 @@ class Run:
     """A training run, without what its objective reads.
 
     Attributes:
-      hp: settings `config.Model`, `Optimizer` and `Run`, and the method's own.
+      hp: settings `config.Model`, `Optimizer`, `Update`, `Device` and `Run`, and the method's own.
       rows: `tokens`, `labels`, `segments` int32 [N, L], `weights` float32 [N, L], and what else the
         objective reads, [N, L] each. With `dp` a row is one whole line (`tasks.line_rows`).
       validation: likewise, as `measure` takes them; public, even with `dp`.
@@ -71,8 +71,12 @@ def train(
     metadata, prints = run_state.describe(
         hp, run.workdir, method=run.method, network=run.network, reads=reads
     )
-    private, plan, gradient = None, None, mean_gradient
-    optimizer, layout = Optimizer.of(hp), Layout()
+    private, plan = None, None
+    if run.dp:
+        feeding.check_private(hp)
+    else:
+        parallel.check_batch_size(hp.batch_size)
+    optimizer, gradient = feeding.recipe(hp, set(run.network.shapes()) - {"params"})
     if run.dp:
         _check_lines(rows["segments"])
         given = (hp, run.dp, run.workdir, metadata, run.network)
@@ -80,25 +84,28 @@ def train(
         metadata, prints = private.metadata, prints | private.reads
         assert not callable(frozen), "a private run has no teacher"
         plan, gradient = private.plan(frozen), PrivateGradient(private.augmentations)
-        optimizer, layout = private.optimizer, Layout(averages=private.averages)
-    else:
-        parallel.check_batch_size(hp.batch_size)
-        if callable(frozen):
-            ledger = metadata["ledger"]
+        optimizer = private.optimizer
+    elif callable(frozen):
+        ledger = metadata["ledger"]
 
-            def teach(start: int) -> loop.Plan:
-                return loop.Plan(frozen(start), lambda step: ledger, hp.num_steps)
+        def teach(start: int) -> loop.Plan:
+            return loop.Plan(at_hand(frozen(start)), lambda step: ledger, hp.num_steps)
 
-            plan = teach
+        plan = teach
+    layout = Layout(averages=isinstance(optimizer, Averaged))
 
-    def take(index: np.ndarray) -> dict[str, np.ndarray]:
+    def at_hand(frozen: PyTree) -> PyTree:
+        return {"frozen": frozen, "data": dict(rows)} if hp.data_on_device else frozen
+
+    def take(index: np.ndarray, step: int = 0) -> dict[str, np.ndarray]:
+        del step
         return {name: array[index] for name, array in rows.items()}
 
-    def batch_fn(step: int):
-        if private:
-            return private.batch(step, take)
-        index = sampling.batch_indices(hp.seed, step, hp.batch_size, len(rows["tokens"]))
-        return parallel.feed(take(index[parallel.local_rows(hp.batch_size)]), mode)
+    if private:
+        batch_fn = functools.partial(private.batch, take=take)
+    else:
+        count = len(rows["tokens"])
+        batch_fn = feeding.batches(hp, count, take, mode, resident=hp.data_on_device)
 
     def evaluate(state, stopped):
         part = layout.split(state)[0][run_state.PART]
@@ -108,12 +115,13 @@ def train(
 
     state = run_state.initial_state(hp, run.workdir, run.network, layout, optimizer=optimizer)
     fits.say(description)
-    update = Update(objective, optimizer, gradient)
+    several = hp.steps_per_dispatch
+    update = Update(objective, optimizer, gradient, hp.data_on_device, several > 1)
     step_fn = parallel.wrap(update, mode, donate=True)
     loop.run(
         run.workdir,
         state,
-        loop.Program(step_fn, batch_fn, {} if callable(frozen) else frozen, mode),
+        loop.Program(step_fn, batch_fn, {} if callable(frozen) else at_hand(frozen), mode, several),
         loop.Checkpoints(layout, metadata, prints),
         num_steps=hp.num_steps,
         cadence=config.part(hp, loop.Cadence),
@@ -168,9 +176,7 @@ class _Predicted:
 
     def __call__(self, variables, frozen, batch):
         states, embedding = self.network.hidden(variables, batch["tokens"], batch["segments"])
-        values, correct = cross_entropy_from_hidden(
-            states, embedding, batch["labels"], chunk=chunk_for(self.network.num_classes)
-        )
+        values, correct = cross_entropy_from_hidden(states, embedding, batch["labels"])
         weights = batch["weights"]
         found = {"cross_entropy": (values, weights), "accuracy": (correct, weights)}
         for name, mask in batch.items():

@@ -24,7 +24,7 @@ _LENGTH, _VOCAB_SIZE = 64, 2000
 
 
 @config.settings
-class Vocabulary:
+class Text(config.Language):
     """Rows of text and their tokenizer; None means not given, as for images."""
 
     length: int | None = config.integer(2, default=None, help="L, tokens of a row of text; 64")
@@ -68,7 +68,14 @@ def train(
         tokenizer = new_tokenizer(hp, wanted, [line.text for line in corpus.train])
     else:
         tokenizer = stored_tokenizer(wanted, private=private)
-    network = text_network(tokenizer, hp.length, model=hp.model, model_kwargs=hp.model_kwargs)
+    network = text_network(
+        tokenizer,
+        hp.length,
+        model=hp.model,
+        model_kwargs=hp.model_kwargs,
+        compute_dtype=hp.compute_dtype,
+        remat=hp.remat == "block",
+    )
     checks.check(network)
     encode = functools.partial(text_tasks.encode, tokenizer=tokenizer, task="language")
 

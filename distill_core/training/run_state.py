@@ -88,13 +88,51 @@ def first_variables(hp: config.Steps, workdir: epath.PathLike, network: Network)
     if has_checkpoint(workdir) and CONSTANTS in network.shapes():
         variables = dict(checkpoint.load_model(workdir).variables)
         return variables.pop("params"), variables
-    if start := _starting_point(hp, workdir):
-        path = str(getattr(hp, "init_from", None))
-        with about("init_from", path):
-            fits.check_start("init_from", path, start.network, network)
-            model_state = checkpoint.fit(path, network.shapes(), start.variables)
-        return model_state.pop("params"), model_state
-    return network.init(stream_key(jax.random.key(hp.seed), STREAM_INIT, 0))
+    head = getattr(hp, "reinitialise", "none") == "head"
+    start = _starting_point(hp, workdir)
+    if head and getattr(hp, "init_from", None) is None:
+        raise InputError("reinitialise", "head", "belongs to init_from, which is not given")
+    if start is None or head:
+        params, model_state = network.init(stream_key(jax.random.key(hp.seed), STREAM_INIT, 0))
+        if start is None:
+            return params, model_state
+        start = _with_head(hp, start, network, params)
+    path = str(getattr(hp, "init_from", None))
+    with about("init_from", path):
+        fits.check_start("init_from", path, start.network, network)
+        model_state = checkpoint.fit(path, network.shapes(), start.variables)
+    return model_state.pop("params"), model_state
+
+
+def _with_head(hp: Any, start: LoadedModel, network: Network, fresh: Any) -> LoadedModel:
+    """The model at `init_from` with the run's classes, and fresh weights where these count.
+
+    Those are the parameters whose shapes depend on the number of classes.
+    """
+    if network.is_text or start.network.is_text:
+        raise InputError("reinitialise", "head", "is for classifiers of images")
+    names = ("num_classes", "classes", "classes_named")
+    same = {name: getattr(network, name) for name in names}
+    more = dataclasses.replace(network, num_classes=network.num_classes + 1, classes=())
+    ours = jax.tree.leaves_with_path(network.shapes()["params"])
+    others = jax.tree.leaves(more.shapes()["params"])
+    name_of = functools.partial(jax.tree_util.keystr, simple=True, separator=".")
+    differ = [a.shape != b.shape for (_, a), b in zip(ours, others, strict=True)]
+    heads = [name_of(path) for (path, _), is_head in zip(ours, differ, strict=True) if is_head]
+
+    def chosen(path, mine, theirs):
+        return mine if name_of(path) in heads else theirs
+
+    try:
+        params = jax.tree_util.tree_map_with_path(chosen, fresh, start.variables["params"])
+    except ValueError:  # the error that `checkpoint.fit` raises tells more
+        params = start.variables["params"]
+    fits.say(f"init_from {hp.init_from}: {', '.join(heads)} made anew, for {network.num_classes} "
+             f"classes in place of {start.network.num_classes}")  # fmt: skip
+    described = dataclasses.replace(start.network, **same)
+    return dataclasses.replace(
+        start, network=described, variables={**start.variables, "params": params}
+    )
 
 
 def initial_state(

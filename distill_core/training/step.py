@@ -100,6 +100,16 @@ def mean_gradient(objective: Objective, params, model_state, frozen, batch, key)
     Returns (gradient, model_state, metrics), all equal on every device: local gradients are summed
     over the devices, then divided by the global weight.
     """
+    sums, model_state = local_sums(objective, params, model_state, frozen, batch, key)
+    grads, metrics = global_means(sums)
+    return grads, model_state, metrics
+
+
+def local_sums(objective: Objective, params, model_state, frozen, batch, key):
+    """((gradient, metrics) of a device's examples, weighted sums each, and the new model_state).
+
+    A metric is a pair (weighted sum, weight).
+    """
 
     def weighted_total(params):
         found = objective(params, model_state, frozen, batch, key)
@@ -112,11 +122,16 @@ def mean_gradient(objective: Objective, params, model_state, frozen, batch, key)
         return pairs["loss"][0], (pairs, found.model_state)
 
     grads, (pairs, new_model_state) = jax.grad(weighted_total, has_aux=True)(params)
-    grads, pairs = all_sum((grads, pairs))
+    return (grads, pairs), new_model_state
+
+
+def global_means(sums):
+    """(gradient, metrics), means over all devices of what `local_sums` gives."""
+    grads, pairs = all_sum(sums)
     count = pairs["loss"][1]
     scale = jnp.where(count > 0, 1.0 / jnp.where(count > 0, count, 1.0), 0.0)
     grads = jax.tree.map(lambda g: (g * scale).astype(g.dtype), grads)
-    return grads, new_model_state, {name: metrics_lib.mean(pair) for name, pair in pairs.items()}
+    return grads, {name: metrics_lib.mean(pair) for name, pair in pairs.items()}
 
 
 def gradient_of_sum(values: Callable[[PyTree], Array], params: PyTree) -> PyTree:

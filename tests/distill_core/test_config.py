@@ -104,7 +104,7 @@ def test_a_step_schedule_needs_steps_to_drop_at():
 def test_unknown_names_are_answered_with_the_nearest_known_one():
     with pytest.raises(InputError, match="omgea: got 1; no such field; did you mean omega?"):
         validate(omgea=1)
-    with pytest.raises(InputError, match="no such field; known: alpha, batch_size, .*, omega"):
+    with pytest.raises(InputError, match="known: accumulate_steps, alpha, .*, omega"):
         validate(q=1)
     with pytest.raises(InputError, match="^omega: got None; is required"):
         config.validate(GIVEN, Settings)

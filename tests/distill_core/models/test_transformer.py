@@ -1,3 +1,4 @@
+import dataclasses
 import functools
 from typing import Any
 
@@ -8,7 +9,7 @@ import pytest
 
 from distill_core.config import InputError
 from distill_core.models import Transformer, checks, count_parameters, init_model
-from distill_core.models.network import Network
+from distill_core.models.network import LoadedModel, Network, stored_as
 
 _LENGTH = 12
 _SMALL = Transformer(vocab_size=17, max_length=_LENGTH, num_layers=2, num_heads=2, width=16)
@@ -87,6 +88,49 @@ def test_bfloat16_gives_float32_logits_near_those_of_float32(apply, variables):
     assert exact.dtype == rough.dtype == jnp.float32
     assert _hidden(module, variables, tokens).dtype == jnp.bfloat16
     assert 0 < np.abs(rough - exact).max() < 0.1 * exact.std()
+
+
+def test_blocks_computed_again_give_the_same_gradient(variables):
+    tokens, segments = _tokens(2, _LENGTH), np.repeat([[0, 1]], _LENGTH // 2, axis=1)
+    segments = np.repeat(segments, 2, axis=0)
+    kwargs = {"num_layers": 2, "num_heads": 2, "width": 16}
+    plain = Network("transformer", 17, kwargs, max_length=_LENGTH)
+    again = dataclasses.replace(plain, remat=True)
+    assert again.to_json() == plain.to_json() and again.shapes() == plain.shapes()
+
+    def gradient(network):
+        def loss(params):
+            return jnp.square(network.hidden({"params": params}, tokens, segments)[0]).sum()
+
+        return jax.make_jaxpr(jax.grad(loss))(variables["params"]), jax.jit(jax.grad(loss))(
+            variables["params"]
+        )
+
+    (kept, one), (recomputed, two) = gradient(plain), gradient(again)
+    assert "remat" in str(recomputed) and "remat" not in str(kept)
+    for a, b in zip(jax.tree.leaves(one), jax.tree.leaves(two), strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("name", ["dtype", "remat"])
+def test_precision_and_memory_are_settings_of_the_run(name):
+    network = Network("transformer", 17, {name: "float32"}, max_length=_LENGTH)
+    with pytest.raises(InputError, match=f"^model_kwargs.{name}: .* leave it out"):
+        network.module()
+
+
+def test_a_frozen_network_is_stored_and_computed_in_what_it_is_asked_for(variables):
+    kwargs = {"num_layers": 2, "num_heads": 2, "width": 16}
+    network = Network("transformer", 17, kwargs, max_length=_LENGTH)
+    loaded = LoadedModel(variables, network, {"id": "a"})
+    assert stored_as(loaded, "float32") is loaded
+    small = stored_as(loaded, "bfloat16")
+    assert small.metadata == {"id": "a"}
+    assert {leaf.dtype for leaf in jax.tree.leaves(small.variables)} == {jnp.dtype("bfloat16")}
+    states, _ = small.network.hidden(small.variables, _tokens(2, _LENGTH))
+    exact, _ = network.hidden(variables, _tokens(2, _LENGTH))
+    assert states.dtype == jnp.bfloat16
+    assert 0 < np.abs(np.asarray(states, np.float32) - exact).max() < 0.1 * np.std(exact)
 
 
 def test_refuses_rows_that_are_too_long_or_none_and_a_width_that_heads_do_not_divide(variables):

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from distill_core.losses import cross_entropy
+from distill_core.runtime import backend
 from distill_core.training import chunked
 
 B, L, V, D = 2, 7, 11, 5  # 14 tokens
@@ -99,3 +100,11 @@ def test_no_more_logits_than_a_chunks_exist_at_a_time(drawn):
 )
 def test_a_chunk_is_smaller_the_larger_the_vocabulary(vocab_size, chunk):
     assert chunked.chunk_for(vocab_size) == chunk
+
+
+@pytest.mark.parametrize(
+    ("platform", "gib", "chunk"), [("tpu", 15.7, 256), ("gpu", 60, 1024), ("gpu", 105, 2048)]
+)
+def test_an_accelerator_takes_larger_chunks_by_its_memory(platform, gib, chunk):
+    with backend.assume(platform, int(gib * 2**30)):
+        assert chunked.chunk_for(50_257) == chunk

@@ -36,7 +36,9 @@ HP = {
 
 
 @config.settings
-class Settings(config.Start, config.Run, config.Optimizer, config.Model):
+class Settings(
+    config.Device, config.Update, config.Start, config.Run, config.Optimizer, config.Model
+):
     pass
 
 
@@ -75,7 +77,7 @@ def fit(tokenizer, rows, tmp_path_factory):
 
     def fit(name, *, mode=None, rows=rows, reads=None, **changes):
         hp = config.validate({**HP, **changes}, Settings)
-        network = _network(tokenizer)
+        network = dataclasses.replace(_network(tokenizer), compute_dtype=hp.compute_dtype)
         held = {name: array[:5] for name, array in rows.items()}
         run = language.Run(hp, folder / name, "test", network, rows, held, mode)
         language.train(
@@ -148,6 +150,36 @@ def test_a_run_that_stopped_in_the_middle_ends_bit_by_bit_as_one_that_did_not(fi
     assert len({ended.metadata["id"], whole.metadata["id"], before["id"]}) == 3
     logs = [(folder / "metrics.jsonl").read_bytes() for folder in (stopped, straight)]
     assert logs[0] == logs[1]
+
+
+def test_how_batches_reach_the_devices_changes_no_number(fit, straight):
+    """Several steps at once, data on the devices, blocks computed again."""
+    how = {"steps_per_dispatch": 2, "data_on_device": True, "save_every": 4}
+    for other in (fit("fed", **how), fit("fed and stopped", **how, num_steps=4)):
+        other = fit(other.name, **how)
+        for one, two in zip(
+            jax.tree.leaves(load(straight).variables),
+            jax.tree.leaves(load(other).variables),
+            strict=True,
+        ):
+            np.testing.assert_allclose(two, one, rtol=0, atol=1e-6)
+
+
+def test_bfloat16_reaches_every_product_but_the_sums_and_resumes_bit_by_bit(fit, straight):
+    whole = load(fit("bfloat16", compute_dtype="bfloat16"))
+    fit("bfloat16 stopped", compute_dtype="bfloat16", num_steps=4)
+    resumed = load(fit("bfloat16 stopped", compute_dtype="bfloat16"))
+    assert whole.network.compute_dtype == "bfloat16"
+    tokens = np.zeros((2, LENGTH), np.int32)
+    assert whole.network.hidden(whole.variables, tokens)[0].dtype == jax.numpy.bfloat16
+    difference = 0.0
+    for one, two, exact in zip(
+        *(jax.tree.leaves(each.variables) for each in (whole, resumed, load(straight))), strict=True
+    ):
+        assert one.dtype == np.float32
+        np.testing.assert_array_equal(one, two)
+        difference = max(difference, np.abs(one - exact).max())
+    assert 1e-5 < difference < 0.1
 
 
 def test_ancestors_are_kept_by_id(fit, straight):

@@ -1,0 +1,56 @@
+"""Causal self-attention of packed lines, by the platform's fused kernel where there is one."""
+
+import jax
+import jax.numpy as jnp
+
+from distill_core.runtime import backend, parallel
+
+Array = jax.Array
+_TPU_BLOCK = 128  # the kernel's blocks of positions divide the length
+
+
+def attend(q: Array, k: Array, v: Array, segments: Array | None = None) -> Array:
+    """softmax(q·kᵀ/√(D/H))·v, where a position sees itself and what precedes it in its line.
+
+    On GPUs since Ampere bfloat16 goes through cuDNN's fused attention, and on TPUs rows of whole
+    blocks through a Pallas kernel, so that scores `[B, H, L, L]` never exist. Elsewhere it is
+    `jax.nn.dot_product_attention` as XLA compiles it, with the softmax in float32.
+
+    Args:
+      q, k, v: `[B, L, H, D/H]`, floating.
+      segments: integers `[B, L]`, the line of each position; None: the row is one line.
+
+    Returns:
+      `[B, L, H, D/H]`, of their dtype.
+    """
+    if backend.platform() == "tpu" and q.shape[1] % _TPU_BLOCK == 0 and _fits_lanes(q.shape[-1]):
+        return parallel.per_device(_fused_on_tpu, (q, k, v, segments), result="rows")
+    mask = None
+    if segments is not None:
+        mask = segments[:, None, :, None] == segments[:, None, None, :]
+    kind = "cudnn" if _fits_cudnn(q) else "xla"
+    return jax.nn.dot_product_attention(q, k, v, mask=mask, is_causal=True, implementation=kind)
+
+
+def _fits_lanes(head: int) -> bool:
+    return head < _TPU_BLOCK or head % _TPU_BLOCK == 0
+
+
+def _fits_cudnn(q: Array) -> bool:
+    """Whether cuDNN's kernel takes these shapes, in the backward pass, too."""
+    if backend.platform() != "gpu" or q.dtype != jnp.bfloat16:
+        return False
+    capability = getattr(jax.local_devices()[0], "compute_capability", "0")
+    is_recent = float(capability) >= 8.0
+    return is_recent and q.shape[-1] <= 128 and q.shape[-1] % 8 == 0 and q.shape[1] % 2 == 0
+
+
+def _fused_on_tpu(q: Array, k: Array, v: Array, segments: Array | None) -> Array:
+    from jax.experimental.pallas.ops.tpu import flash_attention as kernel
+
+    ids = None if segments is None else kernel.SegmentIds(segments, segments)
+    heads_first = (jnp.moveaxis(x, 2, 1) for x in (q, k, v))
+    found = kernel.flash_attention(
+        *heads_first, segment_ids=ids, causal=True, sm_scale=q.shape[-1] ** -0.5
+    )
+    return jnp.moveaxis(found, 1, 2)

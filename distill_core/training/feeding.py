@@ -1,0 +1,88 @@
+"""How a run's batches reach the devices: from the host or from their memory, for a step or more."""
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import jax
+import numpy as np
+
+from distill_core import config
+from distill_core.config import InputError
+from distill_core.data import sampling
+from distill_core.models import CONSTANTS
+from distill_core.runtime import parallel
+from distill_core.training import loop
+from distill_core.training.gradients import AccumulatedGradient
+from distill_core.training.optimizers import Averaged, Optimizer
+from distill_core.training.step import mean_gradient
+
+
+def batches(
+    hp: Any,
+    num_examples: int,
+    take: Callable[[np.ndarray, int], Mapping[str, np.ndarray]],
+    mode: str,
+    *,
+    resident: bool,
+) -> Callable[[int], Any]:
+    """step -> what `Update` takes: batches of the steps of one dispatch, a pure function.
+
+    Args:
+      hp: settings `config.Steps` and `config.Device`.
+      num_examples: N, of which every epoch sees each once.
+      take: `take(rows, step)` gives the batch of these examples.
+      mode: as for `parallel.feed`.
+      resident: the data is on the devices: only row numbers are sent, int32.
+    """
+    several = hp.steps_per_dispatch
+
+    def one(step: int) -> Any:
+        rows = sampling.batch_indices(hp.seed, step, hp.batch_size, num_examples)
+        rows = rows[parallel.local_rows(hp.batch_size)]
+        return rows.astype(np.int32) if resident else take(rows, step)
+
+    def batch_fn(step: int) -> Any:
+        if several == 1:
+            return parallel.feed(one(step), mode)
+        steps = range(step, step + loop.dispatch_length(step, several, hp.num_steps))
+        found = jax.tree.map(lambda *each: np.stack(each, axis=1), *map(one, steps))
+        return parallel.feed(found, mode)
+
+    return batch_fn
+
+
+def recipe(hp: Any, state_of_model: set[str]) -> tuple[Optimizer | Averaged, Callable]:
+    """(optimiser, gradient) of a run that is not private, from `config.Update` and `Optimizer`.
+
+    `state_of_model` names the collections that a step updates besides the parameters.
+
+    Raises:
+      InputError: on `accumulate_steps` or `warmup_steps`.
+    """
+    optimizer, gradient, parts = Optimizer.of(hp), mean_gradient, hp.accumulate_steps
+    if hp.ema_decay:
+        optimizer = Averaged(optimizer, decay=hp.ema_decay)
+    if parts > 1:
+        if changing := state_of_model - {CONSTANTS}:
+            allowed = (
+                f"needs a network without {', '.join(sorted(changing))}, which would see the parts "
+                "one by one: take norm 'group' or 'none'"
+            )
+            raise InputError("accumulate_steps", parts, allowed)
+        own = hp.batch_size // jax.device_count()
+        if own % parts:
+            raise InputError(
+                "accumulate_steps", parts, f"must divide the {own} examples of a device's batch"
+            )
+        gradient = AccumulatedGradient(parts)
+    return optimizer, gradient
+
+
+def check_private(hp: Any):
+    """Raises InputError on what a differentially private run has no use for."""
+    # Its batches vary in size, and its ledger counts every step.
+    names = ("data_on_device", "steps_per_dispatch")
+    config.check_unset(hp, names, "is not for private training (dp)")
+    config.check_unset(hp, ("accumulate_steps",), "dp has dp.microbatch_size in its place")
+    config.check_unset(hp, ("ema_decay",), "dp has dp.average in its place")
+    config.check_unset(hp, ("clip_norm",), "dp bounds each record's gradient: dp.norm")
