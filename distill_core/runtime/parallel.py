@@ -11,7 +11,7 @@ import json
 import os
 import sys
 import zlib
-from collections.abc import Callable, Hashable, Mapping
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -96,7 +96,7 @@ def wrap(step: Callable, mode: str, *, donate: bool = False) -> Callable:
     dataclasses of equal values, share their compiled program.
     """
     assert isinstance(step, Hashable)
-    compiled = functools.partial(_program(mode, donate), step)
+    compiled = functools.partial(_program(mode, donate, None if mode == "jit" else _mesh(mode)), step)
     if mode == "jit" or backend.platform() != "cpu":
         return compiled
     # Simulated CPU devices share one pool of threads: two steps in flight can each hold threads
@@ -104,8 +104,20 @@ def wrap(step: Callable, mode: str, *, donate: bool = False) -> Callable:
     return lambda *args: jax.block_until_ready(compiled(*args))
 
 
+def lower(
+    step: Callable, mode: str, devices: Sequence[Any], state: PyTree, frozen: PyTree, batch: PyTree
+) -> jax.stages.Lowered:
+    """A step for devices that need not be here, such as those of a TPU topology; to be compiled.
+
+    `mode` is "shard_map" or "mesh". The trees hold `jax.ShapeDtypeStruct`s; the batch is global,
+    and the state is used up.
+    """
+    mesh = Mesh(np.asarray(devices), (AXIS,), axis_types=(AxisType.Auto,))
+    return _program(mode, True, mesh).lower(step, state, frozen, batch)
+
+
 @functools.cache
-def _program(mode: str, donate: bool) -> Callable:
+def _program(mode: str, donate: bool, mesh: Mesh | None) -> Any:
     """`program(step, state, frozen, batch)`, compiled once per equal step."""
     donated = (1,) if donate else ()
     if mode == "jit":
@@ -126,7 +138,7 @@ def _program(mode: str, donate: bool) -> Callable:
         return lambda step, state, frozen, batch: _typed(
             on_data(step, _bare(state), _bare(frozen), batch)
         )
-    mesh = _mesh(mode)
+    assert mesh is not None
     whole, split = NamedSharding(mesh, PartitionSpec()), NamedSharding(mesh, PartitionSpec(AXIS))
     return jax.jit(
         functools.partial(_call_sharded if mode == "shard_map" else _call_over_mesh, mesh),
