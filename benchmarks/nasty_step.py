@@ -38,9 +38,9 @@ from torch.nn import functional
 from distill_core import models
 from distill_core.models.flops import count_flops
 from distill_core.models.network import Network
+from distill_core.runtime import peaks
 from distill_core.training.optimizers import Optimizer
 from distill_core.training.step import TrainState, Update
-from nasty.experiment import throughput
 from nasty.step import Nasty
 
 OMEGA, TEMPERATURE = 0.04, 4.0
@@ -168,7 +168,7 @@ def choose_device(asked: str) -> str:
 
 def known_peak(kind: str, dtype: str) -> float | None:
     """TFLOP/s of a GPU of this name, where we know it; of TF32 half of bfloat16's."""
-    peak = throughput.peak(kind)
+    peak = peaks.peak(kind)
     return peak and peak / 1e12 / (1 if dtype == "bfloat16" else 2)
 
 

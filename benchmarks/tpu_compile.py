@@ -12,7 +12,7 @@ runs, so that it says nothing about time. A step takes a minute or two.
     nasty    ResNet-18 against an adversary, bfloat16, 128 images a chip
     plain    ResNet-18, bfloat16, 128 images a chip
     private  a small CNN with GroupNorm, per-example gradients, float32, 128 images a chip
-    swing    GPT-2 (124 million parameters) to its first 6 layers, bfloat16, 16 × 1,024 tokens a chip
+    swing    GPT-2 (124 million parameters) to 6 layers, bfloat16, 16 × 1,024 tokens a chip
 """
 
 import argparse

@@ -13,7 +13,7 @@ from etils import epath
 from distill_core.checkpoint import integrity
 from distill_core.config import InputError, to_json
 from distill_core.privacy import noise
-from distill_core.runtime import process, strict_json
+from distill_core.runtime import clock, process, strict_json
 from distill_core.training.loop import StoppedError
 
 FORMAT = 1  # raise it when finished stages of an older version must not be reused
@@ -135,8 +135,9 @@ def run_stage(
     | begun, the same | `run()`, which resumes from what it left there |
     | another | the directory is emptied, then `run()` |
 
-    Returns the result of `run` as JSON reads it back, and "seconds": its time by the wall clock,
-    compilation included, or None where a go was killed and so not counted. An exception in `run`
+    Returns the result of `run` as JSON reads it back, "seconds": its time by the wall clock,
+    compilation included, or None where a go was killed and so not counted, and "spent": of the last
+    go, {"seconds" by activity, "speed" of its training} (`runtime.clock`). An exception in `run`
     passes through, and the stage stays begun.
 
     Raises InputError, and touches nothing, where the directory holds files but no stage.json, or
@@ -154,7 +155,7 @@ def run_stage(
 
     if found is not None and not why and found["status"] == "done":
         _say(f"{name}: up to date{unsure}")
-        return {**found["result"], "seconds": found.get("seconds")}
+        return {**found["result"], "seconds": found.get("seconds"), "spent": found.get("spent")}
     if process.is_overdue():
         raise StoppedError(f"stopped by the deadline before {name}; the same call goes on")
     before: float | None = 0.0
@@ -176,13 +177,18 @@ def run_stage(
     _write(directory, begun)
     noise.write_private(private, {"data": data})
     try:
-        result = _json(run(), "result")
+        with clock.recorded() as recorded:
+            result = _json(run(), "result")
     except BaseException:
         _write(directory, begun | {"seconds": so_far()})
         raise
-    seconds = so_far()
-    _write(directory, begun | {"status": "done", "result": result, "seconds": seconds})
-    return {**result, "seconds": seconds}
+    spent = {
+        "seconds": {name: round(value, 3) for name, value in recorded.seconds.items()},
+        "speed": recorded.speed,
+    }
+    more = {"seconds": so_far(), "spent": spent}
+    _write(directory, begun | {"status": "done", "result": result, **more})
+    return {**result, **more}
 
 
 def _say(line: str):

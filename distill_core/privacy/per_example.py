@@ -5,14 +5,16 @@ differentially private training, all of them where a private teacher supplies th
 """
 
 import functools
+import math
 import numbers
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 
 from distill_core.losses import coefficient
+from distill_core.privacy import dense
 from distill_core.privacy.gaussian import standard_normal
 from distill_core.runtime import backend
 from distill_core.runtime.collectives import all_sum
@@ -30,7 +32,8 @@ _SUM_SLACK = 2.0**-23
 # Of squared norms. float32 loses squares below 1e-38: a vector of many tiny entries would look
 # shorter than it is and be stretched too far. Above this, up to 1e9 of them are within SLACK.
 _LEAST_SQUARE = 1e-24
-_MICROBATCH = 32
+_MICROBATCH = 32  # on a CPU
+_SHARE = 16  # of an accelerator's memory for the gradients that are held at once
 _HIGHEST = jax.lax.Precision.HIGHEST
 
 
@@ -69,7 +72,8 @@ def bounded_gradient_sum(
     Norms are taken of the very float32 numbers that are summed, so that neither the precision of
     matrix products nor ties in a maximum touch the bound. (The gradient of Σ w_i·l_i with
     w_i = C/‖g_i‖ held constant computes each g_i again, rounded differently: with a teacher equal
-    to the student, contributions of 7C were measured.)
+    to the student, contributions of 7C were measured.) The gradient of a dense layer of one row is
+    the outer product of two vectors: the numbers are theirs (`dense`).
 
     Source: for "clip", Abadi et al., "Deep Learning with Differential Privacy", 2016; for
     "normalize", Liu et al., "Model Conversion via Differentially Private Data-Free Distillation",
@@ -82,7 +86,8 @@ def bounded_gradient_sum(
       norm: C > 0, a scalar.
       mode: "normalize" or "clip".
       where: bool `[B]`; False examples contribute exactly 0, even if they hold NaN.
-      microbatch_size: how many gradients are held at once; None for 32.
+      microbatch_size: how many gradients are held at once; None for 32, or on an accelerator for
+        what a sixteenth of its memory holds.
 
     Returns:
       A tree like `params`, float32.
@@ -99,7 +104,7 @@ def bounded_gradient_sum(
     check_mode(mode)
     norm = coefficient("norm", norm, (), None, low=0.0, above=True)
     rows = _rows(batch, where)
-    size = _MICROBATCH if microbatch_size is None else microbatch_size
+    size = _microbatch(params) if microbatch_size is None else microbatch_size
     if not isinstance(size, numbers.Integral) or size < 1:
         raise ValueError(f"microbatch_size: got {size}; must be an integer of at least 1, or None")
     size = max(1, min(int(size), rows))
@@ -111,17 +116,21 @@ def bounded_gradient_sum(
             raise ValueError(f"loss_fn: got a loss of shape {jnp.shape(value)}; must be a scalar")
         return value
 
+    params = jax.tree.map(jnp.asarray, params)
+    kernels = dense.find(scalar_loss, params, jax.tree.map(lambda x: x[0], batch)) if rows else []
+
     def add_part(total, part):
         examples, live = part  # [b, ...], [b]
-        grads = jax.vmap(jax.grad(scalar_loss), in_axes=(None, 0))(params, examples)
+        grads = dense.gradients(scalar_loss, params, examples, kernels)
         # So that no compiler computes them twice, once for the norm and once for the sum.
         grads = jax.lax.optimization_barrier(grads)
         grads = jax.tree.map(lambda g: g.astype(jnp.float32), grads)
         weights = bounding_weights(_square_norms(grads), live, norm=norm, mode=mode)  # [b]
-        return jax.tree.map(lambda t, g: t + _weighted_sum(weights, g), total, grads)
+        return [t + _weighted_sum(weights, g) for t, g in zip(total, grads, strict=True)]
 
-    zeros = jax.tree.map(lambda p: jnp.zeros(jnp.shape(p), jnp.float32), params)
-    return _accumulate(add_part, zeros, (batch, live), size)
+    leaves, structure = jax.tree.flatten(params)
+    zeros = [jnp.zeros(leaf.shape, jnp.float32) for leaf in leaves]
+    return jax.tree.unflatten(structure, _accumulate(add_part, zeros, (batch, live), size))
 
 
 def linear_gradient_sum(
@@ -291,6 +300,14 @@ def check_mode(mode: str):
         raise ValueError(f"mode: got {mode!r}; must be one of {', '.join(MODES)}")
 
 
+def _microbatch(params: PyTree) -> int:
+    memory = backend.memory()
+    if memory is None:
+        return _MICROBATCH
+    entries = sum(math.prod(jnp.shape(leaf)) for leaf in jax.tree.leaves(params))
+    return max(_MICROBATCH, memory // _SHARE // (4 * max(1, entries)))
+
+
 def _rows(batch: PyTree, where: Array | None) -> int:
     """B, the leading axis that all leaves and the mask share."""
     leaves = [*jax.tree.leaves(batch), *([] if where is None else [where])]
@@ -301,14 +318,30 @@ def _rows(batch: PyTree, where: Array | None) -> int:
     return found.pop()[0]
 
 
-def _square_norms(grads: PyTree) -> Array:
+def _square_norms(grads: Sequence[Array | dense.Vectors]) -> Array:
     """‖g_i‖² over all leaves, `[b]`. XLA adds in trees, so that errors stay small."""
-    squares = [jnp.sum(jnp.square(g), axis=tuple(range(1, g.ndim))) for g in jax.tree.leaves(grads)]
-    return jnp.sum(jnp.stack(squares), axis=0)
+    return jnp.sum(jnp.stack([_squares(each) for each in grads]), axis=0)
 
 
-def _weighted_sum(weights: Array, grads: Array) -> Array:
+def _squares(grads: Array | dense.Vectors) -> Array:
+    if not isinstance(grads, dense.Vectors):
+        return jnp.sum(jnp.square(grads), axis=tuple(range(1, grads.ndim)))
+    squares, largest = jnp.ones(len(grads.inputs)), jnp.ones(len(grads.inputs))
+    for vectors in grads:  # by their largest entries, whose squares float32 may lose
+        most = jnp.max(jnp.abs(vectors), axis=1)
+        scaled = vectors / jnp.where(most > 0, most, 1.0)[:, None]
+        squares *= jnp.sum(jnp.square(scaled), axis=1)
+        largest *= most
+    return squares * largest * largest
+
+
+def _weighted_sum(weights: Array, grads: Array | dense.Vectors) -> Array:
     """Σ_i w_i·g_i over the first axis; where w_i is 0, g_i may hold anything."""
+    if isinstance(grads, dense.Vectors):
+        live = weights[:, None] > 0
+        inputs = jnp.where(live, grads.inputs, 0.0)
+        deltas = jnp.where(live, weights[:, None] * grads.deltas, 0.0)
+        return jnp.matmul(inputs.T, deltas, precision=_HIGHEST)
     shape = (-1,) + (1,) * (grads.ndim - 1)
     safe = jnp.where(weights.reshape(shape) > 0, grads, 0.0)
     return jnp.tensordot(weights, safe, 1, precision=_HIGHEST)

@@ -18,7 +18,7 @@ from typing import Any, NoReturn
 from distill_core import config
 from distill_core.config import InputError, suggest
 from distill_core.models import trust
-from distill_core.runtime import paths
+from distill_core.runtime import compilation_cache, paths
 
 EXIT_SYSTEM, EXIT_INPUT, EXIT_DIVERGED, EXIT_STOPPED = 1, 2, 3, 4
 _FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
@@ -44,6 +44,11 @@ class Flags(argparse.ArgumentParser):
             metavar="PACKAGE[,…]",
             help="allows checkpoints to import networks from PACKAGE, which runs its code",
         )
+        self.add_argument(
+            "--compilation_cache",
+            metavar="DIR|off",
+            help="keeps compiled programs there; by default in the user's cache directory",
+        )
 
     def read(self, argv: Sequence[str], *, required: Sequence[str] = ()) -> argparse.Namespace:
         """The flags' values; from here on, what `--trust` names is trusted (see `exit_code`).
@@ -67,6 +72,7 @@ class Flags(argparse.ArgumentParser):
             if not getattr(found, name):
                 raise InputError(name, getattr(found, name), f"--{name} is required; see --help")
         trust.allow(name for names in found.trust for name in names.split(","))
+        compilation_cache.keep(found.compilation_cache)
         return found
 
     def error(self, message: str) -> NoReturn:
@@ -84,7 +90,7 @@ def launch_training(run: Callable[..., Any], settings: type):
 
 def run_training(run: Callable[..., Any], kind: type, argv: Sequence[str]):
     """`launch_training` within this process: raises InputError instead of exiting."""
-    from distill_core.runtime import config_file, parallel
+    from distill_core.runtime import config_file, parallel, profiling
 
     flags = Flags(sys.modules[run.__module__].__doc__, kind)
     flags.add_argument("--config", metavar="FILE.py[:ARG]", help="defines get_config(arg)")
@@ -102,6 +108,11 @@ def run_training(run: Callable[..., Any], kind: type, argv: Sequence[str]):
         "--num_processes", type=int, metavar="N", help="of a cluster that is started by hand"
     )
     flags.add_argument("--process_id", type=int, metavar="I", help="this process's index")
+    flags.add_argument(
+        "--profile",
+        metavar="START:STOP",
+        help="traces these steps for TensorBoard's profile plugin, into DIR/tensorboard",
+    )
     overrides, others = config_file.split(argv)
     given = flags.read(others, required=("config", "workdir"))
     settings = config_file.read(given.config, overrides, kind)
@@ -112,7 +123,8 @@ def run_training(run: Callable[..., Any], kind: type, argv: Sequence[str]):
         num_processes=given.num_processes,
         process_id=given.process_id,
     )
-    run(settings, workdir, parallel=given.parallel)
+    with profiling.steps(given.profile):
+        run(settings, workdir, parallel=given.parallel)
 
 
 def launch(main: Callable[[Sequence[str]], Any]):

@@ -96,7 +96,8 @@ def wrap(step: Callable, mode: str, *, donate: bool = False) -> Callable:
     dataclasses of equal values, share their compiled program.
     """
     assert isinstance(step, Hashable)
-    compiled = functools.partial(_program(mode, donate, None if mode == "jit" else _mesh(mode)), step)
+    mesh = None if mode == "jit" else _mesh(mode)
+    compiled = functools.partial(_program(mode, donate, mesh), step)
     if mode == "jit" or backend.platform() != "cpu":
         return compiled
     # Simulated CPU devices share one pool of threads: two steps in flight can each hold threads

@@ -63,7 +63,11 @@ class Pace:
 
 
 class Reporter:
-    """A bar with rate and time left on a terminal, else plain lines; silent if not `active`."""
+    """A bar with rate and time left on a terminal, else plain lines; silent if not `active`.
+
+    Attributes:
+      speed: what is shown beside steps per second, in other units.
+    """
 
     def __init__(self, num_steps: int, *, active: bool, label: str = "training"):
         self._console = Console(
@@ -77,7 +81,7 @@ class Reporter:
         self._bar: Progress | None = None
         self._task = TaskID(0)
         self._pace = Pace()
-        self.rest = self._pace.rest
+        self.rest, self.rate, self.speed = self._pace.rest, self._pace.rate, ""
 
     def say(self, line: str):
         """Prints one line above the bar."""
@@ -127,7 +131,8 @@ class Reporter:
             return ""
         seconds = (self._num_steps - step) / max(rate, 1e-9)
         left = f"  {int(seconds // 60)}:{int(seconds % 60):02d} left" if seconds >= 1 else ""
-        return f"{rate:.1f} steps/s{left}"
+        speed = f"  {self.speed}" if self.speed else ""
+        return f"{rate:.1f} steps/s{speed}{left}"
 
 
 class MetricsFile:

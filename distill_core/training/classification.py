@@ -225,7 +225,11 @@ def train(
         given = (hp, run.dp, run.workdir, metadata, run.network)
         private = dp_sgd.PrivateRun(*given, data=examples, mode=mode)
         metadata, reads = private.metadata, reads | private.reads
-        gradient = LinearGradient() if run.on_features else PrivateGradient(run.dp.augmentations)
+        gradient = (
+            LinearGradient()
+            if run.on_features
+            else PrivateGradient(run.dp.augmentations, run.dp.microbatch_size)
+        )
         optimizer = private.optimizer
     layout = dataclasses.replace(layout, averages=isinstance(optimizer, Averaged))
     resident = hp.data_on_device and not schedules  # else the device does not know the step
@@ -259,6 +263,8 @@ def train(
         {"frozen": frozen, "data": examples} if resident else frozen,
         mode,
         steps_per_dispatch=hp.steps_per_dispatch,
+        ahead=private is None,
+        work=feeding.work("images", 1, update, hp, take_at),
     )
     final = loop.run(
         run.workdir,

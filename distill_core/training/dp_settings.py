@@ -34,6 +34,9 @@ class Dp:
         0.0, 1.0, below=True, default=0.0, help="share of the last steps whose weights are averaged"
     )
     augmentations: int = config.integer(1, default=1, help="copies of a record in a step")
+    microbatch_size: int | None = config.integer(
+        1, default=None, help="records whose gradients a device holds at once; by its memory"
+    )
     seed: int | None = config.integer(
         0, 2**32 - 1, default=None, help="of the noise, to reproduce a run that claims no epsilon"
     )

@@ -1,20 +1,23 @@
 """How a run's batches reach the devices: from the host or from their memory, for a step or more."""
 
+import dataclasses
 from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from distill_core import config
 from distill_core.config import InputError
 from distill_core.data import sampling
 from distill_core.models import CONSTANTS
+from distill_core.models.flops import count_flops
 from distill_core.runtime import parallel
 from distill_core.training import loop
 from distill_core.training.gradients import AccumulatedGradient
 from distill_core.training.optimizers import Averaged, Optimizer
-from distill_core.training.step import mean_gradient
+from distill_core.training.step import Update, mean_gradient
 
 
 def batches(
@@ -49,6 +52,33 @@ def batches(
         return parallel.feed(found, mode)
 
     return batch_fn
+
+
+def work(
+    unit: str,
+    per_example: int,
+    update: Update,
+    hp: Any,
+    take: Callable[[np.ndarray, int], Mapping[str, np.ndarray]],
+) -> loop.Work:
+    """What a step does; of a private one, whose batches have no fixed size, on average.
+
+    An example is so many of the `unit`; the rest as for `batches`.
+    """
+
+    def flops(state: Any, frozen: Any) -> float:
+        rows = np.zeros(hp.batch_size, np.int32)
+        batch = rows if update.resident else take(rows, 0)
+        one = dataclasses.replace(update, several=False)
+        shapes = jax.tree.map(
+            lambda x: jax.ShapeDtypeStruct(jnp.shape(x), jnp.result_type(x)), (state, frozen, batch)
+        )
+        return count_flops(one, *shapes)
+
+    private = not isinstance(update.gradient, AccumulatedGradient) and (
+        update.gradient is not mean_gradient
+    )
+    return loop.Work(unit, hp.batch_size * per_example, None if private else flops)
 
 
 def recipe(hp: Any, state_of_model: set[str]) -> tuple[Optimizer | Averaged, Callable]:

@@ -50,7 +50,7 @@ class AccumulatedGradient:
         return grads, model_state, metrics
 
 
-_ENTRIES = 2**24  # numbers in the per-record gradients that exist at a time
+_ENTRIES = 2**24  # numbers in the per-record gradients that exist at a time on a CPU
 
 
 @dataclasses.dataclass(frozen=True)
@@ -60,7 +60,8 @@ class PrivateGradient:
     The batch comes from `dp_sgd.PrivateRun.batch`: {"rows": …, "where": bool [R], "step": int32
     [r], one number r times}. `frozen["dp"]` holds `key`, `norm`, `noise_multiplier` and
     `batch_size`, all traced. A record's loss is the mean over its `augmentations` copies, each with
-    its own randomness (`index` numbers the copies), so that a record always has one gradient. Rows
+    its own randomness (`index` numbers the copies), so that a record always has one gradient.
+    Gradients of `microbatch_size` records are held at once, by default as the memory allows. Rows
     that are masked, or whose gradient is NaN or infinite, count exactly 0.
 
     Formal guarantee: if `key` is secret and used in this run alone, the gradient is a Gaussian
@@ -72,6 +73,7 @@ class PrivateGradient:
     """
 
     augmentations: int = 1
+    microbatch_size: int | None = None
 
     def __call__(self, objective, params, model_state, frozen, batch, key):
         """(gradient, model_state, {}) of a batch."""
@@ -91,7 +93,7 @@ class PrivateGradient:
             norm=dp["norm"],
             mode="clip",
             where=batch["where"],
-            microbatch_size=_microbatch(params),
+            microbatch_size=self.microbatch_size or _microbatch(params),
         )
         return _released(total, params, dp, batch["step"]), model_state, {}
 
@@ -141,6 +143,8 @@ def _released(total: Any, params: Any, dp: Any, step: jax.Array) -> Any:
     return jax.tree.map(lambda p, g: (g / dp["batch_size"]).astype(p.dtype), params, noisy)
 
 
-def _microbatch(params: Any) -> int:
-    """Records whose gradients are held at once, 64 MiB: many small parts are slow to compile."""
+def _microbatch(params: Any) -> int | None:
+    """On a CPU as many as 64 MiB hold: many small parts are slow to compile."""
+    if backend.platform() != "cpu":
+        return None
     return max(8, _ENTRIES // sum(leaf.size for leaf in jax.tree.leaves(params)))

@@ -83,7 +83,8 @@ def train(
         private = dp_sgd.PrivateRun(*given, data=rows, mode=mode)
         metadata, prints = private.metadata, prints | private.reads
         assert not callable(frozen), "a private run has no teacher"
-        plan, gradient = private.plan(frozen), PrivateGradient(private.augmentations)
+        plan = private.plan(frozen)
+        gradient = PrivateGradient(private.augmentations, run.dp.microbatch_size)
         optimizer = private.optimizer
     elif callable(frozen):
         ledger = metadata["ledger"]
@@ -117,11 +118,19 @@ def train(
     fits.say(description)
     several = hp.steps_per_dispatch
     update = Update(objective, optimizer, gradient, hp.data_on_device, several > 1)
-    step_fn = parallel.wrap(update, mode, donate=True)
+    program = loop.Program(
+        parallel.wrap(update, mode, donate=True),
+        batch_fn,
+        {} if callable(frozen) else at_hand(frozen),
+        mode,
+        several,
+        ahead=private is None,
+        work=feeding.work("tokens", rows["tokens"].shape[1], update, hp, take),
+    )
     loop.run(
         run.workdir,
         state,
-        loop.Program(step_fn, batch_fn, {} if callable(frozen) else at_hand(frozen), mode, several),
+        program,
         loop.Checkpoints(layout, metadata, prints),
         num_steps=hp.num_steps,
         cadence=config.part(hp, loop.Cadence),

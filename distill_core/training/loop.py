@@ -14,7 +14,7 @@ from etils import epath
 
 from distill_core import checkpoint, config
 from distill_core.checkpoint import integrity
-from distill_core.runtime import parallel, process, progress
+from distill_core.runtime import clock, parallel, peaks, process, profiling, progress
 from distill_core.training import inputs
 
 PyTree = Any
@@ -63,6 +63,22 @@ class Cadence:
 
 
 @dataclasses.dataclass(frozen=True)
+class Work:
+    """What a step does, to tell its speed.
+
+    Attributes:
+      unit: of the examples, "images" or "tokens".
+      per_step: examples in a step, over all devices.
+      flops: (state, frozen) -> operations of a step over all devices, called where the devices'
+        peak is known; None where they are not known themselves.
+    """
+
+    unit: str
+    per_step: int
+    flops: Callable[[PyTree, PyTree], float] | None = None
+
+
+@dataclasses.dataclass(frozen=True)
 class Program:
     """What a run computes.
 
@@ -74,6 +90,8 @@ class Program:
       frozen: what the step reads and nothing trains, e.g. a teacher; never saved.
       mode: as for `parallel.wrap`.
       steps_per_dispatch: steps that one call of `step_fn` takes; divides the cadence.
+      ahead: whether a batch may be made while the step before it runs.
+      work: what a step does; None: its speed is told in steps alone.
     """
 
     step_fn: Callable
@@ -81,6 +99,8 @@ class Program:
     frozen: PyTree
     mode: str = "jit"
     steps_per_dispatch: int = 1
+    ahead: bool = False
+    work: Work | None = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -157,6 +177,7 @@ def run(
     with contextlib.ExitStack() as stack:
         stack.enter_context(process.hold(workdir))
         one.resume(private=plan is not None)
+        profiling.check(one.step, num_steps)
         if one.step >= num_steps and not one.unevaluated:
             one.say(f"finished at step {one.step}, nothing to do")
             return parallel.place(one.state, program.mode)
@@ -164,6 +185,7 @@ def run(
         stack.callback(one.report.end)
         stack.callback(one.metrics.flush)
         stack.callback(one.board.flush)
+        stack.callback(one.tracer.end, one.finished)
         return one.train(stack.enter_context(process.watch_signals()))
 
 
@@ -204,6 +226,8 @@ class _Run:
         self.step = self.saved_at = self.evaluated_at = 0
         self.top: dict[str, Any] | None = None
         self.unevaluated, self.window = False, _Window()
+        self.batch: tuple[int, PyTree] | None = None  # made ahead, and of which step
+        self.flops = 0.0  # of a step, once counted
         self.main = parallel.is_main()
         label = checkpoints.metadata["method"]
         self.report = progress.Reporter(num_steps, active=self.main, label=label)
@@ -235,6 +259,8 @@ class _Run:
         self.state, self.frozen = (parallel.place(x, mode) for x in (self.state, self.frozen))
         place = self.workdir / "tensorboard"
         self.board = progress.TensorBoard(place, self.step, active=self.main)
+        self.tracer = profiling.Tracer(place)
+        self.peak = peaks.peak_of_all()
 
     def train(self, stopped: Callable[[], bool]) -> PyTree:
         """Trains to the end; saves where it is stopped."""
@@ -247,6 +273,7 @@ class _Run:
                     integrity.amend(path, {"best": self.top, "evaluated": True})
                 self.tidy()
             self.report.begin(self.step)
+            clock.first_step()
             while self.step < self.num_steps:
                 if parallel.should_stop(stopped()):
                     raise StoppedError
@@ -263,10 +290,14 @@ class _Run:
 
     def advance(self, stopped: Callable[[], bool]):
         """One dispatch, and what is due after it."""
-        program = self.program
-        batch = program.batch_fn(self.step)
-        self.state, values = program.step_fn(self.state, self.frozen, batch)
+        program, (made_for, batch) = self.program, self.batch or (None, None)
+        if made_for != self.step:
+            batch = program.batch_fn(self.step)
+        with self.tracer.step(self.step, self.finished):
+            self.state, values = program.step_fn(self.state, self.frozen, batch)
         self.step += dispatch_length(self.step, program.steps_per_dispatch, self.num_steps)
+        if program.ahead and self.step < self.num_steps:  # while the device is busy
+            self.batch = self.step, program.batch_fn(self.step)
         self.window.add(self.step, values)
         saves, evaluates = self.is_due(self.cadence.save_every), self.evaluates()
         if saves or evaluates:
@@ -274,17 +305,41 @@ class _Run:
         self.report.advance(self.step)
         if self.is_due(self.cadence.log_every):
             self.record({"step": self.step, "split": "train", **self.window.close()})
+            self.tell_speed()
         is_best = evaluates and self.evaluate(stopped)
         if is_best or saves:
             self.save()
         if saves or evaluates:
             self.report.rest()
 
+    def finished(self):
+        """Waits for all steps so far."""
+        jax.block_until_ready(self.state)
+
+    def tell_speed(self):
+        """On the bar, to TensorBoard and for the record of the time; not in `metrics.jsonl`, which
+        a resumed run writes again bit by bit."""
+        work, rate = self.program.work, self.report.rate()
+        if work is None or rate is None:
+            return
+        found = {"unit": work.unit, "per_second": rate * work.per_step}
+        if self.peak is not None and work.flops is not None:
+            self.flops = self.flops or work.flops(self.state, self.frozen)
+            found["share_of_peak"] = rate * self.flops / self.peak
+        share = found.get("share_of_peak")
+        told = {f"{work.unit}_per_second": found["per_second"]}
+        told |= {} if share is None else {"share_of_peak": share}
+        self.board.write({"step": self.step, "split": "speed", **told})
+        self.report.speed = f"{found['per_second']:,.0f} {work.unit}/s"
+        self.report.speed += "" if share is None else f", {share:.1%} of peak"
+        clock.note_speed(found)
+
     def evaluate(self, stopped: Callable[[], bool]) -> bool:
         """Evaluates the state; returns whether it is the best so far."""
         assert self.monitor is not None
         self.window.fetch()  # raises if the state has diverged
-        values = self.monitor.measure(self.state, stopped)
+        with clock.counted("evaluation"):
+            values = self.monitor.measure(self.state, stopped)
         self.record({"step": self.step, "split": self.monitor.split, **values})
         self.evaluated_at = self.step
         best = self.monitor.best
@@ -296,6 +351,10 @@ class _Run:
     def save(self):
         """A checkpoint of this step, unless the state has diverged."""
         self.window.fetch()
+        with clock.counted("saving"):
+            self._save()
+
+    def _save(self):
         self.metrics.flush()
         self.board.flush()
         parts, train = self.checkpoints.layout.split(self.state)

@@ -9,7 +9,7 @@ import numpy as np
 from distill_core import config
 from distill_core.config import InputError
 from distill_core.data import Dataset
-from distill_core.experiment import plotting
+from distill_core.experiment import plotting, speed
 from distill_core.experiment.report import Figure, Gate, Report, Results, Row, Table, by_arm
 from distill_core.experiment.stages import run_directory
 from distill_core.privacy import ledger
@@ -203,7 +203,10 @@ def report_of(hp: Any, dataset: Dataset, results: Results, minutes: float) -> Re
         minutes=minutes,
         notes=_notes(hp, dataset),
         figures=_figures(hp, dataset, rows),
-        tables=[_publishable(rows, hp), _assumptions(rows), *_published(dataset)],
+        tables=[
+            *(_publishable(rows, hp), _assumptions(rows), *_published(dataset)),
+            speed.table(results),
+        ],
         fields={"audience": AUDIENCE},
     )
 

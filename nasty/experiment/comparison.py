@@ -11,7 +11,6 @@ checkpoints stay the same.
 """
 
 import contextlib
-import sys
 import time
 from collections.abc import Mapping
 from typing import Any
@@ -21,7 +20,7 @@ from etils import epath
 
 from distill_core import config, data, distill, train
 from distill_core.config import InputError
-from distill_core.experiment import report, stages
+from distill_core.experiment import report, speed, stages
 from distill_core.experiment.stages import Run
 from distill_core.models import trust
 from distill_core.runtime import process
@@ -34,7 +33,6 @@ from nasty.experiment import (
     further_results,
     inversion,
     summary,
-    throughput,
 )
 from nasty.experiment.ablations import Ablations
 from nasty.experiment.inversion import Inversion
@@ -155,11 +153,7 @@ def run(
         inverted=inverted,
         targets=hp.targets,
     )
-    try:
-        further.tables.extend(throughput.tables(results, first, runner))
-    except Exception as error:  # it is not worth the results beside it
-        reason = f"{type(error).__name__}: {error}"
-        print(f"table of speed left out: {' '.join(reason.split())[:300]}", file=sys.stderr)
+    further.tables.append(speed.table(results))
     found = summary.report_of(workdir, hp, dataset, results, arms, further, minutes)
     report.publish(found, workdir)
     return results

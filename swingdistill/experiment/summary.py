@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 
 from distill_core import config
+from distill_core.experiment import speed
 from distill_core.experiment.report import Figure, Gate, Report, Results, Row, Table, by_arm
 from swingdistill import evaluate
 from swingdistill.experiment import arms, claims, figures, samples
@@ -87,7 +88,7 @@ def report_of(
         minutes=minutes,
         notes=_notes(hp),
         figures=_figures(hp, results, first["quality"], levels),
-        tables=[_scorer_table(first["quality"])],
+        tables=[_scorer_table(first["quality"]), speed.table(results)],
         sections=[("Sample text as the scores see it", samples.shaded_html(first["samples"]))],
         fields={
             "exposure": exposure,

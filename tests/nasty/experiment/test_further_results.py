@@ -1,9 +1,6 @@
 """What stands in tables, figures and JSON beside the comparison."""
 
-from types import SimpleNamespace
-
-from distill_core.experiment import stages
-from nasty.experiment import further_results, throughput
+from nasty.experiment import further_results
 from nasty.experiment.ablations import Point
 from nasty.experiment.contest import Contest
 
@@ -100,30 +97,3 @@ def test_reconstructed_images_are_shown_beside_their_numbers():
     assert found.tables[0].rows[1] == ["nasty teacher", "99.0%", "0.400", "43.0%"]
     assert found.figures[0].path == "runs/inversion/seed1/inversion.png"
     assert found.fields["inversion"] == {"normal": numbers, "nasty": numbers}
-
-
-def test_speed_counts_every_pass_of_every_network(runs, monkeypatch, tmp_path):
-    monkeypatch.setattr(throughput.checkpoint, "load_model", lambda path: path.parent.name)
-    monkeypatch.setattr(
-        throughput, "forward_flops", lambda arm: 100.0 if arm.startswith("teacher") else 10.0
-    )
-    device = SimpleNamespace(device_kind="NVIDIA L4")
-    monkeypatch.setattr(throughput.jax, "devices", lambda: [device, device])
-    seconds = {"teacher_normal": [10.0, None], "teacher_nasty": [20.0], "student_alone": [None]}
-    seconds["student_of_normal"] = [5.0]
-    results = {(a, i): {"seconds": s} for a, each in seconds.items() for i, s in enumerate(each)}
-    runner = stages.Runner(tmp_path, "the data")
-    monkeypatch.setitem(throughput.PEAKS, "NVIDIA L4", 5000.0)
-    ((_, _, rows, _),) = throughput.tables(results, runs, runner)
-    assert rows == [
-        ["teacher_normal", "10", "3", f"{3.2 * 300 / 1e4:.1%}"],
-        ["teacher_nasty", "20", "2", f"{1.6 * 400 / 1e4:.1%}"],
-        ["student_of_normal", "5", "3", f"{3.2 * 130 / 1e4:.1%}"],
-    ]
-
-
-def test_the_peak_is_of_the_longest_name_that_fits():
-    assert throughput.peak("NVIDIA H200") == 989e12
-    assert throughput.peak("NVIDIA H100 PCIe") == 756e12  # not the other H100's
-    assert throughput.peak("TPU v5 lite") == 197e12
-    assert throughput.peak("AMD EPYC") is None
