@@ -4,13 +4,17 @@
     python benchmarks/nasty_step.py
     python benchmarks/nasty_step.py --model resnet18 --dtype bfloat16 --batch 512
 
-Both sides: batch of 32×32×3 images already on the device, adversary in inference mode, nasty loss
-(ω 0.04, τ 4), SGD with momentum 0.9 and weight decay 5e-4, all cores. The sides are interleaved
-round by round, and medians are compared; the machine may be shared, so the ratios are what counts.
+Both sides have the same weights, and their first losses are compared. Batch of 32×32×3 images
+already on the device, adversary in inference mode, nasty loss (ω 0.04, τ 4), SGD with momentum 0.9
+and weight decay 5e-4, all cores. The sides are interleaved round by round, and medians are
+compared; the machine may be shared, so the ratios are what counts.
 
 PyTorch runs as it is written and compiled (`torch.compile` of forward pass and loss, default mode),
 convolutions in channels_last. In float32 both may use a GPU's TF32; in bfloat16 ours computes in it
 where its network says so, PyTorch under autocast, and parameters stay float32 on both sides.
+
+With --several K a further line has K of our steps in one program, as `steps_per_dispatch` makes
+them: best on accelerators, slow on a CPU.
 
 A share of the chip's peak is the operations of our step (`distill_core.models.flops`: convolutions
 and matrix products, forward and backward) by our time and by the peak: dense, of TF32 or of
@@ -18,6 +22,7 @@ bfloat16.
 """
 
 import argparse
+import dataclasses
 import json
 import os
 import statistics
@@ -37,6 +42,7 @@ from torch.nn import functional
 
 from distill_core import models
 from distill_core.models.flops import count_flops
+from distill_core.models.importers import torch_layout, torch_weights
 from distill_core.models.network import Network
 from distill_core.runtime import peaks
 from distill_core.training.optimizers import Optimizer
@@ -44,11 +50,32 @@ from distill_core.training.step import TrainState, Update
 from nasty.step import Nasty
 
 OMEGA, TEMPERATURE = 0.04, 4.0
-SIDES = ("ours", "torch", "torch.compile")
+SIDES = ("ours", "ours, several", "torch", "torch.compile")
 
 
-def jax_step(model: str, dtype: str, images: np.ndarray, labels: np.ndarray):
-    """(a function that does one of our steps and waits for it, flops of a step, parameters)."""
+def our_variables(model: str, network: torch.nn.Module) -> Any:
+    """The same weights as our network has them: both have the same order of layers."""
+    module = models.create_model(model, num_classes=10)
+    shape = (32, 32, 3)
+    params, _ = jax.eval_shape(lambda key: models.init_model(module, key, shape), jax.random.key(0))
+    parts = [part for part in network.modules() if list(part.parameters(recurse=False))]
+    tensors = {
+        f"{name}.{kind}": value.cpu().numpy().copy()
+        for (name, _), part in zip(torch_layout.layers(module, params), parts, strict=True)
+        for kind, value in part.state_dict().items()
+    }
+    return torch_weights.convert(module, shape, tensors)
+
+
+def jax_step(
+    model: str,
+    dtype: str,
+    images: np.ndarray,
+    labels: np.ndarray,
+    theirs: "TorchStep",
+    several: int,
+):
+    """(a function that does so many of our steps and returns their losses, flops of a step)."""
     network = Network(
         model,
         10,
@@ -58,24 +85,23 @@ def jax_step(model: str, dtype: str, images: np.ndarray, labels: np.ndarray):
         compute_dtype=dtype,
     )
     optimizer = Optimizer(learning_rate=0.01, num_steps=1000, weight_decay=5e-4)
-    update = Update(Nasty(network, network), optimizer)
-    params, model_state = network.init(jax.random.key(0))
-    adversary, statistics_ = network.init(jax.random.key(1))
+    update = Update(Nasty(network, network), optimizer, several=several > 1)
+    model_state = our_variables(model, theirs.network)
+    params = model_state.pop("params")
     frozen = {
-        "adversary": {"params": adversary, **statistics_},
+        "adversary": our_variables(model, theirs.adversary),
         "omega": jnp.float32(OMEGA),
         "temperature": jnp.float32(TEMPERATURE),
     }
-    batch = jax.device_put(
-        {
-            "image": images,
-            "label": labels,
-            "index": np.arange(len(labels), dtype=np.int32),
-        }
-    )
+    examples = {"image": images, "label": labels}
+    examples["index"] = np.arange(len(labels), dtype=np.int32)
+    one = jax.device_put(examples)
+    batch = one
+    if several > 1:
+        batch = jax.tree.map(lambda x: jnp.repeat(x[:, None], several, axis=1), one)
     rng = jax.random.key(2)
     state = TrainState.create(params=params, model_state=model_state, tx=optimizer.make(), rng=rng)
-    operations = count_flops(update, state, frozen, batch)
+    operations = count_flops(dataclasses.replace(update, several=False), state, frozen, one)
     lowered = jax.jit(update, donate_argnums=0).lower(state, frozen, batch)
     if dtype == "bfloat16" and "bf16" not in lowered.as_text():
         raise SystemExit("our step holds no bfloat16")
@@ -85,8 +111,9 @@ def jax_step(model: str, dtype: str, images: np.ndarray, labels: np.ndarray):
         nonlocal state
         state, metrics = compiled(state, frozen, batch)
         jax.block_until_ready((state.params, metrics))
+        return np.ravel(metrics["loss"])
 
-    return run, operations, models.count_parameters(params)
+    return run, operations
 
 
 class TorchStep:
@@ -124,21 +151,22 @@ class TorchStep:
         )
         return functional.cross_entropy(logits, labels) - OMEGA * TEMPERATURE**2 * divergence
 
-    def runner(self, loss: Callable) -> Callable[[], None]:
-        """A function that does one step and waits for it."""
+    def runner(self, loss: Callable) -> Callable[[], list[float]]:
+        """A function that does one step and returns its loss."""
 
         def run():
             found = loss(self.pixels, self.labels)
             self.optimizer.zero_grad()
             found.backward()
             self.optimizer.step()
-            found.item()
+            value = found.item()
             if self.pixels.is_cuda:
                 torch.cuda.synchronize()
+            return [value]
 
         return run
 
-    def compiled_runner(self) -> Callable[[], None] | None:
+    def compiled_runner(self) -> Callable[[], list[float]] | None:
         """The same of the compiled loss, already compiled; None, and a line, where none works."""
         run = self.runner(torch.compile(self.loss, dynamic=False))
         try:
@@ -177,11 +205,18 @@ def measure(model: str, options: argparse.Namespace, device: str, peak: float | 
     rng = np.random.default_rng(0)
     images = rng.integers(0, 256, (options.batch, 32, 32, 3), dtype=np.uint8)
     labels = rng.integers(0, 10, options.batch).astype(np.int32)
-    ours, flops, parameters = jax_step(model, options.dtype, images, labels)
     theirs = TorchStep(model, options.dtype, images, labels, device)
-    if parameters != theirs.num_parameters:
-        raise SystemExit(f"{model}: {parameters:,} parameters, PyTorch's {theirs.num_parameters:,}")
-    runs = {"ours": ours, "torch": theirs.runner(theirs.loss)}
+    made = (model, options.dtype, images, labels, theirs)
+    ours, flops = jax_step(*made, 1)
+    counts = {"ours": 1, "torch": 1, "torch.compile": 1, "ours, several": options.several}
+    runs: dict[str, Callable] = {"ours": ours}
+    if options.several > 1:
+        runs["ours, several"], _ = jax_step(*made, options.several)
+    runs["torch"] = theirs.runner(theirs.loss)
+    first = {name: float(runs[name]()[0]) for name in ("ours", "torch")}
+    apart = abs(first["ours"] - first["torch"]) / abs(first["torch"])
+    if apart > (1e-3 if options.dtype == "float32" else 5e-2):
+        raise SystemExit(f"{model}: the sides do not compute the same loss: {first}")
     if compiled := theirs.compiled_runner():
         runs["torch.compile"] = compiled
     times: dict[str, list[float]] = {name: [] for name in runs}
@@ -190,12 +225,14 @@ def measure(model: str, options: argparse.Namespace, device: str, peak: float | 
             start = time.perf_counter()
             run()
             if i >= 2:  # the first rounds warm up
-                times[name].append(time.perf_counter() - start)
+                times[name].append((time.perf_counter() - start) / counts[name])
     seconds = {name: statistics.median(each) for name, each in times.items()}
-    share = flops / seconds["ours"] / (peak * 1e12) if peak else None
+    best = min(seconds[name] for name in seconds if name.startswith("ours"))
+    share = flops / best / (peak * 1e12) if peak else None
     return {
         "model": model,
-        "parameters": parameters,
+        "parameters": theirs.num_parameters,
+        "first_losses": first,
         "ms": {name: 1e3 * each for name, each in seconds.items()},
         "images_per_second": {name: options.batch / each for name, each in seconds.items()},
         "ratio": {f"ours/{n}": seconds["ours"] / seconds[n] for n in seconds if n != "ours"},
@@ -210,7 +247,8 @@ def show(found: dict):
         if name not in found["ms"]:
             continue
         ratio = found["ratio"].get(f"ours/{name}")
-        share = found["share_of_peak"] if name == "ours" else None
+        ours = [each for each in found["ms"] if each.startswith("ours")]
+        share = found["share_of_peak"] if name == min(ours, key=found["ms"].get) else None
         print(
             f"{found['model']:<13}{name:<15}{found['ms'][name]:>10.1f}"
             f"{found['images_per_second'][name]:>12,.0f}"
@@ -230,6 +268,7 @@ def main():
     parser.add_argument("--rounds", type=int, default=15)
     parser.add_argument("--dtype", choices=["float32", "bfloat16"], default="float32")
     parser.add_argument("--device", choices=["auto", "cuda", "cpu"], default="auto")
+    parser.add_argument("--several", type=int, default=1, help="steps in a program of ours")
     parser.add_argument("--peak_tflops", type=float, help="of the device, where it is not known")
     options = parser.parse_args()
     device = choose_device(options.device)

@@ -18,6 +18,7 @@ import jax
 import jax.numpy as jnp
 
 from distill_core.losses import Array
+from distill_core.training.chunked import chunk_for
 from swingdistill import soft_targets, swing_loss, swing_loss_from_hidden, token_temperatures
 
 SETTINGS = {"t_min": 1.0, "t_max": 16.0}
@@ -133,7 +134,7 @@ def main():
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawTextHelpFormatter
     )
-    parser.add_argument("--chunk", type=int, nargs="+", default=[128])
+    parser.add_argument("--chunk", type=int, nargs="+", help="by default what suits the device")
     parser.add_argument("--noise", type=float, nargs="+", default=[0.0, 0.05, 1.0])
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--batch", type=int, default=4)
@@ -142,6 +143,7 @@ def main():
     options = vars(parser.parse_args())
     print(jax.devices()[0].device_kind)
     shares, chunks = options.pop("noise"), options.pop("chunk")
+    chunks = chunks or [chunk_for(options["vocabulary"])]
     for share in shares:
         for chunk in chunks:
             compare(share, chunk=chunk, **options)

@@ -9,7 +9,7 @@ from distill_core.losses import cross_entropy
 from distill_core.runtime import backend, parallel
 
 Array = jax.Array
-_ON_CPU = 2**24  # bytes of float32 logits that exist at a time: what caches hold a part of
+_ON_CPU = 2**25  # bytes of float32 logits that exist at a time: what caches hold a part of
 _SHARE = 256  # of an accelerator's memory that they may take
 
 

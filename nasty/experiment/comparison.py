@@ -74,6 +74,9 @@ class Settings(
     students: Mapping[str, Any] = config.mapping(
         default={}, help="NAME: what a further student sets of its training"
     )
+    self_distillation: bool = config.boolean(
+        default=True, help="whether students of the teacher's own architecture are trained, too"
+    )
     ablations: Ablations | None = config.group(Ablations, default=None, help="axis: values")
     attacks: Mapping[str, Any] = config.mapping(
         default={}, help="NAME: what it sets of nasty.attack"
@@ -174,7 +177,9 @@ def paper_runs(hp: Settings, seed: int) -> dict[str, Run]:
     settings = teacher | undermining | seeds[1]
     nasty = Run("teacher_nasty", seed, undermine, settings, {"adversary": normal})
     found = [normal, nasty]
-    networks = {"student": student | seeds[2], "self": teacher | seeds[3]}
+    networks = {"student": student | seeds[2]}
+    if hp.self_distillation:
+        networks["self"] = teacher | seeds[3]
     for name, own in values["students"].items():
         networks[name] = _further_student(name, own, student) | seeds[2]
     for name, network in networks.items():

@@ -70,9 +70,10 @@ def _add_trends(found: Further, sweeps: Mapping[str, Sequence[Point]], means: Ma
         for name, points in sweeps.items()
     }
     paper = "a weaker student suffers more than one of the teacher's architecture"
-    gap, own = (means[f"{arm}_of_normal"] - means[f"{arm}_of_nasty"] for arm in ("student", "self"))
-    measured = f"gaps of {100 * gap:.1f} points (student) and {100 * own:.1f} (teacher's own)"
-    judged["student"] = ("student", paper, ablations.Trend(gap > own, measured))
+    if "self_of_nasty" in means:
+        gap, own = (means[f"{a}_of_normal"] - means[f"{a}_of_nasty"] for a in ("student", "self"))
+        measured = f"gaps of {100 * gap:.1f} points (student) and {100 * own:.1f} (teacher's own)"
+        judged["student"] = ("student", paper, ablations.Trend(gap > own, measured))
     if "data_free_of_nasty" in means:
         paper = "without data, too, the nasty teacher's student ends 5 points lower"
         gap = means["data_free_of_normal"] - means["data_free_of_nasty"]
