@@ -19,6 +19,7 @@ Each line says where it ran. The machine may be shared, so ratios are what count
 """
 
 import argparse
+import json
 import os
 import statistics
 import time
@@ -209,6 +210,7 @@ def main():
         if name in runs:
             wanted = "" if target is None else f" (target: at most {target})"
             print(f"{name} / {base}: {medians[name] / medians[base]:.2f}{wanted}")
+    print(json.dumps({"device": jax.devices()[0].device_kind, "seconds": medians}))
 
 
 if __name__ == "__main__":

@@ -11,6 +11,7 @@ arguments and results. Needs about 5 GB.
 """
 
 import argparse
+import json
 import statistics
 import time
 
@@ -127,6 +128,8 @@ def compare(share: float, *, chunk: int, repeats: int, batch: int, length: int, 
         f"difference: value {apart[0]:.0e}, hidden {apart[1]:.0e}, embedding {apart[2]:.0e}",
         flush=True,
     )
+    found = {"noise": share, "chunk": chunk, "seconds": times, "megabytes": memory}
+    print(json.dumps({**found, "apart": apart}), flush=True)
 
 
 def main():
