@@ -227,7 +227,7 @@ def place(tree: PyTree, mode: str) -> PyTree:
 def feed(batch: PyTree, mode: str) -> PyTree:
     """This process's rows `[B/P, …]` of a global batch, in the form that a wrapped step takes."""
     if mode == "jit":
-        return batch
+        return batch if backend.platform() == "cpu" else jax.device_put(batch)
     if mode == "pmap":
         n = jax.local_device_count()
         return jax.tree.map(lambda x: x.reshape(n, x.shape[0] // n, *x.shape[1:]), batch)

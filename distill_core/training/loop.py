@@ -172,6 +172,7 @@ def run(
     for name, every in vars(cadence).items():
         if every % several and every < num_steps:
             raise config.InputError("steps_per_dispatch", several, f"must divide {name}, {every}")
+    profiling.check(0, num_steps)
     workdir = epath.Path(workdir)
     one = _Run(workdir, state, program, checkpoints, num_steps, cadence, monitor)
     with contextlib.ExitStack() as stack:

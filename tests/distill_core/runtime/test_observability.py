@@ -58,7 +58,13 @@ def test_steps_that_the_run_does_not_take_are_refused_before_anything_is_written
         profiling.steps("3:9"),
     ):
         train.train_and_evaluate(DIGITS, tmp_path / "run")
-    assert not (tmp_path / "run" / "checkpoints").exists()
+    assert not (tmp_path / "run").exists()
+    train.train_and_evaluate({**DIGITS, "num_steps": 4}, tmp_path / "resumed")
+    with (
+        pytest.raises(InputError, match="^profile: got '3:5'; must lie within .* 4:8"),
+        profiling.steps("3:5"),
+    ):
+        train.train_and_evaluate(DIGITS, tmp_path / "resumed")
 
 
 def test_speed_is_shown_and_recorded_but_stays_out_of_the_metrics(tmp_path, capsys, monkeypatch):
