@@ -4,6 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax.experimental.pallas import tpu as pltpu
 
 from distill_core.models import attention
 from distill_core.models.transformer import Transformer
@@ -63,6 +64,29 @@ def test_on_a_tpu_rows_of_whole_blocks_go_through_a_kernel_without_scores():
     assert "pallas_call" not in plain and "pallas_call" in fused
     # [B, H, L, L] is there, or is not.
     assert "2,2,256,256]" in plain and "2,2,256,256]" not in fused
+
+
+@pytest.mark.parametrize(("dtype", "tolerance"), [(jnp.float32, 1e-5), (jnp.bfloat16, 2e-2)])
+def test_the_kernel_of_tpus_gives_what_is_given_elsewhere(dtype, tolerance):
+    """Interpreted, as there is no TPU: values, and gradients of all three inputs."""
+    rng, shape = np.random.default_rng(0), (1, 256, 2, 16)
+    qkv = [jnp.asarray(rng.normal(size=shape), dtype) for _ in range(3)]
+    wanted = rng.normal(size=shape)
+    segments = np.repeat([[0, 1, 2, -1]], [100, 60, 90, 6], axis=1)
+
+    def both(q, k, v):
+        found = attention.attend(q, k, v, segments)
+        return jnp.sum(found.astype(jnp.float32) * wanted), found
+
+    def run():
+        return jax.grad(both, argnums=(0, 1, 2), has_aux=True)(*qkv)
+
+    plain = jax.tree.leaves(run())
+    with backend.assume("tpu", 2**34), pltpu.force_tpu_interpret_mode():
+        fused = jax.tree.leaves(run())
+    for one, other in zip(plain, fused, strict=True):
+        one, other = (np.asarray(x, np.float64)[:, :-6] for x in (one, other))
+        assert np.abs(one - other).max() <= tolerance * np.abs(one).max()
 
 
 @pytest.mark.parametrize(

@@ -1,3 +1,5 @@
+import dataclasses
+
 import chex
 import jax
 import jax.numpy as jnp
@@ -6,7 +8,9 @@ import pytest
 from flax import linen as nn
 
 from distill_core.config import InputError
-from distill_core.models.norm import BatchNorm, normalise
+from distill_core.models.norm import BatchNorm, moments, normalise
+from distill_core.runtime import parallel
+from distill_core.runtime.collectives import all_sum, num_devices
 
 
 def _apply(norm, params, state, x, **options):
@@ -141,6 +145,34 @@ def test_variance_survives_a_large_mean(rng):
     params, state = _fresh(1)
     _, new_state = _apply(BatchNorm(momentum=0.0), params, state, x)
     np.testing.assert_allclose(new_state["var"], x.astype(np.float64).var(0, ddof=1), rtol=1e-3)
+
+
+@dataclasses.dataclass(frozen=True)
+class Normed:
+    """A step that tells the statistics of its batch and the gradient of its inputs."""
+
+    def __call__(self, state, frozen, batch):
+        def loss(shift):
+            mean, var, count = moments(batch["x"] + shift, batch["where"])
+            return jnp.sum(mean * frozen["a"] + var * frozen["b"]), (mean, var, count)
+
+        grad, found = jax.grad(loss, has_aux=True)(jnp.zeros((1, 2)))
+        return state, (*found, all_sum(grad) / num_devices())
+
+
+@pytest.mark.parametrize("mode", ["jit", *parallel.MODES])
+def test_moments_are_exact_on_devices_of_uneven_masks_even_of_large_means(mode, rng):
+    x = (np.array([1e4, -3.0]) + rng.normal(size=(64, 2)) * [1, 100]).astype(np.float32)
+    where = rng.uniform(size=64) < np.repeat([0.0, 0.1, 0.9, 1.0, 0.5, 0.5, 1.0, 0.3], 8)
+    batch = parallel.feed({"x": np.where(where[:, None], x, 0), "where": where}, mode)
+    frozen = parallel.place({"a": np.float32([2, 0]), "b": np.float32([0, 3])}, mode)
+    _, (mean, var, count, grad) = parallel.wrap(Normed(), mode)({}, frozen, batch)
+    kept = x[where].astype(np.float64)
+    assert count == where.sum()
+    np.testing.assert_allclose(mean, kept.mean(0), rtol=1e-6)
+    np.testing.assert_allclose(var, kept.var(0), rtol=1e-4)
+    # A shift of all moves the mean by as much, and no variance.
+    np.testing.assert_allclose(grad[0], [2, 0], atol=1e-3)
 
 
 def test_masked_rows_come_out_finite_and_a_fully_masked_batch_changes_nothing():
