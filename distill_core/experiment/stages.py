@@ -13,7 +13,7 @@ from etils import epath
 from distill_core.checkpoint import integrity
 from distill_core.config import InputError, to_json
 from distill_core.privacy import noise
-from distill_core.runtime import clock, process, strict_json
+from distill_core.runtime import clock, process, profiling, strict_json
 from distill_core.training.loop import StoppedError
 
 FORMAT = 1  # raise it when finished stages of an older version must not be reused
@@ -28,6 +28,7 @@ NOT_KNOWN_BY = (
     "eval_batch_size",
     "data_on_device",
     "steps_per_dispatch",
+    "remat",
     "masked",  # of the group dp: a file of rows, which an experiment draws with its data
 )
 # Also the file below `private` with the data's fingerprint, by which private data can be guessed.
@@ -97,13 +98,14 @@ def _known_by(settings: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def check_seeds(seeds: Sequence[int]):
-    """Refuses an experiment without seeds, or on several hosts.
+    """Refuses an experiment without seeds, on several hosts, or with a trace of some steps.
 
     Raises:
-      InputError: on `seeds` or `multihost`.
+      InputError: on `seeds`, `multihost` or `profile`.
     """
     if not seeds:
         raise InputError("seeds", seeds, "must name at least one seed")
+    profiling.refuse("an experiment has many runs: profile one by its training binary")
     if jax.process_count() > 1:
         allowed = "an experiment runs on one host; start the training binaries on several"
         raise InputError("multihost", jax.process_count(), allowed)
@@ -136,9 +138,9 @@ def run_stage(
     | another | the directory is emptied, then `run()` |
 
     Returns the result of `run` as JSON reads it back, "seconds": its time by the wall clock,
-    compilation included, or None where a go was killed and so not counted, and "spent": of the last
-    go, {"seconds" by activity, "speed" of its training} (`runtime.clock`). An exception in `run`
-    passes through, and the stage stays begun.
+    compilation included, or None where a go was killed and so not counted, and "spent": of all goes
+    but those killed, {"seconds" by activity, "speed" of the training} (`runtime.clock`). An
+    exception in `run` passes through, and the stage stays begun.
 
     Raises InputError, and touches nothing, where the directory holds files but no stage.json, or
     one that cannot be read; TypeError where config or result are not JSON; StoppedError before it
@@ -159,6 +161,7 @@ def run_stage(
     if process.is_overdue():
         raise StoppedError(f"stopped by the deadline before {name}; the same call goes on")
     before: float | None = 0.0
+    earlier: dict[str, Any] = {}
     if found is None:
         _say(f"{name}: starting")
     elif why:
@@ -168,25 +171,31 @@ def run_stage(
         _empty(directory)
     else:
         _say(f"{name}: resuming{unsure}")
-        before = found.get("seconds")
+        before, earlier = found.get("seconds"), found.get("spent") or {}
     began = time.monotonic()
 
     def so_far() -> float | None:
         return None if before is None else round(before + time.monotonic() - began, 3)
 
+    def spent(recorded: clock.Spent | None) -> dict[str, Any]:
+        if recorded is None:
+            return earlier
+        seconds = {
+            name: round(value + earlier.get("seconds", {}).get(name, 0.0), 3)
+            for name, value in recorded.seconds.items()
+        }
+        return {"seconds": seconds, "speed": recorded.speed or earlier.get("speed", {})}
+
     _write(directory, begun)
     noise.write_private(private, {"data": data})
+    recorded = None
     try:
         with clock.recorded() as recorded:
             result = _json(run(), "result")
     except BaseException:
-        _write(directory, begun | {"seconds": so_far()})
+        _write(directory, begun | {"seconds": so_far(), "spent": spent(recorded)})
         raise
-    spent = {
-        "seconds": {name: round(value, 3) for name, value in recorded.seconds.items()},
-        "speed": recorded.speed,
-    }
-    more = {"seconds": so_far(), "spent": spent}
+    more = {"seconds": so_far(), "spent": spent(recorded)}
     _write(directory, begun | {"status": "done", "result": result, **more})
     return {**result, **more}
 

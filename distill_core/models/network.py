@@ -130,9 +130,16 @@ class Network:
                 text["dtype"] = self.compute_dtype
             if self.remat:
                 text["remat"] = True
-        return models.create_model(
-            self.model, num_classes=self.num_classes, **text, **self.model_kwargs
-        )
+        try:
+            return models.create_model(
+                self.model, num_classes=self.num_classes, **text, **self.model_kwargs
+            )
+        except InputError as error:
+            for name, field in (("dtype", "compute_dtype"), ("remat", "remat")):
+                if name in text and f"'{name}'" in error.allowed:
+                    allowed = f"{self.model} takes no argument {name!r}, which it would come as"
+                    raise InputError(field, text[name], allowed) from error
+            raise
 
     def init(self, key: jax.Array, constants: PyTree | None = None) -> tuple[PyTree, PyTree]:
         """Fresh (params, model_state), with the `constants` given, else its own; not to be traced.
@@ -292,7 +299,8 @@ class LoadedModel:
 def stored_as(loaded: LoadedModel, dtype: str) -> LoadedModel:
     """A network to be asked only, its parameters stored and its answers computed in `dtype`.
 
-    "float32" leaves it as it is, with the `compute_dtype` of its own.
+    "float32" leaves it as it is, with the `compute_dtype` of its own. Raises InputError on
+    `frozen_dtype` if the network cannot be computed so.
     """
     if dtype == "float32":
         return loaded
@@ -303,6 +311,10 @@ def stored_as(loaded: LoadedModel, dtype: str) -> LoadedModel:
 
     params = jax.tree.map(cast, loaded.variables["params"])
     network = dataclasses.replace(loaded.network, compute_dtype=dtype)
+    try:
+        network.module()
+    except InputError as error:
+        raise InputError("frozen_dtype", dtype, error.allowed) from error
     return LoadedModel({**loaded.variables, "params": params}, network, loaded.metadata)
 
 

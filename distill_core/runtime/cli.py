@@ -72,7 +72,7 @@ class Flags(argparse.ArgumentParser):
             if not getattr(found, name):
                 raise InputError(name, getattr(found, name), f"--{name} is required; see --help")
         trust.allow(name for names in found.trust for name in names.split(","))
-        compilation_cache.keep(found.compilation_cache)
+        compilation_cache.keep(vars(found).pop("compilation_cache"))
         return found
 
     def error(self, message: str) -> NoReturn:

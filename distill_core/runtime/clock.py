@@ -28,7 +28,7 @@ class Spent:
 
     def close(self):
         """What no other activity took is training."""
-        took = time.monotonic() - self.began
+        took = time.perf_counter() - self.began
         self.seconds["training"] = max(0.0, took - sum(self.seconds.values()))
 
 
@@ -38,7 +38,7 @@ _spent: contextvars.ContextVar[Spent | None] = contextvars.ContextVar("spent", d
 @contextlib.contextmanager
 def recorded() -> Iterator[Spent]:
     """Records what is done inside."""
-    spent = Spent(dict.fromkeys(ACTIVITIES, 0.0), {}, time.monotonic())
+    spent = Spent(dict.fromkeys(ACTIVITIES, 0.0), {}, time.perf_counter())
     token = _spent.set(spent)
     try:
         yield spent
@@ -54,19 +54,19 @@ def counted(activity: str) -> Iterator[None]:
     if spent is None:
         yield
         return
-    began, compiled = time.monotonic(), spent.seconds["compilation"]
+    began, compiled = time.perf_counter(), spent.seconds["compilation"]
     try:
         yield
     finally:
         compiled = spent.seconds["compilation"] - compiled
-        spent.seconds[activity] += max(0.0, time.monotonic() - began - compiled)
+        spent.seconds[activity] += max(0.0, time.perf_counter() - began - compiled)
 
 
 def first_step():
     """The first step is about to be taken."""
     if (spent := _spent.get()) is not None and not spent.seconds["start_up"]:
-        took = time.monotonic() - spent.began
-        spent.seconds["start_up"] = max(0.0, took - spent.seconds["compilation"])
+        took = time.perf_counter() - spent.began
+        spent.seconds["start_up"] = max(0.0, took - sum(spent.seconds.values()))
 
 
 def note_speed(speed: dict[str, Any]):

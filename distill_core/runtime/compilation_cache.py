@@ -21,6 +21,8 @@ def keep(given: str | None):
     Raises:
       InputError: on `compilation_cache`: a directory that was given cannot be written to.
     """
+    if given == "":
+        raise InputError("compilation_cache", given, f"must be a directory, or {OFF}")
     if given == OFF:
         place = None
     elif given is not None:
@@ -28,11 +30,11 @@ def keep(given: str | None):
     elif jax.config.jax_compilation_cache_dir is not None:
         return
     else:
-        home = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
-        folder = Path(home) / "guarded-distillation" / f"programs-{_processor()}"
         try:
+            home = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+            folder = Path(home) / "guarded-distillation" / f"programs-{_processor()}"
             place = paths.folder_to_write("compilation_cache", folder)
-        except InputError:  # a home that cannot be written to keeps nobody from training
+        except (InputError, RuntimeError):  # no home that can be written to: no cache, but a run
             return
     jax.config.update("jax_compilation_cache_dir", None if place is None else str(place))
 

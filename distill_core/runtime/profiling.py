@@ -35,6 +35,12 @@ def steps(asked: str | None) -> Iterator[None]:
         _asked.reset(token)
 
 
+def refuse(why: str):
+    """Raises InputError on `profile` if steps are asked for."""
+    if (asked := _asked.get()) is not None:
+        raise InputError("profile", "{}:{}".format(*asked), why)
+
+
 def check(first: int, last: int):
     """Raises InputError on `profile` unless a run takes the steps that are asked for."""
     if (asked := _asked.get()) is not None and not first <= asked[0] < asked[1] <= last:
@@ -49,15 +55,18 @@ class Tracer:
         self._folder, self._asked, self._running = folder, _asked.get(), False
 
     def step(
-        self, number: int, finished: Callable[[], object]
+        self, number: int, count: int, finished: Callable[[], object]
     ) -> contextlib.AbstractContextManager[Any]:
-        """Around the dispatch that begins with a step; `finished` waits for the steps before it."""
+        """Around the dispatch of `count` steps from `number` on; traced if one is asked for.
+
+        `finished` waits for the steps before it.
+        """
         if self._asked is None:
             return contextlib.nullcontext()
         first, last = self._asked
         if self._running and number >= last:
             self.end(finished)
-        elif not self._running and first <= number < last:
+        elif not self._running and first < number + count and number < last:
             finished()
             jax.profiler.start_trace(str(self._folder))
             self._running = True

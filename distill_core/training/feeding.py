@@ -95,10 +95,10 @@ def recipe(hp: Any, state_of_model: set[str]) -> tuple[Optimizer | Averaged, Cal
         optimizer = Averaged(optimizer, decay=hp.ema_decay)
     if parts > 1:
         if changing := state_of_model - {CONSTANTS}:
-            allowed = (
-                f"needs a network without {', '.join(sorted(changing))}, which would see the parts "
-                "one by one: take norm 'group' or 'none'"
-            )
+            names = ", ".join(sorted(changing))
+            allowed = f"needs a run without {names}, which would see the parts one by one"
+            if "batch_stats" in changing:
+                allowed += ": take norm 'group' or 'none'"
             raise InputError("accumulate_steps", parts, allowed)
         own = hp.batch_size // jax.device_count()
         if own % parts:

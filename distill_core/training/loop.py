@@ -294,9 +294,10 @@ class _Run:
         program, (made_for, batch) = self.program, self.batch or (None, None)
         if made_for != self.step:
             batch = program.batch_fn(self.step)
-        with self.tracer.step(self.step, self.finished):
+        count = dispatch_length(self.step, program.steps_per_dispatch, self.num_steps)
+        with self.tracer.step(self.step, count, self.finished):
             self.state, values = program.step_fn(self.state, self.frozen, batch)
-        self.step += dispatch_length(self.step, program.steps_per_dispatch, self.num_steps)
+        self.step += count
         if program.ahead and self.step < self.num_steps:  # while the device is busy
             self.batch = self.step, program.batch_fn(self.step)
         self.window.add(self.step, values)
@@ -339,8 +340,7 @@ class _Run:
         """Evaluates the state; returns whether it is the best so far."""
         assert self.monitor is not None
         self.window.fetch()  # raises if the state has diverged
-        with clock.counted("evaluation"):
-            values = self.monitor.measure(self.state, stopped)
+        values = self.monitor.measure(self.state, stopped)
         self.record({"step": self.step, "split": self.monitor.split, **values})
         self.evaluated_at = self.step
         best = self.monitor.best

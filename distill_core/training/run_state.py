@@ -16,7 +16,7 @@ from distill_core.config import InputError
 from distill_core.data import sampling
 from distill_core.models import CONSTANTS
 from distill_core.models.network import LoadedModel, Network
-from distill_core.runtime import parallel
+from distill_core.runtime import clock, parallel
 from distill_core.training import fits, inputs, loop
 from distill_core.training.optimizers import Averaged, Optimizer
 from distill_core.training.step import STREAM_INIT, Evaluation, TrainState, stream_key
@@ -89,25 +89,28 @@ def first_variables(hp: config.Steps, workdir: epath.PathLike, network: Network)
         variables = dict(checkpoint.load_model(workdir).variables)
         return variables.pop("params"), variables
     head = getattr(hp, "reinitialise", "none") == "head"
-    start = _starting_point(hp, workdir)
+    start, line = _starting_point(hp, workdir), ""
     if head and getattr(hp, "init_from", None) is None:
         raise InputError("reinitialise", "head", "belongs to init_from, which is not given")
     if start is None or head:
         params, model_state = network.init(stream_key(jax.random.key(hp.seed), STREAM_INIT, 0))
         if start is None:
             return params, model_state
-        start = _with_head(hp, start, network, params)
+        start, line = _with_head(hp, start, network, params)
     path = str(getattr(hp, "init_from", None))
     with about("init_from", path):
         fits.check_start("init_from", path, start.network, network)
         model_state = checkpoint.fit(path, network.shapes(), start.variables)
+    fits.say(line)
     return model_state.pop("params"), model_state
 
 
-def _with_head(hp: Any, start: LoadedModel, network: Network, fresh: Any) -> LoadedModel:
-    """The model at `init_from` with the run's classes, and fresh weights where these count.
+def _with_head(
+    hp: Any, start: LoadedModel, network: Network, fresh: Any
+) -> tuple[LoadedModel, str]:
+    """(the model at `init_from` with the run's classes and a fresh head, a line that says so).
 
-    Those are the parameters whose shapes depend on the number of classes.
+    The head are the parameters whose shapes depend on the number of classes.
     """
     if network.is_text or start.network.is_text:
         raise InputError("reinitialise", "head", "is for classifiers of images")
@@ -127,12 +130,12 @@ def _with_head(hp: Any, start: LoadedModel, network: Network, fresh: Any) -> Loa
         params = jax.tree_util.tree_map_with_path(chosen, fresh, start.variables["params"])
     except ValueError:  # the error that `checkpoint.fit` raises tells more
         params = start.variables["params"]
-    fits.say(f"init_from {hp.init_from}: {', '.join(heads)} made anew, for {network.num_classes} "
-             f"classes in place of {start.network.num_classes}")  # fmt: skip
     described = dataclasses.replace(start.network, **same)
-    return dataclasses.replace(
+    loaded = dataclasses.replace(
         start, network=described, variables={**start.variables, "params": params}
     )
+    line = f"init_from {hp.init_from}: {', '.join(heads)} made anew, for {network.num_classes} "
+    return loaded, f"{line}classes in place of {start.network.num_classes}"
 
 
 def initial_state(
@@ -239,6 +242,11 @@ def evaluate(
     `batch_size` is global, and rounded up to the devices. Raises StoppedError once `stopped()`, in
     a run of one process.
     """
+    with clock.counted("evaluation"):
+        return _evaluate(measured, variables, take, num_examples, batch_size, mode, stopped)
+
+
+def _evaluate(measured, variables, take, num_examples, batch_size, mode, stopped):
     devices = jax.device_count()
     batch_size = -(-min(batch_size, num_examples) // devices) * devices
     rows_here = parallel.local_rows(batch_size)

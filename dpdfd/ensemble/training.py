@@ -66,6 +66,8 @@ def train_and_evaluate(
       InputError: wrong settings, before anything is written; and what `loop.run` raises.
     """
     hp = config.validate(settings, Settings)
+    # The claim is that a record changes one teacher.
+    config.check_unset(hp, ("clip_norm",), "would couple the teachers: it is of all gradients")
     mode = parallel_lib.choose_mode(parallel)
     dataset, splits = classification.load_splits(hp, workdir)
     partitions.check_public(dataset)

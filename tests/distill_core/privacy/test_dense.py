@@ -12,6 +12,23 @@ from distill_core.privacy.per_example import bounded_gradient_sum
 B, D = 12, 20
 
 
+def doubled(*arrays, dtype=None, inexact=True):
+    """Another kernel than the parameter."""
+    return [None if x is None else 2 * x for x in arrays]
+
+
+def _called(layer, x, extra):
+    """By way of another transformation, in which the layer's input is a tracer of its own."""
+    if extra == "vmap":
+        return jax.vmap(layer)(x)
+    if extra == "jit":
+        variables = layer.init(jax.random.key(0), x) if layer.is_initializing() else None
+        return layer(x) if variables else jax.jit(lambda x: layer(x))(x)
+    if extra == "penalty":
+        return layer(x) + jax.grad(lambda x: jnp.square(layer(x)).sum())(x).sum()
+    return layer(x)
+
+
 class Net(nn.Module):
     """Two dense layers that fit, one that is small, and what `extra` adds."""
 
@@ -20,8 +37,9 @@ class Net(nn.Module):
     @nn.compact
     def __call__(self, x):
         dtype = jnp.bfloat16 if self.extra == "low" else None
-        first = nn.Dense(30, name="first", dtype=dtype)
-        y = nn.relu(first(x)).astype(jnp.float32)
+        how = {"promote_dtype": doubled} if self.extra == "promote" else {}
+        first = nn.Dense(30, name="first", dtype=dtype, **how)
+        y = nn.relu(_called(first, x, self.extra)).astype(jnp.float32)
         if self.extra == "twice":
             y = y + nn.relu(first(2 * x))
         if self.extra == "tied":
@@ -62,6 +80,10 @@ def found(extra="", rows=1):
         ("tied", 1, ["second.kernel"]),
         ("low", 1, ["second.kernel"]),
         ("remat", 1, ["first.kernel", "second.kernel"]),
+        ("jit", 1, ["second.kernel"]),
+        ("vmap", 1, ["second.kernel"]),
+        ("penalty", 1, ["second.kernel"]),
+        ("promote", 1, ["second.kernel"]),
     ],
 )
 def test_layers_of_one_call_on_one_row_are_found(extra, rows, kernels):
@@ -70,7 +92,11 @@ def test_layers_of_one_call_on_one_row_are_found(extra, rows, kernels):
 
 @pytest.mark.parametrize("mode", ["normalize", "clip"])
 @pytest.mark.parametrize(
-    ("extra", "rows"), [("", 1), ("", 2), ("twice", 1), ("tied", 1), ("low", 1), ("remat", 1)]
+    ("extra", "rows"),
+    [
+        *[("", 1), ("", 2), ("twice", 1), ("tied", 1), ("low", 1), ("remat", 1)],
+        *[("jit", 1), ("vmap", 1), ("penalty", 1), ("promote", 1)],
+    ],
 )
 def test_the_sum_is_that_of_whole_gradients(extra, rows, mode):
     loss, params, batch = made(extra, rows)
@@ -87,6 +113,44 @@ def test_the_sum_is_that_of_whole_gradients(extra, rows, mode):
     for one, all_of_it in zip(jax.tree.leaves(ours), jax.tree.leaves(whole), strict=True):
         expected = np.tensordot(factors, all_of_it, 1)
         np.testing.assert_allclose(one, expected, rtol=1e-4, atol=1e-5 if extra != "low" else 2e-2)
+
+
+def test_parameters_that_the_loss_reads_besides_its_argument_are_constants():
+    """A network as its own teacher: the gradient is of one of both."""
+    loss, params, batch = made()
+
+    def of_both(mine, example):
+        return jnp.square(loss(mine, example) - 0.5 * loss(params, example) - 1)
+
+    @jax.jit
+    def both(params, batch):
+        def of_both(mine, example):
+            return jnp.square(loss(mine, example) - 0.5 * loss(params, example) - 1)
+
+        ours = bounded_gradient_sum(of_both, params, batch, norm=1e3, mode="clip")
+        return ours, jax.vmap(jax.grad(of_both), (None, 0))(params, batch)
+
+    eager = bounded_gradient_sum(of_both, params, batch, norm=1e3, mode="clip")
+    traced, whole = both(params, batch)
+    for one, two, each in zip(*map(jax.tree.leaves, (eager, traced, whole)), strict=True):
+        np.testing.assert_allclose(one, each.sum(0), rtol=1e-4, atol=1e-5)
+        np.testing.assert_allclose(two, each.sum(0), rtol=1e-4, atol=1e-5)
+
+
+def test_two_leaves_may_be_one_array():
+    kernel = jnp.ones((D, D)) / D
+    params = {"a": {"kernel": kernel}, "b": {"kernel": kernel}}
+    x = np.random.default_rng(0).normal(size=(B, 1, D)).astype(np.float32)
+    layer = nn.Dense(D, use_bias=False)
+
+    def loss(params, x):
+        y = jnp.tanh(layer.apply({"params": params["a"]}, x))
+        return jnp.square(layer.apply({"params": params["b"]}, y)).sum()
+
+    ours = bounded_gradient_sum(loss, params, x, norm=1e3, mode="clip")
+    whole = jax.vmap(jax.grad(loss), (None, 0))(params, x)
+    for one, each in zip(*map(jax.tree.leaves, (ours, whole)), strict=True):
+        np.testing.assert_allclose(one, each.sum(0), rtol=1e-4, atol=1e-5)
 
 
 @pytest.mark.parametrize("bad", [np.nan, np.inf, 1e30])

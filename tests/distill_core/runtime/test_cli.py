@@ -205,7 +205,7 @@ def test_a_resume_under_other_settings_is_refused_and_changes_nothing(place, tmp
     for binary, change, message in (
         (train, ["--config.learning_rate=0.2"], "learning_rate: got 0.2; this run was started"),
         (train, ["--config.model_kwargs.hidden=9"], "model_kwargs.hidden: got 9; this run was"),
-        (distill, [f"--config.teacher={place}/plain"], f"teacher: got '{place}/plain'; this run w"),
+        (distill, [f"--config.teacher={place}/plain"], "frozen_dtype: got 'float32'; this run w"),
     ):
         assert run_in_process(binary, *same, *change) == 2
         assert message in capsys.readouterr().err

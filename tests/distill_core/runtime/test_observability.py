@@ -10,7 +10,7 @@ import pytest
 
 from distill_core import train
 from distill_core.config import InputError
-from distill_core.experiment import speed
+from distill_core.experiment import speed, stages
 from distill_core.runtime import cli, clock, compilation_cache, peaks, profiling
 
 DIGITS = {
@@ -41,6 +41,20 @@ def test_the_steps_asked_for_are_traced_for_tensorboard(tmp_path):
     names = [event.name for plane in planes for line in plane.lines for event in line.events]
     assert names.count("train") == 3  # as many step annotations
     assert b"step_num" in trace.read_bytes()
+
+
+def test_a_dispatch_is_traced_if_one_of_its_steps_is_asked_for(tmp_path):
+    with profiling.steps("5:6"):
+        train.train_and_evaluate({**DIGITS, "steps_per_dispatch": 2}, tmp_path)
+    (trace,) = (tmp_path / "tensorboard" / "plugins" / "profile").glob("*/*.xplane.pb")
+    planes = jax.profiler.ProfileData.from_file(str(trace)).planes
+    names = [event.name for plane in planes for line in plane.lines for event in line.events]
+    assert names.count("train") == 1
+
+
+def test_an_experiment_of_many_runs_is_not_profiled():
+    with profiling.steps("1:2"), pytest.raises(InputError, match="^profile: got '1:2'; an exper"):
+        stages.check_seeds((0,))
 
 
 @pytest.mark.parametrize("asked", ["3", "5:5", "6:2", "a:b", "-1:4", "1:2:3", ""])
@@ -157,6 +171,8 @@ def test_a_cache_that_cannot_be_written_is_one_line(tmp_path, capsys, monkeypatc
     assert cli.exit_code(read, [f"--compilation_cache={tmp_path}/file/below"]) == 2
     err = capsys.readouterr().err
     assert err.startswith("error: compilation_cache: got ") and err.count("\n") == 1
+    assert cli.exit_code(read, ["--compilation_cache="]) == 2
+    assert capsys.readouterr().err.startswith("error: compilation_cache: got ''; must be a dir")
     # A home that cannot be written to is nobody's wish.
     monkeypatch.setenv("XDG_CACHE_HOME", f"{tmp_path}/file")
     jax.config.update("jax_compilation_cache_dir", None)

@@ -92,7 +92,7 @@ def test_a_run_with_accumulation_ends_where_one_without_does(tmp_path):
         ({"accumulate_steps": 3}, "^accumulate_steps: got 3; must divide the 4 examples"),
         (
             {"accumulate_steps": 2, "model_kwargs": {"widths": (4,), "hidden": 8}},
-            "^accumulate_steps: got 2; needs a network without batch_stats",
+            "^accumulate_steps: got 2; needs a run without batch_stats",
         ),
         ({"accumulate_steps": 0}, "^accumulate_steps: got 0; must be an integer of at least 1"),
         ({"ema_decay": 1.0}, "^ema_decay: got 1.0; must be a number in"),

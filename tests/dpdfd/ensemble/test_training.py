@@ -81,10 +81,10 @@ def teacher_of(record):
     return int(partition(np.array([record]), TEACHERS)[0])
 
 
-# Momentum, weight decay and rates that fall couple no teachers.
+# Momentum, weight decay and rates that rise or fall couple no teachers.
 COUPLED = {
     **MEMBERS["mlp"], "optimizer": "sgd", "momentum": 0.9, "weight_decay": 0.01,
-    "schedule": "onecycle", "deform": 0.0, "num_steps": 8, "save_every": 3,
+    "schedule": "cosine", "warmup_steps": 2, "deform": 0.0, "num_steps": 8, "save_every": 3,
 }  # fmt: skip
 
 
@@ -296,6 +296,7 @@ def test_a_killed_run_goes_on_to_the_same_teachers(fit, monkeypatch, capsys, nam
 @pytest.mark.parametrize(
     ("field", "settings"),
     [
+        ("clip_norm", {**COUPLED, "clip_norm": 1.0}),
         ("num_teachers", {"num_teachers": NUM + 1}),
         ("num_teachers", {"num_teachers": NUM - 8, "num_validation": 8}),
         ("num_teachers", {"num_teachers": 0}),
