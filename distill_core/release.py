@@ -63,8 +63,9 @@ _ASSUMPTIONS = (
     "Strengths and the number of steps were fixed before the run.",
     "Noise on gradients is float32, each number a sum of four draws of a counter-based generator "
     "with 64 secret bits, which is taken for ideal; attacks on the last bits are not covered. "
-    "Noise on the answers of several teachers is discrete Gaussian, from the operating system's "
-    "randomness.",
+    "Noise on the answers of several teachers, on the mean of their parameters and on moments of "
+    "the data is discrete Gaussian, from the operating system's randomness. Every mechanism of the "
+    "ledger that is not noise on gradients is one of these, and a use of the data of its own.",
     "The run touched private data in no other way. Choosing its settings, or shaping the code that "
     "draws its queries, while looking at such data is not covered.",
 )

@@ -69,13 +69,14 @@ def train_and_evaluate(
     decides |= {"teacher": reads["teacher"]}
     bought = Bought(workdir, decides)
     run = _prepare(hp, teacher, chosen, bought, mode)
+    begun = run_state.has_checkpoint(workdir)
+    if not begun:
+        noised = asked.network if averages else chosen.student
+        run.budget.say(count_parameters(noised.shapes()["params"]))
     if run.budget.moments and dataset:
         run = _with_moments(run, workdir, dataset, {**decides, "dataset": reads["dataset"]})
-    begun = run_state.has_checkpoint(workdir)
     if averages:
         asked = _released(run, teacher, asked, workdir, decides)
-    if not begun:
-        run.budget.say(count_parameters(chosen.student.shapes()["params"]))
     state = conversion.first_state(run, asked, begun=begun)
     parts = {"student": chosen.student, "generator": chosen.generator}
     metadata["parts"] = {name: network.to_json() for name, network in parts.items()}
@@ -173,7 +174,7 @@ def _prepare(
         raise InputError("epsilon", hp.epsilon, allowed)
     if hp.mechanism == "parameters" and budget.noise_multiplier > mean.MOST_NOISE:
         raise InputError("epsilon", hp.epsilon, f"needs noise above {mean.MOST_NOISE:g} norms")
-    if release is not None and hp.noise_seed is None:
+    if (release is not None or budget.moments) and hp.noise_seed is None:
         odometer.check(hp.teacher)
     if hp.prior:
         # Refuses what it cannot draw before anything is written.
@@ -214,7 +215,9 @@ def _with_moments(run: Run, workdir: epath.Path, dataset: Dataset, decides) -> R
         num_classes=run.conversion.student.num_classes,
         noise_multiplier=charged.std / charged.sensitivity,
         decides=decides,
+        charge=run.budget.charge_once,
     )
+    run.budget.read_conversions()
     return dataclasses.replace(run, moments=found)
 
 

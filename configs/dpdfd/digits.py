@@ -13,7 +13,7 @@ STROKES = {"prior": {"strokes": 1.0}, "prior_extent": (0.85, 1.0)}
 CNN = {"model": "cnn", "model_kwargs": {"widths": (16, 32), "hidden": 64, "norm": "group"}}
 SCATTERING = {"model": "scattering", "model_kwargs": {"J": 1}}
 ROUNDS = {"num_rounds": 4, "num_queries": 2048, "num_steps": 400}
-# A teacher that may be asked freely; see README.
+# A teacher that may be asked freely.
 FREE = {
     "num_rounds": 1,
     "num_queries": 16384,

@@ -222,8 +222,9 @@ def _summary(rows: Sequence[Row], hp: Any) -> str:
     return (
         "From one existing teacher only the figure per query is useful, and it protects no record: "
         "protecting records needs the training data once, for an ensemble or a teacher trained "
-        f"with DP-SGD. Of the students that protect records, {best.arm} is right on "
-        f"{accuracy:.1%} of the test images at ε = {epsilon:.3g}."
+        "with noise, and once more where a prior is bought. Of the students that protect records, "
+        f"{best.arm} is right on {accuracy:.1%} of the test images at ε = {epsilon:.3g}, "
+        f"{best.settings['adjacency']}."
     )
 
 

@@ -6,7 +6,7 @@ they may be published, and draw further images (`dpdfd.evaluate`).
 """
 
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
@@ -16,11 +16,12 @@ from distill_core import config
 from distill_core.checkpoint import integrity
 from distill_core.config import InputError
 from distill_core.data.images.dataset import Split
+from distill_core.privacy import noise
 from distill_core.runtime import parallel
 from distill_core.training import dp_settings
 from dpdfd.priors import moments
 from dpdfd.priors.moments import Moments
-from dpdfd.privacy.bought import has_begun, once
+from dpdfd.privacy.bought import has_begun, kept_bytes, once
 from dpdfd.settings import Settings
 
 FILE = "moments.npz"
@@ -34,11 +35,13 @@ def bought_moments(
     num_classes: int,
     noise_multiplier: float,
     decides: Mapping[str, Any],
+    charge: Callable[[], None],
 ) -> Moments:
     """The moments of a run: read, or else bought of the `private` images.
 
-    `decides` is JSON-able: settings, data and teacher by content. Raises InputError on
-    `moments.size` or `moments.masked`, or where the workdir keeps another run's.
+    `decides` is JSON-able: settings, data and teacher by content. `charge` writes down that they
+    are bought, before they are. Raises InputError on `moments.size` or `moments.masked`, or where
+    the workdir keeps another run's.
     """
     wanted, seed = hp.moments, hp.noise_seed
     assert wanted is not None
@@ -48,6 +51,7 @@ def bought_moments(
     live = dp_settings.live_records(wanted.masked, len(private), "moments.masked")
 
     def buy() -> bytes:
+        charge()
         return moments.release(
             private.images,
             private.labels,
@@ -67,9 +71,17 @@ def bought_moments(
 
 
 def published_moments(workdir: epath.Path) -> Moments:
-    """What `<workdir>/moments.npz` holds; raises InputError on `checkpoint` if it is missing."""
+    """What `<workdir>/moments.npz` holds.
+
+    Raises InputError on `checkpoint` if it is missing, or not what the run bought.
+    """
     path = workdir / FILE
     if not path.exists():
         allowed = f"its prior draws from {path}, which is missing"
         raise InputError("checkpoint", str(workdir), allowed)
-    return Moments.from_bytes(path.read_bytes())
+    found, kept = path.read_bytes(), workdir / noise.FOLDER / FILE
+    published = Moments.from_bytes(found)
+    if kept.exists() and kept_bytes(kept) != found:
+        allowed = f"its prior draws from {path}, which is not what the run bought"
+        raise InputError("checkpoint", str(workdir), allowed)
+    return published

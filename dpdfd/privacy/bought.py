@@ -38,16 +38,26 @@ def once(
                 np.savez(buffer, bought=np.frombuffer(buy(), np.uint8), run=np.array(run))
                 noise.write_private(path, buffer.getvalue())
             parallel.barrier(f"bought-{name}")
-    try:
-        with path.open("rb") as stream, np.load(stream, allow_pickle=False) as stored:
-            found, theirs = stored["bought"].tobytes(), str(stored["run"])
-    except Exception:  # NumPy raises many kinds for a damaged archive
-        allowed = "cannot be read, and with it what was bought; take another workdir"
-        raise InputError("workdir", str(path), allowed) from None
+    found, theirs = _read_kept(path)
     if theirs != run:
         allowed = "belongs to a run with other settings, data or teacher; take another workdir"
         raise InputError("workdir", str(path), allowed)
     return found
+
+
+def kept_bytes(path: epath.Path) -> bytes:
+    """What `once` kept in a file; raises InputError on `workdir` if it cannot be read."""
+    return _read_kept(path)[0]
+
+
+def _read_kept(path: epath.Path) -> tuple[bytes, str]:
+    """(what was bought, by which run)."""
+    try:
+        with path.open("rb") as stream, np.load(stream, allow_pickle=False) as stored:
+            return stored["bought"].tobytes(), str(stored["run"])
+    except Exception:  # NumPy raises many kinds for a damaged archive
+        allowed = "cannot be read, and with it what was bought; take another workdir"
+        raise InputError("workdir", str(path), allowed) from None
 
 
 def has_begun(workdir: epath.Path) -> bool:

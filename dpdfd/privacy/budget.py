@@ -111,6 +111,7 @@ class Budget:
             found = Ledger(public=public).descend(teacher, theirs)
             if self.moments:
                 found = found.charge(self.moments)
+                found = dataclasses.replace(found, conversions=self._conversions)
                 if self._hp.noise_seed is not None:
                     found = found.expose(ledger_lib.SEED_GIVEN)
             return found
@@ -173,8 +174,10 @@ class Budget:
 
     def charge_once(self):
         """Charges a single release to the teacher's account, before its noise is drawn."""
-        if self.release is not None and self._hp.noise_seed is None:
+        entry = self.moments
+        if self.release is not None:
             entry = self.release.charge(self.noise_multiplier)
+        if entry is not None and self._hp.noise_seed is None:
             self._charge_teacher(os.urandom(8).hex(), entry, self._hp.delta)
 
     def read_conversions(self):
@@ -185,7 +188,7 @@ class Budget:
     def _charge_teacher(self, conversion: str, entry: Entry, delta: float):
         """Charges all that the run may release, before it asks for anything; prints the total."""
         self._conversions = odometer.charge(self._hp.teacher, conversion, entry)
-        total = composition.total(Ledger(conversions=self._conversions), delta)
+        total = composition.total(self.ledger(0), delta)
         if total is not None:
             print(f"{total.says} (δ = {delta:g})", flush=True)
 

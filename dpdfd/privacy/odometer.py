@@ -1,5 +1,6 @@
 """A teacher's odometer: the account of all conversions charged for asking it, which compose.
 
+Answers, a mean of parameters and moments of the data are bought alike.
 Ten conversions at ε = 1 are ε = 3.6 together, and no ledger of one of them can tell. So
 `private/odometer/` in the teacher's workdir holds one file per conversion, with its random id, what
 it may release at most, and when it began. A file is written atomically, under a lock, before the

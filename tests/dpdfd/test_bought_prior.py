@@ -187,6 +187,28 @@ def test_a_given_seed_of_the_noise_claims_nothing_and_repeats_it(convert, tmp_pa
     assert evaluate.privacy(checkpoint.find(tmp_path / "a")[1])["epsilon"] is None
 
 
+def test_purchases_by_way_of_one_teacher_compose_with_its_training(
+    convert, place, tmp_path, capsys
+):
+    shutil.copytree(place / "teacher", tmp_path / "own", ignore=shutil.ignore_patterns("odometer"))
+    capsys.readouterr()
+    told = [convert(n, str(tmp_path / "own"), num_steps=2)["ledger"] for n in ("a", "b")]
+    lines = [x for x in capsys.readouterr().out.splitlines() if x.startswith("Conversions of")]
+    assert [line.split("one: ")[1][0] for line in lines] == ["1", "2"]
+    reports = [privacy_spent(each, delta=DELTA) for each in told]
+    assert [each.total.conversions for each in reports] == [1, 2]
+    assert reports[0].total.epsilon == pytest.approx(reports[0].epsilon, rel=1e-6)
+    mu = accountants.gaussian_mu(EPSILON, DELTA)
+    both = accountants.composed_epsilon(
+        [accountants.Noised(mu * (SHARE + 2 * (1 - SHARE)) ** 0.5)], DELTA
+    )
+    assert reports[1].total.epsilon == pytest.approx(both, rel=1e-3)
+    assert reports[1].epsilon == pytest.approx(EPSILON, rel=1e-3)
+    # A resumed run is charged once.
+    convert("b", str(tmp_path / "own"), num_steps=2)
+    assert len(list((tmp_path / "own" / "private" / "odometer").glob("*.json"))) == 2
+
+
 def test_two_runs_draw_two_noises(finished, convert, tmp_path):
     convert(num_steps=2)
     assert (published(tmp_path / "run").means != published(finished[0]).means).any()
@@ -374,6 +396,14 @@ def test_the_evaluation_draws_from_the_published_moments(finished, place, tmp_pa
     assert {image.tobytes() for image in np.load(export)["images"]} <= pixels
 
 
+def test_moments_that_the_run_did_not_buy_are_no_prior_of_its(finished, convert, tmp_path):
+    shutil.copytree(finished[0], tmp_path / "copy")
+    convert("other", num_steps=2)
+    shutil.copy(tmp_path / "other" / "moments.npz", tmp_path / "copy" / "moments.npz")
+    with pytest.raises(InputError, match="^checkpoint: .* is not what the run bought"):
+        kept_lib.published_moments(tmp_path / "copy")
+
+
 def test_without_its_moments_the_prior_cannot_be_drawn_again(finished, tmp_path, capsys):
     shutil.copytree(finished[0], tmp_path / "run")
     (tmp_path / "run" / "moments.npz").unlink()
@@ -429,7 +459,7 @@ def call(place, tmp_path, capfd):
         ({"epsilon": 1.0}, "epsilon: got 1.0; must be above the "),
         (
             {"teacher": "PLACE/whole"},
-            "epsilon: got 8.0; is all but spent before (8): take a larger one, or leave more of it",
+            "epsilon: got 8.0; is all but spent before (",
         ),
         (
             {"moments": {"size": 9, "norm": 4.0}},

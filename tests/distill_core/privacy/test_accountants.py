@@ -238,13 +238,34 @@ def test_millions_of_steps_raise_no_integer_to_the_power_of_millions():
     assert 2.1 < sampled(4.9e-4, 0.5, 5_000_000) < 2.3
 
 
-@pytest.mark.parametrize("rate", [1.0, 0.01])
-@pytest.mark.parametrize("gap", [1e-13, 1e-9, 1e-6, 1e-4])
+@pytest.mark.parametrize(
+    ("gap", "rate"), [(1e-13, 1.0), (1e-9, 1.0), (1e-4, 1.0), (1e-13, 0.01), (1e-9, 0.01)]
+)
 def test_what_calibration_left_over_of_a_budget_is_no_budget(gap, rate):
     spent = [Noised(0.7, 3)]
     epsilon = accountants.composed_epsilon(spent, 1e-5) * (1 + gap)
     with pytest.raises(InputError, match="^epsilon: .* spent"):
         accountants.calibrate([Noised(1.0, 10, rate)], epsilon, 1e-5, spent=spent)
+
+
+def test_a_budget_that_sampled_steps_all_but_spent_is_refused_soon(monkeypatch):
+    """The search for a factor that does not exist took minutes."""
+    costs, real = [], accountants.composed_epsilon
+
+    def counted(*args, **kwargs):
+        costs.append(1)
+        return real(*args, **kwargs)
+
+    spent = [Noised(1.0, 200, 0.05)]
+    epsilon = accountants.composed_epsilon(spent, 1e-5) * (1 + 1e-5)
+    monkeypatch.setattr(accountants, "composed_epsilon", counted)
+    with pytest.raises(InputError, match="^epsilon: .* all but spent"):
+        accountants.calibrate([Noised(1.0)], epsilon, 1e-5, spent=spent)
+    assert len(costs) <= 3
+    sigma = accountants.calibrate([Noised(1.0)], 2 * epsilon, 1e-5, spent=spent)
+    assert len(costs) <= 25
+    found = real([*spent, Noised(1 / sigma)], 1e-5)
+    assert 2 * epsilon * 0.995 < found <= 2 * epsilon
 
 
 def test_noise_after_what_was_spent_stays_within_the_budget():
