@@ -89,7 +89,7 @@ def over_epsilon(
         axis.set_xlabel("ε of a record, in its row's adjacency; published: as they state it")
         axis.set_title("accuracy on test, %", fontweight="normal", color=DIM)
         axis.grid(axis="y")
-        axis.legend(frameon=False, fontsize=7, loc="upper left", bbox_to_anchor=(0, -0.15), ncols=2)
+        axis.legend(frameon=False, fontsize=7, loc="upper left", bbox_to_anchor=(0, -0.15), ncols=1)
     return epath.Path(path)
 
 
