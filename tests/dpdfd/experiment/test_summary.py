@@ -157,7 +157,7 @@ def test_the_summary_names_the_best_of_those_that_protect_records(results, hp):
         results[arm, 0]["accuracy"] = results[arm, 1]["accuracy"] = 0.99
     results["record_ensemble", 1]["accuracy"] = 0.9
     said = summary._summary([*rows_of(results, hp).values()], hp)
-    assert "record_ensemble is right on 70.0% of the test images at ε = 2, replace one." in said
+    assert "record_ensemble is right on 70.0% of the test images at ε = 2, replace one, " in said
     hp.arms = {name: hp.arms[name] for name in ("none", "query")}
     left = {run: found for run, found in results.items() if not run[0].startswith("record")}
     rows = [*rows_of(left, hp).values()]  # a DP teacher's among them: it is no student
