@@ -11,7 +11,7 @@ from distill_core.models.network import Network
 from distill_core.step import Labels
 from distill_core.training.gradients import PrivateGradient
 from distill_core.training.optimizers import Optimizer
-from distill_core.training.step import TrainState, Update
+from distill_core.training.step import TrainState, Update, mean_gradient
 from nasty.step import Nasty
 from swingdistill.step import Swing
 
@@ -46,8 +46,8 @@ def images(kind: str, batch: int, *, model: str = "resnet18", dtype: str = "bflo
     )  # fmt: skip
     nasty = kind == "nasty"
     objective = Nasty(network, network) if nasty else Labels(network)
-    gradient = [PrivateGradient()] if kind == "private" else []
-    update = Update(objective, SGD, *gradient)
+    gradient = PrivateGradient() if kind == "private" else mean_gradient
+    update = Update(objective, SGD, gradient)
 
     def make():
         keys = jax.random.split(jax.random.key(0), 4)
@@ -100,7 +100,7 @@ def swing(
         scores = jax.random.uniform(keys[4], shape)
         scores = jnp.where(scores < 0.05, 20 * scores, 0.0)
         numbers = {"alpha": 0.7, "t_min": 1.0, "t_max": 16.0, "gamma": 1.0, "clip": 10.0}
-        frozen = {name: jnp.float32(value) for name, value in numbers.items()}
+        frozen: dict[str, Any] = {name: jnp.float32(value) for name, value in numbers.items()}
         frozen |= {"teacher_weight": jnp.float32(0.0), "noise_key": keys[1]}
         frozen["teacher"] = {"params": answers}
         examples = {

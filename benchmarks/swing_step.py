@@ -139,11 +139,9 @@ def sides(options: argparse.Namespace) -> tuple[dict[str, Callable[[], float]], 
     state = state.replace(params=params, opt_state=steps.ADAMW.make().init(params))
     nothing = jnp.zeros_like(batch["scores"])
     plain = {**batch, "scores": nothing, "noise_scale": nothing}
-    kd = dataclasses.replace(
-        step, update=dataclasses.replace(
-            step.update, objective=dataclasses.replace(step.update.objective, noisy=False)
-        ),
-    )  # fmt: skip
+    objective: Any = step.update.objective
+    quiet = dataclasses.replace(objective, noisy=False)
+    kd = dataclasses.replace(step, update=dataclasses.replace(step.update, objective=quiet))
     tokens, labels = (
         torch.from_numpy(np.array(batch[name])).long().to(device) for name in ("tokens", "labels")
     )

@@ -101,7 +101,7 @@ def compile_step(name: str, mode: str, topology: str, small: bool) -> dict[str, 
         "temporary_gib": memory.temp_size_in_bytes / GIB,
         "flops": cost["flops"],
         "counted_flops": counted,
-        "collectives": collectives(compiled.as_text()),
+        "collectives": collectives(compiled.as_text() or ""),
         "seconds_to_compile": time.perf_counter() - began,
     }
 
