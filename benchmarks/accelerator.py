@@ -11,7 +11,7 @@
     private  per-example gradient sums against jax_privacy and Opacus (dp_step.py)
     loss     the chunked Swing loss against its direct form (swing_loss.py)
 
-Every case is its script's, in a process of its own, so that each frees the device's memory; tables
+Every case runs its script in a separate process, so that it frees the device's memory; tables
 and a JSON object for each come as they are made, and what no longer fits into --minutes is left out
 by name: a run that is cut short loses nothing that was printed.
 """

@@ -373,7 +373,8 @@ class Optimizer:
             allowed = f"must lie behind the warm-up of {self.warmup_steps} steps"
             raise InputError("drop_steps", self.drop_steps, allowed)
         if self.schedule == "onecycle" and self.warmup_steps:
-            raise InputError("warmup_steps", self.warmup_steps, "onecycle has a rise of its own")
+            allowed = "must be 0 with onecycle, which rises by itself"
+            raise InputError("warmup_steps", self.warmup_steps, allowed)
         if self.optimizer == "sgd":
             check_unset(self, ("b1", "b2"), "belongs to adam and adamw")
 
@@ -437,7 +438,7 @@ class Frozen:
     """Networks that are only asked."""
 
     frozen_dtype: str = choice(
-        "float32", "bfloat16", default="float32", help="in which the device stores their parameters"
+        "float32", "bfloat16", default="float32", help="in which they are stored and computed"
     )
 
 

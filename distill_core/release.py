@@ -65,7 +65,7 @@ _ASSUMPTIONS = (
     "with 64 secret bits, which is taken for ideal; attacks on the last bits are not covered. "
     "Noise on the answers of several teachers, on the mean of their parameters and on moments of "
     "the data is discrete Gaussian, from the operating system's randomness. Every mechanism of the "
-    "ledger that is not noise on gradients is one of these, and a use of the data of its own.",
+    "ledger that is not noise on gradients is one of these, and each used the data once more.",
     "The run touched private data in no other way. Choosing its settings, or shaping the code that "
     "draws its queries, while looking at such data is not covered.",
 )

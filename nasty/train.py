@@ -90,6 +90,7 @@ def train_and_evaluate(
     }
     reads, trained_on = {"adversary": adversary}, hp.num_steps * hp.batch_size
     if hp.train_only_head:
+        config.check_unset(hp, ("frozen_dtype",), "the adversary is asked once, before training")
         layout, examples = head_only.prepare(run, adversary)
         result = classification.train(
             run, NastyHead(), frozen=frozen, reads=reads, examples=examples, layout=layout

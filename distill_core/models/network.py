@@ -299,7 +299,7 @@ class LoadedModel:
 def stored_as(loaded: LoadedModel, dtype: str) -> LoadedModel:
     """A network to be asked only, its parameters stored and its answers computed in `dtype`.
 
-    "float32" leaves it as it is, with the `compute_dtype` of its own. Raises InputError on
+    "float32" leaves it as it is, with its own `compute_dtype`. Raises InputError on
     `frozen_dtype` if the network cannot be computed so.
     """
     if dtype == "float32":

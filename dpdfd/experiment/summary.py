@@ -268,7 +268,7 @@ def _published(dataset: Dataset) -> list[Table]:
 def _curves(hp: Any, rows: Sequence[Row]) -> dict[str, dict[float, list[float]]]:
     """What is released -> ε -> accuracies, of what protects records at more than one ε.
 
-    A teacher that has a share of a budget is no release of its own.
+    A teacher that spends a share of a budget is left out: the whole budget is its student's.
     """
     found: dict[str, dict[float, list[float]]] = {}
     for row in rows:

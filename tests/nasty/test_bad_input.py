@@ -125,6 +125,7 @@ SKEPTICAL = ["--config.attack=skeptical", "--config.model=nasty.attacks.skeptica
         wrong("defence", nasty_train, "--config.defence=nice"),
         wrong("init_from", nasty_train, "--config.train_only_head=True"),
         wrong("flip", nasty_train, *HEAD, "--config.flip=True"),
+        wrong("frozen_dtype", nasty_train, *HEAD, "--config.frozen_dtype=bfloat16"),
         wrong("rotation", nasty_train, *HEAD, "--config.rotation=20.0"),
         # A proxy of the nastiness check that cannot be.
         wrong("check_model", nasty_train, "--config.check_model=cnm"),

@@ -18,7 +18,7 @@ def doubled(*arrays, dtype=None, inexact=True):
 
 
 def _called(layer, x, extra):
-    """By way of another transformation, in which the layer's input is a tracer of its own."""
+    """By way of another transformation, in which the layer's input is another tracer."""
     if extra == "vmap":
         return jax.vmap(layer)(x)
     if extra == "jit":

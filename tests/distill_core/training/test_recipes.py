@@ -97,7 +97,7 @@ def test_a_run_with_accumulation_ends_where_one_without_does(tmp_path):
         ({"accumulate_steps": 0}, "^accumulate_steps: got 0; must be an integer of at least 1"),
         ({"ema_decay": 1.0}, "^ema_decay: got 1.0; must be a number in"),
         ({"warmup_steps": 6}, "^warmup_steps: got 6; must be below num_steps, 6"),
-        ({"warmup_steps": 2, "schedule": "onecycle"}, "^warmup_steps: got 2; onecycle has"),
+        ({"warmup_steps": 2, "schedule": "onecycle"}, "^warmup_steps: got 2; must be 0 with"),
         (
             {"warmup_steps": 2, "schedule": "step", "drop_steps": (2,)},
             "^drop_steps: got .* must lie behind the warm-up of 2 steps",
