@@ -42,7 +42,7 @@ from torch.nn import functional
 
 from distill_core import models
 from distill_core.models.flops import count_flops
-from distill_core.models.importers import torch_layout, torch_weights
+from distill_core.models.foreign import torch_layout, torch_weights
 from distill_core.models.network import Network
 from distill_core.runtime import peaks
 from distill_core.training.optimizers import Optimizer

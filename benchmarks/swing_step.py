@@ -35,7 +35,7 @@ from flax import traverse_util
 from torch.nn import functional
 
 from distill_core.models.flops import count_flops
-from distill_core.models.importers import gpt2
+from distill_core.models.foreign import gpt2
 from distill_core.runtime import backend, peaks
 
 ALPHA = 0.7

@@ -105,9 +105,9 @@ def load_model(
     A checkpoint is data: it may name a network of this project, or one in a package of `trust`.
 
     Args:
-      path: a workdir or one of its checkpoints, local or `gs://…`; or a local `.safetensors` file
-        with GPT-2's weights, see `models.importers.gpt2`, or an image network's from PyTorch, see
-        `models.importers.torch_weights`.
+      path: a workdir or one of its checkpoints, local or `gs://…`; or a local directory with a
+        language model of Hugging Face's, see `models.foreign.huggingface`, or a `.safetensors` file
+        with GPT-2's weights or an image network's from PyTorch, see `models.foreign.torch_weights`.
       part: which network; by default the first, e.g. the student rather than its generator.
       step: which checkpoint; by default the newest undamaged one.
       trust: packages, with their submodules, or single modules whose code may be run for it, in
@@ -117,10 +117,10 @@ def load_model(
       InputError: no such checkpoint or part, another format, a leaf that does not fit, or a network
         in a module that is not trusted.
     """
-    from distill_core.models import importers
+    from distill_core.models import foreign
 
-    if str(path).endswith(".safetensors"):  # the readers check that it is local
-        return importers.load_model(path, part=part, step=step)
+    if foreign.is_foreign(path):
+        return foreign.load_model(path, part=part, step=step)
     path, metadata = find(paths.expand("checkpoint", path), step=step)
     specs = metadata["parts"]
     part = next(iter(specs)) if part is None else part

@@ -9,7 +9,8 @@ from distill_core.models.apply import (
     init_model,
 )
 from distill_core.models.cnn import CNN
-from distill_core.models.create import MODEL_NAMES, create_model
+from distill_core.models.create import MODEL_NAMES, TEXT_MODELS, create_model
+from distill_core.models.decoder import Decoder
 from distill_core.models.mobilenetv2 import MobileNetV2
 from distill_core.models.resnet import ResNet
 from distill_core.models.resnetc import ResNetC
@@ -23,6 +24,8 @@ __all__ = [
     "CNN",
     "CONSTANTS",
     "MODEL_NAMES",
+    "TEXT_MODELS",
+    "Decoder",
     "MobileNetV2",
     "ResNeXt",
     "ResNet",

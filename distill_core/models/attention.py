@@ -9,31 +9,39 @@ Array = jax.Array
 _TPU_BLOCK = 128  # the kernel's blocks of positions divide the length
 
 
-def attend(q: Array, k: Array, v: Array, segments: Array | None = None) -> Array:
-    """softmax(q·kᵀ/√(D/H))·v, where a position sees itself and what precedes it in its line.
+def attend(
+    q: Array, k: Array, v: Array, segments: Array | None = None, *, window: int | None = None
+) -> Array:
+    """softmax(q·kᵀ/√d)·v, where a position sees itself and what precedes it in its line.
 
     On GPUs since Ampere bfloat16 goes through cuDNN's fused attention, and on TPUs rows of whole
     blocks through a Pallas kernel, so that scores `[B, H, L, L]` never exist. Elsewhere it is
     `jax.nn.dot_product_attention` as XLA compiles it, with the softmax in float32.
 
     Args:
-      q, k, v: `[B, L, H, D/H]`, floating.
+      q: `[B, L, H, d]`, floating.
+      k, v: `[B, L, K, d]`; K divides H, and so many neighbouring heads of q share one of theirs.
       segments: integers `[B, L]`, the line of each position; None: the row is one line.
+      window: so many positions are seen at most, itself included; None: all.
 
     Returns:
-      `[B, L, H, D/H]`, of their dtype.
+      `[B, L, H, d]`, of their dtype.
     """
-    if backend.platform() == "tpu" and q.shape[1] % _TPU_BLOCK == 0 and _fits_lanes(q.shape[-1]):
+    if backend.platform() == "tpu" and window is None and _fits_tpu(q):
         return parallel.per_device(_fused_on_tpu, (q, k, v, segments), result="rows")
     mask = None
     if segments is not None:
         mask = segments[:, None, :, None] == segments[:, None, None, :]
     kind = "cudnn" if _fits_cudnn(q) else "xla"
-    return jax.nn.dot_product_attention(q, k, v, mask=mask, is_causal=True, implementation=kind)
+    local = None if window is None else (window - 1, 0)
+    return jax.nn.dot_product_attention(
+        q, k, v, mask=mask, is_causal=True, local_window_size=local, implementation=kind
+    )
 
 
-def _fits_lanes(head: int) -> bool:
-    return head < _TPU_BLOCK or head % _TPU_BLOCK == 0
+def _fits_tpu(q: Array) -> bool:
+    _, length, _, head = q.shape
+    return length % _TPU_BLOCK == 0 and (head < _TPU_BLOCK or head % _TPU_BLOCK == 0)
 
 
 def _fits_cudnn(q: Array) -> bool:
@@ -49,6 +57,7 @@ def _fused_on_tpu(q: Array, k: Array, v: Array, segments: Array | None) -> Array
     from jax.experimental.pallas.ops.tpu import flash_attention as kernel
 
     ids = None if segments is None else kernel.SegmentIds(segments, segments)
+    k, v = (jnp.repeat(x, q.shape[2] // k.shape[2], axis=2) for x in (k, v))  # one for each head
     heads_first = (jnp.moveaxis(x, 2, 1) for x in (q, k, v))
     found = kernel.flash_attention(
         *heads_first, segment_ids=ids, causal=True, sm_scale=q.shape[-1] ** -0.5

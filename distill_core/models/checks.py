@@ -87,9 +87,9 @@ def _check_text(network: Network):
         raise _failed(network, f"tokens {list(tokens.shape)}", error) from error
     states, embedding = (tuple(each.shape) for each in found)
     width = states[-1:]
-    if states != (*tokens.shape, *width) or embedding != (network.num_classes, *width):
+    if states != (*tokens.shape, *width) or embedding != (network.num_tokens, *width):
         allowed = (
-            f"must have hidden states [B, L, D] and an embedding [{network.num_classes}, D], not "
+            f"must have hidden states [B, L, D] and an embedding [{network.num_tokens}, D], not "
             f"{list(states)} and {list(embedding)} for tokens {list(tokens.shape)}"
         )
         raise InputError("model", network.model, allowed)

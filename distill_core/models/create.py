@@ -10,6 +10,7 @@ from flax import linen as nn
 from distill_core.config import InputError
 from distill_core.models import trust
 from distill_core.models.cnn import CNN
+from distill_core.models.decoder import Decoder
 from distill_core.models.mobilenetv2 import MobileNetV2
 from distill_core.models.resnet import Bottleneck, ResNet
 from distill_core.models.resnetc import ResNetC
@@ -24,7 +25,14 @@ def _transformer(*, num_classes: int, **kwargs: Any) -> Transformer:
     return Transformer(vocab_size=num_classes, **kwargs)
 
 
-_transformer.__signature__ = inspect.signature(Transformer)  # for errors: what it takes
+def _decoder(*, num_classes: int, max_length: int = 0, **kwargs: Any) -> Decoder:
+    del max_length  # rotary positions end nowhere
+    return Decoder(vocab_size=num_classes, **kwargs)
+
+
+# For errors: what they take.
+_transformer.__signature__ = inspect.signature(Transformer)
+_decoder.__signature__ = inspect.signature(Decoder)
 
 
 def _of_size(network: Callable[..., nn.Module], **sizes: Any) -> Callable[..., nn.Module]:
@@ -49,8 +57,10 @@ _FACTORIES: dict[str, Callable[..., nn.Module]] = {
     "shufflenetv2": _of_size(ShuffleNetV2),
     "scattering": Scattering,
     "transformer": _transformer,
+    "decoder": _decoder,
 }
 MODEL_NAMES = tuple(_FACTORIES)
+TEXT_MODELS = ("transformer", "decoder")
 
 
 def create_model(name: str, *, num_classes: int, **kwargs: Any) -> nn.Module:
@@ -74,8 +84,9 @@ def create_model(name: str, *, num_classes: int, **kwargs: Any) -> nn.Module:
     """
     factory = _FACTORIES[name] if name in _FACTORIES else _load_factory(name)
     settings = {key: _hashable(value) for key, value in kwargs.items()}
-    if "max_length" in settings and name in _FACTORIES and factory is not _transformer:
-        raise InputError("model", name, "is a network of images; ours of text is transformer")
+    if "max_length" in settings and name in _FACTORIES and name not in TEXT_MODELS:
+        allowed = f"is a network of images; ours of text are {' and '.join(TEXT_MODELS)}"
+        raise InputError("model", name, allowed)
     bound, axis = collectives.is_bound(), {}
     if name not in _FACTORIES and _takes_axis(factory, by_any=bound and "max_length" not in kwargs):
         axis = {"axis_name": collectives.AXIS if bound else None}

@@ -20,6 +20,7 @@ from distill_core.data.images import preprocess
 
 PyTree = Any
 ELSEWHERE = "elsewhere"  # a tokenizer's source if unknown
+_MAPPINGS = ("model_kwargs", "special_tokens")
 _RESERVED = {
     "num_classes": "comes from the data set",
     "max_length": "comes from the field length",
@@ -50,7 +51,10 @@ class Network:
         stay float32.
       remat: whether a network of text computes activations again in the backward pass; not stored.
       max_length: L of text, in tokens; None for images.
+      vocab_size: of text, how many first classes are tokens; the rows of the embedding beyond are
+        padding, which `hidden` leaves out, and so every softmax and loss. None: all are tokens.
       tokenizer: of text, as JSON; None if there is none.
+      special_tokens: the tokenizer's pad, unk, bos and eos by name; {} for those of `tokenizers`.
       tokenizer_from: the source of the tokenizer's vocabulary, see `tokenizers`.
       outputs: "logits", or "images" of a generator, whose inputs are normally distributed.
       labelled: whether a generator is conditioned on the class.
@@ -66,14 +70,16 @@ class Network:
     classes_named: bool = True
     compute_dtype: str = "float32"
     max_length: int | None = None
+    vocab_size: int | None = None
     tokenizer: str | None = dataclasses.field(default=None, repr=False)
+    special_tokens: Mapping[str, Any] = FrozenDict()
     tokenizer_from: str = ELSEWHERE
     outputs: str = "logits"
     labelled: bool = False
     remat: bool = False
 
     def __post_init__(self):
-        for name in ("model_kwargs", "input_shape", "mean", "std", "classes"):
+        for name in (*_MAPPINGS, "input_shape", "mean", "std", "classes"):
             object.__setattr__(self, name, hashable(getattr(self, name)))
 
     def to_json(self) -> dict[str, Any]:
@@ -101,6 +107,16 @@ class Network:
         return self.max_length is not None
 
     @property
+    def num_tokens(self) -> int:
+        """V of text: the classes that are tokens."""
+        return self.vocab_size or self.num_classes
+
+    @property
+    def bounded(self) -> bool:
+        """Whether a network of text takes lines of `max_length` tokens at most."""
+        return getattr(self.module(), "bounded", True)
+
+    @property
     def class_names(self) -> tuple[str, ...] | None:
         """The class names; None if there are only numbers."""
         return self.classes if self.classes and self.classes_named else None
@@ -111,7 +127,7 @@ class Network:
             return None
         from distill_core.data.text.tokenizers import Tokenizer
 
-        return Tokenizer.from_json(self.tokenizer, self.tokenizer_from)
+        return Tokenizer.from_json(self.tokenizer, self.tokenizer_from, self.special_tokens)
 
     def module(self) -> Any:
         """The Linen module; created within a mapped function, it may depend on the axis.
@@ -240,12 +256,13 @@ class Network:
     def hidden(self, variables: PyTree, tokens, segments=None) -> tuple[jax.Array, jax.Array]:
         """(hidden states `[B, L, D]`, embedding `[V, D]`) of a network of text.
 
-        Logits are hidden · embeddingᵀ, for losses that never hold them all in memory. `tokens` and
-        `segments` are integers `[B, L]`; see `models.Transformer.hidden`.
+        Logits are hidden · embeddingᵀ, for losses that never hold them all in memory. V is
+        `num_tokens`: there are none of padding. `tokens` and `segments` are integers `[B, L]`; see
+        `models.Transformer.hidden`.
         """
         module = self.module()
         states = module.apply(variables, tokens, segments, method="hidden")
-        return states, module.apply(variables, method="embedding")
+        return states, module.apply(variables, method="embedding")[: self.num_tokens]
 
     def _prepared(self, variables: PyTree, images: Any) -> tuple[PyTree, jax.Array]:
         """Standardised images, and variables whose parameters have the `compute_dtype`."""
@@ -352,6 +369,7 @@ def text_network(
         model_kwargs,
         max_length=max_length,
         tokenizer=tokenizer.to_json(),
+        special_tokens=tokenizer.special_tokens,
         tokenizer_from=tokenizer.made_from,
         classes=tuple(classes),
         compute_dtype=compute_dtype,

@@ -67,7 +67,7 @@ class Transformer(nn.Module):
             places = places_in_line(segments)
         # Weights may be NumPy arrays, which take no traced indices.
         wte, wpe = jnp.asarray(self.wte), jnp.asarray(self.wpe)
-        x = (wte[tokens] + wpe[places]).astype(self.dtype)
+        x = (wte[tokens].astype(jnp.float32) + wpe[places]).astype(self.dtype)
         for block in self.h:
             x = block(x, segments)
         return self.ln_f(x).astype(self.dtype)

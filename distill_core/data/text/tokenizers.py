@@ -5,7 +5,7 @@ and a score can fall on each digit. Both kinds run on the `tokenizers` library.
 """
 
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 import numpy as np
 import tokenizers
@@ -14,6 +14,7 @@ from tokenizers import Regex, decoders, models, pre_tokenizers, processors, trai
 from distill_core.config import InputError
 from distill_core.runtime import strict_json
 
+KINDS = ("pad", "unk", "bos", "eos")
 SPECIALS = ("<pad>", "<unk>", "<bos>", "<eos>")
 GPT2_SPECIAL = "<|endoftext|>"  # the only special token of GPT-2
 DIGITS = tuple("0123456789")
@@ -31,19 +32,26 @@ class Tokenizer:
     The text `<unk>` gives `unk_id`; the texts `<pad>`, `<bos>` and `<eos>` are ordinary text, so no
     input can forge those tokens, and `encode` adds none of them.
 
-    GPT-2's own tokenizer works too, or any with `<|endoftext|>` that lacks one of the four: all
-    four ids are then that token's, its text gives it, and digits may share a token. In a file from
-    elsewhere the texts `<pad>`, `<bos>` and `<eos>` may give those tokens.
+    Tokenizers from elsewhere name their own special tokens; without names, all four are
+    `<|endoftext|>` if it is a token and one of the four is none. Their texts may give the special
+    tokens, and digits may share a token.
 
     Attributes:
       vocab_size: number of tokens, whose ids are 0 to vocab_size − 1.
-      pad_id, unk_id, bos_id, eos_id: ids of the special tokens.
+      special_tokens: names of `pad`, `unk`, `bos` and `eos` where they were given, otherwise {}.
+      pad_id, bos_id, eos_id: ids of these; where only `eos` is named, it is all three.
+      unk_id: of unknown text; None if there is no such token.
       made_from: `TRAINING_TEXT` of a run, `PUBLIC_TEXT` if its user says that it is public, or
         `ELSEWHERE`. Not in `to_json`; it travels in checkpoints, and from teacher to student.
     """
 
-    def __init__(self, inner: tokenizers.Tokenizer, made_from: str = ELSEWHERE):
-        self.made_from = made_from
+    def __init__(
+        self,
+        inner: tokenizers.Tokenizer,
+        made_from: str = ELSEWHERE,
+        special_tokens: Mapping[str, str | None] | None = None,
+    ):
+        self.made_from, self.special_tokens = made_from, dict(special_tokens or {})
         vocab = inner.get_vocab()
         _check_ids(vocab)
         # A file's own would truncate texts, pad them, or split one text differently every time.
@@ -53,14 +61,15 @@ class Tokenizer:
             inner = tokenizers.Tokenizer.from_str(strict_json.encode(state))
             inner.no_truncation()
             inner.no_padding()
-        specials, tokens = SPECIALS, vocab.keys()
-        if GPT2_SPECIAL in tokens and not tokens >= set(SPECIALS):
-            specials, inner = (GPT2_SPECIAL,) * len(SPECIALS), _plain(inner)
-        ids = [inner.token_to_id(token) for token in specials]
-        if None in ids:
-            raise InputError("tokenizer", SPECIALS[ids.index(None)], "must be a token of it")
+        names = self.special_tokens or _usual_names(vocab)
+        eos = names.get("eos")
+        ids = {name: names.get(name) or (eos if name != "unk" else None) for name in KINDS}
+        for name, token in ids.items():
+            if token not in vocab and (token or name != "unk"):
+                raise InputError("tokenizer", token, f"is to be {name}, and must be a token of it")
         self._inner, self._loses = inner, _loses_unknown_text(inner)
-        self.pad_id, self.unk_id, self.bos_id, self.eos_id = (i for i in ids if i is not None)
+        self.pad_id, self.bos_id, self.eos_id = (vocab[ids[k]] for k in ("pad", "bos", "eos"))
+        self.unk_id = vocab[ids["unk"]] if ids["unk"] else None
         self.vocab_size = inner.get_vocab_size()
 
     def encode(self, text: str) -> np.ndarray:
@@ -75,7 +84,7 @@ class Tokenizer:
         """
         encoding = self._encode(text)
         offsets = np.array(encoding.offsets, np.int32).reshape(-1, 2)
-        return np.array(encoding.ids, np.int32), offsets
+        return np.array(encoding.ids, np.int32), _without_spaces(text, offsets)
 
     def _encode(self, text: str) -> tokenizers.Encoding:
         allowed = "has no token, and there is none for unknown text (unk_token): it would be lost"
@@ -104,8 +113,13 @@ class Tokenizer:
         return self._inner.to_str()
 
     @classmethod
-    def from_json(cls, text: str, made_from: str = ELSEWHERE) -> "Tokenizer":
-        """The tokenizer that `to_json` wrote.
+    def from_json(
+        cls,
+        text: str,
+        made_from: str = ELSEWHERE,
+        special_tokens: Mapping[str, str | None] | None = None,
+    ) -> "Tokenizer":
+        """The tokenizer that `to_json` wrote, its special tokens by name where they have others.
 
         Refuses text whose added tokens have other ids than the library gives them, which numbers
         them without gaps.
@@ -121,7 +135,31 @@ class Tokenizer:
             if inner.token_to_id(token) != i:
                 allowed = f"its id is {i}, where the next free one is {inner.token_to_id(token)}"
                 raise InputError("tokenizer", token, allowed)
-        return cls(inner, made_from)
+        return cls(inner, made_from, special_tokens)
+
+
+def num_shared(first: Tokenizer, second: Tokenizer) -> int:
+    """How many ids, from 0 on, are the same token for both.
+
+    Added tokens may differ. Raises ValueError, with the first token that differs, if the tokenizers
+    write ordinary text or its begin and end in other tokens.
+    """
+    tables = [{i: token for token, i in each._inner.get_vocab().items()} for each in (first, second)]
+    most = max(map(len, tables))
+    shared = next((i for i in range(most) if tables[0].get(i) != tables[1].get(i)), most)
+    states = [json.loads(each.to_json()) for each in (first, second)]
+    parts = ("model", "normalizer", "pre_tokenizer")
+    apart = next((part for part in parts if states[0].get(part) != states[1].get(part)), None)
+    ends = [(each.bos_id, each.eos_id) for each in (first, second)]
+    if not apart and ends[0] == ends[1] and max(ends[0]) < shared:
+        return shared
+    if shared < most:
+        names = [repr(table[shared]) if shared in table else "no token" for table in tables]
+        raise ValueError(f"token {shared} is {names[0]} for one and {names[1]} for the other")
+    if apart:
+        raise ValueError(f"the tokens are the same, but not the {apart} that makes them of text")
+    names = [tuple(table[i] for i in each) for table, each in zip(tables, ends, strict=True)]
+    raise ValueError(f"lines begin and end with {names[0]} for one and {names[1]} for the other")
 
 
 def train_words(lines: Iterable[str], *, vocab_size: int) -> Tokenizer:
@@ -204,13 +242,22 @@ def _loses_unknown_text(inner: tokenizers.Tokenizer) -> bool:
         return True
 
 
-def _plain(inner: tokenizers.Tokenizer) -> tokenizers.Tokenizer:
-    """A copy that keeps whole texts, with offsets without spaces, which GPT-2's own include."""
-    copy = tokenizers.Tokenizer.from_str(inner.to_str())
-    copy.no_truncation()
-    copy.no_padding()
-    copy.post_processor = processors.ByteLevel(add_prefix_space=False, trim_offsets=True)
-    return copy
+def _usual_names(vocab: Mapping[str, int]) -> dict[str, str]:
+    names = SPECIALS
+    if GPT2_SPECIAL in vocab and not vocab.keys() >= set(SPECIALS):
+        names = (GPT2_SPECIAL,) * len(SPECIALS)
+    return dict(zip(KINDS, names, strict=True))
+
+
+def _without_spaces(text: str, offsets: np.ndarray) -> np.ndarray:
+    """[start, end) of each token without the spaces at its ends, empty where it is all spaces."""
+    size = len(text)
+    place = np.arange(size)
+    space = np.array([sign.isspace() for sign in text], bool)
+    following = np.minimum.accumulate(np.append(np.where(space, size, place), size)[::-1])[::-1]
+    preceding = np.maximum.accumulate(np.append(0, np.where(space, 0, place + 1)))
+    start = np.minimum(following[offsets[:, 0]], offsets[:, 1])
+    return np.stack([start, np.maximum(preceding[offsets[:, 1]], start)], axis=1).astype(np.int32)
 
 
 def _only_unknown_is_special(inner: tokenizers.Tokenizer) -> tokenizers.Tokenizer:

@@ -12,7 +12,7 @@ from safetensors.numpy import load_file, save_file
 import distill_core
 from distill_core.config import InputError
 from distill_core.models import CNN, apply_model, checks, create_model
-from distill_core.models.importers.torch_weights import convert, load_torch
+from distill_core.models.foreign.torch_weights import convert, load_torch
 
 _SPEC = {
     "model": "cnn",

@@ -20,8 +20,8 @@ from distill_core.models import (
     apply_model,
     init_model,
 )
-from distill_core.models.importers.torch_layout import layers
-from distill_core.models.importers.torch_weights import convert
+from distill_core.models.foreign.torch_layout import layers
+from distill_core.models.foreign.torch_weights import convert
 from distill_core.models.resnet import Bottleneck
 
 torch = pytest.importorskip("torch")

@@ -17,7 +17,7 @@ from distill_core import checkpoint
 from distill_core.config import InputError
 from distill_core.data.text.tokenizers import Tokenizer
 from distill_core.models import checks
-from distill_core.models.importers.gpt2 import load_gpt2
+from distill_core.models.foreign.huggingface import load_file
 
 _VOCAB, _LENGTH, _WIDTH, _LAYERS = 300, 16, 128, 2
 _SIZES = {"num_layers": _LAYERS, "num_heads": 2, "width": _WIDTH}
@@ -89,7 +89,7 @@ def theirs(tmp_path_factory):
 
 
 def test_equal_logits_to_transformers(theirs):
-    network, variables = load_gpt2(theirs.folder / "model.safetensors")
+    network, variables = load_file(theirs.folder / "model.safetensors")
     assert network.model_kwargs == {"num_layers": 3, "num_heads": 4, "width": 32}
     assert theirs.logits.std() > 1
     ours = jax.jit(network.apply)(variables, theirs.tokens)
@@ -100,14 +100,14 @@ def test_equal_logits_to_transformers(theirs):
 def test_half_precision_becomes_float32(theirs, tmp_path, dtype, atol):
     tensors = load_file(theirs.folder / "model.safetensors")
     _write(tmp_path, {k: v.astype(dtype) for k, v in tensors.items()}, n_head=4)
-    network, variables = load_gpt2(tmp_path / "model.safetensors")
+    network, variables = load_file(tmp_path / "model.safetensors")
     assert {leaf.dtype for leaf in jax.tree.leaves(variables)} == {np.dtype(np.float32)}
     ours = jax.jit(network.apply)(variables, theirs.tokens)
     np.testing.assert_allclose(ours, theirs.logits, atol=atol)
 
 
 def test_the_parameters_are_the_transformers(tmp_path):
-    network, variables = load_gpt2(str(_write(tmp_path, _tensors())))
+    network, variables = load_file(str(_write(tmp_path, _tensors())))
     assert network.model_kwargs == _SIZES  # heads 64 wide, without config.json
     assert (network.num_classes, network.max_length, network.tokenizer) == (_VOCAB, _LENGTH, None)
     chex.assert_trees_all_equal_shapes_and_dtypes(variables, network.shapes())
@@ -116,7 +116,7 @@ def test_the_parameters_are_the_transformers(tmp_path):
 
 def test_every_form_of_the_names_gives_the_same(tmp_path):
     plain = _tensors()
-    _, wanted = load_gpt2(_write(tmp_path, plain))
+    _, wanted = load_file(_write(tmp_path, plain))
     buffers = {
         "h.0.attn.bias": np.ones((1, 1, _LENGTH, _LENGTH), np.uint8),
         "h.1.attn.masked_bias": np.full((), -1e4, np.float32),
@@ -124,7 +124,7 @@ def test_every_form_of_the_names_gives_the_same(tmp_path):
     head = {"lm_head.weight": plain["wte.weight"].copy()}
     prefixed = {f"transformer.{k}": v for k, v in (plain | buffers).items()}
     for tensors in (plain | buffers, plain | head, prefixed | head):
-        _, variables = load_gpt2(_write(tmp_path, tensors))
+        _, variables = load_file(_write(tmp_path, tensors))
         chex.assert_trees_all_equal(variables, wanted)
 
 
@@ -175,7 +175,7 @@ def test_another_architecture_is_refused_by_its_first_tensor(tmp_path, changes, 
     tensors = {k: v for k, v in (_tensors() | changes).items() if v is not None}
     path = _write(tmp_path, tensors)
     with pytest.raises(InputError, match=f"^checkpoint: got '{path}'; .*{named}"):
-        load_gpt2(path)
+        load_file(path)
 
 
 @pytest.mark.parametrize(
@@ -191,7 +191,7 @@ def test_another_architecture_is_refused_by_its_first_tensor(tmp_path, changes, 
 def test_settings_that_are_not_gpt2s_are_refused(tmp_path, config, named):
     path = _write(tmp_path, _tensors(), **config)
     with pytest.raises(InputError, match=f"^checkpoint: .*{named}"):
-        load_gpt2(path)
+        load_file(path)
 
 
 @pytest.mark.parametrize(
@@ -215,7 +215,7 @@ def test_files_that_are_none_or_do_not_fit_are_refused(tmp_path, file, content, 
     elif file == path.name:
         path.write_bytes(path.read_bytes()[:-100])
     with pytest.raises(InputError, match=f"^checkpoint: .*{named}"):
-        load_gpt2(path)
+        load_file(path)
 
 
 @pytest.mark.parametrize("name", ["none.safetensors", "gs://bucket/model.safetensors"])

@@ -24,13 +24,13 @@ from distill_core.data.images.dataset import wrong_constants
 from distill_core.models import checks
 from distill_core.models.apply import init_model
 from distill_core.models.cnn import CNN
-from distill_core.models.create import MODEL_NAMES
-from distill_core.models.importers import weights_file
-from distill_core.models.importers.torch_layout import NETWORKS, canonical, layers
-from distill_core.models.importers.weights_file import RefusedError
+from distill_core.models.create import MODEL_NAMES, TEXT_MODELS
+from distill_core.models.foreign import weights_file
+from distill_core.models.foreign.torch_layout import NETWORKS, canonical, layers
+from distill_core.models.foreign.weights_file import RefusedError
 from distill_core.models.network import Network
 
-_MODELS = tuple(name for name in MODEL_NAMES if name != "transformer")
+_MODELS = tuple(name for name in MODEL_NAMES if name not in TEXT_MODELS)
 _FIELDS = ("model", "model_kwargs", "input_shape", "mean", "std", "classes")
 # PyTorch's name of a layer's tensor, and where ours is.
 _KERNEL = {"weight": ("params", "kernel"), "bias": ("params", "bias")}
@@ -76,7 +76,9 @@ def load_torch(path: str | os.PathLike) -> tuple[Network, dict[str, Any]]:
     with weights_file.refusing("checkpoint", path):
         with weights_file.opened(file) as tensors:
             network = _read_network(file, tensors.metadata() or {})
-            stored = {name: weights_file.read_tensor(tensors, name) for name in _names(tensors)}
+            names = _names(tensors)
+        tensors = weights_file.Tensors([file])
+        stored = {name: tensors.read(name, np.float32) for name in names}
         try:
             if network.model_kwargs:
                 checks.check(network)

@@ -1,0 +1,161 @@
+"""A decoder-only transformer as Llama, Mistral and Qwen have it, of any size."""
+
+import functools
+from collections.abc import Mapping
+from typing import Any, ClassVar
+
+import jax
+import jax.numpy as jnp
+from flax import linen as nn
+
+from distill_core.config import InputError
+from distill_core.models.attention import attend
+from distill_core.models.rotary import frequencies, rotate
+from distill_core.models.segments import places_in_line
+
+Array = jax.Array
+_INIT = nn.initializers.normal(0.02)
+
+
+class Decoder(nn.Module):
+    """Pre-norm blocks with RMSNorm, rotary positions, grouped-query attention and SwiGLU.
+
+    The networks of Llama 2 and 3, SmolLM2, Mistral, Qwen2 and Qwen3; parameters correspond one to
+    one to those of their published weights (see `foreign.decoders`). There is no dropout.
+
+    Attributes:
+      vocab_size: V.
+      num_layers, num_heads, width: of the blocks; D is the width.
+      num_kv_heads: heads of keys and values, a divisor of num_heads; by default num_heads.
+      head_dim: d of a head, even; by default width / num_heads.
+      mlp_width: by default 8/3 of the width, rounded up to a multiple of 8.
+      rope_theta, rope_scaling: see `rotary.frequencies`.
+      norm_epsilon: ε of the norms.
+      qkv_bias: whether queries, keys and values have biases (Qwen2).
+      qk_norm: whether each head's queries and keys are normalised (Qwen3).
+      tied: whether the head is the embedding.
+      window: positions that a position sees, itself included; None for all that precede it.
+      full_layers: so many first layers see all positions all the same.
+      dtype: of the arithmetic, "float32" or "bfloat16"; parameters, softmax and norms stay float32.
+      remat: compute each block's activations again in the backward pass, rather than keep them.
+    """
+
+    vocab_size: int
+    num_layers: int = 2
+    num_heads: int = 4
+    num_kv_heads: int | None = None
+    head_dim: int | None = None
+    width: int = 128
+    mlp_width: int | None = None
+    rope_theta: float = 10_000.0
+    rope_scaling: Mapping[str, Any] | None = None
+    norm_epsilon: float = 1e-6
+    qkv_bias: bool = False
+    qk_norm: bool = False
+    tied: bool = True
+    window: int | None = None
+    full_layers: int = 0
+    dtype: str = "float32"
+    remat: bool = False
+
+    bounded: ClassVar[bool] = False  # rotary positions end nowhere
+
+    def setup(self):
+        heads, groups = self.num_heads, self.num_kv_heads or self.num_heads
+        if heads < 1 or (self.head_dim is None and self.width % heads):
+            allowed = f"must be divisible by num_heads, {heads}, or head_dim be given"
+            raise InputError("model_kwargs.width", self.width, allowed)
+        head_dim = self.head_dim or self.width // heads
+        for name, value, fits, allowed in (
+            ("num_kv_heads", groups, groups > 0 and heads % groups == 0, f"must divide {heads}"),
+            ("head_dim", head_dim, head_dim % 2 == 0, "must be even"),
+            ("window", self.window, self.window is None or self.window > 0, "must be positive"),
+        ):
+            if not fits:
+                raise InputError(f"model_kwargs.{name}", value, allowed)
+        rope = frequencies(head_dim, self.rope_theta, self.rope_scaling)
+        make = nn.remat(Block) if self.remat else Block
+        self.embed_tokens = self.param("embed_tokens", _INIT, (self.vocab_size, self.width))
+        if not self.tied:
+            self.lm_head = self.param("lm_head", _INIT, (self.vocab_size, self.width))
+        self.layers = [
+            make(
+                num_heads=heads,
+                num_kv_heads=groups,
+                head_dim=head_dim,
+                mlp_width=self.mlp_width or -(-self.width // 3) * 8,
+                rope=(tuple(rope[0].tolist()), rope[1]),
+                norm_epsilon=self.norm_epsilon,
+                qkv_bias=self.qkv_bias,
+                qk_norm=self.qk_norm,
+                window=self.window if i >= self.full_layers else None,
+                dtype=jnp.dtype(self.dtype),
+            )
+            for i in range(self.num_layers)
+        ]
+        self.norm = nn.RMSNorm(epsilon=self.norm_epsilon)
+
+    def hidden(self, tokens: Array, segments: Array | None = None) -> Array:
+        """Hidden states `[B, L, D]` in `dtype`; logits = hidden · `embedding()`ᵀ.
+
+        Args as in `Transformer.hidden`, with any L.
+        """
+        if tokens.ndim != 2 or tokens.shape[1] < 1:
+            raise InputError("input", tuple(tokens.shape), "must be tokens [B, L], L at least 1")
+        places = jnp.arange(tokens.shape[1])[None]
+        if segments is not None:
+            places = places_in_line(segments)
+        # Weights may be NumPy arrays, which take no traced indices.
+        x = jnp.asarray(self.embed_tokens)[tokens].astype(self.dtype)
+        for layer in self.layers:
+            x = layer(x, places, segments)
+        return self.norm(x).astype(self.dtype)
+
+    def embedding(self) -> Array:
+        """The head, `[V, D]`: the token embedding where they are tied."""
+        return self.embed_tokens if self.tied else self.lm_head
+
+    def __call__(self, tokens: Array, segments: Array | None = None) -> Array:
+        """Logits, float32 `[B, L, V]`: at each position for the next token."""
+        hidden, head = self.hidden(tokens, segments), self.embedding().astype(self.dtype)
+        return jnp.einsum("bld,vd->blv", hidden, head, preferred_element_type=jnp.float32)
+
+
+class Block(nn.Module):
+    """Attention and an MLP, each on the normalised residual stream and added to it."""
+
+    num_heads: int
+    num_kv_heads: int
+    head_dim: int
+    mlp_width: int
+    rope: tuple[tuple[float, ...], float]
+    norm_epsilon: float
+    qkv_bias: bool
+    qk_norm: bool
+    window: int | None
+    dtype: jnp.dtype
+
+    @nn.compact
+    def __call__(self, x: Array, places: Array, segments: Array | None) -> Array:
+        """x `[B, L, D]`, places `[B or 1, L]`, segments as in `Decoder.hidden` -> `[B, L, D]`."""
+        dense = functools.partial(nn.Dense, dtype=self.dtype, kernel_init=_INIT, use_bias=False)
+        norm = functools.partial(nn.RMSNorm, epsilon=self.norm_epsilon)
+        y = norm(name="input_layernorm")(x)
+        q, k, v = (
+            dense(heads * self.head_dim, use_bias=self.qkv_bias, name=f"{name}_proj")(y).reshape(
+                *x.shape[:2], heads, self.head_dim
+            )
+            for name, heads in zip("qkv", (self.num_heads, *2 * (self.num_kv_heads,)), strict=True)
+        )
+        if self.qk_norm:
+            q, k = norm(name="q_norm")(q), norm(name="k_norm")(k)
+        angles, factor = self.rope
+        q, k = (
+            rotate(each.astype(self.dtype), places, jnp.asarray(angles), factor) for each in (q, k)
+        )
+        y = attend(q, k, v, segments, window=self.window)
+        x = x + dense(x.shape[-1], name="o_proj")(y.reshape(*x.shape[:2], -1))
+        y = norm(name="post_attention_layernorm")(x)
+        gated = nn.silu(dense(self.mlp_width, name="gate_proj")(y))
+        gated *= dense(self.mlp_width, name="up_proj")(y)
+        return x + dense(x.shape[-1], name="down_proj")(gated)

@@ -1,0 +1,198 @@
+"""Llama, Mistral, Qwen2 and Qwen3 in Hugging Face's terms: config.json and names of tensors."""
+
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from distill_core.models.foreign.weights_file import Place, RefusedError
+from distill_core.models.rotary import SCALINGS
+
+FAMILIES = {
+    "llama": "LlamaForCausalLM",
+    "mistral": "MistralForCausalLM",
+    "qwen2": "Qwen2ForCausalLM",
+    "qwen3": "Qwen3ForCausalLM",
+}
+_SIZES = {
+    "num_layers": "num_hidden_layers",
+    "num_heads": "num_attention_heads",
+    "num_kv_heads": "num_key_value_heads",
+    "width": "hidden_size",
+    "head_dim": "head_dim",
+    "mlp_width": "intermediate_size",
+}
+# Of no other value do we know what it does.
+_FIXED = {"hidden_act": "silu", "attention_bias": False, "mlp_bias": False}
+_READ = {
+    *_SIZES.values(), *_FIXED, "model_type", "vocab_size", "max_position_embeddings",
+    "rms_norm_eps", "tie_word_embeddings", "rope_theta", "rope_scaling", "rope_parameters",
+    "original_max_position_embeddings", "sliding_window", "use_sliding_window",
+    "max_window_layers", "layer_types",
+}  # fmt: skip
+# Settings of training, of generating and of other tools, which leave the logits as they are.
+_WITHOUT_EFFECT = {
+    "_name_or_path", "architectures", "attention_dropout", "auto_map", "bos_token_id",
+    "eos_token_id", "pad_token_id", "unk_token_id", "sep_token_id", "dtype", "torch_dtype",
+    "initializer_range", "is_llama_config", "pretraining_tp", "transformers_version",
+    "transformers.js_config", "unsloth_fixed", "unsloth_version", "use_cache", "id2label",
+    "label2id", "problem_type", "return_dict", "chunk_size_feed_forward", "max_length",
+    "min_length", "temperature", "top_k", "top_p", "typical_p", "repetition_penalty",
+    "length_penalty", "num_beams", "num_beam_groups", "num_return_sequences", "task_specific_params",
+    "_attn_implementation", "_attn_implementation_autoset", "_flash_attn_2_enabled",
+    "keys_to_ignore_at_inference", "hidden_dropout", "max_sequence_length",
+}  # fmt: skip
+
+
+def settings(config: Mapping[str, Any]) -> dict[str, Any]:
+    """The `Decoder`'s settings of a config.json.
+
+    Raises:
+      RefusedError: names the first setting that is missing or not understood.
+    """
+    for name, value in config.items():
+        if name in _FIXED and value != _FIXED[name]:
+            raise _misfit(name, value, f"{_FIXED[name]!r} is needed")
+        if value and name not in _READ and name not in _WITHOUT_EFFECT:
+            raise _misfit(name, value, "which is not understood and may change the logits")
+    family = config["model_type"]
+    found: dict[str, Any] = {}
+    for ours, theirs in _SIZES.items():
+        value = config.get(theirs)
+        if value is None and ours == "num_kv_heads" and family == "llama":
+            value = found["num_heads"]
+        if value is None and ours == "head_dim" and family != "qwen3":
+            value = found["width"] // found["num_heads"]
+        if type(value) is not int or value < 1:
+            raise _misfit(theirs, value, "a positive number is needed")
+        found[ours] = value
+    epsilon = config.get("rms_norm_eps", 1e-6)
+    if isinstance(epsilon, bool) or not isinstance(epsilon, int | float) or epsilon <= 0:
+        raise _misfit("rms_norm_eps", epsilon, "a positive number is needed")
+    found |= {"norm_epsilon": epsilon, "tied": bool(config.get("tie_word_embeddings", False))}
+    found |= _rope(config) | _window(config, found["num_layers"])
+    if family == "qwen2":
+        found["qkv_bias"] = True
+    if family == "qwen3":
+        found["qk_norm"] = True
+    return found
+
+
+def _rope(config: Mapping[str, Any]) -> dict[str, Any]:
+    where = "rope_parameters" if config.get("rope_parameters") else "rope_scaling"
+    given = config.get(where) or {}
+    if not isinstance(given, Mapping):
+        raise _misfit(where, given, "names and values are needed")
+    given = dict(given)
+    theta = given.pop("rope_theta", config.get("rope_theta", 10_000.0))
+    if isinstance(theta, bool) or not isinstance(theta, int | float) or theta <= 1:
+        raise _misfit("rope_theta", theta, "a number above 1 is needed")
+    kinds = [given.pop(name) for name in ("rope_type", "type") if name in given]
+    kind = kinds[0] if kinds else "default"
+    if kind == "default":
+        if any(given.values()):
+            raise _misfit(where, dict(config[where]), "which is not understood")
+        return {"rope_theta": float(theta)}
+    if kind not in SCALINGS:
+        raise _misfit(f"{where}.rope_type", kind, f"one of {', '.join(SCALINGS)} is needed")
+    context = "original_max_position_embeddings"
+    if context in SCALINGS[kind] and given.get(context) is None:
+        given[context] = config.get(context) or config.get("max_position_embeddings")
+    if given.get("partial_rotary_factor") == 1:
+        del given["partial_rotary_factor"]
+    scaling = {name: value for name, value in given.items() if value is not None}
+    for name in scaling.keys() - SCALINGS[kind].keys():
+        raise _misfit(f"{where}.{name}", scaling[name], f"{kind} has no such setting")
+    return {"rope_theta": float(theta), "rope_scaling": {"type": kind, **scaling}}
+
+
+def _window(config: Mapping[str, Any], num_layers: int) -> dict[str, Any]:
+    family, found = config["model_type"], {}
+    width = config.get("sliding_window")
+    used = family == "mistral" or (family != "llama" and config.get("use_sliding_window"))
+    if used and width is not None:
+        if type(width) is not int or width < 1:
+            raise _misfit("sliding_window", width, "a positive number is needed")
+        found = {"window": width}
+        if family != "mistral":
+            found["full_layers"] = min(config.get("max_window_layers", 28), num_layers)
+    full = found.get("full_layers", 0) if found else num_layers
+    implied = ["full_attention"] * full + ["sliding_attention"] * (num_layers - full)
+    if (types := config.get("layer_types")) not in (None, implied):
+        raise _misfit("layer_types", types, f"{implied} is needed")
+    return found
+
+
+def _misfit(name: str, value: Any, needed: str) -> RefusedError:
+    said = "lacks" if value is None else "has"
+    given = "" if value is None else f" {str(value)[:60] if value else value!r}"
+    return RefusedError(f"config.json {said} {name}{given}; {needed}")
+
+
+def config(sizes: Mapping[str, Any], vocab_size: int, max_length: int) -> dict[str, Any]:
+    """The config.json of a `Decoder` with these settings, all of them given; RefusedError if no
+    family has them."""
+    family = "llama"
+    windowed, mixed = sizes["window"] is not None, sizes["full_layers"] > 0
+    if sizes["qkv_bias"] or sizes["qk_norm"]:
+        family = "qwen2" if sizes["qkv_bias"] else "qwen3"
+    elif windowed:
+        family = "mistral"
+    if (sizes["qkv_bias"] and sizes["qk_norm"]) or (family == "mistral" and mixed):
+        needed = "qkv_bias with qk_norm, or full_layers without either"
+        raise RefusedError(f"no family of Hugging Face's has its combination: {needed}")
+    scaling = dict(sizes["rope_scaling"] or {})
+    rope = {"rope_theta": sizes["rope_theta"], "rope_type": scaling.pop("type", "default")}
+    found = {
+        "model_type": family,
+        "architectures": [FAMILIES[family]],
+        "vocab_size": vocab_size,
+        "max_position_embeddings": max_length,
+        **{theirs: sizes[ours] for ours, theirs in _SIZES.items()},
+        "hidden_act": "silu",
+        "rms_norm_eps": sizes["norm_epsilon"],
+        "tie_word_embeddings": sizes["tied"],
+        "rope_parameters": {**rope, **scaling},
+        # For versions of `transformers` before 5.
+        "rope_theta": sizes["rope_theta"],
+        "rope_scaling": {"rope_type": rope["rope_type"], **scaling} if scaling else None,
+        "attention_dropout": 0.0,
+    }
+    if family == "mistral":
+        found["sliding_window"] = sizes["window"]
+    elif family != "llama":
+        found |= {"use_sliding_window": windowed, "sliding_window": sizes["window"]}
+        found["max_window_layers"] = sizes["full_layers"] if windowed else sizes["num_layers"]
+    if family in ("llama", "qwen3"):
+        found["attention_bias"] = False
+    return found
+
+
+def layout(sizes: Mapping[str, Any], vocab_size: int) -> Iterator[Place]:
+    """Where each tensor belongs, from settings as `settings` returns them."""
+    width, heads, groups = sizes["width"], sizes["num_heads"], sizes["num_kv_heads"]
+    head_dim, mlp = sizes["head_dim"], sizes["mlp_width"]
+    yield Place("model.embed_tokens.weight", ("embed_tokens",), (vocab_size, width))
+    if not sizes["tied"]:
+        yield Place("lm_head.weight", ("lm_head",), (vocab_size, width))
+    dense = {
+        "self_attn.q_proj": (width, heads * head_dim),
+        "self_attn.k_proj": (width, groups * head_dim),
+        "self_attn.v_proj": (width, groups * head_dim),
+        "self_attn.o_proj": (heads * head_dim, width),
+        "mlp.gate_proj": (width, mlp),
+        "mlp.up_proj": (width, mlp),
+        "mlp.down_proj": (mlp, width),
+    }
+    norms = {"input_layernorm": width, "post_attention_layernorm": width}
+    if sizes.get("qk_norm"):
+        norms |= {"self_attn.q_norm": head_dim, "self_attn.k_norm": head_dim}
+    for i in range(sizes["num_layers"]):
+        theirs, ours = f"model.layers.{i}", f"layers_{i}"
+        for name, size in norms.items():
+            place = (ours, name.rpartition(".")[2], "scale")
+            yield Place(f"{theirs}.{name}.weight", place, (size,))
+        for name, shape in dense.items():
+            ours_too = name.rpartition(".")[2]
+            yield Place(f"{theirs}.{name}.weight", (ours, ours_too, "kernel"), shape, turned=True)
+            if sizes.get("qkv_bias") and ours_too in ("q_proj", "k_proj", "v_proj"):
+                yield Place(f"{theirs}.{name}.bias", (ours, ours_too, "bias"), shape[1:])
+    yield Place("model.norm.weight", ("norm", "scale"), (width,))

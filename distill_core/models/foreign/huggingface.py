@@ -1,0 +1,150 @@
+"""Language models as Hugging Face's libraries store them: GPT-2, Llama, Mistral, Qwen2 and Qwen3.
+
+    model = distill_core.load_model("models/SmolLM2-135M")         # a directory
+    model = distill_core.load_model("gpt2/model.safetensors")      # a file of GPT-2's
+
+A directory holds config.json, one `.safetensors` file or several and their index, and, if it has a
+tokenizer, tokenizer.json with tokenizer_config.json or generation_config.json, which name its
+special tokens. Nothing in it is run.
+"""
+
+import dataclasses
+import pathlib
+from collections.abc import Mapping
+from typing import Any
+
+from distill_core.config import InputError
+from distill_core.models.foreign import decoders, gpt2, weights_file
+from distill_core.models.foreign.weights_file import RefusedError, Tensors, read_object
+from distill_core.models.network import Network
+
+_KINDS = ("bos", "eos", "pad", "unk")
+
+
+def is_directory(path: Any) -> bool:
+    """Whether a path is a local directory of Hugging Face's rather than a workdir of ours."""
+    folder = pathlib.Path(path).expanduser()
+    if not folder.is_dir() or (folder / "checkpoints").exists():
+        return False
+    names = ("config.json", weights_file.INDEX)
+    return any((folder / name).exists() for name in names) or any(folder.glob("*.safetensors"))
+
+
+def load_directory(path: Any) -> tuple[Network, dict[str, Any], bool]:
+    """(network, variables in the dtypes of the files, whether there is a chat template).
+
+    `num_classes` are the rows of the embedding, of which the tokenizer's are tokens.
+
+    Raises:
+      InputError: on `checkpoint`: names the first file, setting or tensor that is missing, unknown
+        or does not fit.
+    """
+    folder = pathlib.Path(path).expanduser()
+    with weights_file.refusing("checkpoint", path):
+        if not (folder / "config.json").is_file():
+            raise RefusedError("has no config.json, which says what network it is")
+        given = read_object(folder / "config.json", "config.json")
+        known = ("gpt2", *decoders.FAMILIES)
+        if (kind := given.get("model_type")) not in known:
+            raise RefusedError(f"config.json has model_type {kind!r}; known are {', '.join(known)}")
+        tensors = weights_file.directory_tensors(folder)
+        if kind == "gpt2":
+            network, params = _gpt2(tensors, given)
+        else:
+            network, params = _decoder(tensors, given)
+        written, template = _tokenizer(folder, given, network.num_classes)
+    return dataclasses.replace(network, **written), {"params": params}, template
+
+
+def load_file(path: Any) -> tuple[Network, dict[str, Any]]:
+    """(network, variables) of a GPT-2's `.safetensors` file; config.json, tokenizer.json and what
+    names its special tokens are read if they lie beside it. Raises as `load_directory`."""
+    file = pathlib.Path(path).expanduser()
+    with weights_file.refusing("checkpoint", path):
+        given, beside = {}, file.parent / "config.json"
+        if beside.exists():
+            given = read_object(beside, "config.json")
+        network, params = _gpt2(Tensors([file]), given)
+        written, _ = _tokenizer(file.parent, given, network.num_classes)
+    return dataclasses.replace(network, **written), {"params": params}
+
+
+def _gpt2(tensors: Tensors, given: Mapping[str, Any]) -> tuple[Network, dict[str, Any]]:
+    sizes, params = gpt2.read(tensors, given)
+    num_classes, max_length = sizes.pop("num_classes"), sizes.pop("max_length")
+    return Network("transformer", num_classes, sizes, max_length=max_length), params
+
+
+def _decoder(tensors: Tensors, given: Mapping[str, Any]) -> tuple[Network, dict[str, Any]]:
+    for name in ("vocab_size", "max_position_embeddings"):
+        if type(value := given.get(name)) is not int or value < 1:
+            raise RefusedError(f"config.json has {name} {value!r}; a positive number is needed")
+    sizes, vocab_size = decoders.settings(given), given["vocab_size"]
+    network = Network(
+        "decoder", vocab_size, sizes, max_length=given["max_position_embeddings"]
+    )
+    try:
+        network.shapes()
+    except InputError as error:
+        raise RefusedError(f"config.json is refused: {error}") from error
+    kind = given["model_type"]
+    params, others = weights_file.read_params(tensors, decoders.layout(sizes, vocab_size), kind)
+    for name in sorted(others):
+        # Tied heads and the frequencies of the positions are sometimes stored all the same.
+        if not (name == "lm_head.weight" and sizes["tied"]) and not name.endswith("inv_freq"):
+            raise RefusedError(f"tensor {name} is not one of a {kind}'s")
+    return network, params
+
+
+def _tokenizer(
+    folder: pathlib.Path, given: Mapping[str, Any], rows: int
+) -> tuple[dict[str, Any], bool]:
+    """(fields of the network, {} without a tokenizer; whether there is a chat template)."""
+    files = {}
+    for name in ("tokenizer_config.json", "generation_config.json"):
+        files[name] = read_object(folder / name, name) if (folder / name).exists() else {}
+    settings = files["tokenizer_config.json"]
+    template = "chat_template" in settings or (folder / "chat_template.jinja").exists()
+    file = folder / "tokenizer.json"
+    if not file.exists():
+        return {}, template
+    from distill_core.data.text.tokenizers import Tokenizer
+
+    try:
+        text = file.read_text(encoding="utf-8")
+        named = _special_tokens(text, settings, (files["generation_config.json"], given))
+        tokenizer = Tokenizer.from_json(text, special_tokens=named)
+    except (OSError, ValueError) as error:  # InputError is a ValueError
+        raise RefusedError(f"tokenizer.json is refused ({error})") from error
+    if tokenizer.vocab_size > rows:
+        has = f"tokenizer.json has {tokenizer.vocab_size} tokens"
+        raise RefusedError(f"{has}; there are embeddings for {rows}")
+    return {
+        "tokenizer": tokenizer.to_json(),
+        "special_tokens": tokenizer.special_tokens,
+        "vocab_size": tokenizer.vocab_size if tokenizer.vocab_size < rows else None,
+    }, template
+
+
+def _special_tokens(
+    tokenizer: str, settings: Mapping[str, Any], numbered: tuple[Mapping[str, Any], ...]
+) -> dict[str, str]:
+    """The special tokens by name, {} where no file names an end of text."""
+    import tokenizers
+
+    try:
+        inner = tokenizers.Tokenizer.from_str(tokenizer)
+    except Exception:  # the library raises a bare Exception; `Tokenizer.from_json` says why
+        return {}
+    found = {}
+    for kind in _KINDS:
+        token = settings.get(f"{kind}_token")
+        token = token.get("content") if isinstance(token, Mapping) else token
+        for source in numbered:
+            number = source.get(f"{kind}_token_id")
+            number = number[0] if isinstance(number, list) and number else number
+            if token is None and type(number) is int and number >= 0:
+                token = inner.id_to_token(number)
+        if isinstance(token, str) and (inner.token_to_id(token) is not None or kind == "eos"):
+            found[kind] = token
+    return found if "eos" in found else {}
