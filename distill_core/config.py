@@ -332,7 +332,9 @@ class Data:
 class Model:
     """A network."""
 
-    model: str = text(help="a network's name, or package.module:factory")
+    model: str = text(
+        help="a network's name, package.module:factory, or of text init_from: as that checkpoint's"
+    )
     model_kwargs: Mapping[str, Any] = mapping(default={}, help="the network's own settings")
 
 
@@ -384,7 +386,7 @@ class Length:
     """Length and batches of a run, and how often it is logged and saved."""
 
     batch_size: int = integer(1, help="over all devices")
-    num_steps: int = integer(1, help="updates in all")
+    num_steps: int = integer(0, help="updates in all; 0 keeps the first weights")
     eval_batch_size: int = integer(1, default=512, help="of the evaluations")
     log_every: int = integer(1, default=50, help="steps between lines of the log")
     save_every: int = integer(1, default=1000, help="steps between checkpoints")

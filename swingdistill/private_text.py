@@ -5,7 +5,7 @@ text can be made again from its checkpoint.
 """
 
 import dataclasses
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -16,6 +16,7 @@ from distill_core.data.text import corpus as corpora
 from distill_core.data.text import tasks as text_tasks
 from distill_core.data.text import tokenizers
 from distill_core.data.text.corpus import Example
+from distill_core.models.network import LoadedModel
 from distill_core.training import fits, plain_text
 from swingdistill.canaries import secrets as canaries_lib
 from swingdistill.scorers import judges as scorers
@@ -191,7 +192,10 @@ def get_tokenizer(
     Raises:
       InputError: on `tokenizer` or on the text.
     """
-    wanted = hp.tokenizer or ("words" if teacher is None else None)
+    wanted = hp.tokenizer
+    if wanted is None and teacher is None:
+        from_start = getattr(hp, "model", None) == plain_text.FROM_START
+        wanted = hp.init_from if from_start else "words"
     if wanted is None:
         return plain_text.tokenizer_of(teacher, "teacher", str(getattr(hp, "teacher", None)))
     if wanted not in plain_text.TRAINERS:
@@ -206,29 +210,51 @@ def get_tokenizer(
     return plain_text.new_tokenizer(hp, wanted, lines)
 
 
-def check_model(hp: Settings, field: str, loaded: Any, tokenizer: tokenizers.Tokenizer):
-    """Refuses a teacher or reference whose tokens differ from the student's.
+def over_shared_tokens(
+    hp: Settings, models: Mapping[str, LoadedModel], tokenizer: tokenizers.Tokenizer
+) -> tuple[dict[str, LoadedModel], int]:
+    """(a run's teacher and reference over those first tokens that are the same for all, V).
+
+    What lies beyond, padding and added tokens that others lack, is in no softmax and no loss.
 
     Raises:
-      InputError: on its field, or on `length` if its rows are shorter.
+      InputError: on the field of a network that splits text differently than the run (names the
+        first token that differs), or on `length` if its rows are shorter.
     """
-    path, network = getattr(hp, field), loaded.network
-    theirs = plain_text.tokenizer_of(loaded, field, path)
-    if theirs.to_json() != tokenizer.to_json():
-        allowed = (
-            f"has another vocabulary ({theirs.vocab_size:,} tokens) than the student "
-            f"({tokenizer.vocab_size:,}); all three need one tokenizer"
+    shared = tokenizer.vocab_size
+    for field, loaded in models.items():
+        path, network = getattr(hp, field), loaded.network
+        theirs = plain_text.tokenizer_of(loaded, field, path)
+        shared = min(shared, fits.shared_tokens(field, path, theirs, tokenizer))
+        if network.num_tokens != theirs.vocab_size:
+            allowed = f"has embeddings for {network.num_tokens:,} tokens and a tokenizer of "
+            raise InputError(field, path, f"{allowed}{theirs.vocab_size:,}; they must agree")
+        if network.bounded and network.max_length < hp.length:
+            allowed = f"must be at most {network.max_length}, the {field}'s"
+            raise InputError("length", hp.length, allowed)
+
+    def cut(loaded: LoadedModel) -> LoadedModel:
+        return dataclasses.replace(
+            loaded, network=dataclasses.replace(loaded.network, vocab_size=shared)
         )
-        raise InputError(field, path, allowed)
-    if network.num_classes != tokenizer.vocab_size:
+
+    return {field: cut(loaded) for field, loaded in models.items()}, shared
+
+
+def check_ids(
+    hp: Settings,
+    texts: Sequence[Mapping[str, np.ndarray]],
+    tokenizer: tokenizers.Tokenizer,
+    shared: int,
+):
+    """Refuses rows with a token beyond the first `shared`: InputError on `dataset`."""
+    highest = max(int(rows[name].max()) for rows in texts for name in ("tokens", "labels"))
+    if highest >= shared:
         allowed = (
-            f"has embeddings for {network.num_classes:,} tokens and a tokenizer of "
-            f"{tokenizer.vocab_size:,}; they must agree"
+            f"holds the token {tokenizer.decode([highest])!r} ({highest}), which the tokenizers of "
+            f"student, teacher and reference do not share; they do {shared:,} tokens"
         )
-        raise InputError(field, path, allowed)
-    if network.max_length < hp.length:
-        allowed = f"must be at most {network.max_length}, the {field}'s"
-        raise InputError("length", hp.length, allowed)
+        raise InputError("dataset", hp.dataset, allowed)
 
 
 def check_classes(hp: Settings, classes: Sequence[str], field: str, path: str, loaded: Any):

@@ -93,7 +93,7 @@ def table(
     release = functools.partial(_release, teacher.network, reference.network, entries, variant)
     frozen = {"key": key, "teacher": teacher.variables, "reference": reference.variables, **numbers}
     num, length = rows["tokens"].shape
-    size = min(num, max(1, _ENTRIES // (length * teacher.network.num_classes)))
+    size = min(num, max(1, _ENTRIES // (length * teacher.network.num_tokens)))
     count = int(rows["released"].max()) + 1
     made = {
         "classes": np.zeros((count, entries), np.int32),

@@ -6,6 +6,7 @@ r"""Trains a language model on text, with a teacher's soft targets if it has one
 Without a teacher it is plain training, which makes teachers and references.
 """
 
+import dataclasses
 import re
 from typing import Any
 
@@ -16,12 +17,20 @@ from etils import epath
 from distill_core import checkpoint, config
 from distill_core.config import InputError
 from distill_core.data.text import corpus as corpora
-from distill_core.models import checks, trust
-from distill_core.models.network import LoadedModel, stored_as, text_network
+from distill_core.models import trust
+from distill_core.models.network import LoadedModel, stored_as
 from distill_core.privacy.ledger import check_delta
 from distill_core.runtime import cli
 from distill_core.step import NextTokens
-from distill_core.training import dp_settings, dp_sgd, inputs, language, plain_text, run_state
+from distill_core.training import (
+    dp_settings,
+    dp_sgd,
+    fits,
+    inputs,
+    language,
+    plain_text,
+    run_state,
+)
 from swingdistill import evaluate, private_text, released, targets
 from swingdistill.scorers import scoring
 from swingdistill.step import Swing
@@ -113,32 +122,25 @@ def train_and_evaluate(
     given = [name for name in ("teacher", "reference") if getattr(hp, name) is not None]
     models = {name: _load(name, getattr(hp, name)) for name in given}
     run_state.check_unchanged(hp, workdir, models)
-    teacher = models.get("teacher")
-    tokenizer = private_text.get_tokenizer(hp, teacher, private=private)
+    tokenizer = private_text.get_tokenizer(hp, models.get("teacher"), private=private)
     texts = private_text.load(hp)
     for name, model in models.items():
-        private_text.check_model(hp, name, model, tokenizer)
         private_text.check_classes(hp, texts.classes, name, getattr(hp, name), model)
+    asked, shared = private_text.over_shared_tokens(hp, models, tokenizer)
+    teacher = asked.get("teacher")
     if hp.epsilon and teacher:
         check_delta(hp.delta, len(texts.train))
-    network = text_network(
-        tokenizer,
-        hp.length,
-        model=hp.model,
-        model_kwargs=hp.model_kwargs,
-        classes=texts.classes if hp.task == "classification" else (),
-        compute_dtype=hp.compute_dtype,
-        remat=hp.remat == "block",
-    )
-    checks.check(network)
-    if hp.entries > network.num_classes:
-        allowed = f"must be at most the size of the vocabulary, {network.num_classes:,}"
+    classes = texts.classes if hp.task == "classification" else ()
+    network = plain_text.make_network(hp, workdir, tokenizer, classes)
+    if hp.entries > shared:
+        allowed = f"must be at most the size of the vocabulary, {shared:,}"
         raise InputError("entries", hp.entries, allowed)
     if texts.canaries:
         private_text.secret_candidates(hp, tokenizer, texts.canaries)  # refuses before training
     encoded = private_text.to_rows(hp, texts.train, tokenizer, apart=private)
     public = private_text.to_rows(hp, texts.validation, tokenizer).rows
     judged = evaluate.test_rows(hp, texts.test, tokenizer)
+    private_text.check_ids(hp, [encoded.rows, public], tokenizer, shared)
     rows, report, description = encoded.rows, None, "no teacher: learns from the text alone"
     objective, frozen = NextTokens(network), {}
     if teacher:
@@ -147,7 +149,7 @@ def train_and_evaluate(
             encoded,
             public,
             quantiles=hp.quantiles,
-            models=models,
+            models=asked,
             expressions=hp.expressions,
             whole_line=hp.task == "classification",
         )
@@ -155,7 +157,8 @@ def train_and_evaluate(
         share = float(np.mean(scores[rows["weights"] > 0] > 0.5))
         rows, report = targets.with_noise(hp, rows, scores)
         description = _describe(hp, report, share)
-        objective, frozen = _student(hp, workdir, network, rows, models)
+        asking = dataclasses.replace(network, vocab_size=shared)
+        objective, frozen = _student(hp, workdir, asking, rows, asked)
     run = language.Run(hp, workdir, "swingdistill.train", network, rows, public, parallel, hp.dp)
     reads = {
         "dataset": text,
@@ -260,6 +263,8 @@ def _load(field: str, path: str) -> LoadedModel:
         loaded = checkpoint.load_model(path)
     if not loaded.network.is_text:
         raise InputError(field, path, "must be a language model's checkpoint, not of images")
+    if loaded.metadata.get("chat_template"):
+        fits.say(f"{field} {path}: its chat template is not used; text is taken as it stands")
     return loaded
 
 

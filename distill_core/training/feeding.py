@@ -111,6 +111,8 @@ def recipe(hp: Any, state_of_model: set[str]) -> tuple[Optimizer | Averaged, Cal
 
 def check_private(hp: Any):
     """Raises InputError on what a differentially private run has no use for."""
+    if not hp.num_steps:
+        raise config.InputError("num_steps", 0, "must be at least 1 with dp")
     # Its batches vary in size, and its ledger counts every step.
     names = ("data_on_device", "steps_per_dispatch")
     config.check_unset(hp, names, "is not for private training (dp)")

@@ -6,6 +6,7 @@ no names, classes are matched by number, and a line on the console says so.
 
 import dataclasses
 from collections.abc import Sequence
+from typing import Any
 
 import jax
 
@@ -102,13 +103,33 @@ def check_start(field: str, path: str, theirs: Network, ours: Network):
         first, second = (each.load_tokenizer() for each in (theirs, ours))
         if first is None:
             say(f"{field} {path} has no tokenizer: its tokens are taken to be the run's")
-        elif second is None or first.to_json() != second.to_json():
-            allowed = f"has another vocabulary ({first.vocab_size:,} tokens) than the run"
-            raise InputError(field, path, f"{allowed}; take it by tokenizer={path}")
+        elif second is None:
+            raise InputError(field, path, f"has a vocabulary and the run none; {_take(path)}")
+        elif shared_tokens(field, path, first, second) < max(first.vocab_size, second.vocab_size):
+            raise InputError(field, path, f"has other added tokens than the run; {_take(path)}")
     names = theirs.class_names, ours.class_names
     same = theirs.num_classes == ours.num_classes  # else a leaf has another shape
     if same and any(each is not None for each in names):
         say(class_order(field, path, *names, what="the run", mapped=False)[1])
+
+
+def shared_tokens(field: str, path: str, theirs: Any, ours: Any) -> int:
+    """How many first ids are the same token for a network's tokenizer and for the run's.
+
+    Added tokens may differ. Raises InputError on the field that named the network, with the first
+    token that differs, if the two split text differently.
+    """
+    from distill_core.data.text.tokenizers import num_shared
+
+    try:
+        return num_shared(theirs, ours)
+    except ValueError as error:
+        allowed = f"has another tokenizer than the run: {error} (the network's, the run's)"
+        raise InputError(field, path, f"{allowed}; {_take(path)}") from None
+
+
+def _take(path: str) -> str:
+    return f"take its own by tokenizer={path}"
 
 
 def _first_difference(network: Network, wanted: Network) -> str:

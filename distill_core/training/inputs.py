@@ -28,7 +28,8 @@ def of_model(loaded: checkpoint.LoadedModel) -> str:
 
 def of_tokenizer(tokenizer: tokenizers.Tokenizer) -> str:
     """Fingerprint of a vocabulary and how it splits text."""
-    return hashlib.sha256(tokenizer.to_json().encode()).hexdigest()
+    described = tokenizer.to_json() + strict_json.encode(tokenizer.special_tokens, sort_keys=True)
+    return hashlib.sha256(described.encode()).hexdigest()
 
 
 def check(

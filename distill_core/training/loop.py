@@ -179,7 +179,8 @@ def run(
         stack.enter_context(process.hold(workdir))
         one.resume(private=plan is not None)
         profiling.check(one.step, num_steps)
-        if one.step >= num_steps and not one.unevaluated:
+        fresh = not checkpoint.steps(workdir)
+        if one.step >= num_steps and not (fresh or one.unevaluated):
             one.say(f"finished at step {one.step}, nothing to do")
             return parallel.place(one.state, program.mode)
         one.begin(plan)
@@ -275,6 +276,8 @@ class _Run:
                 self.tidy()
             self.report.begin(self.step)
             clock.first_step()
+            if not self.num_steps:
+                self.save()  # the first weights, as they are
             while self.step < self.num_steps:
                 if parallel.should_stop(stopped()):
                     raise StoppedError

@@ -21,11 +21,11 @@ class Optimizer(config.Optimizer):
     schedule has the steps behind it.
     """
 
-    num_steps: int = config.integer(1, help="length of the schedule")
+    num_steps: int = config.integer(0, help="length of the schedule")
 
     def __post_init__(self):
         super().__post_init__()
-        if self.warmup_steps >= self.num_steps:
+        if self.warmup_steps and self.warmup_steps >= self.num_steps:
             allowed = f"must be below num_steps, {self.num_steps}"
             raise config.InputError("warmup_steps", self.warmup_steps, allowed)
 
@@ -41,9 +41,9 @@ class Optimizer(config.Optimizer):
             drops = {step - first: self.drop_factor for step in self.drop_steps}
             rate = optax.piecewise_constant_schedule(highest, drops)
         elif self.schedule == "cosine":
-            rate = optax.cosine_decay_schedule(highest, self.num_steps - first)
+            rate = optax.cosine_decay_schedule(highest, max(1, self.num_steps - first))
         elif self.schedule == "onecycle":
-            rate = optax.cosine_onecycle_schedule(self.num_steps, highest)
+            rate = optax.cosine_onecycle_schedule(max(1, self.num_steps), highest)
         else:
             rate = optax.constant_schedule(highest)
         if not first:

@@ -3,7 +3,7 @@
 import dataclasses
 import functools
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 from etils import epath
@@ -14,12 +14,13 @@ from distill_core.data.text import corpus as corpora
 from distill_core.data.text import tasks as text_tasks
 from distill_core.data.text import tokenizers
 from distill_core.models import checks
-from distill_core.models.network import text_network
+from distill_core.models.network import Network, text_network
 from distill_core.runtime import paths
 from distill_core.step import NextTokens
 from distill_core.training import dp_sgd, fits, inputs, language, run_state
 
 TRAINERS = ("words", "byte_pairs")
+FROM_START = "init_from"
 _LENGTH, _VOCAB_SIZE = 64, 2000
 
 
@@ -58,7 +59,8 @@ def train(
     Raises:
       InputError: on a field, before anything is written; and what `language.train` raises.
     """
-    defaults = {"length": _LENGTH, "tokenizer": TRAINERS[0], "vocab_size": _VOCAB_SIZE}
+    usual = hp.init_from if hp.model == FROM_START else TRAINERS[0]
+    defaults = {"length": _LENGTH, "tokenizer": usual, "vocab_size": _VOCAB_SIZE}
     hp = dataclasses.replace(hp, **{k: getattr(hp, k) or v for k, v in defaults.items()})
     private, wanted = bool(hp.dp), hp.tokenizer
     check_private(hp)
@@ -68,15 +70,7 @@ def train(
         tokenizer = new_tokenizer(hp, wanted, [line.text for line in corpus.train])
     else:
         tokenizer = stored_tokenizer(wanted, private=private)
-    network = text_network(
-        tokenizer,
-        hp.length,
-        model=hp.model,
-        model_kwargs=hp.model_kwargs,
-        compute_dtype=hp.compute_dtype,
-        remat=hp.remat == "block",
-    )
-    checks.check(network)
+    network = make_network(hp, workdir, tokenizer)
     encode = functools.partial(text_tasks.encode, tokenizer=tokenizer, task="language")
 
     def to_rows(lines, lay=text_tasks.to_rows):
@@ -93,6 +87,51 @@ def train(
     fits.say(f"test perplexity {perplexity:.3f}  accuracy {found['accuracy']:.4f}")
     spent = dp_sgd.report(workdir) if private else {}
     return {"perplexity": perplexity, "accuracy": found["accuracy"], "id": id, **spent}
+
+
+def make_network(
+    hp: Any, workdir: epath.PathLike, tokenizer: tokenizers.Tokenizer, classes: Sequence[str] = ()
+) -> Network:
+    """The language model of a run: with `model="init_from"` that of its first weights.
+
+    Raises:
+      InputError: it cannot be built, or its rows are shorter than `length`.
+    """
+    network = text_network(
+        tokenizer,
+        hp.length,
+        model=hp.model,
+        model_kwargs=hp.model_kwargs,
+        classes=classes,
+        compute_dtype=hp.compute_dtype,
+        remat=hp.remat == "block",
+    )
+    if hp.model == FROM_START:
+        network = _as_started(hp, workdir, network)
+    checks.check(network)
+    return network
+
+
+def _as_started(hp: Any, workdir: epath.PathLike, network: Network) -> Network:
+    start = run_state.starting_network(hp, workdir)
+    if start is None or hp.model_kwargs:
+        allowed = "needs init_from, a language model, and no model_kwargs: they are that model's"
+        raise InputError("model", FROM_START, allowed)
+    if not start.is_text:
+        raise InputError("init_from", hp.init_from, "must be a language model")
+    if start.bounded and start.max_length < hp.length:
+        raise InputError("length", hp.length, f"must be at most {start.max_length}, init_from's")
+    if network.num_classes > start.num_classes:
+        allowed = f"has {network.num_classes:,} tokens; init_from has {start.num_classes:,}"
+        raise InputError("tokenizer", hp.tokenizer, allowed)
+    return dataclasses.replace(
+        network,
+        model=start.model,
+        model_kwargs=start.model_kwargs,
+        num_classes=start.num_classes,
+        max_length=start.max_length if start.bounded else hp.length,
+        vocab_size=network.num_classes if network.num_classes < start.num_classes else None,
+    )
 
 
 def check_private(hp: Any):

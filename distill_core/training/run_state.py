@@ -8,6 +8,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from etils import epath
 
@@ -100,9 +101,18 @@ def first_variables(hp: config.Steps, workdir: epath.PathLike, network: Network)
     path = str(getattr(hp, "init_from", None))
     with about("init_from", path):
         fits.check_start("init_from", path, start.network, network)
-        model_state = checkpoint.fit(path, network.shapes(), start.variables)
+        model_state = checkpoint.fit(path, network.shapes(), _in_float32(start.variables))
     fits.say(line)
     return model_state.pop("params"), model_state
+
+
+def _in_float32(variables: Any) -> Any:
+    """Half-precision leaves, as other libraries store them, in the dtype of training."""
+
+    def convert(leaf):
+        return leaf.astype(np.float32) if leaf.dtype in (np.float16, jnp.bfloat16) else leaf
+
+    return jax.tree.map(convert, variables)
 
 
 def _with_head(

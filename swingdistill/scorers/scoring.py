@@ -73,7 +73,7 @@ def measure(name: str, rows: Rows, models: Mapping[str, Any]) -> np.ndarray:
     variables = {field: jax.device_put(models[field].variables) for field in asked}
     described = tuple((field, models[field].network) for field in asked)
     num, length = rows["tokens"].shape
-    vocab = max(network.num_classes for _, network in described)
+    vocab = max(network.num_tokens for _, network in described)
     size = min(num, max(1, _ENTRIES // (length * vocab)))
     values = []
     for index, _ in sampling.eval_batches(num, size):

@@ -141,10 +141,13 @@ class Tokenizer:
 def num_shared(first: Tokenizer, second: Tokenizer) -> int:
     """How many ids, from 0 on, are the same token for both.
 
-    Added tokens may differ. Raises ValueError, with the first token that differs, if the tokenizers
-    write ordinary text or its begin and end in other tokens.
+    Added tokens may differ. Raises ValueError, with the first token that differs (the first
+    tokenizer's, then the second's), if they write ordinary text or its begin and end in other
+    tokens.
     """
-    tables = [{i: token for token, i in each._inner.get_vocab().items()} for each in (first, second)]
+    tables = [
+        {i: token for token, i in each._inner.get_vocab().items()} for each in (first, second)
+    ]
     most = max(map(len, tables))
     shared = next((i for i in range(most) if tables[0].get(i) != tables[1].get(i)), most)
     states = [json.loads(each.to_json()) for each in (first, second)]
@@ -155,11 +158,11 @@ def num_shared(first: Tokenizer, second: Tokenizer) -> int:
         return shared
     if shared < most:
         names = [repr(table[shared]) if shared in table else "no token" for table in tables]
-        raise ValueError(f"token {shared} is {names[0]} for one and {names[1]} for the other")
+        raise ValueError(f"token {shared} is {names[0]} and {names[1]}")
     if apart:
         raise ValueError(f"the tokens are the same, but not the {apart} that makes them of text")
     names = [tuple(table[i] for i in each) for table, each in zip(tables, ends, strict=True)]
-    raise ValueError(f"lines begin and end with {names[0]} for one and {names[1]} for the other")
+    raise ValueError(f"lines begin and end with {names[0]} and {names[1]}")
 
 
 def train_words(lines: Iterable[str], *, vocab_size: int) -> Tokenizer:

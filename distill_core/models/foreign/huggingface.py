@@ -80,9 +80,7 @@ def _decoder(tensors: Tensors, given: Mapping[str, Any]) -> tuple[Network, dict[
         if type(value := given.get(name)) is not int or value < 1:
             raise RefusedError(f"config.json has {name} {value!r}; a positive number is needed")
     sizes, vocab_size = decoders.settings(given), given["vocab_size"]
-    network = Network(
-        "decoder", vocab_size, sizes, max_length=given["max_position_embeddings"]
-    )
+    network = Network("decoder", vocab_size, sizes, max_length=given["max_position_embeddings"])
     try:
         network.shapes()
     except InputError as error:

@@ -11,7 +11,8 @@ import ml_dtypes
 import numpy as np
 import pytest
 import tokenizers
-from safetensors.numpy import load_file, save_file
+from safetensors.numpy import load_file as load_tensors
+from safetensors.numpy import save_file
 
 from distill_core import checkpoint
 from distill_core.config import InputError
