@@ -11,6 +11,13 @@ loads without this project: `model.safetensors` holds the variables under names 
 float32 images in [0, 1], `[B, H, W, C]`, or int32 token ids `[B, L]`, to logits; a generator's maps
 latent vectors to images. The `tokenizers` library reads a language model's `tokenizer.json`.
 
+`--format=hf` writes the files of other libraries instead: a language model of GPT-2's, Llama's,
+Mistral's or Qwen's architecture as a directory that `transformers` loads (`AutoModelForCausalLM`,
+`AutoTokenizer`), an image network as PyTorch's state dict in `model.safetensors`, and README.md, a
+model card with the privacy claim, with what `swingdistill.evaluate --out` measured
+(`--results=FILE`) and, of a language model, the command that trained it without its paths and
+seeds.
+
 The card's `snippets` are programs to be run in the folder: "jax" defines a function of
 `model.stablehlo`. A network whose module has a method `describe(input_shape, mean, std)` also gets
 what that returns: a description of its `features`, and "numpy", the same function of
@@ -20,6 +27,9 @@ what that returns: a description of its `features`, and "numpy", the same functi
 import contextlib
 import dataclasses
 import functools
+import pathlib
+import re
+import shlex
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -31,11 +41,16 @@ from etils import epath
 
 from distill_core import checkpoint, config
 from distill_core.data.text.tokenizers import ELSEWHERE, PUBLIC_TEXT, TRAINING_TEXT
+from distill_core.models import foreign
+from distill_core.models.foreign import huggingface, model_card, torch_weights, weights_file
 from distill_core.models.network import Network
 from distill_core.privacy import composition, noise
 from distill_core.privacy import ledger as ledger_lib
 from distill_core.runtime import backend, cli, paths, strict_json
 
+FORMATS = ("jax", "hf")
+_PATHS = ("dataset", "teacher", "reference", "init_from", "tokenizer")
+_ASIDE = ("canary_", "num_decoys", "eval_", "log_", "save_")  # settings that train nothing
 CARD_FIELDS = ("model", "model_kwargs", "num_classes")
 IMAGE_FIELDS = (*CARD_FIELDS, "input_shape", "mean", "std", "classes")
 TEXT_FIELDS = (*CARD_FIELDS, "max_length")
@@ -97,6 +112,8 @@ def release(
     part: str | None = None,
     delta: float | None = None,
     with_private_tokenizer: bool = False,
+    format: str = "jax",
+    results: epath.PathLike | None = None,
 ) -> dict[str, Any]:
     """Writes the release of one network into a new or empty directory and returns its card.
 
@@ -109,10 +126,17 @@ def release(
       delta: δ of the card's claim; by default the run's, if it has one.
       with_private_tokenizer: allows a vocabulary made from training text that was not declared
         public (`public_text`): it reveals words of that text.
+      format: of `FORMATS`, see above.
+      results: a JSON file for the model card of "hf".
 
     Raises:
-      InputError: no such checkpoint, δ outside (0, 1), `out` holds files, or such a vocabulary.
+      InputError: no such checkpoint, δ outside (0, 1), `out` holds files, such a vocabulary, or a
+        network that the format is not for.
     """
+    if format not in FORMATS:
+        raise config.InputError("format", format, f"must be one of {', '.join(FORMATS)}")
+    if results is not None and format != "hf":
+        raise config.InputError("results", str(results), "belongs to format=hf")
     out = paths.folder_to_write("out", out)
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise config.InputError("out", str(out), "must be a new or an empty directory")
@@ -126,31 +150,11 @@ def release(
             "release it anyway with --with_private_tokenizer"
         )
         raise config.InputError("checkpoint", str(path), allowed)
-    flat = {k: np.asarray(leaf) for k, leaf in checkpoint.by_name(loaded.variables).items()}
-    fields, inputs, outputs = _described(loaded.network)
-    described = loaded.network.to_json()
-    card = {
-        "network": {name: described[name] for name in fields if name in described},
-        "inputs": inputs,
-        "outputs": outputs,
-        "parameters": int(sum(np.size(v) for k, v in flat.items() if k.startswith("params/"))),
-        "files": {
-            "model.safetensors": "variables by name; HWIO convolution kernels",
-            "model.stablehlo": "jax.export of the network: jax.export.deserialize(bytes).call",
-        },
-        **_programs(loaded.network, inputs),
-    }
-    ledger, privacy = published(loaded.metadata["ledger"]), _privacy(loaded.metadata, delta)
-    if ledger.mechanisms:
-        card |= {"ledger": ledger.to_json(), "privacy": privacy}
-    from safetensors.numpy import save
-
-    files = {"model.safetensors": save(flat), "model.stablehlo": _export(loaded)}
-    if tokenizer is not None:
-        files["tokenizer.json"] = tokenizer.to_json().encode()
-        card["files"]["tokenizer.json"] = "for the library tokenizers"
-        card["vocabulary"] = _VOCABULARY.get(tokenizer.made_from, _VOCABULARY[ELSEWHERE])
-    files["card.json"] = f"{strict_json.encode(card, indent=1)}\n".encode()
+    card = _card(loaded, delta)
+    if format == "hf":
+        files = _foreign_files(path, loaded, card, results)
+    else:
+        files = _own_files(loaded, card)
     out.mkdir(parents=True, exist_ok=True)
     try:
         for name, content in files.items():
@@ -160,11 +164,84 @@ def release(
             with contextlib.suppress(OSError):
                 (out / name).unlink(missing_ok=True)
         raise
-    if not str(path).endswith(".safetensors"):  # that is somebody else's file, without a workdir
+    if not foreign.is_foreign(path):  # that is somebody else's, without a workdir
+        privacy = _privacy(loaded.metadata, delta)
         _write_owners_half(
             path, loaded.network, {"out": str(out), "card": card, "privacy": privacy}
         )
     return card
+
+
+def _card(loaded: checkpoint.LoadedModel, delta: float | None) -> dict[str, Any]:
+    """What is said of the network, whatever the format."""
+    fields, inputs, outputs = _described(loaded.network)
+    described, tokenizer = loaded.network.to_json(), loaded.tokenizer
+    sizes = map(np.size, jax.tree.leaves(loaded.variables.get("params", {})))
+    card = {
+        "network": {name: described[name] for name in fields if name in described},
+        "inputs": inputs,
+        "outputs": outputs,
+        "parameters": int(sum(sizes)),
+    }
+    if tokenizer is not None:
+        card["vocabulary"] = _VOCABULARY.get(tokenizer.made_from, _VOCABULARY[ELSEWHERE])
+    ledger, privacy = published(loaded.metadata["ledger"]), _privacy(loaded.metadata, delta)
+    if ledger.mechanisms:
+        card |= {"ledger": ledger.to_json(), "privacy": privacy}
+    return card
+
+
+def _own_files(loaded: checkpoint.LoadedModel, card: dict[str, Any]) -> dict[str, bytes]:
+    """The files by name; the card, which is one of them, gets what they hold."""
+    from safetensors.numpy import save
+
+    flat = {k: np.asarray(leaf) for k, leaf in checkpoint.by_name(loaded.variables).items()}
+    card["files"] = {
+        "model.safetensors": "variables by name; HWIO convolution kernels",
+        "model.stablehlo": "jax.export of the network: jax.export.deserialize(bytes).call",
+    }
+    card |= _programs(loaded.network, card["inputs"])
+    files = {"model.safetensors": save(flat), "model.stablehlo": _export(loaded)}
+    if loaded.tokenizer is not None:
+        files["tokenizer.json"] = loaded.tokenizer.to_json().encode()
+        card["files"]["tokenizer.json"] = "for the library tokenizers"
+    return {**files, "card.json": f"{strict_json.encode(card, indent=1)}\n".encode()}
+
+
+def _foreign_files(path, loaded: checkpoint.LoadedModel, card, results) -> dict[str, bytes]:
+    """The files by name, README.md among them."""
+    found = None
+    with weights_file.refusing("results", results):
+        if results is not None:
+            file = paths.expand("results", results)
+            found = weights_file.read_object(pathlib.Path(file), "the file")
+    with weights_file.refusing("checkpoint", path):
+        if loaded.network.is_text:
+            files = huggingface.files(loaded)
+        else:
+            files = {"model.safetensors": torch_weights.file(loaded.network, loaded.variables)}
+    command = _command(loaded.metadata) if loaded.network.is_text else None
+    text = model_card.readme(card, results=found, command=command)
+    return {**files, "README.md": text.encode()}
+
+
+def _command(metadata: Mapping[str, Any]) -> str | None:
+    """The command that trained a network, without paths and seeds; None if nothing did."""
+
+    def shown(name: str, value: Any) -> bool:
+        is_path = isinstance(value, str) and not re.fullmatch(r"[\w.-]+", value)
+        plain = isinstance(value, bool | int | float | str) or (
+            isinstance(value, list) and all(isinstance(each, int | float | str) for each in value)
+        )
+        hidden = name in _PATHS or "seed" in name or name.startswith(_ASIDE) or is_path
+        return plain and value not in ([], False) and not hidden
+
+    settings = {k: v for k, v in metadata["config"].items() if shown(k, v)}
+    if not settings:
+        return None
+    parts = [f"python -m {metadata['method']} --config CONFIG --workdir WORKDIR"]
+    parts += [f"    --config.{k}={shlex.quote(str(v))}" for k, v in settings.items()]
+    return " \\\n".join(parts)
 
 
 def published(ledger: Mapping[str, Any]) -> ledger_lib.Ledger:
@@ -314,8 +391,11 @@ def main(argv: Sequence[str]):
         action="store_true",
         help="release even a vocabulary made from training text",
     )
+    flags.add_argument("--format", choices=FORMATS, default="jax", help="hf: for transformers")
+    flags.add_argument("--results", metavar="FILE.json", help="measured, for the model card of hf")
     given = flags.read(argv, required=("checkpoint", "out"))
-    options = {name: getattr(given, name) for name in ("part", "delta", "with_private_tokenizer")}
+    names = ("part", "delta", "with_private_tokenizer", "format", "results")
+    options = {name: getattr(given, name) for name in names}
     card = release(given.checkpoint, given.out, **options)
     print(f"released {card['parameters']:,} parameters to {given.out}")
 

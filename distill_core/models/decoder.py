@@ -6,6 +6,7 @@ from typing import Any, ClassVar
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import linen as nn
 
 from distill_core.config import InputError
@@ -83,7 +84,7 @@ class Decoder(nn.Module):
                 num_heads=heads,
                 num_kv_heads=groups,
                 head_dim=head_dim,
-                mlp_width=self.mlp_width or -(-self.width // 3) * 8,
+                mlp_width=self.mlp_width or default_mlp_width(self.width),
                 rope=(tuple(rope[0].tolist()), rope[1]),
                 norm_epsilon=self.norm_epsilon,
                 qkv_bias=self.qkv_bias,
@@ -121,6 +122,12 @@ class Decoder(nn.Module):
         return jnp.einsum("bld,vd->blv", hidden, head, preferred_element_type=jnp.float32)
 
 
+def default_mlp_width(width: int) -> int:
+    """8/3 of the width, so that three matrices have as many parameters as two of 4 times it,
+    rounded up to a multiple of 8."""
+    return -(-width // 3) * 8
+
+
 class Block(nn.Module):
     """Attention and an MLP, each on the normalised residual stream and added to it."""
 
@@ -151,7 +158,7 @@ class Block(nn.Module):
             q, k = norm(name="q_norm")(q), norm(name="k_norm")(k)
         angles, factor = self.rope
         q, k = (
-            rotate(each.astype(self.dtype), places, jnp.asarray(angles), factor) for each in (q, k)
+            rotate(each.astype(self.dtype), places, np.array(angles), factor) for each in (q, k)
         )
         y = attend(q, k, v, segments, window=self.window)
         x = x + dense(x.shape[-1], name="o_proj")(y.reshape(*x.shape[:2], -1))

@@ -40,7 +40,8 @@ def rotate(x: Array, places: Array, frequencies: np.ndarray, factor: float = 1.0
     `[B, L, H, d]` of x's dtype, computed in float32. Source: Su et al., "RoFormer", 2021, in the
     arrangement of Llama's published weights.
     """
-    angles = (places[..., None].astype(jnp.float32) * frequencies)[:, :, None]  # [B, L, 1, d/2]
+    turns = jnp.asarray(frequencies, jnp.float32)[None, None]
+    angles = (places[..., None].astype(jnp.float32) * turns)[:, :, None]  # [B, L, 1, d/2]
     cos, sin = jnp.cos(angles) * factor, jnp.sin(angles) * factor
     first, second = jnp.split(x.astype(jnp.float32), 2, axis=-1)
     turned = jnp.concatenate([first * cos - second * sin, second * cos + first * sin], axis=-1)

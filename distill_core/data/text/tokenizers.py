@@ -108,6 +108,10 @@ class Tokenizer:
         kept = [int(i) for i in ids if int(i) not in dropped]
         return self._inner.decode(kept, skip_special_tokens=False)
 
+    def token(self, id: int) -> str:
+        """A token's own spelling, which byte pairs encode."""
+        return self._inner.id_to_token(id)
+
     def to_json(self) -> str:
         """The input of `from_json`; equal for equal tokenizers."""
         return self._inner.to_str()

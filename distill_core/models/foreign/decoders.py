@@ -3,6 +3,7 @@
 from collections.abc import Iterator, Mapping
 from typing import Any
 
+from distill_core.models.decoder import Decoder, default_mlp_width
 from distill_core.models.foreign.weights_file import Place, RefusedError
 from distill_core.models.rotary import SCALINGS
 
@@ -20,6 +21,10 @@ _SIZES = {
     "head_dim": "head_dim",
     "mlp_width": "intermediate_size",
 }
+_OTHERS = (
+    "norm_epsilon", "tied", "rope_theta", "rope_scaling", "window", "full_layers", "qkv_bias",
+    "qk_norm",
+)  # fmt: skip
 # Of no other value do we know what it does.
 _FIXED = {"hidden_act": "silu", "attention_bias": False, "mlp_bias": False}
 _READ = {
@@ -36,8 +41,9 @@ _WITHOUT_EFFECT = {
     "transformers.js_config", "unsloth_fixed", "unsloth_version", "use_cache", "id2label",
     "label2id", "problem_type", "return_dict", "chunk_size_feed_forward", "max_length",
     "min_length", "temperature", "top_k", "top_p", "typical_p", "repetition_penalty",
-    "length_penalty", "num_beams", "num_beam_groups", "num_return_sequences", "task_specific_params",
-    "_attn_implementation", "_attn_implementation_autoset", "_flash_attn_2_enabled",
+    "length_penalty", "num_beams", "num_beam_groups", "num_return_sequences",
+    "task_specific_params", "_attn_implementation", "_attn_implementation_autoset",
+    "_flash_attn_2_enabled",
     "keys_to_ignore_at_inference", "hidden_dropout", "max_sequence_length",
 }  # fmt: skip
 
@@ -52,7 +58,7 @@ def settings(config: Mapping[str, Any]) -> dict[str, Any]:
         if name in _FIXED and value != _FIXED[name]:
             raise _misfit(name, value, f"{_FIXED[name]!r} is needed")
         if value and name not in _READ and name not in _WITHOUT_EFFECT:
-            raise _misfit(name, value, "which is not understood and may change the logits")
+            raise _misfit(name, value, "it is not understood, and may change the logits")
     family = config["model_type"]
     found: dict[str, Any] = {}
     for ours, theirs in _SIZES.items():
@@ -89,7 +95,7 @@ def _rope(config: Mapping[str, Any]) -> dict[str, Any]:
     kind = kinds[0] if kinds else "default"
     if kind == "default":
         if any(given.values()):
-            raise _misfit(where, dict(config[where]), "which is not understood")
+            raise _misfit(where, dict(config[where]), "it is not understood")
         return {"rope_theta": float(theta)}
     if kind not in SCALINGS:
         raise _misfit(f"{where}.rope_type", kind, f"one of {', '.join(SCALINGS)} is needed")
@@ -123,8 +129,16 @@ def _window(config: Mapping[str, Any], num_layers: int) -> dict[str, Any]:
 
 def _misfit(name: str, value: Any, needed: str) -> RefusedError:
     said = "lacks" if value is None else "has"
-    given = "" if value is None else f" {str(value)[:60] if value else value!r}"
+    given = "" if value is None else f" {repr(value)[:60]}"
     return RefusedError(f"config.json {said} {name}{given}; {needed}")
+
+
+def sizes(module: Decoder) -> dict[str, Any]:
+    """A module's settings, all of them, as `config` and `layout` take them."""
+    found = {name: getattr(module, name) for name in (*_SIZES, *_OTHERS)}
+    found["num_kv_heads"] = module.num_kv_heads or module.num_heads
+    found["head_dim"] = module.head_dim or module.width // module.num_heads
+    return found | {"mlp_width": module.mlp_width or default_mlp_width(module.width)}
 
 
 def config(sizes: Mapping[str, Any], vocab_size: int, max_length: int) -> dict[str, Any]:

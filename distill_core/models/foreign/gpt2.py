@@ -9,7 +9,7 @@ import numpy as np
 from distill_core.models.foreign.weights_file import Place, RefusedError, Tensors, read_params
 
 _HEAD_WIDTH = 64  # in every published size
-_PREFIX = "transformer."
+PREFIX = "transformer."
 _HEAD = "lm_head.weight"
 _BUFFER = re.compile(r"h\.\d+\.attn\.(masked_)?bias")  # masks that older files hold
 # Other values change the logits and leave the tensors as they are.
@@ -34,7 +34,7 @@ def read(tensors: Tensors, given: Mapping[str, Any]) -> tuple[dict[str, int], di
         if (value := given.get(name, wanted)) != wanted:
             raise RefusedError(f"config.json has {name} {value!r}; {wanted!r} is needed")
     names = tensors.names()
-    prefix = _PREFIX if any(name.startswith(_PREFIX) for name in names) else ""
+    prefix = PREFIX if any(name.startswith(PREFIX) for name in names) else ""
     sizes = []
     for name in (f"{prefix}wte.weight", f"{prefix}wpe.weight"):
         if name not in names:

@@ -5,7 +5,7 @@
 
 A directory holds config.json, one `.safetensors` file or several and their index, and, if it has a
 tokenizer, tokenizer.json with tokenizer_config.json or generation_config.json, which name its
-special tokens. Nothing in it is run.
+special tokens. Nothing in it is run. `files` writes such a directory, for `transformers` to load.
 """
 
 import dataclasses
@@ -13,10 +13,14 @@ import pathlib
 from collections.abc import Mapping
 from typing import Any
 
+import numpy as np
+from flax import traverse_util
+
 from distill_core.config import InputError
 from distill_core.models.foreign import decoders, gpt2, weights_file
 from distill_core.models.foreign.weights_file import RefusedError, Tensors, read_object
-from distill_core.models.network import Network
+from distill_core.models.network import LoadedModel, Network
+from distill_core.runtime import strict_json
 
 _KINDS = ("bos", "eos", "pad", "unk")
 
@@ -146,3 +150,56 @@ def _special_tokens(
         if isinstance(token, str) and (inner.token_to_id(token) is not None or kind == "eos"):
             found[kind] = token
     return found if "eos" in found else {}
+
+
+def files(loaded: LoadedModel) -> dict[str, bytes]:
+    """The files of a directory that `transformers` loads, by name; parameters keep their dtypes.
+
+    Raises:
+      RefusedError: the network is none of these families'.
+    """
+    from safetensors.numpy import save
+
+    network = loaded.network
+    if network.model == "transformer":
+        module = network.module()
+        sizes = {name: getattr(module, name) for name in ("num_layers", "num_heads", "width")}
+        sizes |= {"num_classes": network.num_classes, "max_length": network.max_length}
+        described = gpt2.config(**sizes)
+        places = [
+            place._replace(name=f"{gpt2.PREFIX}{place.name}") for place in gpt2.layout(**sizes)
+        ]
+    elif network.model == "decoder":
+        sizes = decoders.sizes(network.module())
+        described = decoders.config(sizes, network.num_classes, network.max_length or 1)
+        places = list(decoders.layout(sizes, network.num_classes))
+    else:
+        known = "transformer (GPT-2) and decoder (Llama, Mistral, Qwen)"
+        raise RefusedError(f"is a {network.model}; Hugging Face's formats are for {known}")
+    flat = traverse_util.flatten_dict(loaded.variables["params"])
+    values = {place.name: np.asarray(flat[place.path]) for place in places}
+    tensors = {
+        place.name: np.ascontiguousarray(
+            values[place.name].T if place.turned else values[place.name]
+        )
+        for place in places
+    }
+    described["dtype"] = described["torch_dtype"] = values[places[0].name].dtype.name
+    tokenizer = loaded.tokenizer
+    found = {"model.safetensors": save(tensors, metadata={"format": "pt"})}
+    if tokenizer is not None:
+        kinds = [kind for kind in _KINDS if kind in (tokenizer.special_tokens or _KINDS)]
+        ids = {kind: getattr(tokenizer, f"{kind}_id") for kind in kinds}
+        numbered = {f"{kind}_token_id": i for kind, i in ids.items() if kind != "unk"}
+        described |= numbered
+        found["generation_config.json"] = _encoded(numbered)
+        found["tokenizer.json"] = tokenizer.to_json().encode()
+        names = {f"{kind}_token": tokenizer.token(i) for kind, i in ids.items()}
+        settings = {"tokenizer_class": "PreTrainedTokenizerFast", **names}
+        settings["clean_up_tokenization_spaces"] = False
+        found["tokenizer_config.json"] = _encoded(settings)
+    return {**found, "config.json": _encoded(described)}
+
+
+def _encoded(value: Mapping[str, Any]) -> bytes:
+    return f"{strict_json.encode(value, indent=2)}\n".encode()

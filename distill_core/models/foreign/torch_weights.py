@@ -29,6 +29,7 @@ from distill_core.models.foreign import weights_file
 from distill_core.models.foreign.torch_layout import NETWORKS, canonical, layers
 from distill_core.models.foreign.weights_file import RefusedError
 from distill_core.models.network import Network
+from distill_core.runtime import strict_json
 
 _MODELS = tuple(name for name in MODEL_NAMES if name not in TEXT_MODELS)
 _FIELDS = ("model", "model_kwargs", "input_shape", "mean", "std", "classes")
@@ -61,6 +62,36 @@ def convert(module: Any, input_shape: Sequence[int], tensors: Mapping[str, Any])
     """
     with weights_file.refusing("state_dict", type(module).__name__):
         return _convert(module, tuple(input_shape), tensors)
+
+
+def state_dict(network: Network, variables: Mapping[str, Any]) -> dict[str, np.ndarray]:
+    """The inverse of `convert`: PyTorch's tensors by the names of `torch_layout`.
+
+    Raises:
+      RefusedError: a network that cannot be converted.
+    """
+    module = network.module()
+    _check_kind(module)
+    found = {}
+    for layer, path in layers(module, variables["params"]):
+        table = _NORM if path[-1].startswith("BatchNorm") else _KERNEL
+        for kind, (collection, leaf) in table.items():
+            leaves = functools.reduce(operator.getitem, path, variables[collection])
+            if leaf in leaves:
+                value = _theirs(module, network.input_shape, np.asarray(leaves[leaf]), path)
+                found[f"{layer}.{kind}"] = value
+    return found
+
+
+def file(network: Network, variables: Mapping[str, Any]) -> bytes:
+    """A `.safetensors` file with `state_dict` and the description that `load_torch` reads."""
+    from safetensors.numpy import save
+
+    described = network.to_json()
+    spec = {name: described[name] for name in _FIELDS if name in described}
+    spec["classes"] = list(network.classes) or [str(i) for i in range(network.num_classes)]
+    header = {"format": "pt", "spec": strict_json.encode(spec)}
+    return save(state_dict(network, variables), metadata=header)
 
 
 def load_torch(path: str | os.PathLike) -> tuple[Network, dict[str, Any]]:
@@ -163,11 +194,7 @@ def _are_names(values: Any) -> bool:
 def _convert(
     module: Any, input_shape: tuple[int, ...], tensors: Mapping[str, Any]
 ) -> dict[str, Any]:
-    if type(module) not in NETWORKS:
-        known = ", ".join(network.__name__ for network in NETWORKS)
-        raise RefusedError(f"PyTorch weights can be converted for {known}")
-    if module.norm != "batch":
-        raise RefusedError(f'its norm is {module.norm!r}; PyTorch weights need "batch"')
+    _check_kind(module)
     params, state = jax.eval_shape(
         functools.partial(init_model, module, input_shape=input_shape), jax.random.key(0)
     )
@@ -213,6 +240,24 @@ def _ours(module, input_shape, name: str, value: np.ndarray, path, shape) -> np.
         return np.ascontiguousarray(value.reshape(shape))
     order = {4: (2, 3, 1, 0), 2: (1, 0)}.get(len(shape), (0,))
     return np.ascontiguousarray(value.transpose(order))
+
+
+def _theirs(module, input_shape, value: np.ndarray, path) -> np.ndarray:
+    """The inverse of `_ours`."""
+    if isinstance(module, CNN) and path == ("Dense_0",) and value.ndim == 2:
+        height, width = (size >> len(module.widths) for size in input_shape[:2])
+        value = value.reshape(height, width, -1, value.shape[1]).transpose(3, 2, 0, 1)
+        return np.ascontiguousarray(value.reshape(value.shape[0], -1))
+    order = {4: (3, 2, 0, 1), 2: (1, 0)}.get(value.ndim, (0,))
+    return np.ascontiguousarray(value.transpose(order))
+
+
+def _check_kind(module: Any):
+    if type(module) not in NETWORKS:
+        known = ", ".join(network.__name__ for network in NETWORKS)
+        raise RefusedError(f"PyTorch weights can be converted for {known}")
+    if module.norm != "batch":
+        raise RefusedError(f'its norm is {module.norm!r}; PyTorch weights need "batch"')
 
 
 def _article(module: Any) -> str:

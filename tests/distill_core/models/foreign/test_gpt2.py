@@ -11,7 +11,6 @@ import ml_dtypes
 import numpy as np
 import pytest
 import tokenizers
-from safetensors.numpy import load_file as load_tensors
 from safetensors.numpy import save_file
 
 from distill_core import checkpoint

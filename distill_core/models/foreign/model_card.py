@@ -1,0 +1,68 @@
+"""The model card of a directory for Hugging Face: README.md with front matter."""
+
+import json
+from collections.abc import Mapping
+from typing import Any
+
+from distill_core.runtime import strict_json
+
+
+def readme(
+    card: Mapping[str, Any], *, results: Mapping[str, Any] | None = None, command: str | None = None
+) -> str:
+    """The text of README.md.
+
+    Args:
+      card: of `distill_core.release`: network, inputs, outputs, and with a ledger its `privacy`.
+      results: what was measured, as `swingdistill.evaluate --out` writes it.
+      command: how the network was trained.
+    """
+    text = "[B, L]" in card["inputs"]
+    front = {
+        "library_name": "transformers" if text else "pytorch",
+        "pipeline_tag": "text-generation" if text else "image-classification",
+        "tags": ["knowledge-distillation", "privacy"],
+    }
+    lines = ["---", *(f"{name}: {_yaml(value)}" for name, value in front.items()), "---", ""]
+    lines += [f"# A {card['network']['model']} of {card['parameters']:,} parameters", ""]
+    lines += [f"- Inputs: {card['inputs']}", f"- Outputs: {card['outputs']}"]
+    if "vocabulary" in card:
+        lines.append(f"- Vocabulary: {card['vocabulary']}")
+    lines += ["", "## Privacy", "", *_privacy(card.get("privacy"))]
+    if results:
+        lines += ["", "## Measured", "", *_measured(results)]
+    if command:
+        lines += ["", "## Training", "", "```sh", command, "```"]
+    network = {name: value for name, value in card["network"].items() if name != "classes"}
+    lines += ["", "## Network", "", "```json", strict_json.encode(network, indent=1), "```", ""]
+    return "\n".join(lines)
+
+
+def _yaml(value: Any) -> str:
+    return json.dumps(value) if isinstance(value, list) else str(value)
+
+
+def _privacy(claim: Mapping[str, Any] | None) -> list[str]:
+    if claim is None:
+        return ["No differential privacy is claimed: no ledger entry covers the training data."]
+    if claim["epsilon"] is None:
+        return [f"No ε is claimed: {claim['why']}."]
+    names = ("privacy_unit", "adjacency", "epsilon", "delta", "replace_one_epsilon")
+    names += ("record_epsilon", "total_epsilon")
+    rows = [f"| {name} | {_number(claim[name])} |" for name in names if name in claim]
+    table = ["| what | value |", "|---|---|", *rows, "", "It holds under these assumptions:", ""]
+    return table + [f"- {each}" for each in claim["assumptions"]]
+
+
+def _measured(results: Mapping[str, Any]) -> list[str]:
+    kinds = [name for name in results if name.endswith("perplexity") and results[name] is not None]
+    lines = ["| on the test text | value |", "|---|---|"]
+    lines += [f"| {name} | {_number(results[name])} |" for name in kinds]
+    for name, value in results.items():
+        if name not in kinds and isinstance(value, Mapping):
+            lines += ["", f"`{name}`:", "", "```json", strict_json.encode(value, indent=1), "```"]
+    return lines
+
+
+def _number(value: Any) -> str:
+    return f"{value:.4g}" if isinstance(value, float) else str(value)

@@ -1,0 +1,226 @@
+"""Hugging Face directories in and out: what is read, what is written, and what is refused."""
+
+import importlib.util
+import json
+import pathlib
+import sys
+
+import jax
+import jax.numpy as jnp
+import ml_dtypes
+import numpy as np
+import pytest
+from safetensors.numpy import load_file, save_file
+
+from distill_core import release
+from distill_core.checkpoint import load_model
+from distill_core.config import InputError
+from distill_core.models.foreign import decoders
+from distill_core.step import NextTokens
+
+sys.path.insert(0, str(pathlib.Path(__file__).parent))
+import directories
+
+_HAS_TRANSFORMERS = importlib.util.find_spec("transformers") and importlib.util.find_spec("torch")
+_TOKENS = np.random.default_rng(1).integers(0, 300, (2, 11))
+
+
+def _write(folder, kind="llama", *, shards=1, dtype=np.float32, **changes):
+    config = directories.config_of(kind, **changes)
+    return directories.write(folder, config, directories.tensors_of(config, dtype), shards)
+
+
+@pytest.mark.parametrize("kind", decoders.FAMILIES)
+def test_what_is_read_and_written_again_is_bitwise_the_same(tmp_path, kind):
+    folder = _write(tmp_path / "in", kind)
+    release.release(folder, tmp_path / "out", format="hf")
+    before, after = (load_file(p / "model.safetensors") for p in (folder, tmp_path / "out"))
+    assert before.keys() == after.keys()
+    assert all(np.array_equal(before[name], after[name]) for name in before)
+    first, second = load_model(folder), load_model(tmp_path / "out")
+    assert first.network == second.network
+    settings = json.loads((tmp_path / "out" / "config.json").read_text())
+    assert settings["model_type"] == kind
+
+
+def test_shards_are_read_as_one_file_is(tmp_path):
+    whole, parts = _write(tmp_path / "one"), _write(tmp_path / "several", shards=3)
+    first, second = (load_model(path) for path in (whole, parts))
+    assert jax.tree.all(jax.tree.map(np.array_equal, first.variables, second.variables))
+
+
+def test_weights_keep_the_dtype_of_the_file(tmp_path):
+    folder = _write(tmp_path, dtype=ml_dtypes.bfloat16)
+    loaded = load_model(folder)
+    assert {leaf.dtype for leaf in jax.tree.leaves(loaded.variables)} == {jnp.dtype(jnp.bfloat16)}
+    rounded = jax.tree.map(lambda leaf: leaf.astype(np.float32), loaded.variables)
+    found, wanted = (loaded.apply(each, _TOKENS) for each in (loaded.variables, rounded))
+    np.testing.assert_allclose(found, wanted, rtol=1e-5, atol=1e-5)
+
+
+def test_special_tokens_have_any_names_and_come_from_any_of_the_files(tmp_path):
+    loaded = load_model(_write(tmp_path))
+    ids = (loaded.tokenizer.bos_id, loaded.tokenizer.eos_id, loaded.tokenizer.pad_id)
+    assert ids == (0, 1, 1) and loaded.tokenizer.unk_id is None
+    assert not loaded.metadata["chat_template"]
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps({"chat_template": "{{x}}"}))
+    (tmp_path / "generation_config.json").write_text(json.dumps({"eos_token_id": [1, 0]}))
+    loaded = load_model(tmp_path)
+    assert loaded.tokenizer.bos_id == loaded.tokenizer.eos_id == 1
+    assert loaded.metadata["chat_template"]
+
+
+def test_rows_of_the_embedding_beyond_the_tokens_are_in_no_softmax_and_no_loss(tmp_path):
+    loaded = load_model(_write(tmp_path))
+    network, params = loaded.network, loaded.variables["params"]
+    assert (network.num_classes, network.num_tokens) == (310, 300)
+    assert loaded.apply(loaded.variables, _TOKENS).shape == (2, 11, 310)
+    assert network.hidden(loaded.variables, _TOKENS)[1].shape == (300, 18)
+    batch = {"tokens": _TOKENS, "labels": _TOKENS, "segments": np.zeros_like(_TOKENS)}
+    batch["weights"] = np.ones(_TOKENS.shape, np.float32)
+
+    def loss(params):
+        return NextTokens(network)(params, {}, {}, batch, None).values.sum()
+
+    higher = params | {
+        "embed_tokens": params["embed_tokens"] + 9.0 * (np.arange(310) >= 300)[:, None]
+    }
+    assert loss(higher) == loss(params)
+    assert not np.any(jax.grad(loss)(params)["embed_tokens"][300:])
+
+
+def test_lines_may_be_longer_than_those_of_the_training(tmp_path):
+    loaded = load_model(_write(tmp_path))
+    tokens = np.zeros((1, loaded.network.max_length + 5), np.int32)
+    assert not loaded.network.bounded
+    assert np.isfinite(loaded.apply(loaded.variables, tokens)).all()
+
+
+def _without(name):
+    return lambda folder: (folder / name).unlink()
+
+
+def _config(**changes):
+    def change(folder):
+        file = folder / "config.json"
+        file.write_text(json.dumps({**json.loads(file.read_text()), **changes}))
+
+    return change
+
+
+def _tensor(name, value):
+    def change(folder):
+        index = json.loads((folder / "model.safetensors.index.json").read_text())["weight_map"]
+        file = folder / index[name]
+        tensors = load_file(file)
+        tensors[name] = value(tensors[name])
+        save_file(tensors, file)
+
+    return change
+
+
+def _index(folder):
+    file = folder / "model.safetensors.index.json"
+    index = json.loads(file.read_text())
+    index["weight_map"]["model.layers.9.mlp"] = next(iter(index["weight_map"].values()))
+    file.write_text(json.dumps(index))
+
+
+def _truncated(folder):
+    file = folder / "model-00002-of-00002.safetensors"
+    file.write_bytes(file.read_bytes()[:-40])
+
+
+_Q = "model.layers.1.self_attn.q_proj.weight"
+
+
+@pytest.mark.parametrize(
+    ("change", "says"),
+    [
+        (_without("config.json"), "has no config.json"),
+        (_config(model_type="gemma2"), "model_type 'gemma2'; known are gpt2, llama"),
+        (_config(attn_logit_softcapping=50.0), "attn_logit_softcapping 50.0; it is not understood"),
+        (_config(num_local_experts=8), "num_local_experts 8; it is not understood"),
+        (_config(attention_bias=True), "attention_bias True; False is needed"),
+        (_config(hidden_act="gelu"), "hidden_act 'gelu'; 'silu' is needed"),
+        (_config(rope_scaling={"type": "dynamic", "factor": 2.0}), "rope_type 'dynamic'; one of"),
+        (_config(rope_scaling={"type": "linear"}), "linear needs factor"),
+        (_config(rope_scaling={"type": "linear", "factor": 2, "wave": 1}), "linear has no such"),
+        (_config(num_key_value_heads=4), "num_kv_heads: got 4; must divide 6"),
+        (_config(num_hidden_layers=0), "num_hidden_layers 0; a positive number"),
+        (_config(hidden_size=None), "lacks hidden_size"),
+        (_config(vocab_size="many"), "vocab_size 'many'; a positive number"),
+        (_config(vocab_size=299), r"embed_tokens.weight is \[310, 18\]; \[299, 18\] is needed"),
+        (_config(num_hidden_layers=3), "has no tensor model.layers.2.input_layernorm.weight"),
+        (_config(num_hidden_layers=1), "tensor model.layers.1.* is not one of a llama's"),
+        (_without("model-00002-of-00002.safetensors"), "model-00002-of-00002.safetensors must be"),
+        (_truncated, "model-00002-of-00002.safetensors cannot be read"),
+        (_index, "has tensor model.layers.9.mlp in .*, which does not hold it"),
+        (_tensor(_Q, lambda x: x * np.nan), f"{_Q} holds NaN"),
+        (_tensor(_Q, lambda x: x.astype(np.int32)), f"{_Q} is I32; must be F32, F16, BF16"),
+        (_tensor(_Q, lambda x: x[:3]), rf"{_Q} is \[3, 18\]; \[24, 18\] is needed"),
+        (_without("model.safetensors.index.json"), "has 2 .safetensors files; one is needed"),
+        (lambda at: directories.byte_pairs(311).save(f"{at}/tokenizer.json"), "has 311 tokens"),
+        (lambda folder: (folder / "tokenizer.json").write_text("{"), "tokenizer.json is refused"),
+    ],
+)  # fmt: skip
+def test_a_directory_that_does_not_fit_is_refused_in_one_line(tmp_path, change, says):
+    folder = _write(tmp_path, shards=2)
+    change(folder)
+    with pytest.raises(InputError, match=says) as caught:
+        load_model(folder)
+    assert caught.value.field == "checkpoint" and "\n" not in str(caught.value)
+
+
+def test_a_network_of_no_family_is_not_written_for_transformers(tmp_path):
+    loaded = load_model(_write(tmp_path / "in"))
+    sizes = decoders.sizes(loaded.network.module()) | {"qk_norm": True, "qkv_bias": True}
+    with pytest.raises(Exception, match="no family"):
+        decoders.config(sizes, 10, 10)
+
+
+_SCALED = {
+    "llama3": {"factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0},
+    "yarn": {"factor": 4.0},
+    "linear": {"factor": 4.0},
+}
+
+
+@pytest.mark.skipif(not _HAS_TRANSFORMERS, reason="needs torch and transformers")
+@pytest.mark.parametrize(
+    ("kind", "changes", "shards"),
+    [
+        ("llama", {}, 2),
+        ("llama", {"num_key_value_heads": 6, "tie_word_embeddings": False}, 1),
+        *[
+            ("llama", {"rope_parameters": {
+                "rope_type": name, "rope_theta": 9000.0, **scaled,
+                **({} if name == "linear" else {"original_max_position_embeddings": 16}),
+            }}, 1)
+            for name, scaled in _SCALED.items()
+        ],
+        ("mistral", {}, 1),
+        ("mistral", {"sliding_window": None, "head_dim": None, "hidden_size": 24}, 1),
+        ("qwen2", {"head_dim": None, "hidden_size": 24}, 1),
+        ("qwen2", {"head_dim": None, "hidden_size": 24, "use_sliding_window": True,
+                   "sliding_window": 3, "max_window_layers": 1}, 1),
+        ("qwen3", {}, 3),
+    ],
+)  # fmt: skip
+def test_logits_equal_those_of_transformers_in_and_out(tmp_path, kind, changes, shards):
+    import torch
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    folder = _write(tmp_path / "in", kind, shards=shards, **changes)
+    loaded = load_model(folder)
+    found = np.asarray(loaded.apply(loaded.variables, _TOKENS))
+    release.release(folder, tmp_path / "out", format="hf")
+    for path in (folder, tmp_path / "out"):
+        theirs = AutoModelForCausalLM.from_pretrained(path).eval()
+        with torch.no_grad():
+            wanted = theirs(torch.tensor(_TOKENS)).logits.numpy()
+        np.testing.assert_allclose(found, wanted, rtol=1e-4, atol=1e-4)
+        tokenizer = AutoTokenizer.from_pretrained(path)
+        line = directories.LINES[3]
+        assert tokenizer(line)["input_ids"] == loaded.tokenizer.encode(line).tolist()
+        assert (tokenizer.bos_token, tokenizer.eos_token) == ("<|begin|>", "<|end|>")
