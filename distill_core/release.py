@@ -221,7 +221,11 @@ def _foreign_files(path, loaded: checkpoint.LoadedModel, card, results) -> dict[
         else:
             files = {"model.safetensors": torch_weights.file(loaded.network, loaded.variables)}
     command = _command(loaded.metadata) if loaded.network.is_text else None
-    text = model_card.readme(card, results=found, command=command)
+    own = b'"model_type": "qwen2"' in files.get(
+        "config.json", b""
+    )  # AutoTokenizer splits text as Qwen does
+    reader = {"tokenizer": "PreTrainedTokenizerFast"} if own else {}
+    text = model_card.readme(card, results=found, command=command, **reader)
     return {**files, "README.md": text.encode()}
 
 

@@ -188,6 +188,7 @@ def check(hp: Settings):
     if hp.dp and hp.teacher is not None:
         allowed = "is for training on labels alone: a teacher saw the private text without noise"
         raise InputError("dp", config.to_json(hp.dp), allowed)
+    plain_text.check_start(hp)
     plain_text.check_private(hp)
     if hp.teacher is None:
         config.check_unset(hp, _OF_STUDENTS, "belongs to a student: it needs a teacher")

@@ -59,6 +59,7 @@ def train(
     Raises:
       InputError: on a field, before anything is written; and what `language.train` raises.
     """
+    check_start(hp)
     usual = hp.init_from if hp.model == FROM_START else TRAINERS[0]
     defaults = {"length": _LENGTH, "tokenizer": usual, "vocab_size": _VOCAB_SIZE}
     hp = dataclasses.replace(hp, **{k: getattr(hp, k) or v for k, v in defaults.items()})
@@ -114,10 +115,7 @@ def make_network(
 
 def _as_started(hp: Any, workdir: epath.PathLike, network: Network) -> Network:
     start = run_state.starting_network(hp, workdir)
-    if start is None or hp.model_kwargs:
-        allowed = "needs init_from, a language model, and no model_kwargs: they are that model's"
-        raise InputError("model", FROM_START, allowed)
-    if not start.is_text:
+    if start is None or not start.is_text:
         raise InputError("init_from", hp.init_from, "must be a language model")
     if start.bounded and start.max_length < hp.length:
         raise InputError("length", hp.length, f"must be at most {start.max_length}, init_from's")
@@ -132,6 +130,13 @@ def _as_started(hp: Any, workdir: epath.PathLike, network: Network) -> Network:
         max_length=start.max_length if start.bounded else hp.length,
         vocab_size=network.num_classes if network.num_classes < start.num_classes else None,
     )
+
+
+def check_start(hp: Any):
+    """Raises InputError on `model` if it is to be that of first weights which are not given."""
+    if hp.model == FROM_START and (hp.init_from is None or hp.model_kwargs):
+        allowed = "needs init_from, a language model, and no model_kwargs: they are that model's"
+        raise InputError("model", FROM_START, allowed)
 
 
 def check_private(hp: Any):

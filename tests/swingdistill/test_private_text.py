@@ -152,14 +152,15 @@ def test_a_student_takes_its_teachers_tokens(values, teacher):
 def test_models_of_other_vocabularies_or_shorter_rows_are_refused_by_name(values, teacher, field):
     loaded = checkpoint.load_model(teacher)
     hp = values(**{field: teacher})
-    private_text.check_model(hp, field, loaded, loaded.tokenizer)
+    _, shared = private_text.over_shared_tokens(hp, {field: loaded}, loaded.tokenizer)
+    assert shared == loaded.tokenizer.vocab_size
     other = private_text.get_tokenizer(values(vocab_size=20))
-    with pytest.raises(InputError) as error:
-        private_text.check_model(hp, field, loaded, other)
+    with pytest.raises(InputError, match=r"token 20 is '\w+' and no token") as error:
+        private_text.over_shared_tokens(hp, {field: loaded}, other)
     assert error.value.field == field
     with pytest.raises(InputError) as error:
         longer = dataclasses.replace(hp, length=17)
-        private_text.check_model(longer, field, loaded, loaded.tokenizer)
+        private_text.over_shared_tokens(longer, {field: loaded}, loaded.tokenizer)
     assert error.value.field == "length"
 
 

@@ -6,9 +6,19 @@ from typing import Any
 
 from distill_core.runtime import strict_json
 
+_USE = """\
+from transformers import AutoModelForCausalLM, {tokenizer}
+
+model = AutoModelForCausalLM.from_pretrained(".")
+tokenizer = {tokenizer}.from_pretrained(".")"""
+
 
 def readme(
-    card: Mapping[str, Any], *, results: Mapping[str, Any] | None = None, command: str | None = None
+    card: Mapping[str, Any],
+    *,
+    results: Mapping[str, Any] | None = None,
+    command: str | None = None,
+    tokenizer: str = "AutoTokenizer",
 ) -> str:
     """The text of README.md.
 
@@ -16,6 +26,7 @@ def readme(
       card: of `distill_core.release`: network, inputs, outputs, and with a ledger its `privacy`.
       results: what was measured, as `swingdistill.evaluate --out` writes it.
       command: how the network was trained.
+      tokenizer: the class of `transformers` that reads the tokenizer as it is.
     """
     text = "[B, L]" in card["inputs"]
     front = {
@@ -28,6 +39,8 @@ def readme(
     lines += [f"- Inputs: {card['inputs']}", f"- Outputs: {card['outputs']}"]
     if "vocabulary" in card:
         lines.append(f"- Vocabulary: {card['vocabulary']}")
+    if text:
+        lines += ["", "## Use", "", "```python", _USE.format(tokenizer=tokenizer), "```"]
     lines += ["", "## Privacy", "", *_privacy(card.get("privacy"))]
     if results:
         lines += ["", "## Measured", "", *_measured(results)]

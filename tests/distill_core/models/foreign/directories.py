@@ -28,6 +28,10 @@ _ADDED = {
     "__type": "AddedToken", "content": "<|begin|>", "lstrip": False, "normalized": False,
     "rstrip": False, "single_word": False,
 }  # fmt: skip
+_QWEN = (
+    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*"
+    r"|\s*[\r\n]+|\s+(?!\S)|\s+"
+)
 # Each family's own settings.
 FAMILIES: dict[str, dict[str, Any]] = {
     "llama": {"rope_theta": 10_000.0, "tie_word_embeddings": True},
@@ -37,10 +41,20 @@ FAMILIES: dict[str, dict[str, Any]] = {
 }
 
 
-def byte_pairs(size: int = 300, added: tuple[str, ...] = ()) -> tokenizers.Tokenizer:
-    """A byte-pair tokenizer that merges digits, with special tokens of its own names."""
+def byte_pairs(
+    size: int = 300, added: tuple[str, ...] = (), *, qwen: bool = False
+) -> tokenizers.Tokenizer:
+    """A byte-pair tokenizer that merges digits, with special tokens of its own names.
+
+    With `qwen` it splits text as Qwen2's, which `transformers` presumes of any Qwen2.
+    """
     inner = tokenizers.Tokenizer(tokenizers.models.BPE())
-    inner.pre_tokenizer = tokenizers.pre_tokenizers.ByteLevel(add_prefix_space=False)
+    byte_level = tokenizers.pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=not qwen)
+    inner.pre_tokenizer = byte_level
+    if qwen:
+        inner.normalizer = tokenizers.normalizers.NFC()
+        split = tokenizers.pre_tokenizers.Split(tokenizers.Regex(_QWEN), behavior="isolated")
+        inner.pre_tokenizer = tokenizers.pre_tokenizers.Sequence([split, byte_level])
     inner.decoder = tokenizers.decoders.ByteLevel()
     alphabet = tokenizers.pre_tokenizers.ByteLevel.alphabet()
     trainer = tokenizers.trainers.BpeTrainer(
@@ -77,7 +91,7 @@ def write(
     """The directory with a tokenizer, in so many files of tensors."""
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "config.json").write_text(json.dumps(config))
-    byte_pairs().save(str(folder / "tokenizer.json"))
+    byte_pairs(qwen=config["model_type"] == "qwen2").save(str(folder / "tokenizer.json"))
     named = {
         "tokenizer_class": "PreTrainedTokenizerFast",
         "bos_token": _ADDED,
