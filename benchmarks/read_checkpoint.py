@@ -34,6 +34,7 @@ print(seconds, (peak() - before) * 1024)
 
 
 def main():
+    """Writes the checkpoint, reads it and prints the numbers."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--gigabytes", type=float, default=1.5)
     parser.add_argument("--shards", type=int, default=4)

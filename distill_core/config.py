@@ -333,7 +333,8 @@ class Model:
     """A network."""
 
     model: str = text(
-        help="a network's name, package.module:factory, or of text init_from: as that checkpoint's"
+        help="a network's name, or package.module:factory; of text also init_from or teacher: as "
+        "theirs"
     )
     model_kwargs: Mapping[str, Any] = mapping(default={}, help="the network's own settings")
 
@@ -475,7 +476,11 @@ class Classifier(Device):
 
 @settings
 class Language:
-    """A language model's memory."""
+    """A language model's memory, and which of its checkpoints counts."""
+
+    use: str = choice(
+        "last", "best", default="last", help="which step is loaded; best on validation text"
+    )
 
     remat: str = choice(
         "none", "block", default="none", help="activations computed again in the backward pass"

@@ -258,7 +258,7 @@ def published(ledger: Mapping[str, Any]) -> ledger_lib.Ledger:
 
 
 def _write_owners_half(path, network: Network, known: Mapping[str, Any]):
-    folder, about = checkpoint.find(path)
+    folder, about = checkpoint.chosen(path)
     part = next(name for name, each in about["parts"].items() if each == network.to_json())
     names = ("method", "id", "step", "config", "data_note", "ledger")
     half = {**known, "part": part, **{name: about[name] for name in names}}

@@ -131,7 +131,8 @@ def train_and_evaluate(
     if hp.epsilon and teacher:
         check_delta(hp.delta, len(texts.train))
     classes = texts.classes if hp.task == "classification" else ()
-    network = plain_text.make_network(hp, workdir, tokenizer, classes)
+    of_teacher = models["teacher"].network if teacher else None
+    network = plain_text.make_network(hp, workdir, tokenizer, classes, of_teacher)
     if hp.entries > shared:
         allowed = f"must be at most the size of the vocabulary, {shared:,}"
         raise InputError("entries", hp.entries, allowed)

@@ -2,6 +2,7 @@
 
 from distill_core.checkpoint.integrity import (
     FOLDER,
+    chosen,
     find,
     prune,
     remove_unfinished,
@@ -25,6 +26,7 @@ __all__ = [
     "CheckpointError",
     "LoadedModel",
     "by_name",
+    "chosen",
     "digest",
     "find",
     "fit",

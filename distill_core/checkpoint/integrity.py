@@ -147,6 +147,20 @@ def find(path: epath.PathLike, *, step: int | None = None) -> tuple[epath.Path, 
     raise InputError("checkpoint", str(path), allowed)
 
 
+def chosen(path: epath.PathLike, *, step: int | None = None) -> tuple[epath.Path, dict]:
+    """The checkpoint that `load_model` reads, with its metadata.
+
+    As `find`, but of a workdir whose run says `use="best"` it is the one of the best validation
+    step, unless a step is given.
+    """
+    found, metadata = find(path, step=step)
+    best = metadata.get("best") if metadata["config"].get("use") == "best" else None
+    is_named = step is not None or (epath.Path(path) / METADATA).exists()
+    if is_named or best is None or best["step"] == metadata["step"]:
+        return found, metadata
+    return find(path, step=best["step"])
+
+
 def write_atomically(path: epath.PathLike, content: str | bytes, *, mode: int | None = None):
     """Writes a file so that a reader sees the old or the new one, never a part.
 

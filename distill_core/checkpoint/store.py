@@ -22,7 +22,7 @@ import jax.numpy as jnp
 import numpy as np
 from etils import epath
 
-from distill_core.checkpoint.integrity import FOLDER, delete, find, finish, remove_unfinished
+from distill_core.checkpoint.integrity import FOLDER, chosen, delete, finish, remove_unfinished
 from distill_core.config import InputError
 from distill_core.data.images.dataset import wrong_constants
 from distill_core.models import trust as trust_lib
@@ -109,7 +109,8 @@ def load_model(
         language model of Hugging Face's, see `models.foreign.huggingface`, or a `.safetensors` file
         with GPT-2's weights or an image network's from PyTorch, see `models.foreign.torch_weights`.
       part: which network; by default the first, e.g. the student rather than its generator.
-      step: which checkpoint; by default the newest undamaged one.
+      step: which checkpoint; by default the newest undamaged one, or of a run with `use="best"`
+        that of its best validation step.
       trust: packages, with their submodules, or single modules whose code may be run for it, in
         addition to those of `--trust`.
 
@@ -121,7 +122,7 @@ def load_model(
 
     if foreign.is_foreign(path):
         return foreign.load_model(path, part=part, step=step)
-    path, metadata = find(paths.expand("checkpoint", path), step=step)
+    path, metadata = chosen(paths.expand("checkpoint", path), step=step)
     specs = metadata["parts"]
     part = next(iter(specs)) if part is None else part
     if part not in specs:

@@ -134,10 +134,10 @@ def train(
         loop.Checkpoints(layout, metadata, prints),
         num_steps=hp.num_steps,
         cadence=config.part(hp, loop.Cadence),
-        monitor=loop.Monitor(evaluate, best="accuracy"),
+        monitor=loop.Monitor(evaluate, best="cross_entropy", lowest=True),
         plan=plan,
     )
-    return checkpoint.find(run.workdir)[1]["id"]
+    return checkpoint.chosen(run.workdir)[1]["id"]
 
 
 def measure(

@@ -124,13 +124,15 @@ class Monitor:
 
     Attributes:
       measure: `measure(state, stopped) -> {name: value}`; may raise StoppedError if `stopped()`.
-      best: name of the metric (higher is better) whose best checkpoint is kept, too; a new best is
-        saved at once, whatever `save_every`.
+      best: name of the metric whose best checkpoint is kept, too; a new best is saved at once,
+        whatever `save_every`.
+      lowest: whether the lowest value is the best.
       split: the data that it is measured on, for the log.
     """
 
     measure: Callable[..., dict[str, float]]
     best: str | None = None
+    lowest: bool = False
     split: str = "validation"
 
 
@@ -346,8 +348,9 @@ class _Run:
         values = self.monitor.measure(self.state, stopped)
         self.record({"step": self.step, "split": self.monitor.split, **values})
         self.evaluated_at = self.step
-        best = self.monitor.best
-        if best is None or not values[best] > (self.top["value"] if self.top else -math.inf):
+        best, sign = self.monitor.best, -1 if self.monitor.lowest else 1
+        before = sign * self.top["value"] if self.top else -math.inf
+        if best is None or not sign * values[best] > before:
             return False
         self.top = {"step": self.step, "value": values[best]}
         return True

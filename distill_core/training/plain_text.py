@@ -20,7 +20,7 @@ from distill_core.step import NextTokens
 from distill_core.training import dp_sgd, fits, inputs, language, run_state
 
 TRAINERS = ("words", "byte_pairs")
-FROM_START = "init_from"
+FROM_START, FROM_TEACHER = "init_from", "teacher"
 _LENGTH, _VOCAB_SIZE = 64, 2000
 
 
@@ -91,18 +91,30 @@ def train(
 
 
 def make_network(
-    hp: Any, workdir: epath.PathLike, tokenizer: tokenizers.Tokenizer, classes: Sequence[str] = ()
+    hp: Any,
+    workdir: epath.PathLike,
+    tokenizer: tokenizers.Tokenizer,
+    classes: Sequence[str] = (),
+    teacher: Network | None = None,
 ) -> Network:
-    """The language model of a run: with `model="init_from"` that of its first weights.
+    """The language model of a run.
+
+    With `model="init_from"` it is that of its first weights, with `model="teacher"` the teacher's
+    with other `model_kwargs`.
 
     Raises:
       InputError: it cannot be built, or its rows are shorter than `length`.
     """
+    model, kwargs = hp.model, hp.model_kwargs
+    if model == FROM_TEACHER:
+        if teacher is None:
+            raise InputError("model", model, "needs a teacher")
+        model, kwargs = teacher.model, {**teacher.model_kwargs, **kwargs}
     network = text_network(
         tokenizer,
         hp.length,
-        model=hp.model,
-        model_kwargs=hp.model_kwargs,
+        model=model,
+        model_kwargs=kwargs,
         classes=classes,
         compute_dtype=hp.compute_dtype,
         remat=hp.remat == "block",

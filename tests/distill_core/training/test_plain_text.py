@@ -93,6 +93,19 @@ def test_plain_training_learns_and_resumes(fit, tmp_path):
     assert load_model(tmp_path / "run").tokenizer is not None
 
 
+def test_the_best_validation_step_counts_where_the_run_says_so(fit, tmp_path):
+    # With a rate this high later steps are worse.
+    given = {"num_steps": 12, "eval_every": 2, "save_every": 4, "learning_rate": 0.3}
+    last, best = (fit(tmp_path / use, use=use, **given) for use in ("last", "best"))
+    rows = map(json.loads, (tmp_path / "best" / "metrics.jsonl").read_text().splitlines())
+    losses = {row["step"]: row["cross_entropy"] for row in rows if row["split"] == "validation"}
+    chosen = min(losses, key=losses.__getitem__)
+    assert chosen < 12 and load_model(tmp_path / "best").metadata["step"] == chosen
+    assert load_model(tmp_path / "last").metadata["step"] == 12
+    assert load_model(tmp_path / "best", step=12).metadata["step"] == 12
+    assert load_model(tmp_path / "best" / "checkpoints" / "12").metadata["step"] == 12
+    assert load_model(tmp_path / "best").metadata["id"] == best["id"] != last["id"]
+
 def test_a_checkpoint_says_what_its_vocabulary_was_made_from(fit, folder, tmp_path):
     for name, changes, told in (
         ("own", {}, "training text"),
