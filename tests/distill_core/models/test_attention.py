@@ -15,8 +15,8 @@ B, L, H, D = 2, 12, 3, 4
 SEGMENTS = np.array([[0] * 5 + [1] * 6 + [-1], [2] * 11 + [3]])
 
 
-def by_its_formula(q, k, v, segments):
-    seen = np.tril(np.ones((L, L), bool))[None]
+def by_its_formula(q, k, v, segments, window=L):
+    seen = (np.tril(np.ones((L, L), bool)) & ~np.tril(np.ones((L, L), bool), -window))[None]
     if segments is not None:
         seen = seen & (segments[:, :, None] == segments[:, None, :])
     scores = np.einsum("bqhd,bkhd->bhqk", q, k) / np.sqrt(D)
@@ -35,6 +35,15 @@ def qkv():
 def test_it_is_the_formula(qkv, segments):
     found = jax.jit(attention.attend)(*qkv, segments)
     expected = by_its_formula(*(x.astype(np.float64) for x in qkv), segments)
+    np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-5)
+
+
+def test_heads_may_share_keys_and_values_and_see_a_window(qkv):
+    q, k, v = qkv
+    k, v = k[:, :, :1], v[:, :, :1]
+    found = jax.jit(lambda *qkv: attention.attend(*qkv, SEGMENTS, window=3))(q, k, v)
+    shared = (np.repeat(x, H, axis=2).astype(np.float64) for x in (k, v))
+    expected = by_its_formula(q.astype(np.float64), *shared, SEGMENTS, window=3)
     np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-5)
 
 

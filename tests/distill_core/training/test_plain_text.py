@@ -106,6 +106,7 @@ def test_the_best_validation_step_counts_where_the_run_says_so(fit, tmp_path):
     assert load_model(tmp_path / "best" / "checkpoints" / "12").metadata["step"] == 12
     assert load_model(tmp_path / "best").metadata["id"] == best["id"] != last["id"]
 
+
 def test_a_checkpoint_says_what_its_vocabulary_was_made_from(fit, folder, tmp_path):
     for name, changes, told in (
         ("own", {}, "training text"),
