@@ -4,8 +4,9 @@ python -m swingdistill.train --config configs/swingdistill/huggingface.py --work
     --config.teacher=models/SmolLM2-135M --config.dataset=jsonl:private.jsonl
 python -m distill_core.release --checkpoint runs/student --format=hf --out released/student
 
-The teacher is a directory with config.json, tokenizer.json and `.safetensors` files: Llama, SmolLM2,
-Mistral, Qwen2, Qwen3 or GPT-2. The student has its architecture and tokenizer with fewer layers.
+The teacher is a directory with config.json, tokenizer.json and `.safetensors` files: Llama,
+SmolLM2, Mistral, Qwen2, Qwen3 or GPT-2. The student has its architecture and tokenizer with fewer
+layers.
 Each line of the text is {"text": …, "spans": [[start, end, score, kind], …]}; what the spans and
 the recognisers (`rules`) find is private. With a checkpoint of public text over the same tokenizer,
 `--config.reference=DIR --config.scorers="('spans','rules','divergence')"` also hides what the
