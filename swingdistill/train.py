@@ -7,6 +7,7 @@ Without a teacher it is plain training, which makes teachers and references.
 """
 
 import re
+from collections.abc import Mapping
 from typing import Any
 
 import jax.numpy as jnp
@@ -15,13 +16,12 @@ from etils import epath
 
 from distill_core import checkpoint, config
 from distill_core.config import InputError
-from distill_core.data.text import corpus as corpora
 from distill_core.models import checks, trust
 from distill_core.models.network import LoadedModel, stored_as, text_network
 from distill_core.privacy.ledger import check_delta
 from distill_core.runtime import cli
 from distill_core.step import NextTokens
-from distill_core.training import dp_settings, dp_sgd, inputs, language, plain_text, run_state
+from distill_core.training import dp_settings, dp_sgd, fits, inputs, language, plain_text, run_state
 from swingdistill import evaluate, private_text, released, targets
 from swingdistill.scorers import scoring
 from swingdistill.step import Swing
@@ -108,8 +108,8 @@ def train_and_evaluate(
     hp = config.validate(settings, Settings)
     check(hp)
     private = hp.dp is not None
-    text = corpora.load_corpus(hp.dataset).fingerprint()
-    run_state.check_unchanged(hp, workdir, {"dataset": text})
+    text = private_text.fingerprints(hp)
+    run_state.check_unchanged(hp, workdir, text)
     given = [name for name in ("teacher", "reference") if getattr(hp, name) is not None]
     models = {name: _load(name, getattr(hp, name)) for name in given}
     run_state.check_unchanged(hp, workdir, models)
@@ -119,6 +119,8 @@ def train_and_evaluate(
     for name, model in models.items():
         private_text.check_model(hp, name, model, tokenizer)
         private_text.check_classes(hp, texts.classes, name, getattr(hp, name), model)
+    if len(models) == 2:
+        _warn_of_reference(hp, *(model.metadata.get("config", {}) for model in models.values()))
     if hp.epsilon and teacher:
         check_delta(hp.delta, len(texts.train))
     network = text_network(
@@ -158,7 +160,7 @@ def train_and_evaluate(
         objective, frozen = _student(hp, workdir, network, rows, models)
     run = language.Run(hp, workdir, "swingdistill.train", network, rows, public, parallel, hp.dp)
     reads = {
-        "dataset": text,
+        **text,
         **models,
         "tokenizer": inputs.of_tokenizer(tokenizer),
     }
@@ -253,6 +255,21 @@ def _student(hp, workdir, network, rows, models):
         return {**frozen, "released": released.table(key, rows, **models, **given)}
 
     return objective, open_frozen
+
+
+def _warn_of_reference(hp: Settings, teacher: Mapping[str, Any], reference: Mapping[str, Any]):
+    """One line if the reference saw the secrets of the run or of its teacher."""
+    for given in (config.to_json(hp), teacher):
+        try:
+            why = private_text.reference_saw(given, reference)
+        except InputError:  # files of another run that are gone
+            continue
+        if why:
+            fits.say(
+                f"warning: reference {hp.reference} {why}: what it knows itself it does not call "
+                "private; train one with --config.half=second --config.transfer_set=public"
+            )
+            return
 
 
 def _load(field: str, path: str) -> LoadedModel:

@@ -15,7 +15,6 @@ from etils import epath
 
 from distill_core import checkpoint, config
 from distill_core.config import InputError
-from distill_core.data.text import corpus as corpora
 from distill_core.experiment import report, stages
 from distill_core.experiment.stages import Run
 from distill_core.models import trust
@@ -77,7 +76,8 @@ def run(
     hp = config.validate(settings, Settings)
     _check(hp)
     workdir, began = epath.Path(workdir), time.monotonic()
-    runner = stages.Runner(workdir, corpora.load_corpus(hp.dataset).fingerprint(), parallel)
+    data = "".join(private_text.fingerprints(hp).values())
+    runner = stages.Runner(workdir, data, parallel)
     plan = runs(hp)
     results = runner.complete_all(plan)
     study = {each.seed: runner.complete(each) for each in studies(hp, plan)}
@@ -129,11 +129,11 @@ def studies(hp: Settings, plan: Sequence[Run]) -> list[Run]:
 def train_and_measure(
     settings: Mapping[str, Any], workdir: epath.PathLike, *, parallel: str | None = None
 ) -> dict[str, Any]:
-    """`swingdistill.train`, and as "exposure" how much of the canaries the model gives away."""
+    """`swingdistill.train`, and how much of the canaries it gives away: `evaluate.described`."""
     found = train.train_and_evaluate(settings, workdir, parallel=parallel)
     text = config.part_of(settings, private_text.Settings)
-    bits = evaluate.exposures(checkpoint.load_model(workdir), text)
-    return {**found, "exposure": {str(level): values for level, values in bits.items()}}
+    ranks = evaluate.ranks(checkpoint.load_model(workdir), text)
+    return {**found, **evaluate.described(ranks)}
 
 
 def _base(hp: Settings) -> dict[str, Any]:
