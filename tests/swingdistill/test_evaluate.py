@@ -277,11 +277,11 @@ def test_the_binary_prints_a_line_per_level_and_writes_everything(learnt, tmp_pa
     assert second.endswith(f"of 2: leaks (p {found['exposure_p']['20']:.1e})")
     assert "1.44 bits" in chance
     assert missing == f"not measured: {'; '.join(found['not_measured'])}"
-    evaluate.main([f"--checkpoint={learnt}", "--estimator=sampled", "--num_samples=31"])
+    evaluate.main([f"--checkpoint={learnt}", "--estimator=sampled", "--num_samples=63"])
     out = capsys.readouterr().out
-    low, high = rank_bounds(np.array(0), 31, 998)
-    assert f"worst 5.00 ({low:.2f} to {high:.2f}) of 2: leaks (p " in out
-    assert "ranks among 32 of 999 candidates show 5.00 bits at most" in out
+    low, high = rank_bounds(np.array(0), 63, 998)
+    assert f"worst 6.00 ({low:.2f} to {high:.2f}) of 2: leaks (p " in out
+    assert "ranks among 64 of 999 candidates show 6.00 bits at most" in out
 
 
 def test_public_and_private_tokens_are_printed_apart(teacher, values, capsys):
@@ -291,7 +291,7 @@ def test_public_and_private_tokens_are_printed_apart(teacher, values, capsys):
     evaluate.say(found)
     lines = capsys.readouterr().out.splitlines()
     assert [line.split("  ")[-1] for line in lines] == [f"({n} tokens)" for n in (16, 10, 6, 7, 1)]
-    assert lines[1].startswith(f"  of public tokens   {found['public_perplexity']:.3f}")
+    assert lines[1].startswith(f"  of public tokens  {found['public_perplexity']:.3f}")
 
 
 def test_beyond_what_can_be_gone_through_exposure_is_sampled(learnt, values, monkeypatch):
@@ -325,13 +325,14 @@ def merging(folder, tmp_path_factory):
     inner.pre_tokenizer = tokenizers_library.pre_tokenizers.ByteLevel(add_prefix_space=False)
     inner.decoder = tokenizers_library.decoders.ByteLevel()
     trainer = tokenizers_library.trainers.BpeTrainer(
-        vocab_size=420,
+        vocab_size=600,
         special_tokens=["<|endoftext|>"],
         initial_alphabet=tokenizers_library.pre_tokenizers.ByteLevel.alphabet(),
         show_progress=False,
     )
     numbers = [f"my id is {i:03d}" for i in range(0, 1000, 7)]
-    inner.train_from_iterator([(folder / "train.txt").read_text(), *numbers], trainer)
+    names = [f"my id is {name}" for name in NAMES]
+    inner.train_from_iterator([(folder / "train.txt").read_text(), *numbers, *names], trainer)
     inner.save(str(place / "tokenizer.json"))
     (place / "names.txt").write_text("\n".join(NAMES))
     return place
@@ -384,7 +385,7 @@ def test_a_classifiers_secrets_may_be_names_or_merged_digits(
     values, folder, merging, untrained, tmp_path
 ):
     labelled = {"task": "classification", "dataset": f"tsv:{folder}/labelled", "canary_digits": 3}
-    stored = {"tokenizer": str(merging / "tokenizer.json"), "length": 24}
+    stored = {"tokenizer": str(merging / "tokenizer.json")}
     path = untrained(tmp_path, 4, **labelled, **stored)
     loaded = checkpoint.load_model(path)
     for changes in ({}, {"canary_candidates": str(merging / "names.txt")}):
@@ -414,7 +415,7 @@ def test_a_users_own_secrets_are_ranked_and_never_shown(memorised, values, tmp_p
     out = capsys.readouterr().out
     found = json.loads((tmp_path / "found").read_text())["secrets"]
     assert [line["line"] for line in found["lines"]] == [1, 2]
-    assert found["lines"][1]["exposure"] > CEILING - 0.6, "the other canary is a candidate"
+    assert found["lines"][1]["exposure"] > CEILING - 1.1, "the other canary is a candidate"
     assert found["lines"][0]["exposure"] < 8
     assert (
         "secret of line 2: exposure" in out and f"2 secrets of your own: {found['verdict']}" in out
@@ -431,15 +432,15 @@ def test_secrets_that_are_no_numbers_need_candidates(memorised, merging, values,
         workdir, secrets=secrets, candidates=str(merging / "names.txt")
     )
     (line,) = found["secrets"]["lines"]
-    assert line["exposure"] > math.log2(len(NAMES)) - 1.1
+    # The other canary is a candidate, and a first name, which never ranks behind a whole one.
+    assert line["exposure"] > math.log2(len(NAMES)) - 1.6
     assert line["candidates"] == len(NAMES)
     with pytest.raises(InputError, match="^secrets: got 'line 1'; .*--candidates=FILE") as error:
         evaluate.evaluate_checkpoint(workdir, secrets=secrets)
     assert planted not in str(error.value)
 
 
-def test_a_student_whose_reference_saw_its_secrets_is_warned_about(fresh, settings):
-    ours = settings(**HARD)
+def test_a_student_whose_reference_saw_its_secrets_is_warned_about(values):
     cases = [
         ({}, "was trained on 2 of the same canaries"),
         ({"transfer_set": "public"}, "was trained on the same lines of text:"),
@@ -448,9 +449,11 @@ def test_a_student_whose_reference_saw_its_secrets_is_warned_about(fresh, settin
         ({"transfer_set": "public", "public_text": True}, ""),
     ]
     for changes, said in cases:
-        found = private_text.reference_saw(
-            {"half": "first", **ours}, {**ours, **{"transfer_set": "private"}, **changes}
+        ours, reference = (
+            config.to_json(values(**{**HARD, **changes}))
+            for changes in ({"half": "first"}, changes)
         )
+        found = private_text.reference_saw(ours, reference)
         assert found.startswith(said) and bool(found) == bool(said)
     assert private_text.reference_saw(ours, {}) == "", "GPT-2 tells nothing"
 

@@ -242,7 +242,7 @@ def test_names_that_the_tokenizer_cannot_tell_apart_are_refused_by_name(words):
     known = tokenizers.train_words(["my id is Ann Bo ."], vocab_size=50)
     assert len(choices(known, "my id is {}", Space(entries=("Ann", "Bo")), ["Ann"])) == 2
     for entries, named in (
-        (("Ann Bo", "Bo", "Ann  Bo"), "got 'Ann  Bo'; .* the same tokens as 'Ann Bo'"),
+        (("Ann Bo", "Bo", "Ann  Bo"), "got 'Ann Bo'; .* the same tokens as 'Ann Bo'"),
         (("Ann", "Eve"), "got 'Eve'; .* does not know"),
         (("Ann", "Ann Eve"), "got 'Ann Eve'; .* does not know"),
     ):
