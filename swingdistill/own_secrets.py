@@ -92,7 +92,7 @@ def measure(
       {"lines": [{"line", "exposure", "low", "high" (95% bounds), "p", "among", "candidates"}, …],
       "p", "verdict"}; no secret is in it. A p-value is a rank's share of those it is among. It is
       a probability only if the secrets were drawn at random from the candidates: a common name
-      ranks high in any model.
+      ranks high in any model. A candidate that a secret begins with never ranks behind it.
 
     Raises:
       InputError: on `secrets`: no number and no `entries`, longer than the network's lines, or not
@@ -172,11 +172,9 @@ def _check(each: Secret, entries: Sequence[str], loaded: LoadedModel):
         )
         raise InputError("secrets", where, allowed)
     ids = tokenizer.encode(each.format.format(each.secret))
-    if len(ids) > loaded.network.max_length:
-        allowed = (
-            f"has {len(ids)} tokens, and the network takes {loaded.network.max_length}; shorten "
-            "its prefix"
-        )
+    most = loaded.network.max_length
+    if most is not None and len(ids) > most:
+        allowed = f"has {len(ids)} tokens, and the network takes {most}; shorten its prefix"
         raise InputError("secrets", where, allowed)
     unknown = tokenizer.unk_id
     if unknown is not None and unknown != tokenizer.bos_id and unknown in ids:

@@ -21,7 +21,7 @@ from distill_core.models.network import LoadedModel, stored_as, text_network
 from distill_core.privacy.ledger import check_delta
 from distill_core.runtime import cli
 from distill_core.step import NextTokens
-from distill_core.training import dp_settings, dp_sgd, fits, inputs, language, plain_text, run_state
+from distill_core.training import dp_settings, dp_sgd, inputs, language, plain_text, run_state
 from swingdistill import evaluate, private_text, released, targets
 from swingdistill.scorers import scoring
 from swingdistill.step import Swing
@@ -119,8 +119,6 @@ def train_and_evaluate(
     for name, model in models.items():
         private_text.check_model(hp, name, model, tokenizer)
         private_text.check_classes(hp, texts.classes, name, getattr(hp, name), model)
-    if len(models) == 2:
-        _warn_of_reference(hp, *(model.metadata.get("config", {}) for model in models.values()))
     if hp.epsilon and teacher:
         check_delta(hp.delta, len(texts.train))
     network = text_network(
@@ -156,7 +154,7 @@ def train_and_evaluate(
         scores = np.max([np.zeros_like(rows["weights"]), *each.values()], axis=0)
         share = float(np.mean(scores[rows["weights"] > 0] > 0.5))
         rows, report = targets.with_noise(hp, rows, scores)
-        description = _describe(hp, report, share)
+        description = _warning(hp, models) + _describe(hp, report, share)
         objective, frozen = _student(hp, workdir, network, rows, models)
     run = language.Run(hp, workdir, "swingdistill.train", network, rows, public, parallel, hp.dp)
     reads = {
@@ -257,19 +255,22 @@ def _student(hp, workdir, network, rows, models):
     return objective, open_frozen
 
 
-def _warn_of_reference(hp: Settings, teacher: Mapping[str, Any], reference: Mapping[str, Any]):
-    """One line if the reference saw the secrets of the run or of its teacher."""
-    for given in (config.to_json(hp), teacher):
+def _warning(hp: Settings, models: Mapping[str, LoadedModel]) -> str:
+    """A line, or "", if the reference saw the secrets of the run or of its teacher."""
+    if "reference" not in models:
+        return ""
+    theirs = models["reference"].metadata.get("config", {})
+    for given in (config.to_json(hp), models["teacher"].metadata.get("config", {})):
         try:
-            why = private_text.reference_saw(given, reference)
+            why = private_text.reference_saw(given, theirs)
         except InputError:  # files of another run that are gone
             continue
         if why:
-            fits.say(
+            return (
                 f"warning: reference {hp.reference} {why}: what it knows itself it does not call "
-                "private; train one with --config.half=second --config.transfer_set=public"
+                "private; train one with --config.half=second --config.transfer_set=public\n"
             )
-            return
+    return ""
 
 
 def _load(field: str, path: str) -> LoadedModel:

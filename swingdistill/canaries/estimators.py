@@ -325,7 +325,7 @@ def _by_length(
     padded = np.minimum(-(-lengths // step) * step, lengths.max())
     for length in np.unique(padded):
         chosen = np.flatnonzero(padded == length)
-        tokens = [np.pad(rows[i], (0, length - lengths[i]), mode="edge") for i in chosen]
+        tokens = [np.pad(rows[int(i)], (0, length - lengths[i]), mode="edge") for i in chosen]
         yield chosen, np.stack(tokens), lengths[chosen]
 
 

@@ -57,6 +57,9 @@ class Settings(
     sweep: tuple[float, ...] = config.sequence(
         config.number(0.0, above=True), default=(), help="noise scales to try"
     )
+    num_samples: int = config.integer(
+        1, default=10_000, help="candidates a secret is ranked among where not all can be asked"
+    )
     uniform_temperature: float = config.number(
         0.0, above=True, default=4.0, help="of the arm that softens every token alike"
     )
@@ -93,7 +96,7 @@ def runs(hp: Settings) -> list[Run]:
     vocabulary, which is made from the reference's half of the text: no word is in it because the
     teacher's half has it.
     """
-    base = _base(hp)
+    base = _base(hp) | {"num_samples": hp.num_samples}
     plain = _without(base, _METHOD)
     own = {"half": "second", "transfer_set": "public", "canary_seed": 0, "seed": 0}
     reference = Run("reference", 0, train_and_measure, plain | own | {"public_text": True}, {})
@@ -130,9 +133,11 @@ def train_and_measure(
     settings: Mapping[str, Any], workdir: epath.PathLike, *, parallel: str | None = None
 ) -> dict[str, Any]:
     """`swingdistill.train`, and how much of the canaries it gives away: `evaluate.described`."""
+    settings = dict(settings)
+    num_samples = settings.pop("num_samples")  # not of the training
     found = train.train_and_evaluate(settings, workdir, parallel=parallel)
     text = config.part_of(settings, private_text.Settings)
-    ranks = evaluate.ranks(checkpoint.load_model(workdir), text)
+    ranks = evaluate.ranks(checkpoint.load_model(workdir), text, num_samples=num_samples)
     return {**found, **evaluate.described(ranks)}
 
 

@@ -103,7 +103,6 @@ def place(folder, settings, teacher, untrained, tmp_path_factory):
     image = Network("cnn", 3, kwargs, (8, 8, 1), (0.5,), (0.5,), ("a", "b", "c"))
     shapes = image.shapes()["params"]
     save(place / "image", image, jax.tree.map(lambda x: np.zeros(x.shape, x.dtype), shapes))
-    digits_together().save(str(place / "merges.json"))
     for name, content in (
         ("one_name", b"Ann\n"),
         ("two_names", b"Ann\nBo\n"),
@@ -119,7 +118,7 @@ def place(folder, settings, teacher, untrained, tmp_path_factory):
         ("name.jsonl", b'{"prefix": "my id is ", "secret": "Ann"}'),
         (
             "long.jsonl",
-            b'{"prefix": "the the the the the the the the the the ", "secret": "281281"}',
+            b'{"prefix": "the the the the the the the the the the the ", "secret": "281281"}',
         ),
         ("many_digits.jsonl", b'{"secret": "1234567890123456789"}'),
         ("unknown.jsonl", b'{"prefix": "zebra ", "secret": "281"}'),
@@ -148,7 +147,7 @@ GENERATION = ["--config.task=generation", "--config.canaries_per_level=0"]
 TEXTS = ("no", "empty", "latin", "two")
 SPLITS = ("train", "valid", "test")
 LISTS = ("", "/no", "/one_name", "/same_names", "/latin_names")  # of candidates
-TOKENIZERS = ("no", "config.py", "image", "merges.json")
+TOKENIZERS = ("no", "config.py", "image")
 CLASSIFICATION = "--config.task=classification"
 
 
