@@ -227,6 +227,9 @@ def evaluate_checkpoint(
     found: dict[str, Any] = {"exposure": None}
     if "dataset" in known:
         hp = config.validate(known, private_text.Settings)
+        if own and hp.task == "classification":
+            allowed = "are ranked by the likelihood of their lines, which a classifier never learnt"
+            raise InputError("secrets", str(secrets), allowed)
         texts = private_text.load(hp)
         private_text.check_classes(hp, texts.classes, "checkpoint", str(path), loaded)
         found |= test_metrics(loaded, test_rows(hp, texts.test, loaded.tokenizer))
@@ -237,9 +240,6 @@ def evaluate_checkpoint(
     if hp is not None and hp.canaries_per_level:
         found |= described(ranks(loaded, hp, **how))
     if own:
-        if hp is not None and hp.task == "classification":
-            allowed = "are ranked by the likelihood of their lines, which a classifier never learnt"
-            raise InputError("secrets", str(secrets), allowed)
         found["secrets"] = own_secrets.measure(loaded, own, listed, **how)
     found["warnings"] = _warnings(settings)
     found["not_measured"] = _not_measured(found, hp, has_spans)
@@ -255,7 +255,8 @@ def _with_canaries(hp: private_text.Settings | None, path: epath.PathLike):
         raise InputError("canaries", str(path), allowed)
     if hp is None:
         return config.validate(_known(metadata["config"]), private_text.Settings)
-    theirs = {**config.to_json(hp), **_known(metadata["config"]), "length": hp.length}
+    ours = {**config.to_json(hp), "canary_candidates": None}
+    theirs = {**ours, **_known(metadata["config"]), "length": hp.length}
     return config.validate(theirs, private_text.Settings)
 
 

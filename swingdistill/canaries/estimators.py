@@ -175,7 +175,7 @@ def rank(
         estimator = "exact" if len(candidates) <= most else "sampled"
     if estimator == "exact":
         if len(candidates) > MAX_EXACT:
-            allowed = f"at most {MAX_EXACT:,} are ranked exactly; use sampled_exposure"
+            allowed = f"at most {MAX_EXACT:,} are ranked exactly; take the estimator sampled"
             raise InputError("candidates", len(candidates), allowed)
         others = np.delete(np.arange(len(candidates)), planted)
     else:

@@ -379,6 +379,10 @@ def test_secrets_may_be_names_of_a_list(memorised, values, capsys):
     assert min(found["exposure"]["20"]) > math.log2(len(NAMES) - 1) - 0.1
     assert found["exposure_among"] == found["exposure_candidates"] == len(NAMES) - 1
     assert not any("names" in each for each in found["not_measured"])
+    # Asked for another run's canaries, which are numbers, it forgets its own list.
+    _, numbers = memorised("numbers")
+    asked = evaluate.evaluate_checkpoint(workdir, canaries=numbers)
+    assert asked["exposure_candidates"] == 999 and max(asked["exposure"]["20"]) < 8
 
 
 def test_a_classifiers_secrets_may_be_names_or_merged_digits(
@@ -471,3 +475,23 @@ def test_exact_exposure_of_24_secrets_of_six_digits_takes_less_than_a_minute():
     found = evaluate.exposures(loaded, config.validate(given, private_text.Settings))
     assert time.process_time() - began < 60
     assert [len(bits) for bits in found.values()] == [8, 8, 8]
+
+
+def test_a_classifier_has_no_lines_to_rank_a_users_secrets_by(untrained, folder, tmp_path):
+    labelled = {"task": "classification", "dataset": f"tsv:{folder}/labelled"}
+    path = untrained(tmp_path / "run", 4, **labelled)
+    with pytest.raises(InputError, match="^secrets: .* classifier"):
+        evaluate.evaluate_checkpoint(path, secrets=own(tmp_path, {"secret": "281"}))
+
+
+def test_any_language_model_may_be_asked_for_secrets(learnt, tmp_path):
+    """One whose metadata names no text, such as a file from elsewhere."""
+    shutil.copytree(learnt, tmp_path / "bare")
+    path, _ = checkpoint.find(tmp_path / "bare")
+    integrity.amend(path, {"config": {}})
+    found = evaluate.evaluate_checkpoint(path, secrets=own(tmp_path, {"secret": "281"}))
+    assert found["exposure"] is None and "perplexity" not in found
+    assert found["secrets"]["lines"][0]["candidates"] == 1000
+    assert found["not_measured"][0].startswith("perplexity")
+    asked = evaluate.evaluate_checkpoint(path, canaries=learnt)
+    assert min(asked["exposure"]["20"]) > CEILING - 0.1

@@ -235,7 +235,7 @@ def _digits(num):
     [
         (lambda fn: exact_exposure(fn, EVERYTHING, _candidates()), "81 candidates"),
         (lambda fn: exact_exposure(fn, [], _candidates()), "81 candidates"),
-        (lambda fn: exact_exposure(fn, ["0" * 8], _digits(8)), "use sampled_exposure"),
+        (lambda fn: exact_exposure(fn, ["0" * 8], _digits(8)), "estimator sampled"),
         (lambda fn: exact_exposure(fn, SECRETS, _candidates(prefix=())), "context"),
         (lambda fn: sampled_exposure(fn, SECRETS, _candidates(), num_samples=0), "^num_samples: "),
         (lambda fn: extrapolated_exposure(fn, ["123456"], _digits(6), num_samples=10), "200"),
