@@ -250,8 +250,8 @@ def candidates(
 
     def refused(secret):
         allowed = (
-            f"does not write each digit of {format.format(secret)!r} as one token of its own; use "
-            "a tokenizer that splits digits, or another format"
+            f"does not write each digit of {format.format(secret)!r} as one token of its own; "
+            "rank whole lines (see choices), or use a tokenizer that splits digits"
         )
         return InputError("tokenizer", type(tokenizer).__name__, allowed)
 
