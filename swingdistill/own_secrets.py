@@ -98,15 +98,21 @@ def measure(
       InputError: on `secrets`: no number and no `entries`, longer than the network's lines, or not
         in the tokenizer's vocabulary; and what `estimators.rank` raises.
     """
-    tokenizer = loaded.tokenizer
     for each in secrets:
         _check(each, entries, loaded)
-    spaces = {each: _space(each, secrets, entries) for each in secrets}
+    groups: dict[tuple[str, int], list[Secret]] = {}  # by the text around, and the digits
+    for each in secrets:
+        groups.setdefault((each.format, 0 if entries else len(each.secret)), []).append(each)
     found: dict[int, dict[str, Any]] = {}
-    for format, space in dict.fromkeys((each.format, spaces[each]) for each in secrets):
-        planted = list(dict.fromkeys(s.secret for s in secrets if spaces[s] == space))
-        ending = ()  # the document may go on after what the user wrote of it
-        candidates = canaries_lib.choices(tokenizer, format, space, planted, ending=ending)
+    for (format, num_digits), group in groups.items():
+        planted = list(dict.fromkeys(s.secret for s in secrets))
+        if entries:
+            space = Space(entries=tuple(dict.fromkeys([*entries, *planted])))
+        else:
+            space = Space(num_digits)
+            planted = [secret for secret in planted if len(secret) == num_digits]
+        # Nothing is counted after it: the document may go on after what the user wrote of it.
+        candidates = canaries_lib.choices(loaded.tokenizer, format, space, planted)
         ranks = estimators.rank(
             models.asked(loaded, candidates),
             planted,
@@ -116,18 +122,17 @@ def measure(
             batch_size=batch_size,
         )
         low, high = ranks.bounds()
-        for each in secrets:
-            if (each.format, spaces[each]) == (format, space):
-                i = planted.index(each.secret)
-                found[each.line] = {
-                    "line": each.line,
-                    "exposure": float(ranks.bits[i]),
-                    "low": float(low[i]),
-                    "high": float(high[i]),
-                    "p": float(2.0 ** -ranks.rank_bits[i]),
-                    "among": ranks.asked + 1,
-                    "candidates": ranks.others + 1,
-                }
+        for each in group:
+            i = planted.index(each.secret)
+            found[each.line] = {
+                "line": each.line,
+                "exposure": float(ranks.bits[i]),
+                "low": float(low[i]),
+                "high": float(high[i]),
+                "p": float(2.0 ** -ranks.rank_bits[i]),
+                "among": ranks.asked + 1,
+                "candidates": ranks.others + 1,
+            }
     lines = [found[each.line] for each in secrets]
     bits = -np.log2([line["p"] for line in lines])
     p, text = verdict(bits, max(line["among"] for line in lines))
@@ -153,12 +158,6 @@ def say(found: Mapping[str, Any]):
         "p-values take each secret as drawn at random from its candidates; what is common ranks "
         "high in any model: compare with one that never saw the text"
     )
-
-
-def _space(each: Secret, secrets: Sequence[Secret], entries: Sequence[str]) -> Space:
-    if entries:
-        return Space(entries=tuple(dict.fromkeys([*entries, *(s.secret for s in secrets)])))
-    return Space(len(each.secret))
 
 
 def _check(each: Secret, entries: Sequence[str], loaded: LoadedModel):
