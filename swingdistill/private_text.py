@@ -5,6 +5,7 @@ text can be made again from its checkpoint.
 """
 
 import dataclasses
+import hashlib
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -41,10 +42,13 @@ class Text:
     canary_digits: int = config.integer(
         1, canaries_lib.MAX_DIGITS, default=6, help="of a secret number"
     )
+    canary_candidates: str | None = config.text(
+        default=None, help="a FILE of all that a secret may be, one per line, instead of numbers"
+    )
     canary_format: str = config.text(
         default=canaries_lib.FORMAT, help="a secret's line, {} in its place"
     )
-    num_decoys: int = config.integer(0, default=1000, help="other numbers, where they are mixed in")
+    num_decoys: int = config.integer(0, default=1000, help="other secrets, where they are mixed in")
     expressions: tuple[str, ...] = config.sequence(
         config.text(), default=(), help="regular expressions of private text, for the scorer rules"
     )
@@ -101,7 +105,12 @@ def load(hp: Settings) -> Texts:
     mixed: Sequence[Any] = lines
     for name in _mixed_in(hp) if drawn else ():
         mixed = canaries_lib.transfer_set(
-            name, mixed, drawn, seed=hp.canary_seed, num_decoys=hp.num_decoys
+            name,
+            mixed,
+            drawn,
+            seed=hp.canary_seed,
+            num_decoys=hp.num_decoys,
+            entries=space(hp).entries,
         )
     train = tuple(
         _canary_example(line, hp, corpus.classes) if isinstance(line, str) else line
@@ -134,8 +143,57 @@ def draw(hp: Settings) -> tuple[canaries_lib.Canary, ...]:
         per_level=hp.canaries_per_level,
         levels=hp.canary_levels,
         num_digits=hp.canary_digits,
+        entries=space(hp).entries,
         format=hp.canary_format,
     )
+
+
+def space(hp: Text) -> canaries_lib.Space:
+    """All that a canary's secret may be.
+
+    Raises:
+      InputError: on `canary_candidates`, if the file cannot be read; see `read_entries`.
+    """
+    if hp.canary_candidates is None:
+        return canaries_lib.Space(hp.canary_digits)
+    entries = canaries_lib.read_entries("canary_candidates", hp.canary_candidates)
+    return canaries_lib.Space(entries=entries)
+
+
+def fingerprints(hp: Text) -> dict[str, str]:
+    """Fingerprints of the files that the text is made of, by the field that names each."""
+    found = {"dataset": corpora.load_corpus(hp.dataset).fingerprint()}
+    if hp.canary_candidates is not None:
+        listed = "\n".join(space(hp).entries)
+        found["canary_candidates"] = hashlib.sha256(listed.encode()).hexdigest()
+    return found
+
+
+def reference_saw(given: Mapping[str, Any], reference: Mapping[str, Any]) -> str:
+    """Why a reference may know what it should call private: "", or a clause that says so.
+
+    Args:
+      given: the config of the teacher, or of its student.
+      reference: the reference's config; what no run of `swingdistill.train` wrote tells nothing.
+
+    Raises:
+      InputError: on a field of either, if its canaries cannot be drawn again.
+    """
+    ours, theirs = (
+        {k: v for k, v in each.items() if k in config.fields(Settings) and v is not None}
+        for each in (given, reference)
+    )
+    if "dataset" not in ours or "dataset" not in theirs:
+        return ""
+    if theirs.get("transfer_set") == "private":
+        first, second = (draw(config.validate(each, Settings)) for each in (ours, theirs))
+        if both := {canary.line for canary in first} & {canary.line for canary in second}:
+            return f"was trained on {len(both)} of the same canaries"
+    half, other = ours.get("half"), theirs.get("half")
+    overlap = half == other or "all" in (half, other)
+    if ours["dataset"] == theirs["dataset"] and overlap and not theirs.get("public_text"):
+        return f"was trained on the same lines of {ours['dataset']}"
+    return ""
 
 
 def _canary_example(line: str, hp: Settings, classes: Sequence[str]) -> Example:
@@ -153,26 +211,34 @@ def _canary_example(line: str, hp: Settings, classes: Sequence[str]) -> Example:
 
 def canary_label(secret: str, hp: Settings, num_classes: int) -> int:
     """The class of a canary's text in `classification`."""
-    mixed = np.random.default_rng([hp.canary_seed, int(secret), len(secret)])
+    number = canaries_lib.is_number(secret)
+    value = int(secret) if number else int.from_bytes(secret.encode(), "big")
+    mixed = np.random.default_rng([hp.canary_seed, value, len(secret)])
     return int(mixed.integers(num_classes))
 
 
 def secret_candidates(
     hp: Settings, tokenizer: tokenizers.Tokenizer, drawn: Sequence[canaries_lib.Canary]
-) -> canaries_lib.Candidates:
+) -> canaries_lib.Candidates | canaries_lib.Lines:
     """The candidates that the secrets are ranked among, in lines of the task.
 
     Raises:
-      InputError: on `tokenizer`, if it splits them; on `length`, if they are longer than a row.
+      InputError: on `tokenizer`, if it does not know one or cannot tell two apart; on `length`, if
+        they are longer than a row.
     """
     before = text_tasks.prompt(_NOTE) if hp.task == "generation" else ""
-    whole = [dataclasses.replace(canary, format=before + canary.format) for canary in drawn]
-    found = canaries_lib.candidates(tokenizer, whole, context=[tokenizer.bos_id])
-    ending = [tokenizer.eos_id] if hp.task == "classification" else []
-    found = dataclasses.replace(
-        found, suffix=np.concatenate([found.suffix, np.array(ending, np.int32)])
-    )
-    needed = len(found.prefix) + len(found.symbols) + len(found.suffix) + len(ending)
+    listed, format = space(hp), before + hp.canary_format
+    # Of a list one may begin another ("Ann", "Ann Lee"): what follows it has to count.
+    ends = listed.entries or hp.task == "classification"
+    ending = [tokenizer.eos_id] if ends else []
+    secrets = [canary.secret for canary in drawn]
+    found = canaries_lib.choices(tokenizer, format, listed, secrets, ending=ending)
+    if isinstance(found, canaries_lib.Lines):
+        asked = range(len(found)) if len(found) <= canaries_lib.MAX_LINES else found.index(secrets)
+        needed = max(map(len, found.rows(asked)))
+    else:
+        needed = len(found.prefix) + len(found.symbols) + len(found.suffix)
+    needed += 2 * (hp.task == "classification") - len(ending)  # labels are asked for one later
     if needed > hp.length:
         raise InputError("length", hp.length, f"must be at least {needed}, a canary's")
     return found
@@ -195,7 +261,7 @@ def get_tokenizer(
     wanted = hp.tokenizer
     if wanted is None and teacher is None:
         from_start = getattr(hp, "model", None) == plain_text.FROM_START
-        wanted = hp.init_from if from_start else "words"
+        wanted = str(getattr(hp, "init_from", None)) if from_start else "words"
     if wanted is None:
         return plain_text.tokenizer_of(teacher, "teacher", str(getattr(hp, "teacher", None)))
     if wanted not in plain_text.TRAINERS:
@@ -229,7 +295,7 @@ def over_shared_tokens(
         if network.num_tokens != theirs.vocab_size:
             allowed = f"has embeddings for {network.num_tokens:,} tokens and a tokenizer of "
             raise InputError(field, path, f"{allowed}{theirs.vocab_size:,}; they must agree")
-        if network.bounded and network.max_length < hp.length:
+        if network.bounded and (network.max_length or 0) < hp.length:
             allowed = f"must be at most {network.max_length}, the {field}'s"
             raise InputError("length", hp.length, allowed)
 
@@ -320,6 +386,6 @@ def token_classes(text: Encoded, expressions: Sequence[str] = ()) -> dict[str, n
 
 
 def digits(line: text_tasks.Line) -> np.ndarray:
-    """1 at the labels of a line that are single digits, float32 [n]."""
-    found = [end - start == 1 and line.text[start].isdecimal() for start, end in line.offsets]
+    """1 at the labels of a line that are digits alone, one or several, float32 [n]."""
+    found = [line.text[start:end].isdecimal() for start, end in line.offsets]
     return np.array(found, np.float32)

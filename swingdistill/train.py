@@ -8,6 +8,7 @@ Without a teacher it is plain training, which makes teachers and references.
 
 import dataclasses
 import re
+from collections.abc import Mapping
 from typing import Any
 
 import jax.numpy as jnp
@@ -16,7 +17,6 @@ from etils import epath
 
 from distill_core import checkpoint, config
 from distill_core.config import InputError
-from distill_core.data.text import corpus as corpora
 from distill_core.models import trust
 from distill_core.models.network import LoadedModel, stored_as
 from distill_core.privacy.ledger import check_delta
@@ -117,8 +117,8 @@ def train_and_evaluate(
     hp = config.validate(settings, Settings)
     check(hp)
     private = hp.dp is not None
-    text = corpora.load_corpus(hp.dataset).fingerprint()
-    run_state.check_unchanged(hp, workdir, {"dataset": text})
+    text = private_text.fingerprints(hp)
+    run_state.check_unchanged(hp, workdir, text)
     given = [name for name in ("teacher", "reference") if getattr(hp, name) is not None]
     models = {name: _load(name, getattr(hp, name)) for name in given}
     run_state.check_unchanged(hp, workdir, models)
@@ -157,12 +157,12 @@ def train_and_evaluate(
         scores = np.max([np.zeros_like(rows["weights"]), *each.values()], axis=0)
         share = float(np.mean(scores[rows["weights"] > 0] > 0.5))
         rows, report = targets.with_noise(hp, rows, scores)
-        description = _describe(hp, report, share)
+        description = _warning(hp, models) + _describe(hp, report, share)
         asking = dataclasses.replace(network, vocab_size=shared)
         objective, frozen = _student(hp, workdir, asking, rows, asked)
     run = language.Run(hp, workdir, "swingdistill.train", network, rows, public, parallel, hp.dp)
     reads = {
-        "dataset": text,
+        **text,
         **models,
         "tokenizer": inputs.of_tokenizer(tokenizer),
     }
@@ -258,6 +258,24 @@ def _student(hp, workdir, network, rows, models):
         return {**frozen, "released": released.table(key, rows, **models, **given)}
 
     return objective, open_frozen
+
+
+def _warning(hp: Settings, models: Mapping[str, LoadedModel]) -> str:
+    """A line, or "", if the reference saw the secrets of the run or of its teacher."""
+    if "reference" not in models:
+        return ""
+    theirs = models["reference"].metadata.get("config", {})
+    for given in (config.to_json(hp), models["teacher"].metadata.get("config", {})):
+        try:
+            why = private_text.reference_saw(given, theirs)
+        except InputError:  # files of another run that are gone
+            continue
+        if why:
+            return (
+                f"warning: reference {hp.reference} {why}: what it knows itself it does not call "
+                "private; train one with --config.half=second --config.transfer_set=public\n"
+            )
+    return ""
 
 
 def _load(field: str, path: str) -> LoadedModel:

@@ -28,6 +28,7 @@ _CONFIG = re.compile(r"\bconfigs/\w+/\w+\.py(?::[\w.]*\w)?")
 _READERS = (
     ("distill_core.data", "load_dataset"),
     ("distill_core.data.text.corpus", "load_corpus"),
+    ("distill_core.data.text.lines", "read_numbered"),
     ("distill_core.checkpoint", "load_model"),
     ("distill_core.checkpoint", "find"),
 )

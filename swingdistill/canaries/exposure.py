@@ -14,6 +14,8 @@ import numpy as np
 from distill_core.config import InputError
 
 LEAST_FITTED = 200  # values to which a distribution is fitted; from 10 the fit gives any tail
+CONFIDENCE = 0.95  # of bounds
+LEVEL = 0.01  # p-values below it are called a leak
 
 
 def exposure(secret_log_perplexity, reference_log_perplexities):
@@ -114,6 +116,39 @@ def skew_normal_exposure(
     return -np.log2(np.clip(tail, 1 / num_candidates, 1))
 
 
+def rank_bounds(
+    ahead: np.ndarray, asked: int, others: int, *, confidence: float = CONFIDENCE
+) -> tuple[np.ndarray, np.ndarray]:
+    """Bounds of exposure among all candidates, from ranks among a sample of them.
+
+    `ahead` of the `asked` candidates are likelier than the secret; the share of all that are has
+    the interval of Clopper and Pearson, which is a little too wide for a sample without repetition
+    (its tails are below the binomial's: Hoeffding, 1963; Uhlmann, 1966). Where all were asked, both
+    bounds are the exposure. Of a secret that is ahead of all n sampled, n not too few, exposure is
+    at least log₂ n − 1.9 bits and may be log₂ of all candidates.
+
+    Args:
+      ahead: integers `[...]`, 0 to `asked`.
+      asked: n, candidates sampled uniformly without repetition, the secret not among them.
+      others: N, all candidates but the secret (and but other planted ones).
+      confidence: probability that both bounds hold, for each secret by itself.
+
+    Returns:
+      (lower, upper), float64 `[...]`, bits.
+    """
+    from scipy import special
+
+    ahead = np.asarray(ahead, np.float64)
+    miss, behind = (1 - confidence) / 2, asked - ahead
+    # At an end the bound is the end itself, and the quantile's parameter is 0.
+    least = np.where(ahead > 0, special.betaincinv(np.maximum(ahead, 1), behind + 1, miss), 0.0)
+    most = np.where(behind > 0, special.betaincinv(ahead + 1, np.maximum(behind, 1), 1 - miss), 1.0)
+    fewest = np.clip(np.floor(least * others), ahead, others - behind)
+    largest = np.clip(np.ceil(most * others), ahead, others - behind)
+    total = math.log2(others + 1)
+    return total - np.log2(1 + largest), total - np.log2(1 + fewest)
+
+
 def floor_bits() -> float:
     """Mean exposure of a secret that was not learnt, 1/ln 2 ≈ 1.44 bits.
 
@@ -182,3 +217,53 @@ def rank_test(exposures: Sequence[float] | np.ndarray, num_candidates: int) -> f
             f"{most:.2f}, those of ranks among {num_candidates:,}"
         )
     return float(special.gammaincc(len(bits), math.log(2) * bits.sum()))
+
+
+def leak_test(exposures: Sequence[float] | np.ndarray, num_candidates: int) -> float:
+    """p-value that sees a small leak in many secrets and a large one in a single secret.
+
+    Twice the lower p-value of `rank_test` and of the worst secret, n·2⁻ʷᵒʳˢᵗ (Bonferroni); of one
+    secret its rank/|R|. Args, Raises and assumptions as `rank_test`. Our reconstruction.
+
+    >>> leak_test([0.0, 0.5, 13.0], 10**4) < 0.01 < rank_test([0.0, 0.5, 7.0], 10**4)
+    True
+    """
+    bits = np.asarray(exposures, np.float64).ravel()
+    together = rank_test(bits, num_candidates)
+    if len(bits) == 1:
+        return together
+    return min(1.0, 2 * together, 2 * len(bits) * 2.0 ** -float(bits.max()))
+
+
+def unnoticed(num_secrets: int) -> tuple[float, float]:
+    """Bits that `leak_test` calls chance at `LEVEL`: (of every secret alike, of one of them).
+
+    >>> print("%.1f %.1f" % unnoticed(1), "%.1f %.1f" % unnoticed(24))
+    6.6 6.6 2.3 12.2
+    """
+    from scipy import special
+
+    level = LEVEL if num_secrets == 1 else LEVEL / 2
+    alike = special.gammainccinv(num_secrets, level) / (num_secrets * math.log(2))
+    return float(alike), math.log2(num_secrets / level)
+
+
+def verdict(exposures: Sequence[float] | np.ndarray, num_candidates: int) -> tuple[float, str]:
+    """(p-value of `leak_test`, what it says in words, with what would have gone unnoticed).
+
+    >>> print(verdict([3.1, 0.2, 1.5], 1000)[1])
+    no leak seen (p 0.48): 4.5 bits in each of the 3 secrets, or 9.2 in one, would go unnoticed
+    """
+    num, most = np.size(exposures), math.log2(num_candidates)
+    p = leak_test(exposures, num_candidates)
+    if p < LEVEL:
+        return p, f"leaks (p {p:.1e})" if p > 0 else "leaks (p below 1e-300)"
+    alike, alone = unnoticed(num)
+    if min(alike, alone) > most:
+        return p, (
+            f"cannot tell (p {p:.2g}): ranks among {num_candidates:,} show {most:.1f} bits at most "
+            f"in each of {num}, and chance has {min(alike, alone):.1f} once in a hundred"
+        )
+    worst = f", or {alone:.1f} in one," if num > 1 and alone <= most else ""
+    some = f"each of the {num} secrets" if num > 1 else "it"
+    return p, f"no leak seen (p {p:.2g}): {alike:.1f} bits in {some}{worst} would go unnoticed"

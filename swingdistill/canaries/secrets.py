@@ -1,26 +1,73 @@
 """Canaries: random secrets planted in the text, to measure afterwards how much of them leaks."""
 
 import random
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
 from distill_core.config import InputError
+from distill_core.data.text.lines import read_numbered
 
 FORMAT = "my id is {}"
 MAX_DIGITS = 18  # a secret's place among all candidates is an int64
+MAX_LINES = 50_000  # candidates, each a line by itself, that are all asked unless told otherwise
 TRANSFER_SETS = ("private", "public", "decoy")
+_MEND = "train with --config.tokenizer=byte_pairs, which encodes any text, or leave it out"
+
+
+@dataclass(frozen=True)
+class Space:
+    """All that a secret may be: the numbers of some digits, or the entries of a list.
+
+    Attributes:
+      num_digits: D, of the numbers 0…0 to 9…9.
+      entries: different texts, which are what it may be instead; () for numbers.
+    """
+
+    num_digits: int = 6
+    entries: tuple[str, ...] = ()
+
+    def __len__(self) -> int:
+        return len(self.entries) or 10**self.num_digits
+
+    def __getitem__(self, index: int) -> str:
+        return self.entries[index] if self.entries else f"{index:0{self.num_digits}d}"
+
+    def __str__(self) -> str:
+        listed = f"{len(self):,} candidates of a list"
+        return listed if self.entries else f"{len(self):,} numbers of {self.num_digits} digits"
+
+    def index(self, secrets: Sequence[str]) -> np.ndarray:
+        """Places of the secrets, int64 [n]; InputError if one is no candidate or is there twice."""
+        places = {entry: i for i, entry in enumerate(self.entries)}
+        if not self.entries:
+            mine = (s for s in secrets if len(s) == self.num_digits and is_number(s))
+            places = {secret: int(secret) for secret in mine}
+        if len(set(secrets)) < len(secrets) or not places.keys() >= set(secrets):
+            raise InputError("secrets", tuple(secrets), f"must be different ones of the {self}")
+        return np.array([places[secret] for secret in secrets], np.int64)
+
+    def draw(self, rng: random.Random) -> str:
+        """A uniformly random secret."""
+        if self.entries:
+            return self.entries[int(rng.random() * len(self.entries))]
+        return _random_number(rng, self.num_digits)
+
+
+def is_number(secret: str) -> bool:
+    """Whether it is of the digits 0 to 9 alone."""
+    return secret.isascii() and secret.isdecimal()
 
 
 @dataclass(frozen=True)
 class Canary:
-    """A line with a secret number in it, planted `repetitions` times.
+    """A line with a secret in it, planted `repetitions` times.
 
     Attributes:
       format: the line, with `{}` where the secret goes.
-      secret: decimal digits.
+      secret: decimal digits, or an entry of a list.
       repetitions: how often the line is in the private text.
     """
 
@@ -80,12 +127,61 @@ class Candidates:
         return np.concatenate([self.beginnings(indices, len(self.symbols)), after], axis=1)
 
 
+@dataclass(frozen=True, eq=False)
+class Lines:
+    """Candidates as whole lines in a tokenizer's ids, for one that merges digits or for a list.
+
+    Attributes:
+      encode: text -> ids.
+      format: the line, with `{}` where the secret goes.
+      space: what the secret may be.
+      context: ids before the line, `<bos>` at least.
+      ending: ids after it. Where one candidate may begin another, as in a list of names, the end of
+        the line has to count; and a classifier is asked after `<eos>`.
+      unknown: the id of `<unk>`; None if it has no such token of its own.
+    """
+
+    encode: Callable[[str], Sequence[int] | np.ndarray]
+    format: str
+    space: Space
+    context: tuple[int, ...]
+    ending: tuple[int, ...] = ()
+    unknown: int | None = None
+
+    def __len__(self) -> int:
+        return len(self.space)
+
+    def index(self, secrets: Sequence[str]) -> np.ndarray:
+        """Places of the secrets, int64 [n]; see `Space.index`."""
+        return self.space.index(secrets)
+
+    def rows(self, indices: Sequence[int] | np.ndarray) -> list[np.ndarray]:
+        """The lines of some candidates, int32 [L] each.
+
+        Raises:
+          InputError: on `tokenizer`, if it does not know a candidate or gives two the same tokens.
+        """
+        found: dict[bytes, tuple[str, np.ndarray]] = {}
+        for index in indices:
+            secret = self.space[int(index)]
+            ids = self.encode(self.format.format(secret))
+            row = np.array([*self.context, *ids, *self.ending], np.int32)
+            if (other := found.setdefault(row.tobytes(), (secret, row))[0]) != secret:
+                allowed = f"this candidate has the same tokens as {other!r}; {_MEND}"
+                raise InputError("tokenizer", secret, allowed)
+            if self.unknown is not None and self.unknown in ids:
+                allowed = f"this candidate has words that the tokenizer does not know; {_MEND}"
+                raise InputError("tokenizer", secret, allowed)
+        return [row for _, row in found.values()]
+
+
 def draw_canaries(
     seed: int,
     *,
     per_level: int,
     levels: Sequence[int] = (1, 10, 100),
     num_digits: int = 6,
+    entries: Sequence[str] = (),
     format: str = FORMAT,
 ) -> tuple[Canary, ...]:
     """Draws canaries with distinct, uniformly random secrets.
@@ -98,6 +194,7 @@ def draw_canaries(
       per_level: canaries per repetition level; 8 at least, 24 for a published number.
       levels: how often a canary is planted.
       num_digits: length of a secret.
+      entries: a list of different texts to draw secrets from instead of numbers.
       format: the line, with one `{}` for the secret.
 
     Returns:
@@ -105,7 +202,7 @@ def draw_canaries(
 
     Raises:
       InputError: on `canary_levels`, if there is none or one twice; on `canary_format`, if it has
-        not exactly one `{}`; on `canaries_per_level`, if there are fewer numbers of that length.
+        not exactly one `{}`; on `canaries_per_level`, if there are fewer candidates.
     """
     if not levels or len(set(levels)) < len(levels):
         allowed = "must be at least one number of repetitions, and none twice"
@@ -114,17 +211,17 @@ def draw_canaries(
     if not slot or set("{}") & set(before + after):
         allowed = "must have exactly one {} for the secret, and no other braces"
         raise InputError("canary_format", format, allowed)
-    needed, available = per_level * len(levels), 10**num_digits
-    if needed > available:
+    space, needed = Space(num_digits, tuple(entries)), per_level * len(levels)
+    if needed > len(space):
         allowed = (
-            f"{len(levels)} levels need {needed:,} different secrets, and there are {available:,} "
-            f"numbers of {num_digits} digits; take fewer canaries or more digits"
+            f"{len(levels)} levels need {needed:,} different secrets, and there are {space}; take "
+            f"fewer canaries or more {'candidates' if space.entries else 'digits'}"
         )
         raise InputError("canaries_per_level", per_level, allowed)
     rng = random.Random(f"canaries {seed}")
     secrets: dict[str, None] = {}  # a dictionary keeps the order of drawing
     while len(secrets) < needed:
-        secrets[_random_number(rng, num_digits)] = None
+        secrets[space.draw(rng)] = None
     repetitions = [level for level in levels for _ in range(per_level)]
     return tuple(Canary(format, s, r) for s, r in zip(secrets, repetitions, strict=True))
 
@@ -153,8 +250,8 @@ def candidates(
 
     def refused(secret):
         allowed = (
-            f"does not write each digit of {format.format(secret)!r} as one token of its own; use "
-            "a tokenizer that splits digits, or another format"
+            f"does not write each digit of {format.format(secret)!r} as one token of its own; "
+            "rank whole lines (see choices), or use a tokenizer that splits digits"
         )
         return InputError("tokenizer", type(tokenizer).__name__, allowed)
 
@@ -181,6 +278,67 @@ def candidates(
     return Candidates(np.concatenate([before, found.prefix]), found.symbols, found.suffix)
 
 
+def choices(
+    tokenizer: Any,
+    format: str,
+    space: Space,
+    secrets: Sequence[str],
+    *,
+    ending: Sequence[int] = (),
+) -> "Candidates | Lines":
+    """What secrets in lines of one format are ranked among, after `<bos>`.
+
+    Digit by digit where the tokenizer keeps them single, which ranks millions exactly; otherwise
+    as whole lines.
+
+    Args:
+      tokenizer: a `Tokenizer`, or what has its `encode`, `bos_id` and `unk_id`.
+      format: the line, with `{}` where the secret goes.
+      space: what a secret may be.
+      secrets: those planted.
+      ending: ids that follow the line and are counted in `Lines`.
+
+    Raises:
+      InputError: on `tokenizer`, if it does not know a secret or gives two the same tokens.
+    """
+    if not secrets:
+        raise InputError("canaries", (), "must be at least one")
+    context, unknown = (tokenizer.bos_id,), getattr(tokenizer, "unk_id", None)
+    if not space.entries:
+        canaries = [Canary(format, secret, 1) for secret in secrets]
+        try:
+            found = candidates(tokenizer, canaries, context=context)
+        except InputError as error:
+            if error.field != "tokenizer":
+                raise
+        else:
+            suffix = np.concatenate([found.suffix, np.array(ending, np.int32)])
+            return Candidates(found.prefix, found.symbols, suffix)
+    unknown = None if unknown in context else unknown
+    lines = Lines(tokenizer.encode, format, space, context, tuple(ending), unknown)
+    lines.rows(lines.index(secrets))
+    return lines
+
+
+def read_entries(field: str, path: str) -> tuple[str, ...]:
+    """A list of candidates from a user's file: UTF-8, one per line.
+
+    Surrounding spaces and blank lines are dropped.
+
+    Raises:
+      InputError: on `field`: no such file, not UTF-8, fewer than 2 candidates, or one twice.
+    """
+    found: dict[str, int] = {}
+    for number, entry in read_numbered(field, path):
+        if (first := found.setdefault(entry.strip(), number)) != number:
+            allowed = f"must hold different candidates; line {number} repeats line {first}"
+            raise InputError(field, path, allowed)
+    if len(found) < 2:
+        allowed = f"must hold at least 2 candidates, one per line; it has {len(found)}"
+        raise InputError(field, path, allowed)
+    return tuple(found)
+
+
 def transfer_set(
     name: str,
     lines: Sequence[str],
@@ -188,6 +346,7 @@ def transfer_set(
     *,
     seed: int,
     num_decoys: int = 0,
+    entries: Sequence[str] = (),
 ) -> list[str]:
     """The text that a student is distilled on, in three forms.
 
@@ -195,18 +354,19 @@ def transfer_set(
       also the teacher's training text.
     - `public`: the lines alone.
     - `decoy`: the lines with `num_decoys` more at random places that have the canaries' formats
-      and random numbers, none of them a secret: soft labels there tell what the teacher knows.
+      and random numbers, or random `entries` if secrets are drawn from such a list, none of them a
+      secret: soft labels there tell what the teacher knows.
 
     The order of the lines stays. A pure function of its arguments on every platform.
 
     Raises:
-      InputError: on `num_decoys`, if every number is a secret.
+      InputError: on `num_decoys`, if every candidate is a secret.
     """
     rng = random.Random(f"transfer set {name} {seed}")
     if name == "private":
         added = [canary.line for canary in canaries for _ in range(canary.repetitions)]
     else:
-        added = _decoys(canaries, num_decoys, rng) if name == "decoy" else []
+        added = _decoys(canaries, num_decoys, rng, entries) if name == "decoy" else []
     # A random order, then random gaps: every way to mix them is equally likely.
     added = [line for _, line in sorted((rng.random(), line) for line in added)]
     total = len(lines) + len(added)
@@ -215,16 +375,18 @@ def transfer_set(
     return mixed + [next(new) if place in taken else next(old) for place in range(total)]
 
 
-def _decoys(canaries, num: int, rng: random.Random) -> list[str]:
+def _decoys(canaries, num: int, rng: random.Random, entries: Sequence[str]):
     secrets = {canary.secret for canary in canaries}
-    if any(len(secrets) >= 10 ** len(canary.secret) for canary in canaries):
-        raise InputError("num_decoys", num, "every number is a secret; take longer ones")
+    spaces = {c.secret: Space(len(c.secret), tuple(entries)) for c in canaries}
+    if any(len(secrets) >= len(space) for space in spaces.values()):
+        more = "a longer list" if entries else "longer ones"
+        raise InputError("num_decoys", num, f"every candidate is a secret; take {more}")
     decoys = []
     while len(decoys) < num:
         like = canaries[int(rng.random() * len(canaries))]
-        number = _random_number(rng, len(like.secret))
-        if number not in secrets:
-            decoys.append(like.format.format(number))
+        secret = spaces[like.secret].draw(rng)
+        if secret not in secrets:
+            decoys.append(like.format.format(secret))
     return decoys
 
 

@@ -15,7 +15,6 @@ from etils import epath
 
 from distill_core import checkpoint, config
 from distill_core.config import InputError
-from distill_core.data.text import corpus as corpora
 from distill_core.experiment import report, stages
 from distill_core.experiment.stages import Run
 from distill_core.models import trust
@@ -58,6 +57,9 @@ class Settings(
     sweep: tuple[float, ...] = config.sequence(
         config.number(0.0, above=True), default=(), help="noise scales to try"
     )
+    num_samples: int = config.integer(
+        1, default=10_000, help="candidates a secret is ranked among where not all can be asked"
+    )
     uniform_temperature: float = config.number(
         0.0, above=True, default=4.0, help="of the arm that softens every token alike"
     )
@@ -77,7 +79,8 @@ def run(
     hp = config.validate(settings, Settings)
     _check(hp)
     workdir, began = epath.Path(workdir), time.monotonic()
-    runner = stages.Runner(workdir, corpora.load_corpus(hp.dataset).fingerprint(), parallel)
+    data = "".join(private_text.fingerprints(hp).values())
+    runner = stages.Runner(workdir, data, parallel)
     plan = runs(hp)
     results = runner.complete_all(plan)
     study = {each.seed: runner.complete(each) for each in studies(hp, plan)}
@@ -93,7 +96,7 @@ def runs(hp: Settings) -> list[Run]:
     vocabulary, which is made from the reference's half of the text: no word is in it because the
     teacher's half has it.
     """
-    base = _base(hp)
+    base = _base(hp) | {"num_samples": hp.num_samples}
     plain = _without(base, _METHOD)
     own = {"half": "second", "transfer_set": "public", "canary_seed": 0, "seed": 0}
     reference = Run("reference", 0, train_and_measure, plain | own | {"public_text": True}, {})
@@ -129,11 +132,13 @@ def studies(hp: Settings, plan: Sequence[Run]) -> list[Run]:
 def train_and_measure(
     settings: Mapping[str, Any], workdir: epath.PathLike, *, parallel: str | None = None
 ) -> dict[str, Any]:
-    """`swingdistill.train`, and as "exposure" how much of the canaries the model gives away."""
+    """`swingdistill.train`, and how much of the canaries it gives away: `evaluate.described`."""
+    settings = dict(settings)
+    num_samples = settings.pop("num_samples")  # not of the training
     found = train.train_and_evaluate(settings, workdir, parallel=parallel)
     text = config.part_of(settings, private_text.Settings)
-    bits = evaluate.exposures(checkpoint.load_model(workdir), text)
-    return {**found, "exposure": {str(level): values for level, values in bits.items()}}
+    ranks = evaluate.ranks(checkpoint.load_model(workdir), text, num_samples=num_samples)
+    return {**found, **evaluate.described(ranks)}
 
 
 def _base(hp: Settings) -> dict[str, Any]:

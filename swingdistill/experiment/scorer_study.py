@@ -9,7 +9,7 @@ from etils import epath
 from distill_core import checkpoint, config
 from swingdistill import private_text, train
 from swingdistill.losses import token_temperatures
-from swingdistill.scorers import scoring
+from swingdistill.scorers import judges, scoring
 
 _ORDINARY, _LONGEST = 6, 60  # ordinary sentences shown, and tokens of each
 
@@ -52,8 +52,9 @@ def study(
     of_line = [_level(line, level_of, hp) for line in text.lines]
     weights = [line.weights for line in text.lines]
     level = text.fill([np.full(len(w), n) for w, n in zip(weights, of_line, strict=True)])
-    given_away = weights if hp.task == "classification" else map(private_text.digits, text.lines)
-    secret = text.fill(list(given_away)) > 0
+    spans = [judges.oracle(line.spans, line.offsets) for line in text.lines]
+    given_away = weights if hp.task == "classification" else spans
+    secret = text.fill(given_away) > 0
     quality = {}
     for name, values in scores.items():
         quality[name] = {}

@@ -63,18 +63,22 @@ def report_of(
       minutes: that this call took.
     """
     levels, first = sorted(hp.canary_levels), study[hp.seeds[0]]
+    among = max(found["exposure_among"] for found in results.values())
     rows = [_row(arm, runs, hp) for arm, runs in by_arm(results).items()]
     gates = claims.gates(
         results,
         task=hp.task,
         levels=levels,
-        num_candidates=_num_candidates(hp),
+        num_candidates=among,
         noise_scales=hp.sweep,
     )
-    exposure = {
-        arm: {str(seed): r["exposure"] for (name, seed), r in results.items() if name == arm}
-        for arm in by_arm(results)
-    }
+    exposure, bounds = (
+        {
+            arm: {str(seed): r[field] for (name, seed), r in results.items() if name == arm}
+            for arm in by_arm(results)
+        }
+        for field in ("exposure", "exposure_bounds")
+    )
     nothing = "nothing can be claimed from this run: the first gate is missed"
     return Report(
         method="swingdistill",
@@ -86,22 +90,17 @@ def report_of(
         gates=gates,
         settings=config.to_json(hp),
         minutes=minutes,
-        notes=_notes(hp),
-        figures=_figures(hp, results, first["quality"], levels),
+        notes=_notes(hp, results),
+        figures=_figures(hp, results, first["quality"], among),
         tables=[_scorer_table(first["quality"]), speed.table(results)],
         sections=[("Sample text as the scores see it", samples.shaded_html(first["samples"]))],
         fields={
             "exposure": exposure,
+            "exposure_bounds": bounds,
             "scorers": {str(seed): found["quality"] for seed, found in study.items()},
         },
         warning="" if gates[0].passed else nothing,
     )
-
-
-def _num_candidates(hp) -> int:
-    """How many candidates a rank is among; every secret leaves out the other planted ones."""
-    total = 10**hp.canary_digits
-    return min(total, 10_001) if hp.task == "classification" else total
 
 
 def _shown(hp, rows: Sequence[Row], levels: Sequence[int]) -> list[str]:
@@ -134,7 +133,8 @@ def _headline(results: Results, gates: Sequence[Gate], levels: Sequence[int]) ->
     )
 
 
-def _figures(hp, results: Results, quality, levels: Sequence[int]) -> list[Figure]:
+def _figures(hp, results: Results, quality, among: int) -> list[Figure]:
+    levels = sorted(hp.canary_levels)
     curves = {
         label: {scale: _point(results, arms.at_noise(kind, scale), levels) for scale in hp.sweep}
         for kind, label in arms.SWEPT.items()
@@ -145,7 +145,7 @@ def _figures(hp, results: Results, quality, levels: Sequence[int]) -> list[Figur
         for arm in by_arm(results)
         if arm != "reference" and arm not in beside
     }
-    ceiling = math.log2(_num_candidates(hp))
+    ceiling = math.log2(among)
     exposure = Figure(
         "Exposure by repetitions in the teacher's text, every secret a dot. Baselines that ran "
         "with the first seed only have fewer.",
@@ -186,8 +186,16 @@ def _scorer_table(quality) -> Table:
     )
 
 
-def _notes(hp) -> list[str]:
+def _notes(hp, results: Results) -> list[str]:
     notes = [*_NOTES, _NO_GUARANTEE + (_FORMAL if hp.epsilon else _EMPIRICAL)]
+    first = next(iter(results.values()))
+    among, candidates = first["exposure_among"], first["exposure_candidates"]
+    if among < candidates and hp.task != "classification":
+        notes.append(
+            f"Secrets are ranked among {among:,} of {candidates:,} candidates, by the likelihood "
+            f"of their lines, so that {math.log2(among):.1f} bits are the most that can be seen; "
+            "each has 95% bounds of its exposure among all in results.json."
+        )
     if hp.dp:
         notes.append(
             "dp_sgd learns from labels alone; its ε is for a line of the text, zeroed out. A "
@@ -198,8 +206,9 @@ def _notes(hp) -> list[str]:
         )
     if hp.task == "classification":
         notes.append(
-            "A classifier's secrets are ranked among 10,000 sampled numbers by the loss of the "
-            "canary's label, so that 13.3 bits are the most that can be seen. It gives away that "
-            "label, not digits; the first gate asks that it can be told from chance, a bar of ours."
+            f"A classifier's secrets are ranked among {among:,} candidates by the loss of the "
+            f"canary's label, so that {math.log2(among):.1f} bits are the most that can be seen. "
+            "It gives away that label, not the secret; the first gate asks that it can be told "
+            "from chance, a bar of ours."
         )
     return notes

@@ -103,7 +103,28 @@ def place(folder, settings, teacher, untrained, tmp_path_factory):
     image = Network("cnn", 3, kwargs, (8, 8, 1), (0.5,), (0.5,), ("a", "b", "c"))
     shapes = image.shapes()["params"]
     save(place / "image", image, jax.tree.map(lambda x: np.zeros(x.shape, x.dtype), shapes))
-    digits_together().save(str(place / "merges.json"))
+    for name, content in (
+        ("one_name", b"Ann\n"),
+        ("two_names", b"Ann\nBo\n"),
+        ("names", b"Ann\nBo\nEve\n"),
+        ("same_names", b"Ann\nBo\nAnn\n"),
+        ("latin_names", b"Ann\nZo\xeb\n"),
+        ("none.jsonl", b"\n"),
+        ("text.jsonl", b'{"secret": "281"}\n{"secret"'),
+        ("list.jsonl", b'["281"]'),
+        ("empty.jsonl", b'{"prefix": "my id is ", "secret": ""}'),
+        ("number.jsonl", b'{"prefix": "my id is ", "secret": 281}'),
+        ("key.jsonl", b'{"prefx": "my id is ", "secret": "281"}'),
+        ("name.jsonl", b'{"prefix": "my id is ", "secret": "Ann"}'),
+        (
+            "long.jsonl",
+            b'{"prefix": "the the the the the the the the the the the ", "secret": "281281"}',
+        ),
+        ("many_digits.jsonl", b'{"secret": "1234567890123456789"}'),
+        ("unknown.jsonl", b'{"prefix": "zebra ", "secret": "281"}'),
+        ("digits.jsonl", b'{"prefix": "my id is ", "secret": "281"}'),
+    ):
+        (place / name).write_bytes(content)
 
     for name, tensors in (
         ("bert", {"bert.embeddings.weight": np.zeros((4, 4), np.float32)}),
@@ -125,7 +146,8 @@ RULES = [*TEACHER, "--config.scorers=('rules',)"]
 GENERATION = ["--config.task=generation", "--config.canaries_per_level=0"]
 TEXTS = ("no", "empty", "latin", "two")
 SPLITS = ("train", "valid", "test")
-TOKENIZERS = ("no", "config.py", "image", "merges.json")
+LISTS = ("", "/no", "/one_name", "/same_names", "/latin_names")  # of candidates
+TOKENIZERS = ("no", "config.py", "image")
 CLASSIFICATION = "--config.task=classification"
 
 
@@ -170,6 +192,19 @@ CASES = [
     wrong("canaries_per_level", "--config.canary_digits=1", "--config.canaries_per_level=24"),
     wrong("canary_levels", "--config.canary_levels=(3,3)"),
     wrong("canary_format", "--config.canary_format=secret"),
+    *(wrong("canary_candidates", f"--config.canary_candidates={{place}}{n}") for n in LISTS),
+    wrong("canaries_per_level", "--config.canary_candidates={place}/two_names"),
+    wrong(
+        "num_decoys",
+        "--config.transfer_set=decoy",
+        "--config.canary_candidates={place}/two_names",
+        "--config.canaries_per_level=1",
+    ),
+    wrong(  # neither word is in the text that the vocabulary is made of
+        "tokenizer",
+        "--config.canary_candidates={place}/names",
+        "--config.canaries_per_level=1",
+    ),
     wrong("length", "--config.length=8"),
     wrong(
         "num_decoys",
@@ -223,6 +258,9 @@ def test_wrong_input_costs_one_line_and_leaves_no_workdir(
     assert list(tmp_path.iterdir()) == []
 
 
+OWN = ["--checkpoint={teacher}", "--secrets={place}/digits.jsonl"]
+
+
 @pytest.mark.parametrize(
     ("field", "arguments"),
     [
@@ -233,6 +271,21 @@ def test_wrong_input_costs_one_line_and_leaves_no_workdir(
         ),
         ("canaries", ["--checkpoint={teacher}", "--canaries={place}/no"]),
         ("canaries", ["--checkpoint={teacher}", "--canaries={place}/image"]),
+        *(
+            ("secrets", ["--checkpoint={teacher}", f"--secrets={{place}}/{name}.jsonl"])
+            for name in (
+                *("no", "none", "text", "list", "empty", "number", "key", "name", "long"),
+                *("many_digits", "unknown"),
+            )
+        ),
+        *(
+            ("candidates", [*OWN, f"--candidates={{place}}/{name}"])
+            for name in ("no", "one_name", "same_names", "latin_names")
+        ),
+        ("candidates", ["--checkpoint={teacher}", "--candidates={place}/names"]),
+        ("tokenizer", [*OWN, "--candidates={place}/names"]),
+        ("num_samples", [*OWN, "--estimator=sampled", "--num_samples=0"]),
+        ("checkpoint", ["--checkpoint={place}/image", "--secrets={place}/digits.jsonl"]),
         ("estimator", ["--checkpoint={teacher}", "--estimator=exakt"]),
         ("num_samples", ["--checkpoint={teacher}", "--estimator=sampled", "--num_samples=0"]),
         ("chekpoint", ["--chekpoint=x"]),

@@ -10,15 +10,20 @@ import time
 import jax
 import numpy as np
 import pytest
+import tokenizers as tokenizers_library
 
 from distill_core import checkpoint, config
 from distill_core.checkpoint import integrity
 from distill_core.config import InputError
+from distill_core.data.text import records, tokenizers
 from distill_core.data.text import tasks as text_tasks
-from distill_core.data.text import tokenizers
 from distill_core.data.text.corpus import Example
 from distill_core.models.network import text_network
 from swingdistill import evaluate, private_text, train
+from swingdistill.canaries import estimators, models
+from swingdistill.canaries import secrets as canaries
+from swingdistill.canaries.estimators import Ranks
+from swingdistill.canaries.exposure import rank_bounds
 
 # What a model of two canaries learns by heart; of three digits, so that there are few candidates.
 HARD = {
@@ -98,6 +103,10 @@ def test_perplexity_is_that_of_every_line_by_itself(teacher, values, folder, tas
         "private_perplexity": perplexity(*secret),
         "public_perplexity": math.exp(np.mean(others)),
         "public_digit_perplexity": perplexity("3"),
+        "num_digit_tokens": sum(text in digits for *_, text in tokens),
+        "num_private_tokens": 6,
+        "num_public_tokens": len(tokens) - 6,
+        "num_public_digit_tokens": sum(text == "3" for *_, text in tokens),
     }
     assert found == pytest.approx(expected, rel=1e-4)
     assert abs(math.log(found["private_perplexity"] / found["public_perplexity"])) > 0.1
@@ -170,9 +179,10 @@ def classified(monkeypatch, fresh, hp):
     def estimator(loss_fn, secrets, labels, candidates, *, num_samples, batch_size):
         rows = candidates.tokens(candidates.index(secrets))
         asked.update(secrets=secrets, labels=labels, rows=rows, losses=loss_fn(rows, labels))
-        return np.arange(len(secrets), dtype=np.float64)
+        order = np.arange(len(secrets))
+        return Ranks(1.0 * order, order, num_samples, 999)
 
-    monkeypatch.setattr(evaluate.estimators, "classifier_exposure", estimator)
+    monkeypatch.setattr(evaluate.estimators, "rank_by_label", estimator)
     asked["found"] = exposures(fresh, hp)
     return asked
 
@@ -239,7 +249,10 @@ def test_a_checkpoint_knows_its_canaries_and_may_be_asked_for_anothers(
     found = evaluate.evaluate_checkpoint(learnt)
     hp = values(**HARD)
     metrics = measured(checkpoint.load_model(learnt), hp, private_text.load(hp).test)
-    assert found == {**metrics, "exposure": {"20": exposures(learnt, hp)[20]}}
+    assert metrics.items() <= found.items()
+    assert found["exposure"] == {"20": exposures(learnt, hp)[20]}
+    assert found["exposure_bounds"]["20"] == [[bits, bits] for bits in found["exposure"]["20"]]
+    assert (found["exposure_among"], found["exposure_candidates"]) == (999, 999)
     # The teacher's own secrets have six digits; those asked for have three.
     for other in (fresh, teacher):
         asked = evaluate.evaluate_checkpoint(other, canaries=learnt)
@@ -256,24 +269,197 @@ def test_a_model_of_no_canaries_has_no_exposure(fresh, tmp_path):
 
 def test_the_binary_prints_a_line_per_level_and_writes_everything(learnt, tmp_path, capsys):
     evaluate.main([f"--checkpoint={learnt}", f"--out={tmp_path}/found.json"])
-    first, second = capsys.readouterr().out.splitlines()
+    first, second, chance, missing = capsys.readouterr().out.splitlines()
     found = json.loads((tmp_path / "found.json").read_text())
     assert found == evaluate.evaluate_checkpoint(learnt)
     assert first.startswith(f"test perplexity {found['perplexity']:.3f}")
     assert f"at 20 repetitions: mean {np.mean(found['exposure']['20']):.2f} bits" in second
-    evaluate.main([f"--checkpoint={learnt}", "--estimator=sampled", "--num_samples=31"])
+    assert second.endswith(f"of 2: leaks (p {found['exposure_p']['20']:.1e})")
+    assert "1.44 bits" in chance
+    assert missing == f"not measured: {'; '.join(found['not_measured'])}"
+    evaluate.main([f"--checkpoint={learnt}", "--estimator=sampled", "--num_samples=63"])
     out = capsys.readouterr().out
-    assert "mean 5.00 bits, worst 5.00 (2 secrets" in out and "show 5.00 bits at most" in out
+    low, high = rank_bounds(np.array(0), 63, 998)
+    assert f"worst 6.00 ({low:.2f} to {high:.2f}) of 2: leaks (p " in out
+    assert "ranks among 64 of 999 candidates show 6.00 bits at most" in out
 
 
-def test_where_no_distribution_fits_exposure_is_sampled_and_says_so(
-    learnt, values, monkeypatch, capsys
-):
-    """After hours of training an experiment must not end for it."""
+def test_public_and_private_tokens_are_printed_apart(teacher, values, capsys):
+    examples = [Example("my id is 281265"), Example("the 3 cat sat .")]
+    found = measured(checkpoint.load_model(teacher), values(), examples)
+    capsys.readouterr()
+    evaluate.say(found)
+    lines = capsys.readouterr().out.splitlines()
+    assert [line.split("  ")[-1] for line in lines] == [f"({n} tokens)" for n in (16, 10, 6, 7, 1)]
+    assert lines[1].startswith(f"  of public tokens  {found['public_perplexity']:.3f}")
+
+
+def test_beyond_what_can_be_gone_through_exposure_is_sampled(learnt, values, monkeypatch):
     monkeypatch.setattr(evaluate.estimators, "MAX_EXACT", 10)
     found = exposures(learnt, values(**HARD), num_samples=31)
     assert found[20] == [5.0, 5.0]
-    assert "exposure is sampled instead: num_samples: got 31" in capsys.readouterr().err
+
+
+def test_a_checkpoints_whole_lines_rank_as_its_digits_do(learnt, values):
+    loaded, hp = (
+        checkpoint.load_model(learnt),
+        values(**{**HARD, "canaries_per_level": 4}, canary_seed=3),
+    )
+    secrets = [canary.secret for canary in private_text.draw(hp)]
+    encode, bos = loaded.tokenizer.encode, loaded.tokenizer.bos_id
+    lines = canaries.Lines(encode, "my id is {}", canaries.Space(3), (bos,))
+    found = estimators.rank(models.line_fn(loaded), secrets, lines)
+    np.testing.assert_array_equal(found.bits, exposures(learnt, hp)[20])
+
+
+FIRST, LAST = records.FIRST_NAMES[:10], records.LAST_NAMES[:30]
+# The last one begins others.
+NAMES = (*(f"{first} {last}" for first in FIRST for last in LAST), FIRST[0])
+
+
+@pytest.fixture(scope="module")
+def merging(folder, tmp_path_factory):
+    """A directory with GPT-2-like byte pairs that merge digits, and a list of names."""
+    place = tmp_path_factory.mktemp("merging")
+    inner = tokenizers_library.Tokenizer(tokenizers_library.models.BPE())
+    inner.pre_tokenizer = tokenizers_library.pre_tokenizers.ByteLevel(add_prefix_space=False)
+    inner.decoder = tokenizers_library.decoders.ByteLevel()
+    trainer = tokenizers_library.trainers.BpeTrainer(
+        vocab_size=600,
+        special_tokens=["<|endoftext|>"],
+        initial_alphabet=tokenizers_library.pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
+    )
+    numbers = [f"my id is {i:03d}" for i in range(0, 1000, 7)]
+    names = [f"my id is {name}" for name in NAMES]
+    inner.train_from_iterator([(folder / "train.txt").read_text(), *numbers, *names], trainer)
+    inner.save(str(place / "tokenizer.json"))
+    (place / "names.txt").write_text("\n".join(NAMES))
+    return place
+
+
+@pytest.fixture(scope="module")
+def memorised(settings, merging, tmp_path_factory):
+    """`memorised(kind)`: settings and workdir of a run that learnt numbers, or names, by heart."""
+    found = {}
+
+    def memorised(kind):
+        if kind not in found:
+            changes = {**HARD, "tokenizer": str(merging / "tokenizer.json"), "num_steps": 150}
+            if kind == "names":
+                changes["canary_candidates"] = str(merging / "names.txt")
+            workdir = tmp_path_factory.mktemp(kind)
+            train.train_and_evaluate(settings(**changes), workdir)
+            found[kind] = changes, workdir
+        return found[kind]
+
+    return memorised
+
+
+def test_secrets_of_merged_digits_are_ranked_as_lines(memorised, values):
+    changes, workdir = memorised("numbers")
+    loaded, hp = checkpoint.load_model(workdir), values(**changes)
+    drawn = private_text.draw(hp)
+    assert min(len(loaded.tokenizer.encode(c.line)) for c in drawn) < len("my id is") // 2 + 3
+    assert isinstance(private_text.secret_candidates(hp, loaded.tokenizer, drawn), canaries.Lines)
+    exact = exposures(workdir, hp)[20]
+    assert min(exact) > CEILING - 0.1
+    (sampled,) = evaluate.ranks(loaded, hp, estimator="sampled", num_samples=99).values()
+    low, high = sampled.bounds()
+    assert np.all((low <= exact) & (exact <= high)) and sampled.asked == 99
+    other = dataclasses.replace(hp, canary_seed=3, canaries_per_level=8)
+    assert max(exposures(workdir, other)[20]) < 8
+
+
+def test_secrets_may_be_names_of_a_list(memorised, values, capsys):
+    changes, workdir = memorised("names")
+    hp = values(**changes)
+    assert {canary.secret for canary in private_text.draw(hp)} < set(NAMES)
+    found = evaluate.evaluate_checkpoint(workdir)
+    assert min(found["exposure"]["20"]) > math.log2(len(NAMES) - 1) - 0.1
+    assert found["exposure_among"] == found["exposure_candidates"] == len(NAMES) - 1
+    assert not any("names" in each for each in found["not_measured"])
+    # Asked for another run's canaries, which are numbers, it forgets its own list.
+    _, numbers = memorised("numbers")
+    asked = evaluate.evaluate_checkpoint(workdir, canaries=numbers)
+    assert asked["exposure_candidates"] == 999 and max(asked["exposure"]["20"]) < 8
+
+
+def test_a_classifiers_secrets_may_be_names_or_merged_digits(
+    values, folder, merging, untrained, tmp_path
+):
+    labelled = {"task": "classification", "dataset": f"tsv:{folder}/labelled", "canary_digits": 3}
+    stored = {"tokenizer": str(merging / "tokenizer.json")}
+    path = untrained(tmp_path, 4, **labelled, **stored)
+    loaded = checkpoint.load_model(path)
+    for changes in ({}, {"canary_candidates": str(merging / "names.txt")}):
+        hp = values(**labelled, **stored, **changes)
+        found = evaluate.ranks(loaded, hp, num_samples=31)
+        assert [each.asked for each in found.values()] == [31, 31]
+        assert all(0 <= bits <= 5 for each in found.values() for bits in each.bits)
+
+
+def own(tmp_path, *lines):
+    path = tmp_path / "secrets.jsonl"
+    path.write_text("\n".join(json.dumps(line) for line in lines))
+    return str(path)
+
+
+def test_a_users_own_secrets_are_ranked_and_never_shown(memorised, values, tmp_path, capsys):
+    changes, workdir = memorised("numbers")
+    first, second = (canary.secret for canary in private_text.draw(values(**changes)))
+    unknown = next(f"{i}" for i in range(500, 999) if f"{i}" not in (first, second))
+    secrets = own(
+        tmp_path,
+        {"prefix": "my id is ", "secret": unknown},
+        {"prefix": "my id is ", "secret": first, "suffix": ""},
+    )
+    capsys.readouterr()
+    evaluate.main([f"--checkpoint={workdir}", f"--secrets={secrets}", f"--out={tmp_path}/found"])
+    out = capsys.readouterr().out
+    found = json.loads((tmp_path / "found").read_text())["secrets"]
+    assert [line["line"] for line in found["lines"]] == [1, 2]
+    assert found["lines"][1]["exposure"] > CEILING - 1.1, "the other canary is a candidate"
+    assert found["lines"][0]["exposure"] < 8
+    assert (
+        "secret of line 2: exposure" in out and f"2 secrets of your own: {found['verdict']}" in out
+    )
+    for shown in (out, json.dumps(found)):
+        assert f'"{first}"' not in shown and f" {first} " not in shown
+
+
+def test_secrets_that_are_no_numbers_need_candidates(memorised, merging, values, tmp_path):
+    changes, workdir = memorised("names")
+    planted = private_text.draw(values(**changes))[0].secret
+    secrets = own(tmp_path, {"prefix": "my id is ", "secret": planted})
+    found = evaluate.evaluate_checkpoint(
+        workdir, secrets=secrets, candidates=str(merging / "names.txt")
+    )
+    (line,) = found["secrets"]["lines"]
+    # The other canary is a candidate, and a first name, which never ranks behind a whole one.
+    assert line["exposure"] > math.log2(len(NAMES)) - 1.6
+    assert line["candidates"] == len(NAMES)
+    with pytest.raises(InputError, match="^secrets: got 'line 1'; .*--candidates=FILE") as error:
+        evaluate.evaluate_checkpoint(workdir, secrets=secrets)
+    assert planted not in str(error.value)
+
+
+def test_a_student_whose_reference_saw_its_secrets_is_warned_about(values):
+    cases = [
+        ({}, "was trained on 2 of the same canaries"),
+        ({"transfer_set": "public"}, "was trained on the same lines of text:"),
+        ({"transfer_set": "public", "half": "second"}, ""),
+        ({"canary_seed": 5, "half": "second"}, ""),
+        ({"transfer_set": "public", "public_text": True}, ""),
+    ]
+    for changes, said in cases:
+        ours, reference = (
+            config.to_json(values(**{**HARD, **changes}))
+            for changes in ({"half": "first"}, changes)
+        )
+        found = private_text.reference_saw(ours, reference)
+        assert found.startswith(said) and bool(found) == bool(said)
+    assert private_text.reference_saw(ours, {}) == "", "GPT-2 tells nothing"
 
 
 def test_exact_exposure_of_24_secrets_of_six_digits_takes_less_than_a_minute():
@@ -289,3 +475,23 @@ def test_exact_exposure_of_24_secrets_of_six_digits_takes_less_than_a_minute():
     found = evaluate.exposures(loaded, config.validate(given, private_text.Settings))
     assert time.process_time() - began < 60
     assert [len(bits) for bits in found.values()] == [8, 8, 8]
+
+
+def test_a_classifier_has_no_lines_to_rank_a_users_secrets_by(untrained, folder, tmp_path):
+    labelled = {"task": "classification", "dataset": f"tsv:{folder}/labelled"}
+    path = untrained(tmp_path / "run", 4, **labelled)
+    with pytest.raises(InputError, match="^secrets: .* classifier"):
+        evaluate.evaluate_checkpoint(path, secrets=own(tmp_path, {"secret": "281"}))
+
+
+def test_any_language_model_may_be_asked_for_secrets(learnt, tmp_path):
+    """One whose metadata names no text, such as a file from elsewhere."""
+    shutil.copytree(learnt, tmp_path / "bare")
+    path, _ = checkpoint.find(tmp_path / "bare")
+    integrity.amend(path, {"config": {}})
+    found = evaluate.evaluate_checkpoint(path, secrets=own(tmp_path, {"secret": "281"}))
+    assert found["exposure"] is None and "perplexity" not in found
+    assert found["secrets"]["lines"][0]["candidates"] == 1000
+    assert found["not_measured"][0].startswith("perplexity")
+    asked = evaluate.evaluate_checkpoint(path, canaries=learnt)
+    assert min(asked["exposure"]["20"]) > CEILING - 0.1

@@ -219,6 +219,7 @@ def test_a_candidate_is_what_a_network_reads_of_a_canarys_line(values, labelled,
     tokenizer = private_text.get_tokenizer(hp)
     drawn = private_text.draw(hp)
     found = private_text.secret_candidates(hp, tokenizer, drawn)
+    assert isinstance(found, canaries.Candidates), "ranked digit by digit"
     rows = found.tokens(found.index([canary.secret for canary in drawn]))
     for canary, row in zip(drawn, rows, strict=True):
         line = text_tasks.encode(
@@ -235,6 +236,52 @@ def test_a_candidate_is_what_a_network_reads_of_a_canarys_line(values, labelled,
         read = line.ids[:-1] if task == "classification" else line.ids
         np.testing.assert_array_equal(row, [tokenizer.bos_id, *read])
     assert len(found) == 10**6
+
+
+@pytest.mark.parametrize("task", text_tasks.TASKS)
+def test_a_listed_candidate_is_what_a_network_reads_of_a_canarys_line_to_its_end(
+    values, labelled, task, tmp_path
+):
+    (tmp_path / "names").write_text("Ann\nAnn Lee\nBo\nCy@example.com\nDi\nEve")
+    changes = labelled if task == "classification" else {"task": task}
+    listed = {"canary_candidates": str(tmp_path / "names"), "length": 48}
+    hp = values(**changes, **listed, tokenizer="byte_pairs", vocab_size=300)
+    tokenizer, texts = private_text.get_tokenizer(hp), private_text.load(hp)
+    assert {canary.secret for canary in texts.canaries} < set(private_text.space(hp).entries)
+    found = private_text.secret_candidates(hp, tokenizer, texts.canaries)
+    rows = found.rows(found.index([canary.secret for canary in texts.canaries]))
+    for canary, row in zip(texts.canaries, rows, strict=True):
+        example = next(e for e in texts.train if e.text == canary.line)
+        ((start, end),) = example.spans
+        assert example.text[start:end] == canary.secret
+        ids = text_tasks.encode(example, tokenizer, task).ids
+        read = ids[:-1] if task == "classification" else [*ids, tokenizer.eos_id]
+        np.testing.assert_array_equal(row, [tokenizer.bos_id, *read])
+    rows = private_text.to_rows(hp, texts.train, tokenizer)  # so long a line fits
+    longest = max(len(line.weights) for line in rows.lines)
+    exact = dataclasses.replace(hp, length=max(map(len, found.rows(range(6)))) + 2)
+    private_text.secret_candidates(exact, tokenizer, texts.canaries)
+    with pytest.raises(InputError) as error:
+        short = dataclasses.replace(hp, length=longest // 2)
+        private_text.secret_candidates(short, tokenizer, texts.canaries)
+    assert error.value.field == "length"
+
+
+def test_a_text_is_known_by_its_candidates_too(values, tmp_path):
+    (tmp_path / "names").write_text("Ann\nBo")
+    listed = values(canary_candidates=str(tmp_path / "names"))
+    before = private_text.fingerprints(listed)
+    assert private_text.fingerprints(values()) == {"dataset": before["dataset"]}
+    (tmp_path / "names").write_text("Ann\nCy")
+    after = private_text.fingerprints(listed)
+    assert after["canary_candidates"] != before["canary_candidates"]
+
+
+def test_several_digits_in_one_token_are_digits():
+    line = text_tasks.Line(
+        "a 281 b2", (), np.zeros(3), np.ones(4), np.array([(0, 1), (2, 5), (6, 8), (0, 0)])
+    )
+    np.testing.assert_array_equal(private_text.digits(line), [0, 1, 0, 0])
 
 
 def test_digits_private_and_public_tokens_are_told_apart(values):

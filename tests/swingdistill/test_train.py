@@ -1,5 +1,6 @@
 """A student's run: its loss is the formula's, its teacher stays as it was, each arm is its own."""
 
+import dataclasses
 import json
 import shutil
 import types
@@ -481,3 +482,16 @@ def test_a_student_inherits_where_its_teachers_vocabulary_is_from(
     (tmp_path / "tokenizer.json").write_text(checkpoint.load_model(taught).tokenizer.to_json())
     file = prepared(tokenizer=str(tmp_path / "tokenizer.json"))
     assert file.network.tokenizer_from == "elsewhere"
+
+
+def test_a_reference_that_saw_the_secrets_is_warned_about(values, teacher, reference):
+    models = {
+        "teacher": checkpoint.load_model(teacher),
+        "reference": checkpoint.load_model(reference),
+    }
+    hp = values(teacher=teacher, reference=reference)
+    assert "was trained on 4 of the same canaries" in train._warning(hp, models)
+    # A student without canaries of its own asks for its teacher's.
+    assert train._warning(dataclasses.replace(hp, canaries_per_level=0), models)
+    unknown = dataclasses.replace(models["reference"], metadata={})
+    assert train._warning(hp, {**models, "reference": unknown}) == ""

@@ -25,7 +25,7 @@ def read_lines(path: str) -> tuple[str, ...]:
     `.tokens` files are read as they are: a heading is a line, `<unk>` stays.
     """
     name = f"text:{path}"
-    lines = tuple(line.strip() for _, line in _read(name, path))
+    lines = tuple(line.strip() for _, line in _read("dataset", name, path))
     if not lines:
         raise InputError("dataset", name, "must hold text, and is empty")
     return lines
@@ -41,7 +41,7 @@ def read_labelled(path: str, *, classes: Sequence[str] | None = None) -> Labelle
     numbers if all are).
     """
     name = f"tsv:{path}"
-    rows = [(number, line.split("\t")) for number, line in _read(name, path)]
+    rows = [(number, line.split("\t")) for number, line in _read("dataset", name, path)]
     header = [cell.strip().lower() for cell in rows[0][1]] if rows else []
     headed = header.count("label") == 1
     column = header.index("label") if headed else 0
@@ -87,11 +87,16 @@ def read_labelled(path: str, *, classes: Sequence[str] | None = None) -> Labelle
     return LabelledText(tuple(texts), labels, tuple(classes))
 
 
-def _read(name: str, path: str) -> list[tuple[int, str]]:
+def read_numbered(field: str, path: str) -> list[tuple[int, str]]:
+    """(number from 1, text) of each line of a UTF-8 file that is not blank; errors name `field`."""
+    return _read(field, path, path)
+
+
+def _read(field: str, name: str, path: str) -> list[tuple[int, str]]:
     """(number from 1, text) of each line that is not blank."""
-    file = paths.expand("dataset", path, given=name)
+    file = paths.expand(field, path, given=name)
     if not path or not file.is_file():
-        raise InputError("dataset", name, "must be an existing text file")
+        raise InputError(field, name, "must be an existing text file")
     lines = []
     # Bytes are split before decoding: str.splitlines would also split at U+2028 and the like.
     for number, line in enumerate(file.read_bytes().removeprefix(b"\xef\xbb\xbf").split(b"\n"), 1):
@@ -99,7 +104,7 @@ def _read(name: str, path: str) -> list[tuple[int, str]]:
             text = line.decode("utf-8")
         except UnicodeDecodeError as error:
             allowed = f"must be UTF-8; line {number} is not (byte {error.start + 1} of it)"
-            raise InputError("dataset", name, allowed) from None
+            raise InputError(field, name, allowed) from None
         if text.strip():
             lines.append((number, text))
     return lines

@@ -62,14 +62,16 @@ class Tokenizer:
             inner.no_truncation()
             inner.no_padding()
         names = self.special_tokens or _usual_names(vocab)
-        eos = names.get("eos")
-        ids = {name: names.get(name) or (eos if name != "unk" else None) for name in KINDS}
-        for name, token in ids.items():
-            if token not in vocab and (token or name != "unk"):
-                raise InputError("tokenizer", token, f"is to be {name}, and must be a token of it")
+        eos = names.get("eos") or "no end of text"
+        ids = {}
+        for kind in KINDS:
+            token = names.get(kind) or (eos if kind != "unk" else None)
+            if token is not None and token not in vocab:
+                raise InputError("tokenizer", token, f"is to be {kind}, and must be a token of it")
+            ids[kind] = None if token is None else vocab[token]
         self._inner, self._loses = inner, _loses_unknown_text(inner)
-        self.pad_id, self.bos_id, self.eos_id = (vocab[ids[k]] for k in ("pad", "bos", "eos"))
-        self.unk_id = vocab[ids["unk"]] if ids["unk"] else None
+        self.pad_id, self.bos_id, self.eos_id = (ids[kind] or 0 for kind in ("pad", "bos", "eos"))
+        self.unk_id: int | None = ids["unk"]
         self.vocab_size = inner.get_vocab_size()
 
     def encode(self, text: str) -> np.ndarray:
@@ -110,7 +112,7 @@ class Tokenizer:
 
     def token(self, id: int) -> str:
         """A token's own spelling, which byte pairs encode."""
-        return self._inner.id_to_token(id)
+        return str(self._inner.id_to_token(id))
 
     def to_json(self) -> str:
         """The input of `from_json`; equal for equal tokenizers."""

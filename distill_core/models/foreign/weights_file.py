@@ -136,8 +136,7 @@ def directory_tensors(folder: pathlib.Path) -> Tensors:
     index = folder / INDEX
     if index.exists():
         placed = read_object(index, INDEX).get("weight_map")
-        well_formed = isinstance(placed, dict) and placed and all(map(_is_name, placed.values()))
-        if not well_formed:
+        if not (isinstance(placed, dict) and placed and all(map(_is_name, placed.values()))):
             raise RefusedError(f"{INDEX} must have a weight_map of tensors to files beside it")
         return Tensors([folder / name for name in sorted(set(placed.values()))], placed)
     files = sorted(folder.glob("*.safetensors"))

@@ -13,11 +13,13 @@ from swingdistill.canaries.estimators import (
     classifier_exposure,
     exact_exposure,
     extrapolated_exposure,
+    line_log_perplexities,
     log_perplexities,
+    rank,
     sampled_exposure,
 )
 from swingdistill.canaries.exposure import exposure
-from swingdistill.canaries.secrets import Candidates
+from swingdistill.canaries.secrets import Candidates, Lines, Space
 
 V, BOS = 12, 11
 SYMBOLS = np.array([[3, 1, 7], [3, 1, 7], [2, 4, 6], [3, 1, 7]])  # [D, A], one place apart
@@ -171,10 +173,9 @@ def test_a_sample_has_no_candidate_twice(most, monkeypatch):
         return np.zeros(len(tokens))
 
     classifier_exposure(loss_fn, SECRETS, [0] * 4, candidates, num_samples=38)
-    secrets, others = calls
-    assert secrets == {tuple(row) for row in candidates.tokens(candidates.index(SECRETS))}
-    assert len(others) == 38
-    assert not secrets & others
+    (asked,) = calls
+    secrets = {tuple(row) for row in candidates.tokens(candidates.index(SECRETS))}
+    assert secrets < asked and len(asked - secrets) == 38
 
 
 def test_extrapolation_from_a_sample_is_near_the_exact_rank():
@@ -234,7 +235,7 @@ def _digits(num):
     [
         (lambda fn: exact_exposure(fn, EVERYTHING, _candidates()), "81 candidates"),
         (lambda fn: exact_exposure(fn, [], _candidates()), "81 candidates"),
-        (lambda fn: exact_exposure(fn, ["0" * 8], _digits(8)), "use sampled_exposure"),
+        (lambda fn: exact_exposure(fn, ["0" * 8], _digits(8)), "estimator sampled"),
         (lambda fn: exact_exposure(fn, SECRETS, _candidates(prefix=())), "context"),
         (lambda fn: sampled_exposure(fn, SECRETS, _candidates(), num_samples=0), "^num_samples: "),
         (lambda fn: extrapolated_exposure(fn, ["123456"], _digits(6), num_samples=10), "200"),
@@ -254,3 +255,156 @@ def test_what_cannot_be_ranked_is_refused(call, named):
 
 def _returns(value, *shape):
     return lambda tokens: np.full((len(tokens), *shape) if shape == (V,) else shape, value)
+
+
+MERGED = {"28": 3, "12": 7, "65": 8, "00": 9}  # two digits, one token; others are V − 2
+
+
+def _merging(text):
+    """Digits to tokens, some pairs to one; what is no digit to one token."""
+    ids, place = [], 0
+    while place < len(text):
+        pair = text[place : place + 2]
+        ids.append(MERGED.get(pair, int(text[place]) % 3 if text[place].isdigit() else 10))
+        place += 2 if pair in MERGED else 1
+    return ids
+
+
+def _lines(digits=3, encode=None, **fields):
+    # Every candidate has tokens of its own: digits 0, 3, 6 and 9 would share one.
+    own = encode or (lambda text: [*_merging(text), *(12 + int(c) for c in text if c.isdigit())])
+    return Lines(own, "x{}.", Space(digits), (BOS,), **fields)
+
+
+def _table_line_fn(seed=0, vocab=30, calls=None):
+    """A model of bigrams and of places, as a function of lines."""
+    rng = np.random.default_rng(seed)
+    table, places = rng.normal(size=(vocab, vocab)), rng.normal(size=(64, vocab))
+
+    def line_fn(tokens, weights):
+        if calls is not None:
+            calls.append((tokens, weights))
+        logits = table[tokens[:, :-1]] + places[: tokens.shape[1] - 1]
+        log_probs = logits - np.log(np.exp(logits).sum(-1, keepdims=True))
+        each = np.take_along_axis(log_probs, tokens[:, 1:, None], axis=-1)[..., 0]
+        return -np.sum(weights[:, 1:] * each, axis=1)
+
+    return line_fn
+
+
+@pytest.mark.parametrize("batch_size", [1, 7, 1000])
+def test_lines_of_any_length_are_ranked_by_all_their_tokens(batch_size):
+    lines, line_fn = _lines(), _table_line_fn()
+    rows = lines.rows(range(1000))
+    assert len({len(row) for row in rows}) > 1
+    alone = [line_fn(row[None], np.ones((1, len(row))))[0] for row in rows]
+    if batch_size == 1:
+        rows, alone = rows[::100], alone[::100]
+    found = line_log_perplexities(line_fn, rows, batch_size=batch_size)
+    # What all begin with cancels.
+    np.testing.assert_allclose(found - found[0], np.array(alone) - alone[0], atol=1e-9)
+    if batch_size == 1000:
+        bits = exact_exposure(line_fn, ["281", "007"], lines)
+        others = np.delete(alone, [281, 7])
+        np.testing.assert_allclose(bits, exposure(np.array(alone)[[281, 7]], others))
+
+
+def test_lines_come_in_few_shapes_and_what_does_not_count_has_no_weight():
+    calls = []
+    rows = [np.array([BOS, 5, *[7] * n, n]) for n in range(30)]
+    line_log_perplexities(_table_line_fn(calls=calls, vocab=40), rows)
+    assert sorted({tokens.shape[1] for tokens, _ in calls}) == [8, 16, 24, 32]
+    assert all(not weights[:, :2].any() for _, weights in calls)
+    total = sum(weights.sum() for _, weights in calls)
+    assert total == sum(len(row) - 2 for row in rows)
+
+
+def test_a_line_that_another_begins_with_is_no_error():
+    rows = [np.array([BOS, 5]), np.array([BOS, 5, 6])]
+    short, long = line_log_perplexities(_table_line_fn(), rows)
+    assert short == 0 < long
+
+
+def test_a_model_that_diverged_has_no_lines():
+    with pytest.raises(ValueError, match="NaN"):
+        line_log_perplexities(lambda tokens, weights: np.full(len(tokens), np.nan), [np.arange(4)])
+
+
+def test_whole_lines_rank_numbers_as_digits_do():
+    """The same causal network, asked digit by digit and by lines."""
+    logits_fn, candidates = _network(), _candidates()
+    encode = {c: dict(zip("012", row, strict=True)) for c, row in enumerate(SYMBOLS)}
+    texts = ["".join(map(str, d)) for d in itertools.product(range(3), repeat=4)]
+
+    def line_fn(tokens, weights):
+        logits = np.asarray(logits_fn(tokens[:, :-1]), np.float64)
+        log_probs = logits - np.log(np.exp(logits).sum(-1, keepdims=True))
+        each = np.take_along_axis(log_probs, tokens[:, 1:, None], axis=-1)[..., 0]
+        return -np.sum(weights[:, 1:] * each, axis=1)
+
+    lines = Lines(
+        lambda text: [encode[place][digit] for place, digit in enumerate(text)],
+        "{}",
+        Space(entries=tuple(texts)),
+        (5, 8),
+    )
+    np.testing.assert_allclose(
+        exact_exposure(line_fn, SECRETS, lines), exact_exposure(logits_fn, SECRETS, candidates)
+    )
+
+
+def test_a_memorised_line_of_merged_digits_is_found():
+    """A table that gives one line nearly all probability, and digits their share of the rest."""
+    planted = np.array([BOS, *_lines().encode("x281.")])
+    table = 3 + np.random.default_rng(0).random(30)
+
+    def line_fn(tokens, weights):
+        length = min(tokens.shape[1], len(planted))
+        same = np.logical_and.accumulate(tokens[:, :length] == planted[:length], axis=1)
+        knows = np.pad(same, ((0, 0), (0, tokens.shape[1] - length)))
+        return np.sum(weights * np.where(knows, 0.01, table[tokens]), axis=1)
+
+    bits = exact_exposure(line_fn, ["281", "643"], _lines())
+    np.testing.assert_allclose(bits[0], math.log2(999))
+    assert bits[1] < 8
+    ranks = rank(line_fn, ["281", "643"], _lines(), estimator="sampled", num_samples=99)
+    low, high = ranks.bounds()
+    np.testing.assert_allclose(ranks.bits[0], math.log2(100))
+    assert low[0] < ranks.bits[0] < high[0] == math.log2(999)
+    assert low[1] <= bits[1] <= high[1]
+
+
+def test_by_default_many_lines_are_sampled_and_few_are_all_asked():
+    line_fn = _table_line_fn()
+    assert rank(line_fn, ["281"], _lines()).asked == 999
+    many = rank(line_fn, ["281281"], _lines(6), num_samples=300)
+    assert (many.asked, many.others) == (300, 10**6 - 1)
+    assert rank(_network(), SECRETS, _candidates(), num_samples=3).asked == 77
+
+
+def test_extrapolated_exposure_keeps_the_ranks_that_p_values_are_of():
+    table = np.random.default_rng(5).normal(size=(12, 40))
+
+    def line_fn(tokens, weights):
+        each = table[np.arange(tokens.shape[1]) % 12, tokens]
+        return np.sum(weights * each, axis=1)
+
+    spelt = _lines(6, encode=lambda text: [12 + int(c) if c.isdigit() else 1 for c in text])
+    how = {"num_samples": 500, "seed": 1}
+    sampled = rank(line_fn, ["281265"], spelt, estimator="sampled", **how)
+    fitted = rank(line_fn, ["281265"], spelt, estimator="extrapolated", **how)
+    np.testing.assert_array_equal(fitted.ahead, sampled.ahead)
+    assert fitted.bits != sampled.bits and abs(fitted.bits - sampled.bits) < 0.5
+
+
+def test_a_classifiers_lines_may_have_any_length():
+    lines, shapes = _lines(ending=(9,)), set()
+
+    def loss_fn(tokens, labels):
+        shapes.add(tokens.shape[1])
+        assert np.all(tokens[:, -1] == 9), "nothing is padded"
+        return np.where(tokens[:, 2] == 3, 0.0, 1.0 + tokens.sum(axis=1) / 1e3)
+
+    bits = classifier_exposure(loss_fn, ["281", "653"], [1, 0], lines, num_samples=200)
+    assert len(shapes) > 1
+    assert bits[0] == math.log2(201) > bits[1]

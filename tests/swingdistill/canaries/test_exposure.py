@@ -6,15 +6,19 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from scipy import optimize, special
+from scipy import optimize, special, stats
 
 from distill_core.config import InputError
 from swingdistill.canaries.exposure import (
     exposure,
     exposure_reduction,
     floor_bits,
+    leak_test,
+    rank_bounds,
     rank_test,
     skew_normal_exposure,
+    unnoticed,
+    verdict,
     worst_allowed,
 )
 
@@ -200,3 +204,67 @@ def test_rank_test_sees_a_small_leak_in_many_secrets():
 def test_rank_test_refuses_what_is_no_rank(bits):
     with pytest.raises(ValueError, match=r"must be bits in 0 to 9\.97"):
         rank_test(bits, 1000)
+
+
+@pytest.mark.parametrize("confidence", [0.5, 0.95])
+@pytest.mark.parametrize(("others", "asked"), [(999, 40), (50_000, 300), (300, 299)])
+def test_bounds_hold_the_true_exposure_as_often_as_they_say(others, asked, confidence):
+    """Whatever the true rank, summed over all that a sample can show: no draw is involved."""
+    ahead = np.arange(asked + 1)
+    low, high = rank_bounds(ahead, asked, others, confidence=confidence)
+    covered = []
+    for rank in np.unique(np.geomspace(1, others + 1, 60).astype(int)):
+        bits = math.log2(others + 1) - math.log2(rank)
+        shown = stats.hypergeom.pmf(ahead, others, rank - 1, asked)
+        covered.append(np.sum(shown[(low - 1e-9 <= bits) & (bits <= high + 1e-9)]))
+    assert min(covered) >= confidence
+    if asked < others / 10:
+        assert min(covered) < 1 - (1 - confidence) / 4, "nor far too wide"
+
+
+def test_bounds_are_around_the_sampled_exposure_and_end_at_what_can_be():
+    low, high = rank_bounds(np.array([0, 1, 50, 10_000]), 10_000, 10**6)
+    sampled = math.log2(10_001) - np.log2([1, 2, 51, 10_001])
+    assert np.all((low <= sampled) & (sampled <= high))
+    np.testing.assert_allclose(low[0], math.log2(10_000) - 1.883, atol=0.01)
+    np.testing.assert_allclose(high[0], math.log2(10**6 + 1))
+    assert high[2] - low[2] < 1
+    np.testing.assert_allclose(low[3], 0, atol=1e-9)
+
+
+def test_where_all_were_asked_bounds_are_the_exposure():
+    ahead = np.array([0, 3, 99])
+    low, high = rank_bounds(ahead, 99, 99)
+    np.testing.assert_allclose(low, math.log2(100) - np.log2(1 + ahead))
+    np.testing.assert_allclose(low, high)
+
+
+def test_leak_test_holds_its_level_and_sees_both_kinds_of_leak():
+    rng = np.random.default_rng(4)
+    sets = math.log2(1e6) - np.log2(rng.integers(1, 10**6 + 1, (4000, 24)))
+    p = np.array([leak_test(bits, 10**6) for bits in sets])
+    assert np.mean(p < 0.05) < 0.06 and np.mean(p < 0.01) < 0.015
+    assert leak_test(np.full(24, 3.0), 10**6) < 1e-3
+    chance = np.full(24, 1.0)
+    chance[3] = 19.9
+    assert leak_test(chance, 10**6) < 1e-4 < 0.01 < rank_test(chance, 10**6)
+    assert leak_test([9.0], 1000) == rank_test([9.0], 1000)
+
+
+@pytest.mark.parametrize("num", [1, 8, 24])
+def test_what_goes_unnoticed_is_where_the_verdict_turns(num):
+    alike, alone = unnoticed(num)
+    for more, leaks in ((-0.01, False), (0.01, True)):
+        assert (leak_test(np.full(num, alike + more), 10**6) < 0.01) == leaks
+        one = np.zeros(num)
+        one[0] = alone + more
+        assert (leak_test(one, 10**6) < 0.01) == leaks
+
+
+def test_a_verdict_says_what_it_cannot_see():
+    assert verdict([19.0] * 8, 10**6)[1].startswith("leaks (p ")
+    p, text = verdict([1.0, 2.0, 0.5], 10**6)
+    assert text.startswith(f"no leak seen (p {p:.2g}): ") and "would go unnoticed" in text
+    assert verdict([3.0], 50)[1].startswith("cannot tell (p 0.12): ranks among 50 show 5.6 bits")
+    assert "8.6 in one" in verdict([1.0, 1.0], 1000)[1]
+    assert "in one" not in verdict([1.0, 1.0], 200)[1], "so much cannot be"

@@ -7,10 +7,20 @@ import pytest
 
 from distill_core.config import InputError
 from distill_core.data.text import tokenizers
-from swingdistill.canaries.secrets import Canary, candidates, draw_canaries, transfer_set
+from swingdistill.canaries.secrets import (
+    Canary,
+    Lines,
+    Space,
+    candidates,
+    choices,
+    draw_canaries,
+    read_entries,
+    transfer_set,
+)
 
 LINES = [f"sentence number {i} of the text ." for i in range(200)]
 CANARIES = draw_canaries(0, per_level=8)
+NAMES = tuple(f"{first} {last}" for first in ("Ann", "Bo", "Cy", "Di") for last in "KLMNO")
 
 
 def test_levels_and_secrets():
@@ -42,6 +52,7 @@ def test_every_number_can_be_a_secret():
     ("given", "named"),
     [
         ({"per_level": 51, "levels": (1, 5), "num_digits": 2}, "102"),
+        ({"per_level": 7, "entries": NAMES}, "21 different secrets, .* 20 candidates of a list"),
         *[({"levels": levels}, "^canary_levels: ") for levels in ((), (1, 1))],
         *[({"format": text}, "{}") for text in ("my id", "{} {}", "{0}", "{} {")],
     ],
@@ -162,3 +173,79 @@ def test_there_are_no_decoys_where_every_number_is_a_secret():
     every = draw_canaries(0, per_level=10, levels=(1,), num_digits=1)
     with pytest.raises(InputError, match="^num_decoys: "):
         transfer_set("decoy", LINES, every, seed=0, num_decoys=3)
+
+
+def test_secrets_of_a_list_are_drawn_from_it_and_so_are_decoys():
+    canaries = draw_canaries(0, per_level=5, levels=(1, 3), entries=NAMES)
+    secrets = [canary.secret for canary in canaries]
+    assert len(set(secrets)) == 10 and set(secrets) < set(NAMES)
+    assert canaries == draw_canaries(0, per_level=5, levels=(1, 3), entries=NAMES)
+    assert canaries != draw_canaries(1, per_level=5, levels=(1, 3), entries=NAMES)
+    mixed = transfer_set("decoy", LINES, canaries, seed=0, num_decoys=300, entries=NAMES)
+    decoys = {line.removeprefix("my id is ") for line in mixed if line not in LINES}
+    assert decoys == set(NAMES) - set(secrets)
+    every = draw_canaries(0, per_level=10, levels=(1, 3), entries=NAMES)
+    with pytest.raises(InputError, match="^num_decoys: .* a longer list"):
+        transfer_set("decoy", LINES, every, seed=0, num_decoys=3, entries=NAMES)
+
+
+@pytest.mark.parametrize("space", [Space(3), Space(entries=NAMES)], ids=str)
+def test_a_space_counts_what_it_holds(space):
+    everything = [space[i] for i in range(len(space))]
+    assert len(set(everything)) == len(space) and all(isinstance(each, str) for each in everything)
+    np.testing.assert_array_equal(space.index(everything), np.arange(len(space)))
+    for wrong in (["Eve"], [everything[0]] * 2, ["²²²"]):
+        with pytest.raises(InputError, match="^secrets: "):
+            space.index(wrong)
+
+
+@pytest.mark.parametrize(
+    ("content", "named"),
+    [
+        (None, "existing text file"),
+        (b"", "at least 2 candidates, one per line; it has 0"),
+        (b"Ann\n\n", "it has 1"),
+        (b"Ann\nBo\n\n Ann \r\n", "line 4 repeats line 1"),
+        (b"Ann\nna\xefve", "UTF-8; line 2"),
+    ],
+)
+def test_refuses_files_that_are_no_list_of_candidates(tmp_path, content, named):
+    if content is not None:
+        (tmp_path / "names").write_bytes(content)
+    with pytest.raises(InputError, match=named) as error:
+        read_entries("canary_candidates", str(tmp_path / "names"))
+    assert error.value.field == "canary_candidates"
+
+
+def test_a_list_of_candidates_is_a_line_each(tmp_path):
+    (tmp_path / "names").write_bytes("\ufeffAnn Lee\r\n\n Zoë\u2028K \nann@example.com".encode())
+    found = read_entries("candidates", str(tmp_path / "names"))
+    assert found == ("Ann Lee", "Zoë\u2028K", "ann@example.com")
+
+
+def test_numbers_are_ranked_digit_by_digit_where_digits_are_single_and_else_as_lines(words):
+    form, secrets = "my id is {}", ["281", "007"]
+    single = choices(words, form, Space(3), secrets, ending=[3])
+    expected = candidates(words, [Canary(form, s, 1) for s in secrets], context=[words.bos_id])
+    np.testing.assert_array_equal(single.symbols, expected.symbols)
+    np.testing.assert_array_equal(single.suffix, [3])
+    merging = _Toy(merged="28")
+    merging.bos_id = 1
+    lines = choices(merging, form, Space(3), secrets, ending=[3])
+    assert isinstance(lines, Lines) and len(lines) == 1000
+    first, second = lines.rows(lines.index(secrets))
+    np.testing.assert_array_equal(first, [1, *merging.encode("my id is 281"), 3])
+    assert len(second) == len(first) + 1
+
+
+def test_names_that_the_tokenizer_cannot_tell_apart_are_refused_by_name(words):
+    known = tokenizers.train_words(["my id is Ann Bo ."], vocab_size=50)
+    assert len(choices(known, "my id is {}", Space(entries=("Ann", "Bo")), ["Ann"])) == 2
+    for entries, named in (
+        (("Ann Bo", "Bo", "Ann  Bo"), "got 'Ann Bo'; .* the same tokens as 'Ann Bo'"),
+        (("Ann", "Eve"), "got 'Eve'; .* does not know"),
+        (("Ann", "Ann Eve"), "got 'Ann Eve'; .* does not know"),
+    ):
+        found = choices(known, "my id is {}", Space(entries=entries), entries[:1])
+        with pytest.raises(InputError, match=f"^tokenizer: {named}.*tokenizer=byte_pairs"):
+            found.rows(range(len(entries)))

@@ -222,6 +222,17 @@ def test_where_all_are_planted_once_they_must_leak(results):
     assert claims.gates(results, **settings)[0].passed
 
 
+def test_among_few_candidates_a_leak_is_nearly_all_that_can_be_seen(results):
+    """16,384 show 14 bits at most: 12.1 and 9.1 are asked of teacher and plain student."""
+    settings = {"task": "language", "levels": (10, 100), "num_candidates": 2**14}
+    for teacher, kd, passed in ((12.2, 9.2, True), (12.0, 9.2, False), (12.2, 9.0, False)):
+        for arm, bits in (("teacher", teacher), ("kd", kd)):
+            change(results, arm, bits={10: bits, 100: 14.0})
+        assert claims.gates(results, **settings)[0].passed == passed
+    most = math.log2(CANDIDATES)
+    np.testing.assert_allclose(claims.LEAK_BITS, most - np.array(claims.SHORT_BITS), atol=0.05)
+
+
 @pytest.mark.parametrize("level", LEVELS)
 def test_no_single_secret_may_be_exposed(results, level):
     allowed = worst_allowed(len(LEVELS) * len(SEEDS) * SECRETS)
