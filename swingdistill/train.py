@@ -108,7 +108,7 @@ def train_and_evaluate(
     hp = config.validate(settings, Settings)
     check(hp)
     private = hp.dp is not None
-    text = corpora.load_corpus(hp.dataset).fingerprint()
+    text = corpora.load_corpus(hp.dataset, spans=hp.spans).fingerprint()
     run_state.check_unchanged(hp, workdir, {"dataset": text})
     given = [name for name in ("teacher", "reference") if getattr(hp, name) is not None]
     models = {name: _load(name, getattr(hp, name)) for name in given}
@@ -154,7 +154,7 @@ def train_and_evaluate(
         scores = np.max([np.zeros_like(rows["weights"]), *each.values()], axis=0)
         share = float(np.mean(scores[rows["weights"] > 0] > 0.5))
         rows, report = targets.with_noise(hp, rows, scores)
-        description = _describe(hp, report, share)
+        description = _describe(hp, report, share) + _unread_spans(hp, encoded)
         objective, frozen = _student(hp, workdir, network, rows, models)
     run = language.Run(hp, workdir, "swingdistill.train", network, rows, public, parallel, hp.dp)
     reads = {
@@ -219,6 +219,16 @@ def _describe(hp, report, share: float) -> str:
         f"teacher {hp.teacher}; private by {found}; {hp.variant}, temperatures "
         f"{hp.t_min:g} to {hp.t_max:g}; budget: {budget or 'none'}"
     )
+
+
+def _unread_spans(hp, text: private_text.Encoded) -> str:
+    """A further line, if the user's text has private spans that no scorer reads."""
+    spans = (span for line in text.lines for span in line.spans)
+    annotated = any(span.kind != private_text.CANARY for span in spans)
+    reads = {"spans", "oracle"} & set(hp.scorers) or not hp.scorers
+    if reads or not annotated or hp.dataset == "records":
+        return ""
+    return "\nthe text's private spans are not read: no scorer is `spans`"
 
 
 def _student(hp, workdir, network, rows, models):

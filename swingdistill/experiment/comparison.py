@@ -77,7 +77,8 @@ def run(
     hp = config.validate(settings, Settings)
     _check(hp)
     workdir, began = epath.Path(workdir), time.monotonic()
-    runner = stages.Runner(workdir, corpora.load_corpus(hp.dataset).fingerprint(), parallel)
+    corpus = corpora.load_corpus(hp.dataset, spans=hp.spans)
+    runner = stages.Runner(workdir, corpus.fingerprint(), parallel)
     plan = runs(hp)
     results = runner.complete_all(plan)
     study = {each.seed: runner.complete(each) for each in studies(hp, plan)}

@@ -36,7 +36,7 @@ def study(
     text = private_text.to_rows(hp, texts.train, tokenizer)
     public = private_text.to_rows(hp, texts.validation, tokenizer).rows
     scores = scoring.score(
-        [name for name in scoring.SCORERS if name != "oracle"],
+        [name for name in scoring.SCORERS if name in ("rules", *scoring.MEASURES, *hp.scorers)],
         text,
         public,
         quantiles=hp.quantiles,

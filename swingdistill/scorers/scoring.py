@@ -16,10 +16,10 @@ from distill_core.config import InputError
 from distill_core.data import sampling
 from distill_core.models.network import Network
 from distill_core.training import chunked
-from swingdistill.private_text import Encoded
+from swingdistill.private_text import CANARY, Encoded
 from swingdistill.scorers import judges as scorers
 
-TEXT_SCORERS = ("rules", "oracle")
+TEXT_SCORERS = ("rules", "spans", "oracle")
 MEASURES = ("surprisal", "differential", "divergence")
 SCORERS = TEXT_SCORERS + MEASURES
 _ENTRIES = 2**23  # logits of one network that exist at a time: 32 MiB
@@ -39,6 +39,11 @@ def score(
 ) -> dict[str, np.ndarray]:
     """Scores of every token by each scorer, float32 [N, L] in [0, 1], 0 where nothing is trained.
 
+    `spans` gives the scores of the spans that came with the text, as a recogniser or an annotator
+    wrote them. It knows nothing of planted canaries, which nobody annotated: knowing them would
+    make exposure small however poor the recogniser is. `oracle` knows these, too; it is for tests
+    and upper bounds.
+
     Args:
       names: of `SCORERS`.
       text: what is scored.
@@ -50,7 +55,8 @@ def score(
         then gets the highest score in its line.
 
     Raises:
-      InputError: on `scorers`: an oracle without known spans, or a measure that is NaN.
+      InputError: on `scorers`: `spans` or `oracle` of a text that has none, or a measure that is
+        NaN.
     """
     found, where = {}, text.rows["weights"] > 0
     for name in names:
@@ -107,14 +113,18 @@ def quality(scores: np.ndarray, private: np.ndarray, where: np.ndarray) -> dict[
 
 
 def _from_text(name, text: Encoded, expressions, whole_line) -> np.ndarray:
-    if name == "oracle" and not any(line.spans for line in text.lines):
+    known = [
+        [span for span in line.spans if name == "oracle" or span.kind != CANARY]
+        for line in text.lines
+    ]
+    if name != "rules" and not any(known):
         raise InputError("scorers", name, "needs text whose private spans are known")
     values = []
-    for line in text.lines:
-        if name == "oracle":
-            scores = scorers.oracle(line.spans, line.offsets)
-        else:
+    for line, spans in zip(text.lines, known, strict=True):
+        if name == "rules":
             scores = scorers.rules(line.text, line.offsets, extra=expressions)
+        else:
+            scores = scorers.span_scores(spans, line.offsets)
         values.append(np.full_like(scores, scores.max(initial=0)) if whole_line else scores)
     return text.fill(values)
 
