@@ -113,7 +113,7 @@ def place(folder, settings, teacher, untrained, tmp_path_factory):
     shutil.copytree(folder, place / "two", ignore=shutil.ignore_patterns("labelled", "valid*"))
     fine = json.dumps({"text": "the cat sat", "label": "a", "spans": [[4, 7]]})
     for name, line in JSON_LINES.items():
-        (place / f"{name}.jsonl").write_text("\n".join([fine] * 29 + [line, fine]))
+        (place / f"{name}.jsonl").write_text("\n".join([*[fine] * 29, line, *[fine] * 9]))
     for name, line in SPANS.items():
         (place / f"{name}.spans").write_text(f'{{"line": 1, "spans": [[0, 1]]}}\n{line}')
     many = "\n".join(f"{i % 11}\tthe cat" for i in range(40))
