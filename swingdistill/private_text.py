@@ -271,18 +271,20 @@ def to_rows(
     tokenizer: tokenizers.Tokenizer,
     *,
     apart: bool = False,
+    of: str = "training",
 ) -> Encoded:
     """Examples in rows; with `apart` each line has its own (`text_tasks.line_rows`).
 
-    A line on the console says how many texts were shortened (`text_tasks.shorten`).
+    A line on the console says how many texts, `of` which split, were shortened
+    (`text_tasks.shorten`).
     """
     whole = [text_tasks.encode(example, tokenizer, hp.task) for example in examples]
     lines, count = text_tasks.shorten(whole, hp.length, hp.task)
     lay = text_tasks.line_rows if apart else text_tasks.to_rows
     rows, fill = lay(lines, tokenizer, hp.length)
     lost = "beginning" if hp.task == "classification" else "end"
-    many = f"{count:,} of {len(lines):,} texts are longer than a row, {hp.length} tokens, and lose"
-    fits.say(f"{many} their {lost}" if count else "")
+    many = f"{count:,} of {len(lines):,} {of} texts are longer than a row of {hp.length} tokens"
+    fits.say(f"{many}, and lose their {lost}" if count else "")
     return Encoded(rows, lines, fill)
 
 

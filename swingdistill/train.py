@@ -137,7 +137,7 @@ def train_and_evaluate(
     if texts.canaries:
         private_text.secret_candidates(hp, tokenizer, texts.canaries)  # refuses before training
     encoded = private_text.to_rows(hp, texts.train, tokenizer, apart=private)
-    public = private_text.to_rows(hp, texts.validation, tokenizer).rows
+    public = private_text.to_rows(hp, texts.validation, tokenizer, of="validation").rows
     judged = evaluate.test_rows(hp, texts.test, tokenizer)
     rows, report, description = encoded.rows, None, "no teacher: learns from the text alone"
     objective, frozen = NextTokens(network), {}

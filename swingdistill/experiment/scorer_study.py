@@ -34,7 +34,7 @@ def study(
     tokenizer = models["teacher"].tokenizer
     texts = private_text.load(hp)
     text = private_text.to_rows(hp, texts.train, tokenizer)
-    public = private_text.to_rows(hp, texts.validation, tokenizer).rows
+    public = private_text.to_rows(hp, texts.validation, tokenizer, of="validation").rows
     scores = scoring.score(
         [name for name in scoring.SCORERS if name in ("rules", *scoring.MEASURES, *hp.scorers)],
         text,

@@ -327,7 +327,7 @@ def test_a_line_says_how_many_texts_were_shortened(values, capsys, task, lost, a
     tokenizer = tokenizers.train_words(texts, vocab_size=40)
     capsys.readouterr()
     text = private_text.to_rows(values(task=task), examples, tokenizer, apart=apart)
-    said = f"2 of 3 texts are longer than a row, 16 tokens, and lose their {lost}\n"
+    said = f"2 of 3 training texts are longer than a row of 16 tokens, and lose their {lost}\n"
     assert capsys.readouterr() == (said if lost else "", "")
     assert text.rows["tokens"].shape[1] == 16
     numbers = text.fill([np.ones(len(line.weights)) for line in text.lines])

@@ -166,18 +166,36 @@ def test_a_measure_is_the_scorers_on_whole_logits(models, text, logits, name, mo
     np.testing.assert_array_equal(values[weights == 0], 0)
 
 
-def test_a_measure_of_a_document_is_that_of_its_rows(models, values, tokenizer):
-    """At a split it asks the networks what a student will be taught there, and averages within the
-    row; a document in one row is measured as ever."""
-    document = " ".join(example.text for example in TEXT)
-    whole = private_text.to_rows(values(), [Example(document)], tokenizer)
-    assert len(whole.rows["tokens"]) > 2
-    measured = scoring.measure("divergence", whole.rows, models)
-    for row, values_ in enumerate(measured):
-        one = {name: array[row : row + 1] for name, array in whole.rows.items()}
-        alone = scoring.measure("divergence", one, models)[0]
-        np.testing.assert_allclose(values_, alone, rtol=1e-5, atol=1e-6)
-        assert (alone[one["segments"][0] >= 0] > 0).all()
+@pytest.mark.parametrize("length", [8, 7])
+def test_behind_a_split_a_measure_sees_half_a_row_of_what_came_before(
+    models, values, tokenizer, length
+):
+    """Wherever a document goes on; its first row and other lines are measured as ever."""
+    words = "the cat sat on 5 mats . old ann ran on the big dog under a tree and 3 cats"
+    lines = ["a dog", words, "the mat", "the tree ."]
+    text = private_text.to_rows(values(length=length), list(map(Example, lines)), tokenizer)
+    found = scoring.measure("surprisal", text.rows, models)
+    reference = models["reference"]
+    apply = jax.jit(reference.network.module().apply)
+    flat = {name: array.ravel() for name, array in text.rows.items()}
+    half, places = length // 2, np.arange(flat["tokens"].size)
+    begins = np.flatnonzero(flat["tokens"] == tokenizer.bos_id)
+    behind = 0
+    for place in places[flat["segments"] >= 0]:
+        row = place // length * length
+        began = begins[begins <= place][-1]
+        continued = began < row and place < row + half
+        behind += continued
+        start = max(began, row - half) if continued else max(began, row)
+        window = flat["tokens"][start : place + 1]
+        padded = np.zeros((1, 16), np.int32)
+        padded[0, : len(window)] = window
+        logits = apply(reference.variables, padded)[0, len(window) - 1]
+        expected = -jax.nn.log_softmax(logits)[flat["labels"][place]]
+        np.testing.assert_allclose(found.ravel()[place], expected, rtol=1e-4, atol=1e-5)
+    assert behind >= 5
+    pair = ("differential", "divergence")
+    assert all(np.isfinite(scoring.measure(name, text.rows, models)).all() for name in pair)
 
 
 def test_scores_rise_between_quantiles_of_what_counts_in_public_text(models, values, text):
