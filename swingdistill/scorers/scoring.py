@@ -76,21 +76,18 @@ def score(
 def measure(name: str, rows: Rows, models: Mapping[str, Any]) -> np.ndarray:
     """One of `MEASURES` in nats, float32 [N, L], 0 where nothing is trained.
 
-    Where a document continues from the row before, the networks would see little of it at first, and
-    a secret there would look like none although its labels are taught. So the first half of such a
-    row is measured in a window that begins half a row earlier. Our reconstruction.
+    Where a document continues from the row before, the networks would see little of it at first,
+    and a secret there would look like none although its labels are taught. So the first half of
+    such a row is measured in a window that begins half a row earlier. Our reconstruction.
     """
     rows = {k: rows[k] for k in ("tokens", "labels", "segments", "weights")}
     (count, length), segments = rows["tokens"].shape, rows["segments"]
     half = length // 2
     continued = 1 + np.flatnonzero(segments[1:, 0] == segments[:-1, -1])
-    windows = {
-        k: np.concatenate(
-            [v[continued - 1, length - half :], v[continued, : length - half]], axis=1
-        )
-        for k, v in rows.items()
-    }
-    both = {k: np.concatenate([rows[k], windows[k]]) for k in rows}
+    both = {}
+    for k, v in rows.items():
+        windows = [v[continued - 1, length - half :], v[continued, : length - half]]
+        both[k] = np.concatenate([v, np.concatenate(windows, axis=1)])
     values = _in_rows(name, both, models)
     found = values[:count]
     same = segments[continued, :half] == segments[continued, :1]
