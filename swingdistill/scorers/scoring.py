@@ -90,9 +90,7 @@ def measure(name: str, rows: Rows, models: Mapping[str, Any]) -> np.ndarray:
         both[k] = np.concatenate([v, np.concatenate(windows, axis=1)])
     values = _in_rows(name, both, models)
     found = values[:count]
-    same = segments[continued, :half] == segments[continued, :1]
-    in_window = values[count:, half : 2 * half]
-    found[continued, :half] = np.where(same, in_window, found[continued, :half])
+    found[continued, :half] = values[count:, half : 2 * half]
     return found
 
 
