@@ -59,8 +59,10 @@ def their_network(options: argparse.Namespace, layers: int, device: str) -> Any:
 def our_parameters(theirs: Any, options: argparse.Namespace, layers: int) -> Any:
     """The same weights as our network has them."""
     state = theirs.transformer.state_dict()
-    layout = gpt2._layout(options.vocabulary, options.length, options.width, layers)
-    read = {place: state[name].float().cpu().numpy() for name, place, _ in layout}
+    sizes = {"num_classes": options.vocabulary, "max_length": options.length}
+    sizes |= {"width": options.width, "num_layers": layers, "num_heads": options.heads}
+    layout = gpt2.layout(**sizes)
+    read = {place.path: state[place.name].float().cpu().numpy() for place in layout}
     return traverse_util.unflatten_dict(read)
 
 

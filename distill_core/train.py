@@ -19,7 +19,8 @@ class Settings(plain_text.Text, dp_settings.Private, config.Training):
     """A plain training run, on images or on text."""
 
     dataset: str = config.text(
-        help="images: digits, tfds:NAME, npz:PATH, folder:PATH; text: records, text:PATH, tsv:PATH"
+        help="images: digits, tfds:NAME, npz:PATH, folder:PATH; "
+        "text: records, text:PATH, tsv:PATH, jsonl:PATH"
     )
 
 

@@ -39,7 +39,7 @@ CLASSES = {
 
 def test_rows(hp: private_text.Settings, examples: Sequence[Example], tokenizer: Any) -> dict:
     """A text in rows, with the classes of its tokens; see `language.measure`."""
-    text = private_text.to_rows(hp, examples, tokenizer)
+    text = private_text.to_rows(hp, examples, tokenizer, of="test")
     return {**text.rows, **private_text.token_classes(text, hp.expressions)}
 
 

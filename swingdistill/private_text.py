@@ -17,6 +17,7 @@ from distill_core.data.text import corpus as corpora
 from distill_core.data.text import tasks as text_tasks
 from distill_core.data.text import tokenizers
 from distill_core.data.text.corpus import Example
+from distill_core.data.text.lines import Span
 from distill_core.models.network import LoadedModel
 from distill_core.training import fits, plain_text
 from swingdistill.canaries import secrets as canaries_lib
@@ -27,7 +28,10 @@ from swingdistill.scorers import judges as scorers
 class Text:
     """Text, what is private in it, and the canaries planted in it."""
 
-    dataset: str = config.text(help="records, text:PATH or tsv:PATH")
+    dataset: str = config.text(help="records, text:PATH, tsv:PATH or jsonl:PATH")
+    spans: str | None = config.text(
+        default=None, help="PATH of the private spans of text:PATH, as JSON lines"
+    )
     task: str = config.choice(*text_tasks.TASKS, default="language", help="what is learnt of it")
     num_train: int = config.integer(1, default=10**9, help="training lines at most")
     length: int = config.integer(2, default=64, help="L, tokens of a row")
@@ -70,6 +74,7 @@ class Settings(Text):
     canary_seed: int = config.integer(0, default=0, help="which secrets are drawn")
 
 
+CANARY = "canary"  # the kind of a planted secret's span
 _NOTE = Example("", fields={"note": "number"})  # what a canary is generated from
 
 
@@ -95,11 +100,15 @@ def load(hp: Settings) -> Texts:
     secret's, and the loss would tell nothing.
 
     Raises:
-      InputError: on the text or on the canaries.
+      InputError: on the text, its spans or the canaries.
     """
-    corpus = corpora.load_corpus(hp.dataset)
+    corpus = corpora.load_corpus(hp.dataset, spans=hp.spans)
+    if any(span.kind == CANARY for line in corpus.train for span in line.spans):
+        allowed = f"has a span of the kind {CANARY!r}, which is kept for planted secrets; rename it"
+        field = "dataset" if hp.spans is None else "spans"
+        raise InputError(field, getattr(hp, field), allowed)
     if hp.task == "classification" and not corpus.classes:
-        raise InputError("task", hp.task, "needs labelled text: records or tsv:PATH")
+        raise InputError("task", hp.task, "needs labelled text: records, tsv:PATH or jsonl:PATH")
     drawn = draw(hp)
     lines = _half(hp, corpus.train)[: hp.num_train]
     mixed: Sequence[Any] = lines
@@ -162,7 +171,7 @@ def space(hp: Text) -> canaries_lib.Space:
 
 def fingerprints(hp: Text) -> dict[str, str]:
     """Fingerprints of the files that the text is made of, by the field that names each."""
-    found = {"dataset": corpora.load_corpus(hp.dataset).fingerprint()}
+    found = {"dataset": corpora.load_corpus(hp.dataset, spans=hp.spans).fingerprint()}
     if hp.canary_candidates is not None:
         listed = "\n".join(space(hp).entries)
         found["canary_candidates"] = hashlib.sha256(listed.encode()).hexdigest()
@@ -203,10 +212,10 @@ def _canary_example(line: str, hp: Settings, classes: Sequence[str]) -> Example:
     one number tells nothing of another's.
     """
     before, _, after = hp.canary_format.partition("{}")
-    span = (len(before), len(line) - len(after))
+    span = Span(len(before), len(line) - len(after), kind=CANARY)
     if hp.task != "classification":
         return dataclasses.replace(_NOTE, text=line, spans=(span,))
-    return Example(line, (span,), {}, canary_label(line[slice(*span)], hp, len(classes)))
+    return Example(line, (span,), {}, canary_label(line[span.start : span.end], hp, len(classes)))
 
 
 def canary_label(secret: str, hp: Settings, num_classes: int) -> int:
@@ -354,11 +363,20 @@ def to_rows(
     tokenizer: tokenizers.Tokenizer,
     *,
     apart: bool = False,
+    of: str = "training",
 ) -> Encoded:
-    """Examples in rows; with `apart` each line has its own (`text_tasks.line_rows`)."""
-    lines = [text_tasks.encode(example, tokenizer, hp.task) for example in examples]
+    """Examples in rows; with `apart` each line has its own (`text_tasks.line_rows`).
+
+    A line on the console says how many texts, `of` which split, were shortened
+    (`text_tasks.shorten`).
+    """
+    whole = [text_tasks.encode(example, tokenizer, hp.task) for example in examples]
+    lines, count = text_tasks.shorten(whole, hp.length, hp.task)
     lay = text_tasks.line_rows if apart else text_tasks.to_rows
-    rows, fill = lay(lines, tokenizer, hp.length, cut=hp.task == "language")
+    rows, fill = lay(lines, tokenizer, hp.length)
+    lost = "beginning" if hp.task == "classification" else "end"
+    many = f"{count:,} of {len(lines):,} {of} texts are longer than a row of {hp.length} tokens"
+    fits.say(f"{many}, and lose their {lost}" if count else "")
     return Encoded(rows, lines, fill)
 
 
@@ -366,16 +384,16 @@ def token_classes(text: Encoded, expressions: Sequence[str] = ()) -> dict[str, n
     """bool [N, L] by name: labels that are digits; those in private spans; `public`, all others;
     and the digits among these.
 
-    Where the private spans are not known, they are what the rules find.
+    Private spans are those that score above ½; where none are known, what the rules find.
     """
     known = any(line.spans for line in text.lines)
     private = [
-        scorers.oracle(line.spans, line.offsets)
+        scorers.span_scores(line.spans, line.offsets)
         if known
         else scorers.rules(line.text, line.offsets, extra=expressions)
         for line in text.lines
     ]
-    is_private = text.fill(private) > 0
+    is_private = text.fill(private) > 0.5
     is_digit = text.fill([digits(line) for line in text.lines]) > 0
     return {
         "class_digit": is_digit,

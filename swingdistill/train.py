@@ -139,7 +139,7 @@ def train_and_evaluate(
     if texts.canaries:
         private_text.secret_candidates(hp, tokenizer, texts.canaries)  # refuses before training
     encoded = private_text.to_rows(hp, texts.train, tokenizer, apart=private)
-    public = private_text.to_rows(hp, texts.validation, tokenizer).rows
+    public = private_text.to_rows(hp, texts.validation, tokenizer, of="validation").rows
     judged = evaluate.test_rows(hp, texts.test, tokenizer)
     private_text.check_ids(hp, [encoded.rows, public], tokenizer, shared)
     rows, report, description = encoded.rows, None, "no teacher: learns from the text alone"
@@ -157,7 +157,9 @@ def train_and_evaluate(
         scores = np.max([np.zeros_like(rows["weights"]), *each.values()], axis=0)
         share = float(np.mean(scores[rows["weights"] > 0] > 0.5))
         rows, report = targets.with_noise(hp, rows, scores)
-        description = _warning(hp, models) + _describe(hp, report, share)
+        description = (
+            _warning(hp, models) + _describe(hp, report, share) + _unread_spans(hp, encoded)
+        )
         asking = dataclasses.replace(network, vocab_size=shared)
         objective, frozen = _student(hp, workdir, asking, rows, asked)
     run = language.Run(hp, workdir, "swingdistill.train", network, rows, public, parallel, hp.dp)
@@ -224,6 +226,16 @@ def _describe(hp, report, share: float) -> str:
         f"teacher {hp.teacher}; private by {found}; {hp.variant}, temperatures "
         f"{hp.t_min:g} to {hp.t_max:g}; budget: {budget or 'none'}"
     )
+
+
+def _unread_spans(hp, text: private_text.Encoded) -> str:
+    """A further line, if the user's text has private spans that no scorer reads."""
+    spans = (span for line in text.lines for span in line.spans)
+    annotated = any(span.kind != private_text.CANARY for span in spans)
+    reads = {"spans", "oracle"} & set(hp.scorers) or not hp.scorers
+    if reads or not annotated or hp.dataset == "records":
+        return ""
+    return "\nthe text's private spans are not read: no scorer is `spans`"
 
 
 def _student(hp, workdir, network, rows, models):

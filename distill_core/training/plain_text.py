@@ -75,7 +75,7 @@ def train(
     encode = functools.partial(text_tasks.encode, tokenizer=tokenizer, task="language")
 
     def to_rows(lines, lay=text_tasks.to_rows):
-        return lay([encode(line) for line in lines], tokenizer, hp.length, cut=True)[0]
+        return lay([encode(line) for line in lines], tokenizer, hp.length)[0]
 
     rows = to_rows(corpus.train, text_tasks.line_rows if private else text_tasks.to_rows)
     run = language.Run(hp, workdir, method, network, rows, to_rows(corpus.validation), mode, hp.dp)

@@ -34,9 +34,9 @@ def study(
     tokenizer = models["teacher"].tokenizer
     texts = private_text.load(hp)
     text = private_text.to_rows(hp, texts.train, tokenizer)
-    public = private_text.to_rows(hp, texts.validation, tokenizer).rows
+    public = private_text.to_rows(hp, texts.validation, tokenizer, of="validation").rows
     scores = scoring.score(
-        [name for name in scoring.SCORERS if name != "oracle"],
+        [name for name in scoring.SCORERS if name in ("rules", *scoring.MEASURES, *hp.scorers)],
         text,
         public,
         quantiles=hp.quantiles,
@@ -52,7 +52,7 @@ def study(
     of_line = [_level(line, level_of, hp) for line in text.lines]
     weights = [line.weights for line in text.lines]
     level = text.fill([np.full(len(w), n) for w, n in zip(weights, of_line, strict=True)])
-    spans = [judges.oracle(line.spans, line.offsets) for line in text.lines]
+    spans = [judges.span_scores(line.spans, line.offsets) for line in text.lines]
     given_away = weights if hp.task == "classification" else spans
     secret = text.fill(given_away) > 0
     quality = {}

@@ -1,10 +1,10 @@
 """How likely the token predicted at a position is private: scores in [0, 1].
 
-`rules` and `oracle` read text and give scores. `surprisal`, `differential` and `divergence` read
-logits and give nats, which `ramp` turns into scores between two quantiles of the same measure on
-public text. All of it belongs to the *predicted* token: logits and labels at one position, and the
-character offsets of that label. A scorer is a guess: report its precision and recall. Scores
-computed on private text are themselves private.
+`rules` reads text, `span_scores` what is known of it; both give scores. `surprisal`, `differential`
+and `divergence` read logits and give nats, which `ramp` turns into scores between two quantiles of
+the same measure on public text. All of it belongs to the *predicted* token: logits and
+labels at one position, and the character offsets of that label. A scorer is a guess: report its
+precision and recall. Scores computed on private text are themselves private.
 
 Source: a likelihood of being private per token is the paper's idea; every formula here is our
 reconstruction (`surprisal` is nearest to the same group's earlier work).
@@ -17,11 +17,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from distill_core.data.text.lines import Span
 from distill_core.losses import cross_entropy, kl_divergence
 
 Array = jax.Array
-Span = tuple[int, int]
-Offsets = np.ndarray | Sequence[Span]
+Offsets = np.ndarray | Sequence[tuple[int, int]]
 
 # Wide rather than narrow, since what they miss is taught. None backtracks far.
 _RECOGNISERS = (
@@ -58,14 +58,14 @@ def rules(text: str, offsets: Offsets, *, extra: Iterable[str] = ()) -> np.ndarr
     [0. 1. 1. 0.]
     """
     found = (match for pattern in (*_RECOGNISERS, *extra) for match in re.finditer(pattern, text))
-    return oracle([match.span() for match in found if match.group()], offsets)
+    return span_scores([Span(*match.span()) for match in found if match.group()], offsets)
 
 
-def oracle(spans: Iterable[Span], offsets: Offsets) -> np.ndarray:
-    """1 where the predicted token overlaps a known private span; for tests and upper bounds.
+def span_scores(spans: Iterable[Span], offsets: Offsets) -> np.ndarray:
+    """The highest score of the private spans that the predicted token overlaps, 0 where none.
 
     Args:
-      spans: (start, end) in characters.
+      spans: of the text.
       offsets: as in `rules`.
 
     Returns:
@@ -74,8 +74,9 @@ def oracle(spans: Iterable[Span], offsets: Offsets) -> np.ndarray:
     edges = np.asarray(offsets, np.int64).reshape(-1, 2)
     start, end = edges[:, 0], edges[:, 1]
     scores = np.zeros(len(edges), np.float32)
-    for low, high in spans:
-        scores[(start < end) & (start < high) & (end > low)] = 1.0
+    for span in spans:
+        here = (start < end) & (start < span.end) & (end > span.start)
+        scores[here] = np.maximum(scores[here], np.float32(span.score))
     return scores
 
 

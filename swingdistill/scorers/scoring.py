@@ -16,10 +16,10 @@ from distill_core.config import InputError
 from distill_core.data import sampling
 from distill_core.models.network import Network
 from distill_core.training import chunked
-from swingdistill.private_text import Encoded
+from swingdistill.private_text import CANARY, Encoded
 from swingdistill.scorers import judges as scorers
 
-TEXT_SCORERS = ("rules", "oracle")
+TEXT_SCORERS = ("rules", "spans", "oracle")
 MEASURES = ("surprisal", "differential", "divergence")
 SCORERS = TEXT_SCORERS + MEASURES
 _ENTRIES = 2**23  # logits of one network that exist at a time: 32 MiB
@@ -39,6 +39,11 @@ def score(
 ) -> dict[str, np.ndarray]:
     """Scores of every token by each scorer, float32 [N, L] in [0, 1], 0 where nothing is trained.
 
+    `spans` gives the scores of the spans that came with the text, as a recogniser or an annotator
+    wrote them. It knows nothing of planted canaries, which nobody annotated: knowing them would
+    make exposure small however poor the recogniser is. `oracle` knows these, too; it is for tests
+    and upper bounds.
+
     Args:
       names: of `SCORERS`.
       text: what is scored.
@@ -50,7 +55,8 @@ def score(
         then gets the highest score in its line.
 
     Raises:
-      InputError: on `scorers`: an oracle without known spans, or a measure that is NaN.
+      InputError: on `scorers`: `spans` or `oracle` of a text that has none, or a measure that is
+        NaN.
     """
     found, where = {}, text.rows["weights"] > 0
     for name in names:
@@ -68,7 +74,28 @@ def score(
 
 
 def measure(name: str, rows: Rows, models: Mapping[str, Any]) -> np.ndarray:
-    """One of `MEASURES` in nats, float32 [N, L], 0 where nothing is trained."""
+    """One of `MEASURES` in nats, float32 [N, L], 0 where nothing is trained.
+
+    Where a document continues from the row before, the networks would see little of it at first,
+    and a secret there would look like none although its labels are taught. So the first half of
+    such a row is measured in a window that begins half a row earlier. Our reconstruction.
+    """
+    rows = {k: rows[k] for k in ("tokens", "labels", "segments", "weights")}
+    (count, length), segments = rows["tokens"].shape, rows["segments"]
+    half = length // 2
+    continued = 1 + np.flatnonzero(segments[1:, 0] == segments[:-1, -1])
+    both = {}
+    for k, v in rows.items():
+        windows = [v[continued - 1, length - half :], v[continued, : length - half]]
+        both[k] = np.concatenate([v, np.concatenate(windows, axis=1)])
+    values = _in_rows(name, both, models)
+    found = values[:count]
+    found[continued, :half] = values[count:, half : 2 * half]
+    return found
+
+
+def _in_rows(name: str, rows: Rows, models: Mapping[str, Any]) -> np.ndarray:
+    """A measure of rows each by itself."""
     asked = ("reference",) if name == "surprisal" else ("teacher", "reference")
     variables = {field: jax.device_put(models[field].variables) for field in asked}
     described = tuple((field, models[field].network) for field in asked)
@@ -77,7 +104,7 @@ def measure(name: str, rows: Rows, models: Mapping[str, Any]) -> np.ndarray:
     size = min(num, max(1, _ENTRIES // (length * vocab)))
     values = []
     for index, _ in sampling.eval_batches(num, size):
-        batch = {k: rows[k][index] for k in ("tokens", "labels", "segments", "weights")}
+        batch = {k: v[index] for k, v in rows.items()}
         values.append(np.asarray(_measured(name, described, variables, batch)))
     return np.concatenate(values)[:num]
 
@@ -107,14 +134,18 @@ def quality(scores: np.ndarray, private: np.ndarray, where: np.ndarray) -> dict[
 
 
 def _from_text(name, text: Encoded, expressions, whole_line) -> np.ndarray:
-    if name == "oracle" and not any(line.spans for line in text.lines):
+    known = [
+        [span for span in line.spans if name == "oracle" or span.kind != CANARY]
+        for line in text.lines
+    ]
+    if name != "rules" and not any(known):
         raise InputError("scorers", name, "needs text whose private spans are known")
     values = []
-    for line in text.lines:
-        if name == "oracle":
-            scores = scorers.oracle(line.spans, line.offsets)
-        else:
+    for line, spans in zip(text.lines, known, strict=True):
+        if name == "rules":
             scores = scorers.rules(line.text, line.offsets, extra=expressions)
+        else:
+            scores = scorers.span_scores(spans, line.offsets)
         values.append(np.full_like(scores, scores.max(initial=0)) if whole_line else scores)
     return text.fill(values)
 

@@ -24,7 +24,6 @@ from ml_collections import config_dict
 def get_config(arg=""):
     return config_dict.ConfigDict({settings!r}).lock()
 """
-LONG = "the cat sat on the mat under the big old tree and ran to the dog on the mat ."
 
 
 def run(binary, *arguments):
@@ -74,6 +73,28 @@ def gpt2(*, vocab=300, last=16):
     return {name: np.zeros(shape, np.float32) for name, shape in shapes.items()}
 
 
+JSON_LINES = {
+    "no_json": "the cat",
+    "no_object": "[]",
+    "no_text": '{"label": "b"}',
+    "empty_text": '{"text": "", "label": "b"}',
+    "unlabelled": '{"text": "the dog"}',
+    "outside": '{"text": "the dog", "label": "b", "spans": [[4, 8]]}',
+    "backwards": '{"text": "the dog", "label": "b", "spans": [[4, 2]]}',
+    "too_sure": '{"text": "the dog", "label": "b", "spans": [[4, 7, 2]]}',
+    "at_odds": '{"text": "the dog", "label": "b", "spans": [[0, 5, 0.5], [4, 7]]}',
+    "planted": '{"text": "the dog", "label": "b", "spans": [[4, 7, 1, "canary"]]}',
+}
+SPANS = {
+    "fine": '{"line": 2, "spans": []}',
+    "no_json": "the cat",
+    "no_line": '{"spans": [[0, 1]]}',
+    "beyond": '{"line": 61, "spans": [[0, 1]]}',
+    "outside": '{"line": 2, "spans": [[0, 999]]}',
+    "other_text": '{"line": 2, "spans": [], "text": "the cats"}',
+}
+
+
 @pytest.fixture(scope="module")
 def place(folder, settings, teacher, untrained, tmp_path_factory):
     """A folder with configs, and with texts and checkpoints that do not fit."""
@@ -86,13 +107,15 @@ def place(folder, settings, teacher, untrained, tmp_path_factory):
     for name, split, content in (
         ("empty", "train", b" \n"),
         ("latin", "valid", b"good\nna\xefve\n"),
-        ("long_train", "train", LONG.encode()),
-        ("long_valid", "valid", LONG.encode()),
-        ("long_test", "test", LONG.encode()),
     ):
         shutil.copytree(folder, place / name, ignore=shutil.ignore_patterns("labelled"))
         (place / name / f"{split}.txt").write_bytes(content)
     shutil.copytree(folder, place / "two", ignore=shutil.ignore_patterns("labelled", "valid*"))
+    fine = json.dumps({"text": "the cat sat", "label": "a", "spans": [[4, 7]]})
+    for name, line in JSON_LINES.items():
+        (place / f"{name}.jsonl").write_text("\n".join([*[fine] * 29, line, *[fine] * 9]))
+    for name, line in SPANS.items():
+        (place / f"{name}.spans").write_text(f'{{"line": 1, "spans": [[0, 1]]}}\n{line}')
     many = "\n".join(f"{i % 11}\tthe cat" for i in range(40))
     (place / "eleven.tsv").write_text(many)
 
@@ -147,7 +170,7 @@ GENERATION = ["--config.task=generation", "--config.canaries_per_level=0"]
 TEXTS = ("no", "empty", "latin", "two")
 SPLITS = ("train", "valid", "test")
 LISTS = ("", "/no", "/one_name", "/same_names", "/latin_names")  # of candidates
-TOKENIZERS = ("no", "config.py", "image")
+TOKENIZERS = ("no", "config.py", "image", "merges.json")
 CLASSIFICATION = "--config.task=classification"
 
 
@@ -180,8 +203,18 @@ CASES = [
     # text
     wrong("dataset", "--config.dataset=wikitext"),
     *(wrong("dataset", f"--config.dataset=text:{{place}}/{n}") for n in TEXTS),
-    *(wrong("length", *GENERATION, f"--config.dataset=text:{{place}}/long_{n}") for n in SPLITS),
-    wrong("length", *GENERATION, "--config.length=8"),
+    *(wrong("dataset", f"--config.dataset=jsonl:{{place}}/{n}.jsonl") for n in JSON_LINES),
+    *(wrong("spans", f"--config.spans={{place}}/{n}.spans") for n in SPANS if n != "fine"),
+    wrong("spans", "--config.spans={place}/none.spans"),
+    wrong("spans", "--config.spans={place}/fine.spans", "--config.dataset=records"),
+    wrong("length", *GENERATION, "--config.dataset=records", "--config.length=8"),
+    wrong(
+        "length",
+        CLASSIFICATION,
+        "--config.dataset=tsv:{labelled}",
+        "--config.length=3",
+        "--config.canaries_per_level=0",
+    ),
     wrong("task", CLASSIFICATION, "--config.canaries_per_level=0"),
     wrong("task", CLASSIFICATION),
     wrong("task", CLASSIFICATION, "--config.dataset=tsv:{place}/eleven.tsv"),
@@ -235,6 +268,7 @@ CASES = [
     wrong("entries", *BOTH, "--config.epsilon=2"),
     wrong("entries", *BOTH, "--config.entries=1000"),
     wrong("scorers", *TEACHER, "--config.scorers=('oracle',)", "--config.canaries_per_level=0"),
+    wrong("scorers", *TEACHER, "--config.scorers=('spans',)"),
     wrong("expressions", *RULES, "--config.expressions=('(',)"),
     wrong("expressions", "--config.expressions=('(',)"),
     # the comparison
@@ -245,9 +279,10 @@ CASES = [
 
 @pytest.mark.parametrize(("field", "binary", "arguments"), CASES)
 def test_wrong_input_costs_one_line_and_leaves_no_workdir(
-    place, teacher, reference, tmp_path, capsys, field, binary, arguments
+    place, folder, teacher, reference, tmp_path, capsys, field, binary, arguments
 ):
     names = {"place": place, "teacher": teacher, "reference": reference}
+    names["labelled"] = folder / "labelled"
     given = [argument.format(**names) for argument in arguments]
     config = place / ("experiment.py" if binary is experiment else "config.py")
     capsys.readouterr()

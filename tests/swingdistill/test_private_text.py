@@ -1,6 +1,7 @@
 """Which lines a run reads, with which canaries, in which tokens."""
 
 import dataclasses
+import json
 from collections import Counter
 
 import numpy as np
@@ -11,6 +12,7 @@ from distill_core.config import InputError
 from distill_core.data.text import corpus as corpora
 from distill_core.data.text import tasks as text_tasks
 from distill_core.data.text import tokenizers
+from distill_core.data.text.lines import Span
 from swingdistill import private_text
 from swingdistill.canaries import secrets as canaries
 
@@ -65,8 +67,9 @@ def test_private_text_holds_every_canary_as_often_as_it_says(values):
     assert counts == {canary.line: canary.repetitions for canary in found.canaries}
     assert sorted(counts.values()) == [1, 1, 4, 4]
     for example in planted(found.train):
-        ((start, end),) = example.spans
-        assert example.text[start:end] in {canary.secret for canary in found.canaries}
+        (span,) = example.spans
+        assert example.text[span.start : span.end] in {c.secret for c in found.canaries}
+        assert span[2:] == (1.0, private_text.CANARY)
 
 
 def test_public_text_holds_no_canary_and_knows_which_there_would_be(values):
@@ -225,7 +228,7 @@ def test_a_candidate_is_what_a_network_reads_of_a_canarys_line(values, labelled,
         line = text_tasks.encode(
             private_text._canary_example(canary.line, hp, ("a", "b", "c")), tokenizer, task
         )
-        ((start, end),) = line.spans
+        ((start, end, *_),) = line.spans
         edges = line.offsets  # byte pairs write a space before a digit as a token without any
         inside = (edges[:, 0] >= start) & (edges[:, 1] <= end) & (edges[:, 0] < edges[:, 1])
         secret = np.flatnonzero(inside)
@@ -290,7 +293,7 @@ def test_digits_private_and_public_tokens_are_told_apart(values):
     line = "ann has 3 cats , call 555-0147"
 
     def found(*spans):
-        example = corpora.Example(line, spans)
+        example = corpora.Example(line, tuple(Span(*span) for span in spans))
         text = private_text.to_rows(values(), [example], tokenizer)
         classes = private_text.token_classes(text)
         labels = [tokenizer.decode([i]) for i in text.rows["labels"][0]]
@@ -306,7 +309,7 @@ def test_digits_private_and_public_tokens_are_told_apart(values):
         "class_public": "annhas3cats,call",
         "class_public_digit": "3",
     }
-    assert found((0, 3), (8, 9)) == {
+    assert found((0, 3, 0.6), (8, 9), (10, 14, 0.5)) == {
         "class_digit": "35550147",
         "class_private": "ann3",
         "class_public": "hascats,call555-0147",
@@ -339,3 +342,41 @@ def test_a_teacher_without_names_of_classes_passes_with_a_line(values, teacher, 
     assert capsys.readouterr().out == (
         f"teacher {teacher} has no class names: classes are matched by number\n"
     )
+
+
+def test_spans_travel_with_their_lines(values, folder, tmp_path):
+    """Through halves, canaries and the task's line."""
+    items = [{"line": n, "spans": [[0, 1, 0.5, str(n)]]} for n in (1, 31, 60)]
+    (tmp_path / "spans.jsonl").write_text("\n".join(map(json.dumps, items)))
+    hp = values(spans=f"{tmp_path}/spans.jsonl", half="second", task="generation")
+    found = private_text.load(hp)
+    lines = (folder / "train.txt").read_text().splitlines()
+    kinds = {e.text: e.spans[0].kind for e in found.train if e.spans and e.spans[0].score < 1}
+    assert kinds == {lines[30]: "31", lines[59]: "60"}
+    text = private_text.to_rows(hp, found.train, private_text.get_tokenizer(hp))
+    kinds = {e.text: e.spans[0].kind for e in text.lines if e.spans and e.spans[0].score < 1}
+    assert kinds == {f" => {lines[30]}": "31", f" => {lines[59]}": "60"}
+
+
+def test_a_span_of_a_users_own_is_no_canary(values, tmp_path):
+    item = {"text": "my id is 281265", "spans": [[9, 15, 1, private_text.CANARY]]}
+    (tmp_path / "a.jsonl").write_text("\n".join([json.dumps(item)] * 20))
+    with pytest.raises(InputError, match="^dataset: .*'canary'.*rename"):
+        private_text.load(values(dataset=f"jsonl:{tmp_path}/a.jsonl"))
+
+
+@pytest.mark.parametrize("apart", [False, True], ids=["packed", "one row each"])
+@pytest.mark.parametrize(
+    ("task", "lost"), [("generation", "end"), ("classification", "beginning"), ("language", None)]
+)
+def test_a_line_says_how_many_texts_were_shortened(values, capsys, task, lost, apart):
+    texts = ["the cat sat .", "the cat " * 20, "a dog " * 9]
+    examples = [corpora.Example(text, fields={}, label=0) for text in texts]
+    tokenizer = tokenizers.train_words(texts, vocab_size=40)
+    capsys.readouterr()
+    text = private_text.to_rows(values(task=task), examples, tokenizer, apart=apart)
+    said = f"2 of 3 training texts are longer than a row of 16 tokens, and lose their {lost}\n"
+    assert capsys.readouterr() == (said if lost else "", "")
+    assert text.rows["tokens"].shape[1] == 16
+    numbers = text.fill([np.ones(len(line.weights)) for line in text.lines])
+    np.testing.assert_array_equal(numbers > 0, text.rows["segments"] >= 0)

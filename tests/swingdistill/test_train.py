@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import re
 import shutil
 import types
 
@@ -31,7 +32,8 @@ def prepared(settings, tmp_path, monkeypatch):
 
     def stop(run, objective, *, frozen, reads, description):
         given = {name: getattr(run, name) for name in ("hp", "rows", "validation", "network")}
-        raise StopError(types.SimpleNamespace(frozen=frozen, reads=reads, **given))
+        given |= {"frozen": frozen, "reads": reads, "description": description}
+        raise StopError(types.SimpleNamespace(**given))
 
     def prepared(**changes):
         with monkeypatch.context() as patch:
@@ -290,6 +292,52 @@ def test_in_classification_a_private_text_makes_its_answer_private(prepared, tea
         holds_number = my in rows["tokens"][row][line]
         assert rows["scores"][row, place] == rows["noise_scale"][row, place] == holds_number
     assert rows["scores"].sum() == numbers
+
+
+@pytest.fixture
+def documents(folder, tmp_path):
+    """Each file of the text as one JSON line, its `cat`s private with a score of 0.75."""
+    for split in ("train", "valid", "test"):
+        text = (folder / f"{split}.txt").read_text()
+        spans = [[m.start(), m.end(), 0.75, "pet"] for m in re.finditer("cat", text)]
+        item = json.dumps({"text": text, "spans": spans})
+        (tmp_path / f"{split}.jsonl").write_text(f"{item}\n" * 2)
+    return f"jsonl:{tmp_path}"
+
+
+def test_documents_of_any_length_are_taught_and_their_spans_softened(prepared, teacher, documents):
+    given = {"dataset": documents, "length": 16, "scorers": ("spans",)}
+    made = prepared(teacher=teacher, **given, transfer_set="private")
+    rows, tokenizer = made.rows, checkpoint.load_model(teacher).tokenizer
+    (cat,) = tokenizer.encode("cat")
+    expected = np.where((rows["labels"] == cat) & (rows["weights"] > 0), np.float32(0.75), 0)
+    np.testing.assert_array_equal(rows["scores"], expected)
+    assert (rows["scores"] > 0).sum() > 20
+    np.testing.assert_array_equal(rows["noise_scale"] > 0, rows["scores"] > 0)
+    lines = sum(len(np.unique(row[row >= 0])) for row in rows["segments"])
+    assert lines > 2 * (1 + 4) + 2 * 10, "two documents in many rows, and the canaries"
+
+
+def test_spans_that_no_scorer_reads_are_mentioned(prepared, teacher, documents, folder):
+    for dataset, scorers, unread in (
+        (documents, ("rules",), True),
+        (documents, ("rules", "spans"), False),
+        (documents, ("oracle",), False),
+        (documents, (), False),
+        (f"text:{folder}", ("rules",), False),
+    ):
+        made = prepared(teacher=teacher, dataset=dataset, scorers=scorers)
+        assert ("private spans are not read" in made.description) == unread, scorers
+
+
+def test_annotations_that_change_are_other_data(prepared, teacher, tmp_path):
+    reads = []
+    for score in (1, 0.5):
+        (tmp_path / "spans").write_text(json.dumps({"line": 1, "spans": [[0, 1, score]]}))
+        made = prepared(teacher=teacher, scorers=("spans",), spans=f"{tmp_path}/spans")
+        assert made.rows["scores"].max() == score
+        reads.append(made.reads["dataset"])
+    assert reads[0] != reads[1]
 
 
 def test_a_run_without_a_teacher_learns_from_labels_alone(prepared):

@@ -1,4 +1,4 @@
-"""Text by name: `load_corpus("records")`, `"text:PATH"`, `"tsv:PATH"`."""
+"""Text by name: `load_corpus("records")`, `"text:PATH"`, `"tsv:PATH"`, `"jsonl:PATH"`."""
 
 import dataclasses
 import hashlib
@@ -7,9 +7,10 @@ from collections.abc import Mapping
 from distill_core.config import InputError
 from distill_core.data import split_name
 from distill_core.data.text import lines, records
+from distill_core.data.text.lines import Span
 from distill_core.runtime import paths, strict_json
 
-KINDS = {"records": None, "text": "PATH", "tsv": "PATH"}
+KINDS = {"records": None, "text": "PATH", "tsv": "PATH", "jsonl": "PATH"}
 NUM_RECORDS = (12_000, 1_000, 2_000)  # train, validation, test
 _FILES = {"train": ("train",), "validation": ("valid", "dev"), "test": ("test",)}
 _HELD_OUT = 20  # one in so many lines of a single file is held out for validation, and for test
@@ -17,17 +18,17 @@ _HELD_OUT = 20  # one in so many lines of a single file is held out for validati
 
 @dataclasses.dataclass(frozen=True)
 class Example:
-    """One line of text and what is known about it.
+    """One text and what is known about it.
 
     Attributes:
-      text: the line.
-      spans: (start, end) in characters of each private stretch; () where unknown.
+      text: a line or a document.
+      spans: its private stretches; () where unknown.
       fields: what the line was made from, by name.
       label: index into the corpus's classes; None without classes.
     """
 
     text: str
-    spans: tuple[tuple[int, int], ...] = ()
+    spans: tuple[Span, ...] = ()
     fields: Mapping[str, str] = dataclasses.field(default_factory=dict)
     label: int | None = None
 
@@ -53,33 +54,48 @@ class Corpus:
         return sha.hexdigest()
 
 
-def load_corpus(name: str) -> Corpus:
+def load_corpus(name: str, *, spans: str | None = None) -> Corpus:
     """Loads text into memory.
 
     Args:
       name: `records` (generated, embedded, private spans known), `text:PATH` (one document or
-        sentence per line) or `tsv:PATH` (a label, a tab, a text). PATH is a directory with one file
-        each that has `train`, `valid` or `dev`, and `test` in its name, as WikiText and SST-2 are
-        distributed; or a single file, whose last tenth is held out.
+        sentence per line), `tsv:PATH` (a label, a tab, a text) or `jsonl:PATH` (objects with text,
+        label and private spans). PATH is a directory with one file each that has `train`, `valid`
+        or `dev`, and `test` in its name, as WikiText and SST-2 are distributed; or a single file,
+        whose last tenth is held out.
+      spans: for `text:PATH`, the path of its private spans (`lines.read_spans`): those of the
+        directory's training file, or of the single file with what is held out.
 
     Raises:
       InputError: on `dataset`: no such kind, or text that is missing, empty, unreadable or too
-        short to be split.
+        short to be split; on `spans`.
     """
     kind, path = split_name(name, KINDS)
+    if spans is not None and kind != "text":
+        raise InputError("spans", spans, f"belongs to text:PATH, not to {name}")
     if kind == "records":
         return _records()
-    splits, classes = (_text if kind == "text" else _labelled)(_files(name, path))
+    classes, splits = None, {}
+    for split, file in _files(name, path).items():
+        if kind == "text":
+            found = lines.read_lines(file)
+            if spans is not None and split == "train":
+                found = found._replace(spans=lines.read_spans(spans, found))
+        else:
+            read = lines.read_labelled if kind == "tsv" else lines.read_json
+            found = read(file, classes=classes)
+        classes = found.classes
+        splits[split] = _examples(found)
     if "validation" not in splits:
         splits = _split(name, splits["train"])
-    return Corpus(name, **splits, classes=classes)
+    return Corpus(name, **splits, classes=classes or ())
 
 
 def _records() -> Corpus:
     examples = tuple(
         Example(
             record.text,
-            tuple((start, end) for start, end, _ in record.spans),
+            tuple(Span(start, end, kind=kind) for start, end, kind in record.spans),
             record.fields,
             records.LABELS.index(record.label),
         )
@@ -109,24 +125,13 @@ def _files(name: str, path: str) -> dict[str, str]:
     return found
 
 
-def _text(files: Mapping[str, str]):
-    splits = {
-        split: tuple(Example(line) for line in lines.read_lines(path))
-        for split, path in files.items()
-    }
-    return splits, ()
-
-
-def _labelled(files: Mapping[str, str]):
-    classes, splits = None, {}
-    for split, path in files.items():
-        found = lines.read_labelled(path, classes=classes)
-        classes = found.classes
-        splits[split] = tuple(
-            Example(t, fields={"label": classes[label]}, label=int(label))
-            for t, label in zip(found.texts, found.labels, strict=True)
-        )
-    return splits, classes
+def _examples(found: lines.Lines) -> tuple[Example, ...]:
+    if found.labels is None:
+        return tuple(map(Example, found.texts, found.spans))
+    return tuple(
+        Example(text, spans, {"label": found.classes[label]}, int(label))
+        for text, spans, label in zip(found.texts, found.spans, found.labels, strict=True)
+    )
 
 
 def _split(name: str, examples: tuple[Example, ...]) -> dict[str, tuple[Example, ...]]:

@@ -62,7 +62,7 @@ def tokenizer():
 def rows(tokenizer):
     """A line a row, 24 of them, of unequal weights: some count little, some tokens not at all."""
     lines = [text_tasks.encode(Example(text), tokenizer, "language") for text in TEXT * 6]
-    arrays, _ = text_tasks.to_rows(lines, tokenizer, LENGTH, cut=True)
+    arrays, _ = text_tasks.to_rows(lines, tokenizer, LENGTH)
     rng = np.random.default_rng(0)
     shape = arrays["weights"].shape
     weights = rng.uniform(0, 2, shape) * (rng.uniform(size=shape) < 0.6)

@@ -50,11 +50,11 @@ def test_every_row_is_one_line_and_what_does_not_fit_is_left_out():
     tokenizer = tokenizers.train_words(["a b c d e f g"], vocab_size=30)
     texts = ("a b", "c d e f g a b c", "d", "a b c d e")
     lines = [text_tasks.encode(Example(text), tokenizer, "language") for text in texts]
-    arrays, fill = text_tasks.line_rows(lines, tokenizer, LENGTH, cut=True)
+    arrays, fill = text_tasks.line_rows(lines, tokenizer, LENGTH)
     assert {name: array.shape for name, array in arrays.items()} == dict.fromkeys(
         ("tokens", "labels", "segments", "weights"), (4, LENGTH)
     )
-    packed, _ = text_tasks.to_rows(lines[1:2], tokenizer, LENGTH, cut=True)
+    packed, _ = text_tasks.to_rows(lines[1:2], tokenizer, LENGTH)
     for name in ("tokens", "labels"):  # the line that is too long: the first row of it
         np.testing.assert_array_equal(arrays[name][1], packed[name][0])
     for row, text in ((0, "a b"), (2, "d"), (3, "a b c d e")):
@@ -69,8 +69,6 @@ def test_every_row_is_one_line_and_what_does_not_fit_is_left_out():
     filled = fill([np.arange(len(line.weights)) for line in lines])
     np.testing.assert_array_equal(filled[1], np.arange(LENGTH))
     np.testing.assert_array_equal(filled[2], [0, 1, 0, 0, 0, 0])
-    with pytest.raises(InputError, match="^length: got 6; the line 'c d e f g a b c'… needs 9 pos"):
-        text_tasks.line_rows(lines, tokenizer, LENGTH, cut=False)
 
 
 @pytest.mark.parametrize(
@@ -105,6 +103,15 @@ def test_the_best_validation_step_counts_where_the_run_says_so(fit, tmp_path):
     assert load_model(tmp_path / "best", step=12).metadata["step"] == 12
     assert load_model(tmp_path / "best" / "checkpoints" / "12").metadata["step"] == 12
     assert load_model(tmp_path / "best").metadata["id"] == best["id"] != last["id"]
+
+
+def test_json_lines_train_as_the_same_text_does_and_their_spans_are_not_read(fit, folder, tmp_path):
+    for split in ("train", "valid", "test"):
+        texts = (folder / f"{split}.txt").read_text().splitlines()
+        items = [json.dumps({"text": text, "spans": [[0, 2]]}) for text in texts]
+        (tmp_path / f"{split}.jsonl").write_text("\n".join(items))
+    found = fit(tmp_path / "json", dataset=f"jsonl:{tmp_path}")
+    assert found["perplexity"] == fit(tmp_path / "text")["perplexity"]
 
 
 def test_a_checkpoint_says_what_its_vocabulary_was_made_from(fit, folder, tmp_path):

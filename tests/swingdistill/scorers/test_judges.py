@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from distill_core.data.text.lines import Span
 from swingdistill.scorers import judges as scorers
 
 V = 7
@@ -77,11 +78,15 @@ def test_no_text_makes_the_expressions_backtrack_for_long(text):
     assert time.process_time() - start < 1.0  # tens of seconds if the time were quadratic
 
 
-def test_the_oracle_scores_the_tokens_of_known_spans():
+def test_a_token_has_the_highest_score_of_the_spans_that_it_overlaps():
     text = "id 12 of ann lee ok"
-    spans = [(3, 5), (9, 16)]
-    np.testing.assert_array_equal(scorers.oracle(spans, words(text)), [0, 1, 0, 1, 1, 0])
-    np.testing.assert_array_equal(scorers.oracle([], words(text)), 0)
+    spans = [Span(3, 5, 0.25), Span(9, 11, 0.5), Span(11, 16, 0.75, "name"), Span(15, 16, 0.75)]
+    found = scorers.span_scores(spans, words(text))
+    np.testing.assert_array_equal(found, [0, 0.25, 0, 0.75, 0.75, 0])
+    assert found.dtype == np.float32
+    np.testing.assert_array_equal(scorers.span_scores(spans[::-1], words(text)), found)
+    np.testing.assert_array_equal(scorers.span_scores([], words(text)), 0)
+    np.testing.assert_array_equal(scorers.span_scores([Span(0, 9)], [(0, 0), (9, 9)]), 0)
 
 
 def test_surprisal_and_differential_score_the_realised_token():

@@ -9,6 +9,7 @@ import pytest
 from distill_core import checkpoint
 from distill_core.config import InputError, to_json
 from distill_core.data.text.corpus import Example
+from distill_core.data.text.lines import Span
 from swingdistill import private_text
 from swingdistill.experiment import scorer_study
 from swingdistill.scorers import judges as scorers
@@ -16,8 +17,8 @@ from swingdistill.scorers import scoring
 
 TEXT = (
     Example("the cat sat on 555-0147 ."),
-    Example("my id is 281265", ((9, 15),)),
-    Example("old ann ran .", ((4, 7),)),
+    Example("my id is 281265", (Span(9, 15, kind=private_text.CANARY),)),
+    Example("old ann ran .", (Span(4, 7, 0.75, "name"),)),
     Example("the dog sat on 3 mats ."),
 )
 
@@ -65,9 +66,36 @@ def test_the_oracle_scores_the_labels_of_known_spans(text, tokenizer):
     scores = score(("oracle", "rules"), text)
     assert list(scores) == ["oracle", "rules"]
     assert found(scores["oracle"], text, tokenizer) == "281265<unk>"
+    assert set(scores["oracle"].ravel()) == {0, 0.75, 1}
     public = [line._replace(spans=()) for line in text.lines]
     with pytest.raises(InputError, match="^scorers: "):
         score(("oracle",), text._replace(lines=public))
+
+
+def test_annotated_spans_give_their_scores_and_know_no_canary(text, tokenizer):
+    scores = score(("spans", "oracle"), text)
+    assert found(scores["spans"], text, tokenizer) == "<unk>"
+    assert set(scores["spans"].ravel()) == {0, 0.75}
+    canaries_alone = [line if "id" in line.text else line._replace(spans=()) for line in text.lines]
+    assert score(("oracle",), text._replace(lines=canaries_alone))["oracle"].any()
+    with pytest.raises(InputError, match="^scorers: got 'spans'; "):
+        score(("spans",), text._replace(lines=canaries_alone))
+
+
+def test_a_private_span_stays_private_on_both_sides_of_a_split(values, tokenizer):
+    """Whatever row its tokens are in; and a rule's match does, too."""
+    texts = [f"{'the cat ' * places}1 2 3 4 5 6 7 8 sat ." for places in range(9)]
+    spans = [(Span(start, start + 15, 0.75),) for start in (8 * i for i in range(9))]
+    text = private_text.to_rows(values(length=6), list(map(Example, texts, spans)), tokenizer)
+    scores = score(("spans", "rules"), text)
+    split = 0
+    for i in range(9):
+        here = text.rows["segments"] == i
+        for values_, expected in ((scores["spans"], 0.75), (scores["rules"], 1)):
+            private = tokenizer.decode(text.rows["labels"][here][values_[here] == expected])
+            assert private == "1 2 3 4 5 6 7 8"
+        split += len(set(np.nonzero(here & (scores["spans"] > 0))[0])) > 1
+    assert split == 9, "eight digits never fit into a row of six"
 
 
 def test_what_is_not_trained_is_not_scored(text):
@@ -79,6 +107,16 @@ def test_what_is_not_trained_is_not_scored(text):
         assert half.sum() < whole.sum()
 
 
+def test_what_a_shortened_text_lost_decides_nothing(values, tokenizer):
+    texts = [
+        Example("555-0147 " + "the cat " * 9, label=0),
+        Example("the cat " * 9 + "12345", label=1),
+    ]
+    text = private_text.to_rows(values(task="classification"), texts, tokenizer)
+    scores = score(("rules",), text, whole_line=True)["rules"]
+    assert scores[text.rows["weights"] > 0].tolist() == [0, 1]
+
+
 def test_where_a_text_decides_for_its_answer_its_highest_score_counts(values, tokenizer):
     texts = [Example(e.text, e.spans, label=i % 2) for i, e in enumerate(TEXT)]
     text = private_text.to_rows(values(task="classification"), texts, tokenizer)
@@ -86,7 +124,7 @@ def test_where_a_text_decides_for_its_answer_its_highest_score_counts(values, to
     answers = text.rows["weights"] > 0
     assert answers.sum() == 4
     assert scores["rules"][answers].tolist() == [1, 1, 0, 0]
-    assert scores["oracle"][answers].tolist() == [0, 1, 1, 0]
+    assert scores["oracle"][answers].tolist() == [0, 1, 0.75, 0]
     for values_ in scores.values():
         assert not values_[~answers].any()
     by_token = score(("rules",), text)["rules"]
@@ -126,6 +164,38 @@ def test_a_measure_is_the_scorers_on_whole_logits(models, text, logits, name, mo
     assert (values.shape, values.dtype) == ((3, 16), np.float32)
     assert np.ptp(values[weights > 0]) > 0.5
     np.testing.assert_array_equal(values[weights == 0], 0)
+
+
+@pytest.mark.parametrize("length", [8, 7])
+def test_behind_a_split_a_measure_sees_half_a_row_of_what_came_before(
+    models, values, tokenizer, length
+):
+    """Wherever a document goes on; its first row and other lines are measured as ever."""
+    words = "the cat sat on 5 mats . old ann ran on the big dog under a tree and 3 cats"
+    lines = ["a dog", words, "the mat", "the tree ."]
+    text = private_text.to_rows(values(length=length), list(map(Example, lines)), tokenizer)
+    found = scoring.measure("surprisal", text.rows, models)
+    reference = models["reference"]
+    apply = jax.jit(reference.network.module().apply)
+    flat = {name: array.ravel() for name, array in text.rows.items()}
+    half, places = length // 2, np.arange(flat["tokens"].size)
+    begins = np.flatnonzero(flat["tokens"] == tokenizer.bos_id)
+    behind = 0
+    for place in places[flat["segments"] >= 0]:
+        row = place // length * length
+        began = begins[begins <= place][-1]
+        continued = began < row and place < row + half
+        behind += continued
+        start = max(began, row - half) if continued else max(began, row)
+        window = flat["tokens"][start : place + 1]
+        padded = np.zeros((1, 16), np.int32)
+        padded[0, : len(window)] = window
+        logits = apply(reference.variables, padded)[0, len(window) - 1]
+        expected = -jax.nn.log_softmax(logits)[flat["labels"][place]]
+        np.testing.assert_allclose(found.ravel()[place], expected, rtol=1e-4, atol=1e-5)
+    assert behind >= 5
+    pair = ("differential", "divergence")
+    assert all(np.isfinite(scoring.measure(name, text.rows, models)).all() for name in pair)
 
 
 def test_scores_rise_between_quantiles_of_what_counts_in_public_text(models, values, text):

@@ -1,10 +1,13 @@
 """Text by name: which lines are for what, and what is refused."""
 
+import json
+
 import pytest
 
 from distill_core.config import InputError
 from distill_core.data.text import corpus, records
 from distill_core.data.text.corpus import load_corpus
+from distill_core.data.text.lines import Span
 
 WIKITEXT = ("wiki.train.tokens", "wiki.valid.tokens", "wiki.test.tokens")
 SST2 = ("train.tsv", "dev.tsv", "test.tsv")
@@ -58,9 +61,11 @@ def test_of_a_single_file_the_last_tenth_is_held_out(tmp_path, monkeypatch, kind
         assert (found.classes, found.test[-1].label) == (("0", "1"), (num - 1) % 2)
 
 
-@pytest.mark.parametrize("name", ["wikitext", "text", "text:", "tsv:", "records:x", "records:", ""])
+@pytest.mark.parametrize(
+    "name", ["wikitext", "text", "text:", "tsv:", "jsonl", "records:x", "records:", ""]
+)
 def test_an_unknown_kind_is_refused_with_the_known_ones(name):
-    with pytest.raises(InputError, match="^dataset: .*records, text:PATH, tsv:PATH"):
+    with pytest.raises(InputError, match="^dataset: .*records, text:PATH, tsv:PATH, jsonl:PATH"):
         load_corpus(name)
 
 
@@ -106,4 +111,52 @@ def test_records_are_generated_in_three_parts():
     for example, record in zip(sum(splits, ()), made, strict=True):
         assert (example.text, example.fields) == (record.text, record.fields)
         assert found.classes[example.label] == record.label
-        assert example.spans == tuple(span[:2] for span in record.spans)
+        known = tuple((start, end, 1.0, kind) for start, end, kind in record.spans)
+        assert example.spans == known
+    assert {span.kind for example in found.train for span in example.spans} == {*records.PRIVATE}
+
+
+def json_lines(*items):
+    return "\n".join(map(json.dumps, items))
+
+
+def test_json_lines_are_split_as_other_text_is(tmp_path):
+    items = [{"text": f"call {i}", "label": i % 2, "spans": [[5, 6]]} for i in range(40)]
+    (tmp_path / "a.jsonl").write_text(json_lines(*items))
+    found = load_corpus(f"jsonl:{tmp_path}/a.jsonl")
+    assert [len(split) for split in (found.train, found.validation, found.test)] == [36, 2, 2]
+    assert found.classes == ("0", "1")
+    assert found.test[1] == corpus.Example("call 39", (Span(5, 6),), {"label": "1"}, 1)
+    names = ("train.jsonl", "validation.jsonl", "test.jsonl")
+    folder = tmp_path / "folder"
+    folder.mkdir()
+    write(folder, names, *(json_lines({"text": f"{name}\n"}) for name in names))
+    found = load_corpus(f"jsonl:{folder}")
+    splits = [texts(split) for split in (found.train, found.validation, found.test)]
+    assert (splits, found.classes) == ([[f"{name}\n"] for name in names], ())
+
+
+def test_spans_beside_text_are_of_the_training_file_or_of_the_single_one(tmp_path):
+    spans = tmp_path / "spans.jsonl"
+    spans.write_text(json_lines({"line": 40, "spans": [[0, 1]]}, {"line": 1, "spans": [[1, 2]]}))
+    (tmp_path / "a.txt").write_text("\n".join(f"line {i}" for i in range(40)))
+    found = load_corpus(f"text:{tmp_path}/a.txt", spans=str(spans))
+    assert [e.text for e in found.train + found.test if e.spans] == ["line 0", "line 39"]
+    folder = tmp_path / "folder"
+    folder.mkdir()
+    write(folder, WIKITEXT, "one\ntwo", "three", "four")
+    spans.write_text(json_lines({"line": 1, "spans": [[1, 2, 0.5, "name"]]}))
+    found = load_corpus(f"text:{folder}", spans=str(spans))
+    assert found.train == (corpus.Example("one", (Span(1, 2, 0.5, "name"),)), corpus.Example("two"))
+    assert (found.validation, found.test) == ((corpus.Example("three"),), (corpus.Example("four"),))
+    for name in ("records", f"jsonl:{folder}", f"tsv:{folder}"):
+        with pytest.raises(InputError, match="^spans: .*text:PATH"):
+            load_corpus(name, spans=str(spans))
+
+
+def test_a_fingerprint_tells_spans_scores_and_kinds_apart(tmp_path):
+    found = set()
+    for span in ([0, 1], [0, 2], [0, 2, 0.5], [0, 2, 0.5, "name"]):
+        (tmp_path / "a.jsonl").write_text(json_lines(*[{"text": "one", "spans": [span]}] * 20))
+        found.add(load_corpus(f"jsonl:{tmp_path}/a.jsonl").fingerprint())
+    assert len(found) == 4

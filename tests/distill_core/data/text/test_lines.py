@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from distill_core.config import InputError
-from distill_core.data.text.lines import read_labelled, read_lines
+from distill_core.data.text.lines import Span, read_json, read_labelled, read_lines, read_spans
 
 
 @pytest.fixture
@@ -29,23 +29,25 @@ def write(tmp_path):
     ids=["plain", "WikiText", "only a newline ends a line", "byte order mark"],
 )
 def test_one_document_a_line(write, content, lines):
-    assert read_lines(write(content)) == lines
+    found = read_lines(write(content))
+    assert found.texts == lines
+    assert (found.classes, found.labels, found.spans) == ((), None, ((),) * len(lines))
 
 
-@pytest.mark.parametrize("kind", ["text", "tsv"])
+@pytest.mark.parametrize("kind", ["text", "tsv", "jsonl"])
 @pytest.mark.parametrize(
     ("content", "reason"),
     [
         (None, "existing"),
         ("", "empty"),
         ("\n \n", "empty|line 2"),
-        (b"a\tgood\n\nb\tna\xefve\n", "line 3 .*byte 5"),
+        (b'{"text": "good"}\n\n\t\tna\xefve\n', "line 3 .*byte 5"),
     ],
 )
 def test_a_file_that_is_missing_or_empty_or_in_another_encoding_is_refused(
     kind, content, reason, write, tmp_path
 ):
-    read = {"text": read_lines, "tsv": read_labelled}[kind]
+    read = {"text": read_lines, "tsv": read_labelled, "jsonl": read_json}[kind]
     for path in (tmp_path / "b.txt", tmp_path, "") if content is None else (write(content),):
         with pytest.raises(InputError, match=f"^dataset: got '{kind}:{path}'; .*({reason})"):
             read(path)
@@ -104,3 +106,156 @@ def test_a_header_lets_the_first_label_occur_once(write):
 def test_refuses_what_is_no_labelled_text(content, named, write):
     with pytest.raises(InputError, match=f"^dataset: .*{named}"):
         read_labelled(write(content))
+
+
+def test_lines_are_numbered_as_in_the_file(write):
+    assert read_lines(write("\n one\n\n\ntwo")).numbers == (2, 5)
+    assert read_labelled(write("label\ttext\n\n0\ta\n1\tb")).numbers == (3, 4)
+    assert read_json(write('\n{"text": "one"}\r\n\n{"text": "two"}')).numbers == (2, 4)
+
+
+def test_json_lines_hold_texts_as_they_are_with_labels_and_spans(write):
+    found = read_json(
+        write(
+            """
+{"text": " Ann,\\nor \\ud83d\\ude00\u2028b ", "label": "ham", "spans": [[1, 4]], "id": 7}
+{"label": 3, "text": "call 5", "meta": {"spans": 1}}
+{"text": "two", "label": "ham", "spans": [[1, 2, 1, "last"], [0, 1, 0.25]]}
+{"text": "none", "label": "ham", "spans": null}
+"""
+        )
+    )
+    assert found.texts == (" Ann,\nor \U0001f600\u2028b ", "call 5", "two", "none")
+    assert (found.classes, found.labels.tolist()) == (("3", "ham"), [1, 0, 1, 1])
+    assert found.labels.dtype == np.int32
+    first, second = Span(0, 1, 0.25), Span(1, 2, 1.0, "last")
+    assert found.spans == ((Span(1, 4, 1.0, ""),), (), (first, second), ())
+    assert all(isinstance(span.score, float) for spans in found.spans for span in spans)
+
+
+def test_labels_of_json_lines_are_those_of_the_train_file(write):
+    path = write('{"text": "a", "label": 10}\n{"text": "b", "label": 9}')
+    assert read_json(path).classes == ("9", "10")
+    assert read_json(path, classes=("10", "8", "9")).labels.tolist() == [0, 2]
+    for classes, named in ((("9", "8"), "line 1 .*'10'; known: 9, 8"), ((), "line 1 has a label")):
+        with pytest.raises(InputError, match=f"^dataset: .*{named}"):
+            read_json(path, classes=classes)
+    path = write('{"text": "a", "label": null}')
+    assert (read_json(path).classes, read_json(path, classes=()).labels) == ((), None)
+    with pytest.raises(InputError, match="line 1 has no label, unlike the train file"):
+        read_json(path, classes=("8", "9"))
+
+
+OVERLAPPING = "[[0, 3, 0.5], [4, 9, 1], [5, 6, 1], [8, 9, 0.5]]"
+
+
+@pytest.mark.parametrize(
+    ("line", "named"),
+    [
+        ("text", "is not a JSON object"),
+        ('["a text"]', "is not a JSON object"),
+        ('{"text": "a"', "is not a JSON object"),
+        ("[" * 100_000, "is not a JSON object"),
+        ('{"txet": "a"}', "lacks `text`"),
+        ('{"text": 5}', "lacks `text`"),
+        ('{"text": " "}', "lacks `text`"),
+        ('{"text": "a \\ud83d"}', "surrogate"),
+        ('{"text": "a", "label": 1.5}', "label 1.5"),
+        ('{"text": "a", "label": true}', "label True"),
+        ('{"text": "a", "label": ""}', "label ''"),
+        ('{"text": "a", "label": 3}', "has a label, unlike line 1"),
+    ],
+)
+def test_a_json_line_that_is_none_is_refused_by_its_number(line, named, write):
+    with pytest.raises(InputError, match=f"^dataset: got 'jsonl:.*; line 3 .*{named}"):
+        read_json(write(f'{{"text": "fine"}}\n\n{line}\n'))
+
+
+WRONG_SPANS = [
+    ('"name"', "no list"),
+    ("{}", "no list"),
+    ("[0, 3]", "span 0"),
+    ("[[0]]", r"span \[0\]"),
+    ('[[0, 3, 1, "name", 5]]', r"span \[0, 3, 1"),
+    ("[[0, 10]]", "end ≤ 9"),
+    ("[[-1, 3]]", "0 ≤ start"),
+    ("[[3, 3]]", "start < end"),
+    ("[[0, 3.0]]", r"span \[0, 3.0\]"),
+    ("[[false, true]]", r"span \[False, True\]"),
+    ("[[0, 3, 1.01]]", "score"),
+    ("[[0, 3, NaN]]", "score"),
+    ('[[0, 3, "high"]]', "score"),
+    ("[[0, 3, true]]", "score"),
+    ("[[0, 3, 1, 5]]", "kind"),
+    (OVERLAPPING, r"\[4, 9, 1.0, ''\] and \[8, 9, 0.5, ''\]"),
+]
+
+
+@pytest.mark.parametrize(("spans", "named"), WRONG_SPANS)
+def test_spans_outside_the_text_or_at_odds_with_one_another_are_refused(spans, named, write):
+    path = write(f'{{"text": "fine"}}\n{{"text": "Ann, 9 am", "spans": {spans}}}')
+    with pytest.raises(InputError, match=f"^dataset: got 'jsonl:.*; line 2 has .*{named}"):
+        read_json(path)
+
+
+def test_spans_of_one_score_may_overlap(write):
+    path = write('{"text": "Ann Lee", "spans": [[4, 7, 0.5], [0, 7, 0.5, "name"], [0, 7, 0.5]]}')
+    assert read_json(path).spans == ((Span(0, 7, 0.5), Span(0, 7, 0.5, "name"), Span(4, 7, 0.5)),)
+
+
+@pytest.mark.parametrize(
+    ("content", "named"),
+    [
+        ('{"text": "a", "label": 1}\n{"text": "b"}', "line 2 has no label, unlike line 1"),
+        ('{"text": "a", "label": 1}\n{"text": "b", "label": "1"}', "only '1'"),
+    ],
+)
+def test_labels_are_on_all_json_lines_and_differ(content, named, write):
+    with pytest.raises(InputError, match=f"^dataset: .*{named}"):
+        read_json(write(content))
+
+
+@pytest.fixture
+def spans_of(tmp_path):
+    """`spans_of(content)`: what a file of spans says of three lines."""
+    (tmp_path / "text").write_text(" Ann \n\nof 5\r\nnobody")
+
+    def spans_of(content):
+        (tmp_path / "spans").write_text(content)
+        return read_spans(str(tmp_path / "spans"), read_lines(str(tmp_path / "text")))
+
+    return spans_of
+
+
+def test_spans_in_a_file_of_their_own_name_the_line_they_are_of(spans_of):
+    found = spans_of(
+        '{"line": 3, "spans": [[3, 4, 0.75, "age"]], "text": "of 5\\n", "by": "me"}\n'
+        '{"line": 1, "spans": [[0, 3]], "text": null}\n'
+    )
+    assert found == ((Span(0, 3),), (Span(3, 4, 0.75, "age"),), ())
+    assert spans_of("") == ((), (), ())
+
+
+@pytest.mark.parametrize(
+    ("content", "named"),
+    [
+        ("0", "line 1 is not a JSON object"),
+        ('{"spans": [[0, 3]]}', "line 1 has `line` None"),
+        ('{"line": 2, "spans": []}', "line 1 has `line` 2; .*with text"),
+        ('{"line": 5, "spans": []}', "line 1 has `line` 5; .*with text"),
+        ('{"line": "1", "spans": []}', "line 1 has `line` '1'"),
+        ('{"line": 1, "spans": []}\n\n{"line": 1, "spans": []}', "line 3 has `line` 1, as one"),
+        ('{"line": 1}', "line 1 lacks `spans`"),
+        ('{"line": 1, "spans": [[0, 4]]}', "line 1 has .*end ≤ 3"),
+        ('{"line": 1, "spans": [], "text": " Ann"}', "line 1 has another text than line 1"),
+    ],
+)
+def test_spans_that_fit_no_line_are_refused(content, named, spans_of):
+    with pytest.raises(InputError, match=f"^spans: got .*/spans'; {named}"):
+        spans_of(content)
+
+
+def test_a_file_of_spans_must_exist(write, tmp_path):
+    lines = read_lines(write("one"))
+    with pytest.raises(InputError, match="^spans: got .*no'; must be an existing"):
+        read_spans(f"{tmp_path}/no", lines)

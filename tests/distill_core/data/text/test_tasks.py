@@ -9,8 +9,10 @@ from distill_core.config import InputError
 from distill_core.data.text import tasks as text_tasks
 from distill_core.data.text import tokenizers
 from distill_core.data.text.corpus import Example
+from distill_core.data.text.lines import Span
 
-ANN = Example("call Ann at 55 now", ((5, 8), (12, 14)), {"name": "Ann", "day": "Monday"}, label=3)
+SPANS = (Span(5, 8, 0.5, "name"), Span(12, 14))
+ANN = Example("call Ann at 55 now", SPANS, {"name": "Ann", "day": "Monday"}, label=3)
 PROMPT = "day : Monday ; name : Ann => "
 KINDS = {"words": tokenizers.train_words, "byte pairs": tokenizers.train_byte_pairs}
 
@@ -31,7 +33,7 @@ def pieces(line):
 
 
 def stretches(line):
-    return [line.text[start:end] for start, end in line.spans]
+    return [line.text[span.start : span.end] for span in line.spans]
 
 
 def test_language_predicts_every_token_and_the_end(tokenizer):
@@ -52,7 +54,8 @@ def test_generation_predicts_the_sentence_alone_after_its_fields(tokenizer):
     assert (line.weights[-1], pieces(line)[-1]) == (1, "")
     assert set(line.weights) == {0, 1}
     assert stretches(line) == ["Ann", "55"]
-    assert line.spans[0][0] == len(PROMPT) + 5, "not the name in the fields"
+    assert line.spans[0].start == len(PROMPT) + 5, "not the name in the fields"
+    assert [span[2:] for span in line.spans] == [span[2:] for span in SPANS]
 
 
 def test_classification_predicts_one_digit_alone(tokenizer):
@@ -94,7 +97,7 @@ def packed(ids, length, lay=text_tasks.to_rows) -> types.SimpleNamespace:
         text_tasks.Line("", (), each, np.ones(len(each) + 1, np.float32), np.zeros(0))
         for each in ids
     ]
-    arrays, fill = lay(lines, SPECIAL, length, cut=True)
+    arrays, fill = lay(lines, SPECIAL, length)
     assert {arrays[name].dtype for name in ("tokens", "labels", "segments")} == {np.dtype("int32")}
     return types.SimpleNamespace(**arrays, fill=fill)
 
@@ -157,10 +160,10 @@ def lines_of(words, task="language"):
     return [text_tasks.encode(example, words, task) for example in made]
 
 
-@pytest.mark.parametrize(("length", "cut"), [(4, True), (10, False), (23, False)])
-def test_values_of_labels_are_put_where_the_labels_are(words, length, cut):
+@pytest.mark.parametrize("length", [2, 4, 10, 23])
+def test_values_of_labels_are_put_where_the_labels_are(words, length):
     lines = lines_of(words)
-    arrays, fill = text_tasks.to_rows(lines, words, length, cut=cut)
+    arrays, fill = text_tasks.to_rows(lines, words, length)
     labels = [np.append(line.ids, words.eos_id) for line in lines]
     filled = fill([ids * 10.0 + 1 for ids in labels])
     live = arrays["segments"] >= 0
@@ -175,7 +178,7 @@ def test_values_of_labels_are_put_where_the_labels_are(words, length, cut):
 @pytest.mark.parametrize("task", text_tasks.TASKS)
 def test_the_weights_of_rows_are_those_of_lines(words, task):
     lines = lines_of(words, task)
-    arrays, _ = text_tasks.to_rows(lines, words, 40, cut=False)
+    arrays, _ = text_tasks.to_rows(lines, words, 40)
     for i, line in enumerate(lines):
         here = arrays["segments"] == i
         np.testing.assert_array_equal(arrays["weights"][here], line.weights)
@@ -186,13 +189,69 @@ def test_the_weights_of_rows_are_those_of_lines(words, task):
         assert arrays["weights"].sum() == len(lines)
 
 
-def test_a_line_that_must_not_be_cut_is_refused_where_it_is_too_long(words):
-    lines = lines_of(words)
-    needed = len(lines[0].ids) + 1
-    text_tasks.to_rows(lines, words, needed, cut=False)
-    with pytest.raises(InputError, match=f"^length: .*call Ann .* {needed} "):
-        text_tasks.to_rows(lines, words, needed - 1, cut=False)
-    with pytest.raises(InputError, match="^dataset: "):
-        text_tasks.to_rows([], words, needed, cut=False)
-    arrays, _ = text_tasks.to_rows(lines, words, needed - 1, cut=True)
-    assert set(arrays["segments"].ravel()) >= {0, 1, 2}
+def test_there_is_no_row_without_a_line(words):
+    for lay in (text_tasks.to_rows, text_tasks.line_rows):
+        with pytest.raises(InputError, match="^dataset: "):
+            lay([], words, 8)
+
+
+@pytest.mark.parametrize("length", [2, 5, 64])
+def test_a_document_of_any_length_is_in_rows_whose_labels_are_its_tokens_once(tokenizer, length):
+    texts = ["one two", "call Ann at 55 now .\n" * 40, "two", "Ann " * 100]
+    lines = [text_tasks.encode(Example(text), tokenizer, "language") for text in texts]
+    assert text_tasks.shorten(lines, length, "language") == (lines, 0)
+    rows, _ = text_tasks.to_rows(lines, tokenizer, length)
+    assert len(rows["tokens"]) > 3
+    for i, line in enumerate(lines):
+        here = rows["segments"] == i
+        np.testing.assert_array_equal(rows["labels"][here], [*line.ids, tokenizer.eos_id])
+        np.testing.assert_array_equal(rows["tokens"][here], [tokenizer.bos_id, *line.ids])
+        assert rows["weights"][here].all()
+    # Only what fits into a row has to wait for the next.
+    padded = np.flatnonzero(rows["segments"].ravel() < 0)
+    assert len(padded) < 2 * length * len(texts)
+
+
+def test_a_text_to_classify_that_is_too_long_loses_its_beginning(tokenizer):
+    line = text_tasks.encode(ANN, tokenizer, "classification")
+    length = len(line.weights) - 2
+    (short,), count = text_tasks.shorten([line], length, "classification")
+    assert count == 1 and len(short.weights) == length
+    np.testing.assert_array_equal(short.ids, line.ids[2:])
+    assert pieces(short) == pieces(line)[2:] and (short.text, short.spans) == (ANN.text, SPANS)
+    rows, _ = text_tasks.to_rows([short], tokenizer, length)
+    three = int(tokenizer.encode("3")[0])
+    np.testing.assert_array_equal(rows["tokens"], [[tokenizer.bos_id, *line.ids[2:]]])
+    assert rows["labels"][rows["weights"] > 0].tolist() == [three]
+
+
+def test_a_text_to_generate_that_is_too_long_loses_its_end(tokenizer):
+    line = text_tasks.encode(ANN, tokenizer, "generation")
+    length = len(line.weights) - 2
+    (short,), count = text_tasks.shorten([line], length, "generation")
+    assert count == 1 and len(short.weights) == len(short.offsets) == length
+    rows, _ = text_tasks.to_rows([short], tokenizer, length)
+    np.testing.assert_array_equal(rows["tokens"], [[tokenizer.bos_id, *line.ids[: length - 1]]])
+    asked = rows["labels"][rows["weights"] > 0]
+    expected = line.ids[: length - 1][line.weights[: length - 1] > 0]
+    np.testing.assert_array_equal(asked, expected)
+    assert tokenizer.eos_id not in asked, "the text goes on"
+
+
+@pytest.mark.parametrize("task", text_tasks.TASKS)
+def test_lines_that_fit_are_not_shortened(words, task):
+    lines = lines_of(words, task)
+    longest = max(len(line.weights) for line in lines)
+    assert text_tasks.shorten(lines, longest, task) == (lines, 0)
+    if task != "language":
+        found, count = text_tasks.shorten(lines, longest - 1, task)
+        assert count == 1 and found[1:] == lines[1:]
+
+
+@pytest.mark.parametrize(("task", "needed"), [("classification", 4), ("generation", 11)])
+def test_a_length_that_leaves_no_token_of_a_text_is_refused(words, task, needed):
+    line = text_tasks.encode(ANN, words, task)
+    (short,), _ = text_tasks.shorten([line], needed, task)
+    assert "now" in pieces(short) if task == "classification" else pieces(short)[-2] == "call"
+    with pytest.raises(InputError, match=f"^length: .*{needed} positions"):
+        text_tasks.shorten([line], needed - 1, task)
