@@ -1,6 +1,7 @@
-"""Measures a language model's checkpoint: perplexity by class of token, and exposure of canaries.
+"""Measures a language model's checkpoint: perplexity by class of token, exposure, further attacks.
 
 python -m swingdistill.evaluate --checkpoint runs/x [--canaries runs/teacher] [--out FILE.json]
+python -m swingdistill.evaluate --checkpoint runs/x --extract --membership [--reference runs/ref]
 """
 
 import functools
@@ -22,6 +23,7 @@ from distill_core.models.network import Network
 from distill_core.runtime import cli, parallel, paths, strict_json
 from distill_core.training import chunked, fits, language, run_state
 from swingdistill import private_text
+from swingdistill.attacks import evaluation as attacks
 from swingdistill.canaries import estimators
 from swingdistill.canaries.exposure import floor_bits
 
@@ -157,6 +159,7 @@ def evaluate_checkpoint(
     canaries: epath.PathLike | None = None,
     estimator: str | None = None,
     num_samples: int = 10_000,
+    attack: attacks.Asked | None = None,
 ) -> dict[str, Any]:
     """Metrics on the test text of a checkpoint's config, and exposure if canaries are known.
 
@@ -164,9 +167,11 @@ def evaluate_checkpoint(
       path: a workdir or checkpoint of `swingdistill.train`.
       canaries: the checkpoint of a run whose canaries are asked for; by default the model's own.
       estimator, num_samples: see `exposures`.
+      attack: further attacks, on the same canaries and their run's training text.
 
     Returns:
-      what `test_metrics` gives, and "exposure": {repetitions: bits of each canary} or None.
+      what `test_metrics` gives, "exposure": {repetitions: bits of each canary} or None, and what
+      `attacks.measure` gives.
 
     Raises:
       InputError: on `checkpoint` or `canaries`, if it is of no run that fits.
@@ -188,6 +193,8 @@ def evaluate_checkpoint(
             raise InputError("canaries", str(canaries), allowed)
         theirs = {**config.to_json(hp), **_known(metadata["config"]), "length": hp.length}
         hp = config.validate(theirs, private_text.Settings)
+    if attack is not None:
+        found |= attacks.measure(loaded, hp, attack)
     if not hp.canaries_per_level:
         return {**found, "exposure": None}
     bits = exposures(loaded, hp, estimator=estimator, num_samples=num_samples)
@@ -207,13 +214,16 @@ def main(argv: Sequence[str]):
     flags.add_argument("--estimator", choices=ESTIMATORS, help="by default the exact one")
     flags.add_argument("--num_samples", type=int, default=10_000, metavar="N")
     flags.add_argument("--out", metavar="FILE.json", help="where to write everything found")
+    attacks.add_flags(flags)
     given = flags.read(argv, required=("checkpoint",))
+    attack = attacks.asked(given)
     out = paths.file_to_write("out", given.out) if given.out else None
     found = evaluate_checkpoint(
         given.checkpoint,
         canaries=given.canaries,
         estimator=given.estimator,
         num_samples=given.num_samples,
+        attack=attack,
     )
     say(found)
     for level, bits in (found["exposure"] or {}).items():
@@ -225,6 +235,7 @@ def main(argv: Sequence[str]):
     if given.estimator == "sampled" and found["exposure"]:
         most = math.log2(given.num_samples + 1)
         print(f"ranks among {given.num_samples:,} sampled numbers show {most:.2f} bits at most")
+    attacks.say(found)
     if out is not None:
         checkpoint.write_atomically(out, strict_json.encode(found, indent=1) + "\n")
 

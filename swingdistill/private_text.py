@@ -103,7 +103,7 @@ def load(hp: Settings) -> Texts:
             name, mixed, drawn, seed=hp.canary_seed, num_decoys=hp.num_decoys
         )
     train = tuple(
-        _canary_example(line, hp, corpus.classes) if isinstance(line, str) else line
+        canary_example(line, hp, corpus.classes) if isinstance(line, str) else line
         for line in mixed
     )
     return Texts(train, corpus.validation, corpus.test, drawn, corpus.classes)
@@ -137,7 +137,7 @@ def draw(hp: Settings) -> tuple[canaries_lib.Canary, ...]:
     )
 
 
-def _canary_example(line: str, hp: Settings, classes: Sequence[str]) -> Example:
+def canary_example(line: str, hp: Settings, classes: Sequence[str]) -> Example:
     """A canary's or a decoy's line as an example of the corpus.
 
     Its label, where there are classes, is a function of the secret that looks random: the label of

@@ -63,6 +63,17 @@ def test_results_hold_every_arm_its_secrets_and_the_gates(finished, given):
             values = results["exposure"][row["arm"]][seed][level]
             assert len(values) == 2
             assert metrics[f"worst_exposure_{level}"]["values"] == [max(values)]
+        if row["arm"] == "reference":
+            assert not {"tpr_4", "extracted_4"} & set(metrics)
+            continue
+        found = results["attacks"][row["arm"]]["1"]
+        for level in ("1", "4"):
+            roc = found["membership"]["canaries"][level]["mean"]
+            assert metrics[f"tpr_{level}"]["values"] == [roc["tpr"]]
+            counts = found["extraction"]["canaries"][level]
+            assert metrics[f"extracted_{level}"]["values"] == [counts["sampled"] / 2]
+    membership = [gate for gate in results["gates"] if "membership" in gate["name"]]
+    assert [gate["name"].split()[-1] for gate in membership] == ["repetitions", "swing", "mask"]
     assert all(set(gate) == {"name", "passed", "value", "needed"} for gate in results["gates"])
     assert "leak" in results["gates"][0]["name"] and not results["gates"][0]["passed"]
     assert set(results["scorers"]["1"]) >= {"rules", "divergence", "combined"}
@@ -118,7 +129,7 @@ def test_a_second_call_runs_nothing(given, finished, tmp_path, capsys, monkeypat
     capsys.readouterr()
     experiment.run(given, tmp_path / "moved")
     out, err = capsys.readouterr()
-    assert statuses(err) == {"up to date": [*ARMS, "scorers"]}
+    assert statuses(err) == {"up to date": [*ARMS, "attacks", "scorers"]}
     assert "nothing can be claimed from this run: the first gate is missed" in out
     assert f"report: {tmp_path}/moved/report.html" in out
     old, new = (
@@ -252,6 +263,7 @@ def test_without_scorers_of_text_there_is_no_arm_of_the_divergence_alone(given):
     [
         ({"seeds": ()}, "seeds"),
         ({"canaries_per_level": 0}, "canaries_per_level"),
+        ({"canary_digits": 2}, "canary_digits"),
         ({"t_min": 9.0}, "t_max"),
         ({"quantiles": (0.9, 0.5)}, "quantiles"),
         ({"epsilon": 1.0}, "entries"),
