@@ -34,12 +34,12 @@ class Secret(NamedTuple):
     Attributes:
       prompt: int32 [P], ids of `<bos>` and of the line up to the stretch.
       text: the stretch, from the first character of its first token.
-      num_tokens: that it takes.
+      ids: int32 [k], its own in that text; others may write it, too.
     """
 
     prompt: np.ndarray
     text: str
-    num_tokens: int
+    ids: np.ndarray
 
 
 def canary_secrets(hp: private_text.Settings, tokenizer: Tokenizer) -> dict[int, list[Secret]]:
@@ -75,15 +75,16 @@ def private_secrets(
     unsayable = 0
     for example in own:
         spans = example.spans if known else _by_rules(example, tokenizer, hp.expressions)
+        if not spans:
+            continue
         sayable = _secrets(example, spans, hp, tokenizer, hp.length // 2)
         unsayable += len(spans) - len(sayable)
         for secret in sayable:
             found[secret.prompt.tobytes(), secret.text] = secret
-    before = {key: tokenizer.decode(secret.prompt) for key, secret in found.items()}
     kept = [
         secret
-        for key, secret in found.items()
-        if len(secret.prompt) > 1 and _squeezed(secret.text) not in _squeezed(before[key])
+        for secret in found.values()
+        if len(secret.prompt) > 1 and not _is_in(secret.ids, secret.prompt)
     ]
     step = max(1, -(-len(kept) // MOST_SPANS))
     return kept[::step], unsayable
@@ -120,7 +121,7 @@ def extracted(
       InputError: on `model`, if the network cannot continue a text.
     """
     found = np.zeros((2, len(secrets)), bool)
-    num_tokens = max((secret.num_tokens for secret in secrets), default=1)
+    num_tokens = max((len(secret.ids) for secret in secrets), default=1)
     limit = length + 1 - num_tokens
     by_width: dict[int, dict[bytes, list[int]]] = {}
     for i, secret in enumerate(secrets):
@@ -166,11 +167,11 @@ def _secrets(
         places = np.flatnonzero((start < end) & (start < high) & (end > low))
         if not len(places) or len(places) > most:
             continue
-        first, last = int(places[0]), int(places[-1])
-        if tokenizer.unk_id in line.ids[first : last + 1]:
+        first, ids = places[0], line.ids[places[0] : places[-1] + 1]
+        if tokenizer.unk_id in ids:
             continue
         prompt = np.array([tokenizer.bos_id, *line.ids[:first]], np.int32)
-        found.append(Secret(prompt, line.text[start[first] : high], last + 1 - first))
+        found.append(Secret(prompt, line.text[start[first] : high], ids))
     return found
 
 
@@ -180,6 +181,13 @@ def _by_rules(example: Example, tokenizer: Tokenizer, expressions: Sequence[str]
     found = judges.rules(example.text, offsets, extra=expressions) > 0
     edges = np.flatnonzero(np.diff(np.concatenate([[False], found, [False]]).astype(np.int8)))
     return [(int(offsets[i][0]), int(offsets[j - 1][1])) for i, j in edges.reshape(-1, 2)]
+
+
+def _is_in(ids: np.ndarray, prompt: np.ndarray) -> bool:
+    if len(ids) > len(prompt):
+        return False
+    windows = np.lib.stride_tricks.sliding_window_view(prompt, len(ids))
+    return bool((windows == ids[None]).all(axis=1).any())
 
 
 def _squeezed(text: str) -> str:

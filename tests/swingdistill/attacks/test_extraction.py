@@ -46,7 +46,9 @@ def test_a_continuation_counts_if_it_begins_with_the_secret(models, monkeypatch)
 
     monkeypatch.setattr(extraction, "generate", generate)
     prompts = {n: np.array([loaded.tokenizer.bos_id, *range(5, 4 + n)], np.int32) for n in said}
-    secrets = [Secret(prompts[n], text, 4) for n in said for text in ("407", "4072", "071")]
+    secrets = [
+        Secret(prompts[n], text, ids("4071")) for n in said for text in ("407", "4072", "071")
+    ]
     greedy, drawn = extraction.extracted(loaded, secrets, 16, num_continuations=2)
     assert greedy.tolist() == drawn.tolist() == [True, False, False, True, True, False]
 
@@ -72,13 +74,13 @@ def test_private_spans_are_asked_once_with_what_stands_before_them(hp, tokenizer
     found, left_out = asked(hp, tokenizer, *lines, lines[0])
     assert (found, left_out) == ([("call Ann or", "Bob"), ("call me at", "555")], 0)
     whole, _ = extraction.private_secrets(hp, tokenizer, lines)
-    assert [secret.num_tokens for secret in whole] == [1, 3]
+    assert [len(secret.ids) for secret in whole] == [1, 3]
     assert all(secret.prompt[0] == tokenizer.bos_id for secret in whole)
 
 
 def test_spans_that_show_nothing_are_left_out(hp, tokenizer):
     nothing_before = span_of("Ann is at home", "Ann")
-    copied = Example("Ann or Bob : Ann", ((13, 16),))
+    copied = Example("Ann or 12 : 12", ((12, 14),))
     unknown = span_of("call Zyxomatic now", "Zyxomatic")
     long = span_of("id : 123456789", "123456789")  # of 16 tokens in a row
     assert asked(hp, tokenizer, nothing_before, copied, unknown, long) == ([], 2)
