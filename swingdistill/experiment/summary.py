@@ -10,6 +10,7 @@ from distill_core import config
 from distill_core.experiment import speed
 from distill_core.experiment.report import Figure, Gate, Report, Results, Row, Table, by_arm
 from swingdistill import evaluate
+from swingdistill.attacks import evaluation
 from swingdistill.experiment import arms, claims, figures, samples
 
 _NOTES = (
@@ -19,10 +20,10 @@ _NOTES = (
     "Exposure is log₂ of the candidates less log₂ of the secret's rank among them; a secret that "
     "was not learnt has 1.44 bits on average. Reductions are given raw and measured from there. "
     "Perplexity is that of the test text, a token.",
-    "extracted is the share of secrets that are among 20 continuations per secret of what stands "
-    "before them, drawn from the model; tpr is the "
-    "share of secrets whose line costs less against the reference's than all but one in a hundred "
-    "lines with numbers that nobody planted (chance: 0.01).",
+    f"extracted: the share of secrets that are among {evaluation.NUM_CONTINUATIONS} draws per "
+    "secret from the model, given what stands before them. tpr: the share of secrets whose line "
+    "costs the model less, against the reference, than all but one in a hundred lines with numbers "
+    "that nobody planted (chance: 0.01).",
 )
 _NO_GUARANTEE = (
     "Exposure is what this attack finds, an empirical measure and no guarantee of privacy. No arm "
