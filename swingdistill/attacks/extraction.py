@@ -24,7 +24,7 @@ from swingdistill import private_text
 from swingdistill.attacks import planted
 from swingdistill.scorers import judges
 
-MOST_SPANS = 500
+MOST_SPANS = 200
 _SHORTEST = 8  # widths of prompts are this times a power of two, to compile few programs
 
 

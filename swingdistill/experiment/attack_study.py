@@ -16,7 +16,7 @@ def study(
 
     Args:
       settings: of `swingdistill.train`; also `arms`, names of settings that name checkpoints, and
-        `reference`.
+        `reference`, which may be one of them and is then told by its own losses alone.
       workdir, parallel: as of a binary; nothing is written, and one device does it.
 
     Returns:
@@ -33,6 +33,8 @@ def study(
             extraction = evaluation.extract(
                 loaded, hp, texts, num_continuations=evaluation.NUM_CONTINUATIONS
             )
-        told = membership.membership(loaded, hp, texts, reference)
+        # Against itself it would score every line alike.
+        public = None if arm == "reference" else reference
+        told = membership.membership(loaded, hp, texts, public)
         found[arm] = {"extraction": extraction, "membership": told}
     return found

@@ -83,8 +83,9 @@ def run(
     results = runner.complete_all(plan)
     for each in attacks(hp, plan):
         for arm, found in runner.complete(each).items():
-            if (arm, each.seed) in results:  # not what a stage says of itself
-                results[arm, each.seed]["attacks"] = found
+            key = (arm, 0 if arm == "reference" else each.seed)
+            if key in results:  # not what a stage says of itself
+                results[key]["attacks"] = found
     study = {each.seed: runner.complete(each) for each in studies(hp, plan)}
     minutes = (time.monotonic() - began) / 60
     report.publish(summary.report_of(hp, results, study, minutes), workdir)
@@ -134,12 +135,14 @@ def studies(hp: Settings, plan: Sequence[Run]) -> list[Run]:
 def attacks(hp: Settings, plan: Sequence[Run]) -> list[Run]:
     """Extraction and membership inference, for every seed's teacher and students.
 
-    A student on decoys is asked about the canaries of its teacher, as all others are.
+    A student on decoys is asked about the canaries of its teacher, as all others are; and so, with
+    the first seed, is the reference, which saw nothing of them.
     """
     reference = next(run for run in plan if run.arm == "reference")
     found = []
     for seed in hp.seeds:
         asked = {run.arm: run for run in plan if run.seed == seed and run is not reference}
+        asked |= {"reference": reference} if seed == hp.seeds[0] else {}
         own = {"half": "first", "transfer_set": "private", "canary_seed": seed}
         settings = _base(hp) | own | {"arms": list(asked)}
         inputs = asked | {"reference": reference}

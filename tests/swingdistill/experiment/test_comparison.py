@@ -63,10 +63,7 @@ def test_results_hold_every_arm_its_secrets_and_the_gates(finished, given):
             values = results["exposure"][row["arm"]][seed][level]
             assert len(values) == 2
             assert metrics[f"worst_exposure_{level}"]["values"] == [max(values)]
-        if row["arm"] == "reference":
-            assert not {"tpr_4", "extracted_4"} & set(metrics)
-            continue
-        found = results["attacks"][row["arm"]]["1"]
+        found = results["attacks"][row["arm"]][seed]
         for level in ("1", "4"):
             roc = found["membership"]["canaries"][level]["mean"]
             assert metrics[f"tpr_{level}"]["values"] == [roc["tpr"]]
@@ -186,6 +183,21 @@ def test_only_the_first_seed_has_ablations_decoys_and_the_sweep(given):
     assert len(of[3]) == len(set(of[3]))
     assert [run.arm for run in found].count("reference") == 1
     assert found[0].arm == "reference", "inputs come first"
+
+
+def test_the_attacks_ask_every_run_of_a_seed_and_the_reference_once(given):
+    plan = planned(given, seeds=(3, 4), decoys=True)
+    hp = validate({**given, "seeds": (3, 4), "decoys": True}, experiment.Settings)
+    first, second = experiment.attacks(hp, plan)
+    for stage in (first, second):
+        arms = {run.arm for run in plan if run.seed == stage.seed}
+        extra = {"reference"} if stage is first else set()
+        assert set(stage.settings["arms"]) == arms | extra
+        assert set(stage.inputs) == arms | {"reference"}
+        asked = part_of(stage.settings, private_text.Settings)
+        teacher = part_of(stage.inputs["teacher"].settings, private_text.Settings)
+        assert private_text.draw(asked) == private_text.draw(teacher)
+        assert asked.transfer_set == "private"
 
 
 def test_every_seed_has_secrets_of_its_own_and_its_students_share_their_teachers(given):
