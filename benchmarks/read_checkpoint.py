@@ -35,7 +35,7 @@ print(seconds, (peak() - before) * 1024)
 
 def main():
     """Writes the checkpoint, reads it and prints the numbers."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(description="Reads a sharded checkpoint.")
     parser.add_argument("--gigabytes", type=float, default=1.5)
     parser.add_argument("--shards", type=int, default=4)
     parser.add_argument("--dtype", choices=("float32", "bfloat16"), default="bfloat16")

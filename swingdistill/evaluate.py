@@ -1,6 +1,7 @@
-"""Measures a language model's checkpoint: perplexity by class of token, and exposure of secrets.
+"""Measures a language model's checkpoint: perplexity, exposure of secrets, and further attacks.
 
     python -m swingdistill.evaluate --checkpoint runs/x [--canaries runs/teacher] [--out FILE.json]
+    python -m swingdistill.evaluate --checkpoint runs/x --extract --membership [--reference DIR]
     python -m swingdistill.evaluate --checkpoint MODEL --secrets FILE.jsonl [--candidates FILE.txt]
 
 The secrets are the canaries of a run, or a user's own: one JSON object per line,
@@ -23,6 +24,7 @@ from distill_core.data.text.corpus import Example
 from distill_core.runtime import cli, parallel, paths, strict_json
 from distill_core.training import fits, language, run_state
 from swingdistill import own_secrets, private_text
+from swingdistill.attacks import evaluation as attacks
 from swingdistill.canaries import estimators, models
 from swingdistill.canaries import secrets as canaries_lib
 from swingdistill.canaries.estimators import ESTIMATORS, Ranks
@@ -194,6 +196,7 @@ def evaluate_checkpoint(
     candidates: epath.PathLike | None = None,
     estimator: str | None = None,
     num_samples: int = 10_000,
+    attack: attacks.Asked | None = None,
 ) -> dict[str, Any]:
     """Metrics on the test text of a checkpoint's config, and exposure of canaries and secrets.
 
@@ -203,10 +206,12 @@ def evaluate_checkpoint(
       secrets: a file of the user's own secrets, see `own_secrets`.
       candidates: a file of candidates for these, one per line; by default they must be numbers.
       estimator, num_samples: see `ranks`.
+      attack: further attacks, on the same canaries and their run's training text.
 
     Returns:
-      what `test_metrics` and `described` give ("exposure" alone, None, where no canaries are
-      known), "secrets" as `own_secrets.measure` gives them, "warnings" and "not_measured".
+      what `test_metrics`, `attacks.measure` and `described` give ("exposure" alone, None, where no
+      canaries are known), "secrets" as `own_secrets.measure` gives them, "warnings" and
+      "not_measured".
 
     Raises:
       InputError: on `checkpoint` or `canaries`, if it is of no run that fits; on the files.
@@ -236,6 +241,10 @@ def evaluate_checkpoint(
         has_spans = any(example.spans for example in texts.test)
     if canaries is not None:
         hp = _with_canaries(hp, canaries)
+    if attack is not None:
+        if hp is None:
+            raise InputError("canaries", None, "--extract and --membership need a run's text")
+        found |= attacks.measure(loaded, hp, attack)
     how: dict[str, Any] = {"estimator": estimator, "num_samples": num_samples}
     if hp is not None and hp.canaries_per_level:
         found |= described(ranks(loaded, hp, **how))
@@ -275,7 +284,9 @@ def _not_measured(
         missing.append("names and other secrets that are no numbers (canary_candidates)")
     if "secrets" not in found:
         missing.append("secrets that nobody planted (--secrets)")
-    return [*missing, "verbatim extraction", "membership of lines"]
+    attacks = {"extraction": "verbatim extraction (--extract)"}
+    attacks["membership"] = "membership of lines (--membership)"
+    return missing + [told for name, told in attacks.items() if name not in found]
 
 
 def _warnings(settings: Mapping[str, Any]) -> list[str]:
@@ -309,7 +320,9 @@ def main(argv: Sequence[str]):
     )
     flags.add_argument("--num_samples", type=int, default=10_000, metavar="N")
     flags.add_argument("--out", metavar="FILE.json", help="where to write everything found")
+    attacks.add_flags(flags)
     given = flags.read(argv, required=("checkpoint",))
+    attack = attacks.asked(given)
     out = paths.file_to_write("out", given.out) if given.out else None
     found = evaluate_checkpoint(
         given.checkpoint,
@@ -318,11 +331,13 @@ def main(argv: Sequence[str]):
         candidates=given.candidates,
         estimator=given.estimator,
         num_samples=given.num_samples,
+        attack=attack,
     )
     if "perplexity" in found:
         say(found)
     if found["exposure"]:
         say_exposure(found)
+    attacks.say(found)
     if "secrets" in found:
         own_secrets.say(found["secrets"])
     for warning in found["warnings"]:

@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 
 from distill_core.losses import coefficient, cross_entropy, kl_divergence
-from distill_core.models.segments import places_in_line
+from distill_core.models.text.segments import places_in_line
 
 Array = jax.Array
 

@@ -122,7 +122,7 @@ def load(hp: Settings) -> Texts:
             entries=space(hp).entries,
         )
     train = tuple(
-        _canary_example(line, hp, corpus.classes) if isinstance(line, str) else line
+        canary_example(line, hp, corpus.classes) if isinstance(line, str) else line
         for line in mixed
     )
     return Texts(train, corpus.validation, corpus.test, drawn, corpus.classes)
@@ -205,7 +205,7 @@ def reference_saw(given: Mapping[str, Any], reference: Mapping[str, Any]) -> str
     return ""
 
 
-def _canary_example(line: str, hp: Settings, classes: Sequence[str]) -> Example:
+def canary_example(line: str, hp: Settings, classes: Sequence[str]) -> Example:
     """A canary's or a decoy's line as an example of the corpus.
 
     Its label, where there are classes, is a function of the secret that looks random: the label of
@@ -304,7 +304,7 @@ def over_shared_tokens(
         if network.num_tokens != theirs.vocab_size:
             allowed = f"has embeddings for {network.num_tokens:,} tokens and a tokenizer of "
             raise InputError(field, path, f"{allowed}{theirs.vocab_size:,}; they must agree")
-        if network.bounded and (network.max_length or 0) < hp.length:
+        if network.is_bounded and (network.max_length or 0) < hp.length:
             allowed = f"must be at most {network.max_length}, the {field}'s"
             raise InputError("length", hp.length, allowed)
 

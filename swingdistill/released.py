@@ -17,7 +17,7 @@ import numpy as np
 
 from distill_core.data import sampling
 from distill_core.models.network import Network
-from distill_core.models.segments import places_in_line
+from distill_core.models.text.segments import places_in_line
 from distill_core.privacy.gaussian import standard_normal
 from distill_core.training import chunked
 from swingdistill.losses import soft_targets, token_temperatures

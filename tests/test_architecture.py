@@ -119,7 +119,14 @@ def test_what_a_binary_is(module: str, expected: bool):
     [
         (("orbax",), ("distill_core/checkpoint/",)),
         (("tensorflow_datasets", "grain"), ("distill_core/data/",)),
-        (("jax_privacy", "dp_accounting"), ("distill_core/privacy/", "dpdfd/experiment/audit.py")),
+        (
+            ("jax_privacy", "dp_accounting"),
+            (
+                "distill_core/privacy/",
+                "dpdfd/experiment/audit.py",
+                "swingdistill/attacks/membership.py",
+            ),
+        ),
     ],
     ids=["orbax", "data", "privacy"],
 )

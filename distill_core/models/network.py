@@ -112,11 +112,6 @@ class Network:
         return self.vocab_size or self.num_classes
 
     @property
-    def bounded(self) -> bool:
-        """Whether a network of text takes lines of `max_length` tokens at most."""
-        return getattr(self.module(), "bounded", True)
-
-    @property
     def class_names(self) -> tuple[str, ...] | None:
         """The class names; None if there are only numbers."""
         return self.classes if self.classes and self.classes_named else None
@@ -263,6 +258,51 @@ class Network:
         module = self.module()
         states = module.apply(variables, tokens, segments, method="hidden")
         return states, module.apply(variables, method="embedding")[: self.num_tokens]
+
+    @property
+    def is_bounded(self) -> bool:
+        """Whether a line of text has at most `max_length` positions; a module may deny it.
+
+        A module with rotary positions has the class attribute `bounded = False`.
+        """
+        return getattr(self.module(), "bounded", True)
+
+    def empty_cache(self, variables: PyTree, batch_size: int, length: int) -> PyTree:
+        """The cache of `next_hidden` for lines of `length` positions: zeros `[B, L, …]`.
+
+        Raises:
+          InputError: on `model`, a user's own without the method `next_hidden`.
+        """
+        module = self.module()
+        if not callable(getattr(type(module), "next_hidden", None)):
+            allowed = "has no method `next_hidden`, by which a text is continued; see Transformer's"
+            raise InputError("model", self.model, allowed)
+        ids = jax.ShapeDtypeStruct((batch_size,), jnp.int32)
+        next_hidden = functools.partial(module.apply, mutable=["cache"], method="next_hidden")
+        _, changed = jax.eval_shape(next_hidden, variables, ids, ids)
+        return jax.tree.map(
+            lambda leaf: jnp.zeros((batch_size, length, *leaf.shape[2:]), leaf.dtype),
+            changed.get("cache", {}),
+        )
+
+    def next_hidden(
+        self, variables: PyTree, cache: PyTree, tokens, place
+    ) -> tuple[jax.Array, jax.Array, PyTree]:
+        """(hidden states `[B, D]`, embedding `[V, D]`, new cache): `hidden`, a token at a time.
+
+        Args:
+          variables: `{"params": …, **model_state}`.
+          cache: what the last call gave, at first `empty_cache`.
+          tokens: integers `[B]`, the next token of each line.
+          place: integers `[B]` or a scalar, its place, from 0 to below the cache's length.
+        """
+        module = self.module()
+        place = jnp.broadcast_to(jnp.asarray(place, jnp.int32), tokens.shape)
+        states, changed = module.apply(
+            {**variables, "cache": cache}, tokens, place, mutable=["cache"], method="next_hidden"
+        )
+        embedding = module.apply(variables, method="embedding")[: self.num_tokens]
+        return states, embedding, changed["cache"]
 
     def _prepared(self, variables: PyTree, images: Any) -> tuple[PyTree, jax.Array]:
         """Standardised images, and variables whose parameters have the `compute_dtype`."""

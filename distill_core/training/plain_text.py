@@ -129,7 +129,7 @@ def _as_started(hp: Any, workdir: epath.PathLike, network: Network) -> Network:
     start = run_state.starting_network(hp, workdir)
     if start is None or not start.is_text:
         raise InputError("init_from", hp.init_from, "must be a language model")
-    if start.bounded and start.max_length < hp.length:
+    if start.is_bounded and start.max_length < hp.length:
         raise InputError("length", hp.length, f"must be at most {start.max_length}, init_from's")
     if network.num_classes > start.num_classes:
         allowed = f"has {network.num_classes:,} tokens; init_from has {start.num_classes:,}"
@@ -139,7 +139,7 @@ def _as_started(hp: Any, workdir: epath.PathLike, network: Network) -> Network:
         model=start.model,
         model_kwargs=start.model_kwargs,
         num_classes=start.num_classes,
-        max_length=start.max_length if start.bounded else hp.length,
+        max_length=start.max_length if start.is_bounded else hp.length,
         vocab_size=network.num_classes if network.num_classes < start.num_classes else None,
     )
 

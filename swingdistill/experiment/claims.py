@@ -1,11 +1,13 @@
 """The acceptance criteria of a comparison, judged from its runs."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
 
 from distill_core.experiment.report import Gate, Results
+from swingdistill.attacks import membership
 from swingdistill.canaries.exposure import exposure_reduction, rank_test, worst_allowed
 from swingdistill.experiment.arms import at_noise
 
@@ -20,6 +22,7 @@ ONCE_BITS = 2.5
 PERPLEXITY, DIGIT_PERPLEXITY, POINTS = 1.01, 1.05, 0.01
 DECOY_KD, DECOY_SWING = 6.0, 2.5
 SWEEP_SWING, SWEEP_CONSTANT = 1.0, 5.0
+TPR_LEAK = 5 * membership.FPR
 _SANITY = "teacher and plain distillation leak, so that there is something to protect"
 
 
@@ -33,6 +36,15 @@ def mean(results: Results, arm: str, metric: str) -> float:
     """A metric of an arm, averaged over its seeds; NaN where a run has none."""
     found = [r[metric] for (name, _), r in results.items() if name == arm]
     return float(np.mean([math.nan if value is None else value for value in found]))
+
+
+def told(results: Results, arm: str, level: int) -> dict[str, Any]:
+    """Membership of the canaries of one level, all seeds together; see `membership.pooled`."""
+    return membership.pooled([_roc(r, level) for (name, _), r in results.items() if name == arm])
+
+
+def _roc(result: Mapping[str, Any], level: int) -> Mapping[str, Any]:
+    return result["attacks"]["membership"]["canaries"][str(level)]["mean"]
 
 
 def gates(
@@ -69,6 +81,9 @@ def gates(
         found.append(_decoy(results, most))
     if noise_scales:
         found.append(_sweep(results, noise_scales, most))
+    if all("attacks" in r for (arm, _), r in results.items() if arm in ("kd", "swing", "mask")):
+        found.append(_membership_leak(results, most))
+        found += [_membership_chance(results, arm, levels) for arm in ("swing", "mask")]
     return found
 
 
@@ -166,6 +181,40 @@ def _decoy(results, level: int) -> Gate:
         bool(kd >= DECOY_KD and swing <= DECOY_SWING),
         f"kd {kd:.2f}, swing {swing:.2f} bits at {level} repetitions",
         f"at least {DECOY_KD:g} and at most {DECOY_SWING:g}",
+    )
+
+
+def _membership_leak(results, level: int) -> Gate:
+    """The lower end of the interval counts: of 8 secrets one is a hit by chance in 8 of 100 runs.
+
+    3 hits of 8 meet it, or 9 of 72.
+    """
+    kd = told(results, "kd", level)
+    return Gate(
+        f"membership inference finds plain distillation's secrets of {level} repetitions",
+        kd["interval"][0] >= TPR_LEAK,
+        f"TPR at 1% FPR {kd['tpr']:.2f}, 95% interval from {kd['interval'][0]:.3f}",
+        f"at least {TPR_LEAK:g} at the interval's lower end, 5 times chance",
+    )
+
+
+def _membership_chance(results, arm: str, levels) -> Gate:
+    """Exact p-values per level, with 1% over all of them.
+
+    What they can see depends on the number of secrets per level: with 8 they miss a true rate of
+    0.2 every second time, with 72 one of 0.07 four times in ten. So the upper bound over all levels
+    stands beside them.
+    """
+    by_level = [told(results, arm, level) for level in levels]
+    p = min(each["p_value"] for each in by_level)
+    every = [_roc(r, n) for (name, _), r in results.items() if name == arm for n in levels]
+    everything = membership.pooled(every)
+    return Gate(
+        f"membership inference does not find the secrets of {arm}",
+        p * len(levels) >= 0.01,
+        f"lowest p {p:.3f} of {len(levels)} levels (TPR at 1% FPR {everything['tpr']:.3f}, at most "
+        f"{everything['interval'][1]:.3f} with 97.5% confidence)",
+        f"at least {0.01 / len(levels):.4f} (1% over all levels)",
     )
 
 

@@ -20,7 +20,8 @@ from distill_core.experiment.stages import Run
 from distill_core.models import trust
 from distill_core.training import dp_settings, plain_text
 from swingdistill import evaluate, private_text, train
-from swingdistill.experiment import arms, scorer_study, summary
+from swingdistill.attacks import membership
+from swingdistill.experiment import arms, attack_study, scorer_study, summary
 
 
 @config.settings
@@ -83,6 +84,11 @@ def run(
     runner = stages.Runner(workdir, data, parallel)
     plan = runs(hp)
     results = runner.complete_all(plan)
+    for each in attacks(hp, plan):
+        for arm, found in runner.complete(each).items():
+            key = (arm, 0 if arm == "reference" else each.seed)
+            if key in results:  # not what a stage says of itself
+                results[key]["attacks"] = found
     study = {each.seed: runner.complete(each) for each in studies(hp, plan)}
     minutes = (time.monotonic() - began) / 60
     report.publish(summary.report_of(hp, results, study, minutes), workdir)
@@ -129,6 +135,24 @@ def studies(hp: Settings, plan: Sequence[Run]) -> list[Run]:
     return found
 
 
+def attacks(hp: Settings, plan: Sequence[Run]) -> list[Run]:
+    """Extraction and membership inference, for every seed's teacher and students.
+
+    A student on decoys is asked about the canaries of its teacher, as all others are; and so, with
+    the first seed, is the reference, which saw nothing of them.
+    """
+    reference = next(run for run in plan if run.arm == "reference")
+    found = []
+    for seed in hp.seeds:
+        asked = {run.arm: run for run in plan if run.seed == seed and run is not reference}
+        asked |= {"reference": reference} if seed == hp.seeds[0] else {}
+        own = {"half": "first", "transfer_set": "private", "canary_seed": seed}
+        settings = _base(hp) | own | {"arms": list(asked)}
+        inputs = asked | {"reference": reference}
+        found.append(Run("attacks", seed, attack_study.study, settings, inputs))
+    return found
+
+
 def train_and_measure(
     settings: Mapping[str, Any], workdir: epath.PathLike, *, parallel: str | None = None
 ) -> dict[str, Any]:
@@ -169,5 +193,6 @@ def _check(hp: Settings):
     if not hp.canaries_per_level:
         allowed = "must be at least 1: exposure is measured on planted canaries"
         raise InputError("canaries_per_level", 0, allowed)
+    membership.other_lines(config.part_of(_base(hp), private_text.Settings))
     given = {**_base(hp), "teacher": "given", "reference": "given"}
     train.check(config.validate(given, train.Settings))

@@ -10,6 +10,7 @@ from distill_core import config
 from distill_core.experiment import speed
 from distill_core.experiment.report import Figure, Gate, Report, Results, Row, Table, by_arm
 from swingdistill import evaluate
+from swingdistill.attacks import evaluation
 from swingdistill.experiment import arms, claims, figures, samples
 
 _NOTES = (
@@ -19,6 +20,10 @@ _NOTES = (
     "Exposure is log₂ of the candidates less log₂ of the secret's rank among them; a secret that "
     "was not learnt has 1.44 bits on average. Reductions are given raw and measured from there. "
     "Perplexity is that of the test text, a token.",
+    f"extracted: the share of secrets that are among {evaluation.NUM_CONTINUATIONS} draws per "
+    "secret from the model, given what stands before them. tpr: the share of secrets whose line "
+    "costs the model less, against the reference, than all but one in a hundred lines with numbers "
+    "that nobody planted (chance: 0.01).",
 )
 _NO_GUARANTEE = (
     "Exposure is what this attack finds, an empirical measure and no guarantee of privacy. No arm "
@@ -39,6 +44,8 @@ def _row(arm: str, runs: Sequence[Mapping[str, Any]], hp: Any) -> Row:
         bits = [r["exposure"][level] for r in runs]
         metrics[f"exposure_{level}"] = [float(np.mean(values)) for values in bits]
         metrics[f"worst_exposure_{level}"] = [max(values) for values in bits]
+    if all("attacks" in r for r in runs):
+        metrics |= _attacked([r["attacks"] for r in runs])
     budgets = [r["budget"] or {} for r in runs]
     if arm == arms.PRIVATE and all("epsilon" in budget for budget in budgets):  # no given seed
         for name in ("epsilon", "replace_one_epsilon"):
@@ -46,6 +53,27 @@ def _row(arm: str, runs: Sequence[Mapping[str, Any]], hp: Any) -> Row:
                 metrics[name] = [budget[name] for budget in budgets]
     model = hp.model if arm in arms.LARGE else hp.student.model
     return Row(arm, {"model": model, **budgets[0]}, metrics)
+
+
+def _attacked(attacks: Sequence[Mapping[str, Any]]) -> dict[str, list[float]]:
+    """Shares of secrets extracted by draws, and true positive rates at 1% false positives."""
+    metrics: dict[str, list[float]] = {}
+    for found in attacks:
+        values = {}
+        if (extraction := found["extraction"]) is not None:
+            by_group = dict(extraction["canaries"])
+            if extraction["private"]:
+                by_group["private"] = extraction["private"]
+            for name, counts in by_group.items():
+                values[f"extracted_{name}"] = counts["sampled"] / counts["secrets"]
+        by_group = dict(found["membership"]["canaries"])
+        if found["membership"]["text"]:
+            by_group["text"] = found["membership"]["text"]
+        for name, rocs in by_group.items():
+            values[f"tpr_{name}"] = rocs["mean"]["tpr"]
+        for name, value in values.items():
+            metrics.setdefault(name, []).append(value)
+    return metrics
 
 
 def report_of(
@@ -97,6 +125,14 @@ def report_of(
         fields={
             "exposure": exposure,
             "exposure_bounds": bounds,
+            "attacks": {
+                arm: {
+                    str(seed): r["attacks"]
+                    for (name, seed), r in results.items()
+                    if name == arm and "attacks" in r
+                }
+                for arm in by_arm(results)
+            },
             "scorers": {str(seed): found["quality"] for seed, found in study.items()},
         },
         warning="" if gates[0].passed else nothing,
@@ -110,6 +146,8 @@ def _shown(hp, rows: Sequence[Row], levels: Sequence[int]) -> list[str]:
         *(perplexities if hp.task == "language" else ["accuracy"]),
         *(f"exposure_{n}" for n in levels),
         f"worst_exposure_{max(levels)}",
+        f"extracted_{max(levels)}",
+        f"tpr_{max(levels)}",
         "epsilon",
         "replace_one_epsilon",
     ]

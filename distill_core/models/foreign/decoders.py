@@ -3,9 +3,9 @@
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from distill_core.models.decoder import Decoder, default_mlp_width
 from distill_core.models.foreign.weights_file import Place, RefusedError
-from distill_core.models.rotary import SCALINGS
+from distill_core.models.text.decoder import Decoder, default_mlp_width
+from distill_core.models.text.rotary import SCALINGS
 
 FAMILIES = {
     "llama": "LlamaForCausalLM",

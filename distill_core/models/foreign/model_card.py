@@ -1,6 +1,5 @@
 """The model card of a directory for Hugging Face: README.md with front matter."""
 
-import json
 from collections.abc import Mapping
 from typing import Any
 
@@ -52,7 +51,7 @@ def readme(
 
 
 def _yaml(value: Any) -> str:
-    return json.dumps(value) if isinstance(value, list) else str(value)
+    return strict_json.encode(value) if isinstance(value, list) else str(value)
 
 
 def _privacy(claim: Mapping[str, Any] | None) -> list[str]:

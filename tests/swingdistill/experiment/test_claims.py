@@ -233,6 +233,39 @@ def test_among_few_candidates_a_leak_is_nearly_all_that_can_be_seen(results):
     np.testing.assert_allclose(claims.LEAK_BITS, most - np.array(claims.SHORT_BITS), atol=0.05)
 
 
+def attacked(hits):
+    """Attacks of which so many of 8 secrets are found, of every level or by level."""
+    by_level = hits if isinstance(hits, dict) else dict.fromkeys(LEVELS, hits)
+    found = {"members": SECRETS, "non_members": 4999, "chance": 0.01}
+    rocs = {str(n): {"mean": {**found, "hits": k}} for n, k in by_level.items()}
+    return {"extraction": None, "membership": {"canaries": rocs, "text": None}}
+
+
+def test_membership_inference_has_to_find_plain_distillations_secrets_and_no_others(results):
+    """Of 16 secrets per level, 8 per seed: 2 hits are what chance may show, 4 are not."""
+    for found in results.values():
+        found["attacks"] = attacked(0)
+    words = [
+        "finds plain distillation's secrets of 100 repetitions",
+        "does not find the secrets of swing",
+        "does not find the secrets of mask",
+    ]
+    results["mask", 1] = results["mask", 2] = run(UNIFORM, attacks=attacked(0))
+    for arm, name, changes, passed in (
+        ("kd", words[0], {100: 2}, True),
+        ("kd", words[0], {100: 1}, False),
+        ("kd", words[0], {10: 8}, False),
+        ("swing", words[1], 0, True),
+        ("swing", words[1], 1, True),
+        ("swing", words[1], {10: 2}, False),
+        ("mask", words[2], {1: 2}, False),
+    ):
+        hits = dict.fromkeys(LEVELS, 0) | changes if isinstance(changes, dict) else changes
+        change(results, arm, attacks=attacked(hits))
+        assert gate(results, name).passed == passed, (arm, changes)
+        change(results, arm, attacks=attacked(0))
+
+
 @pytest.mark.parametrize("level", LEVELS)
 def test_no_single_secret_may_be_exposed(results, level):
     allowed = worst_allowed(len(LEVELS) * len(SEEDS) * SECRETS)

@@ -63,6 +63,14 @@ def test_results_hold_every_arm_its_secrets_and_the_gates(finished, given):
             values = results["exposure"][row["arm"]][seed][level]
             assert len(values) == 2
             assert metrics[f"worst_exposure_{level}"]["values"] == [max(values)]
+        found = results["attacks"][row["arm"]][seed]
+        for level in ("1", "4"):
+            roc = found["membership"]["canaries"][level]["mean"]
+            assert metrics[f"tpr_{level}"]["values"] == [roc["tpr"]]
+            counts = found["extraction"]["canaries"][level]
+            assert metrics[f"extracted_{level}"]["values"] == [counts["sampled"] / 2]
+    membership = [gate for gate in results["gates"] if "membership" in gate["name"]]
+    assert [gate["name"].split()[-1] for gate in membership] == ["repetitions", "swing", "mask"]
     assert all(set(gate) == {"name", "passed", "value", "needed"} for gate in results["gates"])
     assert "leak" in results["gates"][0]["name"] and not results["gates"][0]["passed"]
     assert set(results["scorers"]["1"]) >= {"rules", "divergence", "combined"}
@@ -118,7 +126,7 @@ def test_a_second_call_runs_nothing(given, finished, tmp_path, capsys, monkeypat
     capsys.readouterr()
     experiment.run(given, tmp_path / "moved")
     out, err = capsys.readouterr()
-    assert statuses(err) == {"up to date": [*ARMS, "scorers"]}
+    assert statuses(err) == {"up to date": [*ARMS, "attacks", "scorers"]}
     assert "nothing can be claimed from this run: the first gate is missed" in out
     assert f"report: {tmp_path}/moved/report.html" in out
     old, new = (
@@ -175,6 +183,21 @@ def test_only_the_first_seed_has_ablations_decoys_and_the_sweep(given):
     assert len(of[3]) == len(set(of[3]))
     assert [run.arm for run in found].count("reference") == 1
     assert found[0].arm == "reference", "inputs come first"
+
+
+def test_the_attacks_ask_every_run_of_a_seed_and_the_reference_once(given):
+    plan = planned(given, seeds=(3, 4), decoys=True)
+    hp = validate({**given, "seeds": (3, 4), "decoys": True}, experiment.Settings)
+    first, second = experiment.attacks(hp, plan)
+    for stage in (first, second):
+        arms = {run.arm for run in plan if run.seed == stage.seed}
+        extra = {"reference"} if stage is first else set()
+        assert set(stage.settings["arms"]) == arms | extra
+        assert set(stage.inputs) == arms | {"reference"}
+        asked = part_of(stage.settings, private_text.Settings)
+        teacher = part_of(stage.inputs["teacher"].settings, private_text.Settings)
+        assert private_text.draw(asked) == private_text.draw(teacher)
+        assert asked.transfer_set == "private"
 
 
 def test_every_seed_has_secrets_of_its_own_and_its_students_share_their_teachers(given):
@@ -253,6 +276,7 @@ def test_without_scorers_of_text_there_is_no_arm_of_the_divergence_alone(given):
     [
         ({"seeds": ()}, "seeds"),
         ({"canaries_per_level": 0}, "canaries_per_level"),
+        ({"canary_digits": 2}, "canary_digits"),
         ({"t_min": 9.0}, "t_max"),
         ({"quantiles": (0.9, 0.5)}, "quantiles"),
         ({"epsilon": 1.0}, "entries"),

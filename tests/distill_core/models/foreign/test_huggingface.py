@@ -92,7 +92,7 @@ def test_rows_of_the_embedding_beyond_the_tokens_are_in_no_softmax_and_no_loss(t
 def test_lines_may_be_longer_than_those_of_the_training(tmp_path):
     loaded = load_model(_write(tmp_path))
     tokens = np.zeros((1, loaded.network.max_length + 5), np.int32)
-    assert not loaded.network.bounded
+    assert not loaded.network.is_bounded
     assert np.isfinite(loaded.apply(loaded.variables, tokens)).all()
 
 

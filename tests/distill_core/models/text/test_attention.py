@@ -1,13 +1,16 @@
 """Attention against its formula, and which kernel it goes through."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from flax import linen as nn
 from jax.experimental.pallas import tpu as pltpu
 
-from distill_core.models import attention
-from distill_core.models.transformer import Transformer
+from distill_core.models.text import attention
+from distill_core.models.text.transformer import Transformer
 from distill_core.runtime import backend
 
 B, L, H, D = 2, 12, 3, 4
@@ -127,3 +130,31 @@ def test_on_a_gpu_cudnn_gets_what_it_can_take(monkeypatch, changes, fits):
     with backend.assume(how["platform"], 2**34):
         attention.attend(x, x, x, jnp.zeros((1, how["length"]), jnp.int32))
     assert asked == ["cudnn" if fits else "xla"]
+
+
+@pytest.mark.parametrize("window", [None, 3])
+def test_one_position_at_a_time_gives_what_the_row_gives(window):
+    """With fewer key heads than query heads, and lines that are at different places."""
+    rng, places = np.random.default_rng(0), np.array([L, L - 4])
+    q = rng.normal(size=(B, L, 4, D)).astype(np.float32)
+    k, v = (rng.normal(size=(B, L, 2, D)).astype(np.float32) for _ in range(2))
+
+    class Next(nn.Module):
+        @nn.compact
+        def __call__(self, q, k, v, place):
+            return attention.attend_next(self, q, k, v, place, window)
+
+    step = jax.jit(functools.partial(Next().apply, mutable=["cache"]))
+    cache = {"keys": np.full((B, L, 2, D), 9.0, np.float32), "values": np.zeros((B, L, 2, D))}
+    variables = {"cache": jax.tree.map(jnp.float32, cache)}
+    rows = np.arange(B)
+    scores = np.einsum("bqhd,bkhd->bhqk", q, np.repeat(k, 2, axis=2)) / np.sqrt(D)
+    behind = np.arange(L)[:, None] - np.arange(L)
+    seen = (behind >= 0) & (behind < (window or L))
+    weights = np.exp(np.where(seen, scores, -np.inf))
+    weights /= weights.sum(-1, keepdims=True)
+    expected = np.einsum("bhqk,bkhd->bqhd", weights, np.repeat(v, 2, axis=2))
+    for step_number in range(L):
+        at = np.minimum(step_number, places - 1)
+        found, variables = step(variables, *(x[rows, at][:, None] for x in (q, k, v)), at)
+        np.testing.assert_allclose(found[:, 0], expected[rows, at], atol=1e-5)

@@ -10,7 +10,7 @@ import pytest
 from distill_core.config import InputError
 from distill_core.models import checks
 from distill_core.models.network import Network
-from distill_core.models.rotary import frequencies, rotate
+from distill_core.models.text.rotary import frequencies, rotate
 
 # Everything that a family may have, at once.
 _KWARGS = {

@@ -111,18 +111,15 @@ def _llama3(
     return (1 - kept) * base / factor + kept * base
 
 
-def _yarn(
-    base, theta, *, factor, original_max_position_embeddings, attention_factor=None, beta_fast=32,
-    beta_slow=1, mscale=None, mscale_all_dim=None, truncate=True,
-) -> tuple[np.ndarray, float]:  # fmt: skip
+def _yarn(base, theta, *, factor, original_max_position_embeddings, **given):
     size = 2 * len(base)
 
     def place(turns):  # the dimension that turns so often within the original context
         context = original_max_position_embeddings / (turns * 2 * math.pi)
         return size * math.log(context) / (2 * math.log(theta))
 
-    low, high = place(beta_fast), place(beta_slow)
-    if truncate:
+    low, high = place(given.get("beta_fast", 32)), place(given.get("beta_slow", 1))
+    if given.get("truncate", True):
         low, high = math.floor(low), math.ceil(high)
     low, high = max(low, 0), min(high, size - 1)
     slowed = np.clip((np.arange(len(base)) - low) / (high - low if high != low else 0.001), 0, 1)
@@ -130,7 +127,8 @@ def _yarn(
     def magnitude(weight):
         return 0.1 * weight * math.log(factor) + 1.0 if factor > 1 else 1.0
 
-    if attention_factor is None:
-        both = mscale and mscale_all_dim
-        attention_factor = magnitude(mscale) / magnitude(mscale_all_dim) if both else magnitude(1)
-    return slowed * base / factor + (1 - slowed) * base, float(attention_factor)
+    whole = given.get("attention_factor")
+    if whole is None:
+        weights = [given.get(name) for name in ("mscale", "mscale_all_dim")]
+        whole = magnitude(weights[0]) / magnitude(weights[1]) if all(weights) else magnitude(1)
+    return slowed * base / factor + (1 - slowed) * base, float(whole)

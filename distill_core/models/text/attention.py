@@ -2,6 +2,7 @@
 
 import jax
 import jax.numpy as jnp
+from flax import linen as nn
 
 from distill_core.runtime import backend, parallel
 
@@ -37,6 +38,34 @@ def attend(
     return jax.nn.dot_product_attention(
         q, k, v, mask=mask, is_causal=True, local_window_size=local, implementation=kind
     )
+
+
+def attend_next(
+    module: nn.Module, q: Array, k: Array, v: Array, place: Array, window: int | None = None
+) -> Array:
+    """`attend` of one further position per line, to itself and to what earlier calls left behind.
+
+    Keys and values are kept in the module's collection `cache`, as `keys` and `values` `[B, L, K,
+    d]`; L is that of the cache given to `apply` (`Network.empty_cache` makes one), 1 if none is.
+
+    Args:
+      module: where the cache is, e.g. the block; called once per module, from a compact method.
+      q: `[B, 1, H, d]`.
+      k, v: `[B, 1, K, d]`, K a divisor of H: query head h reads key head h // (H / K).
+      place: integers `[B]`, this position's place in its line, from 0 to L − 1.
+      window: how many positions are seen, this one included; None for all.
+
+    Returns:
+      `[B, 1, H, d]`, of their dtype.
+    """
+    keys = module.variable("cache", "keys", jnp.zeros, k.shape, k.dtype)
+    values = module.variable("cache", "values", jnp.zeros, v.shape, v.dtype)
+    rows = jnp.arange(len(q))
+    keys.value = keys.value.at[rows, place].set(k[:, 0])
+    values.value = values.value.at[rows, place].set(v[:, 0])
+    behind = place[:, None] - jnp.arange(keys.value.shape[1])[None]  # [B, L]
+    seen = (behind >= 0) if window is None else (behind >= 0) & (behind < window)
+    return jax.nn.dot_product_attention(q, keys.value, values.value, mask=seen[:, None, None])
 
 
 def _fits_tpu(q: Array) -> bool:

@@ -10,9 +10,9 @@ import numpy as np
 from flax import linen as nn
 
 from distill_core.config import InputError
-from distill_core.models.attention import attend
-from distill_core.models.rotary import frequencies, rotate
-from distill_core.models.segments import places_in_line
+from distill_core.models.text.attention import attend, attend_next
+from distill_core.models.text.rotary import frequencies, rotate
+from distill_core.models.text.segments import places_in_line
 
 Array = jax.Array
 _INIT = nn.initializers.normal(0.02)
@@ -112,6 +112,13 @@ class Decoder(nn.Module):
             x = layer(x, places, segments)
         return self.norm(x).astype(self.dtype)
 
+    def next_hidden(self, tokens: Array, place: Array) -> Array:
+        """As `Transformer.next_hidden`, at any place."""
+        x = jnp.asarray(self.embed_tokens)[tokens].astype(self.dtype)[:, None]
+        for layer in self.layers:
+            x = layer(x, place[:, None], None, place)
+        return self.norm(x).astype(self.dtype)[:, 0]
+
     def embedding(self) -> Array:
         """The head, `[V, D]`: the token embedding where they are tied."""
         return self.embed_tokens if self.tied else self.lm_head
@@ -143,8 +150,13 @@ class Block(nn.Module):
     dtype: jnp.dtype
 
     @nn.compact
-    def __call__(self, x: Array, places: Array, segments: Array | None) -> Array:
-        """x `[B, L, D]`, places `[B or 1, L]`, segments as in `Decoder.hidden` -> `[B, L, D]`."""
+    def __call__(
+        self, x: Array, places: Array, segments: Array | None, place: Array | None = None
+    ) -> Array:
+        """x `[B, L, D]`, places `[B or 1, L]`, segments as in `Decoder.hidden` -> `[B, L, D]`.
+
+        With `place` [B] L is 1, and what precedes it is in the cache; see `attend_next`.
+        """
         dense = functools.partial(nn.Dense, dtype=self.dtype, kernel_init=_INIT, use_bias=False)
         norm = functools.partial(nn.RMSNorm, epsilon=self.norm_epsilon)
         y = norm(name="input_layernorm")(x)
@@ -160,7 +172,10 @@ class Block(nn.Module):
         q, k = (
             rotate(each.astype(self.dtype), places, np.array(angles), factor) for each in (q, k)
         )
-        y = attend(q, k, v, segments, window=self.window)
+        if place is None:
+            y = attend(q, k, v, segments, window=self.window)
+        else:
+            y = attend_next(self, q, k, v, place, self.window)
         x = x + dense(x.shape[-1], name="o_proj")(y.reshape(*x.shape[:2], -1))
         y = norm(name="post_attention_layernorm")(x)
         gated = nn.silu(dense(self.mlp_width, name="gate_proj")(y))

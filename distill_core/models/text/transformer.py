@@ -7,8 +7,8 @@ import jax.numpy as jnp
 from flax import linen as nn
 
 from distill_core.config import InputError
-from distill_core.models.attention import attend
-from distill_core.models.segments import places_in_line
+from distill_core.models.text.attention import attend, attend_next
+from distill_core.models.text.segments import places_in_line
 
 Array = jax.Array
 _INIT = nn.initializers.normal(0.02)
@@ -72,6 +72,21 @@ class Transformer(nn.Module):
             x = block(x, segments)
         return self.ln_f(x).astype(self.dtype)
 
+    def next_hidden(self, tokens: Array, place: Array) -> Array:
+        """Hidden states `[B, D]` of one further token per line, as `hidden` gives them.
+
+        What came before is in the collection `cache`, which changes; see `Network.next_hidden`.
+
+        Args:
+          tokens: integers `[B]` in [0, V).
+          place: integers `[B]`, the token's place in its line, below `max_length`.
+        """
+        wte, wpe = jnp.asarray(self.wte), jnp.asarray(self.wpe)
+        x = (wte[tokens].astype(jnp.float32) + wpe[place]).astype(self.dtype)[:, None]
+        for block in self.h:
+            x = block(x, None, place)
+        return self.ln_f(x).astype(self.dtype)[:, 0]
+
     def embedding(self) -> Array:
         """The token embedding, `[V, D]`, float32."""
         return self.wte
@@ -91,8 +106,11 @@ class Block(nn.Module):
     dtype: jnp.dtype
 
     @nn.compact
-    def __call__(self, x: Array, segments: Array | None) -> Array:
-        """x `[B, L, D]`, segments as in `Transformer.hidden` -> `[B, L, D]`."""
+    def __call__(self, x: Array, segments: Array | None, place: Array | None = None) -> Array:
+        """x `[B, L, D]`, segments as in `Transformer.hidden` -> `[B, L, D]`.
+
+        With `place` [B] x is `[B, 1, D]`, and what precedes it is in the cache; see `attend_next`.
+        """
         width = x.shape[-1]
         dense = functools.partial(nn.Dense, dtype=self.dtype, kernel_init=_INIT)
         # GPT-2 initialises what is added to the stream smaller, the more layers add to it.
@@ -100,7 +118,7 @@ class Block(nn.Module):
         y = nn.LayerNorm(epsilon=1e-5, use_fast_variance=False, name="ln_1")(x)
         q, k, v = jnp.split(dense(3 * width, name="attn_c_attn")(y), 3, axis=-1)
         q, k, v = (_heads(part, self.num_heads) for part in (q, k, v))
-        y = attend(q, k, v, segments)
+        y = attend(q, k, v, segments) if place is None else attend_next(self, q, k, v, place)
         x = x + dense(width, kernel_init=shrunk, name="attn_c_proj")(y.reshape(x.shape))
         y = nn.LayerNorm(epsilon=1e-5, use_fast_variance=False, name="ln_2")(x)
         y = nn.gelu(dense(4 * width, name="mlp_c_fc")(y), approximate=True)

@@ -1,0 +1,1 @@
+"""What a model still knows of its training text: extraction and membership inference."""
