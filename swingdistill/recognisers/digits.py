@@ -6,7 +6,6 @@ groups is looked up by the lengths of its groups, the longest first.
 
 import itertools
 import re
-from collections.abc import Sequence
 
 from stdnum import isbn, luhn
 
@@ -28,7 +27,7 @@ _ISBN = re.compile(r"\b(?:isbn|ean|issn)(?:-?1[03])?:? *$", re.IGNORECASE)
 
 
 def find(text: str) -> list[Span]:
-    """(start, end, kind) of each stretch of digits that is private; `text` is plain ASCII digits."""
+    """(start, end, kind) of each private stretch of digits, of which `text` has ASCII ones."""
     found: list[Span] = []
     for match in _CHAIN.finditer(text):
         if match.end() - match.start() >= RUN:
@@ -110,11 +109,14 @@ class _Chain:
 
     def _longest(self, i: int):
         """(span or None, groups that are done with) of the longest number that begins here."""
-        if skipped := self._public(i):
-            return None, skipped
+        public = self._public(i)
         for k in self._sizes(i, 19):
-            if kind := self._kind(i, k):
+            if k <= public:
+                break
+            if (kind := self._kind(i, k)) and not (public and kind == "telephone"):
                 return self._span(i, k, kind), k
+        if public:
+            return None, public
         run = self.lengths[i] >= RUN
         return (self._span(i, 1, "digits") if run else None), 1
 
@@ -123,8 +125,8 @@ class _Chain:
         text, before = self.text, self.text[max(self.groups[i][0] - 10, 0) : self.groups[i][0]]
         marks = [each.strip() for each in self.separators[i : i + 3]]
         if len(marks) > 1 and marks[0] == marks[1] != "" and marks[2:] != marks[:1]:
-            values = [int(text[s:e]) for s, e in self.groups[i : i + 3]]
-            if is_date(values, self.lengths[i : i + 3]):
+            lengths = self.lengths[i : i + 3]
+            if len(lengths) == 3 and telephone.is_date(self._digits(i, 3), lengths):
                 return 3
         named = bool(_ISBN.search(before))
         for k in self._sizes(i, 13):
@@ -156,6 +158,8 @@ class _Chain:
             return "card"
         if k == 4 and self._is_address(i):
             return "IP address"
+        if all(1800 <= int(text[s:e]) < 2100 for s, e in self.groups[i : i + k]):
+            return None  # years
         if national.is_national(digits, shape):
             return "national number"
         return "telephone" if self._is_telephone(i, k, start, end) else None
@@ -168,6 +172,8 @@ class _Chain:
         around = self.separators[max(i - 1, 0) : i] + self.separators[i + k - 1 : i + k]
         if any(" " not in each and each != "/" for each in around):
             return False  # 11 17-12 of 21-11 17-12: what is joined closely is not torn
+        if end - start < 13 and {each.strip() for each in around} & {m.strip() for m in marks}:
+            return False  # a few of a list of numbers
         return telephone.is_national(
             self._digits(i, k), self.lengths[i : i + k], marks, before.rstrip("( "), after
         )
@@ -179,23 +185,6 @@ class _Chain:
         start = self.groups[0][0]
         small = all(int(self.text[s:e]) <= 255 for s, e in self.groups)
         return small and not _NO_ADDRESS.search(self.text[max(start - 12, 0) : start])
-
-
-def is_date(values: Sequence[int], lengths: Sequence[int]) -> bool:
-    """Whether three numbers are day, month and year in some order.
-
-    >>> is_date((2011, 5, 12), (4, 2, 2)), is_date((555, 1, 23), (3, 2, 2))
-    (True, False)
-    """
-    if lengths[0] == 4:
-        year, rest = values[0], values[1:]
-    else:
-        year, rest = values[2], values[:2]
-        if lengths[2] == 2:
-            year += 1900
-        if max(lengths[:2]) > 2 or lengths[2] not in (2, 4):
-            return False
-    return 1800 <= year < 2100 and 1 <= min(rest) <= 12 and min(rest) >= 1 and max(rest) <= 31
 
 
 def _named(digits: str) -> str:

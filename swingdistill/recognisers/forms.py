@@ -24,8 +24,8 @@ _HOST = r"[^\s@<>()\[\]{},;:\"'“”„«»|\\=…/?!#&*]"
 _EMAIL = re.compile(rf"(?<!{_LOCAL}){_LOCAL}{{1,256}}+ ?@ ?({_HOST}{{1,255}}+|\[[0-9a-fA-F.:]+\])")
 _SPELT_EMAIL = re.compile(
     r"(?<![\w.+-])[\w.+-]{1,64} ?(?:[\[({<] ?at ?[\])}>]|\bat\b|@) ?[\w-]{1,63}"
-    r"(?:(?: ?[\[({<] ?dot ?[\])}>] ?| dot | \. (?=(?:com|org|net|edu|gov|io|co|info|uk|de|fr|example)"
-    r"\b)|\.)[\w-]{1,63}){1,5}",
+    r"(?:(?: ?[\[({<] ?dot ?[\])}>] ?| dot |"
+    r" \. (?=(?:com|org|net|edu|gov|io|co|info|uk|de|fr|example)\b)|\.)[\w-]{1,63}){1,5}",
     re.IGNORECASE,
 )
 _SPELT_DOT = re.compile(r"\bdot\b| \. ", re.IGNORECASE)
@@ -79,13 +79,16 @@ _PREFIXED = re.compile(
     r"(?:lin|ntn|fig|rpa|tfp|dop|nfp)_\w{20,}|PMAK-[\w-]{20,}|glsa_\w{20,}|sq0[a-z]{3}-[\w-]{20,}|"
     r"EAA\w{30,}|AGE-SECRET-KEY-1\w{20,}|secret_\w{30,}|[0-9]{8,10}:[\w-]{35})(?![\w-])"
 )
-_BLOCK = re.compile(r"-----BEGIN [A-Z ]{0,30}PRIVATE KEY-----(?:.{0,20000}?-----END[A-Z -]{0,40}-----)?", re.S)
+_BLOCK = re.compile(
+    r"-----BEGIN [A-Z ]{0,30}PRIVATE KEY-----(?:.{0,20000}?-----END[A-Z -]{0,40}-----)?", re.S
+)
 _SECRET = re.compile(
     r"(?:api[ _-]?key|secret(?:[ _-]?key)?|access[ _-]?key|token|passwd|password|passphrase|pwd|"
-    r"passcode|bearer|credentials?)[\"']?(?: {0,3}[:=] {0,3}| (?:is )?)[\"'`]?([^\s\"'`,;<>]{6,512})",
+    r"passcode|bearer|credentials?)[\"']?(?: {0,3}[:=] {0,3}| (?:is )?)[\"'`]?"
+    r"([^\s\"'`,;<>]{6,512})",
     re.IGNORECASE,
 )
-_TOKEN = re.compile(r"(?<![\w+/=.@-])[A-Za-z0-9+/_-]{20,512}+={0,2}")
+_TOKEN = re.compile(r"(?<![\w+/.@-])[A-Za-z0-9+/_-]{20,512}+={0,2}")
 
 _HEX = re.compile("[0-9a-fA-F-]+")
 
@@ -96,16 +99,17 @@ _MONTH = (
 _DATE = re.compile(
     r"(?<![0-9])(?:[0-9]{1,2} {0,2}[-./ ] {0,2}[0-9]{1,2} {0,2}[-./ ] {0,2}(?:[0-9]{4}|'?[0-9]{2})|"
     r"[0-9]{4} {0,2}[-./ ] {0,2}[0-9]{1,2} {0,2}[-./ ] {0,2}[0-9]{1,2}|"
-    rf"[0-9]{{1,2}}(?:st|nd|rd|th|er|º|ª|\.)?[ -]{{0,2}}(?:of |de |of the )?{_MONTH},?[ -]{{0,2}}(?:de |del |of )?"
+    rf"[0-9]{{1,2}}(?:st|nd|rd|th|er|º|ª|\.)?[ -]{{0,2}}(?:of |de )?{_MONTH},?[ -]{{0,2}}"
+    r"(?:del? |of )?"
     r"(?:[0-9]{4}|'[0-9]{2}|[0-9]{2})|"
     rf"{_MONTH} {{0,2}}[0-9]{{1,2}}(?:st|nd|rd|th)?,? {{0,2}}(?:of )?(?:[0-9]{{4}}|'[0-9]{{2}})|"
     r"[0-9]{4} ?[年년] ?[0-9]{1,2} ?[月월] ?[0-9]{1,2} ?[日일]|[0-9]{8})(?![0-9])",
     re.IGNORECASE,
 )
 _BORN = re.compile(
-    r"\bborn\b|birth|\bd\.? ?o\.? ?b\b|\bgeb(?:oren|urtsdat|\b)|geburtstag|\bn[ée]{1,2}e?\b (?:le|en)|"
-    r"naissance|\bnaci[dóo]|nacimiento|\bnat[oa] (?:il|a|nel)|nascita|nascid[oa]|nascimento|geboorte|"
-    r"\bfødt\b|\bfödd\b|生年月日|誕生日|出生|生日|생년월일|родил|рожд",
+    r"\bborn\b|birth|\bd\.? ?o\.? ?b\b|\bgeb(?:oren|urtsdat|\b)|geburtstag|geboorte|"
+    r"\bn[ée]{1,2}e?\b (?:le|en)|naissance|\bnaci[dóo]|nacimiento|\bnat[oa] (?:il|a|nel)|nascita|"
+    r"nascid[oa]|nascimento|\bfødt\b|\bfödd\b|生年月日|誕生日|出生|生日|생년월일|родил|рожд",
     re.IGNORECASE,
 )
 _AFTER, _BEFORE = 60, 30  # characters from a word of birth to its date, after it and before it

@@ -11,19 +11,20 @@ Habits, separators and sentences fall into two splits. The recognisers were writ
 """
 
 import dataclasses
-import functools
 import importlib
 import ipaddress
 import random
 import re
 import string
 from collections.abc import Callable, Sequence
+from typing import TypeVar
 
 import phonenumbers
 from stdnum import luhn, numdb
 from stdnum.iso7064 import mod_97_10
 
 SPLITS = ("development", "test")
+T = TypeVar("T")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -68,7 +69,7 @@ class _Draw:
     def __init__(self, rng: random.Random, half: int):
         self.rng, self.half = rng, half
 
-    def of(self, habits: Sequence[str]) -> str:
+    def of(self, habits: Sequence[T]) -> T:
         """One of this split's habits; of the only one where there is no other."""
         return self.rng.choice(habits[self.half :: 2] or habits)
 
@@ -405,11 +406,13 @@ _PRIVATE: dict[str, dict[str, Callable[[_Draw], str]]] = {
             "^^_^^##@example.net", "&^^^.&^^@EXAMPLE.ORG", "o'^^^^@example.org",
         ),
         "international": _written(
-            "用户@例え.テスト", "анна.^^@пример.example", "j^^ö@exämple.example", "πέτρος@παράδειγμα.example",
+            "用户@例え.テスト", "анна.^^@пример.example", "j^^ö@exämple.example",
+            "πέτρος@παράδειγμα.example",
             "^^^@xn--r8jz45g.example", "अजय@उदाहरण.example",
         ),
         "spelt": _written(
-            "^^^^ at example dot org", "^^^^ [at] example [dot] com", "^^^.^^^ (at) example (dot) org",
+            "^^^^ at example dot org", "^^^^ [at] example [dot] com",
+            "^^^.^^^ (at) example (dot) org",
             "^^^ AT mail DOT example DOT com", "^^^^ @ example.org", "^^^^@ example . org",
         ),
     },
@@ -439,10 +442,12 @@ _PRIVATE: dict[str, dict[str, Callable[[_Draw], str]]] = {
         ),
     },
     "date of birth": {
-        "numeric": _written("dd.mm.YYYY", "YYYY-mm-dd", "mm/dd/YYYY", "dd/mm/YYYY", "dd-mm-YYYY", "dd.mm.yy"),
+        "numeric": _written(
+            "dd.mm.YYYY", "YYYY-mm-dd", "mm/dd/YYYY", "dd/mm/YYYY", "dd-mm-YYYY", "dd.mm.yy"),
         "in words": _written(
             "dd May YYYY", "May dd, YYYY", "dd. März YYYY", "2nd of June YYYY", "dd mai YYYY",
-            "dd de octubre de YYYY", "October dd YYYY", "dd Dec. YYYY", "dd luglio YYYY", "3 Sept YYYY",
+            "dd de octubre de YYYY", "October dd YYYY", "dd Dec. YYYY", "dd luglio YYYY",
+            "3 Sept YYYY",
         ),
     },
     "URL": {
@@ -456,7 +461,8 @@ _PRIVATE: dict[str, dict[str, Callable[[_Draw], str]]] = {
         "prefixed": _prefixed(
             ("sk-", 48), ("ghp_", 36), ("AKIA", 16), ("xoxb-", 40), ("AIza", 35), ("glpat-", 20),
             ("sk_live_", 24), ("hf_", 34), ("npm_", 36), ("sk-proj-", 60), ("github_pat_", 60),
-            ("ASIA", 16), ("SG.abcdefghijklmnop1234.", 43), ("dop_v1_", 64), ("shpat_", 32), ("sk-ant-api03-", 80),
+            ("ASIA", 16), ("SG.abcdefghijklmnop1234.", 43), ("dop_v1_", 64), ("shpat_", 32),
+            ("sk-ant-api03-", 80),
         ),
         "token with three parts": _jwt,
         "hexadecimal": _random("0123456789abcdef", 32, 40, 64),
@@ -465,103 +471,113 @@ _PRIVATE: dict[str, dict[str, Callable[[_Draw], str]]] = {
     },
     "digits": {
         "run": lambda draw: draw.filled("%" + "#" * draw.any((4, 5, 6, 7, 8, 9, 11))),
-        "spelt": lambda draw: draw.of((" ", "-", " ")).join(draw.filled("#" * draw.any((5, 6, 8, 10)))),
+        "spelt": lambda draw: draw.of((" ", "-",
+        " ")).join(draw.filled("#" * draw.any((5, 6, 8, 10)))),
     },
 }  # fmt: skip
 
 
 def _sentence(*habits: str) -> Callable[[_Draw], str]:
     """Habits in which `{low..high}` is a number between."""
-
-    def write(draw: _Draw) -> str:
-        def number(match: re.Match) -> str:
-            return str(draw.rng.randint(int(match[1]), int(match[2])))
-
-        return re.sub(r"\{(\d+)\.\.(\d+)\}", number, draw.of(habits))
-
-    return write
+    return lambda draw: re.sub(
+        r"\{(\d+)\.\.(\d+)\}",
+        lambda match: str(draw.rng.randint(int(match[1]), int(match[2]))),
+        draw.of(habits),
+    )
 
 
-@functools.cache
-def _isbn_groups() -> tuple[str, ...]:
-    return ("978-0-###-#####-", "978-3-16-######-", "978-1-4#####-##-", "979-8-####-####-")
+_BOOKS = ("978-0-###-#####-#", "978-3-16-######-#", "978-1-4#####-##-#", "979-8-####-####-#")
 
 
 def _book(draw: _Draw) -> str:
-    from stdnum import isbn
-
-    before, mark = draw.of((("ISBN ", ""), ("ISBN ", "-"), ("See ", "-"), ("ISBN: ", "-"))), ""
-    while True:
-        written = draw.filled(draw.of(_isbn_groups()) + "#")
-        if isbn.is_valid(written):
-            break
-    mark = before[1]
-    return f"{before[0]}{written if mark else written.replace('-', '')}, 2nd edition"
+    before, mark = draw.of((("ISBN ", ""), ("ISBN ", "-"), ("See ", "-"), ("ISBN: ", "-")))
+    number = _checked("isbn", *_BOOKS)(draw)
+    return f"{before}{number if mark else number.replace('-', '')}, 2nd edition"
 
 
 _PUBLIC: dict[str, Callable[[_Draw], str]] = {
     "order number": _sentence(
-        "order PO-{1000..9999} has shipped", "invoice {1..999}/{10..24} is due", "order #{1000..9999}",
-        "ticket ABC-{100..9999} was closed", "case no. {10..99}-{100..999}", "item {100..999}-{10..99}",
+        "order PO-{1000..9999} has shipped", "invoice {1..999}/{10..24} is due",
+        "order #{1000..9999}",
+        "ticket ABC-{100..9999} was closed", "case no. {10..99}-{100..999}",
+        "item {100..999}-{10..99}",
         "lot B{100..999}-{1..9}", "reference {10..99}/{100..999}/{10..24}",
     ),
     "version": _sentence(
         "version {1..20}.{0..30}.{0..99} is out", "runs on v{1..9}.{0..9}.{0..9}.{100..999}",
         "Python 3.{8..14}.{0..9}", "upgrade from {1..9}.{10..20} to {21..30}.{0..9}.{0..9}",
-        "kernel {4..6}.{0..20}.{0..200}-{10..90}-generic", "build {1..9}.{0..9}.{0..9999}", "numpy>={1..2}.{0..30}",
+        "kernel {4..6}.{0..20}.{0..200}-{10..90}-generic", "build {1..9}.{0..9}.{0..9999}",
+        "numpy>={1..2}.{0..30}",
         "version {1..20}.{0..30}.{0..9}.{0..99}",
     ),
     "years": _sentence(
         "from {1850..1930} to {1931..2020}", "the war of {1850..1900}-{1901..1950}",
         "in {1950..1980}, {1981..1990} and {1991..2020}", "the {1900..2000}/{10..99} season",
-        "{1900..1950}\u2013{1951..2020} in office", "summers of {1950..1980} {1981..1990} {1991..2020}",
+        "{1900..1950}\u2013{1951..2020} in office",
+        "summers of {1950..1980} {1981..1990} {1991..2020}",
         "({1800..1850} @-@ {1851..1920})", "the class of {1950..2020}",
     ),
     "score": _sentence(
-        "won 6-{0..4} 6-{0..4}", "beat them {80..120}-{70..99}", "{10..21}-{10..21} {10..21}-{10..21} {10..21}-{10..21}",
-        "drew {0..4}:{0..4} ({0..2}:{0..2})", "a {20..49} @-@ {0..19} win", "quarters of {10..40}, {10..40}, {10..40}",
+        "won 6-{0..4} 6-{0..4}", "beat them {80..120}-{70..99}",
+        "{10..21}-{10..21} {10..21}-{10..21} {10..21}-{10..21}",
+        "drew {0..4}:{0..4} ({0..2}:{0..2})", "a {20..49} @-@ {0..19} win",
+        "quarters of {10..40}, {10..40}, {10..40}",
         "led {1..9}\u2013{0..9} at half time", "6-4, 3-6, 7-6({0..9})",
     ),
     "price": _sentence(
-        "costs ${1..999},{100..999}.{10..99}", "for €{1..99}.{100..999},{10..99}", "{10..99} {100..999} € in all",
-        "paid £{100..999} and ¥{1000..9999}", "USD {1..9},{100..999},{100..999}", "{1..9} @,@ {100..999} dollars",
+        "costs ${1..999},{100..999}.{10..99}", "for €{1..99}.{100..999},{10..99}",
+        "{10..99} {100..999} € in all",
+        "paid £{100..999} and ¥{1000..9999}", "USD {1..9},{100..999},{100..999}",
+        "{1..9} @,@ {100..999} dollars",
         "{100..999}.{10..99} EUR a month", "at {1..9}'{100..999}.{10..99} CHF",
     ),
     "measurement": _sentence(
         "{100..999} @,@ {100..999} inhabitants", "{1..9}.{10..9999} kg", "{10..99} x {10..99} cm",
-        "{1..9} @.@ {1..99} km away", "{1..99} {100..999} people", "at {10..99}.{1000..9999}, {10..99}.{1000..9999}",
+        "{1..9} @.@ {1..99} km away", "{1..99} {100..999} people",
+        "at {10..99}.{1000..9999}, {10..99}.{1000..9999}",
         "between {100..999} and {1000..9999} m", "{1..8} {100..999} {100..999} inhabitants",
     ),
     "time": _sentence(
-        "at {10..23}:{10..59}:{10..59}", "from {8..11}.30-{12..19}.15", "{10..23}:{10..59} to {10..23}:{10..59}",
-        "in {1..59}:{10..59}.{10..99}", "{8..11}:30\u2013{12..19}:45 daily", "open {7..11}-{13..20} h",
+        "at {10..23}:{10..59}:{10..59}", "from {8..11}.30-{12..19}.15",
+        "{10..23}:{10..59} to {10..23}:{10..59}",
+        "in {1..59}:{10..59}.{10..99}", "{8..11}:30\u2013{12..19}:45 daily",
+        "open {7..11}-{13..20} h",
         "T{10..23}:{10..59}:{10..59}Z", "a run of {1..2}h{10..59}m{10..59}s",
     ),
     "book": _book,
     "date": _sentence(
-        "on {2000..2024}-0{1..9}-{10..28}", "on {10..28}.0{1..9}.{2000..2024}", "by {10..12}/{10..28}/{2000..2024}",
-        "on {1..28} June {1900..2020}", "since {10..28}/{10..12}/{10..24}", "May {1..28}, {1900..2020}",
+        "on {2000..2024}-0{1..9}-{10..28}", "on {10..28}.0{1..9}.{2000..2024}",
+        "by {10..12}/{10..28}/{2000..2024}",
+        "on {1..28} June {1900..2020}", "since {10..28}/{10..12}/{10..24}",
+        "May {1..28}, {1900..2020}",
         "signed {10..28}-{10..12}-{2000..2024}", "{2000..2024}/{10..12}/{10..28} {10..23}:{10..59}",
     ),
     "pages": _sentence(
-        "pp. {100..400}-{401..900}", "pages {10..49}\u2013{50..99}", "see {1..9}.{1..9}.{1..9} and fig. {1..20}",
+        "pp. {100..400}-{401..900}", "pages {10..49}\u2013{50..99}",
+        "see {1..9}.{1..9}.{1..9} and fig. {1..20}",
         "vol. {1..30} ({1..4}), {1000..1400}-{1401..1999}", "chapter {1..9}, p. {100..999}",
-        "{1000..1040}-{1041..1099}, {2000..2040}-{2041..2099}", "lines {10..99}-{100..999}", "Matthew {1..28}:{1..9}-{10..30}",
+        "{1000..1040}-{1041..1099}, {2000..2040}-{2041..2099}", "lines {10..99}-{100..999}",
+        "Matthew {1..28}:{1..9}-{10..30}",
     ),
     "name with numbers": _sentence(
-        "an A{319..350}-{100..900} of flight BA {100..2000}", "IMG_{1000..9999}.JPG", "the B{1..99} to exit {1..99}",
-        "room {100..999}, floor {1..9}", "RFC {1000..9999}", "a {100..999}-{10..99} CPU", "Boeing 7{1..8}7-{100..900}",
+        "an A{319..350}-{100..900} of flight BA {100..2000}", "IMG_{1000..9999}.JPG",
+        "the B{1..99} to exit {1..99}",
+        "room {100..999}, floor {1..9}", "RFC {1000..9999}", "a {100..999}-{10..99} CPU",
+        "Boeing 7{1..8}7-{100..900}",
         "M{1..9}A{1..9} and T-{34..90}",
     ),
     "statistics": _sentence(
-        "p < 0.0{10..99}, n = {100..999}", "{10..99}.{10..99}% of {1..9},{100..999}", "mean {1..9}.{100..999} \u00b1 0.{10..99}",
+        "p < 0.0{10..99}, n = {100..999}", "{10..99}.{10..99}% of {1..9},{100..999}",
+        "mean {1..9}.{100..999} \u00b1 0.{10..99}",
         "0.{1000..9999} 0.{1000..9999} 0.{1000..9999}", "{1..9}/{10..99} and {1..9}:{10..99}",
-        "{100..120} {90..99} {80..89} {70..79}", "rows of {10..99} {10..99} {10..99}", "ranks {1..9}, {10..19}, {20..29}, {30..39}",
+        "{100..120} {90..99} {80..89} {70..79}", "rows of {10..99} {10..99} {10..99}",
+        "ranks {1..9}, {10..19}, {20..29}, {30..39}",
     ),
     "code": _sentence(
         "std::vector<int> a::b c::d", "commit a{0..9}b{0..9}c{0..9}d",
         "#ff{10..99}{10..99} and #a{0..9}b{0..9}c{0..9}", "x[{10..99}:{100..999}] = {1..9}e-{1..9}",
-        "see https://example.org/a/{100..999}?page={1..99}", "@ann and @bob at {1..9} pm", "key = value; token count: {100..999}",
+        "see https://example.org/a/{100..999}?page={1..99}", "@ann and @bob at {1..9} pm",
+        "key = value; token count: {100..999}",
         "the state-of-the-art of-this-and-that_under_scored_names {1..9}",
     ),
     "sentence": _sentence(

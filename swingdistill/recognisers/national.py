@@ -21,7 +21,7 @@ _WRITTEN = {
     "ie.pps": "",
     "fr.nir": "1 2 2 2 3 3 2, 1 2 2 2 3 3, 13 2, 15",
     "de.idnr": "2 3 3 3, 11",
-    "at.vnr": "4 6, 4 2 2 2, 10",
+    "at.vnr": "4 6, 10",
     "ch.ssn": "3 4 4 2, 13",
     "nl.bsn": "4 2 3, 3 3 3, 2 3 4, 9",
     "be.nn": "2 2 2 3 2, 6 3 2, 11",
@@ -75,7 +75,10 @@ def _by_lengths() -> dict[tuple[int, ...], list[str]]:
     found: dict[tuple[int, ...], list[str]] = {}
     for name, written in _WRITTEN.items():
         for form in filter(None, written.split(",")):
-            found.setdefault(tuple(map(int, form.split())), []).append(name)
+            lengths = tuple(map(int, form.split()))
+            found.setdefault(lengths, []).append(name)
+            if len(lengths) == 1:  # the check digit set apart
+                found.setdefault((lengths[0] - 1, 1), []).append(name)
     return found
 
 

@@ -43,7 +43,8 @@ def quality(
             hit = (bool(covered[shown].all()), bool(np.mean(named[shown]) >= 0.5))
             hits.setdefault(example.kind + form, []).append(hit)
     kinds = sorted(hits.keys() | calls.keys())
-    hits[ALL], calls[ALL] = [h for k in kinds for h in hits.get(k, [])], sum(calls.values(), [])
+    for each in (hits, calls):
+        each[ALL] = [one for ones in each.values() for one in ones]
     return {
         kind: {
             "recall": _share([found for found, _ in hits.get(kind, [])]),

@@ -11,7 +11,7 @@ from phonenumbers import PhoneMetadata
 _REGIONS = (
     "US GB DE FR IT ES NL BE CH AT PT IE DK NO SE FI IS PL CZ SK HU RO BG GR HR SI LT LV EE UA RU "
     "TR IL AE SA EG ZA NG KE MA IN PK BD CN JP KR TW HK SG MY TH VN ID PH AU NZ BR AR CL CO MX PE"
-).split()
+)
 _LONGEST, _SURE = 12, 9  # digits of a national number; from how many on its form is enough
 _WORDS = re.compile(
     r"\b(?:tel|tel[eé]\w*|phone\w*|mobil\w*|cell\w*|fax|call\w*|ring|text|sms|whatsapp|dial|handy|"
@@ -69,37 +69,65 @@ def is_national(
         return True
     if _NO_NUMBER_BEFORE.search(before) or _UNIT_AFTER.match(after):
         return False
-    if digits[0] == "0" and digits[1] != "0" and size >= _SURE and min(lengths[1:], default=size) >= 2:
+    if (
+        digits[0] == "0"
+        and digits[1] != "0"
+        and size >= _SURE
+        and min(lengths[1:], default=size) >= 2
+    ):
         return True
-    if size < _SURE and (_is_range(digits, lengths, separators) or _is_amount(lengths, separators)):
+    if size < _SURE and (
+        (len(lengths) == 3 and is_date(digits, lengths))
+        or _is_range(digits, lengths, separators)
+        or _is_amount(lengths, separators)
+    ):
         return False
     begins = _beginnings(tuple(lengths))
     return begins is not None and bool(begins.match(digits))
 
 
+def is_date(digits: str, lengths: Sequence[int]) -> bool:
+    """Whether three groups are day, month and year in some order.
+
+    >>> is_date("20110512", (4, 2, 2)), is_date("5550123", (3, 2, 2))
+    (True, False)
+    """
+    first, second = lengths[0], lengths[0] + lengths[1]
+    values = [int(digits[:first]), int(digits[first:second]), int(digits[second:])]
+    if lengths[0] == 4:
+        year, rest = values[0], values[1:]
+    elif max(lengths[:2]) <= 2 and lengths[2] in (2, 4):
+        year, rest = values[2] + 1900 * (lengths[2] == 2), values[:2]
+    else:
+        return False
+    return 1800 <= year < 2100 and 1 <= min(rest) <= 12 and max(rest) <= 31
+
+
 def _alternates(separators: Sequence[str]) -> bool:
-    """21-19 21-17: pairs, not one number."""
+    """21-19 21-17 or 8.30-12.15: pairs, not one number."""
     marks = [each.strip() for each in separators]
     return any(
-        marks[i] and not marks[i + 1] and marks[i] == marks[i + 2] and marks[i] not in "()"
-        for i in range(len(marks) - 2)
+        first in ("-", ".", "/") and first == third != second
+        for first, second, third in zip(marks, marks[1:], marks[2:], strict=False)
     )
 
 
 def _is_range(digits: str, lengths: Sequence[int], separators: Sequence[str]) -> bool:
-    """1914-1918, 998-1002 or 12.3456: two numbers, or one with a decimal point."""
+    """1914-1918, 998-1002, 12.3456 or 91/275/13: two numbers, one with a decimal point, a file."""
     if len(lengths) != 2:
-        return False
+        return {each.strip() for each in separators} == {"/"}
     first, second = int(digits[: lengths[0]]), int(digits[lengths[0] :])
     mark = separators[0].strip()
-    years = all(1000 <= each < 2100 for each in (first, second)) and lengths[0] == 4
+    years = lengths[0] == 4 and 1000 <= first < 2100 and second < 2100
     near = mark in ("-", "/") and first < second < first + 1000 and digits[lengths[0]] != "0"
     return years or near or (mark in ("", ".") and tuple(lengths) != (4, 4))
 
 
 def _is_amount(lengths: Sequence[int], separators: Sequence[str]) -> bool:
     """12 345 678 or 1.200.500: thousands."""
-    return lengths[0] <= 3 and set(lengths[1:]) == {3} and {s.strip() for s in separators} <= {"", "."}
+    return (
+        lengths[0] <= 3 and set(lengths[1:]) == {3} and {s.strip() for s in separators} <= {"", "."}
+    )
 
 
 @functools.cache
@@ -112,7 +140,7 @@ def _beginnings(lengths: tuple[int, ...]) -> re.Pattern | None:
 @functools.cache
 def _formats() -> dict[tuple[int, ...], set[str]]:
     found: dict[tuple[int, ...], set[str]] = {}
-    for region in _REGIONS:
+    for region in _REGIONS.split():
         data = PhoneMetadata.metadata_for_region(region)
         assert data is not None
         trunk = data.national_prefix or ""
@@ -120,8 +148,11 @@ def _formats() -> dict[tuple[int, ...], set[str]]:
             ranges = re.findall(r"\\d(?:\{(\d+)(?:,(\d+))?\})?", known.pattern)
             leading = known.leading_digits_pattern
             begin = leading[-1] if leading else data.general_desc.national_number_pattern
+            optional = known.national_prefix_optional_when_formatting
+            needed = trunk and trunk in (known.national_prefix_formatting_rule or "")
             for lengths in _expanded([(int(a or 1), int(b or a or 1)) for a, b in ranges]):
-                found.setdefault(lengths, set()).add(f"(?:{begin})")
+                if not needed or optional:
+                    found.setdefault(lengths, set()).add(f"(?:{begin})")
                 if trunk:
                     joined = (len(trunk) + lengths[0], *lengths[1:])
                     for each in (joined, (len(trunk), *lengths)):
@@ -134,4 +165,10 @@ def _expanded(ranges: Sequence[tuple[int, int]]) -> Iterator[tuple[int, ...]]:
     made: list[tuple[int, ...]] = [()]
     for low, high in ranges:
         made = [(*m, n) for m in made for n in range(low, min(high, _LONGEST) + 1)]
-    return (each for each in made if 7 <= sum(each) <= _LONGEST and len(each) > 1)
+    for each in made:
+        if 7 <= sum(each) <= _LONGEST and len(each) > 1:
+            yield each
+            yield each[0], sum(each[1:])
+            if len(each) > 3:  # pairs that are written together
+                for i in range(len(each) - 1):
+                    yield (*each[:i], each[i] + each[i + 1], *each[i + 2 :])

@@ -1,16 +1,15 @@
 """How likely the token predicted at a position is private: scores in [0, 1].
 
-`rules` and `oracle` read text and give scores. `surprisal`, `differential` and `divergence` read
-logits and give nats, which `ramp` turns into scores between two quantiles of the same measure on
-public text. All of it belongs to the *predicted* token: logits and labels at one position, and the
-character offsets of that label. A scorer is a guess: report its precision and recall. Scores
-computed on private text are themselves private.
+`rules`, `marked` and `oracle` read text and give scores. `surprisal`, `differential` and
+`divergence` read logits and give nats, which `ramp` turns into scores between two quantiles of the
+same measure on public text. All of it belongs to the *predicted* token: logits and labels at one
+position, and the character offsets of that label. A scorer is a guess: report its precision and
+recall. Scores computed on private text are themselves private.
 
 Source: a likelihood of being private per token is the paper's idea; every formula here is our
 reconstruction (`surprisal` is nearest to the same group's earlier work).
 """
 
-import re
 from collections.abc import Iterable, Sequence
 
 import jax
@@ -18,32 +17,21 @@ import jax.numpy as jnp
 import numpy as np
 
 from distill_core.losses import cross_entropy, kl_divergence
+from swingdistill.recognisers.find import Found, find
 
 Array = jax.Array
 Span = tuple[int, int]
 Offsets = np.ndarray | Sequence[Span]
 
-# Wide rather than narrow, since what they miss is taught. None backtracks far.
-_RECOGNISERS = (
-    # An email address.
-    r"(?<![\w.+-])[\w.+-]+@[\w-]+(?:\.[\w-]+)+",
-    # A telephone number: +44 20 7946 0958, (212) 555-0123, 212 555 0123, 555-0123; but no date
-    # such as 2011-05-12.
-    r"\+\d(?:[ .-]?\(?\d\)?){6,14}(?!\d)"
-    r"|(?<!\d)(?:(?:\(\d{2,4}\) ?|\d{3,4}[ .-])\d{3,4}[ .-]|\d{3}[.-])\d{4}(?![\d-])",
-    # A card.
-    r"(?<!\d)\d(?:[ -]?\d){12,18}(?!\d)",
-    # Five digits in a row, or spelt out as tokens: 1 2 3 4 5.
-    r"(?<!\d)(?:\d{5,}|\d(?: \d){4,})(?!\d)",
-)
 _RADIUS = 2  # positions to either side over which the divergence is averaged
 
 
 def rules(text: str, offsets: Offsets, *, extra: Iterable[str] = ()) -> np.ndarray:
-    """1 where the predicted token overlaps what an expression matches: auditable, but blind to
+    """1 where the predicted token overlaps what a recogniser finds: auditable, but blind to
     everything else.
 
-    Built in are expressions for email addresses, telephone and card numbers, and five digits.
+    Recognised are the kinds of `recognisers.find.KINDS`: addresses, numbers with checksums,
+    telephone numbers, keys, dates of birth, and five digits in a row.
 
     Args:
       text: the text that the tokens are of.
@@ -57,8 +45,26 @@ def rules(text: str, offsets: Offsets, *, extra: Iterable[str] = ()) -> np.ndarr
     >>> print(rules("call 555-0123 now", [(0, 4), (5, 8), (8, 13), (14, 17)]))
     [0. 1. 1. 0.]
     """
-    found = (match for pattern in (*_RECOGNISERS, *extra) for match in re.finditer(pattern, text))
-    return oracle([match.span() for match in found if match.group()], offsets)
+    return marked(find(text, extra=extra), offsets)
+
+
+def marked(found: Iterable[Found], offsets: Offsets) -> np.ndarray:
+    """The highest score of what overlaps the predicted token, 0 where nothing does.
+
+    Args:
+      found: stretches with scores in [0, 1].
+      offsets: as in `rules`.
+
+    Returns:
+      float32 `[L]`.
+    """
+    edges = np.asarray(offsets, np.int64).reshape(-1, 2)
+    start, end = edges[:, 0], edges[:, 1]
+    scores = np.zeros(len(edges), np.float32)
+    for low, high, score, _ in found:
+        overlaps = (start < end) & (start < high) & (end > low)
+        scores = np.where(overlaps, np.maximum(scores, np.float32(score)), scores)
+    return scores
 
 
 def oracle(spans: Iterable[Span], offsets: Offsets) -> np.ndarray:
@@ -71,12 +77,7 @@ def oracle(spans: Iterable[Span], offsets: Offsets) -> np.ndarray:
     Returns:
       float32 `[L]`.
     """
-    edges = np.asarray(offsets, np.int64).reshape(-1, 2)
-    start, end = edges[:, 0], edges[:, 1]
-    scores = np.zeros(len(edges), np.float32)
-    for low, high in spans:
-        scores[(start < end) & (start < high) & (end > low)] = 1.0
-    return scores
+    return marked((Found(low, high, 1.0, "known") for low, high in spans), offsets)
 
 
 def surprisal(reference_logits: Array, labels: Array, *, where: Array | None = None) -> Array:

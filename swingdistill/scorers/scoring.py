@@ -4,6 +4,7 @@ The networks and the text are frozen, so scores are made once. Our reconstructio
 are; what a scorer finds on private text is itself private.
 """
 
+import collections
 import functools
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -17,14 +18,64 @@ from distill_core.data import sampling
 from distill_core.models.network import Network
 from distill_core.training import chunked
 from swingdistill.private_text import Encoded
+from swingdistill.recognisers import find as recognisers
+from swingdistill.recognisers import presidio as presidio_lib
+from swingdistill.recognisers.find import Found
 from swingdistill.scorers import judges as scorers
 
-TEXT_SCORERS = ("rules", "oracle")
+RECOGNISERS = ("rules", "presidio")
+TEXT_SCORERS = (*RECOGNISERS, "oracle")
 MEASURES = ("surprisal", "differential", "divergence")
 SCORERS = TEXT_SCORERS + MEASURES
 _ENTRIES = 2**23  # logits of one network that exist at a time: 32 MiB
 
 Rows = Mapping[str, np.ndarray]
+Recognised = Mapping[str, Sequence[Sequence[Found]]]
+
+
+def recognise(
+    names: Sequence[str],
+    text: Encoded,
+    *,
+    expressions: Sequence[str] = (),
+    presidio: str | None = None,
+) -> Recognised:
+    """What those of `RECOGNISERS` that are named find in each line of a text, by scorer.
+
+    Args:
+      names: of `SCORERS`; others are passed over.
+      text: what is read.
+      expressions: the user's own, for `rules`.
+      presidio: see `recognisers.presidio.analyser`.
+    """
+    by_name = {}
+    if "rules" in names:
+        by_name["rules"] = [recognisers.find(line.text, extra=expressions) for line in text.lines]
+    if "presidio" in names and presidio is not None:
+        analyse = presidio_lib.analyser(presidio)
+        by_name["presidio"] = [analyse(line.text) for line in text.lines]
+    return by_name
+
+
+def tally(recognised: Recognised, text: Encoded, expressions: Sequence[str] = ()) -> list[str]:
+    """One line per recogniser: how many tokens each kind and each expression matched.
+
+    A token counts for every kind that it overlaps.
+    """
+    said = []
+    for name, lines in recognised.items():
+        counts: collections.Counter[str] = collections.Counter()
+        for found, line in zip(lines, text.lines, strict=True):
+            for kind in {each.kind for each in found}:
+                own = [each for each in found if each.kind == kind]
+                counts[kind] += int(np.sum(scorers.marked(own, line.offsets) > 0))
+        own = [recognisers.kind_of(each) for each in expressions if name == "rules"]
+        kinds = [kind for kind, _ in counts.most_common() if kind not in own]
+        shown = ", ".join(f"{kind} {counts[kind]:,}" for kind in kinds) or "nothing"
+        said.append(
+            "; ".join([f"{name}, tokens found: {shown}", *(f"{k} {counts[k]:,}" for k in own)])
+        )
+    return said
 
 
 def score(
@@ -34,7 +85,7 @@ def score(
     *,
     quantiles: Sequence[float],
     models: Mapping[str, Any],
-    expressions: Sequence[str] = (),
+    recognised: Recognised,
     whole_line: bool = False,
 ) -> dict[str, np.ndarray]:
     """Scores of every token by each scorer, float32 [N, L] in [0, 1], 0 where nothing is trained.
@@ -45,7 +96,7 @@ def score(
       public: rows of held-out public text.
       quantiles: the two of a measure on `public`, between which its score rises from 0 to 1.
       models: the loaded "teacher" and "reference", for the measures that ask them.
-      expressions: the user's own, for `rules`.
+      recognised: what `recognise` found in the text, for these names.
       whole_line: whether the text's tokens decide for the answer's, as in classification: a token
         then gets the highest score in its line.
 
@@ -55,7 +106,7 @@ def score(
     found, where = {}, text.rows["weights"] > 0
     for name in names:
         if name in TEXT_SCORERS:
-            found[name] = _from_text(name, text, expressions, whole_line) * where
+            found[name] = _from_text(name, text, recognised, whole_line) * where
             continue
         nats = measure(name, public, models)[public["weights"] > 0]
         low, high = np.quantile(nats.astype(np.float64), quantiles)
@@ -106,15 +157,15 @@ def quality(scores: np.ndarray, private: np.ndarray, where: np.ndarray) -> dict[
     }
 
 
-def _from_text(name, text: Encoded, expressions, whole_line) -> np.ndarray:
+def _from_text(name, text: Encoded, recognised: Recognised, whole_line) -> np.ndarray:
     if name == "oracle" and not any(line.spans for line in text.lines):
         raise InputError("scorers", name, "needs text whose private spans are known")
     values = []
-    for line in text.lines:
+    for i, line in enumerate(text.lines):
         if name == "oracle":
             scores = scorers.oracle(line.spans, line.offsets)
         else:
-            scores = scorers.rules(line.text, line.offsets, extra=expressions)
+            scores = scorers.marked(recognised[name][i], line.offsets)
         values.append(np.full_like(scores, scores.max(initial=0)) if whole_line else scores)
     return text.fill(values)
 

@@ -42,9 +42,10 @@ def text(values, tokenizer):
     return text
 
 
-def score(names, text, public=None, *, quantiles=(0.0, 1.0), **given):
+def score(names, text, public=None, *, quantiles=(0.0, 1.0), expressions=(), **given):
     """`scoring.score`; the text itself stands for public text."""
-    given = {"models": {}, "quantiles": quantiles, **given}
+    recognised = scoring.recognise(names, text, expressions=expressions)
+    given = {"models": {}, "quantiles": quantiles, "recognised": recognised, **given}
     return scoring.score(names, text, public or text.rows, **given)
 
 
