@@ -4,6 +4,7 @@ The groups between one separator and the next are read as a chain; every stretch
 groups is looked up by the lengths of its groups, the longest first.
 """
 
+import functools
 import itertools
 import re
 
@@ -45,7 +46,9 @@ class _Chain:
         self.separators = [
             text[end:start] for (_, end), (start, _) in itertools.pairwise(self.groups)
         ]
+        self.marks = [each.strip() for each in self.separators]
         self.start = match.start()
+        self.announced: bool | None = None  # not looked at yet
         self.plus = "+" in text[match.start() : self.groups[0][0]]
 
     def find(self) -> list[Span]:
@@ -74,9 +77,10 @@ class _Chain:
         return [k for k, total in enumerate(totals, 1) if total <= most][::-1]
 
     def _international(self, i: int):
-        code = self._digits(i, 1)
-        plus, zeros = i == 0 and self.plus, code.startswith("00") and code != "00"
-        if not (plus or zeros or code == "00"):
+        plus, start = i == 0 and self.plus, self.groups[i][0]
+        if not (plus or self.text.startswith("00", start, start + self.lengths[i])):
+            return None
+        if not plus and self._digits(i, 2)[2:3] in ("", "0"):
             return None
         fits = []
         for k in self._sizes(i, 15 if plus else 17):
@@ -92,15 +96,11 @@ class _Chain:
         """Single digits with one separator: 4 8 2 1 0 7."""
         if self.lengths[i] != 1:
             return None
-        mark = self.separators[i].strip() if i < len(self.separators) else None
+        mark = self.marks[i] if i < len(self.marks) else None
         if mark not in ("", "-"):
             return None
         j = i
-        while (
-            j < len(self.separators)
-            and self.lengths[j + 1] == 1
-            and self.separators[j].strip() == mark
-        ):
+        while j < len(self.marks) and self.lengths[j + 1] == 1 and self.marks[j] == mark:
             j += 1
         size = j + 1 - i
         if size < RUN:
@@ -109,10 +109,13 @@ class _Chain:
 
     def _longest(self, i: int):
         """(span or None, groups that are done with) of the longest number that begins here."""
-        public = self._public(i)
+        public, zero = self._public(i), self.text[self.groups[i][0]] == "0"
         for k in self._sizes(i, 19):
             if k <= public:
                 break
+            rare = k > 1 and k < len(self.groups) and not zero and not self._is_announced(i)
+            if rare and tuple(self.lengths[i : i + k]) not in _shapes():
+                continue
             if (kind := self._kind(i, k)) and not (public and kind == "telephone"):
                 return self._span(i, k, kind), k
         if public:
@@ -122,69 +125,82 @@ class _Chain:
 
     def _public(self, i: int) -> int:
         """How many groups are a date or the number of a book."""
-        text, before = self.text, self.text[max(self.groups[i][0] - 10, 0) : self.groups[i][0]]
-        marks = [each.strip() for each in self.separators[i : i + 3]]
-        if len(marks) > 1 and marks[0] == marks[1] != "" and marks[2:] != marks[:1]:
-            lengths = self.lengths[i : i + 3]
-            if len(lengths) == 3 and telephone.is_date(self._digits(i, 3), lengths):
-                return 3
-        named = bool(_ISBN.search(before))
-        for k in self._sizes(i, 13):
-            number = self._digits(i, k)
-            if len(number) < 9:
-                break
-            end = self.groups[i + k - 1][1]
-            tail = text[end : end + 2].lstrip("- ")[:1]
+        marks = self.marks[i : i + 4]
+        joined = len(marks) > 1 and marks[0] == marks[1] != "" and marks[2:3] != marks[:1]
+        if joined and telephone.is_date(self._digits(i, 3), self.lengths[i : i + 3]):
+            return 3
+        named = not i and _ISBN.search(
+            self.text[max(self.groups[0][0] - 10, 0) : self.groups[0][0]]
+        )
+        hyphens = marks.count("-")
+        for k in self._sizes(i, 13) if named or hyphens >= 3 else ():
+            number, end = self._digits(i, k), self.groups[i + k - 1][1]
+            tail = self.text[end : end + 2].lstrip("- ")[:1]
             if named and (isbn.is_valid(number) or isbn.is_valid(number + tail)):
                 return k
-            hyphened = marks[:3] == ["-"] * 3 and self.lengths[i + k - 1] == 1
-            if k == len(number) - 8 == 5 and number[:2] == "97" and isbn.is_valid(number):
-                return k
-            if hyphened and k == 4 and len(number) == 10 and isbn.is_valid(number):
+            form = (k, len(number)) in ((5, 13), (4, 10)) and self.lengths[i + k - 1] == 1
+            if form and hyphens >= k - 1 and isbn.is_valid(number):
                 return k
         return 0
 
     def _kind(self, i: int, k: int) -> str | None:
-        text, lengths = self.text, self.lengths[i : i + k]
+        text, shape = self.text, tuple(self.lengths[i : i + k])
         start, end = self.groups[i][0], self.groups[i + k - 1][1]
         if k == 1:
-            if lengths[0] < RUN:
+            if shape[0] < RUN:
                 return None
-            return "telephone" if self._is_telephone(i, 1, start, end) else _named(text[start:end])
+            return "telephone" if self._is_telephone(i, 1) else _named(text[start:end])
         if text[start - 1 : start].isalpha() or text[end : end + 1].isalpha():
             return None
-        digits, shape = self._digits(i, k), tuple(lengths)
-        if (shape in _CARDS or (k == len(self.groups) and len(digits) >= 13)) and _is_card(digits):
+        whole = k == len(self.groups)
+        if (whole or shape in _CARDS) and _is_card(self._digits(i, k)):
             return "card"
-        if k == 4 and self._is_address(i):
+        if whole and k == 4 and self._is_address():
             return "IP address"
-        if all(1800 <= int(text[s:e]) < 2100 for s, e in self.groups[i : i + k]):
+        if min(shape) == 4 == max(shape) and all(
+            1800 <= int(text[s:e]) < 2100 for s, e in self.groups[i : i + k]
+        ):
             return None  # years
-        if national.is_national(digits, shape):
+        if national.is_national(self._digits(i, k), shape):
             return "national number"
-        return "telephone" if self._is_telephone(i, k, start, end) else None
+        return "telephone" if self._is_telephone(i, k) else None
 
-    def _is_telephone(self, i: int, k: int, start: int, end: int) -> bool:
-        before, after = self.text[max(start - 40, 0) : start], self.text[end : end + 14]
-        if re.match(r"[.,][0-9]", after):
-            return False
+    def _is_telephone(self, i: int, k: int) -> bool:
         marks = self.separators[i : i + k - 1]
         around = self.separators[max(i - 1, 0) : i] + self.separators[i + k - 1 : i + k]
         if any(" " not in each and each != "/" for each in around):
             return False  # 11 17-12 of 21-11 17-12: what is joined closely is not torn
+        start, end = self.groups[i][0], self.groups[i + k - 1][1]
         if end - start < 13 and {each.strip() for each in around} & {m.strip() for m in marks}:
             return False  # a few of a list of numbers
-        return telephone.is_national(
-            self._digits(i, k), self.lengths[i : i + k], marks, before.rstrip("( "), after
-        )
+        announced = self._is_announced(i)
+        lengths = self.lengths[i : i + k]
+        if not telephone.is_national(self._digits(i, k), lengths, marks, announced=announced):
+            return False
+        before, after = self.text[max(start - 40, 0) : start], self.text[end : end + 14]
+        if re.match(r"[.,][0-9]", after):
+            return False
+        return announced or not telephone.is_quantity(before.rstrip("( "), after)
 
-    def _is_address(self, i: int) -> bool:
+    def _is_announced(self, i: int) -> bool:
+        """Whether words before the chain say that a telephone number follows, not too far back."""
+        if self.announced is None:
+            self.announced = telephone.is_announced(self.text[max(self.start - 40, 0) : self.start])
+        return self.announced and self.groups[i][0] - self.start < 24
+
+    def _is_address(self) -> bool:
         """Four numbers up to 255 with dots between them, and no version."""
-        if i or len(self.groups) != 4 or any(s.strip() != "." for s in self.separators):
+        if set(self.marks) != {"."}:
             return False
         start = self.groups[0][0]
         small = all(int(self.text[s:e]) <= 255 for s, e in self.groups)
         return small and not _NO_ADDRESS.search(self.text[max(start - 12, 0) : start])
+
+
+@functools.cache
+def _shapes() -> frozenset[tuple[int, ...]]:
+    """Lengths of groups that some number is written in."""
+    return frozenset(_CARDS | national.shapes() | telephone.shapes())
 
 
 def _named(digits: str) -> str:

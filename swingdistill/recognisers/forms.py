@@ -85,7 +85,7 @@ _BLOCK = re.compile(
 _SECRET = re.compile(
     r"(?:api[ _-]?key|secret(?:[ _-]?key)?|access[ _-]?key|token|passwd|password|passphrase|pwd|"
     r"passcode|bearer|credentials?)[\"']?(?: {0,3}[:=] {0,3}| (?:is )?)[\"'`]?"
-    r"([^\s\"'`,;<>]{6,512})",
+    r"([^\s\"'`,;<>&]{6,512})",
     re.IGNORECASE,
 )
 _TOKEN = re.compile(r"(?<![\w+/.@-])[A-Za-z0-9+/_-]{20,512}+={0,2}")
@@ -106,11 +106,10 @@ _DATE = re.compile(
     r"[0-9]{4} ?[年년] ?[0-9]{1,2} ?[月월] ?[0-9]{1,2} ?[日일]|[0-9]{8})(?![0-9])",
     re.IGNORECASE,
 )
-_BORN = re.compile(
-    r"\bborn\b|birth|\bd\.? ?o\.? ?b\b|\bgeb(?:oren|urtsdat|\b)|geburtstag|geboorte|"
-    r"\bn[ée]{1,2}e?\b (?:le|en)|naissance|\bnaci[dóo]|nacimiento|\bnat[oa] (?:il|a|nel)|nascita|"
-    r"nascid[oa]|nascimento|\bfødt\b|\bfödd\b|生年月日|誕生日|出生|生日|생년월일|родил|рожд",
-    re.IGNORECASE,
+_BORN = re.compile(  # of small letters
+    r"\b(?:born\b|(?:date of )?birth|d\.? ?o\.? ?b\b|geb(?:oren|urt|oorte|\b)|"
+    r"n[ée]{1,2}e? (?:le|en)\b|naissance|naci[dóom]|nat[oa] (?:il|a|nel)\b|nasci(?:t|d|mento)|"
+    r"født|född|роди|рожд)|生年月日|誕生日|出生|生日|생년월일"
 )
 _AFTER, _BEFORE = 60, 30  # characters from a word of birth to its date, after it and before it
 
@@ -147,7 +146,7 @@ def _emails(text: str) -> Iterator[Span]:
     for match in _EMAIL.finditer(text):
         host = match[1].rstrip(".-_")
         last = host.rpartition(".")[2]
-        if host[0] == "[" or ("." in host and any(c.isalpha() for c in last)):
+        if host[:1] == "[" or ("." in host and any(c.isalpha() for c in last)):
             start = match.start() + (len(match[0]) - len(match[0].lstrip("'*`~.")))
             if text[start] != "@":
                 yield start, match.start(1) + len(host), "e-mail"
@@ -208,7 +207,8 @@ def _is_random(token: str) -> bool:
 
 
 def _births(text: str) -> Iterator[Span]:
-    for match in _BORN.finditer(text):
+    small = text.lower()
+    for match in _BORN.finditer(small if len(small) == len(text) else text):
         low, high = match.start() - _BEFORE, match.end() + _AFTER
         after = _DATE.search(text, match.end(), high)
         before = list(_DATE.finditer(text, max(low, 0), match.start())) if not after else []

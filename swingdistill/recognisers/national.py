@@ -70,6 +70,11 @@ def is_national(digits: str, lengths: Sequence[int]) -> bool:
     return any(_check(name)(digits) for name in _by_lengths().get(tuple(lengths), ()))
 
 
+def shapes() -> set[tuple[int, ...]]:
+    """The lengths of groups that some country's number is written in."""
+    return set(_by_lengths())
+
+
 @functools.cache
 def _by_lengths() -> dict[tuple[int, ...], list[str]]:
     found: dict[tuple[int, ...], list[str]] = {}

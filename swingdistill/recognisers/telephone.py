@@ -50,8 +50,18 @@ def _of_region(region: str, national: str) -> bool:
     return bool(re.fullmatch(data.general_desc.national_number_pattern or "(?!)", national))
 
 
+def is_announced(before: str) -> bool:
+    """Whether a text ends with words that a telephone number follows."""
+    return bool(_WORDS.search(before[-_TOO_FAR_BACK:]))
+
+
+def is_quantity(before: str, after: str) -> bool:
+    """Whether what stands between two texts is a page, a version, a price, a measure."""
+    return bool(_NO_NUMBER_BEFORE.search(before[-_TOO_FAR_BACK:]) or _UNIT_AFTER.match(after))
+
+
 def is_national(
-    digits: str, lengths: Sequence[int], separators: Sequence[str], before: str, after: str
+    digits: str, lengths: Sequence[int], separators: Sequence[str], *, announced: bool
 ) -> bool:
     """Whether groups of digits are written like a number within some country.
 
@@ -59,31 +69,23 @@ def is_national(
       digits: of all groups.
       lengths: of each group.
       separators: between them.
-      before, after: the text on either side.
+      announced: whether words before say so; then any groups of a sensible size are one.
     """
     size = len(digits)
-    if not 7 <= size <= _LONGEST or _alternates(separators):
+    if not 7 <= size <= _LONGEST:
         return False
-    before = before[-_TOO_FAR_BACK:]
-    if _WORDS.search(before):
+    trunk = digits[0] == "0" != digits[1] and size >= _SURE
+    trunk = trunk and min(lengths[1:], default=size) >= 2
+    begins = None if announced or trunk else _beginnings(tuple(lengths))
+    if begins and not begins.match(digits):
+        return False
+    if not (announced or trunk or begins) or _alternates(separators):
+        return False
+    if announced or trunk or size >= _SURE:
         return True
-    if _NO_NUMBER_BEFORE.search(before) or _UNIT_AFTER.match(after):
-        return False
-    if (
-        digits[0] == "0"
-        and digits[1] != "0"
-        and size >= _SURE
-        and min(lengths[1:], default=size) >= 2
-    ):
-        return True
-    if size < _SURE and (
-        (len(lengths) == 3 and is_date(digits, lengths))
-        or _is_range(digits, lengths, separators)
-        or _is_amount(lengths, separators)
-    ):
-        return False
-    begins = _beginnings(tuple(lengths))
-    return begins is not None and bool(begins.match(digits))
+    is_other = len(lengths) == 3 and is_date(digits, lengths)
+    is_other = is_other or _is_range(digits, lengths, separators)
+    return not (is_other or _is_amount(lengths, separators))
 
 
 def is_date(digits: str, lengths: Sequence[int]) -> bool:
@@ -92,6 +94,8 @@ def is_date(digits: str, lengths: Sequence[int]) -> bool:
     >>> is_date("20110512", (4, 2, 2)), is_date("5550123", (3, 2, 2))
     (True, False)
     """
+    if max(lengths) > 4:
+        return False
     first, second = lengths[0], lengths[0] + lengths[1]
     values = [int(digits[:first]), int(digits[first:second]), int(digits[second:])]
     if lengths[0] == 4:
@@ -128,6 +132,11 @@ def _is_amount(lengths: Sequence[int], separators: Sequence[str]) -> bool:
     return (
         lengths[0] <= 3 and set(lengths[1:]) == {3} and {s.strip() for s in separators} <= {"", "."}
     )
+
+
+def shapes() -> set[tuple[int, ...]]:
+    """The lengths of groups that some country's number is written in."""
+    return set(_formats())
 
 
 @functools.cache
