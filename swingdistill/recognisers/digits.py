@@ -8,7 +8,7 @@ import functools
 import itertools
 import re
 
-from stdnum import isbn, luhn
+from stdnum import ean, isbn, luhn
 
 from swingdistill.recognisers import national, telephone
 
@@ -136,7 +136,9 @@ class _Chain:
         for k in self._sizes(i, 13) if named or hyphens >= 3 else ():
             number, end = self._digits(i, k), self.groups[i + k - 1][1]
             tail = self.text[end : end + 2].lstrip("- ")[:1]
-            if named and (isbn.is_valid(number) or isbn.is_valid(number + tail)):
+            if named and (ean.is_valid(number) or isbn.is_valid(number)):
+                return k
+            if named and isbn.is_valid(number + tail):  # an X for its last digit
                 return k
             form = (k, len(number)) in ((5, 13), (4, 10)) and self.lengths[i + k - 1] == 1
             if form and hyphens >= k - 1 and isbn.is_valid(number):

@@ -15,7 +15,7 @@ from swingdistill.recognisers import digits, forms
 KINDS = (*forms.KINDS, *digits.KINDS)
 
 # Without one of these there is nothing to find.
-_ANYTHING = re.compile(r"[\d@:=＠：＝]|(?:\bat\b|[\[({]at[\])}]).{1,80}dot", re.IGNORECASE)
+_ANYTHING = re.compile(r"[\d@:=＠：＝]|[\[({] ?at ?[\])}]|\bat\b.{1,80}\bdot\b", re.IGNORECASE)
 _TOKENIZED = re.compile(r" @([-,.])@ ")  # WikiText's separators within words
 
 

@@ -28,7 +28,7 @@ _SPELT_EMAIL = re.compile(
     r" \. (?=(?:com|org|net|edu|gov|io|co|info|uk|de|fr|example)\b)|\.)[\w-]{1,63}){1,5}",
     re.IGNORECASE,
 )
-_SPELT_DOT = re.compile(r"\bdot\b| \. ", re.IGNORECASE)
+_SPELT = re.compile(r"\bdot\b| \. |[\[({<] ?at ?[\])}>]", re.IGNORECASE)
 
 _CREDENTIALS = re.compile(
     r"(?<![A-Za-z0-9+.-])[A-Za-z][A-Za-z0-9+.-]{1,20}://[^\s/?#@<>\"]{1,256}+@[^\s<>\"]{1,2000}+"
@@ -121,9 +121,9 @@ def find(text: str) -> Iterator[Span]:
         yield from _emails(text)
     if "=" in text and ("?" in text or "&" in text):
         yield from ((*m.span(1), "URL") for m in _QUERY.finditer(text))
-    if _SPELT_DOT.search(text):
+    if _SPELT.search(text):
         for match in _SPELT_EMAIL.finditer(text):
-            if _SPELT_DOT.search(match.group()):
+            if _SPELT.search(match.group()):
                 yield *match.span(), "e-mail"
     if ":" in text:
         yield from _ipv6(text)

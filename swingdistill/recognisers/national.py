@@ -4,12 +4,12 @@ import functools
 import importlib
 from collections.abc import Callable, Sequence
 
-# The module of stdnum, and the lengths of the groups that the number is written in.
+# The module of stdnum, and the lengths of the groups that the number is written in; those with
+# letters are in `forms`.
 _WRITTEN = {
     "us.ssn": "3 2 4",  # no checksum, but ranges that are never given out
     "us.itin": "3 2 4",
     "ca.sin": "3 3 3, 9",
-    "mx.curp": "",  # with letters: see `forms`
     "br.cpf": "3 3 3 2, 9 2, 11",
     "br.cnpj": "2 3 3 4 2, 14",
     "ar.cuit": "2 8 1, 11",
@@ -18,21 +18,16 @@ _WRITTEN = {
     "ec.ci": "9 1, 10",
     "do.cedula": "3 7 1, 11",
     "gb.nhs": "3 3 4, 10",
-    "ie.pps": "",
     "fr.nir": "1 2 2 2 3 3 2, 1 2 2 2 3 3, 13 2, 15",
     "de.idnr": "2 3 3 3, 11",
     "at.vnr": "4 6, 10",
     "ch.ssn": "3 4 4 2, 13",
     "nl.bsn": "4 2 3, 3 3 3, 2 3 4, 9",
     "be.nn": "2 2 2 3 2, 6 3 2, 11",
-    "es.dni": "",
-    "es.nie": "",
     "pt.nif": "3 3 3, 9",
-    "it.codicefiscale": "",
     "se.personnummer": "6 4, 8 4, 10, 12",
     "no.fodselsnummer": "6 5, 11",
     "dk.cpr": "6 4, 10",
-    "fi.hetu": "",
     "is_.kennitala": "6 4, 10",
     "ee.ik": "11",
     "lv.pvn": "6 5, 11",
@@ -79,7 +74,7 @@ def shapes() -> set[tuple[int, ...]]:
 def _by_lengths() -> dict[tuple[int, ...], list[str]]:
     found: dict[tuple[int, ...], list[str]] = {}
     for name, written in _WRITTEN.items():
-        for form in filter(None, written.split(",")):
+        for form in written.split(","):
             lengths = tuple(map(int, form.split()))
             found.setdefault(lengths, []).append(name)
             if len(lengths) == 1:  # the check digit set apart

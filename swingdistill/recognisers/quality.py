@@ -43,8 +43,8 @@ def quality(
             hit = (bool(covered[shown].all()), bool(np.mean(named[shown]) >= 0.5))
             hits.setdefault(example.kind + form, []).append(hit)
     kinds = sorted(hits.keys() | calls.keys())
-    for each in (hits, calls):
-        each[ALL] = [one for ones in each.values() for one in ones]
+    hits[ALL] = [hit for of_kind in hits.values() for hit in of_kind]
+    calls[ALL] = [call for of_kind in calls.values() for call in of_kind]
     return {
         kind: {
             "recall": _share([found for found, _ in hits.get(kind, [])]),

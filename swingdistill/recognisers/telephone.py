@@ -47,7 +47,12 @@ def _of_region(region: str, national: str) -> bool:
     data = PhoneMetadata.metadata_for_region(region)
     if data is None:  # satellites and other networks that are no country's
         return len(national) >= 7
-    return bool(re.fullmatch(data.general_desc.national_number_pattern or "(?!)", national))
+    return bool(re.fullmatch(_any_number(data), national))
+
+
+def _any_number(data: PhoneMetadata) -> str:
+    """An expression of all numbers of a country; one that never matches if it has none."""
+    return (data.general_desc and data.general_desc.national_number_pattern) or "(?!)"
 
 
 def is_announced(before: str) -> bool:
@@ -154,9 +159,9 @@ def _formats() -> dict[tuple[int, ...], set[str]]:
         assert data is not None
         trunk = data.national_prefix or ""
         for known in data.number_format:
-            ranges = re.findall(r"\\d(?:\{(\d+)(?:,(\d+))?\})?", known.pattern)
+            ranges = re.findall(r"\\d(?:\{(\d+)(?:,(\d+))?\})?", known.pattern or "")
             leading = known.leading_digits_pattern
-            begin = leading[-1] if leading else data.general_desc.national_number_pattern
+            begin = leading[-1] if leading else _any_number(data)
             optional = known.national_prefix_optional_when_formatting
             needed = trunk and trunk in (known.national_prefix_formatting_rule or "")
             for lengths in _expanded([(int(a or 1), int(b or a or 1)) for a, b in ranges]):

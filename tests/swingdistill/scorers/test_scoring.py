@@ -11,6 +11,7 @@ from distill_core.config import InputError, to_json
 from distill_core.data.text.corpus import Example
 from swingdistill import private_text
 from swingdistill.experiment import scorer_study
+from swingdistill.recognisers.find import Found
 from swingdistill.scorers import judges as scorers
 from swingdistill.scorers import scoring
 
@@ -60,6 +61,25 @@ def test_the_rules_score_the_labels_of_what_they_find(text, tokenizer):
     assert (scores.shape, scores.dtype, set(scores.ravel())) == ((3, 16), np.float32, {0, 1})
     scores = score(("rules",), text, expressions=(r"cat|\d mats",))["rules"]
     assert found(scores, text, tokenizer).replace("<unk>", "?") == "cat555?01472812653?"
+
+
+def test_a_tally_counts_the_tokens_of_each_kind_and_of_each_expression(text):
+    expressions = ("cat|dog", "zebra")
+    recognised = scoring.recognise(("rules", "divergence"), text, expressions=expressions)
+    assert scoring.tally(recognised, text, expressions) == [
+        "rules, tokens found: telephone 8, digits 6; expression 'cat|dog' 2; expression 'zebra' 0"
+    ]
+    bare = text._replace(lines=text.lines[2:3])
+    assert scoring.tally(scoring.recognise(("rules",), bare), bare) == [
+        "rules, tokens found: nothing"
+    ]
+    assert scoring.tally(scoring.recognise(("divergence",), text), text) == []
+
+
+def test_of_overlapping_stretches_the_highest_confidence_counts(text):
+    found = [[Found(0, 3, 0.25, "a"), Found(0, 7, 0.75, "b")], [], [], []]
+    scores = score(("presidio",), text, recognised={"presidio": found})["presidio"]
+    assert scores[0, :4].tolist() == [0.75, 0.75, 0, 0] and scores.sum() == 1.5
 
 
 def test_the_oracle_scores_the_labels_of_known_spans(text, tokenizer):
@@ -189,6 +209,12 @@ def test_a_study_says_how_well_each_scorer_finds_each_levels_secrets(studied):
     )
     # Nobody trained the networks, and so they know nothing of the secrets.
     assert quality["differential"]["4"]["auc"] < 1
+
+
+def test_a_study_holds_the_recognisers_recall_and_precision_by_kind(studied):
+    found = studied[1]["recognisers"]
+    assert {"e-mail", "telephone", "card", "all"} <= set(found)
+    assert set(found["all"]) == {"recall", "named", "precision", "num"}
 
 
 def test_a_studys_samples_show_a_canary_of_every_level_and_ordinary_text(studied):
