@@ -24,6 +24,11 @@ _EXTENSION = re.compile(r" {0,2}(?:x|ext\.?|extension|#) {0,2}[0-9]{1,6}(?![0-9]
 _MOST = 9  # groups of one number
 _CARDS = {(4, 4, 4, 4), (4, 6, 5), (4, 6, 4), (4, 4, 4, 4, 3), (4, 3, 3, 3), (4, 4, 4, 1)}
 _NO_ADDRESS = re.compile(r"\b(?:v|ver|versions?|releases?|build|sections?|chapters?)\.? *$", re.I)
+_ACCOUNT = re.compile(
+    r"\b(?:account|acct|a/c|konto\w*|customer|member|patient|passport|licen[cs]e|policy|pin|id)\b"
+    r"(?: (?:no\b\.?|number|nr\b\.?|is|id)){0,3}[:#(\[ ]{0,4}$",
+    re.IGNORECASE,
+)
 _ISBN = re.compile(r"\b(?:isbn|ean|issn)(?:-?1[03])?:? *$", re.IGNORECASE)
 
 
@@ -109,7 +114,8 @@ class _Chain:
 
     def _longest(self, i: int):
         """(span or None, groups that are done with) of the longest number that begins here."""
-        public, zero = self._public(i), self.text[self.groups[i][0]] == "0"
+        public, first = self._public(i), self.groups[i][0]
+        zero = self.text[first] == "0" != self.text[first + 1 : first + 2]
         for k in self._sizes(i, 19):
             if k <= public:
                 break
@@ -159,13 +165,13 @@ class _Chain:
             return "card"
         if whole and k == 4 and self._is_address():
             return "IP address"
-        if min(shape) == 4 == max(shape) and all(
-            1800 <= int(text[s:e]) < 2100 for s, e in self.groups[i : i + k]
-        ):
-            return None  # years
-        if national.is_national(self._digits(i, k), shape):
+        fours = min(shape) == 4 == max(shape)
+        years = fours and all(1800 <= int(text[s:e]) < 2100 for s, e in self.groups[i : i + k])
+        if not years and national.is_national(self._digits(i, k), shape):
             return "national number"
-        return "telephone" if self._is_telephone(i, k) else None
+        if whole and sum(shape) >= RUN and _ACCOUNT.search(text[max(start - 40, 0) : start]):
+            return "digits"
+        return "telephone" if not years and self._is_telephone(i, k) else None
 
     def _is_telephone(self, i: int, k: int) -> bool:
         marks = self.separators[i : i + k - 1]

@@ -45,6 +45,7 @@ def stretches(text, **settings):
         ("K=3f9aC1b8Zk20Qx7RtY51Lm is", "3f9aC1b8Zk20Qx7RtY51Lm", "key"),
         ("password: hunter2!", "hunter2", "key"),
         ("order 48213 came", "48213", "digits"),
+        ("my account number is 1458-1630 ok", "1458-1630", "digits"),
         ("my id is 4 8 2 1 0 7 thanks", "4 8 2 1 0 7", "digits"),
         ("मेरा कोड ४८२१३ है", "४८२१३", "digits"),
     ],

@@ -77,7 +77,7 @@ def test_a_tally_counts_the_tokens_of_each_kind_and_of_each_expression(text):
 
 
 def test_of_overlapping_stretches_the_highest_confidence_counts(text):
-    found = [[Found(0, 3, 0.25, "a"), Found(0, 7, 0.75, "b")], [], [], []]
+    found = [[Found(0, 7, 0.75, "a"), Found(0, 3, 0.25, "b")], [], [], []]
     scores = score(("presidio",), text, recognised={"presidio": found})["presidio"]
     assert scores[0, :4].tolist() == [0.75, 0.75, 0, 0] and scores.sum() == 1.5
 
