@@ -7,8 +7,8 @@ Nothing in it is made by the recognisers' expressions. Telephone numbers are the
 documentation addresses, example.org), else drawn: they are nobody's that we know of.
 
 Habits, separators and sentences fall into two splits. The recognisers were written with
-`development` in sight; `test` was held out until they stood, and what it then showed was mended once.
-What is reported is measured on `test`.
+`development` in sight; `test` was held out until they stood, and what it then showed was mended in
+a few rounds. What is reported is measured on `test`.
 """
 
 import dataclasses
