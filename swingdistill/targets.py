@@ -51,7 +51,7 @@ def _with_releases(hp, rows, scores):
     live = rows["weights"] > 0
     ids = released.contexts(rows["tokens"], rows["segments"])
     scores = released.highest_per_context(scores, ids, live)
-    public = set(hp.scorers) <= {"rules"} and not hp.noise_everywhere
+    public = set(hp.scorers) <= {"rules", "presidio"} and not hp.noise_everywhere
     places, count = released.places_in_table(ids, live & (scores > 0) if public else live)
     if not count:
         allowed = "no token scores above 0, so nothing would be noised; name more scorers"

@@ -3,7 +3,8 @@ r"""Trains a language model on text, with a teacher's soft targets if it has one
     python -m swingdistill.train --config configs/swingdistill/train.py --workdir runs/student \
         --config.teacher=runs/teacher --config.reference=runs/reference
 
-Without a teacher it is plain training, which makes teachers and references.
+Without a teacher it is plain training, which makes teachers and references. With `--preview` it
+shows on a few lines which tokens count as private, and trains nothing.
 """
 
 import dataclasses
@@ -21,6 +22,7 @@ from distill_core.models import trust
 from distill_core.models.network import LoadedModel, stored_as
 from distill_core.privacy.ledger import check_delta
 from distill_core.runtime import cli
+from distill_core.runtime import parallel as parallel_lib
 from distill_core.step import NextTokens
 from distill_core.training import (
     dp_settings,
@@ -32,7 +34,8 @@ from distill_core.training import (
     run_state,
 )
 from swingdistill import evaluate, private_text, released, targets
-from swingdistill.scorers import scoring
+from swingdistill.recognisers import presidio
+from swingdistill.scorers import scoring, shading
 from swingdistill.step import Swing
 
 
@@ -45,6 +48,10 @@ class Method:
         config.choice(*scoring.SCORERS),
         default=("rules", "divergence"),
         help="what says which tokens are private; the highest score counts",
+    )
+    presidio: str | None = config.text(
+        default=None,
+        help="for the scorer presidio: PATH of Presidio's YAML, or an installed spaCy model",
     )
     quantiles: tuple[float, ...] = config.sequence(
         config.number(0.0, 1.0),
@@ -96,6 +103,8 @@ class Settings(
     )
 
 
+_PREVIEWED = 2000  # lines at the start of the text that a preview chooses from
+
 # Whoever sets one of these without a teacher has forgotten the teacher.
 _OF_STUDENTS = (
     "epsilon", "entries", "variant", "teacher_weight", "keep_ce", "noise_everywhere", "noise_seed",
@@ -122,11 +131,7 @@ def train_and_evaluate(
     given = [name for name in ("teacher", "reference") if getattr(hp, name) is not None]
     models = {name: _load(name, getattr(hp, name)) for name in given}
     run_state.check_unchanged(hp, workdir, models)
-    tokenizer = private_text.get_tokenizer(hp, models.get("teacher"), private=private)
-    texts = private_text.load(hp)
-    for name, model in models.items():
-        private_text.check_classes(hp, texts.classes, name, getattr(hp, name), model)
-    asked, shared = private_text.over_shared_tokens(hp, models, tokenizer)
+    tokenizer, texts, asked, shared = _text(hp, models)
     teacher = asked.get("teacher")
     if hp.epsilon and teacher:
         check_delta(hp.delta, len(texts.train))
@@ -145,16 +150,7 @@ def train_and_evaluate(
     rows, report, description = encoded.rows, None, "no teacher: learns from the text alone"
     objective, frozen = NextTokens(network), {}
     if teacher:
-        each = scoring.score(
-            hp.scorers,
-            encoded,
-            public,
-            quantiles=hp.quantiles,
-            models=asked,
-            expressions=hp.expressions,
-            whole_line=hp.task == "classification",
-        )
-        scores = np.max([np.zeros_like(rows["weights"]), *each.values()], axis=0)
+        scores = _scores(hp, hp.scorers, encoded, public, asked)
         share = float(np.mean(scores[rows["weights"] > 0] > 0.5))
         rows, report = targets.with_noise(hp, rows, scores)
         description = (
@@ -175,6 +171,50 @@ def train_and_evaluate(
     return {**found, "id": id, "budget": report}
 
 
+@trust.config_allows
+def preview(settings: Any):
+    """shows which tokens of a few lines count as private, trains nothing and writes nothing"""
+    hp = config.validate(settings, Settings)
+    check(hp)
+    given = [name for name in ("teacher", "reference") if getattr(hp, name) is not None]
+    models = {name: _load(name, getattr(hp, name)) for name in given}
+    tokenizer, texts, models, _ = _text(hp, models)
+    text = private_text.to_rows(hp, texts.train[:_PREVIEWED], tokenizer)
+    public = private_text.to_rows(hp, texts.validation, tokenizer, of="validation").rows
+    names = hp.scorers if hp.teacher else [n for n in hp.scorers if n in scoring.TEXT_SCORERS]
+    scores = _scores(hp, names, text, public, models)
+    if parallel_lib.is_main():
+        shading.show(text, scores, f"scores of {' and '.join(names) or 'nobody'}")
+
+
+def _text(hp: Settings, models):
+    """(tokenizer, texts) of a run, and its teacher and reference as `over_shared_tokens`."""
+    private = hp.dp is not None
+    tokenizer = private_text.get_tokenizer(hp, models.get("teacher"), private=private)
+    texts = private_text.load(hp)
+    for name, model in models.items():
+        private_text.check_classes(hp, texts.classes, name, getattr(hp, name), model)
+    return tokenizer, texts, *private_text.over_shared_tokens(hp, models, tokenizer)
+
+
+def _scores(hp: Settings, names, text, public, models) -> np.ndarray:
+    """The highest score of each token, float32 [N, L]; says what the recognisers found."""
+    recognised = scoring.recognise(names, text, expressions=hp.expressions, presidio=hp.presidio)
+    if parallel_lib.is_main():
+        for line in scoring.tally(recognised, text, hp.expressions):
+            print(line, flush=True)
+    each = scoring.score(
+        names,
+        text,
+        public,
+        quantiles=hp.quantiles,
+        models=models,
+        recognised=recognised,
+        whole_line=hp.task == "classification",
+    )
+    return np.max([np.zeros_like(text.rows["weights"]), *each.values()], axis=0)
+
+
 def check(hp: Settings):
     """Refuses settings that do not go together: InputError on the field."""
     if hp.t_min > hp.t_max:
@@ -188,6 +228,8 @@ def check(hp: Settings):
         except re.error as error:
             allowed = f"must be regular expressions ({error})"
             raise InputError("expressions", pattern, allowed) from None
+    if "presidio" in hp.scorers:
+        presidio.check(hp.presidio)
     if hp.dp and hp.teacher is not None:
         allowed = "is for training on labels alone: a teacher saw the private text without noise"
         raise InputError("dp", config.to_json(hp.dp), allowed)
@@ -301,4 +343,4 @@ def _load(field: str, path: str) -> LoadedModel:
 
 
 if __name__ == "__main__":
-    cli.launch_training(train_and_evaluate, Settings)
+    cli.launch_training(train_and_evaluate, Settings, preview=preview)

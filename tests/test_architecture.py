@@ -287,8 +287,11 @@ DISTRIBUTIONS = {
     "ml_collections": "ml-collections",
     "orbax": "orbax-checkpoint",
     "PIL": "pillow",
+    "presidio_analyzer": "presidio-analyzer",
     "sklearn": "scikit-learn",
+    "stdnum": "python-stdnum",
     "tensorflow_datasets": "tensorflow-datasets",
+    "yaml": "pyyaml",
 }
 
 

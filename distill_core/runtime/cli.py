@@ -79,16 +79,25 @@ class Flags(argparse.ArgumentParser):
         raise InputError("flags", " ".join(sys.argv[1:]), message)
 
 
-def launch_training(run: Callable[..., Any], settings: type):
+def launch_training(
+    run: Callable[..., Any], settings: type, *, preview: Callable[[Any], Any] | None = None
+):
     """Entry point of a binary with `--config` and `--workdir`.
 
     Calls `run(config, workdir, parallel=MODE)` with the file's ConfigDict, locked, after the
-    overrides of the command line. `settings` is the class of all that a config may set.
+    overrides of the command line. `settings` is the class of all that a config may set. A binary
+    with a `preview` has the flag `--preview`, with which `preview(config)` is called instead.
     """
-    launch(lambda argv: run_training(run, settings, argv))
+    launch(lambda argv: run_training(run, settings, argv, preview=preview))
 
 
-def run_training(run: Callable[..., Any], kind: type, argv: Sequence[str]):
+def run_training(
+    run: Callable[..., Any],
+    kind: type,
+    argv: Sequence[str],
+    *,
+    preview: Callable[[Any], Any] | None = None,
+):
     """`launch_training` within this process: raises InputError instead of exiting."""
     from distill_core.runtime import config_file, parallel, profiling
 
@@ -113,9 +122,15 @@ def run_training(run: Callable[..., Any], kind: type, argv: Sequence[str]):
         metavar="START:STOP",
         help="traces these steps for TensorBoard's profile plugin, into DIR/tensorboard",
     )
+    if preview:
+        flags.add_argument("--preview", action="store_true", help=preview.__doc__)
     overrides, others = config_file.split(argv)
-    given = flags.read(others, required=("config", "workdir"))
+    only_shows = preview is not None and "--preview" in others
+    given = flags.read(others, required=("config",) if only_shows else ("config", "workdir"))
     settings = config_file.read(given.config, overrides, kind)
+    if preview and only_shows:
+        preview(settings)
+        return
     workdir = str(paths.folder_to_write("workdir", given.workdir))
     parallel.start(
         multihost=given.multihost,

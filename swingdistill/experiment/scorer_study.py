@@ -9,6 +9,9 @@ from etils import epath
 from distill_core import checkpoint, config
 from swingdistill import private_text, train
 from swingdistill.losses import token_temperatures
+from swingdistill.recognisers.find import find
+from swingdistill.recognisers.labelled import labelled
+from swingdistill.recognisers.quality import quality as quality_of
 from swingdistill.scorers import judges, scoring
 
 _ORDINARY, _LONGEST = 6, 60  # ordinary sentences shown, and tokens of each
@@ -25,7 +28,9 @@ def study(
 
     Returns:
       {"quality": {scorer: {repetitions: {"precision", "recall", "auc"}}}, "samples": [{"title",
-      "tokens": [[text, score, temperature], …]}, …]}. Quality is that of telling the secrets of one
+      "tokens": [[text, score, temperature], …]}, …], "recognisers": {kind: {"recall", "named",
+      "precision", "num"}}}. The last is `recognisers.quality` of the rules on the labelled test
+      sentences that come with them. Quality is that of telling the secrets of one
       level from all tokens outside canaries; the oracle is left out. JSON-able, None for NaN.
     """
     del workdir, parallel
@@ -35,13 +40,17 @@ def study(
     texts = private_text.load(hp)
     text = private_text.to_rows(hp, texts.train, tokenizer)
     public = private_text.to_rows(hp, texts.validation, tokenizer, of="validation").rows
+    recognised = scoring.recognise(
+        scoring.RECOGNISERS, text, expressions=hp.expressions, presidio=hp.presidio
+    )
+    own = [name for name in hp.scorers if name not in (*recognised, *scoring.MEASURES)]
     scores = scoring.score(
-        [name for name in scoring.SCORERS if name in ("rules", *scoring.MEASURES, *hp.scorers)],
+        [*recognised, *own, *scoring.MEASURES],
         text,
         public,
         quantiles=hp.quantiles,
         models=models,
-        expressions=hp.expressions,
+        recognised=recognised,
         whole_line=hp.task == "classification",
     )
     trained = text.rows["weights"] > 0
@@ -67,6 +76,7 @@ def study(
     return {
         "quality": quality,
         "samples": _samples(hp, text, scores["combined"], of_line, tokenizer),
+        "recognisers": quality_of(labelled(), find),
     }
 
 

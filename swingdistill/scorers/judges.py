@@ -10,7 +10,6 @@ Source: a likelihood of being private per token is the paper's idea; every formu
 reconstruction (`surprisal` is nearest to the same group's earlier work).
 """
 
-import re
 from collections.abc import Iterable, Sequence
 
 import jax
@@ -19,31 +18,20 @@ import numpy as np
 
 from distill_core.data.text.lines import Span
 from distill_core.losses import cross_entropy, kl_divergence
+from swingdistill.recognisers.find import find
 
 Array = jax.Array
 Offsets = np.ndarray | Sequence[tuple[int, int]]
 
-# Wide rather than narrow, since what they miss is taught. None backtracks far.
-_RECOGNISERS = (
-    # An email address.
-    r"(?<![\w.+-])[\w.+-]+@[\w-]+(?:\.[\w-]+)+",
-    # A telephone number: +44 20 7946 0958, (212) 555-0123, 212 555 0123, 555-0123; but no date
-    # such as 2011-05-12.
-    r"\+\d(?:[ .-]?\(?\d\)?){6,14}(?!\d)"
-    r"|(?<!\d)(?:(?:\(\d{2,4}\) ?|\d{3,4}[ .-])\d{3,4}[ .-]|\d{3}[.-])\d{4}(?![\d-])",
-    # A card.
-    r"(?<!\d)\d(?:[ -]?\d){12,18}(?!\d)",
-    # Five digits in a row, or spelt out as tokens: 1 2 3 4 5.
-    r"(?<!\d)(?:\d{5,}|\d(?: \d){4,})(?!\d)",
-)
 _RADIUS = 2  # positions to either side over which the divergence is averaged
 
 
 def rules(text: str, offsets: Offsets, *, extra: Iterable[str] = ()) -> np.ndarray:
-    """1 where the predicted token overlaps what an expression matches: auditable, but blind to
+    """1 where the predicted token overlaps what a recogniser finds: auditable, but blind to
     everything else.
 
-    Built in are expressions for email addresses, telephone and card numbers, and five digits.
+    Recognised are the kinds of `recognisers.find.KINDS`: addresses, numbers with checksums,
+    telephone numbers, keys, dates of birth, and five digits in a row.
 
     Args:
       text: the text that the tokens are of.
@@ -57,8 +45,7 @@ def rules(text: str, offsets: Offsets, *, extra: Iterable[str] = ()) -> np.ndarr
     >>> print(rules("call 555-0123 now", [(0, 4), (5, 8), (8, 13), (14, 17)]))
     [0. 1. 1. 0.]
     """
-    found = (match for pattern in (*_RECOGNISERS, *extra) for match in re.finditer(pattern, text))
-    return span_scores([Span(*match.span()) for match in found if match.group()], offsets)
+    return span_scores(find(text, extra=extra), offsets)
 
 
 def span_scores(spans: Iterable[Span], offsets: Offsets) -> np.ndarray:

@@ -4,6 +4,7 @@ The networks and the text are frozen, so scores are made once. Our reconstructio
 are; what a scorer finds on private text is itself private.
 """
 
+import collections
 import functools
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -14,17 +15,67 @@ import numpy as np
 
 from distill_core.config import InputError
 from distill_core.data import sampling
+from distill_core.data.text.lines import Span
 from distill_core.models.network import Network
 from distill_core.training import chunked
 from swingdistill.private_text import CANARY, Encoded
+from swingdistill.recognisers import find as recognisers
+from swingdistill.recognisers import presidio as presidio_lib
 from swingdistill.scorers import judges as scorers
 
-TEXT_SCORERS = ("rules", "spans", "oracle")
+RECOGNISERS = ("rules", "presidio")
+TEXT_SCORERS = (*RECOGNISERS, "spans", "oracle")
 MEASURES = ("surprisal", "differential", "divergence")
 SCORERS = TEXT_SCORERS + MEASURES
 _ENTRIES = 2**23  # logits of one network that exist at a time: 32 MiB
 
 Rows = Mapping[str, np.ndarray]
+Recognised = Mapping[str, Sequence[Sequence[Span]]]
+
+
+def recognise(
+    names: Sequence[str],
+    text: Encoded,
+    *,
+    expressions: Sequence[str] = (),
+    presidio: str | None = None,
+) -> Recognised:
+    """What those of `RECOGNISERS` that are named find in each line of a text, by scorer.
+
+    Args:
+      names: of `SCORERS`; others are passed over.
+      text: what is read.
+      expressions: the user's own, for `rules`.
+      presidio: see `recognisers.presidio.analyser`.
+    """
+    by_name = {}
+    if "rules" in names:
+        by_name["rules"] = [recognisers.find(line.text, extra=expressions) for line in text.lines]
+    if "presidio" in names and presidio is not None:
+        analyse = presidio_lib.analyser(presidio)
+        by_name["presidio"] = [analyse(line.text) for line in text.lines]
+    return by_name
+
+
+def tally(recognised: Recognised, text: Encoded, expressions: Sequence[str] = ()) -> list[str]:
+    """One line per recogniser: how many tokens each kind and each expression matched.
+
+    A token counts for every kind that it overlaps.
+    """
+    said = []
+    for name, lines in recognised.items():
+        counts: collections.Counter[str] = collections.Counter()
+        for found, line in zip(lines, text.lines, strict=True):
+            for kind in {each.kind for each in found}:
+                own = [each for each in found if each.kind == kind]
+                counts[kind] += int(np.sum(scorers.span_scores(own, line.offsets) > 0))
+        own = [recognisers.kind_of(each) for each in expressions if name == "rules"]
+        kinds = [kind for kind, _ in counts.most_common() if kind not in own]
+        shown = ", ".join(f"{kind} {counts[kind]:,}" for kind in kinds) or "nothing"
+        said.append(
+            "; ".join([f"{name}, tokens found: {shown}", *(f"{k} {counts[k]:,}" for k in own)])
+        )
+    return said
 
 
 def score(
@@ -34,7 +85,7 @@ def score(
     *,
     quantiles: Sequence[float],
     models: Mapping[str, Any],
-    expressions: Sequence[str] = (),
+    recognised: Recognised,
     whole_line: bool = False,
 ) -> dict[str, np.ndarray]:
     """Scores of every token by each scorer, float32 [N, L] in [0, 1], 0 where nothing is trained.
@@ -50,7 +101,7 @@ def score(
       public: rows of held-out public text.
       quantiles: the two of a measure on `public`, between which its score rises from 0 to 1.
       models: the loaded "teacher" and "reference", for the measures that ask them.
-      expressions: the user's own, for `rules`.
+      recognised: what `recognise` found in the text, for these names.
       whole_line: whether the text's tokens decide for the answer's, as in classification: a token
         then gets the highest score in its line.
 
@@ -61,7 +112,7 @@ def score(
     found, where = {}, text.rows["weights"] > 0
     for name in names:
         if name in TEXT_SCORERS:
-            found[name] = _from_text(name, text, expressions, whole_line) * where
+            found[name] = _from_text(name, text, recognised, whole_line) * where
             continue
         nats = measure(name, public, models)[public["weights"] > 0]
         low, high = np.quantile(nats.astype(np.float64), quantiles)
@@ -133,19 +184,16 @@ def quality(scores: np.ndarray, private: np.ndarray, where: np.ndarray) -> dict[
     }
 
 
-def _from_text(name, text: Encoded, expressions, whole_line) -> np.ndarray:
-    known = [
+def _from_text(name, text: Encoded, recognised: Recognised, whole_line) -> np.ndarray:
+    known = recognised.get(name) or [
         [span for span in line.spans if name == "oracle" or span.kind != CANARY]
         for line in text.lines
     ]
-    if name != "rules" and not any(known):
+    if name not in recognised and not any(known):
         raise InputError("scorers", name, "needs text whose private spans are known")
     values = []
     for line, spans in zip(text.lines, known, strict=True):
-        if name == "rules":
-            scores = scorers.rules(line.text, line.offsets, extra=expressions)
-        else:
-            scores = scorers.span_scores(spans, line.offsets)
+        scores = scorers.span_scores(spans, line.offsets)
         values.append(np.full_like(scores, scores.max(initial=0)) if whole_line else scores)
     return text.fill(values)
 

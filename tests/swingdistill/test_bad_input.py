@@ -153,12 +153,10 @@ def place(folder, settings, teacher, untrained, tmp_path_factory):
         ("bert", {"bert.embeddings.weight": np.zeros((4, 4), np.float32)}),
         ("wide", gpt2(last=17)),
         ("silent", gpt2()),
-        ("padded", gpt2(vocab=320)),
     ):
         (place / name).mkdir()
         save_file(tensors, place / name / "model.safetensors")
         (place / name / "config.json").write_text(json.dumps({"n_head": 2}))
-    digits_together().save(str(place / "padded" / "tokenizer.json"))
     return place
 
 
@@ -252,12 +250,6 @@ CASES = [
     wrong("reference", *TEACHER, "--config.reference={place}/fewer"),
     wrong("reference", *TEACHER, "--config.reference={place}/image"),
     wrong("length", *BOTH, "--config.length=17"),
-    wrong(
-        "teacher",
-        *ALONE,
-        "--config.teacher={place}/padded/model.safetensors",
-        "--config.canaries_per_level=0",
-    ),
     wrong("init_from", "--config.init_from={place}/fewer"),
     # the method
     wrong("reference", *TEACHER),

@@ -1,6 +1,7 @@
 """A student's run: its loss is the formula's, its teacher stays as it was, each arm is its own."""
 
 import dataclasses
+import functools
 import json
 import re
 import shutil
@@ -17,6 +18,7 @@ from distill_core.config import InputError
 from distill_core.data import sampling
 from distill_core.losses import cross_entropy, distillation_loss, kl_divergence
 from distill_core.models.network import Network
+from distill_core.runtime import cli
 from distill_core.training.step import STREAM_INIT, STREAM_TRAIN, stream_key
 from swingdistill import context_ids, soft_targets, swing_loss, targets, token_temperatures, train
 from swingdistill.experiment import arms
@@ -251,6 +253,32 @@ def test_a_given_seed_decides_the_noise_and_leaves_no_epsilon(
     assert budget["epsilon"] is None and "seed was given" in budget["why"]
     assert "epsilon 8" not in "".join(capsys.readouterr())
     assert not (tmp_path / "run" / "private" / "swing_noise.json").exists()
+
+
+def test_a_student_says_what_the_rules_and_each_expression_found(prepared, teacher, capsys):
+    prepared(teacher=teacher, scorers=("rules",), expressions=("cat", "zebra"))
+    said = capsys.readouterr().out.splitlines()
+    tokens = 6 * 2 * (1 + 4)  # of the canaries' digits
+    assert said[0].startswith(f"rules, tokens found: digits {tokens}; expression 'cat' ")
+    assert said[0].endswith("; expression 'zebra' 0")
+
+
+@pytest.mark.parametrize("given", [("teacher",), ()])
+def test_a_preview_shades_a_few_lines_and_writes_nothing(
+    settings, teacher, tmp_path, monkeypatch, capsys, given
+):
+    hp = settings(scorers=("rules",), **{name: teacher for name in given})
+    imported = "from ml_collections import ConfigDict"
+    returned = f"return ConfigDict({hp!r}).lock()"
+    (tmp_path / "config.py").write_text(f"def get_config(arg=''):\n {imported}\n {returned}\n")
+    monkeypatch.chdir(tmp_path)
+    argv = ["--config=config.py", "--preview"]
+    run = functools.partial(cli.run_training, preview=train.preview)
+    assert cli.exit_code(lambda a: run(train.train_and_evaluate, train.Settings, a), argv) == 0
+    out, err = capsys.readouterr()
+    assert out.startswith("rules, tokens found: digits 60\n") and err == ""
+    assert re.search(r"my id is \[\d{6}\]", out)
+    assert [path.name for path in tmp_path.iterdir()] == ["config.py"]
 
 
 def test_a_resumed_run_has_the_noise_of_one_that_was_never_cut(

@@ -43,9 +43,10 @@ def text(values, tokenizer):
     return text
 
 
-def score(names, text, public=None, *, quantiles=(0.0, 1.0), **given):
+def score(names, text, public=None, *, quantiles=(0.0, 1.0), expressions=(), **given):
     """`scoring.score`; the text itself stands for public text."""
-    given = {"models": {}, "quantiles": quantiles, **given}
+    recognised = scoring.recognise(names, text, expressions=expressions)
+    given = {"models": {}, "quantiles": quantiles, "recognised": recognised, **given}
     return scoring.score(names, text, public or text.rows, **given)
 
 
@@ -60,6 +61,25 @@ def test_the_rules_score_the_labels_of_what_they_find(text, tokenizer):
     assert (scores.shape, scores.dtype, set(scores.ravel())) == ((3, 16), np.float32, {0, 1})
     scores = score(("rules",), text, expressions=(r"cat|\d mats",))["rules"]
     assert found(scores, text, tokenizer).replace("<unk>", "?") == "cat555?01472812653?"
+
+
+def test_a_tally_counts_the_tokens_of_each_kind_and_of_each_expression(text):
+    expressions = ("cat|dog", "zebra")
+    recognised = scoring.recognise(("rules", "divergence"), text, expressions=expressions)
+    assert scoring.tally(recognised, text, expressions) == [
+        "rules, tokens found: telephone 8, digits 6; expression 'cat|dog' 2; expression 'zebra' 0"
+    ]
+    bare = text._replace(lines=text.lines[2:3])
+    assert scoring.tally(scoring.recognise(("rules",), bare), bare) == [
+        "rules, tokens found: nothing"
+    ]
+    assert scoring.tally(scoring.recognise(("divergence",), text), text) == []
+
+
+def test_of_overlapping_stretches_the_highest_confidence_counts(text):
+    found = [[Span(0, 7, 0.75, "a"), Span(0, 3, 0.25, "b")], [], [], []]
+    scores = score(("presidio",), text, recognised={"presidio": found})["presidio"]
+    assert scores[0, :4].tolist() == [0.75, 0.75, 0, 0] and scores.sum() == 1.5
 
 
 def test_the_oracle_scores_the_labels_of_known_spans(text, tokenizer):
@@ -258,6 +278,12 @@ def test_a_study_says_how_well_each_scorer_finds_each_levels_secrets(studied):
     )
     # Nobody trained the networks, and so they know nothing of the secrets.
     assert quality["differential"]["4"]["auc"] < 1
+
+
+def test_a_study_holds_the_recognisers_recall_and_precision_by_kind(studied):
+    found = studied[1]["recognisers"]
+    assert {"e-mail", "telephone", "card", "all"} <= set(found)
+    assert set(found["all"]) == {"recall", "named", "precision", "num"}
 
 
 def test_a_studys_samples_show_a_canary_of_every_level_and_ordinary_text(studied):
