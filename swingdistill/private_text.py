@@ -36,7 +36,8 @@ class Text:
     num_train: int = config.integer(1, default=10**9, help="training lines at most")
     length: int = config.integer(2, default=64, help="L, tokens of a row")
     tokenizer: str | None = config.text(
-        default=None, help="words, byte_pairs, or the PATH of one; by default the teacher's"
+        default=None,
+        help="words, byte_pairs, byte_pairs_merged (digits, too), or a PATH; the teacher's",
     )
     vocab_size: int = config.integer(15, default=2000, help="of a new tokenizer")
     canaries_per_level: int = config.integer(0, default=0, help="secrets planted per level")

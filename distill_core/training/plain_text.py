@@ -19,7 +19,7 @@ from distill_core.runtime import paths
 from distill_core.step import NextTokens
 from distill_core.training import dp_sgd, fits, inputs, language, run_state
 
-TRAINERS = ("words", "byte_pairs")
+TRAINERS = ("words", "byte_pairs", "byte_pairs_merged")  # the last merges digits, too
 FROM_START, FROM_TEACHER = "init_from", "teacher"
 _LENGTH, _VOCAB_SIZE = 64, 2000
 
@@ -30,7 +30,8 @@ class Text(config.Language):
 
     length: int | None = config.integer(2, default=None, help="L, tokens of a row of text; 64")
     tokenizer: str | None = config.text(
-        default=None, help="words, byte_pairs, or the PATH of one; words"
+        default=None,
+        help="words, byte_pairs, byte_pairs_merged (digits, too), or the PATH of one; words",
     )
     vocab_size: int | None = config.integer(15, default=None, help="of a new tokenizer; 2000")
     public_text: bool = config.boolean(
@@ -164,8 +165,12 @@ def check_private(hp: Any):
 
 def new_tokenizer(hp: Any, kind: str, lines: Iterable[str]) -> tokenizers.Tokenizer:
     """A tokenizer of one of `TRAINERS`, trained on lines; it records whether they are public."""
-    make = tokenizers.train_words if kind == "words" else tokenizers.train_byte_pairs
-    tokenizer = make(lines, vocab_size=hp.vocab_size)
+    if kind == "words":
+        tokenizer = tokenizers.train_words(lines, vocab_size=hp.vocab_size)
+    else:
+        tokenizer = tokenizers.train_byte_pairs(
+            lines, vocab_size=hp.vocab_size, merge_digits=kind == "byte_pairs_merged"
+        )
     private = not hp.public_text
     tokenizer.made_from = tokenizers.TRAINING_TEXT if private else tokenizers.PUBLIC_TEXT
     return tokenizer

@@ -69,8 +69,8 @@ def students(hp: Any) -> dict[str, Arm]:
             **divergence,
         }
     for scale in hp.sweep:
-        found[at_noise("swing", scale)] = Arm({"noise_scale": scale})
-        found[at_noise("constant", scale)] = Arm({"noise_scale": scale, **cold})
+        found[at_noise("swing", scale)] = Arm({"noise_scale": scale}, every_seed=True)
+        found[at_noise("constant", scale)] = Arm({"noise_scale": scale, **cold}, every_seed=True)
     if hp.dp:
         own = {
             "batch_size": hp.dp_batch_size,

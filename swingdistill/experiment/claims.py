@@ -21,7 +21,6 @@ REDUCTION = {"language": (0.90, 0.85), "generation": (0.80, None), "classificati
 ONCE_BITS = 2.5
 PERPLEXITY, DIGIT_PERPLEXITY, POINTS = 1.01, 1.05, 0.01
 DECOY_KD, DECOY_SWING = 6.0, 2.5
-SWEEP_SWING, SWEEP_CONSTANT = 1.0, 5.0
 TPR_LEAK = 5 * membership.FPR
 _SANITY = "teacher and plain distillation leak, so that there is something to protect"
 
@@ -65,7 +64,7 @@ def gates(
       task: which thresholds apply.
       levels: repetitions of the canaries.
       num_candidates: that a rank is among.
-      noise_scales: of the sweep; () if there was none.
+      noise_scales: of the sweep; a trend needs at least two.
     """
     repeated, most = [n for n in levels if n > 1] or list(levels), max(levels)
     leak = _leak_beyond_chance if task == "classification" else _leak
@@ -79,7 +78,7 @@ def gates(
     found += _perplexities(results) if task == "language" else [_accuracy(results)]
     if any(arm == "swing_decoy" for arm, _ in results):
         found.append(_decoy(results, most))
-    if noise_scales:
+    if len(noise_scales) > 1:
         found.append(_sweep(results, noise_scales, most))
     if all("attacks" in r for (arm, _), r in results.items() if arm in ("kd", "swing", "mask")):
         found.append(_membership_leak(results, most))
@@ -218,15 +217,36 @@ def _membership_chance(results, arm: str, levels) -> Gate:
     )
 
 
+def trend(results: Results, kind: str, noise_scales: Sequence[float], level: int):
+    """Bits of exposure per decade of budget, (mean, low, high): 95% interval of the mean slope.
+
+    The budget grows as the noise falls: a slope above 0 means that less noise leaks more. Each
+    secret has a least-squares slope of its own over log₁₀(1/noise scale), and their mean a
+    t-interval over the secrets of all seeds, which takes them for independent.
+    """
+    from scipy import stats
+
+    budget = -np.log10(np.asarray(noise_scales, np.float64))
+    budget = budget - budget.mean()
+    exposures = np.stack([bits(results, at_noise(kind, scale), level) for scale in noise_scales])
+    slopes = budget @ exposures / np.sum(budget**2)  # [n]
+    count, mean_slope = len(slopes), float(slopes.mean())
+    error = float(slopes.std(ddof=1)) / math.sqrt(count) if count > 1 else math.inf
+    half = float(stats.t.ppf(0.975, count - 1)) * error if count > 1 else math.inf
+    return mean_slope, mean_slope - half, mean_slope + half
+
+
 def _sweep(results, noise_scales, level: int) -> Gate:
-    means = {
-        kind: [bits(results, at_noise(kind, scale), level).mean() for scale in noise_scales]
-        for kind in ("swing", "constant")
-    }
-    swing, constant = (float(max(values) - min(values)) for values in means.values())
+    swing, constant = (trend(results, kind, noise_scales, level) for kind in ("swing", "constant"))
+
+    def told(found):
+        return f"{found[0]:+.2f} ({found[1]:+.2f} to {found[2]:+.2f})"
+
     return Gate(
-        "over the noise Swing stays put while a constant temperature leaks",
-        swing <= SWEEP_SWING and constant >= SWEEP_CONSTANT,
-        f"swing varies by {swing:.2f}, constant temperature by {constant:.2f} bits",
-        f"at most {SWEEP_SWING:g}, at least {SWEEP_CONSTANT:g}; else nothing is claimed about it",
+        "a larger budget (less noise) raises what a constant temperature gives away, not what "
+        "Swing does",
+        swing[1] <= 0 < constant[1],
+        f"bits per decade of noise, secrets planted {level} times, with 95% intervals: swing "
+        f"{told(swing)}, constant temperature {told(constant)}",
+        "an interval not above 0, and one above 0; else nothing is claimed about a budget",
     )

@@ -1,4 +1,4 @@
-"""Text to token ids: whole words or byte pairs, every digit a token of its own.
+"""Text to token ids: whole words or byte pairs, every digit a token of its own unless asked.
 
 Digits stay single so that a number's tokens are its digits: exposure ranks all numbers of a length,
 and a score can fall on each digit. Both kinds run on the `tokenizers` library.
@@ -193,22 +193,22 @@ def train_words(lines: Iterable[str], *, vocab_size: int) -> Tokenizer:
     return Tokenizer(_word_tokenizer({word: i for i, word in enumerate(vocab)}))
 
 
-def train_byte_pairs(lines: Iterable[str], *, vocab_size: int) -> Tokenizer:
+def train_byte_pairs(
+    lines: Iterable[str], *, vocab_size: int, merge_digits: bool = False
+) -> Tokenizer:
     """A byte-pair tokenizer, which encodes any text without loss.
 
-    GPT-2's pre-tokenisation with each digit split off; merges need a pair seen twice. `vocab_size`
-    is the most tokens it may have, including the 4 special ones and the 256 bytes.
+    GPT-2's pre-tokenisation, with each digit split off unless `merge_digits`; merges need a pair
+    seen twice. `vocab_size` is the most tokens it may have, including the 4 special ones and the
+    256 bytes.
     """
     least = len(SPECIALS) + NUM_BYTES
     if vocab_size < least:
         raise InputError("vocab_size", vocab_size, f"must be at least {least} for byte pairs")
     inner = tokenizers.Tokenizer(models.BPE(unk_token=SPECIALS[1]))
-    inner.pre_tokenizer = pre_tokenizers.Sequence(
-        [
-            pre_tokenizers.Digits(individual_digits=True),
-            pre_tokenizers.ByteLevel(add_prefix_space=False),
-        ]
-    )
+    splits = [] if merge_digits else [pre_tokenizers.Digits(individual_digits=True)]
+    byte_level = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    inner.pre_tokenizer = pre_tokenizers.Sequence([*splits, byte_level])
     inner.post_processor = processors.ByteLevel(add_prefix_space=False, trim_offsets=True)
     inner.decoder = decoders.ByteLevel()
     lines = list(lines)

@@ -87,7 +87,7 @@ NAMES = (
     "public tokens' perplexity against ce_dropped",
     "public digit tokens' perplexity against kd",
     "decoys",
-    "over the noise",
+    "larger budget",
 )
 
 
@@ -192,9 +192,9 @@ def cases():
         bits |= {"swing_noise1": 0.0, "constant_noise1": 0.0}
         return {arm: {"bits": {100: 2.0 + value}} for arm, value in bits.items()}
 
-    swing, constant = claims.SWEEP_SWING, claims.SWEEP_CONSTANT
-    fails = [spread(swing + 0.01, constant), spread(swing, constant - 0.01)]
-    yield case("over the noise", passes=spread(swing, constant), fails=fails)
+    # All secrets of an arm move alike, so that its interval is a point.
+    fails = [spread(0.01, 1.0), spread(0.0, 0.0), spread(0.0, -1.0)]
+    yield case("larger budget", passes=spread(0.0, 0.01), fails=fails)
 
 
 @pytest.mark.parametrize(("words", "task", "passes", "fails"), list(cases()))
@@ -204,6 +204,21 @@ def test_a_criterion_is_met_at_its_threshold_and_missed_beyond(results, words, t
         for arm, metrics in changes.items():
             change(changed, arm, **metrics)
         assert gate(changed, words, task=task).passed == (changes is passes), changes
+
+
+def test_the_slope_over_the_budget_is_that_of_the_secrets_with_its_interval(results):
+    """Noise scales a decade apart: exposure falls by a bit per decade, and scatters."""
+    scales, rng = (0.01, 0.1, 1.0, 10.0), np.random.default_rng(0)
+    for i, scale in enumerate(scales):
+        for seed in SEEDS:
+            values = 9.0 - i + rng.normal(scale=0.5, size=SECRETS)
+            found = {str(level): values.tolist() for level in LEVELS}
+            results[f"swing_noise{scale:g}", seed] = {"exposure": found}
+    mean, low, high = claims.trend(results, "swing", scales, 100)
+    assert low < 1.0 < high and high - low < 0.5
+    each = np.stack([claims.bits(results, f"swing_noise{s:g}", 100) for s in scales])
+    wanted = [np.polyfit([2, 1, 0, -1], values, 1)[0] for values in each.T]
+    np.testing.assert_allclose(mean, np.mean(wanted))
 
 
 def test_what_was_not_run_is_not_judged(results):

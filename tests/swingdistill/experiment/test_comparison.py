@@ -174,10 +174,11 @@ def test_the_runs_are_known_by_the_content_of_the_text(given, tmp_path, monkeypa
     assert len(set(seen)) == 2
 
 
-def test_only_the_first_seed_has_ablations_decoys_and_the_sweep(given):
+def test_only_the_first_seed_has_ablations_and_decoys_but_every_seed_the_sweep(given):
     found = planned(given, seeds=(3, 4), ablations=True, decoys=True, sweep=(0.1, 10.0))
     of = {seed: [run.arm for run in found if run.seed == seed] for seed in (3, 4)}
-    assert of[4] == ["teacher", *HEADLINE]
+    swept = [f"{kind}_noise{scale:g}" for scale in (0.1, 10.0) for kind in ("swing", "constant")]
+    assert of[4] == ["teacher", *HEADLINE, *swept]
     assert {"uniform_noise", "swing_keep_ce", "swing_anchored", "kd_decoy"} <= set(of[3])
     assert {"swing_noise0.1", "constant_noise10"} <= set(of[3])
     assert len(of[3]) == len(set(of[3]))
