@@ -37,7 +37,7 @@ class Text:
     length: int = config.integer(2, default=64, help="L, tokens of a row")
     tokenizer: str | None = config.text(
         default=None,
-        help="words, byte_pairs, byte_pairs_merged (digits, too), or a PATH; the teacher's",
+        help="words, byte_pairs, byte_pairs_merged (digits, too) or a PATH; the teacher's",
     )
     vocab_size: int = config.integer(15, default=2000, help="of a new tokenizer")
     canaries_per_level: int = config.integer(0, default=0, help="secrets planted per level")

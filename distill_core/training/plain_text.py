@@ -31,7 +31,7 @@ class Text(config.Language):
     length: int | None = config.integer(2, default=None, help="L, tokens of a row of text; 64")
     tokenizer: str | None = config.text(
         default=None,
-        help="words, byte_pairs, byte_pairs_merged (digits, too), or the PATH of one; words",
+        help="words, byte_pairs, byte_pairs_merged (digits, too) or a PATH; words",
     )
     vocab_size: int | None = config.integer(15, default=None, help="of a new tokenizer; 2000")
     public_text: bool = config.boolean(
