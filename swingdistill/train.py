@@ -165,10 +165,13 @@ def train_and_evaluate(
         "tokenizer": inputs.of_tokenizer(tokenizer),
     }
     id = language.train(run, objective, frozen=frozen, reads=reads, description=description)
-    found = evaluate.test_metrics(checkpoint.load_model(workdir), judged, mode=parallel)
+    loaded = checkpoint.load_model(workdir)
+    found = evaluate.test_metrics(loaded, judged, mode=parallel)
+    if hp.use == "best":
+        fits.say(f"the best validation step counts: {loaded.metadata['step']} of {hp.num_steps}")
     evaluate.say(found)
     report = dp_sgd.report(workdir) if private else report
-    return {**found, "id": id, "budget": report}
+    return {**found, "id": id, "step": loaded.metadata["step"], "budget": report}
 
 
 @trust.config_allows

@@ -37,6 +37,7 @@ class Settings(
     train.Method,
     dp_settings.Private,
     config.Evaluated,
+    config.Language,
     config.Length,
     config.Optimizer,
     config.Model,

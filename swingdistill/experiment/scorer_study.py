@@ -1,5 +1,6 @@
 """How well each scorer finds the private tokens of a text, and sample sentences with scores."""
 
+import math
 from typing import Any
 
 import jax.numpy as jnp
@@ -7,6 +8,7 @@ import numpy as np
 from etils import epath
 
 from distill_core import checkpoint, config
+from distill_core.training import language
 from swingdistill import private_text, train
 from swingdistill.losses import token_temperatures
 from swingdistill.recognisers.find import find
@@ -29,8 +31,11 @@ def study(
     Returns:
       {"quality": {scorer: {repetitions: {"precision", "recall", "auc"}}}, "samples": [{"title",
       "tokens": [[text, score, temperature], …]}, …], "recognisers": {kind: {"recall", "named",
-      "precision", "num"}}}. The last is `recognisers.quality` of the rules on the labelled test
-      sentences that come with them. Quality is that of telling the secrets of one
+      "precision", "num"}}, "fit": {"train_perplexity", "validation_perplexity", "called_private":
+      {scorer: share}}}. `recognisers` is `recognisers.quality` of the rules on the labelled test
+      sentences that come with them; `fit` is of the teacher on its own text, canaries aside: one
+      that over-fits is far from the reference everywhere, and measures then call much private that
+      is not. Quality is that of telling the secrets of one
       level from all tokens outside canaries; the oracle is left out. JSON-able, None for NaN.
     """
     del workdir, parallel
@@ -73,8 +78,18 @@ def study(
             quality[name][str(repetitions)] = {
                 k: None if np.isnan(v) else float(v) for k, v in found.items()
             }
+    ordinary = trained & (level == 0)
+    own = {**text.rows, f"{language.CLASS}own": ordinary}
+    nats = language.measure(models["teacher"], own)["cross_entropy_own"]
+    held = language.measure(models["teacher"], public)["cross_entropy"]
+    fit = {
+        "train_perplexity": math.exp(min(nats, 700.0)),
+        "validation_perplexity": math.exp(min(held, 700.0)),
+        "called_private": {k: float(np.mean(v[ordinary] > 0.5)) for k, v in scores.items()},
+    }
     return {
         "quality": quality,
+        "fit": fit,
         "samples": _samples(hp, text, scores["combined"], of_line, tokenizer),
         "recognisers": quality_of(labelled(), find),
     }

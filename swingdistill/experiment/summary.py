@@ -25,6 +25,7 @@ _NOTES = (
     "costs the model less, against the reference, than all but one in a hundred lines with numbers "
     "that nobody planted (chance: 0.01).",
 )
+OVER_FITTED = 1.5  # times the perplexity of the training text, on validation text
 _NO_GUARANTEE = (
     "Exposure is what this attack finds, an empirical measure and no guarantee of privacy. No arm "
     "with a teacher has record-level differential privacy: "
@@ -118,7 +119,7 @@ def report_of(
         gates=gates,
         settings=config.to_json(hp),
         minutes=minutes,
-        notes=_notes(hp, results),
+        notes=[*_notes(hp, results), *_fit(hp, results, first["fit"])],
         figures=_figures(hp, results, first["quality"], among),
         tables=[
             _scorer_table(first["quality"]),
@@ -243,6 +244,27 @@ def _recogniser_table(quality) -> Table:
         ],
         on_console=False,
     )
+
+
+def _fit(hp, results: Results, fit: Mapping[str, Any]) -> list[str]:
+    """Whether the teacher over-fits, and which of its steps counts."""
+    notes = []
+    train, held = fit["train_perplexity"], fit["validation_perplexity"]
+    called = {name: share for name, share in fit["called_private"].items() if name in hp.scorers}
+    listed = ", ".join(f"{name} {share:.1%}" for name, share in called.items())
+    if held > OVER_FITTED * train:
+        notes.append(
+            f"The teacher over-fits: its perplexity is {train:.1f} on the text that it was trained "
+            f"on and {held:.1f} on validation text. Scorers that compare it with the reference "
+            f"then call ordinary tokens private ({listed})."
+        )
+    if hp.use == "best":
+        steps = [r["step"] for (arm, _), r in results.items() if arm == "teacher"]
+        notes.append(
+            "Of every run the step with the lowest validation loss counts, not the last; of the "
+            f"teachers step {', '.join(map(str, steps))} of {hp.num_steps:,}."
+        )
+    return notes
 
 
 def _notes(hp, results: Results) -> list[str]:
