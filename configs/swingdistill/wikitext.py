@@ -8,14 +8,21 @@ words and 3,000 lines each for teacher and reference, to fit two CPU cores: abou
 runs. Expect 19 and 20 bits of exposure at 10 and 100 repetitions for plain distillation, 1.4 for
 Swing, at a perplexity of 38.2 against 38.3. The private students, dp_sgd, are three more runs, not
 in these numbers; a few minutes each.
+
+`:byte_pairs` is the comparison without ablations over a byte-pair vocabulary that merges digits,
+one seed: numbers are then ranked as whole lines, among 200,000 sampled ones, with 95% bounds.
+`:names` is the same with names as secrets, drawn from a list of your own, one per line:
+
+python -m swingdistill.experiment --config configs/swingdistill/wikitext.py:names \
+    --workdir runs/names --config.dataset=text:DIRECTORY --config.canary_candidates=names.txt
 """
 
 from ml_collections import config_dict
 
 
 def get_config(arg=""):
-    if arg not in ("", "smoke"):
-        raise ValueError(f"unknown argument {arg!r}; known: smoke")
+    if arg not in ("", "byte_pairs", "names", "smoke"):
+        raise ValueError(f"unknown argument {arg!r}; known: byte_pairs, names, smoke")
     config = config_dict.ConfigDict()
     config.dataset = config_dict.placeholder(str)
     config.task = "language"
@@ -60,6 +67,16 @@ def get_config(arg=""):
     config.noise_seed = 0  # repeats the published table; without it noise is secret and new
 
     config.log_every = 500
+    if arg in ("byte_pairs", "names"):
+        config.tokenizer = "byte_pairs_merged"
+        config.num_samples = 200_000
+        config.seeds = (1,)
+        config.sweep = ()
+        config.ablations = False
+        del config.dp, config.dp_batch_size, config.dp_num_steps, config.dp_learning_rate
+    if arg == "names":
+        config.canary_format = "my name is {}"
+        config.canary_candidates = config_dict.placeholder(str)
     if arg == "smoke":
         config.num_steps = config.student.num_steps = config.dp_num_steps = 4
     return config.lock()

@@ -11,6 +11,7 @@ from safetensors.numpy import load_file
 
 from distill_core import checkpoint, release
 from distill_core.config import InputError
+from distill_core.runtime import config_file
 from swingdistill import train
 
 sys.path.insert(0, str(pathlib.Path(__file__).parents[1] / "distill_core" / "models" / "foreign"))
@@ -116,3 +117,24 @@ def test_a_start_that_does_not_fit_is_refused(folder, tmp_path, changes, says):
     given = {k: teacher if v == "TEACHER" else v for k, v in changes.items()}
     with pytest.raises(InputError, match=says):
         _run(folder, tmp_path / "run", **given)
+
+
+def test_the_worked_example_distils_a_directory_on_json_lines_with_spans(folder, tmp_path, capsys):
+    items = []
+    for line in directories.LINES[:60]:
+        start = line.index("555-")
+        items.append(json.dumps({"text": line, "spans": [[start, start + 8, 0.9, "telephone"]]}))
+    (tmp_path / "private.jsonl").write_text("\n".join(items))
+    given = [
+        f"--config.teacher={folder / 'teacher'}",
+        f"--config.dataset=jsonl:{tmp_path / 'private.jsonl'}",
+    ]
+    path = pathlib.Path(__file__).parents[2] / "configs" / "swingdistill" / "huggingface.py"
+    settings = config_file.read(f"{path}:smoke", given, train.Settings)
+    train.train_and_evaluate(settings, tmp_path / "run")
+    assert "private by spans and rules" in capsys.readouterr().err
+    student = checkpoint.load_model(tmp_path / "run").network
+    assert student.model == "decoder" and student.model_kwargs["num_layers"] == 1
+    assert student.model_kwargs["num_kv_heads"] == 2, "all else is the teacher's"
+    release.release(tmp_path / "run", tmp_path / "out", format="hf")
+    assert json.loads((tmp_path / "out" / "config.json").read_text())["model_type"] == "llama"
