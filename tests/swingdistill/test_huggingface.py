@@ -126,8 +126,8 @@ def test_the_worked_example_distils_a_directory_on_json_lines_with_spans(folder,
         items.append(json.dumps({"text": line, "spans": [[start, start + 8, 0.9, "telephone"]]}))
     (tmp_path / "private.jsonl").write_text("\n".join(items))
     given = [
-        f"--config.teacher={folder / 'teacher'}",
-        f"--config.dataset=jsonl:{tmp_path / 'private.jsonl'}",
+        ("teacher", str(folder / "teacher")),
+        ("dataset", f"jsonl:{tmp_path / 'private.jsonl'}"),
     ]
     path = pathlib.Path(__file__).parents[2] / "configs" / "swingdistill" / "huggingface.py"
     settings = config_file.read(f"{path}:smoke", given, train.Settings)
