@@ -132,7 +132,7 @@ def test_the_worked_example_distils_a_directory_on_json_lines_with_spans(folder,
     path = pathlib.Path(__file__).parents[2] / "configs" / "swingdistill" / "huggingface.py"
     settings = config_file.read(f"{path}:smoke", given, train.Settings)
     train.train_and_evaluate(settings, tmp_path / "run")
-    assert "private by spans and rules" in capsys.readouterr().err
+    assert "private by spans and rules" in capsys.readouterr().out
     student = checkpoint.load_model(tmp_path / "run").network
     assert student.model == "decoder" and student.model_kwargs["num_layers"] == 1
     assert student.model_kwargs["num_kv_heads"] == 2, "all else is the teacher's"
