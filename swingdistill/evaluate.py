@@ -29,6 +29,7 @@ from swingdistill.canaries import estimators, models
 from swingdistill.canaries import secrets as canaries_lib
 from swingdistill.canaries.estimators import ESTIMATORS, Ranks
 from swingdistill.canaries.exposure import floor_bits, verdict
+from swingdistill.scorers import judges, scoring
 
 # See private_text.token_classes.
 CLASSES = {
@@ -68,6 +69,26 @@ def test_metrics(
         **{f"{name}_perplexity": perplexity(f"cross_entropy_{name}") for name in CLASSES},
         **{f"num_{name}_tokens": int(np.sum(count & rows[f"class_{name}"])) for name in CLASSES},
     }
+
+
+def recall_of_rules(
+    hp: private_text.Settings, examples: Sequence[Example], tokenizer: Any, rows: Mapping[str, Any]
+) -> dict[str, Any]:
+    """How well the scorer `rules` finds the tokens of a text's private spans.
+
+    Returns:
+      {"recall", "precision"} over tokens, None where there is nothing to divide by, "num_tokens"
+      that are private.
+    """
+    text = private_text.to_rows(hp, examples, tokenizer, of="test")
+    found = text.fill(
+        [judges.rules(each.text, each.offsets, extra=hp.expressions) for each in text.lines]
+    )
+    counted, private = rows["weights"] > 0, rows["class_private"]
+    quality = scoring.quality(found, private, counted)
+    shown = {name: quality[name] for name in ("recall", "precision")}
+    count = int(np.sum(counted & private))
+    return {k: None if math.isnan(v) else v for k, v in shown.items()} | {"num_tokens": count}
 
 
 def exposures(
@@ -164,6 +185,9 @@ def say(found: Mapping[str, Any]):
         count = found[f"num_{name}_tokens"]
         if 0 < count < found["num_tokens"]:
             print(f"  of {title:<14} {found[f'{name}_perplexity']:.3f}  ({count:,} tokens)")
+    if rules := found.get("rules"):
+        shown = ", ".join(f"{k} {v:.3f}" for k, v in rules.items() if isinstance(v, float))
+        print(f"scorer rules on the private spans: {shown or 'nothing found'}")
 
 
 def say_exposure(found: Mapping[str, Any]):
@@ -237,8 +261,11 @@ def evaluate_checkpoint(
             raise InputError("secrets", str(secrets), allowed)
         texts = private_text.load(hp)
         private_text.check_classes(hp, texts.classes, "checkpoint", str(path), loaded)
-        found |= test_metrics(loaded, test_rows(hp, texts.test, loaded.tokenizer))
+        rows = test_rows(hp, texts.test, loaded.tokenizer)
+        found |= test_metrics(loaded, rows)
         has_spans = any(example.spans for example in texts.test)
+        if has_spans:
+            found["rules"] = recall_of_rules(hp, texts.test, loaded.tokenizer, rows)
     if canaries is not None:
         hp = _with_canaries(hp, canaries)
     if attack is not None:

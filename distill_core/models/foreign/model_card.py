@@ -70,9 +70,26 @@ def _measured(results: Mapping[str, Any]) -> list[str]:
     kinds = [name for name in results if name.endswith("perplexity") and results[name] is not None]
     lines = ["| on the test text | value |", "|---|---|"]
     lines += [f"| {name} | {_number(results[name])} |" for name in kinds]
-    for name, value in results.items():
-        if name not in kinds and isinstance(value, Mapping):
-            lines += ["", f"`{name}`:", "", "```json", strict_json.encode(value, indent=1), "```"]
+    rules = results.get("rules") or {}
+    found = [f"{name} {rules[name]:.3f}" for name in ("recall", "precision") if rules.get(name)]
+    if found:
+        lines += ["", f"The recognisers on its private tokens: {', '.join(found)}."]
+    if exposure := results.get("exposure"):
+        among, of = results["exposure_among"], results["exposure_candidates"]
+        lines += ["", f"Exposure of planted secrets, ranked among {among:,} of {of:,} candidates:"]
+        lines += ["", "| planted | mean, bits | worst | 95% bounds of the worst | p | verdict |"]
+        lines += ["|---|---|---|---|---|---|"]
+        for level, bits in exposure.items():
+            low, high = max(results["exposure_bounds"][level])
+            told = [sum(bits) / len(bits), max(bits), f"{low:.2f} to {high:.2f}"]
+            told += [float(results["exposure_p"][level]), results["exposure_verdict"][level]]
+            lines.append(f"| {level} times | {' | '.join(map(_number, told))} |")
+    for name in ("extraction", "membership"):
+        if results.get(name):
+            told = strict_json.encode(results[name], indent=1)
+            lines += ["", f"{name.capitalize()}:", "", "```json", told, "```"]
+    if missing := results.get("not_measured"):
+        lines += ["", f"Not measured: {'; '.join(missing)}."]
     return lines
 
 
