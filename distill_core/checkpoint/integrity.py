@@ -154,7 +154,7 @@ def chosen(path: epath.PathLike, *, step: int | None = None) -> tuple[epath.Path
     step, unless a step is given.
     """
     found, metadata = find(path, step=step)
-    best = metadata.get("best") if metadata["config"].get("use") == "best" else None
+    best = metadata.get("best") if metadata.get("config", {}).get("use") == "best" else None
     is_named = step is not None or (epath.Path(path) / METADATA).exists()
     if is_named or best is None or best["step"] == metadata["step"]:
         return found, metadata

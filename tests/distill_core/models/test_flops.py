@@ -10,7 +10,7 @@ from distill_core.models.flops import count_flops
 
 # Without those that only have more of the same blocks.
 # Fourier transforms and moduli, most of scattering, are no products.
-LEFT_OUT = ("transformer", "scattering", "resnetc32", "resnet34")
+LEFT_OUT = (*models.TEXT_MODELS, "scattering", "resnetc32", "resnet34")
 IMAGE_MODELS = [name for name in models.MODEL_NAMES if name not in LEFT_OUT]
 
 

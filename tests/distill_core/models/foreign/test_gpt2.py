@@ -141,7 +141,7 @@ def test_load_model_gives_all_of_it(tmp_path):
     logits = jax.jit(loaded.apply)(loaded.variables, ids[None])
     assert logits.shape == (1, len(ids), _VOCAB)
     json.dumps(loaded.metadata)
-    assert loaded.metadata["method"] == "gpt2"
+    assert loaded.metadata["method"] == "hugging face"
     assert loaded.metadata["ledger"] == {"mechanisms": [], "ancestors": []}
     for field in ("part", "step"):
         with pytest.raises(InputError, match=f"^{field}: got .* leave it out"):
