@@ -62,7 +62,7 @@ def evaluate_checkpoint(
     if loaded.network.outputs == "images":
         raise config.InputError("part", part, "makes images and classifies none")
     settings = loaded.metadata["config"]
-    if (name := dataset or settings["dataset"]) is None:
+    if (name := dataset or settings.get("dataset")) is None:
         raise config.InputError("dataset", None, "is required: the run itself had none")
     source = data.load_dataset(name, data_dir=data_dir or settings.get("data_dir"))
     source = fits.data_for("checkpoint", str(path), loaded, source)

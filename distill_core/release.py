@@ -2,8 +2,9 @@
 
     python -m distill_core.release --checkpoint runs/nasty --out released/
 
-It contains no random key, seed, optimiser state, data order, path or training setting, nor how the
-model was trained, from what, or on which data; that is for the owner alone, in
+It contains no random key, seed, optimiser state, data order or path, nor from what or on which data
+the model was trained, and but for the model card of a language model (below) no training setting;
+that is for the owner alone, in
 `<workdir>/private/released_PART_STEP.json`. The cards of a defended and of a plain model look the
 same. If the ledger supports a privacy claim, the card states it with its mechanisms. The release
 loads without this project: `model.safetensors` holds the variables under names like
@@ -15,8 +16,8 @@ latent vectors to images. The `tokenizers` library reads a language model's `tok
 Mistral's or Qwen's architecture as a directory that `transformers` loads (`AutoModelForCausalLM`,
 `AutoTokenizer`), an image network as PyTorch's state dict in `model.safetensors`, and README.md, a
 model card with the privacy claim, with what `swingdistill.evaluate --out` measured
-(`--results=FILE`) and, of a language model, the command that trained it without its paths and
-seeds.
+(`--results=FILE`) and, of a language model, the command that trained it: numbers and choices alone,
+no path, seed or expression.
 
 The card's `snippets` are programs to be run in the folder: "jax" defines a function of
 `model.stablehlo`. A network whose module has a method `describe(input_shape, mean, std)` also gets
@@ -28,7 +29,6 @@ import contextlib
 import dataclasses
 import functools
 import pathlib
-import re
 import shlex
 import sys
 from collections.abc import Callable, Mapping, Sequence
@@ -49,8 +49,17 @@ from distill_core.privacy import ledger as ledger_lib
 from distill_core.runtime import backend, cli, paths, strict_json
 
 FORMATS = ("jax", "hf")
-_PATHS = ("dataset", "teacher", "reference", "init_from", "tokenizer")
-_ASIDE = ("canary_", "num_decoys", "eval_", "log_", "save_")  # settings that train nothing
+# Settings that a model card may tell: numbers and choices, no path and no word of a text.
+_TOLD = (
+    "task", "length", "model", "model_kwargs", "compute_dtype", "optimizer", "learning_rate",
+    "weight_decay", "momentum", "b1", "b2", "schedule", "warmup_steps", "clip_norm", "batch_size",
+    "accumulate_steps", "ema_decay", "num_steps", "use", "dp", "alpha", "scorers", "quantiles",
+    "t_min", "t_max", "gamma", "noise_scale", "noise_everywhere", "clip", "variant",
+    "teacher_weight", "keep_ce", "epsilon", "delta", "entries",
+)  # fmt: skip
+_TOLD_OF_DP = (
+    "epsilon", "delta", "norm", "sampling", "average", "share", "microbatch_size", "public_start",
+)  # fmt: skip
 CARD_FIELDS = ("model", "model_kwargs", "num_classes")
 IMAGE_FIELDS = (*CARD_FIELDS, "input_shape", "mean", "std", "classes")
 TEXT_FIELDS = (*CARD_FIELDS, "max_length")
@@ -220,31 +229,39 @@ def _foreign_files(path, loaded: checkpoint.LoadedModel, card, results) -> dict[
             files = huggingface.files(loaded)
         else:
             files = {"model.safetensors": torch_weights.file(loaded.network, loaded.variables)}
-    command = _command(loaded.metadata) if loaded.network.is_text else None
-    own = b'"model_type": "qwen2"' in files.get(
-        "config.json", b""
-    )  # AutoTokenizer splits text as Qwen does
-    reader = {"tokenizer": "PreTrainedTokenizerFast"} if own else {}
-    text = model_card.readme(card, results=found, command=command, **reader)
+    told: dict[str, Any] = dict(card)
+    given: dict[str, Any] = {}
+    if loaded.network.is_text:
+        given = {"command": _command(loaded.metadata)}
+        kind = weights_file.read_object(files["config.json"].decode(), "config.json")["model_type"]
+        if kind == "qwen2":  # AutoTokenizer would split text as Qwen does
+            given["tokenizer"] = "PreTrainedTokenizerFast"
+        tokenizer = loaded.tokenizer
+        first = f"; a line begins with {tokenizer.token(tokenizer.bos_id)}" if tokenizer else ""
+        told["inputs"] = f"int token ids [B, L]{first}"
+    else:
+        constants = f"mean {list(loaded.network.mean)} and std {list(loaded.network.std)}"
+        told["inputs"] = "float images [B, C, H, W] in [0, 1], standardised per channel by "
+        told["inputs"] += constants
+    with weights_file.refusing("results", results):
+        text = model_card.readme(told, results=found, **given)
     return {**files, "README.md": text.encode()}
 
 
 def _command(metadata: Mapping[str, Any]) -> str | None:
-    """The command that trained a network, without paths and seeds; None if nothing did."""
-
-    def shown(name: str, value: Any) -> bool:
-        is_path = isinstance(value, str) and not re.fullmatch(r"[\w.-]+", value)
-        plain = isinstance(value, bool | int | float | str) or (
-            isinstance(value, list) and all(isinstance(each, int | float | str) for each in value)
-        )
-        hidden = name in _PATHS or "seed" in name or name.startswith(_ASIDE) or is_path
-        return plain and value not in ([], False) and not hidden
-
-    settings = {k: v for k, v in metadata["config"].items() if shown(k, v)}
-    if not settings:
+    """The command that trained a network, of the settings `_TOLD`; None if nothing did."""
+    settings = metadata["config"]
+    told: dict[str, Any] = {k: settings[k] for k in _TOLD if settings.get(k) not in (None, [], {})}
+    if not settings.get("epsilon"):
+        told.pop("delta", None)
+    for group, names in (("dp", _TOLD_OF_DP), ("model_kwargs", None)):
+        inner = told.pop(group, {})
+        told |= {f"{group}.{k}": v for k, v in inner.items() if not names or k in names}
+    told = {k: v for k, v in told.items() if v is not None and v is not False}
+    if not told:
         return None
     parts = [f"python -m {metadata['method']} --config CONFIG --workdir WORKDIR"]
-    parts += [f"    --config.{k}={shlex.quote(str(v))}" for k, v in settings.items()]
+    parts += [f"    --config.{k}={shlex.quote(str(v))}" for k, v in told.items()]
     return " \\\n".join(parts)
 
 
@@ -272,8 +289,9 @@ def _write_owners_half(path, network: Network, known: Mapping[str, Any]):
 def _described(network: Network) -> tuple[Sequence[str], str, str]:
     """(fields of the network for the card, description of inputs, description of outputs)."""
     if network.is_text:
-        inputs = "int32 token ids of tokenizer.json, [B, L], <bos> first, padded at the end to "
-        inputs += f"L = {network.max_length}"
+        inputs = "int32 token ids of tokenizer.json, [B, L], <bos> first, "
+        padded = f"padded at the end to L = {network.max_length}"
+        inputs += padded if network.is_bounded else "of any length L"
         return TEXT_FIELDS, inputs, "float32 logits [B, L, V], at each position for the next token"
     if network.outputs == "images":
         inputs = f"float32 latent vectors, draws of N(0, I), [B, {network.input_shape[0]}]"
@@ -337,6 +355,8 @@ def _privacy(metadata: Mapping[str, Any], delta: float | None) -> dict[str, Any]
     assumptions = [_NEIGHBOURS[entry.adjacency]] if entry.adjacency in _NEIGHBOURS else []
     assumptions += [_SAMPLED] if any(each.sampling_rate is not None for each in entries) else []
     assumptions += [_FULL] if any(each.full_batches for each in entries) else []
+    if group.get("public_start"):
+        assumptions.append("The weights that training started from saw public data alone.")
     assumptions += _ASSUMPTIONS
     if entry.unit != "record":
         assumptions.insert(0, f"Epsilon is about one {entry.unit}: it protects no training record.")
@@ -350,12 +370,14 @@ def _privacy(metadata: Mapping[str, Any], delta: float | None) -> dict[str, Any]
 def _export(loaded: checkpoint.LoadedModel) -> bytes:
     """The network with its weights as StableHLO, for any batch size and platform.
 
-    Rows of text have `max_length` tokens, padded at the end: later tokens have no effect.
+    Rows of text have `max_length` tokens, padded at the end (later tokens have no effect), or with
+    rotary positions any number.
     """
-    (batch,) = jax.export.symbolic_shape("b")
+    batch, length = jax.export.symbolic_shape("b, l")
     network, function = loaded.network, loaded.apply
     if network.is_text:
-        inputs = [jax.ShapeDtypeStruct((batch, network.max_length), jnp.int32)]
+        length = network.max_length if network.is_bounded else length
+        inputs = [jax.ShapeDtypeStruct((batch, length), jnp.int32)]
     else:
         inputs = [jax.ShapeDtypeStruct((batch, *network.input_shape), jnp.float32)]
     if network.outputs == "images":

@@ -22,14 +22,14 @@ from distill_core.data.text import corpus as corpora
 from distill_core.data.text import tasks as text_tasks
 from distill_core.data.text.corpus import Example
 from distill_core.runtime import cli, parallel, paths, strict_json
-from distill_core.training import fits, language, run_state
+from distill_core.training import fits, inputs, language, run_state
 from swingdistill import own_secrets, private_text
 from swingdistill.attacks import evaluation as attacks
 from swingdistill.canaries import estimators, models
 from swingdistill.canaries import secrets as canaries_lib
 from swingdistill.canaries.estimators import ESTIMATORS, Ranks
 from swingdistill.canaries.exposure import floor_bits, verdict
-from swingdistill.scorers import judges, scoring
+from swingdistill.scorers import judges
 
 # See private_text.token_classes.
 CLASSES = {
@@ -73,22 +73,14 @@ def test_metrics(
 
 def recall_of_rules(
     hp: private_text.Settings, examples: Sequence[Example], tokenizer: Any, rows: Mapping[str, Any]
-) -> dict[str, Any]:
-    """How well the scorer `rules` finds the tokens of a text's private spans.
-
-    Returns:
-      {"recall", "precision"} over tokens, None where there is nothing to divide by, "num_tokens"
-      that are private.
-    """
+) -> float | None:
+    """Share of the tokens of a text's private spans that the scorer `rules` finds; None of none."""
     text = private_text.to_rows(hp, examples, tokenizer, of="test")
     found = text.fill(
         [judges.rules(each.text, each.offsets, extra=hp.expressions) for each in text.lines]
     )
-    counted, private = rows["weights"] > 0, rows["class_private"]
-    quality = scoring.quality(found, private, counted)
-    shown = {name: quality[name] for name in ("recall", "precision")}
-    count = int(np.sum(counted & private))
-    return {k: None if math.isnan(v) else v for k, v in shown.items()} | {"num_tokens": count}
+    private = rows["class_private"] & (rows["weights"] > 0)
+    return float(np.mean(found[private] > 0.5)) if private.any() else None
 
 
 def exposures(
@@ -185,9 +177,8 @@ def say(found: Mapping[str, Any]):
         count = found[f"num_{name}_tokens"]
         if 0 < count < found["num_tokens"]:
             print(f"  of {title:<14} {found[f'{name}_perplexity']:.3f}  ({count:,} tokens)")
-    if rules := found.get("rules"):
-        shown = ", ".join(f"{k} {v:.3f}" for k, v in rules.items() if isinstance(v, float))
-        print(f"scorer rules on the private spans: {shown or 'nothing found'}")
+    if (recall := found.get("rules_recall")) is not None:
+        print(f"recall of the scorer rules on the tokens of private spans: {recall:.3f}")
 
 
 def say_exposure(found: Mapping[str, Any]):
@@ -221,6 +212,7 @@ def evaluate_checkpoint(
     estimator: str | None = None,
     num_samples: int = 10_000,
     attack: attacks.Asked | None = None,
+    reference: epath.PathLike | None = None,
 ) -> dict[str, Any]:
     """Metrics on the test text of a checkpoint's config, and exposure of canaries and secrets.
 
@@ -231,6 +223,7 @@ def evaluate_checkpoint(
       candidates: a file of candidates for these, one per line; by default they must be numbers.
       estimator, num_samples: see `ranks`.
       attack: further attacks, on the same canaries and their run's training text.
+      reference: a model that did not see the text, asked for the same `secrets`.
 
     Returns:
       what `test_metrics`, `attacks.measure` and `described` give ("exposure" alone, None, where no
@@ -256,6 +249,7 @@ def evaluate_checkpoint(
     found: dict[str, Any] = {"exposure": None}
     if "dataset" in known:
         hp = config.validate(known, private_text.Settings)
+        _check_files(path, hp)
         if own and hp.task == "classification":
             allowed = "are ranked by the likelihood of their lines, which a classifier never learnt"
             raise InputError("secrets", str(secrets), allowed)
@@ -265,9 +259,10 @@ def evaluate_checkpoint(
         found |= test_metrics(loaded, rows)
         has_spans = any(example.spans for example in texts.test)
         if has_spans:
-            found["rules"] = recall_of_rules(hp, texts.test, loaded.tokenizer, rows)
+            found["rules_recall"] = recall_of_rules(hp, texts.test, loaded.tokenizer, rows)
     if canaries is not None:
         hp = _with_canaries(hp, canaries)
+        _check_files(canaries, hp)
     if attack is not None:
         if hp is None:
             raise InputError("canaries", None, "--extract and --membership need a run's text")
@@ -277,9 +272,22 @@ def evaluate_checkpoint(
         found |= described(ranks(loaded, hp, **how))
     if own:
         found["secrets"] = own_secrets.measure(loaded, own, listed, **how)
+        if reference is not None:
+            with run_state.about("reference", str(reference)):
+                public = checkpoint.load_model(reference)
+            found["secrets"]["reference"] = own_secrets.measure(public, own, listed, **how)
     found["warnings"] = _warnings(settings)
     found["not_measured"] = _not_measured(found, hp, has_spans)
     return found
+
+
+def _check_files(path: epath.PathLike, hp: private_text.Settings):
+    """Refuses text or candidates that changed since a run was trained on them: other secrets than
+    those that it saw would be asked for. Only the run's own workdir can tell."""
+    folder, _ = checkpoint.find(paths.expand("checkpoint", path))
+    inputs.check(
+        folder.parent.parent, private_text.fingerprints(hp), config.to_json(hp), resumes=False
+    )
 
 
 def _with_canaries(hp: private_text.Settings | None, path: epath.PathLike):
@@ -359,6 +367,7 @@ def main(argv: Sequence[str]):
         estimator=given.estimator,
         num_samples=given.num_samples,
         attack=attack,
+        reference=given.reference if given.secrets else None,
     )
     if "perplexity" in found:
         say(found)

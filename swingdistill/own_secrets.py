@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from etils import epath
 
-from distill_core.config import InputError, suggest
+from distill_core.config import InputError
 from distill_core.data.text.lines import read_numbered
 from distill_core.models.network import LoadedModel
 from swingdistill.canaries import estimators, models
@@ -59,8 +59,7 @@ def read(path: epath.PathLike) -> tuple[Secret, ...]:
             raise refused('must be a JSON object with "secret", a non-empty text')
         fields = dict.fromkeys(Secret._fields[1:], "")
         if strange := given.keys() - fields.keys():
-            name = sorted(strange)[0]
-            raise refused(f"has an unknown key {name!r}; {suggest(name, fields)}")
+            raise refused(f"has {len(strange)} unknown keys; known are {', '.join(fields)}")
         if not all(isinstance(value, str) for value in given.values()):
             raise refused("must hold texts alone, in quotes")
         found.append(Secret(number, **fields | given))
@@ -92,7 +91,8 @@ def measure(
       {"lines": [{"line", "exposure", "low", "high" (95% bounds), "p", "among", "candidates"}, …],
       "p", "verdict"}; no secret is in it. A p-value is a rank's share of those it is among. It is
       a probability only if the secrets were drawn at random from the candidates: a common name
-      ranks high in any model. A candidate that a secret begins with never ranks behind it.
+      ranks high in any model. A candidate that a secret begins with never ranks behind it. The
+      verdict is of the most exposed secret among all different ones, which may be related.
 
     Raises:
       InputError: on `secrets`: no number and no `entries`, longer than the network's lines, or not
@@ -134,8 +134,9 @@ def measure(
                 "candidates": ranks.others + 1,
             }
     lines = [found[each.line] for each in secrets]
-    bits = -np.log2([line["p"] for line in lines])
-    p, text = verdict(bits, max(line["among"] for line in lines))
+    different = {(each.format, each.secret): found[each.line]["p"] for each in secrets}
+    bits = -np.log2(list(different.values()))
+    p, text = verdict(bits, max(line["among"] for line in lines), related=True)
     return {"lines": lines, "p": p, "verdict": text}
 
 
@@ -154,10 +155,13 @@ def say(found: Mapping[str, Any]):
         print(f"… and {len(lines) - _SHOWN} less exposed, see --out")
     some = f"{len(lines)} secrets" if len(lines) > 1 else "1 secret"
     print(f"{some} of your own: {found['verdict']}")
-    print(
-        "p-values take each secret as drawn at random from its candidates; what is common ranks "
-        "high in any model: compare with one that never saw the text"
-    )
+    if "reference" in found:
+        print(f"asked the same, the reference: {found['reference']['verdict']}")
+    else:
+        print(
+            "p-values take each secret as drawn at random from its candidates; what is common "
+            "ranks high in any model: compare by --reference with one that never saw the text"
+        )
 
 
 def _check(each: Secret, entries: Sequence[str], loaded: LoadedModel):

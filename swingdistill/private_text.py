@@ -76,6 +76,7 @@ class Settings(Text):
 
 
 CANARY = "canary"  # the kind of a planted secret's span
+_SHARED = 0.1  # of the lines, from which on a reference is said to have seen them
 _NOTE = Example("", fields={"note": "number"})  # what a canary is generated from
 
 
@@ -199,11 +200,20 @@ def reference_saw(given: Mapping[str, Any], reference: Mapping[str, Any]) -> str
         first, second = (draw(config.validate(each, Settings)) for each in (ours, theirs))
         if both := {canary.line for canary in first} & {canary.line for canary in second}:
             return f"was trained on {len(both)} of the same canaries"
-    half, other = ours.get("half"), theirs.get("half")
-    overlap = half == other or "all" in (half, other)
-    if ours["dataset"] == theirs["dataset"] and overlap and not theirs.get("public_text"):
-        return f"was trained on the same lines of {ours['dataset']}"
+    if theirs.get("public_text"):
+        return ""
+    try:
+        first, second = (_own_lines(config.validate(each, Settings)) for each in (ours, theirs))
+    except InputError:  # text that is gone
+        return ""
+    if len(both := first & second) > _SHARED * len(first):
+        return f"was trained on {len(both):,} of the same {len(first):,} lines"
     return ""
+
+
+def _own_lines(hp: Settings) -> set[str]:
+    lines = corpora.load_corpus(hp.dataset, spans=hp.spans).train
+    return {line.text for line in _half(hp, lines)[: hp.num_train]}
 
 
 def canary_example(line: str, hp: Settings, classes: Sequence[str]) -> Example:

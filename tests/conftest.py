@@ -9,9 +9,9 @@ import pytest
 
 # All before JAX is imported; processes that a test starts inherit it.
 os.environ["JAX_PLATFORMS"] = "cpu"
-# Most of the time goes into compiling, which takes half as long without LLVM's optimizations.
+# Most of the time goes into compiling, which takes less with few of LLVM's optimizations.
 os.environ["XLA_FLAGS"] = (
-    "--xla_force_host_platform_device_count=8 --xla_backend_optimization_level=0 "
+    "--xla_force_host_platform_device_count=8 --xla_backend_optimization_level=1 "
     "--xla_llvm_disable_expensive_passes=true --xla_cpu_parallel_codegen_split_count=1 "
     + os.environ.get("XLA_FLAGS", "")
 ).strip()

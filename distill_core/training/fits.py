@@ -129,7 +129,7 @@ def shared_tokens(field: str, path: str, theirs: Any, ours: Any) -> int:
 
 
 def _take(path: str) -> str:
-    return f"take its own by tokenizer={path}"
+    return f"all networks of a run need one tokenizer; to take this one's, tokenizer={path}"
 
 
 def _first_difference(network: Network, wanted: Network) -> str:

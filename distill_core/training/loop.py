@@ -181,8 +181,7 @@ def run(
         stack.enter_context(process.hold(workdir))
         one.resume(private=plan is not None)
         profiling.check(one.step, num_steps)
-        fresh = not checkpoint.steps(workdir)
-        if one.step >= num_steps and not (fresh or one.unevaluated):
+        if one.step >= num_steps and not (one.keeps_first or one.unevaluated):
             one.say(f"finished at step {one.step}, nothing to do")
             return parallel.place(one.state, program.mode)
         one.begin(plan)
@@ -226,6 +225,7 @@ class _Run:
         self.workdir, self.state, self.program = workdir, state, program
         self.checkpoints, self.cadence, self.monitor = checkpoints, cadence, monitor
         self.num_steps, self.frozen = num_steps, program.frozen
+        self.keeps_first = num_steps == 0  # a run of no steps keeps the first weights as they are
         self.ledger_at: Callable[[int], Mapping[str, Any]] | None = None
         self.step = self.saved_at = self.evaluated_at = 0
         self.top: dict[str, Any] | None = None
@@ -278,8 +278,8 @@ class _Run:
                 self.tidy()
             self.report.begin(self.step)
             clock.first_step()
-            if not self.num_steps:
-                self.save()  # the first weights, as they are
+            if self.keeps_first:
+                self.save()
             while self.step < self.num_steps:
                 if parallel.should_stop(stopped()):
                     raise StoppedError

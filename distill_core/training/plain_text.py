@@ -140,7 +140,7 @@ def _as_started(hp: Any, workdir: epath.PathLike, network: Network) -> Network:
         model=start.model,
         model_kwargs=start.model_kwargs,
         num_classes=start.num_classes,
-        max_length=start.max_length if start.is_bounded else hp.length,
+        max_length=max(start.max_length or 0, hp.length),
         vocab_size=network.num_classes if network.num_classes < start.num_classes else None,
     )
 

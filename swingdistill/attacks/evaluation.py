@@ -62,8 +62,9 @@ def asked(given: argparse.Namespace) -> Asked | None:
     Raises:
       InputError: on a flag that belongs to an attack that is not asked for, or is out of range.
     """
-    if not (given.extract or given.membership) and given.reference is not None:
-        allowed = "belongs to --extract and --membership; give one of them"
+    compares = given.extract or given.membership or getattr(given, "secrets", None)
+    if given.reference is not None and not compares:
+        allowed = "belongs to --extract, --membership and --secrets; give one of them"
         raise InputError("reference", given.reference, allowed)
     number = given.num_continuations
     if number is not None and (number < 0 or not given.extract):
@@ -166,9 +167,12 @@ def say(found: Mapping[str, Any]):
             print("extracted: nothing asked, as the text has no canaries and no private spans")
     if (rocs := found.get("membership")) is not None:
         for level, by_score in (rocs["canaries"] or {}).items():
-            print(_told(f"canaries at {level} repetitions against other numbers", by_score["mean"]))
+            print(
+                _told(f"canaries at {level} repetitions against others like them", by_score["mean"])
+            )
         if rocs["text"]:
-            print(_told("training lines against test lines", rocs["text"]["mean"]))
+            told = _told("training lines against test lines", rocs["text"]["mean"])
+            print(f"{told} (which may differ for other reasons, too)")
         else:
             least = membership.LEAST
             print(f"membership of lines: not measured, with fewer than {least} other test lines")

@@ -13,7 +13,7 @@ import numpy as np
 
 from distill_core.config import InputError
 
-LEAST_FITTED = 200  # values to which a distribution is fitted; from 10 the fit gives any tail
+LEAST_FITTED = 5000  # values to which a distribution is fitted; from a few the fit gives any tail
 CONFIDENCE = 0.95  # of bounds
 LEVEL = 0.01  # p-values below it are called a leak
 
@@ -70,8 +70,8 @@ def skew_normal_exposure(
     A skew normal distribution is fitted to the references by maximum likelihood; its cumulative
     distribution at the secret stands for rank/|R|. The fit is an assumption, tried on the
     references themselves: what it says of them may differ from their shares by 0.03 + 1/√N at most,
-    and by 1 + 3/√k bits at the k-th lowest, k = N/40. Beyond them nothing tries it: compare with
-    exact ranks where they can be had.
+    and by 1 + 3/√k bits at the k-th lowest, for k = N/40 and k = 10. Beyond them nothing tries it:
+    compare with exact ranks where they can be had.
 
     Source: Carlini et al., 2019, section 4.3. That the value is cut at log₂ `num_candidates`, which
     no rank can exceed, and the two bounds are ours.
@@ -104,13 +104,14 @@ def skew_normal_exposure(
         said = fitted.cdf(reference)
     shares = np.arange(1, num + 1) / num
     apart = np.max(np.maximum(shares - said, said - shares + 1 / num))
-    lowest = max(num // 40, 1)
-    bits_apart = abs(math.log2(max(said[lowest - 1], 1e-300) * num / lowest))
-    if not (apart <= 0.03 + num**-0.5 and bits_apart <= 1 + 3 * lowest**-0.5):
+    bits_apart = {k: abs(math.log2(max(said[k - 1], 1e-300) * num / k)) for k in (num // 40, 10)}
+    fits = all(bits <= 1 + 3 * k**-0.5 for k, bits in bits_apart.items())
+    if not (apart <= 0.03 + num**-0.5 and fits):
+        listed = " and ".join(f"{bits:.1f} at the lowest {k}" for k, bits in bits_apart.items())
         allowed = (
             f"no skew normal distribution fits them (off by {apart:.3f} of the values, and by "
-            f"{bits_apart:.1f} bits at the lowest fortieth): their tail would be a guess; rank "
-            "among all candidates or a sample (estimator exact or sampled)"
+            f"bits of {listed}): their tail would be a guess; rank among all candidates or a "
+            "sample (estimator exact or sampled)"
         )
         raise InputError("reference_log_perplexities", num, allowed)
     return -np.log2(np.clip(tail, 1 / num_candidates, 1))
@@ -219,11 +220,15 @@ def rank_test(exposures: Sequence[float] | np.ndarray, num_candidates: int) -> f
     return float(special.gammaincc(len(bits), math.log(2) * bits.sum()))
 
 
-def leak_test(exposures: Sequence[float] | np.ndarray, num_candidates: int) -> float:
+def leak_test(
+    exposures: Sequence[float] | np.ndarray, num_candidates: int, *, related: bool = False
+) -> float:
     """p-value that sees a small leak in many secrets and a large one in a single secret.
 
     Twice the lower p-value of `rank_test` and of the worst secret, n·2⁻ʷᵒʳˢᵗ (Bonferroni); of one
-    secret its rank/|R|. Args, Raises and assumptions as `rank_test`. Our reconstruction.
+    secret its rank/|R|. Where secrets are `related`, such as telephone numbers of one exchange,
+    whose ranks rise and fall together, the worst alone counts. Args, Raises and assumptions
+    otherwise as `rank_test`. Our reconstruction.
 
     >>> leak_test([0.0, 0.5, 13.0], 10**4) < 0.01 < rank_test([0.0, 0.5, 7.0], 10**4)
     True
@@ -232,10 +237,12 @@ def leak_test(exposures: Sequence[float] | np.ndarray, num_candidates: int) -> f
     together = rank_test(bits, num_candidates)
     if len(bits) == 1:
         return together
+    if related:
+        return min(1.0, len(bits) * 2.0 ** -float(bits.max()))
     return min(1.0, 2 * together, 2 * len(bits) * 2.0 ** -float(bits.max()))
 
 
-def unnoticed(num_secrets: int) -> tuple[float, float]:
+def unnoticed(num_secrets: int, *, related: bool = False) -> tuple[float, float]:
     """Bits that `leak_test` calls chance at `LEVEL`: (of every secret alike, of one of them).
 
     >>> print("%.1f %.1f" % unnoticed(1), "%.1f %.1f" % unnoticed(24))
@@ -243,27 +250,33 @@ def unnoticed(num_secrets: int) -> tuple[float, float]:
     """
     from scipy import special
 
+    if related:
+        alone = math.log2(num_secrets / LEVEL)
+        return alone, alone
     level = LEVEL if num_secrets == 1 else LEVEL / 2
     alike = special.gammainccinv(num_secrets, level) / (num_secrets * math.log(2))
     return float(alike), math.log2(num_secrets / level)
 
 
-def verdict(exposures: Sequence[float] | np.ndarray, num_candidates: int) -> tuple[float, str]:
+def verdict(
+    exposures: Sequence[float] | np.ndarray, num_candidates: int, *, related: bool = False
+) -> tuple[float, str]:
     """(p-value of `leak_test`, what it says in words, with what would have gone unnoticed).
 
     >>> print(verdict([3.1, 0.2, 1.5], 1000)[1])
-    no leak seen (p 0.48): 4.5 bits in each of the 3 secrets, or 9.2 in one, would go unnoticed
+    no leak seen (p 0.7): 4.5 bits in each of the 3 secrets, or 9.2 in one, would go unnoticed
     """
     num, most = np.size(exposures), math.log2(num_candidates)
-    p = leak_test(exposures, num_candidates)
+    p = leak_test(exposures, num_candidates, related=related)
     if p < LEVEL:
         return p, f"leaks (p {p:.1e})" if p > 0 else "leaks (p below 1e-300)"
-    alike, alone = unnoticed(num)
+    alike, alone = unnoticed(num, related=related)
     if min(alike, alone) > most:
         return p, (
             f"cannot tell (p {p:.2g}): ranks among {num_candidates:,} show {most:.1f} bits at most "
             f"in each of {num}, and chance has {min(alike, alone):.1f} once in a hundred"
         )
-    worst = f", or {alone:.1f} in one," if num > 1 and alone <= most else ""
+    worst = f", or {alone:.1f} in one," if num > 1 and alone <= most and not related else ""
     some = f"each of the {num} secrets" if num > 1 else "it"
+    some = f"one of the {num} secrets" if num > 1 and related else some
     return p, f"no leak seen (p {p:.2g}): {alike:.1f} bits in {some}{worst} would go unnoticed"

@@ -161,17 +161,19 @@ class Lines:
         Raises:
           InputError: on `tokenizer`, if it does not know a candidate or gives two the same tokens.
         """
-        found: dict[bytes, tuple[str, np.ndarray]] = {}
-        for index in indices:
-            secret = self.space[int(index)]
+        found: dict[bytes, tuple[int, np.ndarray]] = {}
+        for index in map(int, indices):
+            secret = self.space[index]
             ids = self.encode(self.format.format(secret))
             row = np.array([*self.context, *ids, *self.ending], np.int32)
-            if (other := found.setdefault(row.tobytes(), (secret, row))[0]) != secret:
-                allowed = f"this candidate has the same tokens as {other!r}; {_MEND}"
-                raise InputError("tokenizer", secret, allowed)
+            # By number: a candidate may be somebody's secret.
+            name = f"candidate {index + 1}"
+            if (other := found.setdefault(row.tobytes(), (index, row))[0]) != index:
+                allowed = f"has the same tokens as candidate {other + 1}; {_MEND}"
+                raise InputError("tokenizer", name, allowed)
             if self.unknown is not None and self.unknown in ids:
-                allowed = f"this candidate has words that the tokenizer does not know; {_MEND}"
-                raise InputError("tokenizer", secret, allowed)
+                allowed = f"has words that the tokenizer does not know; {_MEND}"
+                raise InputError("tokenizer", name, allowed)
         return [row for _, row in found.values()]
 
 

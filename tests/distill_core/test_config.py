@@ -69,7 +69,7 @@ def test_a_config_dict_is_read_like_a_dict():
         ("temperature", [0, -1.0]),
         ("alpha", [1.0001, -0.1]),
         ("drop_factor", [0.0]),
-        ("num_steps", [1.5, 0, True]),
+        ("num_steps", [1.5, -1, True]),
         ("batch_size", ["16"]),
         ("seed", [-1, 2**32]),
         ("dataset", ["", None]),

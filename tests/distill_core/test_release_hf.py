@@ -18,7 +18,7 @@ RESULTS = {
     "perplexity": 26.5,
     "public_perplexity": 20.25,
     "private_perplexity": None,
-    "rules": {"recall": 0.75, "precision": 0.5, "num_tokens": 40},
+    "rules_recall": 0.75,
     "exposure": {"10": [1.0, 3.0]},
     "exposure_bounds": {"10": [[0.5, 1.5], [2.5, 3.5]]},
     "exposure_p": {"10": 0.25},
@@ -99,7 +99,7 @@ def test_the_model_card_has_the_claim_the_results_and_the_command_without_paths(
     ledger = ledger_lib.Ledger().charge(ENTRY)
     assert f"| epsilon | {ledger_lib.epsilon(ledger, 1e-5):.4g} |" in text
     assert "| delta | 1e-05 |" in text and "was in each batch independently" in text
-    assert "recall 0.750, precision 0.500" in text
+    assert "private spans: 0.750" in text
     assert "| 10 times | 2 | 3 | 2.50 to 3.50 | 0.25 | no leak seen |" in text
     assert "Not measured: names." in text and "private_perplexity" not in text
     assert "--config.alpha=0.7" in text and "divergence" in text

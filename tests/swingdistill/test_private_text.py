@@ -226,7 +226,7 @@ def test_a_candidate_is_what_a_network_reads_of_a_canarys_line(values, labelled,
     rows = found.tokens(found.index([canary.secret for canary in drawn]))
     for canary, row in zip(drawn, rows, strict=True):
         line = text_tasks.encode(
-            private_text._canary_example(canary.line, hp, ("a", "b", "c")), tokenizer, task
+            private_text.canary_example(canary.line, hp, ("a", "b", "c")), tokenizer, task
         )
         ((start, end, *_),) = line.spans
         edges = line.offsets  # byte pairs write a space before a digit as a token without any

@@ -158,7 +158,7 @@ def read_spans(path: str, lines: Lines) -> tuple[tuple[Span, ...], ...]:
             item = _object(line)
             which = item.get("line")
             if type(which) is not int or which not in place:
-                raise ValueError(f"has `line` {which!r}; it must be the number of one with text")
+                raise ValueError("needs `line`, the number of a line with text")
             if which in found:
                 raise ValueError(f"has `line` {which}, as one before it")
             if "spans" not in item:
@@ -222,7 +222,7 @@ def _label(found: Mapping[str, Any]) -> str | None:
     if label is None:
         return None
     if not (type(label) is int or (isinstance(label, str) and label.strip())):
-        raise ValueError(f"has the label {label!r}; must be a non-empty string or an integer")
+        raise ValueError("has a label that is no integer and no non-empty string")
     return str(label)
 
 
@@ -231,23 +231,26 @@ def _spans(found: Mapping[str, Any], length: int) -> tuple[Span, ...]:
     given, spans = found.get("spans"), []
     if not isinstance(given, list | None):
         raise ValueError("has `spans` that are no list of [start, end, score, kind]")
-    for each in given or ():
+    items: list[Any] = given or []
+    for number, each in enumerate(items, 1):
+        # By its number: what stands in it may be private.
         if not isinstance(each, list) or not 2 <= len(each) <= 4:
-            raise ValueError(f"has the span {each!r}; must be [start, end, score, kind]")
+            raise ValueError(f"has a span, number {number}, that is no [start, end, score, kind]")
         span = Span(*each)
         whole = type(span.start) is int and type(span.end) is int
         if not (whole and 0 <= span.start < span.end <= length):
-            raise ValueError(f"has the span {each}; needs 0 ≤ start < end ≤ {length}, of the text")
+            needed = f"needs integers 0 ≤ start < end ≤ {length}, of the text"
+            raise ValueError(f"has a span, number {number}, outside it: {needed}")
         if type(span.score) not in (int, float) or not 0 <= span.score <= 1:
-            raise ValueError(f"has the span {each}, whose score must be a number in [0, 1]")
+            raise ValueError(f"has a span, number {number}, whose score is no number in [0, 1]")
         if not isinstance(span.kind, str):
-            raise ValueError(f"has the span {each}, whose kind must be a string")
+            raise ValueError(f"has a span, number {number}, whose kind is no string")
         spans.append(span._replace(score=float(span.score)))
     spans.sort()
     last = Span(0, 0)  # the one that reaches furthest
     for span in spans:
         if span.start < last.end and span.score != last.score:
-            both = f"{list(last)} and {list(span)}"
+            both = f"{last.start} to {last.end} and {span.start} to {span.end}"
             raise ValueError(f"has overlapping spans of different scores, {both}")
         last = max(last, span, key=lambda each: each.end)
     return tuple(spans)

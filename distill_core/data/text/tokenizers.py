@@ -147,9 +147,9 @@ class Tokenizer:
 def num_shared(first: Tokenizer, second: Tokenizer) -> int:
     """How many ids, from 0 on, are the same token for both.
 
-    Added tokens may differ. Raises ValueError, with the first token that differs (the first
-    tokenizer's, then the second's), if they write ordinary text or its begin and end in other
-    tokens.
+    Added tokens may differ, and which of them begin and end a line. Raises ValueError, with the
+    first token that differs (the first tokenizer's, then the second's), if they write ordinary text
+    in other tokens.
     """
     tables = [
         {i: token for token, i in each._inner.get_vocab().items()} for each in (first, second)
@@ -159,16 +159,13 @@ def num_shared(first: Tokenizer, second: Tokenizer) -> int:
     states = [json.loads(each.to_json()) for each in (first, second)]
     parts = ("model", "normalizer", "pre_tokenizer")
     apart = next((part for part in parts if states[0].get(part) != states[1].get(part)), None)
-    ends = [(each.bos_id, each.eos_id) for each in (first, second)]
-    if not apart and ends[0] == ends[1] and max(ends[0]) < shared:
+    ends = max(id for each in (first, second) for id in (each.bos_id, each.eos_id))
+    if not apart and ends < shared:
         return shared
     if shared < most:
         names = [repr(table[shared]) if shared in table else "no token" for table in tables]
         raise ValueError(f"token {shared} is {names[0]} and {names[1]}")
-    if apart:
-        raise ValueError(f"the tokens are the same, but not the {apart} that makes them of text")
-    names = [tuple(table[i] for i in each) for table, each in zip(tables, ends, strict=True)]
-    raise ValueError(f"lines begin and end with {names[0]} and {names[1]}")
+    raise ValueError(f"the tokens are the same, but not the {apart} that makes them of text")
 
 
 def train_words(lines: Iterable[str], *, vocab_size: int) -> Tokenizer:

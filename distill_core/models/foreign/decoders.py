@@ -37,7 +37,8 @@ _READ = {
 _WITHOUT_EFFECT = {
     "_name_or_path", "architectures", "attention_dropout", "auto_map", "bos_token_id",
     "eos_token_id", "pad_token_id", "unk_token_id", "sep_token_id", "dtype", "torch_dtype",
-    "initializer_range", "is_llama_config", "pretraining_tp", "transformers_version",
+    "initializer_range", "do_sample", "tokenizer_class", "is_llama_config", "pretraining_tp",
+    "transformers_version",
     "transformers.js_config", "unsloth_fixed", "unsloth_version", "use_cache", "id2label",
     "label2id", "problem_type", "return_dict", "chunk_size_feed_forward", "max_length",
     "min_length", "temperature", "top_k", "top_p", "typical_p", "repetition_penalty",
@@ -55,6 +56,8 @@ def settings(config: Mapping[str, Any]) -> dict[str, Any]:
       RefusedError: names the first setting that is missing or not understood.
     """
     for name, value in config.items():
+        if name == "partial_rotary_factor" and value == 1:
+            continue
         if name in _FIXED and value != _FIXED[name]:
             raise _misfit(name, value, f"{_FIXED[name]!r} is needed")
         if value and name not in _READ and name not in _WITHOUT_EFFECT:
@@ -67,13 +70,15 @@ def settings(config: Mapping[str, Any]) -> dict[str, Any]:
             value = found["num_heads"]
         if value is None and ours == "head_dim" and family != "qwen3":
             value = found["width"] // found["num_heads"]
-        if type(value) is not int or value < 1:
+        if type(value) is not int or not 1 <= value < 2**31:
             raise _misfit(theirs, value, "a positive number is needed")
         found[ours] = value
     epsilon = config.get("rms_norm_eps", 1e-6)
-    if isinstance(epsilon, bool) or not isinstance(epsilon, int | float) or epsilon <= 0:
+    if not _is_number(epsilon, above=0):
         raise _misfit("rms_norm_eps", epsilon, "a positive number is needed")
-    found |= {"norm_epsilon": epsilon, "tied": bool(config.get("tie_word_embeddings", False))}
+    if not isinstance(tied := config.get("tie_word_embeddings", False), bool):
+        raise _misfit("tie_word_embeddings", tied, "true or false is needed")
+    found |= {"norm_epsilon": float(epsilon), "tied": tied}
     found |= _rope(config) | _window(config, found["num_layers"])
     if family == "qwen2":
         found["qkv_bias"] = True
@@ -89,7 +94,7 @@ def _rope(config: Mapping[str, Any]) -> dict[str, Any]:
         raise _misfit(where, given, "names and values are needed")
     given = dict(given)
     theta = given.pop("rope_theta", config.get("rope_theta", 10_000.0))
-    if isinstance(theta, bool) or not isinstance(theta, int | float) or theta <= 1:
+    if not _is_number(theta, above=1):
         raise _misfit("rope_theta", theta, "a number above 1 is needed")
     kinds = [given.pop(name) for name in ("rope_type", "type") if name in given]
     kind = kinds[0] if kinds else "default"
@@ -97,7 +102,7 @@ def _rope(config: Mapping[str, Any]) -> dict[str, Any]:
         if any(given.values()):
             raise _misfit(where, dict(config[where]), "it is not understood")
         return {"rope_theta": float(theta)}
-    if kind not in SCALINGS:
+    if not isinstance(kind, str) or kind not in SCALINGS:
         raise _misfit(f"{where}.rope_type", kind, f"one of {', '.join(SCALINGS)} is needed")
     context = "original_max_position_embeddings"
     if context in SCALINGS[kind] and given.get(context) is None:
@@ -119,12 +124,21 @@ def _window(config: Mapping[str, Any], num_layers: int) -> dict[str, Any]:
             raise _misfit("sliding_window", width, "a positive number is needed")
         found = {"window": width}
         if family != "mistral":
-            found["full_layers"] = min(config.get("max_window_layers", 28), num_layers)
+            full = config.get("max_window_layers", 28)
+            if type(full) is not int or full < 0:
+                raise _misfit("max_window_layers", full, "a number of layers is needed")
+            found["full_layers"] = min(full, num_layers)
     full = found.get("full_layers", 0) if found else num_layers
     implied = ["full_attention"] * full + ["sliding_attention"] * (num_layers - full)
     if (types := config.get("layer_types")) not in (None, implied):
         raise _misfit("layer_types", types, f"{implied} is needed")
     return found
+
+
+def _is_number(value: Any, *, above: float) -> bool:
+    """Whether it is a number that float32 holds."""
+    is_number = isinstance(value, int | float) and not isinstance(value, bool)
+    return is_number and above < value < 1e30
 
 
 def _misfit(name: str, value: Any, needed: str) -> RefusedError:
@@ -148,7 +162,7 @@ def config(sizes: Mapping[str, Any], vocab_size: int, max_length: int) -> dict[s
     windowed, mixed = sizes["window"] is not None, sizes["full_layers"] > 0
     if sizes["qkv_bias"] or sizes["qk_norm"]:
         family = "qwen2" if sizes["qkv_bias"] else "qwen3"
-    elif windowed:
+    elif windowed or sizes["width"] % sizes["num_heads"]:  # which Llama's code refuses
         family = "mistral"
     if (sizes["qkv_bias"] and sizes["qk_norm"]) or (family == "mistral" and mixed):
         needed = "qkv_bias with qk_norm, or full_layers without either"

@@ -12,6 +12,10 @@ _HEAD_WIDTH = 64  # in every published size
 PREFIX = "transformer."
 _HEAD = "lm_head.weight"
 _BUFFER = re.compile(r"h\.\d+\.attn\.(masked_)?bias")  # masks that older files hold
+_SIZES = {
+    "vocab_size": "num_classes", "n_positions": "max_length", "n_layer": "num_layers",
+    "n_embd": "width",
+}  # fmt: skip
 # Other values change the logits and leave the tensors as they are.
 _SETTINGS = {
     "activation_function": "gelu_new",
@@ -30,7 +34,7 @@ def read(tensors: Tensors, given: Mapping[str, Any]) -> tuple[dict[str, int], di
     Raises:
       RefusedError: names the first tensor or setting that is missing, unknown or different.
     """
-    for name, wanted in _SETTINGS.items():
+    for name, wanted in (_SETTINGS | {"add_cross_attention": False}).items():
         if (value := given.get(name, wanted)) != wanted:
             raise RefusedError(f"config.json has {name} {value!r}; {wanted!r} is needed")
     names = tensors.names()
@@ -52,6 +56,9 @@ def read(tensors: Tensors, given: Mapping[str, Any]) -> tuple[dict[str, int], di
         "num_heads": _num_heads(given, width),
         "width": width,
     }
+    for name, ours in _SIZES.items():
+        if given.get(name, found[ours]) != found[ours]:
+            raise RefusedError(f"config.json has {name} {given[name]!r}; the tensors {found[ours]}")
     places = (place._replace(name=prefix + place.name) for place in layout(**found))
     params, others = read_params(tensors, places, "GPT-2")
     for name in sorted(others):

@@ -23,6 +23,7 @@ from distill_core.models.network import LoadedModel, Network
 from distill_core.runtime import strict_json
 
 _KINDS = ("bos", "eos", "pad", "unk")
+_HEAD = "lm_head.weight"
 
 
 def is_directory(path: Any) -> bool:
@@ -81,20 +82,24 @@ def _gpt2(tensors: Tensors, given: Mapping[str, Any]) -> tuple[Network, dict[str
 
 def _decoder(tensors: Tensors, given: Mapping[str, Any]) -> tuple[Network, dict[str, Any]]:
     for name in ("vocab_size", "max_position_embeddings"):
-        if type(value := given.get(name)) is not int or value < 1:
+        if type(value := given.get(name)) is not int or not 1 <= value < 2**31:
             raise RefusedError(f"config.json has {name} {value!r}; a positive number is needed")
     sizes, vocab_size = decoders.settings(given), given["vocab_size"]
+    kind = given["model_type"]
+    params, others = weights_file.read_params(tensors, decoders.layout(sizes, vocab_size), kind)
+    for name in sorted(others):
+        # Tied heads and the frequencies of the positions are sometimes stored all the same.
+        if name == _HEAD and sizes["tied"]:
+            if not np.array_equal(tensors.read(name), params["embed_tokens"]):
+                needed = "they must be equal, as config.json has tie_word_embeddings"
+                raise RefusedError(f"tensor {_HEAD} differs from the embedding; {needed}")
+        elif not name.endswith("inv_freq"):
+            raise RefusedError(f"tensor {name} is not one of a {kind}'s")
     network = Network("decoder", vocab_size, sizes, max_length=given["max_position_embeddings"])
     try:
         network.shapes()
     except InputError as error:
         raise RefusedError(f"config.json is refused: {error}") from error
-    kind = given["model_type"]
-    params, others = weights_file.read_params(tensors, decoders.layout(sizes, vocab_size), kind)
-    for name in sorted(others):
-        # Tied heads and the frequencies of the positions are sometimes stored all the same.
-        if not (name == "lm_head.weight" and sizes["tied"]) and not name.endswith("inv_freq"):
-            raise RefusedError(f"tensor {name} is not one of a {kind}'s")
     return network, params
 
 
@@ -145,9 +150,11 @@ def _special_tokens(
         for source in numbered:
             number = source.get(f"{kind}_token_id")
             number = number[0] if isinstance(number, list) and number else number
-            if token is None and type(number) is int and number >= 0:
+            if token is None and type(number) is int and 0 <= number < 2**31:
                 token = inner.id_to_token(number)
-        if isinstance(token, str) and (inner.token_to_id(token) is not None or kind == "eos"):
+        if kind == "eos" and isinstance(token, str) and inner.token_to_id(token) is None:
+            raise RefusedError(f"its eos_token {token!r} is not a token of tokenizer.json")
+        if isinstance(token, str) and inner.token_to_id(token) is not None:
             found[kind] = token
     return found if "eos" in found else {}
 

@@ -3,6 +3,7 @@
 from collections.abc import Mapping
 from typing import Any
 
+from distill_core.models.foreign.weights_file import RefusedError
 from distill_core.runtime import strict_json
 
 _USE = """\
@@ -26,8 +27,11 @@ def readme(
       results: what was measured, as `swingdistill.evaluate --out` writes it.
       command: how the network was trained.
       tokenizer: the class of `transformers` that reads the tokenizer as it is.
+
+    Raises:
+      RefusedError: `results` are something else.
     """
-    text = "[B, L]" in card["inputs"]
+    text = "[B, L" in card["inputs"]
     front = {
         "library_name": "transformers" if text else "pytorch",
         "pipeline_tag": "text-generation" if text else "image-classification",
@@ -41,12 +45,15 @@ def readme(
     if text:
         lines += ["", "## Use", "", "```python", _USE.format(tokenizer=tokenizer), "```"]
     lines += ["", "## Privacy", "", *_privacy(card.get("privacy"))]
-    if results:
-        lines += ["", "## Measured", "", *_measured(results)]
+    if results is not None:
+        try:
+            lines += ["", "## Measured", "", *_measured(results)]
+        except (KeyError, TypeError, ValueError, AttributeError, IndexError):
+            raise RefusedError("is not what swingdistill.evaluate --out writes") from None
     if command:
         lines += ["", "## Training", "", "```sh", command, "```"]
-    network = {name: value for name, value in card["network"].items() if name != "classes"}
-    lines += ["", "## Network", "", "```json", strict_json.encode(network, indent=1), "```", ""]
+    network = strict_json.encode(card["network"], indent=1)
+    lines += ["", "## Network", "", "```json", network, "```", ""]
     return "\n".join(lines)
 
 
@@ -69,11 +76,10 @@ def _privacy(claim: Mapping[str, Any] | None) -> list[str]:
 def _measured(results: Mapping[str, Any]) -> list[str]:
     kinds = [name for name in results if name.endswith("perplexity") and results[name] is not None]
     lines = ["| on the test text | value |", "|---|---|"]
-    lines += [f"| {name} | {_number(results[name])} |" for name in kinds]
-    rules = results.get("rules") or {}
-    found = [f"{name} {rules[name]:.3f}" for name in ("recall", "precision") if rules.get(name)]
-    if found:
-        lines += ["", f"The recognisers on its private tokens: {', '.join(found)}."]
+    lines += [f"| {name} | {float(results[name]):.4g} |" for name in kinds]
+    if (recall := results.get("rules_recall")) is not None:
+        told = f"{recall:.3f}"
+        lines += ["", f"Recall of the recognisers on the tokens of its private spans: {told}."]
     if exposure := results.get("exposure"):
         among, of = results["exposure_among"], results["exposure_candidates"]
         lines += ["", f"Exposure of planted secrets, ranked among {among:,} of {of:,} candidates:"]

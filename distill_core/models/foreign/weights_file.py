@@ -140,6 +140,8 @@ def directory_tensors(folder: pathlib.Path) -> Tensors:
             raise RefusedError(f"{INDEX} must have a weight_map of tensors to files beside it")
         return Tensors([folder / name for name in sorted(set(placed.values()))], placed)
     files = sorted(folder.glob("*.safetensors"))
+    if (usual := folder / "model.safetensors") in files:
+        files = [usual]
     if len(files) != 1:
         have = f"has {len(files)} .safetensors files" if files else "has no .safetensors file"
         raise RefusedError(f"{have}; one is needed, or several and {INDEX}")
@@ -150,7 +152,7 @@ def read_object(source: pathlib.Path | str, where: str) -> dict[str, Any]:
     """A JSON object from a file or from text; `where` names it in messages."""
     try:
         found = json.loads(source if isinstance(source, str) else source.read_text("utf-8"))
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise RefusedError(f"{where} cannot be read ({error})") from error
     if not isinstance(found, dict):
         raise RefusedError(f"{where} must hold names and values")

@@ -68,6 +68,7 @@ class Decoder(nn.Module):
             raise InputError("model_kwargs.width", self.width, allowed)
         head_dim = self.head_dim or self.width // heads
         for name, value, fits, allowed in (
+            ("num_layers", self.num_layers, self.num_layers > 0, "must be positive"),
             ("num_kv_heads", groups, groups > 0 and heads % groups == 0, f"must divide {heads}"),
             ("head_dim", head_dim, head_dim % 2 == 0, "must be even"),
             ("window", self.window, self.window is None or self.window > 0, "must be positive"),

@@ -40,6 +40,8 @@ class Transformer(nn.Module):
         if self.num_heads < 1 or self.width % self.num_heads:
             allowed = f"must be divisible by num_heads, {self.num_heads}"
             raise InputError("model_kwargs.width", self.width, allowed)
+        if self.num_layers < 1:
+            raise InputError("model_kwargs.num_layers", self.num_layers, "must be positive")
         self.wte = self.param("wte", _INIT, (self.vocab_size, self.width))
         self.wpe = self.param("wpe", nn.initializers.normal(0.01), (self.max_length, self.width))
         block = nn.remat(Block) if self.remat else Block

@@ -199,7 +199,7 @@ def test_first_weights_of_another_vocabulary_are_refused(capsys):
     assert cats.num_classes == dogs.num_classes
     fits.check_start("init_from", "runs/cats", cats, cats)
     assert capsys.readouterr().out == ""
-    with pytest.raises(InputError, match="^init_from: got 'runs/cats'; has another vocabulary"):
+    with pytest.raises(InputError, match="^init_from: got 'runs/cats'; has another tokenizer"):
         fits.check_start("init_from", "runs/cats", cats, dogs)
     fits.check_start("init_from", "runs/cats", dataclasses.replace(cats, tokenizer=None), dogs)
     assert capsys.readouterr().out.startswith("init_from runs/cats has no tokenizer: its tokens")

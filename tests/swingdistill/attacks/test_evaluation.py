@@ -19,6 +19,7 @@ def test_the_binary_prints_what_it_writes(learnt, fresh, tmp_path, capsys):
     reference = {"reference_greedy": 0, "reference_sampled": 0}
     assert extraction["canaries"] == {"20": counts | reference}
     assert extraction["num_continuations"] == 15
+    assert out.pop().startswith("not measured: ")
     assert out[-4:-2] == [
         "extracted at 20 repetitions: of 2 secrets 1 greedily, 2 by 15 draws per secret (by the "
         "reference 0 and 0); chance 0.001 and 0.03 of each",
@@ -28,10 +29,11 @@ def test_the_binary_prints_what_it_writes(learnt, fresh, tmp_path, capsys):
     roc = told["canaries"]["20"]["mean"]
     assert out[-2].startswith("TPR at 1% FPR 1.00 (chance 0.01; 95% interval 0.16 to 1.00; p ")
     assert out[-2].endswith(
-        f"AUC {roc['auc']:.2f}: canaries at 20 repetitions against other numbers, 2 against "
+        f"AUC {roc['auc']:.2f}: canaries at 20 repetitions against others like them, 2 against "
         f"{roc['non_members']}"
     )
-    assert out[-1].endswith("training lines against test lines, 13 against 120")
+    told = "training lines against test lines, 13 against 120 (which may differ for other "
+    assert out[-1].endswith(f"{told}reasons, too)")
 
 
 def test_only_what_is_asked_is_done(learnt, fresh, capsys):
@@ -49,7 +51,7 @@ def test_text_without_secrets_and_with_few_lines_says_so(untrained, tmp_path, ca
     path = untrained(tmp_path / "plain", 4, canaries_per_level=0)
     evaluate.main([f"--checkpoint={path}", "--extract", "--membership"])
     out = capsys.readouterr().out.splitlines()
-    assert out[-2:] == [
+    assert out[-3:-1] == [
         "extracted: nothing asked, as the text has no canaries and no private spans",
         "membership of lines: not measured, with fewer than 99 other test lines",
     ]
@@ -87,7 +89,9 @@ def test_a_classifier_says_no_secrets_but_its_losses_tell(untrained, folder, tmp
     assert cli.exit_code(evaluate.main, [*flags, "--extract"]) == 2
     assert capsys.readouterr().err.startswith("error: extract: got True; ")
     evaluate.main([*flags, "--membership"])
-    assert "canaries at 4 repetitions against other numbers, 2 against" in capsys.readouterr().out
+    assert (
+        "canaries at 4 repetitions against others like them, 2 against" in capsys.readouterr().out
+    )
 
 
 def test_flags_that_ask_for_nothing_give_none():

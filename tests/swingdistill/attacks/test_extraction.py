@@ -7,6 +7,7 @@ import pytest
 
 from distill_core.config import InputError
 from distill_core.data.text.corpus import Example
+from distill_core.data.text.lines import Span
 from distill_core.data.text.tokenizers import train_words
 from swingdistill import private_text
 from swingdistill.attacks import evaluation, extraction, planted
@@ -66,7 +67,7 @@ def asked(hp, tokenizer, *examples):
 
 def span_of(text, stretch):
     start = text.index(stretch)
-    return Example(text, ((start, start + len(stretch)),))
+    return Example(text, (Span(start, start + len(stretch)),))
 
 
 def test_private_spans_are_asked_once_with_what_stands_before_them(hp, tokenizer):

@@ -190,9 +190,9 @@ def test_extrapolation_from_a_sample_is_near_the_exact_rank():
     secrets = ["123456", "908172", "".join(str(np.argmax(row[:10])) for row in table)]
     exact = exact_exposure(logits_fn, secrets, candidates)
     assert exact[2] == math.log2(10**6 - 2)
-    found = extrapolated_exposure(logits_fn, secrets, candidates, num_samples=2000)
+    found = extrapolated_exposure(logits_fn, secrets, candidates, num_samples=5000)
     np.testing.assert_allclose(found[:2], exact[:2], atol=0.3)
-    assert found[2] > math.log2(2001)  # the ceiling of the sample
+    assert found[2] > math.log2(5001)  # the ceiling of the sample
 
 
 def test_a_classifier_is_ranked_by_the_label_of_the_canary():
@@ -238,7 +238,7 @@ def _digits(num):
         (lambda fn: exact_exposure(fn, ["0" * 8], _digits(8)), "estimator sampled"),
         (lambda fn: exact_exposure(fn, SECRETS, _candidates(prefix=())), "context"),
         (lambda fn: sampled_exposure(fn, SECRETS, _candidates(), num_samples=0), "^num_samples: "),
-        (lambda fn: extrapolated_exposure(fn, ["123456"], _digits(6), num_samples=10), "200"),
+        (lambda fn: extrapolated_exposure(fn, ["123456"], _digits(6), num_samples=10), "5000"),
         (lambda fn: extrapolated_exposure(fn, ["12"], _digits(2)), "99 other .* exact"),
         # A model that diverged is none that forgot.
         (lambda fn: exact_exposure(_returns(np.nan, V), SECRETS, _candidates()), "^logits: .* NaN"),
@@ -390,7 +390,7 @@ def test_extrapolated_exposure_keeps_the_ranks_that_p_values_are_of():
         return np.sum(weights * each, axis=1)
 
     spelt = _lines(6, encode=lambda text: [12 + int(c) if c.isdigit() else 1 for c in text])
-    how = {"num_samples": 500, "seed": 1}
+    how = {"num_samples": 5000, "seed": 1}
     sampled = rank(line_fn, ["281265"], spelt, estimator="sampled", **how)
     fitted = rank(line_fn, ["281265"], spelt, estimator="extrapolated", **how)
     np.testing.assert_array_equal(fitted.ahead, sampled.ahead)

@@ -97,7 +97,7 @@ def test_agrees_with_the_secret_sharers_interpolation():
 def test_agrees_with_the_secret_sharers_extrapolation():
     rng = np.random.default_rng(2)
     # A skew normal variable is |u| δ + v √(1 − δ²).
-    u, v = rng.normal(size=(2, 1000))
+    u, v = rng.normal(size=(2, 5000))
     references = 20 + 3 * (0.9 * np.abs(u) + math.sqrt(1 - 0.9**2) * v)
 
     def negative_log_likelihood(parameters):
@@ -119,7 +119,7 @@ def test_agrees_with_the_secret_sharers_extrapolation():
 
 
 def test_extrapolation_reaches_beyond_the_sample_and_stops_at_all_candidates():
-    references = np.random.default_rng(3).normal(size=500)
+    references = np.random.default_rng(3).normal(size=5000)
     bits = skew_normal_exposure([-4.5, -100.0], references, num_candidates=10**6)
     assert math.log2(501) < bits[0] < math.log2(1e6)
     assert bits[1] == math.log2(1e6)
@@ -131,8 +131,8 @@ _RNG = np.random.default_rng(6)
 @pytest.mark.parametrize(
     ("references", "reason"),
     [
-        *[(_RNG.normal(size=num), "at least 200 finite values") for num in (10, 199)],
-        *[(np.full(500, value), "at least 200 finite values") for value in (1, np.inf)],
+        *[(_RNG.normal(size=num), "at least 5000 finite values") for num in (10, 4999)],
+        *[(np.full(5000, value), "at least 5000 finite values") for value in (1, np.inf)],
         # Two groups, exponential, uniform: not skew normal.
         (np.concatenate([_RNG.normal(size=2500), _RNG.normal(6, 1, 2500)]), "off by"),
         (-_RNG.exponential(size=5000), "off by"),
@@ -145,7 +145,7 @@ def test_extrapolation_refuses_what_it_cannot_fit(references, reason):
 
 
 @pytest.mark.parametrize("seed", range(4))
-@pytest.mark.parametrize("num", [200, 2000])
+@pytest.mark.parametrize("num", [5000, 20_000])
 def test_extrapolation_takes_values_that_are(seed, num):
     rng = np.random.default_rng([seed, num])
     references = np.sum(rng.gumbel(size=(num, 6)), axis=1)  # of six digits
