@@ -52,7 +52,7 @@ def test_a_run_of_no_steps_gives_the_weights_back_bit_by_bit(folder, tmp_path):
     loaded = _run(folder, tmp_path / "run", num_steps=0, **start)
     first = checkpoint.load_model(folder / "teacher")
     assert jax.tree.all(jax.tree.map(np.array_equal, first.variables, loaded.variables))
-    assert (loaded.network.max_length, loaded.network.num_tokens) == (40, 300)
+    assert (loaded.network.max_length, loaded.network.num_tokens) == (64, 300)
     release.release(tmp_path / "run", tmp_path / "out", format="hf")
     before, after = (
         load_file(path / "model.safetensors") for path in (folder / "teacher", tmp_path / "out")

@@ -81,7 +81,7 @@ def test_private_spans_are_asked_once_with_what_stands_before_them(hp, tokenizer
 
 def test_spans_that_show_nothing_are_left_out(hp, tokenizer):
     nothing_before = span_of("Ann is at home", "Ann")
-    copied = Example("Ann or 12 : 12", ((12, 14),))
+    copied = Example("Ann or 12 : 12", (Span(12, 14),))
     unknown = span_of("call Zyxomatic now", "Zyxomatic")
     long = span_of("id : 123456789", "123456789")  # of 16 tokens in a row
     assert asked(hp, tokenizer, nothing_before, copied, unknown, long) == ([], 2)

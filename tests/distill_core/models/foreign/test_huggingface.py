@@ -126,6 +126,14 @@ def _index(folder):
     file.write_text(json.dumps(index))
 
 
+def _head(folder):
+    save_file({"lm_head.weight": np.ones((310, 18), np.float32)}, folder / "head.safetensors")
+    file = folder / "model.safetensors.index.json"
+    index = json.loads(file.read_text())
+    index["weight_map"]["lm_head.weight"] = "head.safetensors"
+    file.write_text(json.dumps(index))
+
+
 def _truncated(folder):
     file = folder / "model-00002-of-00002.safetensors"
     file.write_bytes(file.read_bytes()[:-40])
@@ -146,7 +154,13 @@ _Q = "model.layers.1.self_attn.q_proj.weight"
         (_config(rope_scaling={"type": "dynamic", "factor": 2.0}), "rope_type 'dynamic'; one of"),
         (_config(rope_scaling={"type": "linear"}), "linear needs factor"),
         (_config(rope_scaling={"type": "linear", "factor": 2, "wave": 1}), "linear has no such"),
-        (_config(num_key_value_heads=4), "num_kv_heads: got 4; must divide 6"),
+        (_config(num_attention_heads=5, num_key_value_heads=2), "is needed"),
+        (_config(rope_scaling={"type": ["x"], "factor": 2}), r"rope_type \['x'\]; one of"),
+        (_config(rms_norm_eps=float("inf")), "rms_norm_eps inf; a positive number"),
+        (_config(tie_word_embeddings="false"), "tie_word_embeddings 'false'; true or false"),
+        (_config(rope_theta=10**400), "rope_theta .*; a number above 1"),
+        (_config(vocab_size=10**18), "vocab_size 10{18}; a positive number"),
+        (_head, "lm_head.weight differs from the embedding"),
         (_config(num_hidden_layers=0), "num_hidden_layers 0; a positive number"),
         (_config(hidden_size=None), "lacks hidden_size"),
         (_config(vocab_size="many"), "vocab_size 'many'; a positive number"),
