@@ -34,7 +34,7 @@ _READ = {
     "max_window_layers", "layer_types",
 }  # fmt: skip
 # Settings of training, of generating and of other tools, which leave the logits as they are.
-_WITHOUT_EFFECT = {
+WITHOUT_EFFECT = {
     "_name_or_path", "architectures", "attention_dropout", "auto_map", "bos_token_id",
     "eos_token_id", "pad_token_id", "unk_token_id", "sep_token_id", "dtype", "torch_dtype",
     "initializer_range", "do_sample", "tokenizer_class", "is_llama_config", "pretraining_tp",
@@ -60,7 +60,7 @@ def settings(config: Mapping[str, Any]) -> dict[str, Any]:
             continue
         if name in _FIXED and value != _FIXED[name]:
             raise _misfit(name, value, f"{_FIXED[name]!r} is needed")
-        if value and name not in _READ and name not in _WITHOUT_EFFECT:
+        if value and name not in _READ and name not in WITHOUT_EFFECT:
             raise _misfit(name, value, "it is not understood, and may change the logits")
     family = config["model_type"]
     found: dict[str, Any] = {}

@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 
+from distill_core.models.foreign.decoders import WITHOUT_EFFECT
 from distill_core.models.foreign.weights_file import Place, RefusedError, Tensors, read_params
 
 _HEAD_WIDTH = 64  # in every published size
@@ -25,6 +26,14 @@ _SETTINGS = {
 }
 
 
+_UNDERSTOOD = {
+    *_SETTINGS, *_SIZES, "model_type", "n_head", "n_ctx", "n_inner", "add_cross_attention",
+    "attn_pdrop", "embd_pdrop", "resid_pdrop", "reorder_and_upcast_attn", "tie_word_embeddings",
+    "summary_activation", "summary_first_dropout", "summary_proj_to_labels", "summary_type",
+    "summary_use_proj", "gradient_checkpointing",
+}  # fmt: skip
+
+
 def read(tensors: Tensors, given: Mapping[str, Any]) -> tuple[dict[str, int], dict[str, Any]]:
     """(settings of a `Transformer` with `num_classes` and `max_length`, its parameters).
 
@@ -37,6 +46,10 @@ def read(tensors: Tensors, given: Mapping[str, Any]) -> tuple[dict[str, int], di
     for name, wanted in (_SETTINGS | {"add_cross_attention": False}).items():
         if (value := given.get(name, wanted)) != wanted:
             raise RefusedError(f"config.json has {name} {value!r}; {wanted!r} is needed")
+    for name, value in given.items():
+        if value and name not in _UNDERSTOOD | WITHOUT_EFFECT:
+            told = f"{name} {repr(value)[:60]}; it is not understood, and may change the logits"
+            raise RefusedError(f"config.json has {told}")
     names = tensors.names()
     prefix = PREFIX if any(name.startswith(PREFIX) for name in names) else ""
     sizes = []
