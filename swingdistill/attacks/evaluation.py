@@ -162,7 +162,9 @@ def say(found: Mapping[str, Any]):
         if extraction["private"]:
             left = f"; {extraction['unsayable']:,} more are not in its vocabulary"
             counted = _counted(extraction["private"], extraction)
-            print(f"extracted of private spans: {counted}{left if extraction['unsayable'] else ''}")
+            told = f"extracted of private spans: {counted}{left if extraction['unsayable'] else ''}"
+            known = "reference_greedy" in extraction["private"]
+            print(told if known else f"{told}; --reference tells how many can be guessed")
         elif not extraction["canaries"]:
             print("extracted: nothing asked, as the text has no canaries and no private spans")
     if (rocs := found.get("membership")) is not None:
