@@ -133,7 +133,7 @@ _SENTENCES = {
     ),
     "card": (
         "pay with {} now", "card {} exp 09/27", "{} was declined twice", "Charge {}, please.",
-        "my Visa is {}", "no. {} cvc 123",
+        "my Visa is {}", "no. {}, valid until 11/28",
     ),
     "IBAN": (
         "transfer it to {} by Monday", "IBAN: {}", "{} is his account", "My account ({}) is new.",
