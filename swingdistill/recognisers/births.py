@@ -8,7 +8,7 @@ Span = tuple[int, int, str]
 KINDS = ("date of birth",)
 
 # Months as they are written in full, and their short forms.
-_MONTHS = frozenset(
+_MONTHS = "|".join(
     """
     january february march april may june july august september october november december jan
     feb mar apr jun jul aug sep sept oct nov dec januar februar märz mai juni juli oktober
@@ -39,11 +39,15 @@ _DATE = re.compile(
     rf"[^\W\d_]{{3,14}}[ .,-]{{0,3}}(?:del? |of )?(?:[0-9]{{4}}|'[0-9]{{2}}|[0-9]{{2}}(?![:.]))|"
     r"[^\W\d_]{3,14}\.? {0,2}[0-9]{1,2}(?:st|nd|rd|th)?(?:, ?| {1,2})(?:of )?"
     r"(?:[0-9]{4}|'[0-9]{2})|"
+    r"[0-9]{4}\.? [^\W\d_]{3,14} [0-9]{1,2}(?:st|nd|rd|th)?|"
     r"[0-9]{4} ?[年년] ?[0-9]{1,2} ?[月월] ?[0-9]{1,2} ?[日일]|[0-9]{8}|"
-    r"([^\W\d_]{3,16})\.?,? {1,2}(?:of |del? )?[0-9]{4}|[0-9]{1,2}[-./][0-9]{4})(?![0-9])",
+    rf"\b(?=[^\W\d_]+\.?,? {{1,2}}(?:of |del? )?[0-9]{{4}}(?![-./] ?[0-9]))(?:{_MONTHS})\b"
+    r"[^0-9]{1,6}[0-9]{4}|"
+    r"[0-9]{1,2}[-./][0-9]{4})(?![0-9])",
     re.IGNORECASE,
 )
 _BORN = re.compile(  # of small letters
+    r"(?<![^\s(,])b\.(?= ?[0-9]{1,2}[ ./-])|"
     r"\b(?:born\b|(?:date of )?birth|b-?day\b|d\.? ?o\.? ?b\b|d\.? ?n\.|"
     r"geb(?:\.|oren|urt|oorte|\b)|"
     r"n[ée]{1,2}e? (?:le|en)\b|n[ée]\(e\)|naissance|naci[dóom]|nacer|nac\.|natal|"
@@ -54,7 +58,7 @@ _BORN = re.compile(  # of small letters
     r"szül|născut|naster|naştere|nașter|doğum|doğdu|lahir|sinh ngày|ngày sinh|"
     r"роди|рожд|народ[иж]|род\.|роден|γενν)|"
     r"生年月日|誕生日|出生|生日|生まれ|生于|生於|(?<=日)生|생년월일|생일|출생|נולד|לידה|ولد|ميلاد|जन्म|เกิด|"
-    r"(?<![\w*] )(?<![\w*])\*(?= ?[0-9]{1,2}\.)"  # * 12.05.1980
+    r"(?<![\w*] )(?<![\w*])\*(?= ?[0-9]{1,2}\. ?(?:[0-9]{1,2}\.|[a-zä]{3}))"  # * 12.05.1980
 )
 # Between the word and the date, what says that the date is of something else.
 _OTHER = re.compile(
@@ -70,19 +74,11 @@ def find(text: str) -> Iterator[Span]:
     small = text.lower()
     small = small if len(small) == len(text) else text
     for match in _BORN.finditer(small):
-        low, high = match.start() - _BEFORE, match.end() + _AFTER
-        after = [d for d in [_first(small, match.end(), high)] if d]
-        before = [] if after else [m for m in _DATE.finditer(small, max(low, 0), match.start())]
-        for date in after or before[-1:]:
-            between = sorted([date.span(), match.span()])
-            if not _OTHER.search(small, between[0][1], between[1][0]) and _is_date(date):
+        date = _DATE.search(small, match.end(), match.end() + _AFTER)
+        if not date:
+            low = max(match.start() - _BEFORE, 0)
+            date = (None, *_DATE.finditer(small, low, match.start()))[-1]
+        if date:
+            (_, first), (second, _) = sorted([date.span(), match.span()])
+            if not _OTHER.search(small, first, second):
                 yield *date.span(), "date of birth"
-
-
-def _first(text: str, start: int, end: int) -> re.Match | None:
-    return next((m for m in _DATE.finditer(text, start, end) if _is_date(m)), None)
-
-
-def _is_date(match: re.Match) -> bool:
-    """Not a place and a year: born in Ulm 1980."""
-    return match[1] is None or match[1].lower() in _MONTHS

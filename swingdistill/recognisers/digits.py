@@ -38,8 +38,9 @@ _ADDRESS = re.compile(
     r"\1\.\1(?:0|[1-9][0-9]{0,2})(?![0-9]|\1\.\1[0-9])"
 )
 _NO_ADDRESS = re.compile(
-    r"(?:§|\b(?:v|ver|versions?|releases?|rev|build|firmware|sections?|sec|chapters?|clauses?|"
-    r"articles?|fig(?:ure)?s?|tables?|appendix|items?|steps?|abb|abschnitt|kapitel|ec)\b)\.?[ :=]*$",
+    r"(?:§|\b(?:v|ver|versions?|releases?|rev|build|firmware|sections?|chapters?|clauses?|"
+    r"articles?|fig(?:ure)?s?|"
+    r"tables?|pages?|appendix|items?|steps?|abb|abschnitt|kapitel|ec)\b)\.?[ :=]*$",
     re.IGNORECASE,
 )
 _ADDRESS_WORD = re.compile(
@@ -84,6 +85,8 @@ class _Chain:
         self.text = text
         self.groups = [m.span() for m in _GROUP.finditer(text, *match.span())]
         self.lengths = [end - start for start, end in self.groups]
+        self.digits = "".join(text[start:end] for start, end in self.groups)
+        self.before = [0, *itertools.accumulate(self.lengths)]  # digits before each group
         self.separators = [
             text[end:start] for (_, end), (start, _) in itertools.pairwise(self.groups)
         ]
@@ -91,6 +94,7 @@ class _Chain:
         self.start = match.start()
         self.announced: bool | None = None  # not looked at yet
         self.first = 0  # the first group after the last date
+        self.public: dict[int, int] = {}
         self.plus = "+" in text[match.start() : self.groups[0][0]]
 
     def find(self) -> list[Span]:
@@ -105,7 +109,7 @@ class _Chain:
         return found
 
     def _digits(self, i: int, k: int) -> str:
-        return "".join(self.text[start:end] for start, end in self.groups[i : i + k])
+        return self.digits[self.before[i] : self.before[min(i + k, len(self.groups))]]
 
     def _span(self, i: int, k: int, kind: str) -> Span:
         start, end = self.groups[i][0], self.groups[i + k - 1][1]
@@ -166,6 +170,8 @@ class _Chain:
             if rare and tuple(self.lengths[i : i + k]) not in _shapes():
                 continue
             if (kind := self._kind(i, k)) and not (public and kind == "telephone"):
+                if kind != "card" and self._is_series(i, k):
+                    return None, k
                 return self._span(i, k, kind), k
         if public:
             return None, public
@@ -173,7 +179,12 @@ class _Chain:
         return (self._span(i, 1, "digits") if run else None), 1
 
     def _public(self, i: int) -> int:
-        """How many groups are a date or the number of a book."""
+        """How many groups are a date, a decimal number or the number of a book."""
+        if i not in self.public:
+            self.public[i] = self._read_public(i)
+        return self.public[i]
+
+    def _read_public(self, i: int) -> int:
         marks = self.marks[i : i + 4]
         joined = len(marks) > 1 and marks[0] == marks[1] != "" and marks[2:3] != marks[:1]
         if joined and telephone.is_date(self._digits(i, 3), self.lengths[i : i + 3]):
@@ -184,7 +195,10 @@ class _Chain:
             self.text[max(self.groups[0][0] - 10, 0) : self.groups[0][0]]
         )
         hyphens = marks.count("-")
-        for k in self._sizes(i, 13) if named or hyphens >= 3 else ():
+        sizes = self._sizes(i, 13) if named else (5, 4) if hyphens >= 3 else ()
+        for k in sizes:
+            if i + k > len(self.groups):
+                continue
             number, end = self._digits(i, k), self.groups[i + k - 1][1]
             tail = self.text[end : end + 2].lstrip("- ")[:1]
             if named and (ean.is_valid(number) or isbn.is_valid(number)):
@@ -204,17 +218,14 @@ class _Chain:
                 return None
             return "telephone" if self._is_telephone(i, 1) else _named(text[start:end])
         touched = _is_letter(text[start - 1 : start]) or _is_letter(text[end : end + 1])
-        if self._is_series(i, k):
-            return None
         whole = k == len(self.groups)
         if (whole or shape in _CARDS) and _is_card(self._digits(i, k)):
             return "card"
         years = min(shape) == 4 == max(shape) and _are_years(self._digits(i, k))
-        counted = max(shape) < 5 and telephone.is_quantity(
-            text[max(start - 40, 0) : start], text[end : end + 14]
-        )
-        if not years and not counted and national.is_national(self._digits(i, k), shape):
-            return "national number"
+        if not years and national.is_national(self._digits(i, k), shape):
+            around = text[max(start - 40, 0) : start], text[end : end + 14]
+            if max(shape) > 4 or not telephone.is_quantity(*around):
+                return "national number"
         if whole and sum(shape) >= RUN and _ACCOUNT.search(text[max(start - 40, 0) : start]):
             return "digits"
         if years or (touched and sum(shape) < 9 and not self._is_announced(i)):

@@ -16,8 +16,8 @@ KINDS = tuple(dict.fromkeys(keys.KINDS + forms.KINDS + births.KINDS + digits.KIN
 
 # Without one of these there is nothing to find.
 _ANYTHING = re.compile(
-    rf"[\d@:=>＠：＝]|{keys.PASSWORD}|[\[({{<] ?(?:[aä]|at|arroba|ät) ?[\])}}>]|"
-    r"\b(?:at|arroba|arobase|chiocciola|ät|małpa|собака)\b.{1,80}\b(?:dot|punto|punkt|ponto|точка)\b",
+    rf"[\d@:=>＠：＝]|{keys.PASSWORD}|[\[({{{{<] ?(?:[aä]|{forms.AT}) ?[\])}}}}>]|"
+    rf"\b{forms.AT}\b.{{1,80}}\b{forms.DOT}\b",
     re.IGNORECASE,
 )
 _TOKENIZED = re.compile(r" @([-,.])@ ")  # WikiText's separators within words

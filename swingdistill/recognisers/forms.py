@@ -31,17 +31,17 @@ _ENDS = (
     r"(?:com|org|net|edu|gov|io|co|info|example|eu|uk|de|at|ch|fr|es|it|pt|nl|be|dk|se|no|fi|pl|cz|ru|"
     r"ua|us|ca|au|br|mx|in|jp|cn)\b"
 )
-_AT = r"(?:at|arroba|arobase|chiocciola|ät|snabel-a|małpa|zavináč|собака)"
-_DOT = r"(?:dot|punto|punkt|ponto|kropka|точка)"
+AT = r"(?:at|arroba|arobase|chiocciola|ät|snabel-a|ma[łl]pa|bei|zavináč|собака)"
+DOT = r"(?:dot|punto|punkt|ponto|kropka|точка)"
 _SPELT_EMAIL = re.compile(
-    rf"(?<![\w.+-])[\w.+-]{{1,64}} ?(?:[\[({{<] ?{_AT} ?[\])}}>]|\b{_AT}\b|@) ?[\w-]{{1,63}}"
-    rf"(?:(?: ?[\[({{<] ?{_DOT} ?[\])}}>] ?| {_DOT} | \. (?={_ENDS})|\.)[\w-]{{1,63}}){{1,5}}|"
+    rf"(?<![\w.+-])[\w.+-]{{1,64}} ?(?:[\[({{<] ?{AT} ?[\])}}>]|\b{AT}\b|@) ?[\w-]{{1,63}}"
+    rf"(?:(?: ?[\[({{<] ?{DOT} ?[\])}}>] ?| {DOT} | \. (?={_ENDS})|\.)[\w-]{{1,63}}){{1,5}}|"
     rf"(?<![\w.+-])[\w.+-]{{1,64}} ?[\[({{] ?[aä] ?[\])}}] ?[\w-]{{1,63}}"
     rf"(?:\.[\w-]{{1,63}}){{0,4}}?\.{_ENDS}",
     re.IGNORECASE,
 )
 _SPELT = re.compile(
-    rf"\b{_DOT}\b| \. |[\[({{<] ?{_AT} ?[\])}}>]|[\[({{] ?[aä] ?[\])}}]", re.IGNORECASE
+    rf"\b{DOT}\b| \. |[\[({{<] ?{AT} ?[\])}}>]|[\[({{] ?[aä] ?[\])}}]", re.IGNORECASE
 )
 
 _IPV6 = re.compile(r"(?<![0-9A-Za-z:.])(?=[0-9A-Fa-f]{0,4}:)[0-9A-Fa-f:.]{3,45}+(?![0-9A-Za-z])")
@@ -89,7 +89,7 @@ _DOCUMENT = re.compile(
     r"(?<![^\W_])(?i:passport|reisepass|passeport|pasaporte|passaporto|passaporte|paspoort|paszport|"
     r"ausweis|visa|permit|licen[cs]e|führerschein|identity card|id card|id)"
     r"(?:[- ]?(?i:no\b\.?|number|nummer|nr\b\.?|n[°º]|is|:|#)){0,3}:? ?"
-    r"([A-Z]{1,3}[ -]?[0-9]{2,3}(?:[ -]?[0-9A-Z]{2,4}){1,3})(?![0-9A-Za-z])"
+    r"([A-Z]{1,3}[ -]?[0-9]{2,3}(?:[ -]?[0-9A-Z]{2,4}){1,3}|[A-Z0-9]{6,20})(?![0-9A-Za-z])"
 )
 
 

@@ -50,7 +50,7 @@ PASSWORD = (
     r"(?:pass(?:w(?:or)?d|code|phrase|wort|ord)|contrase[nñ]a|kennwort|wachtwoord|palavra[- ]passe|"
     r"mots? de passe|adgangskode|l[öo]senord|kata sandi|mật khẩu|пароль|пароля|κωδικός|"
     r"(?<![^\W_])(?:pwd?|psw|pwrd|mdp|clave|senha|parol[aăe]|salasana|lozinka|geslo|jelsz[óo]|heslo|"
-    r"has[łl]o|[şs]ifre)|(?:recovery|seed) (?:phrase|words)|"
+    r"has[łl]o|[şs]ifre|pass(?=[\"']? ?[:=]))|(?:recovery|seed) (?:phrase|words)|"
     r"סיסמה|كلمة (?:ال)?(?:مرور|سر)|密码|密碼|口令|パスワード|비밀번호|암호|รหัสผ่าน)"
 )
 _SECRET = (
@@ -148,7 +148,11 @@ def _said(text: str) -> Iterator[Span]:
             yield text.index('"', match.end(2)) + 1, match.end() - 1, "key"
             continue
         value = match[3].rstrip(".!?)],;")
-        if len(value) >= 4 and any(map(str.isalnum, value)) and not _NO_VALUE.fullmatch(value):
+        if (
+            len(value) >= 4
+            and any(map(str.isalnum, value))
+            and not _NO_VALUE.fullmatch(value.strip("()[]*"))
+        ):
             yield match.start(3), match.start(3) + len(value), "key"
     for match in itertools.chain(_TOKEN_SAID.finditer(text), _BESIDE.finditer(text)):
         if match[1] is None:
@@ -165,19 +169,17 @@ def _is_random(token: str) -> bool:
     """Whether a token is drawn rather than made of words and numbers.
 
     It changes between letters and digits often, or between capitals and small letters, and its
-    characters are spread: 3 bits each for hexadecimal ones, 3.5 for others. Within the pieces of a
-    path or a name, the changes at its separators do not count.
+    characters are spread: 3 bits each for hexadecimal ones, 3.5 for others. With one digit, or in
+    many pieces like a path, it must change more often, and not at its separators.
     """
     kinds = [0 if c.isdigit() else 1 if c.islower() else 2 if c.isalnum() else 3 for c in token]
     signs, digits = kinds.count(3), kinds.count(0)
     hexadecimal = bool(_HEX.fullmatch(token))
-    if signs >= 3 and not hexadecimal:
-        pairs = [(a, b) for a, b in itertools.pairwise(kinds) if 3 not in (a, b)]
-        needed = 0.45 * len(pairs)
-    else:
-        pairs = list(itertools.pairwise(kind for kind in kinds if kind != 3))
-        needed = (len(kinds) - signs) // 4
-    if digits < 2 or sum(a != b for a, b in pairs) < needed:
+    turns = [(a, b) for a, b in itertools.pairwise(kinds) if 3 not in (a, b)]
+    often = sum(a != b for a, b in turns) >= 0.45 * len(turns)
+    joined = [kind for kind in kinds if kind != 3]
+    sometimes = sum(a != b for a, b in itertools.pairwise(joined)) >= len(joined) // 4
+    if not ((digits and often) or (digits >= 2 and sometimes and (signs < 4 or hexadecimal))):
         return False
     entropy = -sum(n * math.log2(n / len(token)) for n in Counter(token).values()) / len(token)
     return entropy >= (3.0 if hexadecimal else 3.5)
