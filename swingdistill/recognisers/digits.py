@@ -48,7 +48,8 @@ _ADDRESS_WORD = re.compile(
     re.IGNORECASE,
 )
 _ACCOUNT = re.compile(
-    r"\b(?:account|acct|a/c|konto\w*|customer|member|patient|passport|licen[cs]e|policy|pin|id)\b"
+    r"\b(?:account|acct|a/c|konto\w*|customer|member|patient|passport|licen[cs]e|"
+    r"policy|pin|ssn|social(?: security)?|your code|id)\b"
     r"(?: (?:no\b\.?|number|nr\b\.?|is|id)){0,3}[:#(\[ ]{0,4}$",
     re.IGNORECASE,
 )
@@ -217,7 +218,6 @@ class _Chain:
             if shape[0] < RUN:
                 return None
             return "telephone" if self._is_telephone(i, 1) else _named(text[start:end])
-        touched = _is_letter(text[start - 1 : start]) or _is_letter(text[end : end + 1])
         whole = k == len(self.groups)
         if (whole or shape in _CARDS) and _is_card(self._digits(i, k)):
             return "card"
@@ -228,9 +228,10 @@ class _Chain:
                 return "national number"
         if whole and sum(shape) >= RUN and _ACCOUNT.search(text[max(start - 40, 0) : start]):
             return "digits"
-        if years or (touched and sum(shape) < 9 and not self._is_announced(i)):
+        if years or not self._is_telephone(i, k):
             return None
-        return "telephone" if self._is_telephone(i, k) else None
+        touched = _is_letter(text[start - 1 : start]) or _is_letter(text[end : end + 1])
+        return None if touched and sum(shape) < 9 and not self._is_announced(i) else "telephone"
 
     def _is_telephone(self, i: int, k: int) -> bool:
         marks = self.separators[i : i + k - 1]
