@@ -112,7 +112,7 @@ def find(text: str) -> Iterator[Span]:
             if not module or national.is_number(module, _joined(match.group())):
                 yield *match.span(), "national number"
     for match in _DOCUMENT.finditer(text):
-        if sum(map(str.isdigit, match[1])) >= 5:
+        if 5 <= sum(map(str.isdigit, match[1])) < len(match[1]):  # digits alone are found anyway
             yield *match.span(1), "national number"
 
 
