@@ -21,11 +21,35 @@ SEPARATOR = r"(?: {1,2}[-./()]{0,2} {0,2}|[-./()]{1,2} {0,2})"
 _CHAIN = re.compile(rf"[+(]{{0,2}}[0-9]++(?:{SEPARATOR}[0-9]++)*+")
 _GROUP = re.compile("[0-9]+")
 _EXTENSION = re.compile(r" {0,2}(?:x|ext\.?|extension|#) {0,2}[0-9]{1,6}(?![0-9])", re.IGNORECASE)
+_CAPITALS_BEFORE = re.compile("(?<![A-Za-z0-9])[A-Z]{1,3}$")
+_CAPITALS_AFTER = re.compile("[A-Z]{1,2}(?![A-Za-z0-9])")
 _MOST = 9  # groups of one number
 _CARDS = {(4, 4, 4, 4), (4, 6, 5), (4, 6, 4), (4, 4, 4, 4, 3), (4, 3, 3, 3), (4, 4, 4, 1)}
-_NO_ADDRESS = re.compile(r"\b(?:v|ver|versions?|releases?|build|sections?|chapters?)\.? *$", re.I)
+_CARD = re.compile(  # also with separators that divide lists
+    r"(?<![0-9])(?<![0-9][,:;])(?:[2-6][0-9]{3}(\r?\n|[ _.,:;|~/-]{1,3})[0-9]{4}\1[0-9]{4}\1"
+    r"[0-9]{1,4}(?:\1[0-9]{3})?|3[0-9]{3}(\r?\n|[ _.,:;|~/-]{1,3})[0-9]{6}\2[0-9]{4,5})"
+    r"(?![0-9]|[,:;] ?[0-9])"
+)
+# Between digits as good as a dash, but in 1_000_000.
+_LINE = re.compile(r"(?<=[0-9])[_|~](?=[0-9])")
+_THOUSANDS = re.compile(r"(?<![0-9_])[0-9]{1,3}(?:_[0-9]{3})+(?![0-9_])")
+_ADDRESS = re.compile(
+    r"(?<![0-9.])(?:0|[1-9][0-9]{0,2})( {0,2})\.\1(?:0|[1-9][0-9]{0,2})\1\.\1(?:0|[1-9][0-9]{0,2})"
+    r"\1\.\1(?:0|[1-9][0-9]{0,2})(?![0-9]|\1\.\1[0-9])"
+)
+_NO_ADDRESS = re.compile(
+    r"(?:§|\b(?:v|ver|versions?|releases?|rev|build|firmware|sections?|chapters?|clauses?|"
+    r"articles?|fig(?:ure)?s?|"
+    r"tables?|pages?|appendix|items?|steps?|abb|abschnitt|kapitel|ec)\b)\.?[ :=]*$",
+    re.IGNORECASE,
+)
+_ADDRESS_WORD = re.compile(
+    r"\b(?:ip\w*|hosts?|server|ping|dns|login|addr\w*|gateway|router|net\w*|from|via)\b",
+    re.IGNORECASE,
+)
 _ACCOUNT = re.compile(
-    r"\b(?:account|acct|a/c|konto\w*|customer|member|patient|passport|licen[cs]e|policy|pin|id)\b"
+    r"\b(?:account|acct|a/c|konto\w*|customer|member|patient|passport|licen[cs]e|"
+    r"policy|pin|ssn|social(?: security)?|your code|id)\b"
     r"(?: (?:no\b\.?|number|nr\b\.?|is|id)){0,3}[:#(\[ ]{0,4}$",
     re.IGNORECASE,
 )
@@ -35,6 +59,20 @@ _ISBN = re.compile(r"\b(?:isbn|ean|issn)(?:-?1[03])?:? *$", re.IGNORECASE)
 def find(text: str) -> list[Span]:
     """(start, end, kind) of each private stretch of digits, of which `text` has ASCII ones."""
     found: list[Span] = []
+    if "_" in text or "|" in text or "~" in text:
+        kept = (
+            {i for m in _THOUSANDS.finditer(text) for i in range(*m.span())} if "_" in text else ()
+        )
+        text = _LINE.sub(lambda m: m[0] if m.start() in kept else "-", text)
+    for match in _CARD.finditer(text):
+        digits = "".join(filter(str.isdigit, match.group()))
+        if _is_card(digits) and not _are_years(digits):
+            found.append((*match.span(), "card"))
+    if text.count(".") >= 3:
+        for match in _ADDRESS.finditer(text):
+            if _is_address(text, match):
+                found.append((*match.span(), "IP address"))
+                text = f"{text[: match.start()]}{';' * len(match.group())}{text[match.end() :]}"
     for match in _CHAIN.finditer(text):
         if match.end() - match.start() >= RUN:
             found += _Chain(text, match).find()
@@ -48,12 +86,16 @@ class _Chain:
         self.text = text
         self.groups = [m.span() for m in _GROUP.finditer(text, *match.span())]
         self.lengths = [end - start for start, end in self.groups]
+        self.digits = "".join(text[start:end] for start, end in self.groups)
+        self.before = [0, *itertools.accumulate(self.lengths)]  # digits before each group
         self.separators = [
             text[end:start] for (_, end), (start, _) in itertools.pairwise(self.groups)
         ]
         self.marks = [each.strip() for each in self.separators]
         self.start = match.start()
         self.announced: bool | None = None  # not looked at yet
+        self.first = 0  # the first group after the last date
+        self.public: dict[int, int] = {}
         self.plus = "+" in text[match.start() : self.groups[0][0]]
 
     def find(self) -> list[Span]:
@@ -63,10 +105,12 @@ class _Chain:
             if span:
                 found.append(span)
             i += taken
+            if not span and taken > 1:
+                self.first = i
         return found
 
     def _digits(self, i: int, k: int) -> str:
-        return "".join(self.text[start:end] for start, end in self.groups[i : i + k])
+        return self.digits[self.before[i] : self.before[min(i + k, len(self.groups))]]
 
     def _span(self, i: int, k: int, kind: str) -> Span:
         start, end = self.groups[i][0], self.groups[i + k - 1][1]
@@ -74,6 +118,10 @@ class _Chain:
             start = self.start if i == 0 else start - (self.text[start - 1] == "(")
             if extension := _EXTENSION.match(self.text, end):
                 end = extension.end()
+        elif k == 1:  # with the letters of a document: X1234567
+            before = _CAPITALS_BEFORE.search(self.text, max(start - 3, 0), start)
+            after = _CAPITALS_AFTER.match(self.text, end)
+            start, end = before.start() if before else start, after.end() if after else end
         return start, end, kind
 
     def _sizes(self, i: int, most: int) -> list[int]:
@@ -123,6 +171,8 @@ class _Chain:
             if rare and tuple(self.lengths[i : i + k]) not in _shapes():
                 continue
             if (kind := self._kind(i, k)) and not (public and kind == "telephone"):
+                if kind != "card" and self._is_series(i, k):
+                    return None, k
                 return self._span(i, k, kind), k
         if public:
             return None, public
@@ -130,16 +180,26 @@ class _Chain:
         return (self._span(i, 1, "digits") if run else None), 1
 
     def _public(self, i: int) -> int:
-        """How many groups are a date or the number of a book."""
+        """How many groups are a date, a decimal number or the number of a book."""
+        if i not in self.public:
+            self.public[i] = self._read_public(i)
+        return self.public[i]
+
+    def _read_public(self, i: int) -> int:
         marks = self.marks[i : i + 4]
         joined = len(marks) > 1 and marks[0] == marks[1] != "" and marks[2:3] != marks[:1]
         if joined and telephone.is_date(self._digits(i, 3), self.lengths[i : i + 3]):
             return 3
+        if self._is_decimal(i):
+            return 2
         named = not i and _ISBN.search(
             self.text[max(self.groups[0][0] - 10, 0) : self.groups[0][0]]
         )
         hyphens = marks.count("-")
-        for k in self._sizes(i, 13) if named or hyphens >= 3 else ():
+        sizes = self._sizes(i, 13) if named else (5, 4) if hyphens >= 3 else ()
+        for k in sizes:
+            if i + k > len(self.groups):
+                continue
             number, end = self._digits(i, k), self.groups[i + k - 1][1]
             tail = self.text[end : end + 2].lstrip("- ")[:1]
             if named and (ean.is_valid(number) or isbn.is_valid(number)):
@@ -158,28 +218,35 @@ class _Chain:
             if shape[0] < RUN:
                 return None
             return "telephone" if self._is_telephone(i, 1) else _named(text[start:end])
-        if text[start - 1 : start].isalpha() or text[end : end + 1].isalpha():
-            return None
         whole = k == len(self.groups)
         if (whole or shape in _CARDS) and _is_card(self._digits(i, k)):
             return "card"
-        if whole and k == 4 and self._is_address():
-            return "IP address"
-        fours = min(shape) == 4 == max(shape)
-        years = fours and all(1800 <= int(text[s:e]) < 2100 for s, e in self.groups[i : i + k])
+        years = min(shape) == 4 == max(shape) and _are_years(self._digits(i, k))
         if not years and national.is_national(self._digits(i, k), shape):
-            return "national number"
+            around = text[max(start - 40, 0) : start], text[end : end + 14]
+            if max(shape) > 4 or not telephone.is_quantity(*around):
+                return "national number"
         if whole and sum(shape) >= RUN and _ACCOUNT.search(text[max(start - 40, 0) : start]):
             return "digits"
-        return "telephone" if not years and self._is_telephone(i, k) else None
+        if years or not self._is_telephone(i, k):
+            return None
+        touched = _is_letter(text[start - 1 : start]) or _is_letter(text[end : end + 1])
+        return None if touched and sum(shape) < 9 and not self._is_announced(i) else "telephone"
 
     def _is_telephone(self, i: int, k: int) -> bool:
         marks = self.separators[i : i + k - 1]
-        around = self.separators[max(i - 1, 0) : i] + self.separators[i + k - 1 : i + k]
+        around = self.separators[i - 1 : i] if i > self.first else []
+        if i + k < len(self.groups) and not self._public(i + k):
+            around += self.separators[i + k - 1 : i + k]
         if any(" " not in each and each != "/" for each in around):
             return False  # 11 17-12 of 21-11 17-12: what is joined closely is not torn
         start, end = self.groups[i][0], self.groups[i + k - 1][1]
-        if end - start < 13 and {each.strip() for each in around} & {m.strip() for m in marks}:
+        trunk = self.text[start] == "0" and sum(self.lengths[i : i + k]) >= 9
+        if (
+            end - start < 13
+            and not trunk
+            and {each.strip() for each in around} & {m.strip() for m in marks}
+        ):
             return False  # a few of a list of numbers
         announced = self._is_announced(i)
         lengths = self.lengths[i : i + k]
@@ -196,13 +263,47 @@ class _Chain:
             self.announced = telephone.is_announced(self.text[max(self.start - 40, 0) : self.start])
         return self.announced and self.groups[i][0] - self.start < 24
 
-    def _is_address(self) -> bool:
-        """Four numbers up to 255 with dots between them, and no version."""
-        if set(self.marks) != {"."}:
+    def _is_decimal(self, i: int) -> bool:
+        """0.693147: one dot, and nothing on either side that continues a number."""
+        around = self.separators[i - 1 : i] if i else []
+        around += self.separators[i + 1 : i + 2]
+        before, after = [*self.lengths[i : i + 2], 0][:2]
+        zero = self.text[self.groups[i][0]] == "0" and before > 1
+        return (
+            self.separators[i : i + 1] == ["."]
+            and all(" " in each for each in around)
+            and before <= 3
+            and after >= RUN
+            and not zero
+            and (before, after) not in ((3, 7), (3, 6), (2, 7), (2, 8))
+            and not (self._is_announced(i) or self.plus)
+        )
+
+    def _is_series(self, i: int, k: int) -> bool:
+        """100 200 300: round, and as far from one group to the next."""
+        if k < 3 or min(self.lengths[i : i + k]) < 3:
             return False
-        start = self.groups[0][0]
-        small = all(int(self.text[s:e]) <= 255 for s, e in self.groups)
-        return small and not _NO_ADDRESS.search(self.text[max(start - 12, 0) : start])
+        values = [int(self.text[start:end]) for start, end in self.groups[i : i + k]]
+        steps = {b - a for a, b in itertools.pairwise(values)}
+        return len(steps) == 1 and not any(value % 50 for value in values)
+
+
+def _is_address(text: str, match: re.Match) -> bool:
+    """Four numbers up to 255 that are no version; of one digit each after a word for it only."""
+    before = text[max(match.start() - 40, 0) : match.start()]
+    if max(map(int, _GROUP.findall(match.group()))) > 255 or _NO_ADDRESS.search(before):
+        return False
+    single = len(match.group()) < 8 or not re.search("[0-9]{2}", match.group())
+    return not single or bool(_ADDRESS_WORD.search(before))
+
+
+def _is_letter(character: str) -> bool:
+    """Of a script that sets words apart: Latin, Greek, Cyrillic."""
+    return character.isalpha() and (character < "\u0530" or "\u1e00" <= character < "\u2000")
+
+
+def _are_years(digits: str) -> bool:
+    return all(1800 <= int(digits[j : j + 4] or 0) < 2100 for j in range(0, len(digits), 4))
 
 
 @functools.cache

@@ -10,12 +10,16 @@ import unicodedata
 from collections.abc import Iterable
 
 from distill_core.data.text.lines import Span
-from swingdistill.recognisers import digits, forms
+from swingdistill.recognisers import births, digits, forms, keys
 
-KINDS = (*forms.KINDS, *digits.KINDS)
+KINDS = tuple(dict.fromkeys(keys.KINDS + forms.KINDS + births.KINDS + digits.KINDS))
 
 # Without one of these there is nothing to find.
-_ANYTHING = re.compile(r"[\d@:=＠：＝]|[\[({] ?at ?[\])}]|\bat\b.{1,80}\bdot\b", re.IGNORECASE)
+_ANYTHING = re.compile(
+    rf"[\d@:=>＠：＝]|{keys.PASSWORD}|[\[({{{{<] ?(?:[aä]|{forms.AT}) ?[\])}}}}>]|"
+    rf"\b{forms.AT}\b.{{1,80}}\b{forms.DOT}\b",
+    re.IGNORECASE,
+)
 _TOKENIZED = re.compile(r" @([-,.])@ ")  # WikiText's separators within words
 
 
@@ -56,7 +60,7 @@ def find(text: str, *, extra: Iterable[str] = ()) -> list[Span]:
     found = []
     if _ANYTHING.search(text):
         plain = _plain(text)
-        found = _outermost([*forms.find(plain), *digits.find(plain)])
+        found = _outermost([s for each in (keys, forms, births, digits) for s in each.find(plain)])
     own = [
         Span(*match.span(), 1.0, kind_of(pattern))
         for pattern in extra

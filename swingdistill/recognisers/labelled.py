@@ -112,7 +112,7 @@ class _Draw:
         written = write(self)
         if kind in _SEPARATED:
             written = self.separated(written)
-        before, _, after = self.of(_SENTENCES[kind]).partition("{}")
+        before, _, after = self.of(_SENTENCES_OF_FORM.get(form, _SENTENCES[kind])).partition("{}")
         start = len(before)
         return Labelled(f"{before}{written}{after}", form, kind, start, start + len(written))
 
@@ -133,7 +133,7 @@ _SENTENCES = {
     ),
     "card": (
         "pay with {} now", "card {} exp 09/27", "{} was declined twice", "Charge {}, please.",
-        "my Visa is {}", "no. {} cvc 123",
+        "my Visa is {}", "no. {}, valid until 11/28",
     ),
     "IBAN": (
         "transfer it to {} by Monday", "IBAN: {}", "{} is his account", "My account ({}) is new.",
@@ -167,6 +167,52 @@ _SENTENCES = {
     "digits": (
         "my id is {}", "account {} is closed", "{} opens the door", "ticket no. {}, thanks",
         "code {} expired", "he typed {} twice",
+    ),
+}  # fmt: skip
+
+# Of forms that are private after a word for them only, or in text of another kind.
+_SENTENCES_OF_FORM = {
+    "text without spaces": (
+        "卡号{}有效期", "カード番号{}です", "番号は{}です", "号码是{}谢谢", "번호는 {}입니다",
+        "请记{}吧",
+        "我的是{}，谢谢", "連絡先は{}まで",
+    ),
+    "touched by words": ("Tel{}Fax", "Mob.{}please", "Phone{}Email", "tel{}or"),
+    "beside a date": (
+        "2023-01-02 {}", "12.03.2023 {}", "{} 2023-01-02", "2023-01-02 12:30 {}",
+        "02/01/2023 {} rang",
+        "{} 12.03.2023",
+    ),
+    "in a list": (
+        "net {}/24", "IP:{}/24", "{} 443", "pid 4321 {}", "{}:8080 open", "IP地址{}访问",
+        "{}, port 22, up", "route {}/12 via eth0",
+    ),
+    "bare": ("mac {}", "MAC: {}", "hw addr {}", "bssid {}", "MAC={}", "mac address is {}"),
+    "passport": (
+        "Passport {}", "passport no. {}", "Reisepass {}", "Passport number: {}", "passeport n° {}",
+        "my passport is {}", "pasaporte {}",
+    ),
+    "in other languages": (
+        "ur. {} w Gdyni", "syntymäaika {}", "narozen {}", "data urodzenia: {}",
+        "född den {} i Umeå",
+        "дата рождения: {}", "doğum tarihi: {}", "fødselsdato {}", "születési dátum: {}",
+        "né(e) le {}",
+        "生年月日は{}です", "(b. {})",
+    ),
+    "secret in the address": (
+        "https://example.org/reset?code={}", "https://example.org/a?otp={}&b=1",
+        "https://example.com/cb#access_token={}", "https://example.com/x?y=2&code={}",
+    ),
+    "password": (
+        "pw is {}", "passwort: {}", "mot de passe : {}", "contraseña: {}", "my wifi password is {}",
+        "Das Kennwort lautet {}", "la password è {}", "hasło: {}", "пароль: {}", "a senha é {}",
+        "het wachtwoord is {}", "Password for the router: {}", "DB_PASSWORD={}", '"pwd":"{}"',
+        "密码：{}", "パスワードは{}",
+    ),
+    "PIN": (
+        "PIN {}", "PIN: {}", "my pin is {}", "your verification code is {}", "OTP {}",
+        "door code: {}",
+        "pin code {}", "access code is {}",
     ),
 }  # fmt: skip
 
@@ -314,13 +360,17 @@ def _grouped(text: str, form: str) -> str:
     return mark.join(parts)
 
 
+def _whole_iban(draw: _Draw, country: str) -> str:
+    known = numdb.get("iban").info(country)[0][1]["bban"]
+    kinds = {"n": "#", "a": "&", "c": "#"}
+    form = "".join(kinds[k] * int(n) for n, k in re.findall(r"(\d+)!(\w)", known))
+    rest = draw.filled(form)
+    return country + mod_97_10.calc_check_digits(rest + country) + rest
+
+
 def _iban(country: str) -> Callable[[_Draw], str]:
     def write(draw: _Draw) -> str:
-        known = numdb.get("iban").info(country)[0][1]["bban"]
-        kinds = {"n": "#", "a": "&", "c": "#"}
-        form = "".join(kinds[k] * int(n) for n, k in re.findall(r"(\d+)!(\w)", known))
-        rest = draw.filled(form)
-        whole = country + mod_97_10.calc_check_digits(rest + country) + rest
+        whole = _whole_iban(draw, country)
         fours = "4 4 4 4 4 4 4 4 4"
         written = _grouped(whole, draw.of((fours, "0", fours.replace(" ", "-"), "2 2 4 4 4 4 4 4")))
         return written.lower() if draw.rng.random() < 0.1 else written
@@ -415,11 +465,30 @@ _PRIVATE: dict[str, dict[str, Callable[[_Draw], str]]] = {
             "^^^^ at example dot org", "^^^^ [at] example [dot] com",
             "^^^.^^^ (at) example (dot) org",
             "^^^ AT mail DOT example DOT com", "^^^^ @ example.org", "^^^^@ example . org",
+            "^^^^(a)example.de", "^^^^ (ä) example.de", "^^^ arroba example punto org",
+            "^^^ ät example punkt de",
+        ),
+        "within a net": _written(
+            "^^^^@localhost", "root@localhost", "^^^@mailhost", "^^^@db0#", "^^^@web-##",
+            "^^^^@intranet",
+        ),
+        "quoted": _written(
+            '"^^^ ^^^^"@example.org', '"^^^ ^^^"@example.com', '"&^^ &^^^"@mail.example.net',
+            '"^^. ^^^"@example.org',
         ),
     },
     "telephone": {
         **{f"{region}, library": _by_library(region) for region in _BY_HAND},
         **{f"{region}, by hand": _by_hand(region) for region in _BY_HAND},
+        "text without spaces": _written(
+            "090-####-####", "138 #### ####", "010-####-####", "03-####-####", "139-####-####",
+            "080 #### ####",
+        ),
+        "touched by words": _written("0171 %######", "0171-%######", "030 23125###",
+        "07700 900###"),
+        "beside a date": _written(
+            "0171 %######", "(212) 555-01##", "030 23125###", "+49 171 %######", "212-555-01##",
+        ),
     },
     "card": {
         "16 digits": _card("4", 16, "4 4 4 4", "4-4-4-4", "0", "4 4 8"),
@@ -427,20 +496,35 @@ _PRIVATE: dict[str, dict[str, Callable[[_Draw], str]]] = {
         "15 digits": _card("37", 15, "4 6 5", "0", "4-6-5", "4 6 5"),
         "19 digits": _card("6", 19, "4 4 4 4 3", "0"),
         "spelt": lambda draw: " ".join(_card("4", 16, "0")(draw)),
+        "other separators": lambda draw: draw.of(("_", ",", "|", ":", "~", "\n")).join(
+            _card("4", 16, "4 4 4 4")(draw).split()
+        ),
+        "text without spaces": _card("4", 16, "4 4 4 4", "4-4-4-4"),
     },
-    "IBAN": {c: _iban(c) for c in ("DE", "GB", "FR", "NL", "CH", "ES", "IT", "NO", "MT", "SA")},
+    "IBAN": {
+        **{c: _iban(c) for c in ("DE", "GB", "FR", "NL", "CH", "ES", "IT", "NO", "MT", "SA")},
+        "other separators": lambda draw: draw.of(("_", "|", ",", "~", ":", "\n")).join(
+            re.findall(".{1,4}", _whole_iban(draw, "DE"))
+        ),
+    },
     "national number": {
         name: _written(*habits) if " " in name else _checked(name, *habits)
         for name, habits in _NATIONAL.items()
+    }
+    | {
+        "of Singapore": _written("S#######&", "T#######&", "G#######&", "F#######&"),
+        "passport": _written("&#######", "&&#######", "&########", "&#&###&##"),
     },
     "IP address": {
         "version 4": _written("192.0.2.%#", "198.51.100.%#", "203.0.113.1##", "192.0.2.%"),
+        "in a list": _written("192.0.2.%#", "198.51.100.%#", "203.0.113.%", "10.0.1.1##"),
         "version 6": _ipv6,
     },
     "MAC address": {
         "six pairs": _written(
             "00:00:5e:00:53:~~", "00-00-5E-00-53-#A", "0000.5e00.53~~", "00:00:5E:##:53:A#",
         ),
+        "bare": _written("00005e0053~~", "001A2B3C4D##", "0a1b2c3d~~~~", "3C22FBAA####"),
     },
     "date of birth": {
         "numeric": _written(
@@ -448,8 +532,11 @@ _PRIVATE: dict[str, dict[str, Callable[[_Draw], str]]] = {
         "in words": _written(
             "dd May YYYY", "May dd, YYYY", "dd. März YYYY", "2nd of June YYYY", "dd mai YYYY",
             "dd de octubre de YYYY", "October dd YYYY", "dd Dec. YYYY", "dd luglio YYYY",
-            "3 Sept YYYY",
+            "3 Sept YYYY", "dd marca YYYY", "dd. června YYYY", "May YYYY", "October YYYY",
+            "dd мая YYYY",
+            "dd Mayıs YYYY",
         ),
+        "in other languages": _written("dd.mm.YYYY", "%. %. YYYY", "YYYY-mm-dd", "dd/mm/YYYY"),
     },
     "URL": {
         "user and password": _written(
@@ -457,6 +544,7 @@ _PRIVATE: dict[str, dict[str, Callable[[_Draw], str]]] = {
             "ftp://^^^^:^^^^!#@192.0.2.1/", "redis://:^^##^^##@example.com:6379/0",
             "mongodb+srv://^^^:^#^#@c0.example.net/db?w=1", "http://^^:p!^^##@example.org",
         ),
+        "secret in the address": _written("^#^#&&#", "%#####", "&^^#&^#^##", "########"),
     },
     "key": {
         "prefixed": _prefixed(
@@ -469,6 +557,14 @@ _PRIVATE: dict[str, dict[str, Callable[[_Draw], str]]] = {
         "hexadecimal": _random("0123456789abcdef", 32, 40, 64),
         "base 64": _random(_LETTERS + "+/", 32, 40, 44, 88),
         "letters and digits": _random(_LETTERS, 24, 32, 40),
+        "password": _written(
+            "^^^^^##", "&^^^^^####", "sunflower", "blumentopf", "&^#^^#^^&#", "^^^^-^^^^-##",
+            "azertyuiop",
+            "kotik##",
+        ),
+        "PIN": _written("####", "%#####", "## ##", "### ###"),
+        "licence": _written("&#&#-#&#&-##&&-&&##", "&#&&#-#&&#&-&##&&-&&#&#", "^#^#-#^#^-##^^-^^##",
+                            "#&&#-&##&-#&#&-&#&#-&&##"),
     },
     "digits": {
         "run": lambda draw: draw.filled("%" + "#" * draw.any((4, 5, 6, 7, 8, 9, 11))),
@@ -580,6 +676,43 @@ _PUBLIC: dict[str, Callable[[_Draw], str]] = {
         "see https://example.org/a/{100..999}?page={1..99}", "@ann and @bob at {1..9} pm",
         "key = value; token count: {100..999}",
         "the state-of-the-art of-this-and-that_under_scored_names {1..9}",
+    ),
+    "decimal number": _sentence(
+        "pi is 3.14159265", "0.69{1000..9999}", "e is 2.71828{100..999}",
+        "{0..9}.{100000..999999} of it",
+        "loss 0.{10000..99999} 0.{10000..99999}", "phi = 1.618{1000..9999}",
+    ),
+    "round numbers": _sentence(
+        "100 200 300 400", "Order no. 100-200-300", "250 500 750 1000",
+        "part no. {100..999}-{1000..2999}",
+        "steps of 200 400 600", "order no. {100..999}-{100..999}",
+    ),
+    "section": _sentence(
+        "Figure {1..9}.{1..9}.{1..9}.{1..9}", "Table {1..9}.{1..9}.{1..9}.{1..9} shows",
+        "clause {10..20}.{1..9}.{1..9}.{1..9}", "section {1..9}.{1..9}.{1..9}.{1..9} of it",
+        "see {1..9}.{1..9}.{1..9}.{1..9}", "Fig. {1..9}.{1..9}.{1..9}.{1..9}",
+    ),
+    "word for a secret": _sentence(
+        "the password is required", "password: required",
+        "the password is wrong since {2000..2024}",
+        "your password has expired", "Das Passwort ist falsch",
+        "the token is passed on to {2..99} people",
+        "le mot de passe est incorrect", "a password must be {8..12} letters long",
+        "PIN is required",
+        "the passcode is not here",
+    ),
+    "other date": _sentence(
+        "born in Paris and died on {1..28} May {1950..2020}", "died {1..28} June {1950..2020}",
+        "born in Rome, killed on {1..28} May {1950..2020}", "born in Ulm {1920..1980}",
+        "He was born in Leeds. On {1..28} May {1950..2020} it rained",
+        "born here, married on {1..28} June {1950..2020}",
+    ),
+    "path": _sentence(
+        "reply {100..150}p/MsgrcvdHG/Suite{100..400}/2Lands/Row/W1J6HL",
+        "{2000..2024}-Q1_report-v{1..9}_final{1..9}",
+        "docs/{2000..2024}-10-{10..28}_report_final_v{1..9}.pdf",
+        "src/model_v2/layer_{1..9}/block_{10..99}/conv",
+        "txt to {1000..8999}/150p/wk T&Cs SAE PO", "vit-large-patch{10..16}-{100..300}-in21k",
     ),
     "sentence": _sentence(
         "A password is a word that nobody should guess.", "He was born in {1900..1990} in Bern.",

@@ -14,13 +14,18 @@ _REGIONS = (
 )
 _LONGEST, _SURE = 12, 9  # digits of a national number; from how many on its form is enough
 _WORDS = re.compile(
-    r"\b(?:tel|tel[eé]\w*|phone\w*|mobil\w*|cell\w*|fax|call\w*|ring|text|sms|whatsapp|dial|handy|"
-    r"reach\w*|numbers?|num[eé]ro|portable|m[oó]vil|ruf\w*|appele\w*|bel|hotline)\b[^\n]{0,24}$",
+    r"(?:\b(?:tel|tel[eé]\w*|phone\w*|mobil\w*|cell\w*|fax|call\w*|ring|text|sms|whatsapp|dial|handy|"
+    r"reach\w*|num[eé]ro|portable|m[oó]vil|ruf\w*|appele\w*|bel|hotline|puh\w*|tlf|tfn|"
+    r"тел\w*|звон\w*|моб\w*|τηλ\w*|κιν\w*|"
+    r"(?<!order )(?<!invoice )(?<!ticket )(?<!case )(?<!part )(?<!model )(?<!serial )"
+    r"(?<!tracking )(?<!reference )(?<!page )numbers?)\b|"
+    r"电话|電話|手机|手機|号码|携帯|전화|휴대폰|핸드폰|هاتف|جوال|טלפון|נייד|โทร|फोन|मोबाइल)[^\n]{0,24}$",
     re.IGNORECASE,
 )
 _NO_NUMBER_BEFORE = re.compile(
     r"(?:[$€£¥₹#§]|\b(?:pp?|pages?|seiten?|versions?|v|sections?|chapters?|is[bs]n|doi|vol|years?|"
-    r"orders?|invoices?|scores?|between|eur|usd|gbp)\b\.?)[ :]*$",
+    r"(?:orders?|invoices?|tickets?|parts?|items?|references?|models?)(?: (?:no|number|nr|id)\b)?|"
+    r"scores?|between|eur|usd|gbp)\b\.?)[ :]*$",
     re.IGNORECASE,
 )
 _UNIT_AFTER = re.compile(

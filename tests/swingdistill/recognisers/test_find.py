@@ -48,6 +48,21 @@ def stretches(text, **settings):
         ("my account number is 1458-1630 ok", "1458-1630", "digits"),
         ("my id is 4 8 2 1 0 7 thanks", "4 8 2 1 0 7", "digits"),
         ("मेरा कोड ४८२१३ है", "४८२१३", "digits"),
+        ("ann@localhost wrote", "ann@localhost", "e-mail"),
+        ('to "ann lee"@example.org', '"ann lee"@example.org', "e-mail"),
+        ("an hans(a)example.de bitte", "hans(a)example.de", "e-mail"),
+        ("ann arroba example punto org", "ann arroba example punto org", "e-mail"),
+        ("dni 12.345.678-Z ok", "12.345.678-Z", "national number"),
+        ("NRIC S1234567D ok", "S1234567D", "national number"),
+        ("Passport X1234567 ok", "X1234567", "national number"),
+        ("host ::1 is up", "::1", "IP address"),
+        ("mac 001A2B3C4D5E is up", "001A2B3C4D5E", "MAC address"),
+        ("IBANDE89370400440532013000", "DE89370400440532013000", "IBAN"),
+        ("https://example.org/reset?code=8fk2Lq0", "8fk2Lq0", "URL"),
+        ("https://example.org/r/3f9aC1b8Zk20Qx7RtY51Lm", "3f9aC1b8Zk20Qx7RtY51Lm", "URL"),
+        ("https://hooks.slack.com/services/T0/B0/abcDEF123", "T0/B0/abcDEF123", "URL"),
+        ("license XJ4K-9F2M-77QP-LZ3D ok", "XJ4K-9F2M-77QP-LZ3D", "key"),
+        ("PIN 4921 ok", "4921", "key"),
     ],
 )
 def test_each_kind_is_found_whole_and_named(text, private, kind):
@@ -71,6 +86,87 @@ def test_any_separator_that_a_person_or_a_tokenizer_writes_is_one(number, kind, 
 
 
 @pytest.mark.parametrize(
+    ("text", "private"),
+    [
+        ("卡号4111 1111 1111 1111有效期", "4111 1111 1111 1111"),
+        ("電話は090-1234-5678です", "090-1234-5678"),
+        ("전화번호는 010-1234-5678입니다", "010-1234-5678"),
+        ("マイナンバー1234 5678 9018です", "1234 5678 9018"),
+        ("IP地址203.0.113.7访问", "203.0.113.7"),
+        ("密码：abcd1234", "abcd1234"),
+        ("1990年1月2日生まれ", "1990年1月2日"),
+        ("Tel0171 1234567Fax", "0171 1234567"),
+        ("a536-90-4399", "536-90-4399"),
+    ],
+)
+def test_a_letter_beside_a_number_does_not_hide_it(text, private):
+    assert [found for found, _ in stretches(text)] == [private]
+
+
+@pytest.mark.parametrize(
+    ("text", "private"),
+    [
+        ("net 203.0.113.0/24", ["203.0.113.0"]),
+        ("IP:203.0.113.7:443", ["203.0.113.7"]),
+        ("203.0.113.7-203.0.113.9", ["203.0.113.7", "203.0.113.9"]),
+        ("10.0.0.1 10.0.0.2 443", ["10.0.0.1", "10.0.0.2"]),
+        ("pid 4321 203.0.113.7", ["203.0.113.7"]),
+        ("2023-01-02 0171 1234567", ["0171 1234567"]),
+        ("0171 1234567 2023-01-02", ["0171 1234567"]),
+    ],
+)
+def test_numbers_beside_others_are_found_whole(text, private):
+    assert [found for found, _ in stretches(text)] == private
+
+
+@pytest.mark.parametrize(
+    ("text", "private"),
+    [
+        ("pw is Tr0ub4dor&3", "Tr0ub4dor&3"),
+        ("passwort: Sommer2024!", "Sommer2024"),
+        ("mot de passe : azerty12", "azerty12"),
+        ("contraseña: Gato1234", "Gato1234"),
+        ("a senha é flamengo", "flamengo"),
+        ("пароль: kotik77", "kotik77"),
+        ("my wifi password is sunflower", "sunflower"),
+        ("password for the router: sunflower", "sunflower"),
+        ("DB_PASSWORD=sunflower", "sunflower"),
+        ('{"password": "correct horse"}', "correct horse"),
+        ("passphrase: correct horse battery staple", "correct horse battery staple"),
+    ],
+)
+def test_a_password_is_what_follows_the_word_for_it(text, private):
+    assert stretches(text) == [(private, "key")]
+
+
+@pytest.mark.parametrize(
+    ("text", "date"),
+    [
+        ("ur. 12.03.1984 w Łodzi", "12.03.1984"),
+        ("syntymäaika 12.3.1984", "12.3.1984"),
+        ("narozen 12. 3. 1984", "12. 3. 1984"),
+        ("urodzona 12 marca 1984", "12 marca 1984"),
+        ("született 1984. március 12-én", "1984. március 12"),
+        ("born in March 1984", "March 1984"),
+        ("born 3 May 1920, died 4 June 1990", "3 May 1920"),
+    ],
+)
+def test_births_are_told_in_many_languages(text, date):
+    assert stretches(text) == [(date, "date of birth")]
+
+
+@pytest.mark.parametrize("separator", ["_", ",", ":", "|", "~", "\n"])
+@pytest.mark.parametrize(
+    ("groups", "kind"), [("4111 1111 1111 1111", "card"), ("DE89 3704 0044 0532 0130 00", "IBAN")]
+)
+def test_where_a_checksum_holds_marks_of_lists_and_line_breaks_are_separators(
+    groups, kind, separator
+):
+    written = groups.replace(" ", separator)
+    assert stretches(f"pay {written} now") == [(written, kind)]
+
+
+@pytest.mark.parametrize(
     "text",
     [
         "",
@@ -87,6 +183,18 @@ def test_any_separator_that_a_person_or_a_tokenizer_writes_is_one(number, kind, 
         "a password is a word; the token: none",
         "1 @,@ 234 in 2011 @-@ 12",
         "the state-of-the-art of-this-and-that_under_scored_names_2020",
+        "pi is 3.14159265, ln 2 is 0.693147",
+        "100 200 300 400",
+        "Order no. 100-200-300",
+        "Figure 4.2.1.3 and version 1.2.3.4",
+        "x[::2] and y[1::2]",
+        "born in Paris and died on 3 May 1990",
+        "born in Ulm 1980",
+        "the password is required, the password is wrong, the password is not here",
+        "password: required",
+        "to 150p/MsgrcvdHG/Suite342/2Lands/Row/W1J6HL",
+        "4000, 4100, 4200, 4300",
+        "1_000_000 items",
     ],
 )
 def test_what_only_looks_private_is_left_alone(text):
@@ -114,7 +222,18 @@ def test_stretches_are_in_order_and_none_is_within_another():
 @pytest.mark.parametrize(
     "piece",
     ["1", "1 ", "1-", "12 ", "00-", "+1 (", "a.", "a@", "@a.", "1:", "://", "a://b:", "at dot "]
-    + ["born 1 ", "1 May ", "token ", "gb29 ", "aA1", "-----BEGIN PRIVATE KEY-----", "?key=", "é"],
+    + ["born 1 ", "1 May ", "token ", "gb29 ", "aA1", "-----BEGIN PRIVATE KEY-----", "?key=", "é"]
+    + [
+        "password ",
+        "password is ",
+        "password for the ",
+        'pw "',
+        "pin ",
+        "1_000",
+        "1.1.1.1 ",
+        "4111,",
+    ]
+    + ["a(a)b.", "passport A12 ", "A1B2-C3D4-", "0.12345 ", "*1. ", "生", "seed phrase: abc "],
 )
 def test_no_text_makes_the_expressions_backtrack_for_long(piece):
     find("call 555-0123")  # what is read once
