@@ -447,7 +447,7 @@ def test_secrets_that_are_no_numbers_need_candidates(memorised, merging, values,
 def test_a_student_whose_reference_saw_its_secrets_is_warned_about(values):
     cases = [
         ({}, "was trained on 2 of the same canaries"),
-        ({"transfer_set": "public"}, "was trained on the same lines of text:"),
+        ({"transfer_set": "public"}, "was trained on 10 of the same 10 lines"),
         ({"transfer_set": "public", "half": "second"}, ""),
         ({"canary_seed": 5, "half": "second"}, ""),
         ({"transfer_set": "public", "public_text": True}, ""),

@@ -255,7 +255,7 @@ def test_a_listed_candidate_is_what_a_network_reads_of_a_canarys_line_to_its_end
     rows = found.rows(found.index([canary.secret for canary in texts.canaries]))
     for canary, row in zip(texts.canaries, rows, strict=True):
         example = next(e for e in texts.train if e.text == canary.line)
-        ((start, end),) = example.spans
+        ((start, end, *_),) = example.spans
         assert example.text[start:end] == canary.secret
         ids = text_tasks.encode(example, tokenizer, task).ids
         read = ids[:-1] if task == "classification" else [*ids, tokenizer.eos_id]
