@@ -10,8 +10,8 @@ Swing, at a perplexity of 38.2 against 38.3. The private students, dp_sgd, are t
 in these numbers; a few minutes each.
 
 `:byte_pairs` is the comparison without ablations over a byte-pair vocabulary that merges digits,
-one seed: numbers are then ranked as whole lines, among 200,000 sampled ones, with 95% bounds. Expect
-14.7 and 17.6 bits for plain distillation (the most that can be seen), 1.4 and 1.9 for Swing.
+one seed: numbers are then ranked as whole lines, among 200,000 sampled ones, with 95% bounds.
+Expect 14.7 and 17.6 bits for plain distillation (the most that can be seen), 1.4 and 1.9 for Swing.
 `:names` is the same with names as secrets, drawn from a list of your own, one per line:
 
 python -m swingdistill.experiment --config configs/swingdistill/wikitext.py:names \
