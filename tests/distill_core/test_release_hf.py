@@ -41,6 +41,7 @@ def _saved(folder, model, **kwargs):
     settings = {"dataset": "text:/home/ann/letters", "seed": 12345, "canary_seed": 54321}
     settings |= {"alpha": 0.7, "scorers": ["rules", "divergence"], "delta": 1e-5}
     settings |= {"teacher": "runs/secret", "init_from": None, "log_every": 50}
+    settings |= {"expressions": ["Ann Lee"], "spans": "patients.jsonl", "presidio": "clinic"}
     metadata = {
         "method": "swingdistill.train",
         "parts": {"model": network.to_json()},
@@ -103,7 +104,16 @@ def test_the_model_card_has_the_claim_the_results_and_the_command_without_paths(
     assert "| 10 times | 2 | 3 | 2.50 to 3.50 | 0.25 | no leak seen |" in text
     assert "Not measured: names." in text and "private_perplexity" not in text
     assert "--config.alpha=0.7" in text and "divergence" in text
-    for secret in ("letters", "12345", "54321", "runs/secret", "log_every"):
+    for secret in (
+        "letters",
+        "12345",
+        "54321",
+        "runs/secret",
+        "log_every",
+        "Ann Lee",
+        "patients",
+        "clinic",
+    ):
         assert secret not in text
     assert not [p for p in (tmp_path / "out").iterdir() if "stablehlo" in p.name]
 

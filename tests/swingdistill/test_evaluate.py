@@ -444,6 +444,20 @@ def test_secrets_that_are_no_numbers_need_candidates(memorised, merging, values,
     assert planted not in str(error.value)
 
 
+def test_secrets_are_not_drawn_from_a_list_that_changed_since_they_were_planted(memorised, merging):
+    """Others would be asked for, and no leak be seen."""
+    _, workdir = memorised("names")
+    listed = merging / "names.txt"
+    before = listed.read_text()
+    try:
+        listed.write_text(f"Zoe First\n{before}")
+        with pytest.raises(InputError, match="^canary_candidates: .*the data changed since"):
+            evaluate.evaluate_checkpoint(workdir)
+    finally:
+        listed.write_text(before)
+    assert max(evaluate.evaluate_checkpoint(workdir)["exposure"]["20"]) > 3
+
+
 def test_a_student_whose_reference_saw_its_secrets_is_warned_about(values):
     cases = [
         ({}, "was trained on 2 of the same canaries"),
