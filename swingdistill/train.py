@@ -128,8 +128,7 @@ def train_and_evaluate(
     private = hp.dp is not None
     text = private_text.fingerprints(hp)
     run_state.check_unchanged(hp, workdir, text)
-    given = [name for name in ("teacher", "reference") if getattr(hp, name) is not None]
-    models = {name: _load(name, getattr(hp, name)) for name in given}
+    models = _models(hp)
     run_state.check_unchanged(hp, workdir, models)
     tokenizer, texts, asked, shared = _text(hp, models)
     teacher = asked.get("teacher")
@@ -159,11 +158,7 @@ def train_and_evaluate(
         asking = dataclasses.replace(network, vocab_size=shared)
         objective, frozen = _student(hp, workdir, asking, rows, asked)
     run = language.Run(hp, workdir, "swingdistill.train", network, rows, public, parallel, hp.dp)
-    reads = {
-        **text,
-        **models,
-        "tokenizer": inputs.of_tokenizer(tokenizer),
-    }
+    reads = {**text, **models, "tokenizer": inputs.of_tokenizer(tokenizer)}
     id = language.train(run, objective, frozen=frozen, reads=reads, description=description)
     loaded = checkpoint.load_model(workdir)
     found = evaluate.test_metrics(loaded, judged, mode=parallel)
@@ -179,9 +174,7 @@ def preview(settings: Any):
     """shows which tokens of a few lines count as private, trains nothing and writes nothing"""
     hp = config.validate(settings, Settings)
     check(hp)
-    given = [name for name in ("teacher", "reference") if getattr(hp, name) is not None]
-    models = {name: _load(name, getattr(hp, name)) for name in given}
-    tokenizer, texts, models, _ = _text(hp, models)
+    tokenizer, texts, models, _ = _text(hp, _models(hp))
     text = private_text.to_rows(hp, texts.train[:_PREVIEWED], tokenizer)
     public = private_text.to_rows(hp, texts.validation, tokenizer, of="validation").rows
     names = hp.scorers if hp.teacher else [n for n in hp.scorers if n in scoring.TEXT_SCORERS]
@@ -333,6 +326,12 @@ def _warning(hp: Settings, models: Mapping[str, LoadedModel]) -> str:
                 "private; train one with --config.half=second --config.transfer_set=public\n"
             )
     return ""
+
+
+def _models(hp: Settings) -> dict[str, LoadedModel]:
+    """The teacher and the reference, those that there are."""
+    given = {name: getattr(hp, name) for name in ("teacher", "reference")}
+    return {name: _load(name, path) for name, path in given.items() if path is not None}
 
 
 def _load(field: str, path: str) -> LoadedModel:
