@@ -236,5 +236,5 @@ def _drawn(run: Run, state: State, number: int, num: int) -> np.ndarray:
 
 
 def _fed(run: Run, batch: Mapping[str, np.ndarray]):
-    rows = parallel.local_rows(run.hp.batch_size)
+    rows = parallel.local_rows(run.hp.batch_size, run.mode)
     return parallel.feed({name: array[rows] for name, array in batch.items()}, run.mode)

@@ -120,8 +120,8 @@ def train_and_evaluate(
 
 
 def _mode(hp: Settings, mode: str | None) -> str:
-    parallel.check_batch_size(hp.batch_size)
     mode = parallel.choose_mode(mode)
+    parallel.check_batch_size(hp.batch_size, mode)
     if hp.mechanism == "param":
         parallel.check_per_example(mode)
     return mode
@@ -224,7 +224,7 @@ def _with_moments(run: Run, workdir: epath.Path, dataset: Dataset, decides) -> R
 def _batch_fn(run: Run) -> Callable[[int], tuple[int, Any]]:
     """step -> (step, this process's places in the batch); all else is drawn on the devices."""
     index = np.arange(run.hp.batch_size, dtype=np.int32)
-    mine = index[parallel.local_rows(run.hp.batch_size)]
+    mine = index[parallel.local_rows(run.hp.batch_size, run.mode)]
     return lambda number: (number, parallel.feed({"index": mine}, run.mode))
 
 

@@ -32,6 +32,7 @@ class _Static(NamedTuple):
     keep_ce: bool
     noisy: bool
     unit_temperature: bool
+    axes: tuple[int | None, ...]  # of each table's parts over a mesh (`parallel.table_axis`)
 
 
 def swing_loss_from_hidden(
@@ -163,16 +164,19 @@ def swing_loss_from_hidden(
         keep_ce=keep_ce,
         noisy=noisy,
         unit_temperature=isinstance(t_min, numbers.Real) and t_min == 1,
+        axes=tuple(None if x is None else parallel.table_axis(x.shape) for _, x in pairs.values()),
     )
 
-    def here(hidden, tokens, embedding, settings, *others):
+    def here(hidden, tokens, settings, key, embedding, *tables):
         flat, own = jax.tree.map(
             lambda x: x.reshape((-1, *x.shape[len(leading) :])), (hidden, tokens)
         )
-        return _weighted_sums(static, flat, embedding, (own, settings, *others))
+        return _weighted_sums(static, flat, embedding, (own, settings, *tables, key))
 
-    whole = (student_embedding, settings, teacher_embedding, reference[1], key)
-    total, kl, hard = parallel.per_device(here, (student_hidden, tokens), whole, result="sum")
+    tables = (student_embedding, teacher_embedding, reference[1])
+    total, kl, hard = parallel.per_device(
+        here, (student_hidden, tokens), (settings, key), tables, result="sum"
+    )
     if has_aux:
         return total, jax.lax.stop_gradient({"kl": kl, "cross_entropy": hard})
     return total
@@ -186,6 +190,7 @@ def _sums(static: _Static, hidden: Array, embedding: Array, frozen: Any) -> Any:
 
 def _forward(static: _Static, hidden: Array, embedding: Array, frozen: Any):
     sums, of_hidden, of_embedding = _scan(static, hidden, embedding, frozen, gradients=True)
+    of_embedding = parallel.part_of_sum(of_embedding, static.axes[0])
     # Empty, but they carry the dtypes.
     return sums, (of_hidden, of_embedding, hidden[:0], embedding[:0])
 
@@ -212,7 +217,12 @@ def _finite(live: Array, x: Array) -> Array:
 
 def _scan(static: _Static, hidden: Array, embedding: Array, frozen: Any, *, gradients: bool) -> Any:
     """The three sums, and with `gradients` those of the hidden states and of the embedding."""
-    tokens, settings, teacher_embedding, reference_embedding, key = frozen
+    tokens, settings, *theirs, key = frozen
+    states = (hidden, tokens["teacher"], tokens["reference"])
+    embedding, teacher_embedding, reference_embedding = (
+        None if table is None else parallel.whole_table(table, axis, of.dtype)
+        for table, axis, of in zip((embedding, *theirs), static.axes, states, strict=True)
+    )
     count = hidden.shape[0]
     size = min(static.chunk, max(count, 1))
     order = jnp.arange(count)

@@ -17,6 +17,7 @@ from flax.core import FrozenDict
 from distill_core import models
 from distill_core.config import InputError
 from distill_core.data.images import preprocess
+from distill_core.runtime import parallel
 
 PyTree = Any
 ELSEWHERE = "elsewhere"  # a tokenizer's source if unknown
@@ -211,6 +212,7 @@ class Network:
         """
         if self.is_text:
             preprocess.check_range(inputs, jnp.integer, 0, self.num_classes - 1, "token ids")
+            variables = self._gathered(variables)
         else:
             variables, inputs = self._prepared(variables, inputs)
         found = models.apply_model(
@@ -255,7 +257,7 @@ class Network:
         `num_tokens`: there are none of padding. `tokens` and `segments` are integers `[B, L]`; see
         `models.Transformer.hidden`.
         """
-        module = self.module()
+        module, variables = self.module(), self._gathered(variables)
         states = module.apply(variables, tokens, segments, method="hidden")
         return states, module.apply(variables, method="embedding")[: self.num_tokens]
 
@@ -304,6 +306,12 @@ class Network:
         embedding = module.apply(variables, method="embedding")[: self.num_tokens]
         return states, embedding, changed["cache"]
 
+    def _gathered(self, variables: PyTree) -> PyTree:
+        if getattr(self.module(), "gathers", False):
+            return variables
+        params = parallel.gathered(variables["params"], self.compute_dtype)
+        return {**variables, "params": params}
+
     def _prepared(self, variables: PyTree, images: Any) -> tuple[PyTree, jax.Array]:
         """Standardised images, and variables whose parameters have the `compute_dtype`."""
         if tuple(images.shape[1:]) != self.input_shape:
@@ -314,6 +322,8 @@ class Network:
             preprocess.check_range(images, jnp.floating, 0, 1, "images that are floats")
         pixels = preprocess.preprocess(images, self.mean, self.std)
         dtype = jnp.dtype(self.compute_dtype)
+        if "params" in variables:
+            variables = self._gathered(variables)
         if dtype == jnp.float32:
             return variables, pixels
         params = jax.tree.map(lambda leaf: leaf.astype(dtype), variables["params"])

@@ -110,6 +110,12 @@ def run_training(
         help=f"spreads a step over several devices: {', '.join(parallel.MODES)}; default pmap",
     )
     flags.add_argument(
+        "--mesh",
+        metavar="data:D,model:M",
+        help="the mode mesh: batches and parameters split over D devices, heads, MLPs and the "
+        "vocabulary of a network of text over M",
+    )
+    flags.add_argument(
         "--multihost", action="store_true", help="one process of several; JAX finds the rest"
     )
     flags.add_argument("--coordinator_address", metavar="HOST:PORT", help="of process 0")
@@ -131,6 +137,10 @@ def run_training(
     if preview and only_shows:
         preview(settings)
         return
+    if given.mesh is not None and given.parallel not in (None, "mesh"):
+        raise InputError("mesh", given.mesh, f"is a mode, as --parallel={given.parallel} is")
+    if given.mesh is not None and ":" not in given.mesh:
+        raise InputError("mesh", given.mesh, "must be data:N or data:N,model:M")
     workdir = str(paths.folder_to_write("workdir", given.workdir))
     parallel.start(
         multihost=given.multihost,
@@ -139,7 +149,7 @@ def run_training(
         process_id=given.process_id,
     )
     with profiling.steps(given.profile):
-        run(settings, workdir, parallel=given.parallel)
+        run(settings, workdir, parallel=given.mesh or given.parallel)
 
 
 def launch(main: Callable[[Sequence[str]], Any]):

@@ -10,7 +10,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-AXIS = "devices"
+AXIS = "data"
 Array = jax.Array
 PyTree = Any
 
@@ -43,6 +43,23 @@ def all_stacked(x: Array) -> Array:
         return x[None]
     own = jnp.arange(num_devices()) == jax.lax.axis_index(AXIS)
     return all_sum(jnp.where(own.reshape(-1, *(1,) * x.ndim), x[None], 0))
+
+
+def whole_along(x: Array, axis: int | None) -> Array:
+    """All devices' parts of an array along an axis, put together; None: x is whole."""
+    if axis is None or not is_bound():
+        return x
+    return jax.lax.all_gather(x, AXIS, axis=axis, tiled=True)
+
+
+def sum_along(x: Array, axis: int | None) -> Array:
+    """This device's part, along an axis, of the sum over the devices; None: x as it is, unsummed.
+
+    The transpose of `whole_along`.
+    """
+    if axis is None or not is_bound():
+        return x
+    return jax.lax.psum_scatter(x, AXIS, scatter_dimension=axis, tiled=True)
 
 
 def own_rows(x: Array, count: int) -> Array:

@@ -1,13 +1,17 @@
 """Devices and processes. The only file that names pmap, shard_map, Mesh and jax.distributed.
 
-State and teachers are replicated, batches are split over all devices of all processes. A step is
-wrapped once: `jax.jit` on one device; on several `jax.pmap`, or `shard_map`, or `jit` over a mesh.
+Batches are split over all devices of all processes. A step is wrapped once: `jax.jit` on one
+device; on several `jax.pmap` or `shard_map`, where state and teachers are replicated, or `jit` over
+a mesh, where `sharding.split` says how they are split.
+
+A mode is one of `MODES`, "jit", or the shape of a mesh such as "data:4,model:2".
 """
 
 import dataclasses
 import functools
 import itertools
 import json
+import math
 import os
 import sys
 import zlib
@@ -15,16 +19,18 @@ from collections.abc import Callable, Hashable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from distill_core.config import InputError
-from distill_core.runtime import backend
-from distill_core.runtime.collectives import AXIS, all_sum, is_bound
+from distill_core.runtime import backend, sharding
+from distill_core.runtime.collectives import AXIS, all_sum, is_bound, sum_along, whole_along
 
 MODES = ("pmap", "shard_map", "mesh")
 PyTree = Any
 
+_TABLE = "lm_head"  # a name by which `sharding.split` knows a table [V, D]
 _stop_checks = itertools.count(1)
 _roll_call_failed = False
 
@@ -65,15 +71,46 @@ def start(
 
 
 def choose_mode(mode: str | None = None) -> str:
-    """`jit` on a single device, else `mode`, by default `pmap`."""
-    if mode is not None and mode not in MODES:
+    """`jit` on a single device, else `mode`, by default `pmap`.
+
+    Raises:
+      InputError: on `parallel`; or on `mesh`, whose product must be the number of devices.
+    """
+    count = jax.device_count()
+    if mode is not None and ":" in mode:
+        if math.prod(_sizes(mode, count).values()) != count:
+            raise InputError("mesh", mode, f"the product must be the number of devices, {count}")
+    elif mode is not None and mode not in MODES:
         raise InputError("parallel", mode, f"must be one of {', '.join(MODES)}")
-    return "jit" if jax.device_count() == 1 else mode or "pmap"
+    return "jit" if count == 1 else mode or "pmap"
 
 
 def is_mapped(mode: str) -> bool:
     """Whether a step runs once per device, on that device's part of the batch."""
     return mode in ("pmap", "shard_map")
+
+
+def is_mesh(mode: str) -> bool:
+    """Whether a step is written for whole arrays, which are split over a mesh."""
+    return mode == "mesh" or ":" in mode
+
+
+def batch_devices(mode: str) -> int:
+    """So many parts a global batch is split into: all devices, of a mesh those along `data`."""
+    return _sizes(mode, jax.device_count())[AXIS]
+
+
+def _sizes(mode: str, count: int) -> dict[str, int]:
+    """Devices along each axis of a mesh; all of them, `count`, along `data` unless it says."""
+    if ":" not in mode:
+        return {AXIS: count}
+    found: dict[str, int] = {}
+    for each in mode.split(","):
+        name, _, size = each.partition(":")
+        if name not in (AXIS, sharding.MODEL) or name in found or not size.isdecimal():
+            raise InputError("mesh", mode, "must be data:N or data:N,model:M")
+        found[name] = int(size)
+    return {AXIS: found.pop(AXIS, 1), **found}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -91,8 +128,8 @@ class Bound:
 def wrap(step: Callable, mode: str, *, donate: bool = False) -> Callable:
     """Compiles `step(state, frozen, batch) -> (state, metrics)`, or an evaluation of that form.
 
-    All outputs are replicated. `state` and `frozen` should come from `place`, the batch from
-    `feed`. With `donate` the new state reuses the memory of the old. Equal steps, such as frozen
+    Outputs are replicated, over a mesh split as `place` splits them. `state` and `frozen` should
+    come from `place` or `make`, the batch from `feed`. With `donate` the new state reuses the memory of the old. Equal steps, such as frozen
     dataclasses of equal values, share their compiled program.
     """
     assert isinstance(step, Hashable)
@@ -110,11 +147,21 @@ def lower(
 ) -> jax.stages.Lowered:
     """A step for devices that need not be here, such as those of a TPU topology; to be compiled.
 
-    `mode` is "shard_map" or "mesh". The trees hold `jax.ShapeDtypeStruct`s; the batch is global,
+    `mode` is "shard_map" or a mesh. The trees hold `jax.ShapeDtypeStruct`s; the batch is global,
     and the state is used up.
     """
-    mesh = Mesh(np.asarray(devices), (AXIS,), axis_types=(AxisType.Auto,))
+    mesh = _mesh_of(devices, mode)
+    if is_mesh(mode):
+        state, frozen = (
+            jax.tree.map(_with_sharding, tree, _shardings(tree, mesh)) for tree in (state, frozen)
+        )
+        rows = NamedSharding(mesh, PartitionSpec(AXIS))
+        batch = jax.tree.map(lambda leaf: _with_sharding(leaf, rows), batch)
     return _program(mode, True, mesh).lower(step, state, frozen, batch)
+
+
+def _with_sharding(leaf: Any, placed: NamedSharding) -> jax.ShapeDtypeStruct:
+    return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=placed)
 
 
 @functools.cache
@@ -140,9 +187,12 @@ def _program(mode: str, donate: bool, mesh: Mesh | None) -> Any:
             on_data(step, _bare(state), _bare(frozen), batch)
         )
     assert mesh is not None
+    if is_mesh(mode):  # the arguments say how they are split
+        over_mesh = functools.partial(_call_over_mesh, mesh)
+        return jax.jit(over_mesh, static_argnums=0, donate_argnums=donated)
     whole, split = NamedSharding(mesh, PartitionSpec()), NamedSharding(mesh, PartitionSpec(AXIS))
     return jax.jit(
-        functools.partial(_call_sharded if mode == "shard_map" else _call_over_mesh, mesh),
+        functools.partial(_call_sharded, mesh),
         static_argnums=0,
         in_shardings=(whole, whole, split),
         out_shardings=whole,
@@ -159,8 +209,9 @@ def _call_on_data(step: Callable, state: PyTree, frozen: PyTree, batch: PyTree):
 
 
 def _call_over_mesh(mesh: Mesh, step: Callable, state: PyTree, frozen: PyTree, batch: PyTree):
-    with jax.sharding.use_abstract_mesh(mesh.abstract_mesh):  # for `per_device`
-        return step(state, frozen, batch)
+    with jax.sharding.use_abstract_mesh(mesh.abstract_mesh):  # for `per_device` and `gathered`
+        found = step(state, frozen, batch)
+        return jax.tree.map(jax.lax.with_sharding_constraint, found, _shardings(found, mesh))
 
 
 def _call_sharded(mesh: Mesh, step: Callable, state: PyTree, frozen: PyTree, batch: PyTree):
@@ -173,9 +224,14 @@ def _call_sharded(mesh: Mesh, step: Callable, state: PyTree, frozen: PyTree, bat
 
 
 def per_device(
-    function: Callable, split: tuple[PyTree, ...], whole: tuple[PyTree, ...] = (), *, result: str
+    function: Callable,
+    split: tuple[PyTree, ...],
+    whole: tuple[PyTree, ...] = (),
+    tables: tuple[PyTree, ...] = (),
+    *,
+    result: str,
 ) -> PyTree:
-    """`function(*split, *whole)`, by each device on its rows of `split`; for use inside a step.
+    """`function(*split, *whole, *tables)`, by each device on its rows of `split`; for use in a step.
 
     In the mode "mesh" XLA divides a step up by itself, and gathers all devices' rows where the code
     sorts or loops over them. This says how to divide it instead. In all other modes the code sees
@@ -185,43 +241,263 @@ def per_device(
       function: pure; may sum over the devices (`collectives`).
       split: trees of arrays `[B, ...]`, or None.
       whole: trees of arrays that every device has.
+      tables: embeddings `[V, D]`, or None; over a mesh a device has its part along `table_axis`.
       result: what the mesh makes of the devices' results: "rows" `[b, ...]` are put together,
         "sum" adds them up, and "same" takes them for equal.
     """
-    mesh = jax.sharding.get_abstract_mesh()
-    if is_bound() or AXIS not in mesh.axis_names:
-        return function(*split, *whole)
-    rows, all_of_it = PartitionSpec(AXIS), PartitionSpec()
+    if not is_over_mesh():
+        return function(*split, *whole, *tables)
 
     def own(*args):
         found = function(*args)
         return all_sum(found) if result == "sum" else found
 
+    of_tables = tuple(_only(AXIS, _split_of({_TABLE: table}))[_TABLE] for table in tables)
+    rows, all_of_it = PartitionSpec(AXIS), PartitionSpec()
+    specs = ((rows,) * len(split), (all_of_it,) * len(whole), of_tables)
+    out = rows if result == "rows" else all_of_it
+    return _by_device(own, sum(specs, ()), out)(*split, *whole, *tables)
+
+
+def table_axis(shape: tuple[int, ...]) -> int | None:
+    """The axis of a table `[V, D]` of which a device in `per_device` has a part; None: all of it."""
+    if not is_over_mesh():
+        return None
+    spec = tuple(_only(AXIS, _split_of({_TABLE: jax.ShapeDtypeStruct(shape, jnp.float32)}))[_TABLE])
+    return spec.index(AXIS) if AXIS in spec else None
+
+
+def with_whole(function: Callable, params: PyTree, *rows: PyTree, dtype: str) -> jax.Array:
+    """`function(params, *rows)` `[B, ...]` of a layer; over a mesh its parameters are whole only
+    meanwhile (fully sharded data parallelism).
+
+    Each device puts them together when its rows are there, not before, and in the backward pass
+    again; otherwise XLA may do so for all layers at once, and hold the whole network. Gradients are
+    summed and split at once. What is split over `model` stays split.
+
+    Args:
+      function: pure; sees its device's rows.
+      params: tree whose leaves are named as `sharding.split` knows them.
+      rows: trees of arrays `[B, ...]`, or None.
+      dtype: in which parameters are sent; what the layer rounds them to anyway.
+    """
+    if not is_over_mesh():
+        return function(params, *rows)
+    split = _split_of(params)
+
+    def here(params, *rows):
+        return function(_whole(params, split, dtype, after=rows), *rows)
+
+    again = jax.checkpoint(here, policy=_is_kept)
+    rows_of = PartitionSpec(AXIS)
+    return _by_device(again, (_only(AXIS, split), *[rows_of] * len(rows)), rows_of)(params, *rows)
+
+
+def whole_table(table: jax.Array, axis: int | None, dtype: Any) -> jax.Array:
+    """In `per_device`, a table `[V, D]` of which the device has a part along `axis`, put together.
+
+    Still split by vocabulary over `model`, if that divides it.
+    """
+    return _whole(table, _split_of_table(table, axis), dtype)
+
+
+def part_of_sum(table: jax.Array, axis: int | None) -> jax.Array:
+    """In `per_device`, the device's part along `axis` of the sum of whole tables `[V, D]`."""
+    split = _split_of_table(table, axis)
+    here = functools.partial(sum_along, axis=axis)
+    if _devices_of_model() == 1 or axis is None:
+        return here(table)
+    of_model = _only(sharding.MODEL, split)
+    return _by_device(here, (of_model,), of_model, axis=sharding.MODEL)(table)
+
+
+def _split_of_table(table: jax.Array, axis: int | None) -> PartitionSpec:
+    count = _devices_of_model()
+    split = [sharding.MODEL if count > 1 and table.shape[0] % count == 0 else None, None]
+    if axis is not None:
+        split[axis] = AXIS
+    return PartitionSpec(*split)
+
+
+def _whole(parts: PyTree, split: PyTree, dtype: Any, after: PyTree = ()) -> PyTree:
+    """A device's parts of arrays, put together over `data` once `after` is there.
+
+    Those that are split are sent in a floating `dtype`.
+    """
+
+    def together(parts, after):
+        parts, _ = jax.lax.optimization_barrier((parts, jax.lax.stop_gradient(after)))
+
+        def one(leaf, spec):
+            if AXIS not in spec:
+                return leaf
+            if jnp.issubdtype(leaf.dtype, jnp.floating):
+                leaf = leaf.astype(dtype)
+            return whole_along(leaf, tuple(spec).index(AXIS))
+
+        return jax.tree.map(one, parts, split)
+
+    if _devices_of_model() == 1:
+        return together(parts, after)
+    # For each device of `model` by itself: XLA would put its parts together, too.
+    specs = _only(sharding.MODEL, split)
+    of_model = _by_device(together, (specs, PartitionSpec()), specs, axis=sharding.MODEL)
+    return of_model(parts, after)
+
+
+def _split_of(tree: PyTree) -> PyTree:
+    """The leaves' specs, by `sharding.split`; None has none."""
+    sizes = dict(jax.sharding.get_abstract_mesh().shape)
+
+    def of(path, leaf):
+        return PartitionSpec(*sharding.split(_name(path), leaf.shape, sizes))
+
+    return jax.tree_util.tree_map_with_path(of, tree)
+
+
+def _only(axis: str, specs: PyTree) -> PyTree:
+    """Specs that tell of one axis of the mesh alone."""
+
+    def only(spec):
+        return PartitionSpec(*(each if each == axis else None for each in spec))
+
+    return jax.tree.map(only, specs, is_leaf=lambda x: isinstance(x, PartitionSpec))
+
+
+def _by_device(
+    function: Callable, in_specs: PyTree, out_specs: PyTree, *, axis: str = AXIS
+) -> Callable:
+    # By one axis of the mesh alone: what is split over another is XLA's business.
     return jax.shard_map(
-        own,
-        in_specs=(rows,) * len(split) + (all_of_it,) * len(whole),
-        out_specs=rows if result == "rows" else all_of_it,
-        check_vma=False,
-    )(*split, *whole)
+        function, in_specs=in_specs, out_specs=out_specs, axis_names={axis}, check_vma=False
+    )
+
+
+def gathered(params: PyTree, dtype: str = "float32") -> PyTree:
+    """A network's parameters, put together over `data` for a network that does not do so itself,
+    layer by layer (`with_whole`); for use in a step. Gradients are split again.
+
+    `dtype` is what the network rounds them to. In all other modes than a mesh they stay as they
+    are.
+    """
+    if not is_over_mesh():
+        return params
+
+    def gather(leaf, split):
+        if AXIS not in split:
+            return leaf
+        if jnp.issubdtype(leaf.dtype, jnp.floating):
+            leaf = leaf.astype(dtype)
+        whole = PartitionSpec(*(None if each == AXIS else each for each in split))
+        return _gather(split, whole, leaf)
+
+    return jax.tree.map(gather, params, _split_of(params))
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1))
+def _gather(split: PartitionSpec, whole: PartitionSpec, x: jax.Array) -> jax.Array:
+    del split
+    return jax.lax.with_sharding_constraint(x, whole)
+
+
+def _gather_forward(split: PartitionSpec, whole: PartitionSpec, x: jax.Array):
+    return _gather(split, whole, x), None
+
+
+def _gather_backward(split: PartitionSpec, whole: PartitionSpec, _, cotangent: jax.Array):
+    del whole
+    return (jax.lax.with_sharding_constraint(cotangent, split),)
+
+
+_gather.defvjp(_gather_forward, _gather_backward)
+
+
+def gathering_again(function: Callable) -> Callable:
+    """`function` such that its gradient gathers parameters again rather than keep them whole."""
+    return jax.checkpoint(function, policy=_is_kept) if is_over_mesh() else function
+
+
+def _is_kept(primitive: Any, *_, **__) -> bool:
+    return primitive.name not in ("sharding_constraint", "optimization_barrier", "all_gather")
+
+
+def by_heads(x: jax.Array) -> jax.Array:
+    """`[B, L, H, d]`, over a mesh with the heads split over `model` if it divides them."""
+    count = _devices_of_model()
+    if count == 1 or x.shape[2] % count:
+        return x
+    rows = None if is_bound() else AXIS
+    return jax.lax.with_sharding_constraint(x, PartitionSpec(rows, None, sharding.MODEL))
+
+
+def _devices_of_model() -> int:
+    return dict(jax.sharding.get_abstract_mesh().shape).get(sharding.MODEL, 1)
+
+
+def is_over_mesh() -> bool:
+    """Whether the code being traced sees whole arrays, split over a mesh."""
+    return not is_bound() and AXIS in jax.sharding.get_abstract_mesh().axis_names
 
 
 def place(tree: PyTree, mode: str) -> PyTree:
-    """Replicates host values (or typed keys) over the devices of a mode, so that a step need not
-    copy them at every call. All processes get the values of process 0."""
+    """Puts host values (or typed keys) on the devices of a mode, so that a step need not copy them
+    at every call: replicated, over a mesh split as `shardings` says. All processes get the values
+    of process 0. Arrays that are in their place stay there."""
     if mode == "jit":
         return jax.tree.map(lambda x: x if _is_key(x) else jax.device_put(x), tree)
-    sharding = NamedSharding(_mesh(mode), PartitionSpec())
-    keys = jax.tree.map(_is_key, tree)
-    tree = jax.tree.map(lambda x: np.asarray(jax.random.key_data(x) if _is_key(x) else x), tree)
-    tree = _broadcast(tree)  # values that differ in the last bit would stay different, unnoticed
-
-    def put(leaf, is_key):
+    leaves, structure = jax.tree.flatten(tree)
+    placed = jax.tree.leaves(shardings(tree, mode))
+    moved = {i: _host(leaf) for i, leaf in enumerate(leaves) if not _is_in_place(leaf, placed[i])}
+    # Values that differ in the last bit would stay different, unnoticed.
+    for i, values in _broadcast(moved).items():
+        values = np.asarray(values, jax.dtypes.canonicalize_dtype(values.dtype))
         # Unlike device_put, does not compare the values with those of other processes.
-        leaf = np.asarray(leaf, jax.dtypes.canonicalize_dtype(leaf.dtype))
-        leaf = jax.make_array_from_callback(leaf.shape, sharding, lambda index: leaf[index])
-        return jax.random.wrap_key_data(leaf) if is_key else leaf
+        put = jax.make_array_from_callback(values.shape, placed[i], values.__getitem__)
+        leaves[i] = jax.random.wrap_key_data(put) if _is_key(leaves[i]) else put
+    return jax.tree.unflatten(structure, leaves)
 
-    return jax.tree.map(put, tree, keys)
+
+def _host(leaf: Any) -> np.ndarray:
+    return np.asarray(jax.random.key_data(leaf) if _is_key(leaf) else leaf)
+
+
+def _is_in_place(leaf: Any, sharding: NamedSharding) -> bool:
+    return isinstance(leaf, jax.Array) and leaf.sharding.is_equivalent_to(sharding, leaf.ndim)
+
+
+def make(function: Callable, mode: str, *args) -> PyTree:
+    """`function(*args)`, over a mesh computed where `place` would put it, a part on each device."""
+    if not is_mesh(mode):
+        return function(*args)
+    placed = shardings(jax.eval_shape(function, *args), mode)
+    return jax.jit(function, out_shardings=placed)(*args)
+
+
+def shardings(tree: PyTree, mode: str) -> PyTree:
+    """Where `place` puts the leaves of a tree, arrays or shapes, in a mode of several devices.
+
+    Over a mesh it splits parameters, and what an optimiser keeps of them, by `sharding.split`.
+    """
+    mesh = _mesh(mode)
+    if is_mesh(mode):
+        return _shardings(tree, mesh)
+    return jax.tree.map(lambda _: NamedSharding(mesh, PartitionSpec()), tree)
+
+
+def _shardings(tree: PyTree, mesh: Mesh) -> PyTree:
+    sizes = dict(mesh.shape)
+
+    def of(path, leaf):
+        name = _name(path)
+        is_split = "params" in name.split("/") or "opt_state" in name.split("/")
+        found = sharding.split(name, jnp.shape(leaf), sizes) if is_split else ()
+        return NamedSharding(mesh, PartitionSpec(*found))
+
+    return jax.tree_util.tree_map_with_path(of, tree)
+
+
+def _name(path: Any) -> str:
+    return jax.tree_util.keystr(path, simple=True, separator="/")
 
 
 def feed(batch: PyTree, mode: str) -> PyTree:
@@ -231,29 +507,48 @@ def feed(batch: PyTree, mode: str) -> PyTree:
     if mode == "pmap":
         n = jax.local_device_count()
         return jax.tree.map(lambda x: x.reshape(n, x.shape[0] // n, *x.shape[1:]), batch)
-    sharding = NamedSharding(_mesh(mode), PartitionSpec(AXIS))
-    return jax.tree.map(lambda x: jax.make_array_from_process_local_data(sharding, x), batch)
+    rows = NamedSharding(_mesh(mode), PartitionSpec(AXIS))
+    share = _share(mode)
+    parts = batch_devices(mode) // (share.stop - share.start)
+
+    def put(x):
+        shape = (len(x) * parts, *x.shape[1:])
+        return jax.make_array_from_process_local_data(rows, x, shape)
+
+    return jax.tree.map(put, batch)
 
 
 def keep(batch: PyTree, mode: str) -> PyTree:
     """`feed`, with the rows placed on the devices: for those that every step takes."""
-    if mode == "shard_map":
-        return feed(batch, mode)  # places them already
     if mode == "jit":
         return jax.device_put(batch)
+    if mode != "pmap":
+        return feed(batch, mode)  # places them already
     return jax.device_put(feed(batch, mode), NamedSharding(_mesh(mode), PartitionSpec(AXIS)))
 
 
-def local_rows(batch_size: int) -> slice:
+def local_rows(batch_size: int, mode: str) -> slice:
     """The rows of a global batch that this process feeds."""
-    per_process = batch_size // jax.process_count()
-    return slice(jax.process_index() * per_process, (jax.process_index() + 1) * per_process)
+    share, rows = _share(mode), batch_size // batch_devices(mode)
+    return slice(share.start * rows, share.stop * rows)
 
 
-def check_batch_size(batch_size: int, field: str = "batch_size"):
-    """Raises InputError unless a global batch splits evenly over all devices."""
-    if batch_size % (count := jax.device_count()):
-        raise InputError(field, batch_size, f"must be divisible by the {count} devices")
+def _share(mode: str) -> slice:
+    """Which of the `batch_devices` parts of a batch are this process's."""
+    if not is_mesh(mode):
+        count = jax.local_device_count()
+        return slice(jax.process_index() * count, (jax.process_index() + 1) * count)
+    here = {device.id for device in jax.local_devices()}
+    rows = _mesh(mode).devices.reshape(batch_devices(mode), -1)  # [D, M]
+    mine = [i for i, row in enumerate(rows) if any(device.id in here for device in row)]
+    return slice(mine[0], mine[-1] + 1)
+
+
+def check_batch_size(batch_size: int, mode: str, field: str = "batch_size"):
+    """Raises InputError unless a global batch splits evenly over the devices that share it."""
+    if batch_size % (count := batch_devices(mode)):
+        along = " along data" if ":" in mode else ""
+        raise InputError(field, batch_size, f"must be divisible by the {count} devices{along}")
 
 
 def check_per_example(mode: str):
@@ -261,7 +556,7 @@ def check_per_example(mode: str):
 
     Over a mesh XLA splits `vmap(grad)` of convolutions wrongly (seen with JAX 0.10 on CPUs).
     """
-    if mode == "mesh":
+    if is_mesh(mode):
         raise InputError("parallel", mode, "per-example gradients need pmap or shard_map")
 
 
@@ -345,8 +640,15 @@ def _broadcast(tree: PyTree) -> PyTree:
 
 def _mesh(mode: str) -> Mesh:
     # An array of pmap is local to its process, and so is its mesh.
-    devices = jax.local_devices() if mode == "pmap" else jax.devices()
-    return Mesh(np.asarray(devices), (AXIS,), axis_types=(AxisType.Auto,))
+    return _mesh_of(jax.local_devices() if mode == "pmap" else jax.devices(), mode)
+
+
+def _mesh_of(devices: Sequence[Any], mode: str) -> Mesh:
+    sizes = _sizes(mode, len(devices))
+    shape, names = tuple(sizes.values()), tuple(sizes)
+    # In the order of the processes, so that each feeds neighbouring rows.
+    ordered = sorted(devices, key=lambda device: (device.process_index, device.id))
+    return Mesh(np.asarray(ordered).reshape(shape), names, axis_types=(AxisType.Auto,) * len(names))
 
 
 class _KeyData(NamedTuple):

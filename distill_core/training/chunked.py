@@ -41,11 +41,12 @@ def cross_entropy_from_hidden(
     float32 `[B, ...]`). The backward pass recomputes the logits of each chunk.
     """
     size = chunk or chunk_for(len(embedding))
-    here = functools.partial(_cross_entropy, size)
-    return parallel.per_device(here, (hidden, labels), (embedding,), result="rows")
+    here = functools.partial(_cross_entropy, size, parallel.table_axis(embedding.shape))
+    return parallel.per_device(here, (hidden, labels), tables=(embedding,), result="rows")
 
 
-def _cross_entropy(chunk: int, hidden: Array, labels: Array, embedding: Array):
+def _cross_entropy(chunk: int, axis: int | None, hidden: Array, labels: Array, table: Array):
+    embedding = parallel.whole_table(table, axis, hidden.dtype)
     shape, num = labels.shape, labels.size
     size = min(chunk, num)
     padding = -num % size

@@ -104,8 +104,9 @@ def check(
       InputError: on `batch_size`, `crop_padding`, `model`, `model_kwargs` or `init_from`.
     """
     augment.check_padding(hp.crop_padding, *dataset.train.images.shape[1:3])
+    mode = mode or parallel.choose_mode()
     if not private:
-        parallel.check_batch_size(hp.batch_size)
+        parallel.check_batch_size(hp.batch_size, mode)
     network = image_network(
         dataset, model=hp.model, model_kwargs=hp.model_kwargs, compute_dtype=hp.compute_dtype
     )
@@ -118,7 +119,7 @@ def check(
         network = dataclasses.replace(network, mean=start.mean, std=start.std)
     checks.check(network)
     if not private:
-        checks.check_statistics(network, hp.batch_size, mode or parallel.choose_mode())
+        checks.check_statistics(network, hp.batch_size, mode)
     return network
 
 
@@ -220,7 +221,7 @@ def train(
     private, changing = None, {*run.network.shapes(), *layout.own} - {"params"}
     if run.dp:
         feeding.check_private(hp)
-    optimizer, gradient = feeding.recipe(hp, set() if layout.head else changing)
+    optimizer, gradient = feeding.recipe(hp, set() if layout.head else changing, mode)
     if run.dp:
         given = (hp, run.dp, run.workdir, metadata, run.network)
         private = dp_sgd.PrivateRun(*given, data=examples, mode=mode)

@@ -172,7 +172,7 @@ class PrivateRun:
         """This process's rows of a batch of `records`, {"rows", "where"}."""
         records, where = poisson.pad(records, self._rows)
         where &= self._live[records]
-        here = parallel.local_rows(len(records))
+        here = parallel.local_rows(len(records), self._mode)
         records, where = records[here], where[here]
         return {"rows": {**take(records), "index": records.astype(np.int32)}, "where": where}
 

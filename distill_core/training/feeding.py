@@ -41,7 +41,7 @@ def batches(
 
     def one(step: int) -> Any:
         rows = sampling.batch_indices(hp.seed, step, hp.batch_size, num_examples)
-        rows = rows[parallel.local_rows(hp.batch_size)]
+        rows = rows[parallel.local_rows(hp.batch_size, mode)]
         return rows.astype(np.int32) if resident else take(rows, step)
 
     def batch_fn(step: int) -> Any:
@@ -82,10 +82,11 @@ def work(
     return loop.Work(unit, hp.batch_size * per_example, None if private else flops)
 
 
-def recipe(hp: Any, state_of_model: set[str]) -> tuple[Optimizer | Averaged, Callable]:
+def recipe(hp: Any, state_of_model: set[str], mode: str) -> tuple[Optimizer | Averaged, Callable]:
     """(optimiser, gradient) of a run that is not private, from `config.Update` and `Optimizer`.
 
-    `state_of_model` names the collections that a step updates besides the parameters.
+    `state_of_model` names the collections that a step updates besides the parameters; `mode` is as
+    for `parallel.wrap`.
 
     Raises:
       InputError: on `accumulate_steps` or `warmup_steps`.
@@ -100,7 +101,7 @@ def recipe(hp: Any, state_of_model: set[str]) -> tuple[Optimizer | Averaged, Cal
             if "batch_stats" in changing:
                 allowed += ": take norm 'group' or 'none'"
             raise InputError("accumulate_steps", parts, allowed)
-        own = hp.batch_size // jax.device_count()
+        own = hp.batch_size // parallel.batch_devices(mode)
         if own % parts:
             raise InputError(
                 "accumulate_steps", parts, f"must divide the {own} examples of a device's batch"

@@ -75,8 +75,8 @@ def train(
     if run.dp:
         feeding.check_private(hp)
     else:
-        parallel.check_batch_size(hp.batch_size)
-    optimizer, gradient = feeding.recipe(hp, set(run.network.shapes()) - {"params"})
+        parallel.check_batch_size(hp.batch_size, mode)
+    optimizer, gradient = feeding.recipe(hp, set(run.network.shapes()) - {"params"}, mode)
     if run.dp:
         _check_lines(rows["segments"])
         given = (hp, run.dp, run.workdir, metadata, run.network)

@@ -259,7 +259,7 @@ def evaluate(
 def _evaluate(measured, variables, take, num_examples, batch_size, mode, stopped):
     devices = jax.device_count()
     batch_size = -(-min(batch_size, num_examples) // devices) * devices
-    rows_here = parallel.local_rows(batch_size)
+    rows_here = parallel.local_rows(batch_size, mode)
     eval_step, found = parallel.wrap(measured, mode), []
     for rows, mask in sampling.eval_batches(num_examples, batch_size):
         if stopped() and jax.process_count() == 1:

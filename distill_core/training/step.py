@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from distill_core.runtime import parallel
 from distill_core.runtime.collectives import all_sum
 from distill_core.training import metrics as metrics_lib
 from distill_core.training.optimizers import Averaged, Optimizer
@@ -121,7 +122,8 @@ def local_sums(objective: Objective, params, model_state, frozen, batch, key):
         }
         return pairs["loss"][0], (pairs, found.model_state)
 
-    grads, (pairs, new_model_state) = jax.grad(weighted_total, has_aux=True)(params)
+    again = parallel.gathering_again(weighted_total)
+    grads, (pairs, new_model_state) = jax.grad(again, has_aux=True)(params)
     return (grads, pairs), new_model_state
 
 
@@ -136,7 +138,8 @@ def global_means(sums):
 
 def gradient_of_sum(values: Callable[[PyTree], Array], params: PyTree) -> PyTree:
     """Gradient with respect to the parameters of the sum of `values` over all devices."""
-    return all_sum(jax.grad(lambda params: jnp.sum(values(params)))(params))
+    total = parallel.gathering_again(lambda params: jnp.sum(values(params)))
+    return all_sum(jax.grad(total)(params))
 
 
 def train_step(

@@ -82,13 +82,13 @@ def train_and_evaluate(
     is_ridge = linear.is_linear(member)
     fit_mode = "jit" if is_ridge else mode
     if not is_ridge:
-        parallel_lib.check_batch_size(hp.batch_size)
+        parallel_lib.check_batch_size(hp.batch_size, mode)
 
     def batch_fn(step):
         if is_ridge:
             return partitions.whole(splits.train, members, step)
         rows = partitions.batch_rows(hp.seed, step, hp.batch_size, members)
-        rows = rows[parallel_lib.local_rows(hp.batch_size)]
+        rows = rows[parallel_lib.local_rows(hp.batch_size, fit_mode)]
         batch = {
             "image": splits.train.images[rows],
             "label": splits.train.labels[rows],

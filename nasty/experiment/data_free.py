@@ -59,7 +59,8 @@ def check(settings: Mapping[str, Any]):
       InputError: on `data_free.FIELD`.
     """
     with config.within("data_free"):
-        devices.check_batch_size(_checked({**settings, "teacher": "given"}).batch_size)
+        checked = _checked({**settings, "teacher": "given"})
+        devices.check_batch_size(checked.batch_size, devices.choose_mode())
 
 
 def _checked(settings: Mapping[str, Any]) -> conversion.Settings:

@@ -28,6 +28,7 @@ def attend(
     Returns:
       `[B, L, H, d]`, of their dtype.
     """
+    q, k, v = parallel.by_heads(q), parallel.by_heads(k), parallel.by_heads(v)
     if backend.platform() == "tpu" and window is None and _fits_tpu(q):
         return parallel.per_device(_fused_on_tpu, (q, k, v, segments), result="rows")
     mask = None

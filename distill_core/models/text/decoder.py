@@ -10,9 +10,11 @@ import numpy as np
 from flax import linen as nn
 
 from distill_core.config import InputError
+from distill_core.models.text import layers
 from distill_core.models.text.attention import attend, attend_next
 from distill_core.models.text.rotary import frequencies, rotate
 from distill_core.models.text.segments import places_in_line
+from distill_core.runtime import parallel
 
 Array = jax.Array
 _INIT = nn.initializers.normal(0.02)
@@ -60,6 +62,7 @@ class Decoder(nn.Module):
     remat: bool = False
 
     bounded: ClassVar[bool] = False  # rotary positions end nowhere
+    gathers: ClassVar[bool] = True  # parameters split over a mesh, layer by layer
 
     def setup(self):
         heads, groups = self.num_heads, self.num_kv_heads or self.num_heads
@@ -104,14 +107,18 @@ class Decoder(nn.Module):
         """
         if tokens.ndim != 2 or tokens.shape[1] < 1:
             raise InputError("input", tuple(tokens.shape), "must be tokens [B, L], L at least 1")
-        places = jnp.arange(tokens.shape[1])[None]
+        places = jnp.broadcast_to(jnp.arange(tokens.shape[1]), tokens.shape)
         if segments is not None:
             places = places_in_line(segments)
         # Weights may be NumPy arrays, which take no traced indices.
-        x = jnp.asarray(self.embed_tokens)[tokens].astype(self.dtype)
+        table = {"embed_tokens": jnp.asarray(self.embed_tokens)}
+        x = parallel.with_whole(self._embedded, table, tokens, dtype=self.dtype)
         for layer in self.layers:
-            x = layer(x, places, segments)
+            x = layers.call(layer, x, places, segments, dtype=self.dtype)
         return self.norm(x).astype(self.dtype)
+
+    def _embedded(self, table: Mapping[str, Array], tokens: Array) -> Array:
+        return table["embed_tokens"][tokens].astype(self.dtype)
 
     def next_hidden(self, tokens: Array, place: Array) -> Array:
         """As `Transformer.next_hidden`, at any place."""

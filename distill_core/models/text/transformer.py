@@ -1,14 +1,18 @@
 """A decoder-only transformer in GPT-2's architecture, of any size."""
 
 import functools
+from collections.abc import Mapping
+from typing import ClassVar
 
 import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
 from distill_core.config import InputError
+from distill_core.models.text import layers
 from distill_core.models.text.attention import attend, attend_next
 from distill_core.models.text.segments import places_in_line
+from distill_core.runtime import parallel
 
 Array = jax.Array
 _INIT = nn.initializers.normal(0.02)
@@ -35,6 +39,8 @@ class Transformer(nn.Module):
     width: int = 128
     dtype: str = "float32"
     remat: bool = False
+
+    gathers: ClassVar[bool] = True  # parameters split over a mesh, layer by layer
 
     def setup(self):
         if self.num_heads < 1 or self.width % self.num_heads:
@@ -64,15 +70,19 @@ class Transformer(nn.Module):
             allowed = f"must be tokens [B, L], L from 1 to max_length, {self.max_length}"
             raise InputError("input", tuple(tokens.shape), allowed)
         length = tokens.shape[1]
-        places = jnp.arange(length)[None]
+        places = jnp.broadcast_to(jnp.arange(length), tokens.shape)
         if segments is not None:
             places = places_in_line(segments)
         # Weights may be NumPy arrays, which take no traced indices.
-        wte, wpe = jnp.asarray(self.wte), jnp.asarray(self.wpe)
-        x = (wte[tokens].astype(jnp.float32) + wpe[places]).astype(self.dtype)
+        tables = {"wte": jnp.asarray(self.wte), "wpe": jnp.asarray(self.wpe)}
+        x = parallel.with_whole(self._embedded, tables, tokens, places, dtype=self.dtype)
         for block in self.h:
-            x = block(x, segments)
+            x = layers.call(block, x, segments, dtype=self.dtype)
         return self.ln_f(x).astype(self.dtype)
+
+    def _embedded(self, tables: Mapping[str, Array], tokens: Array, places: Array) -> Array:
+        x = tables["wte"][tokens].astype(jnp.float32) + tables["wpe"][places]
+        return x.astype(self.dtype)
 
     def next_hidden(self, tokens: Array, place: Array) -> Array:
         """Hidden states `[B, D]` of one further token per line, as `hidden` gives them.

@@ -74,7 +74,7 @@ def test_restore_returns_what_was_saved_bit_by_bit(tmp_path):
 
 
 def test_arrays_on_eight_devices_make_the_same_checkpoint(tmp_path):
-    mesh = Mesh(np.asarray(jax.devices()), ("devices",))
+    mesh = Mesh(np.asarray(jax.devices()), ("data",))
     replicated = jax.device_put(_parts(), NamedSharding(mesh, PartitionSpec()))
     assert len(jax.tree.leaves(replicated)[0].sharding.device_set) == 8
     path = _save(tmp_path / "eight", parts=replicated)

@@ -108,10 +108,10 @@ def test_statistics_are_global_over_devices(rng):
 
     def local(params, x, weights, mask):
         grad, (y, new_state) = jax.grad(loss, has_aux=True)(params, x, weights, mask)
-        return jax.lax.psum(grad, "devices"), y, new_state
+        return jax.lax.psum(grad, "data"), y, new_state
 
     d_params, y, new_state = jax.pmap(
-        local, axis_name="devices", in_axes=(None, 0, 0, 0), out_axes=(None, 0, None)
+        local, axis_name="data", in_axes=(None, 0, 0, 0), out_axes=(None, 0, None)
     )(params, x, weights, where)
 
     def merged(a):
@@ -135,7 +135,7 @@ def test_gradients_of_inputs_cross_devices(rng):
     def loss(x, weights):
         return (_apply(BatchNorm(), params, state, x)[0] * weights).sum()
 
-    d_x = jax.pmap(jax.grad(loss), axis_name="devices")(x, weights)
+    d_x = jax.pmap(jax.grad(loss), axis_name="data")(x, weights)
     d_x_one = jax.grad(loss)(x.reshape(-1, 3), weights.reshape(-1, 3))
     np.testing.assert_allclose(d_x.reshape(-1, 3), d_x_one, rtol=1e-5, atol=1e-5)
 

@@ -286,7 +286,7 @@ def test_eight_devices_give_the_numbers_of_one(mode):
 
     expected = jax.jit(step)(batch, where)
     split = jax.tree.map(lambda x: x.reshape(8, 3, *x.shape[1:]), (batch, where))
-    found = jax.pmap(step, axis_name="devices")(*split)
+    found = jax.pmap(step, axis_name="data")(*split)
     for device in range(8):
         assert_close(jax.tree.map(lambda g, d=device: g[d], found), expected)
     moved = noisy_sum(jax.random.key(9), expected, norm=1.0, noise_multiplier=0.1)

@@ -53,7 +53,7 @@ def split_over_devices(step):
 
     def run(state, frozen, batch):
         batch = jax.tree.map(lambda a: a.reshape(DEVICES, ROWS, *a.shape[1:]), batch)
-        return jax.vmap(step, (None, None, 0), axis_name="devices")(state, frozen, batch)
+        return jax.vmap(step, (None, None, 0), axis_name="data")(state, frozen, batch)
 
     return jax.jit(run)
 
