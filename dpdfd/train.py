@@ -121,6 +121,7 @@ def train_and_evaluate(
 
 def _mode(hp: Settings, mode: str | None) -> str:
     mode = parallel.choose_mode(mode)
+    parallel.check_no_model(mode)
     parallel.check_batch_size(hp.batch_size, mode)
     if hp.mechanism == "param":
         parallel.check_per_example(mode)

@@ -45,7 +45,7 @@ class Column:
         if isinstance(index, slice):
             index = np.arange(*index.indices(len(self)))
         index = np.asarray(index)
-        if index.size and not (0 <= index.min() and index.max() < len(self)):
+        if index.size and not (index.min() >= 0 and index.max() < len(self)):
             raise IndexError(f"rows {index.min()} to {index.max()} of {len(self)}")
         if self._source is None:  # opened on use, in each process
             self._source = array_record_data_source.ArrayRecordDataSource(self._shards)

@@ -129,8 +129,9 @@ def wrap(step: Callable, mode: str, *, donate: bool = False) -> Callable:
     """Compiles `step(state, frozen, batch) -> (state, metrics)`, or an evaluation of that form.
 
     Outputs are replicated, over a mesh split as `place` splits them. `state` and `frozen` should
-    come from `place` or `make`, the batch from `feed`. With `donate` the new state reuses the memory of the old. Equal steps, such as frozen
-    dataclasses of equal values, share their compiled program.
+    come from `place` or `make`, the batch from `feed`. With `donate` the new state reuses the
+    memory of the old. Equal steps, such as frozen dataclasses of equal values, share their compiled
+    program.
     """
     assert isinstance(step, Hashable)
     mesh = None if mode == "jit" else _mesh(mode)
@@ -231,7 +232,7 @@ def per_device(
     *,
     result: str,
 ) -> PyTree:
-    """`function(*split, *whole, *tables)`, by each device on its rows of `split`; for use in a step.
+    """`function(*split, *whole, *tables)`, by each device on its rows of `split`; inside a step.
 
     In the mode "mesh" XLA divides a step up by itself, and gathers all devices' rows where the code
     sorts or loops over them. This says how to divide it instead. In all other modes the code sees
@@ -260,7 +261,7 @@ def per_device(
 
 
 def table_axis(shape: tuple[int, ...]) -> int | None:
-    """The axis of a table `[V, D]` of which a device in `per_device` has a part; None: all of it."""
+    """The axis of a table `[V, D]` that `per_device` gives each device a part of; None: all of it."""
     if not is_over_mesh():
         return None
     spec = tuple(_only(AXIS, _split_of({_TABLE: jax.ShapeDtypeStruct(shape, jnp.float32)}))[_TABLE])
@@ -549,6 +550,12 @@ def check_batch_size(batch_size: int, mode: str, field: str = "batch_size"):
     if batch_size % (count := batch_devices(mode)):
         along = " along data" if ":" in mode else ""
         raise InputError(field, batch_size, f"must be divisible by the {count} devices{along}")
+
+
+def check_no_model(mode: str):
+    """Raises InputError for a mesh that splits networks over `model`: only those of text can be."""
+    if _sizes(mode, 1).get(sharding.MODEL, 1) > 1:
+        raise InputError("mesh", mode, "model splits networks of text; those of images take data:N")
 
 
 def check_per_example(mode: str):

@@ -105,6 +105,7 @@ def check(
     """
     augment.check_padding(hp.crop_padding, *dataset.train.images.shape[1:3])
     mode = mode or parallel.choose_mode()
+    parallel.check_no_model(mode)
     if not private:
         parallel.check_batch_size(hp.batch_size, mode)
     network = image_network(
@@ -235,7 +236,9 @@ def train(
     layout = dataclasses.replace(layout, averages=isinstance(optimizer, Averaged))
     resident = hp.data_on_device and not schedules  # else the device does not know the step
     update = Update(objective, optimizer, gradient, resident, hp.steps_per_dispatch > 1)
-    state = run_state.initial_state(hp, run.workdir, run.network, layout, optimizer=optimizer)
+    state = run_state.initial_state(
+        hp, run.workdir, run.network, layout, optimizer=optimizer, mode=mode
+    )
     variables = {"params": state.params, **state.model_state}
 
     def take(rows: np.ndarray) -> dict[str, np.ndarray]:

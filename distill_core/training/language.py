@@ -114,7 +114,9 @@ def train(
         size = hp.eval_batch_size
         return _measure(run.network, variables, run.validation, size, mode, stopped)
 
-    state = run_state.initial_state(hp, run.workdir, run.network, layout, optimizer=optimizer)
+    state = run_state.initial_state(
+        hp, run.workdir, run.network, layout, optimizer=optimizer, mode=mode
+    )
     fits.say(description)
     several = hp.steps_per_dispatch
     update = Update(objective, optimizer, gradient, hp.data_on_device, several > 1)

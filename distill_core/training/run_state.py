@@ -81,10 +81,13 @@ def replaced(tree: Any, place: tuple[str, ...], leaf: Any) -> Any:
     return {**tree, place[0]: replaced(tree[place[0]], place[1:], leaf)}
 
 
-def first_variables(hp: config.Steps, workdir: epath.PathLike, network: Network) -> tuple[Any, Any]:
+def first_variables(
+    hp: config.Steps, workdir: epath.PathLike, network: Network, mode: str = "jit"
+) -> tuple[Any, Any]:
     """(params, model_state): those of `init_from` if the workdir has no checkpoint, else fresh.
 
-    A network's constants are those of the run's checkpoint: another machine would fit others.
+    A network's constants are those of the run's checkpoint: another machine would fit others. Over
+    a mesh (`mode`, as for `parallel.wrap`) fresh ones are made where they belong.
     """
     if has_checkpoint(workdir) and CONSTANTS in network.shapes():
         variables = dict(checkpoint.load_model(workdir).variables)
@@ -94,7 +97,8 @@ def first_variables(hp: config.Steps, workdir: epath.PathLike, network: Network)
     if head and getattr(hp, "init_from", None) is None:
         raise InputError("reinitialise", "head", "belongs to init_from, which is not given")
     if start is None or head:
-        params, model_state = network.init(stream_key(jax.random.key(hp.seed), STREAM_INIT, 0))
+        key = stream_key(jax.random.key(hp.seed), STREAM_INIT, 0)
+        params, model_state = _fresh(network, key, mode)
         if start is None:
             return params, model_state
         start, line = _with_head(hp, start, network, params)
@@ -103,6 +107,18 @@ def first_variables(hp: config.Steps, workdir: epath.PathLike, network: Network)
         fits.check_start("init_from", path, start.network, network)
         model_state = checkpoint.fit(path, network.shapes(), _in_float32(start.variables))
     fits.say(line)
+    return model_state.pop("params"), model_state
+
+
+def _fresh(network: Network, key: jax.Array, mode: str) -> tuple[Any, Any]:
+    if CONSTANTS in network.shapes() or not parallel.is_mesh(mode):
+        return network.init(key)
+
+    def make(key):
+        params, model_state = network.init(key)
+        return {"params": params, **model_state}
+
+    model_state = parallel.make(make, mode, key)
     return model_state.pop("params"), model_state
 
 
@@ -155,18 +171,24 @@ def initial_state(
     layout: Layout,
     *,
     optimizer: Optimizer | Averaged | None = None,
+    mode: str = "jit",
 ) -> TrainState:
     """The state before the first step; also the structure of a resumed one.
 
-    `optimizer` is that of the settings unless it is given.
+    `optimizer` is that of the settings unless it is given. Over a mesh (`mode`, as for
+    `parallel.wrap`) no device ever holds all of it.
     """
+    tx, rng = (optimizer or Optimizer.of(hp)).make(), jax.random.key(hp.seed)
     if layout.whole is not None:
         params, model_state = at(layout.head, layout.whole["params"]), {}
     else:
-        params, model_state = first_variables(hp, workdir, network)
+        params, model_state = first_variables(hp, workdir, network, mode)
         model_state = {**model_state, **layout.own}
-    tx, rng = (optimizer or Optimizer.of(hp)).make(), jax.random.key(hp.seed)
-    return TrainState.create(params=params, model_state=model_state, tx=tx, rng=rng)
+    if not parallel.is_mesh(mode):
+        return TrainState.create(params=params, model_state=model_state, tx=tx, rng=rng)
+    params = parallel.place({"params": params}, mode)["params"]
+    made = parallel.make(lambda params: {"opt_state": tx.init(params)}, mode, params)
+    return TrainState(jnp.zeros((), jnp.int32), params, model_state, made["opt_state"], rng)
 
 
 def starting_network(hp: config.Steps, workdir: epath.PathLike) -> Network | None:

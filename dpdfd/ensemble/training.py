@@ -69,6 +69,7 @@ def train_and_evaluate(
     # The claim is that a record changes one teacher.
     config.check_unset(hp, ("clip_norm",), "would couple the teachers: it is of all gradients")
     mode = parallel_lib.choose_mode(parallel)
+    parallel_lib.check_no_model(mode)
     dataset, splits = classification.load_splits(hp, workdir)
     partitions.check_public(dataset)
     members = partitions.members_of(splits.train.record, hp.num_teachers)

@@ -22,4 +22,3 @@ def call(layer: nn.Module, x: jax.Array, *args, dtype: str) -> jax.Array:
         return alone.apply({"params": params}, *inputs)
 
     return parallel.with_whole(apply, layer.variables["params"], x, *args, dtype=dtype)
-

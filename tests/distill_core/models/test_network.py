@@ -173,7 +173,7 @@ def DroppingTextOf(*, num_classes, **kwargs):
 
 def test_batch_norm_over_one_value_is_refused_before_training(tmp_path, monkeypatch):
     """ResNet-18 ends in 1x1 pixels on digits: a batch of one image leaves one value per channel."""
-    monkeypatch.setattr(parallel, "check_batch_size", lambda size: None)
+    monkeypatch.setattr(parallel, "check_batch_size", lambda size, mode: None)
     settings = {**SETTINGS, "model": "resnet18", "batch_size": 1}
     monkeypatch.setattr(parallel, "choose_mode", lambda mode=None: "jit")
     with pytest.raises(InputError, match="^batch_size: got 1; .*BatchNorm_0 of resnet18"):

@@ -141,19 +141,20 @@ def test_one_device_means_jit_and_several_pmap_unless_told_otherwise(monkeypatch
     assert [parallel.choose_mode(mode) for mode in parallel.MODES] == list(parallel.MODES)
     with pytest.raises(InputError, match="^parallel: "):
         parallel.choose_mode("vmap")
-    parallel.check_batch_size(16)
+    parallel.check_batch_size(16, "pmap")
     with pytest.raises(InputError, match="^batch_size: "):
-        parallel.check_batch_size(12)
+        parallel.check_batch_size(12, "pmap")
     monkeypatch.setattr(jax, "device_count", lambda: 1)
     assert [parallel.choose_mode(mode) for mode in (None, *parallel.MODES)] == ["jit"] * 4
 
 
 def test_processes_feed_rows_that_make_up_the_batch(monkeypatch):
-    monkeypatch.setattr(jax, "process_count", lambda *_: 4)
+    monkeypatch.setattr(jax, "device_count", lambda: 8)
+    monkeypatch.setattr(jax, "local_device_count", lambda: 2)
     rows = []
     for index in range(4):
         monkeypatch.setattr(jax, "process_index", lambda *_, index=index: index)
-        rows += list(range(24))[parallel.local_rows(24)]
+        rows += list(range(24))[parallel.local_rows(24, "pmap")]
     assert rows == list(range(24))
 
 
