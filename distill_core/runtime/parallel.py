@@ -261,7 +261,7 @@ def per_device(
 
 
 def table_axis(shape: tuple[int, ...]) -> int | None:
-    """The axis of a table `[V, D]` that `per_device` gives each device a part of; None: all of it."""
+    """The axis of a table `[V, D]` that `per_device` gives each device a part of; None: all."""
     if not is_over_mesh():
         return None
     spec = tuple(_only(AXIS, _split_of({_TABLE: jax.ShapeDtypeStruct(shape, jnp.float32)}))[_TABLE])

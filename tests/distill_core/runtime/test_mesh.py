@@ -204,7 +204,7 @@ def test_placed_arrays_stay_where_they_are():
         ("params/w", (8, 8), {"data": 8}, (None, None)),  # small
         ("params/b", (1 << 20,), {"data": 8}, (None,)),  # a vector
         ("params/layers_0/o_proj/kernel", (512, 256), {"data": 4, "model": 2}, ("model", "data")),
-        ("opt_state/mu/layers_0/up_proj/kernel", (64, 128), {"data": 1, "model": 2}, (None, "model")),
+        ("opt_state/mu/h/up_proj/kernel", (64, 8192), {"data": 1, "model": 2}, (None, "model")),
         ("params/wte", (513, 64), {"data": 4, "model": 2}, (None, "data")),  # odd vocabulary
         ("params/lm_head", (512, 64), {"data": 4, "model": 2}, ("model", "data")),
         ("params/my_proj/kernel", (512, 64), {"data": 4, "model": 2}, ("data", None)),
