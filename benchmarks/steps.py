@@ -16,6 +16,14 @@ from nasty.step import Nasty
 from swingdistill.step import Swing
 
 GPT2 = {"num_layers": 12, "num_heads": 12, "width": 768}
+LLAMA_8B = {
+    "num_layers": 32, "num_heads": 32, "num_kv_heads": 8, "width": 4096, "mlp_width": 14_336,
+    "rope_theta": 500_000.0, "tied": False,
+}  # fmt: skip
+LLAMA_1B = {
+    "num_layers": 16, "num_heads": 32, "num_kv_heads": 8, "head_dim": 64, "width": 2048,
+    "mlp_width": 8192, "rope_theta": 500_000.0,
+}  # fmt: skip
 SGD = Optimizer(learning_rate=0.01, num_steps=1000, weight_decay=5e-4)
 ADAMW = Optimizer(optimizer="adamw", learning_rate=1e-4, num_steps=1000, weight_decay=0.01)
 
@@ -29,12 +37,14 @@ class Step:
       make: () -> (state, frozen, batch), pure; under `jax.eval_shape` their shapes.
       per_step: images or tokens in a batch.
       unit: which of both.
+      vocabulary: V of text.
     """
 
     update: Update
     make: Callable[[], tuple[Any, Any, Any]]
     per_step: int
     unit: str
+    vocabulary: int | None = None
 
 
 def images(kind: str, batch: int, *, model: str = "resnet18", dtype: str = "bfloat16") -> Step:
@@ -88,13 +98,42 @@ def swing(
         Network("transformer", vocabulary, each, max_length=length, compute_dtype=dtype)
         for each in (teacher, {**teacher, "num_layers": student_layers})
     )
-    objective = Swing(ours, theirs, None, "swing", None, False, True)
+    return _swing(ours, theirs, None, batch, length)
+
+
+def llama(
+    batch: int,
+    length: int = 2048,
+    *,
+    vocabulary: int = 128_256,
+    teacher: dict[str, Any] = LLAMA_8B,
+    student: dict[str, Any] = LLAMA_1B,
+) -> Step:
+    """A Swing step anchored by a reference of the student's size: Llama 3 with 8 billion parameters
+    to 1 billion, blocks computed again in the backward pass, frozen networks in bfloat16."""
+    theirs, ours, public = (
+        Network(
+            "decoder", vocabulary, kwargs, max_length=length, compute_dtype="bfloat16", remat=remat
+        )
+        for kwargs, remat in ((teacher, False), (student, True), (student, False))
+    )
+    return _swing(ours, theirs, public, batch, length)
+
+
+def _swing(ours: Network, theirs: Network, public: Network | None, batch: int, length: int) -> Step:
+    vocabulary, variant = ours.num_classes, "anchored" if public else "swing"
+    objective = Swing(ours, theirs, public, variant, None, False, True)
+
+    def stored(network: Network, key: jax.Array) -> Any:
+        params, _ = network._init(key)
+        if public is None:
+            return {"params": params}
+        return {"params": jax.tree.map(lambda leaf: leaf.astype(jnp.bfloat16), params)}
 
     def make():
-        keys = jax.random.split(jax.random.key(0), 5)
+        keys = jax.random.split(jax.random.key(0), 6)
         params, _ = ours._init(keys[0])
         state = TrainState.create(params=params, model_state={}, tx=ADAMW.make(), rng=keys[1])
-        answers, _ = theirs._init(keys[2])
         shape = (batch, length)
         tokens = jax.random.randint(keys[3], shape, 0, vocabulary)
         scores = jax.random.uniform(keys[4], shape)
@@ -102,7 +141,9 @@ def swing(
         numbers = {"alpha": 0.7, "t_min": 1.0, "t_max": 16.0, "gamma": 1.0, "clip": 10.0}
         frozen: dict[str, Any] = {name: jnp.float32(value) for name, value in numbers.items()}
         frozen |= {"teacher_weight": jnp.float32(0.0), "noise_key": keys[1]}
-        frozen["teacher"] = {"params": answers}
+        frozen["teacher"] = stored(theirs, keys[2])
+        if public is not None:
+            frozen["reference"] = stored(public, keys[5])
         examples = {
             "tokens": tokens,
             "labels": jnp.roll(tokens, -1, axis=1),
@@ -113,4 +154,4 @@ def swing(
         }
         return state, frozen, examples
 
-    return Step(Update(objective, ADAMW), make, batch * length, "tokens")
+    return Step(Update(objective, ADAMW), make, batch * length, "tokens", vocabulary)

@@ -3,16 +3,20 @@
     pip install -e '.[tpu]'
     python benchmarks/tpu_compile.py
     python benchmarks/tpu_compile.py --step nasty --topology v5e:16x16 --mode mesh
+    python benchmarks/tpu_compile.py --step llama resnet50 --topology v5e:16x16 --mode mesh
 
 On any Linux machine: libtpu brings the compiler. For each step, mode and topology it prints a
 chip's memory (arguments, and what is temporary), XLA's count of its operations beside ours
-(`distill_core.models.flops`), and the collectives by kind, with the bytes of their results. Nothing
-runs, so that it says nothing about time. A step takes a minute or two.
+(`distill_core.models.flops`), and the collectives by kind, with the bytes of their results, and how
+many are of logits. Nothing runs, so that it says nothing about time. A step takes a minute or two,
+`llama` an hour.
 
     nasty    ResNet-18 against an adversary, bfloat16, 128 images a chip
     plain    ResNet-18, bfloat16, 128 images a chip
     private  a small CNN with GroupNorm, per-example gradients, float32, 128 images a chip
     swing    GPT-2 (124 million parameters) to 6 layers, bfloat16, 16 × 1,024 tokens a chip
+    llama    Llama 3 (8 billion) to 1 billion, anchored by 1 billion, bfloat16, 2,048 tokens a chip
+    resnet50 ResNet-50, bfloat16, 32×32 pixels, 128 images a chip
 """
 
 import argparse
@@ -40,9 +44,11 @@ from distill_core.runtime import backend, parallel
 
 GIB = 2**30
 MEMORY = {"v4": 32, "v5e": 16, "v5p": 95, "v6e": 32}  # GiB a chip, as Google's pages have it
+STEPS = ("nasty", "plain", "private", "swing", "llama", "resnet50")
 TOPOLOGIES, MODES = ("v5e:2x4", "v5e:16x16"), ("shard_map", "mesh")
 KINDS = ("all-reduce", "all-gather", "reduce-scatter", "all-to-all", "collective-permute")
 _OP = re.compile(rf"= (.*?) ({'|'.join(KINDS)})(-start)?\(")
+_CHAIN = re.compile(r'chain_id="(\d+)"')
 _ARRAY = re.compile(r"(pred|[a-z]+\d+)\[([\d,]*)\]")
 
 
@@ -53,28 +59,52 @@ def make(name: str, chips: int, small: bool) -> steps.Step:
             tiny = {"num_layers": 1, "num_heads": 2, "width": 64}
             return steps.swing(2 * chips, 128, vocabulary=512, teacher=tiny, student_layers=1)
         return steps.swing(16 * chips)
+    if name == "llama":
+        if small:
+            tiny = {"num_layers": 2, "num_heads": 4, "width": 128}
+            return steps.llama(chips, 128, vocabulary=1024, teacher=tiny, student=tiny)
+        return steps.llama(chips)
+    if name == "resnet50":
+        return steps.images("plain", (8 if small else 128) * chips, model="resnet50")
     if name == "private":
         return steps.images(name, (8 if small else 128) * chips, model="cnn", dtype="float32")
     return steps.images(name, (8 if small else 128) * chips, model="cnn" if small else "resnet18")
 
 
-def collectives(program: str) -> dict[str, dict[str, int]]:
-    """Kind -> {"count", "bytes" of all results, "largest"} of an optimised HLO program."""
+def collectives(program: str, vocabulary: int | None = None) -> dict[str, dict[str, int]]:
+    """Kind -> {"count", "bytes" of all results, "largest", "of_logits"} of an optimised program.
+
+    What the compiler takes apart, to overlap it with other work, counts once. Logits have the
+    vocabulary as their last axis, unlike tables.
+    """
     found: dict[str, dict[str, int]] = collections.defaultdict(
-        lambda: {"count": 0, "bytes": 0, "largest": 0}
+        lambda: {"count": 0, "bytes": 0, "largest": 0, "of_logits": 0}
     )
-    for types, kind, started in _OP.findall(program):
-        sizes = [
-            math.prod(map(int, filter(None, dims.split(",")))) * max(1, _bits(dtype) // 8)
-            for dtype, dims in _ARRAY.findall(types)
-        ]
+    known = set()
+    for line in program.splitlines():
+        if not (op := _OP.search(line)):
+            continue
+        (types, kind, started), chain = op.groups(), _CHAIN.search(line)
+        if chain and (kind, chain[1]) in known:
+            continue
+        if chain:
+            known.add((kind, chain[1]))
+        shapes = [(_bits(dtype), _dims(dims)) for dtype, dims in _ARRAY.findall(types)]
+        sizes = [math.prod(dims) * max(1, bits // 8) for bits, dims in shapes]
         # What is started returns its operands, too.
         size = max(sizes, default=0) if started and kind != "all-reduce" else sum(sizes)
         entry = found[kind]
         entry["count"] += 1
         entry["bytes"] += size
         entry["largest"] = max(entry["largest"], size)
+        entry["of_logits"] += any(
+            len(dims) > 1 and dims[-1] == vocabulary != dims[0] for _, dims in shapes
+        )
     return dict(found)
+
+
+def _dims(text: str) -> tuple[int, ...]:
+    return tuple(map(int, filter(None, text.split(","))))
 
 
 def _bits(dtype: str) -> int:
@@ -101,7 +131,7 @@ def compile_step(name: str, mode: str, topology: str, small: bool) -> dict[str, 
         "temporary_gib": memory.temp_size_in_bytes / GIB,
         "flops": cost["flops"],
         "counted_flops": counted,
-        "collectives": collectives(compiled.as_text() or ""),
+        "collectives": collectives(compiled.as_text() or "", step.vocabulary),
         "seconds_to_compile": time.perf_counter() - began,
     }
 
@@ -111,10 +141,11 @@ def main():
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawTextHelpFormatter
     )
-    names = ("nasty", "plain", "private", "swing")
-    parser.add_argument("--step", nargs="+", choices=names, default=names)
+    parser.add_argument("--step", nargs="+", choices=STEPS, default=STEPS[:4])
     parser.add_argument("--topology", nargs="+", default=TOPOLOGIES, metavar="v5e:2x4")
-    parser.add_argument("--mode", nargs="+", choices=MODES, default=MODES)
+    parser.add_argument(
+        "--mode", nargs="+", default=MODES, help="shard_map, mesh, or the shape of a mesh"
+    )
     parser.add_argument("--small", action="store_true", help="tiny steps, to try it")
     options = parser.parse_args()
     print(
@@ -124,7 +155,9 @@ def main():
     for topology in options.topology:
         for name in options.step:
             for mode in options.mode:
-                if name == "private" and mode == "mesh":  # refused: XLA splits its sums wrongly
+                if name == "private" and parallel.is_mesh(
+                    mode
+                ):  # refused: XLA splits its sums wrongly
                     continue
                 found = compile_step(name, mode, topology, options.small)
                 each = (

@@ -7,6 +7,7 @@ a mesh, where `sharding.split` says how they are split.
 A mode is one of `MODES`, "jit", or the shape of a mesh such as "data:4,model:2".
 """
 
+import contextlib
 import dataclasses
 import functools
 import itertools
@@ -14,6 +15,7 @@ import json
 import math
 import os
 import sys
+import threading
 import zlib
 from collections.abc import Callable, Hashable, Mapping, Sequence
 from typing import Any, NamedTuple
@@ -31,6 +33,7 @@ MODES = ("pmap", "shard_map", "mesh")
 PyTree = Any
 
 _TABLE = "lm_head"  # a name by which `sharding.split` knows a table [V, D]
+_WAIT = 300  # seconds that the processes of a run wait for each other at the start
 _stop_checks = itertools.count(1)
 _roll_call_failed = False
 
@@ -47,6 +50,8 @@ def start(
     `multihost` lets JAX find the cluster (TPU pods, Slurm, Open MPI, Kubernetes); for one started
     by hand give the address of process 0, the number of processes and this one's index.
 
+    A process that waits for the others for five minutes ends with one line and exit code 1.
+
     Raises:
       InputError: the description of a cluster is incomplete or wrong, or JAX finds none.
     """
@@ -57,17 +62,42 @@ def start(
             raise InputError("num_processes", num_processes, "must be at least 1")
         if not 0 <= process_id < num_processes:
             raise InputError("process_id", process_id, f"must be in 0 … {num_processes - 1}")
-        jax.distributed.initialize(coordinator_address, num_processes, process_id)
+        wanted = (coordinator_address, num_processes, process_id)
+        if process_id:
+            why = f"no coordinator at {coordinator_address}: is process 0 up, and its port open?"
+        else:
+            why = f"not all {num_processes} processes came to {coordinator_address}"
+        with _in_time(why):
+            jax.distributed.initialize(*wanted, initialization_timeout=2 * _WAIT)
     elif (given := [coordinator_address, num_processes, process_id]) != [None] * 3:
         fields = "coordinator_address, num_processes, process_id"
         raise InputError(fields, given, "give all three or none")
     elif multihost:
         try:
-            jax.distributed.initialize()
+            with _in_time("not all processes of the cluster came together"):
+                jax.distributed.initialize(initialization_timeout=2 * _WAIT)
         except ValueError as error:
             instead = "Give coordinator_address, num_processes and process_id instead"
             allowed = f"JAX finds no cluster: {error} {instead}"
             raise InputError("multihost", multihost, allowed) from None
+
+
+@contextlib.contextmanager
+def _in_time(why: str):
+    """Ends the process with one line if what is inside takes longer: JAX would abort it."""
+
+    def give_up():
+        print(f"error: {why} (waited {_WAIT} s)", file=sys.stderr, flush=True)
+        os._exit(1)
+
+    timer = threading.Timer(_WAIT, give_up)
+    timer.daemon = True
+    timer.start()
+    try:
+        yield
+    finally:
+        timer.cancel()
+        timer.join()
 
 
 def choose_mode(mode: str | None = None) -> str:
@@ -424,11 +454,32 @@ def _is_kept(primitive: Any, *_, **__) -> bool:
 
 def by_heads(x: jax.Array) -> jax.Array:
     """`[B, L, H, d]`, over a mesh with the heads split over `model` if it divides them."""
-    count = _devices_of_model()
-    if count == 1 or x.shape[2] % count:
+    if (spec := _spec_of_heads(x)) == PartitionSpec():
         return x
     rows = None if is_bound() else AXIS
-    return jax.lax.with_sharding_constraint(x, PartitionSpec(rows, None, sharding.MODEL))
+    return jax.lax.with_sharding_constraint(x, PartitionSpec(rows, *spec[1:]))
+
+
+def per_head(function: Callable, heads: Sequence[jax.Array], whole: PyTree) -> jax.Array:
+    """`function(*heads, whole)` of arrays `[B, L, H, d]`, for a kernel that XLA cannot divide up.
+
+    Over a mesh each device of `model` computes its own heads, if it divides the number of each.
+    For use in `per_device`.
+    """
+    if _devices_of_model() == 1:
+        return function(*heads, whole)
+    specs = [_spec_of_heads(x) for x in heads]
+    if PartitionSpec() in specs:
+        specs = [PartitionSpec()] * len(specs)
+    own = _by_device(function, (*specs, PartitionSpec()), specs[0], axis=sharding.MODEL)
+    return own(*heads, whole)
+
+
+def _spec_of_heads(x: jax.Array) -> PartitionSpec:
+    count = _devices_of_model()
+    if count == 1 or x.shape[2] % count:
+        return PartitionSpec()
+    return PartitionSpec(None, None, sharding.MODEL)
 
 
 def _devices_of_model() -> int:

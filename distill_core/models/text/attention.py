@@ -30,7 +30,8 @@ def attend(
     """
     q, k, v = parallel.by_heads(q), parallel.by_heads(k), parallel.by_heads(v)
     if backend.platform() == "tpu" and window is None and _fits_tpu(q):
-        return parallel.per_device(_fused_on_tpu, (q, k, v, segments), result="rows")
+        k, v = (jnp.repeat(x, q.shape[2] // x.shape[2], axis=2) for x in (k, v))  # one each
+        return parallel.per_device(_fused_by_heads, (q, k, v, segments), result="rows")
     mask = None
     if segments is not None:
         mask = segments[:, None, :, None] == segments[:, None, None, :]
@@ -83,11 +84,14 @@ def _fits_cudnn(q: Array) -> bool:
     return is_recent and q.shape[-1] <= 128 and q.shape[-1] % 8 == 0 and q.shape[1] % 2 == 0
 
 
+def _fused_by_heads(q: Array, k: Array, v: Array, segments: Array | None) -> Array:
+    return parallel.per_head(_fused_on_tpu, (q, k, v), segments)
+
+
 def _fused_on_tpu(q: Array, k: Array, v: Array, segments: Array | None) -> Array:
     from jax.experimental.pallas.ops.tpu import flash_attention as kernel
 
     ids = None if segments is None else kernel.SegmentIds(segments, segments)
-    k, v = (jnp.repeat(x, q.shape[2] // k.shape[2], axis=2) for x in (k, v))  # one for each head
     heads_first = (jnp.moveaxis(x, 2, 1) for x in (q, k, v))
     found = kernel.flash_attention(
         *heads_first, segment_ids=ids, causal=True, sm_scale=q.shape[-1] ** -0.5

@@ -2,6 +2,9 @@
 
 import dataclasses
 import functools
+import subprocess
+import sys
+import threading
 
 import jax
 import jax.numpy as jnp
@@ -181,11 +184,30 @@ def joined(monkeypatch):
 
 
 def test_processes_are_joined_as_told(joined):
+    threads = threading.active_count()
     parallel.start()
     assert joined == []
     parallel.start(multihost=True)
     parallel.start(coordinator_address="10.0.0.1:1234", num_processes=2, process_id=1)
-    assert joined == [((), {}), (("10.0.0.1:1234", 2, 1), {})]
+    assert [args for args, _ in joined] == [(), ("10.0.0.1:1234", 2, 1)]
+    assert threading.active_count() == threads  # nobody waits any longer
+
+
+@pytest.mark.parametrize(
+    ("process", "line"),
+    [
+        (0, "error: not all 2 processes came to localhost:1 (waited 0.2 s)\n"),
+        (1, "error: no coordinator at localhost:1: is process 0 up, and its port open? "),
+    ],
+)
+def test_a_process_that_waits_in_vain_ends_with_one_line(process, line):
+    code = (
+        "import time, jax; from distill_core.runtime import parallel; parallel._WAIT = 0.2;"
+        "jax.distributed.initialize = lambda *_, **__: time.sleep(30);"
+        f"parallel.start(coordinator_address='localhost:1', num_processes=2, process_id={process})"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
+    assert (done.returncode, done.stdout) == (1, "") and done.stderr.startswith(line)
 
 
 HALF = "coordinator_address, num_processes, process_id"
@@ -208,7 +230,7 @@ def test_half_a_cluster_is_refused(joined, address, count, index, field):
 
 
 def test_multihost_where_jax_finds_no_cluster_says_what_to_give(monkeypatch):
-    def initialize():
+    def initialize(**_):
         raise ValueError("coordinator_address should be defined.")
 
     monkeypatch.setattr(jax.distributed, "initialize", initialize)
