@@ -239,7 +239,7 @@ def language_model(tmp_path_factory):
     }
     parts = {"model": {"params": params, "model_state": {}}}
     state = {"step": np.int32(0)}
-    checkpoint.save(folder / "run", 0, parts=parts, train=state, metadata=metadata)
+    checkpoint.save(folder / "run", 0, parts=parts, train=state, metadata=metadata).wait()
     return folder / "run", folder / "out", release.release(folder / "run", folder / "out")
 
 
@@ -373,7 +373,7 @@ def _save(run, networks, ledger, settings):
         name: {"params": v["params"], "model_state": {k: v[k] for k in v if k != "params"}}
         for name, (_, v) in networks.items()
     }
-    checkpoint.save(run, 0, parts=parts, train={"step": np.int32(0)}, metadata=metadata)
+    checkpoint.save(run, 0, parts=parts, train={"step": np.int32(0)}, metadata=metadata).wait()
 
 
 def test_a_generators_card_says_what_goes_in_and_what_comes_out(generator):

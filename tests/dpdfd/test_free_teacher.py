@@ -68,7 +68,7 @@ def save(folder, *, turned=0.0, scale=0.5, **network):
         "ledger": Ledger().charge(sgd).to_json(),
     }  # fmt: skip
     parts = {"model": {"params": params, "model_state": state}}
-    checkpoint.save(folder, 1, parts=parts, train={"step": np.int32(1)}, metadata=metadata)
+    checkpoint.save(folder, 1, parts=parts, train={"step": np.int32(1)}, metadata=metadata).wait()
     return str(folder)
 
 

@@ -77,7 +77,7 @@ def save(folder, seed=0, *, told=None, dataset=None, about=None, **network):
         "ledger": (told or Ledger()).to_json(), **(about or {}),
     }  # fmt: skip
     parts = {"model": {"params": params, "model_state": {}}}
-    checkpoint.save(folder, 1, parts=parts, train={"step": np.int32(1)}, metadata=metadata)
+    checkpoint.save(folder, 1, parts=parts, train={"step": np.int32(1)}, metadata=metadata).wait()
     return str(folder)
 
 

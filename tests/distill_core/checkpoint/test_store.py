@@ -7,6 +7,7 @@ import logging
 import os
 import shutil
 from pathlib import Path
+from types import SimpleNamespace
 
 import jax
 import jax.numpy as jnp
@@ -44,7 +45,9 @@ def _train(seed=0):
 def _save(workdir, step=3, *, parts=None, train=None, **metadata):
     parts = parts or _parts()
     metadata = {"method": "test", "parts": {name: NETWORK.to_json() for name in parts}, **metadata}
-    return checkpoint.save(workdir, step, parts=parts, train=train or _train(), metadata=metadata)
+    return checkpoint.save(
+        workdir, step, parts=parts, train=train or _train(), metadata=metadata
+    ).wait()
 
 
 def _assert_equal(found, wanted):
@@ -249,15 +252,22 @@ def test_a_save_that_fails_says_why_and_leaves_the_older_ones(tmp_path, monkeypa
     orbax = store._orbax()
 
     class FullDisk:
+        Context = orbax.Context
+
         @staticmethod
-        def save_checkpointables(path, tree):
-            orbax.save_checkpointables(path, tree)
-            logging.getLogger("absl").error("a traceback of Orbax")
-            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        def save_checkpointables_async(path, tree):
+            response = orbax.save_checkpointables_async(path, tree)
+            return SimpleNamespace(result=lambda: fail(response))
+
+    def fail(response):
+        response.result()
+        logging.getLogger("absl").error("a traceback of Orbax")
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
     monkeypatch.setattr(store, "_orbax", lambda: FullDisk)
+    saving = checkpoint.save(tmp_path, 4, parts=_parts(), train=_train(), metadata={})
     with pytest.raises(checkpoint.CheckpointError) as failed:
-        _save(tmp_path, 4)
+        saving.wait()
     assert str(failed.value) == (
         f"could not write checkpoint {tmp_path}/checkpoints/4: No space left on device; "
         "earlier checkpoints are intact"
