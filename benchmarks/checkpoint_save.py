@@ -46,15 +46,15 @@ def main():
     with tempfile.TemporaryDirectory(dir=given.folder) as folder:
         for _ in range(given.rounds):
             with measured_memory(memory["old"]):
-                found["old"].append(seconds(lambda: save_synchronously(folder, state))[0])
+                found["old"].append(seconds(save_synchronously, folder, state)[0])
             shutil.rmtree(folder + "/checkpoints")
-            took, state = seconds(lambda: step(state))
+            took, state = seconds(step, state)
             found["step"].append(took)
             with measured_memory(memory["new"]):
-                took, saving = seconds(lambda: save(folder, state))
+                took, saving = seconds(save, folder, state)
                 found["new"].append(took)
                 begun = time.perf_counter()
-                took, state = seconds(lambda: step(state))
+                took, state = seconds(step, state)
                 found["beside"].append(took)
                 for _ in range(given.steps):
                     state = jax.block_until_ready(step(state))
@@ -118,10 +118,10 @@ def save_synchronously(folder: str, state):
     integrity.finish(path, METADATA)
 
 
-def seconds(call):
+def seconds(function, *args):
     """(seconds until the result is ready, the result)."""
     begun = time.perf_counter()
-    result = jax.block_until_ready(call())
+    result = jax.block_until_ready(function(*args))
     return time.perf_counter() - begun, result
 
 
