@@ -171,6 +171,14 @@ def restore(path: epath.PathLike, *, parts: Mapping[str, PyTree], train: PyTree)
     return _read(path, "model", dict(parts)), _read(path, "train", train)
 
 
+def contents(path: epath.PathLike) -> dict[str, PyTree]:
+    """What one checkpoint holds, as NumPy arrays: `model` and, by the leaves' names, `train`."""
+    with _alone() as ocp:
+        stored = {item: ocp.metadata(_absolute(path), item).metadata for item in ("model", "train")}
+        wanted = jax.tree.map(lambda _: np.ndarray, stored)
+        return ocp.load_checkpointables(_absolute(path), wanted)
+
+
 def load_model(
     path: epath.PathLike,
     *,

@@ -13,7 +13,6 @@ import numpy as np
 import pytest
 
 from distill_core import checkpoint, config, release, train
-from distill_core.checkpoint import store
 from distill_core.data.text import tokenizers
 from distill_core.models.network import Network, text_network
 from distill_core.privacy import ledger as ledger_lib
@@ -60,7 +59,7 @@ def test_the_folder_holds_weights_program_and_card(released):
 def test_nothing_else_is_in_any_byte_of_it(released):
     run, out, _ = released
     path, _ = checkpoint.find(run)
-    trained = store._orbax().load_checkpointables(path, {"train": None})["train"]
+    trained = checkpoint.contents(path)["train"]
     key = np.asarray(trained["rng"])
     assert key[1] == SEED
     shown = {"dataset", "model", "model_kwargs", "optimizer"}  # words of the card and of HLO

@@ -8,7 +8,6 @@ import numpy as np
 import pytest
 
 from distill_core import checkpoint, data, load_model
-from distill_core.checkpoint import store
 from distill_core.models import CONSTANTS
 from distill_core.models.network import Network, image_network
 from distill_core.privacy import ledger
@@ -126,7 +125,7 @@ def kept(workdir):
 
 def arrays(workdir):
     path, _ = checkpoint.find(workdir)
-    return store._orbax().load_checkpointables(path, {"model": None, "train": None})
+    return checkpoint.contents(path)
 
 
 def assert_same_bits(first, second):
