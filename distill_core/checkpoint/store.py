@@ -124,6 +124,7 @@ def _begin(path: epath.Path, items: Mapping[str, PyTree]) -> Any:
     context = _orbax().Context()
     saving = context.array.saving
     saving.storage_options.chunk_byte_size = _CHUNK_BYTES
+    saving.use_compression = False  # weights hardly shrink, and it takes the cores of the training
     saving.use_replica_parallel = False  # would slice every replicated array on the devices first
     with context:
         return _orbax().save_checkpointables_async(_absolute(path), _writable(items))
