@@ -5,8 +5,9 @@
 A state of so many million parameters with Adam's two moments, on the first device. In turn the
 state is saved as it once was (copied to the host, checked, written and read back for the checksums
 while the loop waits) and by `checkpoint.save`, beside which training steps that donate the state go
-on. Prints medians of the seconds that the loop is blocked, and the most memory beyond that of
-training, as a multiple of the state. On a CPU the state is in the host's memory as well.
+on. Prints medians of seconds: blocked by either save, until the new one is complete, of a step, and
+of the first step beside a save, which on a CPU takes new memory, as the old is being written. And
+the most memory beyond that of training, as a multiple of the state.
 """
 
 import argparse
@@ -67,7 +68,9 @@ def main():
         print(f"{name:8} {median[name]:7.3f} s   ({', '.join(f'{v:.3f}' for v in values)})")
     for name, values in memory.items():
         print(f"{name:8} {max(values) / size:7.2f} x the state in memory")
+    slower = median["new"] + median["beside"] - median["step"]
     print(f"blocked  {median['new'] / median['old']:7.1%} of the synchronous save")
+    print(f"lost     {slower / median['old']:7.1%} of it with the slower step")
 
 
 def fresh_state(millions: float) -> dict[str, dict[str, jax.Array]]:

@@ -222,9 +222,9 @@ def load_model(
         trust_lib.check_network(path, specs[part])
     network = _read_network(path, specs[part])
 
-    def name_of(stored: str) -> str | None:
+    def name_of(stored: str) -> str:
         whose, _, name = stored.partition("/")
-        return name.removeprefix("model_state/") if whose == part else None
+        return name.removeprefix("model_state/") if whose == part else ""
 
     variables = _read(path, "model", parallel.assign(network.shapes(), sharding), name_of)
     for name in not_finite(variables)[:1]:
@@ -296,16 +296,16 @@ def _read(
     path: epath.PathLike,
     item: str,
     target: PyTree,
-    name_of: Callable[[str], str | None] = lambda stored: stored,
+    name_of: Callable[[str], str] = lambda stored: stored,
 ) -> PyTree:
     """One item of a checkpoint in the structure and the places of `target`.
 
-    `name_of` turns the name of a stored leaf into that of the target's; None leaves it out.
+    `name_of` turns the name of a stored leaf into that of the target's; "" leaves it out.
     """
     with _alone() as ocp:
         stored = ocp.metadata(_absolute(path), item).metadata
         named = {name_of(name): leaf for name, leaf in by_name(stored).items()}
-        named.pop(None, None)
+        named.pop("", None)
         _check(path, target, named)
         wanted = {name: _abstract(leaf) for name, leaf in by_name(target).items()}
 

@@ -175,7 +175,8 @@ def _read_shards(tensors: Tensors, places: Sequence[Place], sharding: Any) -> di
         place.path: jax.ShapeDtypeStruct(place.shape, tensors.dtype(place.name)) for place in places
     }
     tree = parallel.assign({"params": traverse_util.unflatten_dict(shapes)}, sharding)
-    wanted, flat = traverse_util.flatten_dict(tree["params"]), {}
+    wanted: dict[Any, Any] = dict(traverse_util.flatten_dict(tree["params"]))
+    flat = {}
     for place in places:
 
         def read(index, place=place):
