@@ -231,11 +231,12 @@ def _writer(name: str) -> int:
 
 def _await(path: epath.Path):
     """Waits for another process to write a file."""
-    end = time.monotonic() + _PATIENCE
+    end, pause = time.monotonic() + _PATIENCE, 0.02
     while not path.exists():
         if time.monotonic() > end:
             raise TimeoutError(f"no {path.name} of another process in {_PATIENCE} seconds")
-        time.sleep(0.05)
+        time.sleep(pause)
+        pause = min(2 * pause, 2.0)  # an object store is paid by the question
 
 
 def _crc(path: epath.Path) -> int:
