@@ -7,6 +7,7 @@ import numpy as np
 from distill_core import checkpoint, config
 from distill_core.config import InputError
 from distill_core.privacy import noise
+from distill_core.training import inputs
 from distill_core.training.step import stream_key
 from swingdistill import budget, released
 from swingdistill.losses import token_temperatures
@@ -20,7 +21,7 @@ def noise_key(hp, workdir, start: int, rows, models) -> jax.Array:
         return stream_key(jax.random.key(hp.noise_seed), STREAM_NOISE, 0)
     decides = {
         "config": {k: v for k, v in config.to_json(hp).items() if k not in config.MAY_CHANGE},
-        "models": [checkpoint.digest(model.variables) for model in models.values()],
+        "models": [inputs.of_model(model) for model in models.values()],
         "text": checkpoint.digest({k: rows[k] for k in ("tokens", "labels", "segments")}),
     }
     return noise.open_key(workdir, "swing_noise.json", decides=decides, start=start)

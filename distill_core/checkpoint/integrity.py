@@ -1,7 +1,8 @@
 """Checkpoint integrity: metadata, checksums, cleanup of interrupted saves.
 
 `metadata.json` is written last and deleted first: a directory without it is an interrupted save (or
-deletion) and is ignored. It holds a checksum of every other file and of itself.
+deletion) and is ignored. It holds a checksum of every other file and of itself; of several
+processes each reads back what it wrote, and they meet through small files in the checkpoint.
 """
 
 import contextlib
@@ -9,10 +10,13 @@ import errno
 import json
 import logging
 import os
+import re
+import time
 import zlib
 from collections.abc import Mapping
 from typing import Any
 
+import jax
 from etils import epath
 
 from distill_core.config import InputError
@@ -22,6 +26,9 @@ FORMAT_VERSION = 1
 FOLDER = "checkpoints"
 METADATA = "metadata.json"
 DAMAGED = ".damaged"
+_CHECKSUMS = ".checksums-"  # of another process's files, until the first one has read them
+_WRITER = re.compile(r"process_(\d+)(/|$)")  # in the names of Orbax's files
+_PATIENCE = 1200  # seconds, as long as Orbax waits
 _CHUNK = 1 << 24
 log = logging.getLogger(__name__)
 
@@ -72,8 +79,22 @@ def set_aside(path: epath.Path):
 
 
 def finish(path: epath.Path, metadata: Mapping[str, Any]):
-    """Completes a written checkpoint: writes checksums and metadata atomically."""
-    files = {name: _crc(path / name) for name in _list_files(path)}
+    """Completes a written checkpoint: writes checksums and metadata atomically.
+
+    Called by every process, in the background too: they agree through files, as a collective of
+    the devices would meet those of a training step.
+    """
+    index = jax.process_index()
+    files = {name: _crc(path / name) for name in _list_files(path) if _writer(name) == index}
+    if index:
+        write_atomically(path / f"{_CHECKSUMS}{index}", json.dumps(files))
+        _await(path / METADATA)
+        return
+    for other in range(1, jax.process_count()):
+        note = path / f"{_CHECKSUMS}{other}"
+        _await(note)
+        files |= json.loads(note.read_text())
+        note.unlink()
     _write_metadata(path, {**metadata, "format_version": FORMAT_VERSION, "files": files})
 
 
@@ -200,6 +221,22 @@ def _list_files(path: epath.Path, prefix: str = "") -> list[str]:
         name = f"{prefix}{child.name}"
         names += _list_files(child, f"{name}/") if child.is_dir() else [name]
     return sorted(n for n in names if not n.startswith(".") and n != METADATA)
+
+
+def _writer(name: str) -> int:
+    """The process that wrote a file: its own ones are named for it, the rest is the first's."""
+    found = _WRITER.search(name)
+    return int(found[1]) if found else 0
+
+
+def _await(path: epath.Path):
+    """Waits for another process to write a file."""
+    end, pause = time.monotonic() + _PATIENCE, 0.02
+    while not path.exists():
+        if time.monotonic() > end:
+            raise TimeoutError(f"no {path.name} of another process in {_PATIENCE} seconds")
+        time.sleep(pause)
+        pause = min(2 * pause, 2.0)  # an object store is paid by the question
 
 
 def _crc(path: epath.Path) -> int:

@@ -1,5 +1,6 @@
 """Checkpoints: how runs resume and how methods meet. The only file that imports Orbax.
 
+Every process writes its own shards in the background, while training goes on.
 `<workdir>/checkpoints/<step>/` holds the Orbax items `model` (named parts, each `params` and
 `model_state`) and `train` (step, optimiser, rng), and `metadata.json`: format version, method, the
 parts' specs, config, ledger, an id (128 random bits of this save, by which ledgers name it), and a
@@ -7,14 +8,16 @@ checksum of every file (see `integrity`).
 """
 
 import contextlib
+import copy
 import hashlib
 import logging
 import os
 import re
 import secrets
 import sys
+import threading
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import jax
@@ -31,9 +34,37 @@ from distill_core.runtime import parallel, paths
 
 PyTree = Any
 
+_CHUNK_BYTES = 1 << 26  # so that a shard of an array can be read without the rest of it
+_writing = threading.Lock()  # held from `save` to the end of what it does in the background
+
 
 class CheckpointError(RuntimeError):
     """A checkpoint could not be written; earlier ones are intact."""
+
+
+class Saving:
+    """A checkpoint that is being written in the background."""
+
+    def __init__(self, work: Callable[[], epath.Path]):
+        self._work = work
+        self._path: epath.Path | None = None
+        self._error: Exception | None = None
+        self._thread = threading.Thread(target=self._run, name="checkpoint")
+        self._thread.start()
+
+    def _run(self):
+        try:
+            self._path = self._work()
+        except Exception as error:
+            self._error = error
+
+    def wait(self) -> epath.Path:
+        """Returns the path once the checkpoint is complete; raises CheckpointError if it failed."""
+        self._thread.join()
+        if self._error is not None:
+            raise self._error
+        assert self._path is not None
+        return self._path
 
 
 def save(
@@ -43,54 +74,110 @@ def save(
     parts: Mapping[str, PyTree],
     train: PyTree,
     metadata: Mapping[str, Any],
-) -> epath.Path:
-    """Writes one checkpoint and returns its path; called by every process of a run.
+    then: Callable[[], None] = lambda: None,
+) -> Saving:
+    """Begins to write one checkpoint; called by every process of a run.
+
+    Returns as soon as the arrays may be changed or donated: what they hold is then on the host.
+    Waits for the save before it, if that is not complete yet.
 
     Args:
       workdir: the run's directory, local or `gs://…`.
       step: names the checkpoint; an existing one is overwritten.
-      parts: name -> {"params", "model_state"}, replicated arrays.
-      train: tree of replicated arrays and typed keys that a resumed run needs.
+      parts: name -> {"params", "model_state"}, arrays with any sharding.
+      train: tree of arrays and typed keys that a resumed run needs.
       metadata: values that JSON can hold.
+      then: called in the background once the checkpoint is complete.
 
     Raises:
-      CheckpointError: the checkpoint could not be completed, e.g. the disk is full.
+      CheckpointError: it could not be begun, or, by `wait`, not completed, e.g. the disk is full.
     """
     path = epath.Path(workdir) / FOLDER / str(step)
-    model, train = to_host(dict(parts)), by_name(to_host(train))
     # Drawn at random: a digest of weights would confirm a guess of the records behind them.
-    metadata = {**metadata, "step": step, "id": secrets.token_hex(16)}
-    try:
+    metadata = copy.deepcopy({**metadata, "step": step, "id": secrets.token_hex(16)})
+    with contextlib.ExitStack() as stack:
+        stack.enter_context(_writing)
+        stack.enter_context(_silent_orbax())
+        stack.enter_context(_failing_cleanly(path))
         if parallel.is_main() and path.exists():
             delete(path)
         parallel.barrier(f"checkpoint-{step}-begin")
-        with _silent_orbax():
-            _orbax().save_checkpointables(_absolute(path), {"model": model, "train": train})
-        if parallel.is_main():
+        written = _begin(path, {"model": dict(parts), "train": by_name(train)})
+        held = stack.pop_all()
+
+    def complete() -> epath.Path:
+        with held:
+            written.result()
             finish(path, metadata)
-        parallel.barrier(f"checkpoint-{step}-end")
+        then()
+        return path
+
+    return Saving(complete)
+
+
+def _begin(path: epath.Path, items: Mapping[str, PyTree]) -> Any:
+    """Starts Orbax, which has copied all arrays off the devices when this returns.
+
+    On a CPU its "copies" are views of the arrays' memory. JAX does not reuse memory that NumPy
+    looks at: a step that was to donate it takes new memory.
+    """
+    context = _orbax().Context()
+    saving = context.array.saving
+    saving.storage_options.chunk_byte_size = _CHUNK_BYTES
+    saving.use_compression = False  # weights hardly shrink, and it takes the cores of the training
+    saving.use_replica_parallel = False  # would slice every replicated array on the devices first
+    with context:
+        return _orbax().save_checkpointables_async(_absolute(path), _writable(items))
+
+
+def _writable(tree: PyTree) -> PyTree:
+    """Global arrays as they are, for every process to write its shards; the rest as NumPy arrays.
+
+    Of several processes, an array of one alone, as pmap has them, is written by the first.
+    """
+
+    def convert(leaf):
+        if _is_key(leaf):
+            leaf = jax.random.key_data(leaf)
+        is_global = jax.process_count() == 1 or not getattr(leaf, "is_fully_addressable", True)
+        return leaf if isinstance(leaf, jax.Array) and is_global else np.asarray(leaf)
+
+    return jax.tree.map(convert, tree)
+
+
+@contextlib.contextmanager
+def _failing_cleanly(path: epath.Path):
+    """Raises what goes wrong inside as a CheckpointError, and deletes what was written."""
+    try:
+        yield
     except Exception as error:
         for _ in range(3):  # writers that Orbax gave up on may create their files again
             with contextlib.suppress(OSError):
-                remove_unfinished(workdir)
+                remove_unfinished(path.parent.parent)
             time.sleep(0.2)
         raise CheckpointError(
             f"could not write checkpoint {path}: {_reason(error)}; earlier checkpoints are intact"
         ) from error
-    return path
 
 
 def restore(path: epath.PathLike, *, parts: Mapping[str, PyTree], train: PyTree):
-    """Reads a checkpoint back, on any number of devices.
+    """Reads a checkpoint back, on any number of devices and processes.
 
-    `parts` and `train` are trees of arrays or shapes, as given to `save`. Returns them as host
-    arrays and typed keys; raises InputError, which names the leaf, if one is missing or has another
-    shape or dtype.
+    `parts` and `train` are trees of arrays or shapes, as given to `save`. A leaf that is committed
+    to devices, or a shape with a sharding, is read onto these devices, by every process its own
+    shards alone; other leaves come as host arrays, and keys as typed keys. Raises InputError, which
+    names the leaf, if one is missing or has another shape or dtype.
     """
-    with _alone() as ocp:
-        found = ocp.load_checkpointables(_absolute(path), {"model": None, "train": None})
     # `train` was saved flat, by the leaves' names.
-    return fit(path, dict(parts), found["model"]), _fill(path, train, found["train"])
+    return _read(path, "model", dict(parts)), _read(path, "train", train)
+
+
+def contents(path: epath.PathLike) -> dict[str, PyTree]:
+    """What one checkpoint holds, as NumPy arrays: `model` and, by the leaves' names, `train`."""
+    with _alone() as ocp:
+        stored = {item: ocp.metadata(_absolute(path), item).metadata for item in ("model", "train")}
+        wanted = jax.tree.map(lambda _: np.ndarray, stored)
+        return ocp.load_checkpointables(_absolute(path), wanted)
 
 
 def load_model(
@@ -99,6 +186,7 @@ def load_model(
     part: str | None = None,
     step: int | None = None,
     trust: Iterable[str] = (),
+    sharding: Any = None,
 ) -> LoadedModel:
     """Rebuilds one network from a checkpoint, on any devices.
 
@@ -113,6 +201,9 @@ def load_model(
         that of its best validation step.
       trust: packages, with their submodules, or single modules whose code may be run for it, in
         addition to those of `--trust`.
+      sharding: where the variables are to lie: a `jax.sharding.Sharding` for all, or a function
+        from a tree of `jax.ShapeDtypeStruct`s to a tree of them. Each process then reads its own
+        shards alone, and the variables are `jax.Array`s; by default they are NumPy arrays.
 
     Raises:
       InputError: no such checkpoint or part, another format, a leaf that does not fit, or a network
@@ -121,7 +212,7 @@ def load_model(
     from distill_core.models import foreign
 
     if foreign.is_foreign(path):
-        return foreign.load_model(path, part=part, step=step)
+        return foreign.load_model(path, part=part, step=step, sharding=sharding)
     path, metadata = chosen(paths.expand("checkpoint", path), step=step)
     specs = metadata["parts"]
     part = next(iter(specs)) if part is None else part
@@ -130,19 +221,14 @@ def load_model(
     with trust_lib.allowed(trust):
         trust_lib.check_network(path, specs[part])
     network = _read_network(path, specs[part])
-    expected = network.shapes()
-    with _alone() as ocp:
-        stored = ocp.metadata(_absolute(path), "model").metadata
-        wanted = {
-            name: tree if name == part else jax.tree.map(lambda _: ocp.PLACEHOLDER, tree)
-            for name, tree in stored.items()
-        }
-        leaves = ocp.load_checkpointables(_absolute(path), {"model": wanted})["model"][part]
-    found = {"params": leaves["params"], **leaves["model_state"]}
-    variables = fit(path, expected, found)
-    for name, leaf in by_name(variables).items():
-        if jnp.issubdtype(leaf.dtype, jnp.inexact) and not np.isfinite(leaf).all():
-            raise InputError("checkpoint", str(path), f"leaf {name} holds NaN or infinity")
+
+    def name_of(stored: str) -> str:
+        whose, _, name = stored.partition("/")
+        return name.removeprefix("model_state/") if whose == part else ""
+
+    variables = _read(path, "model", parallel.assign(network.shapes(), sharding), name_of)
+    for name in not_finite(variables)[:1]:
+        raise InputError("checkpoint", str(path), f"leaf {name} holds NaN or infinity")
     return LoadedModel(variables, network, metadata)
 
 
@@ -180,41 +266,99 @@ def digest(tree: PyTree) -> str:
 
 def to_host(tree: PyTree) -> PyTree:
     """Replicated device arrays to NumPy; typed keys to their uint32 data."""
+    return jax.tree.map(lambda x: np.asarray(jax.random.key_data(x) if _is_key(x) else x), tree)
 
-    def convert(leaf):
-        if isinstance(leaf, jax.Array) and jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key):
-            leaf = jax.random.key_data(leaf)
-        return np.asarray(leaf)
 
-    return jax.tree.map(convert, tree)
+def not_finite(tree: PyTree) -> list[str]:
+    """Names of the leaves that hold NaN or infinity; arrays on devices are looked at there."""
+    leaves = {k: x for k, x in by_name(tree).items() if jnp.issubdtype(x.dtype, jnp.inexact)}
+    placed = {k: x for k, x in leaves.items() if isinstance(x, jax.Array)}
+    finite = {k: np.isfinite(x).all() for k, x in leaves.items() if k not in placed}
+    if placed:
+        found = np.asarray(_are_finite(list(placed.values())))
+        finite |= dict(zip(placed, found, strict=True))
+    return [name for name in leaves if not finite[name]]
+
+
+@jax.jit
+def _are_finite(leaves: list[jax.Array]) -> jax.Array:
+    return jnp.stack([jnp.isfinite(leaf).all() for leaf in leaves])
 
 
 def fit(path: epath.PathLike, target: PyTree, found: PyTree) -> PyTree:
     """`found` in the structure of `target`; InputError names the first leaf that does not fit."""
-    return _fill(path, target, by_name(found))
+    flat = {k: x if isinstance(x, jax.Array) else np.asarray(x) for k, x in by_name(found).items()}
+    _check(path, target, flat)
+    return _fill(target, flat)
 
 
-def _fill(path, target: PyTree, flat: Mapping[str, np.ndarray]) -> PyTree:
-    used = set()
+def _read(
+    path: epath.PathLike,
+    item: str,
+    target: PyTree,
+    name_of: Callable[[str], str] = lambda stored: stored,
+) -> PyTree:
+    """One item of a checkpoint in the structure and the places of `target`.
 
-    def pick(keypath, leaf):
-        name = _name(keypath)
-        is_key = jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key)
-        wanted = jax.eval_shape(jax.random.key_data, leaf) if is_key else leaf
-        needed = f"{wanted.dtype}{list(wanted.shape)}"
+    `name_of` turns the name of a stored leaf into that of the target's; "" leaves it out.
+    """
+    with _alone() as ocp:
+        stored = ocp.metadata(_absolute(path), item).metadata
+        named = {name_of(name): leaf for name, leaf in by_name(stored).items()}
+        named.pop("", None)
+        _check(path, target, named)
+        wanted = {name: _abstract(leaf) for name, leaf in by_name(target).items()}
+
+        def ask(keypath, _):
+            return wanted.get(name_of(_name(keypath)), ocp.PLACEHOLDER)
+
+        tree = jax.tree_util.tree_map_with_path(ask, stored)
+        found = ocp.load_checkpointables(_absolute(path), {item: tree})[item]
+    return _fill(target, {name_of(name): leaf for name, leaf in by_name(found).items()})
+
+
+def _abstract(leaf: Any) -> Any:
+    """A leaf as Orbax is asked for it: with its sharding, or as a NumPy array."""
+    is_placed = not isinstance(leaf, jax.Array) or leaf.committed
+    sharding = getattr(leaf, "sharding", None) if is_placed else None
+    if sharding is None:
+        return np.ndarray
+    leaf = _stored_as(leaf)
+    return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding)
+
+
+def _check(path: epath.PathLike, target: PyTree, flat: Mapping[str, Any]):
+    """Raises InputError unless names, shapes and dtypes are those of the target."""
+    wanted = {name: _stored_as(leaf) for name, leaf in by_name(target).items()}
+    for name, leaf in wanted.items():
+        needed = f"{leaf.dtype}{list(leaf.shape)}"
         if name not in flat:
             raise InputError("checkpoint", str(path), f"has no leaf {name}; {needed} is needed")
-        value = np.asarray(flat[name])
-        if (value.shape, value.dtype) != (tuple(wanted.shape), wanted.dtype):
+        value = flat[name]
+        if (value.shape, value.dtype) != (tuple(leaf.shape), leaf.dtype):
             allowed = f"leaf {name} is {value.dtype}{list(value.shape)}; {needed} is needed"
             raise InputError("checkpoint", str(path), allowed)
-        used.add(name)
-        return jax.random.wrap_key_data(jnp.asarray(value)) if is_key else value
-
-    filled = jax.tree_util.tree_map_with_path(pick, target)
-    for name in sorted(flat.keys() - used):
+    for name in sorted(flat.keys() - wanted.keys()):
         raise InputError("checkpoint", str(path), f"leaf {name} has no place here")
-    return filled
+
+
+def _fill(target: PyTree, flat: Mapping[str, Any]) -> PyTree:
+    """The leaves in the structure of the target, key data as typed keys."""
+
+    def pick(keypath, leaf):
+        value = flat[_name(keypath)]
+        return jax.random.wrap_key_data(jnp.asarray(value)) if _is_key(leaf) else value
+
+    return jax.tree_util.tree_map_with_path(pick, target)
+
+
+def _stored_as(leaf: Any) -> Any:
+    """What a checkpoint holds of a leaf: of a typed key its data."""
+    return jax.eval_shape(jax.random.key_data, leaf) if _is_key(leaf) else leaf
+
+
+def _is_key(leaf: Any) -> bool:
+    return jnp.issubdtype(getattr(leaf, "dtype", np.float32), jax.dtypes.prng_key)
 
 
 def by_name(tree: PyTree) -> dict[str, Any]:

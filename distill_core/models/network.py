@@ -335,7 +335,7 @@ class LoadedModel:
     """A network with its weights.
 
     Attributes:
-      variables: `{"params": …, **model_state}`, NumPy arrays.
+      variables: `{"params": …, **model_state}`, NumPy arrays; `jax.Array`s if they were placed.
       network: how to rebuild it.
       metadata: the checkpoint's metadata.
     """

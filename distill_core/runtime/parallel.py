@@ -727,3 +727,15 @@ def _typed(tree: PyTree) -> PyTree:
 
 def _is_key(leaf) -> bool:
     return isinstance(leaf, jax.Array) and jax.dtypes.issubdtype(leaf.dtype, jax.dtypes.prng_key)
+
+
+def assign(shapes: PyTree, sharding: Any) -> PyTree:
+    """Shapes that say where their arrays are to lie.
+
+    `sharding` is one for all of them, a function from the shapes to a tree of them, or None.
+    """
+    if sharding is None:
+        return shapes
+    each = sharding(shapes) if callable(sharding) else jax.tree.map(lambda _: sharding, shapes)
+    put = lambda x, where: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=where)  # noqa: E731
+    return jax.tree.map(put, shapes, each)

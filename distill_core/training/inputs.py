@@ -14,6 +14,7 @@ from etils import epath
 from distill_core import checkpoint
 from distill_core.config import InputError
 from distill_core.data.text import tokenizers
+from distill_core.models.foreign import huggingface
 from distill_core.privacy import noise
 from distill_core.runtime import strict_json
 
@@ -21,9 +22,20 @@ _FILE = "inputs.json"
 
 
 def of_model(loaded: checkpoint.LoadedModel) -> str:
-    """Fingerprint of a network: its weights and all else that its outputs depend on."""
+    """Fingerprint of a network: its weights and all else that its outputs depend on.
+
+    Weights that were read from files are told by these, as no process may have all of them: a
+    checkpoint by its id and checksums, another library's files by what they hold.
+    """
     described = strict_json.encode(loaded.network.to_json(), sort_keys=True)
-    return hashlib.sha256((checkpoint.digest(loaded.variables) + described).encode()).hexdigest()
+    metadata = loaded.metadata
+    if "source" in metadata:
+        weights = huggingface.weights_digest(metadata["source"])
+    elif "files" in metadata:
+        weights = f"{metadata['id']} {strict_json.encode(metadata['files'], sort_keys=True)}"
+    else:
+        weights = checkpoint.digest(loaded.variables)
+    return hashlib.sha256((weights + described).encode()).hexdigest()
 
 
 def of_tokenizer(tokenizer: tokenizers.Tokenizer) -> str:

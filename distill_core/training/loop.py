@@ -2,13 +2,13 @@
 
 import contextlib
 import dataclasses
+import functools
 import math
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple, Protocol
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from etils import epath
 
@@ -179,6 +179,7 @@ def run(
     one = _Run(workdir, state, program, checkpoints, num_steps, cadence, monitor)
     with contextlib.ExitStack() as stack:
         stack.enter_context(process.hold(workdir))
+        stack.callback(one.settle)  # nothing is written any more when the workdir is free
         one.resume(private=plan is not None)
         profiling.check(one.step, num_steps)
         if one.step >= num_steps and not (one.keeps_first or one.unevaluated):
@@ -209,6 +210,7 @@ class _Run:
     Attributes:
       step: steps done so far.
       top: {"step", "value"} of the best evaluation; None before the first, or without `best`.
+      saving: the newest checkpoint, which may still be written in the background.
       unevaluated: the evaluation due at the checkpoint that it resumes from was interrupted.
     """
 
@@ -229,6 +231,7 @@ class _Run:
         self.ledger_at: Callable[[int], Mapping[str, Any]] | None = None
         self.step = self.saved_at = self.evaluated_at = 0
         self.top: dict[str, Any] | None = None
+        self.saving: checkpoint.Saving | None = None
         self.unevaluated, self.window = False, _Window()
         self.batch: tuple[int, PyTree] | None = None  # made ahead, and of which step
         self.flops = 0.0  # of a step, once counted
@@ -275,7 +278,7 @@ class _Run:
                 if self.main:
                     path = self.workdir / checkpoint.FOLDER / str(self.step)
                     integrity.amend(path, {"best": self.top, "evaluated": True})
-                self.tidy()
+                self.tidy(self.top)
             self.report.begin(self.step)
             clock.first_step()
             if self.keeps_first:
@@ -284,11 +287,13 @@ class _Run:
                 if parallel.should_stop(stopped()):
                     raise StoppedError
                 self.advance(stopped)
+            self.settle()
             if stopped():
                 raise StoppedError
         except StoppedError:
             if self.step != self.saved_at:
                 self.save()
+            self.settle()
             cause = "the deadline" if process.is_overdue() else "a signal"
             message = f"stopped by {cause} at step {self.step}; saved in {self.workdir}"
             raise StoppedError(message) from None
@@ -356,16 +361,25 @@ class _Run:
         return True
 
     def save(self):
-        """A checkpoint of this step, unless the state has diverged."""
+        """Begins a checkpoint of this step, unless the state has diverged."""
         self.window.fetch()
+        self.settle()
         with clock.counted("saving"):
             self._save()
+
+    def settle(self):
+        """Waits for the checkpoint in the background; raises CheckpointError if it failed."""
+        saving, self.saving = self.saving, None
+        if saving is not None:
+            with clock.counted("saving"):
+                saving.wait()
 
     def _save(self):
         self.metrics.flush()
         self.board.flush()
         parts, train = self.checkpoints.layout.split(self.state)
-        _check_finite(parts, self.step, self.window.last_loss)
+        if checkpoint.not_finite(parts):
+            raise DivergedError(_diverged(self.step, self.window.last_loss))
         metadata = {
             **self.checkpoints.metadata,
             "pending": self.window.pending,
@@ -375,15 +389,17 @@ class _Run:
         }
         if self.ledger_at is not None:
             metadata["ledger"] = dict(self.ledger_at(self.step))
-        checkpoint.save(self.workdir, self.step, parts=parts, train=train, metadata=metadata)
+        then = functools.partial(self.tidy, self.top)
+        self.saving = checkpoint.save(
+            self.workdir, self.step, parts=parts, train=train, metadata=metadata, then=then
+        )
         self.saved_at = self.step
-        self.tidy()
 
-    def tidy(self):
+    def tidy(self, best: Mapping[str, Any] | None):
         """Deletes all checkpoints but the newest two and the best."""
         if self.main:
             newest = set(checkpoint.steps(self.workdir)[-2:])
-            checkpoint.prune(self.workdir, newest | ({self.top["step"]} if self.top else set()))
+            checkpoint.prune(self.workdir, newest | ({best["step"]} if best else set()))
 
     def record(self, row: Mapping[str, Any]):
         self.metrics.write(row)
@@ -447,12 +463,6 @@ class _Window:
 def _diverged(step: int, last_loss: float | None) -> str:
     last = "none" if last_loss is None else f"{last_loss:.6g}"
     return f"diverged at step {step}: NaN or infinity; last finite loss {last}"
-
-
-def _check_finite(parts: PyTree, step: int, last_loss: float | None):
-    for leaf in jax.tree.leaves(checkpoint.to_host(parts)):
-        if jnp.issubdtype(leaf.dtype, jnp.floating) and not np.isfinite(leaf).all():
-            raise DivergedError(_diverged(step, last_loss))
 
 
 def _newest(workdir: epath.Path, settings: Mapping[str, Any], reads, *, private: bool):

@@ -117,7 +117,7 @@ def load(folder, parts, network=NETWORK):
     """What `load_model` makes of a checkpoint of these weights and this network."""
     metadata = {"method": "test", "parts": {"model": network}}
     train = {"step": np.int32(1)}
-    checkpoint.save(folder, 1, parts={"model": parts}, train=train, metadata=metadata)
+    checkpoint.save(folder, 1, parts={"model": parts}, train=train, metadata=metadata).wait()
     return distill_core.load_model(folder)
 
 

@@ -13,7 +13,6 @@ import numpy as np
 import pytest
 
 from distill_core import checkpoint, config, release, train
-from distill_core.checkpoint import store
 from distill_core.data.text import tokenizers
 from distill_core.models.network import Network, text_network
 from distill_core.privacy import ledger as ledger_lib
@@ -60,7 +59,7 @@ def test_the_folder_holds_weights_program_and_card(released):
 def test_nothing_else_is_in_any_byte_of_it(released):
     run, out, _ = released
     path, _ = checkpoint.find(run)
-    trained = store._orbax().load_checkpointables(path, {"train": None})["train"]
+    trained = checkpoint.contents(path)["train"]
     key = np.asarray(trained["rng"])
     assert key[1] == SEED
     shown = {"dataset", "model", "model_kwargs", "optimizer"}  # words of the card and of HLO
@@ -239,7 +238,7 @@ def language_model(tmp_path_factory):
     }
     parts = {"model": {"params": params, "model_state": {}}}
     state = {"step": np.int32(0)}
-    checkpoint.save(folder / "run", 0, parts=parts, train=state, metadata=metadata)
+    checkpoint.save(folder / "run", 0, parts=parts, train=state, metadata=metadata).wait()
     return folder / "run", folder / "out", release.release(folder / "run", folder / "out")
 
 
@@ -373,7 +372,7 @@ def _save(run, networks, ledger, settings):
         name: {"params": v["params"], "model_state": {k: v[k] for k in v if k != "params"}}
         for name, (_, v) in networks.items()
     }
-    checkpoint.save(run, 0, parts=parts, train={"step": np.int32(0)}, metadata=metadata)
+    checkpoint.save(run, 0, parts=parts, train={"step": np.int32(0)}, metadata=metadata).wait()
 
 
 def test_a_generators_card_says_what_goes_in_and_what_comes_out(generator):

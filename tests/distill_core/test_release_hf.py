@@ -50,7 +50,7 @@ def _saved(folder, model, **kwargs):
         "ledger": ledger_lib.Ledger().charge(ENTRY).to_json(),
     }
     parts = {"model": {"params": params, "model_state": {}}}
-    checkpoint.save(folder, 0, parts=parts, train={"step": np.int32(0)}, metadata=metadata)
+    checkpoint.save(folder, 0, parts=parts, train={"step": np.int32(0)}, metadata=metadata).wait()
     return folder
 
 

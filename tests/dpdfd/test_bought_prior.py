@@ -12,7 +12,6 @@ import pytest
 
 from distill_core import checkpoint, data, release
 from distill_core import train as plain
-from distill_core.checkpoint import store
 from distill_core.config import InputError
 from distill_core.data.images import procedural
 from distill_core.privacy import accountants, ledger
@@ -128,7 +127,7 @@ def published(workdir):
 
 def arrays_of(workdir):
     path, _ = checkpoint.find(workdir)
-    return store._orbax().load_checkpointables(path, {"model": None, "train": None})
+    return checkpoint.contents(path)
 
 
 def assert_same_bits(first, second):

@@ -8,7 +8,6 @@ import numpy as np
 import pytest
 
 from distill_core import checkpoint, data, load_model
-from distill_core.checkpoint import store
 from distill_core.models import CONSTANTS
 from distill_core.models.network import Network, image_network
 from distill_core.privacy import ledger
@@ -68,7 +67,7 @@ def save(folder, *, turned=0.0, scale=0.5, **network):
         "ledger": Ledger().charge(sgd).to_json(),
     }  # fmt: skip
     parts = {"model": {"params": params, "model_state": state}}
-    checkpoint.save(folder, 1, parts=parts, train={"step": np.int32(1)}, metadata=metadata)
+    checkpoint.save(folder, 1, parts=parts, train={"step": np.int32(1)}, metadata=metadata).wait()
     return str(folder)
 
 
@@ -126,7 +125,7 @@ def kept(workdir):
 
 def arrays(workdir):
     path, _ = checkpoint.find(workdir)
-    return store._orbax().load_checkpointables(path, {"model": None, "train": None})
+    return checkpoint.contents(path)
 
 
 def assert_same_bits(first, second):

@@ -20,7 +20,6 @@ import numpy as np
 import pytest
 
 from distill_core import checkpoint, data, load_model, release
-from distill_core.checkpoint import store
 from distill_core.config import InputError
 from distill_core.data.images.dataset import make_dataset
 from distill_core.models.network import image_network
@@ -77,7 +76,7 @@ def save(folder, seed=0, *, told=None, dataset=None, about=None, **network):
         "ledger": (told or Ledger()).to_json(), **(about or {}),
     }  # fmt: skip
     parts = {"model": {"params": params, "model_state": {}}}
-    checkpoint.save(folder, 1, parts=parts, train={"step": np.int32(1)}, metadata=metadata)
+    checkpoint.save(folder, 1, parts=parts, train={"step": np.int32(1)}, metadata=metadata).wait()
     return str(folder)
 
 
@@ -182,7 +181,7 @@ def epsilon(told):
 def contents(workdir):
     """All that must not depend on how often a run was interrupted, bit by bit."""
     path, metadata = checkpoint.find(workdir)
-    arrays = store._orbax().load_checkpointables(path, {"model": None, "train": None})
+    arrays = checkpoint.contents(path)
     metadata["ledger"].pop("conversions", None)  # what others charged to the teacher
     return {
         "arrays": jax.tree.map(lambda x: np.asarray(x).tobytes(), arrays),
@@ -268,7 +267,7 @@ def test_a_generator_may_step_less_often_and_start_from_images_that_code_draws(
     convert(ALTERNATE, "cold", generator=seldom)
     assert not same_bits(*(params_of(tmp_path / name, "generator") for name in ("run", "cold")))
     path, metadata = checkpoint.find(tmp_path / "run")
-    arrays = store._orbax().load_checkpointables(path, {"train": None})["train"]
+    arrays = checkpoint.contents(path)["train"]
     assert (int(arrays["student/step"]), int(arrays["generator/step"])) == (40, 20)
     assert metadata["step"] == 40
 
@@ -478,7 +477,7 @@ def published(folder):
     assert len(held) > 5
     for step in checkpoint.steps(folder):
         path, _ = checkpoint.find(folder, step=step)
-        arrays = store._orbax().load_checkpointables(path, {"model": None, "train": None})
+        arrays = checkpoint.contents(path)
         held += [np.asarray(leaf).tobytes() for leaf in jax.tree.leaves(arrays)]
     return held
 

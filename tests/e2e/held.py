@@ -23,11 +23,12 @@ def _hold(step: int):
     save, held = checkpoint.save, []
 
     def save_and_hold(workdir, at, **state):
-        path = save(workdir, at, **state)
+        saving = save(workdir, at, **state)
         if at >= step and not held:
             held.append(at)
+            saving.wait()
             os.kill(os.getpid(), signal.SIGSTOP)
-        return path
+        return saving
 
     checkpoint.save = save_and_hold
 

@@ -15,7 +15,6 @@ import numpy as np
 import pytest
 
 from distill_core import checkpoint
-from distill_core.checkpoint import store
 
 sys.path.insert(0, str(Path(__file__).parent))
 import held
@@ -104,7 +103,7 @@ def _tiny_contents(workdir: Path) -> dict:
     found = {}
     for step in checkpoint.steps(workdir):
         path, metadata = checkpoint.find(workdir, step=step)
-        arrays = store._orbax().load_checkpointables(path, {"model": None, "train": None})
+        arrays = checkpoint.contents(path)
         found[step] = {k: v for k, v in metadata.items() if k not in ("files", "checksum", "id")}
         found[step]["arrays"] = checkpoint.digest(arrays)
     return {"checkpoints": found, "metrics": (workdir / "metrics.jsonl").read_text()}
@@ -238,7 +237,7 @@ def test_binaries_that_are_killed_and_stopped_end_as_if_they_were_not(config, st
 
 def _outcome(workdir: Path) -> dict:
     path, metadata = checkpoint.find(workdir)
-    arrays = store._orbax().load_checkpointables(path, {"model": None, "train": None})
+    arrays = checkpoint.contents(path)
     assert {name.split("/")[0] for name in arrays["train"]} == {"step", "opt_state", "rng"}
     assert all(isinstance(leaf, np.ndarray | jax.Array) for leaf in jax.tree.leaves(arrays))
     kept = ("step", "best", "pending", "last_loss", "evaluated", "ledger", "parts")

@@ -256,7 +256,7 @@ def test_a_defended_teachers_release_is_that_of_a_plain_one(defence, tmp_path):
     loaded, about = load_model(tmp_path / "nasty"), checkpoint.find(tmp_path / "plain")[1]
     parts = {"model": {"params": loaded.variables["params"], "model_state": {}}}
     state = {"step": np.int32(0)}
-    checkpoint.save(tmp_path / "as_plain", 0, parts=parts, train=state, metadata=about)
+    checkpoint.save(tmp_path / "as_plain", 0, parts=parts, train=state, metadata=about).wait()
     for name in ("nasty", "as_plain"):
         release.release(tmp_path / name, tmp_path / f"{name}_out")
     for path in (tmp_path / "nasty_out").iterdir():

@@ -17,6 +17,9 @@ import pytest
 
 from distill_core import checkpoint, train
 
+sys.path.insert(0, str(Path(__file__).parent))
+import sharded_run
+
 pytestmark = pytest.mark.timeout(900)
 
 ROOT = Path(__file__).parents[2]
@@ -41,9 +44,19 @@ PATIENCE = 200  # seconds, for a machine with other things to do
 
 
 class Processes:
-    """The processes of one run, `python -m distill_core.train`, and what they say."""
+    """The processes of one run, by default of `distill_core.train`, and what they say."""
 
-    def __init__(self, folder: Path, workdir: Path, *, count=2, devices=2, options=(), one=()):
+    def __init__(
+        self,
+        folder: Path,
+        workdir: Path,
+        *,
+        program=("-m", "distill_core.train"),
+        count=2,
+        devices=2,
+        options=(),
+        one=(),
+    ):
         """`options` are for all processes, `one` only for the last."""
         folder.mkdir(parents=True, exist_ok=True)
         (folder / "config.py").write_text(CONFIG)
@@ -53,7 +66,7 @@ class Processes:
         flags = f"{os.environ['XLA_FLAGS']} --xla_force_host_platform_device_count={devices}"
         self.running, self._err = [], []
         for index in range(count):
-            command = [sys.executable, "-m", "distill_core.train", f"--workdir={workdir}"]
+            command = [sys.executable, *program, f"--workdir={workdir}"]
             command += [f"--config={folder / 'config.py'}", *options]
             if count > 1:
                 command += [f"--coordinator_address=127.0.0.1:{port}"]
@@ -66,7 +79,7 @@ class Processes:
                 process = subprocess.Popen(
                     command,
                     cwd=ROOT,
-                    env={**os.environ, "XLA_FLAGS": flags},
+                    env={**os.environ, "XLA_FLAGS": flags, "PYTHONPATH": str(ROOT)},
                     stdout=stdout,
                     stderr=stderr,
                 )
@@ -247,3 +260,40 @@ def test_a_workdir_in_use_is_refused_by_both(tmp_path):
             first, second = run.said()
     assert "workdir: got" in first and "is in use by a live process" in first
     assert "processes: got [0]; stopped before the run began" in second
+
+
+# -- sharded states ----------------------------------------------------------------------------
+
+
+def sharded(folder: Path, work: Path, *options: str) -> Processes:
+    """Two processes of four devices each that train a state in eight shards."""
+    program = (sharded_run.__file__,)
+    return Processes(folder, work, program=program, devices=4, options=options)
+
+
+def test_a_kill_during_a_save_in_the_background_of_sharded_arrays_changes_nothing(tmp_path):
+    work, wanted = tmp_path / "work", sharded_run.fresh()
+    for _ in range(8):
+        wanted = jax.jit(sharded_run.advance)(wanted)
+    with sharded(tmp_path / "killed", work, "--num_steps=8", "--hold=4") as run:
+        # Both train on beside the save of step 4, and wait for it before that of step 6.
+        run.wait_for((work / "checkpoints" / "4" / "model").exists, "save of step 4")
+        run.wait_for(lambda: all("step 6" in said for said in run.printed()), "step 6")
+        assert checkpoint.steps(work) == [2]
+        run.running[1].kill()
+        assert run.running[1].wait() == -signal.SIGKILL
+    with sharded(tmp_path / "resumed", work, "--num_steps=8") as run:
+        assert run.wait() == [0, 0], run.said()
+        for said in run.printed():
+            assert said.startswith("resumes from step 2\nstep 3\n")
+    assert checkpoint.steps(work) == [2, 4, 6, 8]
+    path, metadata = checkpoint.find(work)
+    for index in range(2):  # each has written its half
+        folder = f"model/ocdbt.process_{index}/d/"
+        assert any(name.startswith(folder) for name in metadata["files"])
+    assert not list(path.glob(".*"))
+    for count in (8, 2, 1):
+        found = sharded_run.restored(path, jax.devices()[:count])
+        assert len(found["w"].sharding.device_set) == count
+        for name, leaf in checkpoint.to_host(wanted).items():
+            np.testing.assert_array_equal(checkpoint.to_host(found)[name], leaf)

@@ -84,9 +84,9 @@ def untrained(values):
         method = "swingdistill.train"
         metadata, _ = run_state.describe(hp, workdir, method=method, network=network, reads={})
         so_far = {"pending": [], "last_loss": None, "best": None, "evaluated": True}
-        checkpoint.save(
-            workdir, 0, parts=parts, train={"step": np.int32(0)}, metadata={**metadata, **so_far}
-        )
+        metadata |= so_far
+        train = {"step": np.int32(0)}
+        checkpoint.save(workdir, 0, parts=parts, train=train, metadata=metadata).wait()
         return str(workdir)
 
     return untrained

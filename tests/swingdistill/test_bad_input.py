@@ -43,7 +43,7 @@ def save(path, network, params):
         "ledger": {"mechanisms": [], "ancestors": []},
     }
     parts = {"model": {"params": params, "model_state": {}}}
-    checkpoint.save(path, 0, parts=parts, train={"step": np.int32(0)}, metadata=metadata)
+    checkpoint.save(path, 0, parts=parts, train={"step": np.int32(0)}, metadata=metadata).wait()
 
 
 def digits_together():

@@ -13,7 +13,6 @@ import numpy as np
 import pytest
 
 from distill_core import checkpoint
-from distill_core.checkpoint import store
 from distill_core.config import InputError
 from distill_core.data import sampling
 from distill_core.losses import cross_entropy, distillation_loss, kl_divergence
@@ -170,7 +169,7 @@ def test_the_loss_of_a_swing_run_is_the_formula_on_whole_logits(swing, prepared)
 
 def test_a_students_checkpoint_holds_the_student_alone(swing):
     path, metadata = checkpoint.find(swing.workdir)
-    found = store._orbax().load_checkpointables(path, {"model": None, "train": None})
+    found = checkpoint.contents(path)
     expected = Network.from_json(metadata["parts"]["model"]).shapes()["params"]
     assert list(metadata["parts"]) == list(found["model"]) == ["model"]
     shapes = jax.tree.map(lambda x: x.shape, found["model"]["model"])

@@ -4,8 +4,6 @@ import re
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-import numpy as np
-
 from distill_core.models.foreign.decoders import WITHOUT_EFFECT
 from distill_core.models.foreign.weights_file import Place, RefusedError, Tensors, read_params
 
@@ -34,7 +32,9 @@ _UNDERSTOOD = {
 }  # fmt: skip
 
 
-def read(tensors: Tensors, given: Mapping[str, Any]) -> tuple[dict[str, int], dict[str, Any]]:
+def read(
+    tensors: Tensors, given: Mapping[str, Any], sharding: Any = None
+) -> tuple[dict[str, int], dict[str, Any]]:
     """(settings of a `Transformer` with `num_classes` and `max_length`, its parameters).
 
     Sizes come from the tensors, which may be named with or without the prefix `transformer.`; the
@@ -73,11 +73,11 @@ def read(tensors: Tensors, given: Mapping[str, Any]) -> tuple[dict[str, int], di
         if given.get(name, found[ours]) != found[ours]:
             raise RefusedError(f"config.json has {name} {given[name]!r}; the tensors {found[ours]}")
     places = (place._replace(name=prefix + place.name) for place in layout(**found))
-    params, others = read_params(tensors, places, "GPT-2")
+    params, others = read_params(tensors, places, "GPT-2", sharding)
     for name in sorted(others):
         if name != _HEAD and not _BUFFER.fullmatch(name.removeprefix(prefix)):
             raise RefusedError(f"tensor {name} is not one of GPT-2's")
-    if _HEAD in others and not np.array_equal(tensors.read(_HEAD), params["wte"]):
+    if _HEAD in others and not tensors.are_equal(_HEAD, f"{prefix}wte.weight"):
         raise RefusedError(f"tensor {_HEAD} differs from {prefix}wte.weight; they must be tied")
     return found, params
 

@@ -35,10 +35,11 @@ def is_directory(path: Any) -> bool:
     return any((folder / name).exists() for name in names) or any(folder.glob("*.safetensors"))
 
 
-def load_directory(path: Any) -> tuple[Network, dict[str, Any], bool]:
+def load_directory(path: Any, sharding: Any = None) -> tuple[Network, dict[str, Any], bool]:
     """(network, variables in the dtypes of the files, whether there is a chat template).
 
-    `num_classes` are the rows of the embedding, of which the tokenizer's are tokens.
+    `num_classes` are the rows of the embedding, of which the tokenizer's are tokens; `sharding` is
+    that of `distill_core.load_model`.
 
     Raises:
       InputError: on `checkpoint`: names the first file, setting or tensor that is missing, unknown
@@ -54,14 +55,14 @@ def load_directory(path: Any) -> tuple[Network, dict[str, Any], bool]:
             raise RefusedError(f"config.json has model_type {kind!r}; known are {', '.join(known)}")
         tensors = weights_file.directory_tensors(folder)
         if kind == "gpt2":
-            network, params = _gpt2(tensors, given)
+            network, params = _gpt2(tensors, given, sharding)
         else:
-            network, params = _decoder(tensors, given)
+            network, params = _decoder(tensors, given, sharding)
         written, template = _tokenizer(folder, given, network.num_classes)
     return dataclasses.replace(network, **written), {"params": params}, template
 
 
-def load_file(path: Any) -> tuple[Network, dict[str, Any]]:
+def load_file(path: Any, sharding: Any = None) -> tuple[Network, dict[str, Any]]:
     """(network, variables) of a GPT-2's `.safetensors` file; config.json, tokenizer.json and what
     names its special tokens are read if they lie beside it. Raises as `load_directory`."""
     file = pathlib.Path(path).expanduser()
@@ -69,28 +70,41 @@ def load_file(path: Any) -> tuple[Network, dict[str, Any]]:
         given, beside = {}, file.parent / "config.json"
         if beside.exists():
             given = read_object(beside, "config.json")
-        network, params = _gpt2(Tensors([file]), given)
+        network, params = _gpt2(Tensors([file]), given, sharding)
         written, _ = _tokenizer(file.parent, given, network.num_classes)
     return dataclasses.replace(network, **written), {"params": params}
 
 
-def _gpt2(tensors: Tensors, given: Mapping[str, Any]) -> tuple[Network, dict[str, Any]]:
-    sizes, params = gpt2.read(tensors, given)
+def weights_digest(path: Any) -> str:
+    """SHA-256 of the files with the weights of a directory, or of a file."""
+    place = pathlib.Path(path).expanduser()
+    with weights_file.refusing("checkpoint", path):
+        found = weights_file.directory_tensors(place) if place.is_dir() else Tensors([place])
+    return found.digest()
+
+
+def _gpt2(
+    tensors: Tensors, given: Mapping[str, Any], sharding: Any
+) -> tuple[Network, dict[str, Any]]:
+    sizes, params = gpt2.read(tensors, given, sharding)
     num_classes, max_length = sizes.pop("num_classes"), sizes.pop("max_length")
     return Network("transformer", num_classes, sizes, max_length=max_length), params
 
 
-def _decoder(tensors: Tensors, given: Mapping[str, Any]) -> tuple[Network, dict[str, Any]]:
+def _decoder(
+    tensors: Tensors, given: Mapping[str, Any], sharding: Any
+) -> tuple[Network, dict[str, Any]]:
     for name in ("vocab_size", "max_position_embeddings"):
         if type(value := given.get(name)) is not int or not 1 <= value < 2**31:
             raise RefusedError(f"config.json has {name} {value!r}; a positive number is needed")
     sizes, vocab_size = decoders.settings(given), given["vocab_size"]
     kind = given["model_type"]
-    params, others = weights_file.read_params(tensors, decoders.layout(sizes, vocab_size), kind)
+    places = decoders.layout(sizes, vocab_size)
+    params, others = weights_file.read_params(tensors, places, kind, sharding)
     for name in sorted(others):
         # Tied heads and the frequencies of the positions are sometimes stored all the same.
         if name == _HEAD and sizes["tied"]:
-            if not np.array_equal(tensors.read(name), params["embed_tokens"]):
+            if not tensors.are_equal(name, "model.embed_tokens.weight"):
                 needed = "they must be equal, as config.json has tie_word_embeddings"
                 raise RefusedError(f"tensor {_HEAD} differs from the embedding; {needed}")
         elif not name.endswith("inv_freq"):

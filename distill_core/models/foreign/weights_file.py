@@ -1,19 +1,23 @@
 """Reads `.safetensors` files and the JSON files that lie beside them."""
 
 import contextlib
+import hashlib
 import json
 import pathlib
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any, NamedTuple
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import traverse_util
 
 from distill_core.config import InputError
+from distill_core.runtime import parallel
 
 _DTYPES = {"F32": np.float32, "F16": np.float16, "BF16": jnp.bfloat16}
 INDEX = "model.safetensors.index.json"
+_ROWS_BYTES = 1 << 26  # of a tensor that are compared at a time
 
 
 class RefusedError(Exception):
@@ -91,6 +95,35 @@ class Tensors:
             raise RefusedError(f"tensor {name} holds NaN or infinity")
         return value
 
+    def dtype(self, name: str) -> np.dtype:
+        """A tensor's dtype, which `shape` has accepted."""
+        return np.dtype(_DTYPES[self._dtypes[name]])
+
+    def read_slice(self, name: str, index: tuple[slice, ...]) -> np.ndarray:
+        """Part of a tensor, in its own dtype; the rest of it is not read."""
+        with opened(self._files[name]) as tensors:
+            return np.asarray(tensors.get_slice(name)[index])
+
+    def are_equal(self, one: str, other: str) -> bool:
+        """Whether two tensors hold the same, of which only some rows are read at a time."""
+        if (shape := self.shape(one)) != self.shape(other):
+            return False
+        count = max(1, _ROWS_BYTES // max(1, 4 * int(np.prod(shape[1:]))))
+        rest = (slice(None),) * (len(shape) - 1)
+        for at in range(0, shape[0], count):
+            rows = (slice(at, min(at + count, shape[0])), *rest)
+            if not np.array_equal(self.read_slice(one, rows), self.read_slice(other, rows)):
+                return False
+        return True
+
+    def digest(self) -> str:
+        """SHA-256 of the files."""
+        sha = hashlib.sha256()
+        for file in sorted(set(self._files.values())):
+            with file.open("rb") as opened_file:
+                sha.update(hashlib.file_digest(opened_file, "sha256").digest())
+        return sha.hexdigest()
+
 
 class Place(NamedTuple):
     """Where a file's tensor belongs among our parameters.
@@ -108,11 +141,14 @@ class Place(NamedTuple):
     turned: bool = False
 
 
-def read_params(tensors: Tensors, places: Iterable[Place], whose: str) -> tuple[dict, set[str]]:
+def read_params(
+    tensors: Tensors, places: Iterable[Place], whose: str, sharding: Any = None
+) -> tuple[dict, set[str]]:
     """(parameters in the dtypes of the file, names that have no place).
 
     Names, shapes and dtypes are checked before anything is read; `whose` network it is says the
-    message. Kernels are transposed views. Raises RefusedError.
+    message. Kernels are transposed views. With a `sharding`, as `load_model` takes it, they are
+    `jax.Array`s, of which each process has read its own shards alone. Raises RefusedError.
     """
     kept, names = [], tensors.names()
     # One by one: a file may claim any number of layers, and the first missing one ends the loop.
@@ -124,11 +160,36 @@ def read_params(tensors: Tensors, places: Iterable[Place], whose: str) -> tuple[
             allowed = f"{list(needed)} is needed"
             raise RefusedError(f"tensor {place.name} is {list(shape)}; {allowed}")
         kept.append(place)
+    others = names - {place.name for place in kept}
+    if sharding is not None:
+        return _read_shards(tensors, kept, sharding), others
     flat = {}
     for place in kept:
         value = tensors.read(place.name)
         flat[place.path] = value.T if place.turned else value
-    return traverse_util.unflatten_dict(flat), names - {place.name for place in kept}
+    return traverse_util.unflatten_dict(flat), others
+
+
+def _read_shards(tensors: Tensors, places: Sequence[Place], sharding: Any) -> dict:
+    shapes = {
+        place.path: jax.ShapeDtypeStruct(place.shape, tensors.dtype(place.name)) for place in places
+    }
+    tree = parallel.assign({"params": traverse_util.unflatten_dict(shapes)}, sharding)
+    wanted: dict[Any, Any] = dict(traverse_util.flatten_dict(tree["params"]))
+    flat = {}
+    for place in places:
+
+        def read(index, place=place):
+            if place.turned:
+                return tensors.read_slice(place.name, index[::-1]).T
+            return tensors.read_slice(place.name, index)
+
+        where = wanted[place.path].sharding
+        value = jax.make_array_from_callback(place.shape, where, read)
+        if not jnp.isfinite(value).all():
+            raise RefusedError(f"tensor {place.name} holds NaN or infinity")
+        flat[place.path] = value
+    return traverse_util.unflatten_dict(flat)
 
 
 def directory_tensors(folder: pathlib.Path) -> Tensors:

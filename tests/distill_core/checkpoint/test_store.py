@@ -6,7 +6,9 @@ import json
 import logging
 import os
 import shutil
+import threading
 from pathlib import Path
+from types import SimpleNamespace
 
 import jax
 import jax.numpy as jnp
@@ -18,10 +20,12 @@ from distill_core import checkpoint
 from distill_core.checkpoint import integrity, store
 from distill_core.config import InputError
 from distill_core.models.network import Network
+from distill_core.runtime import parallel
 
 NETWORK = Network(
     "cnn", 3, {"widths": (2,), "hidden": 4}, (4, 4, 1), (0.5,), (0.25,), ("a", "b", "c")
 )
+NO_TRAIN = {"step": np.int32(0)}
 IMAGES = np.linspace(0, 1, 5 * 16, dtype=np.float32).reshape(5, 4, 4, 1)
 
 
@@ -44,7 +48,9 @@ def _train(seed=0):
 def _save(workdir, step=3, *, parts=None, train=None, **metadata):
     parts = parts or _parts()
     metadata = {"method": "test", "parts": {name: NETWORK.to_json() for name in parts}, **metadata}
-    return checkpoint.save(workdir, step, parts=parts, train=train or _train(), metadata=metadata)
+    return checkpoint.save(
+        workdir, step, parts=parts, train=train or _train(), metadata=metadata
+    ).wait()
 
 
 def _assert_equal(found, wanted):
@@ -79,6 +85,182 @@ def test_arrays_on_eight_devices_make_the_same_checkpoint(tmp_path):
     assert len(jax.tree.leaves(replicated)[0].sharding.device_set) == 8
     path = _save(tmp_path / "eight", parts=replicated)
     _assert_equal(checkpoint.load_model(path).variables["params"], _parts()["student"]["params"])
+
+
+# -- many devices ------------------------------------------------------------------------------
+
+
+def _sharding(count: int, *spec) -> NamedSharding:
+    return NamedSharding(Mesh(np.asarray(jax.devices()[:count]), ("data",)), PartitionSpec(*spec))
+
+
+def _large(count: int, rows: int = 16):
+    """Parts and train of a state that is sharded over so many devices, but for key and step."""
+    values = np.arange(rows * 6, dtype=np.float32).reshape(rows, 6)
+    w, mu = (jax.device_put(values + i, _sharding(count, "data")) for i in (0, 0.5))
+    key = jax.device_put(jax.random.key(3), _sharding(count))
+    step = jax.device_put(jnp.int32(7), _sharding(count))
+    return {"model": {"params": {"w": w}, "model_state": {}}}, {"mu": mu, "rng": key, "step": step}
+
+
+@pytest.mark.parametrize("count", [8, 2, 1], ids=["eight", "two", "one"])
+def test_a_sharded_state_is_restored_onto_any_mesh(tmp_path, count):
+    parts, train = _large(8)
+    path = checkpoint.save(tmp_path, 1, parts=parts, train=train, metadata={}).wait()
+    target = _large(count)
+    shapes = jax.tree.map(
+        lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), target
+    )
+    for wanted in (target, shapes):
+        found = checkpoint.restore(path, parts=wanted[0], train=wanted[1])
+        _assert_equal(found, (parts, train))
+        for leaf, other in zip(jax.tree.leaves(found), jax.tree.leaves(target), strict=True):
+            assert leaf.sharding.is_equivalent_to(other.sharding, leaf.ndim)
+    parts_only, train_only = jax.eval_shape(lambda: target)  # without places
+    found = checkpoint.restore(path, parts=parts_only, train=train_only)
+    assert isinstance(found[0]["model"]["params"]["w"], np.ndarray)
+    _assert_equal(found, (parts, train))
+
+
+def test_every_shard_of_eight_is_written_once(tmp_path):
+    """Two arrays of equal contents, one in shards and one replicated, take the same space."""
+    values = np.random.default_rng(0).normal(size=(256, 256)).astype(np.float32)
+    sizes = []
+    for i, spec in enumerate((("data",), ())):
+        array = jax.device_put(values, _sharding(8, *spec))
+        parts = {"model": {"params": {"w": array}, "model_state": {}}}
+        path = checkpoint.save(tmp_path, i, parts=parts, train=NO_TRAIN, metadata={}).wait()
+        sizes.append(sum(file.stat().st_size for file in Path(path).rglob("d/*")))
+    assert 0.8 * values.nbytes < min(sizes) <= max(sizes) < 1.1 * values.nbytes
+
+
+def test_a_shard_is_read_without_the_rest_of_its_array(tmp_path, monkeypatch):
+    """Even of an array that was written whole: it is stored in chunks."""
+    monkeypatch.setattr(store, "_CHUNK_BYTES", 1 << 16)
+    values = np.random.default_rng(0).normal(size=(1024, 256)).astype(np.float32)
+    parts = {"model": {"params": {"w": jnp.asarray(values)}, "model_state": {}}}
+    path = checkpoint.save(tmp_path, 1, parts=parts, train=NO_TRAIN, metadata={}).wait()
+    [stored] = jax.tree.leaves(store._orbax().metadata(path, "model").metadata)
+    assert np.prod(stored.storage_metadata.chunk_shape) * 4 <= 1 << 16
+
+
+def test_load_model_places_its_variables(tmp_path):
+    parts = _parts(2, "student", "generator")
+    _save(tmp_path, parts=parts)
+    wanted = {"params": parts["generator"]["params"], **parts["generator"]["model_state"]}
+
+    def by_rows(shapes):
+        """Kernels of eight columns over eight devices; all else everywhere."""
+        split = lambda x: x.ndim == 2 and x.shape[0] % 8 == 0  # noqa: E731
+        return jax.tree.map(lambda x: _sharding(8, *["data"] * split(x)), shapes)
+
+    for sharding in (by_rows, _sharding(4)):
+        loaded = checkpoint.load_model(tmp_path, part="generator", sharding=sharding)
+        _assert_equal(loaded.variables, wanted)
+        expected = by_rows(wanted) if sharding is by_rows else None
+        for name, leaf in checkpoint.by_name(loaded.variables).items():
+            where = checkpoint.by_name(expected)[name] if expected else sharding
+            assert leaf.sharding == where
+    split = [x for x in jax.tree.leaves(by_rows(wanted)) if x.spec == PartitionSpec("data")]
+    assert split  # some leaf is not replicated
+    np.testing.assert_allclose(
+        loaded.apply(loaded.variables, IMAGES), NETWORK.apply(wanted, IMAGES), rtol=1e-5
+    )
+
+
+@pytest.mark.parametrize("sharding", [None, "eight"])
+def test_a_network_that_is_not_finite_is_refused_wherever_it_lies(tmp_path, sharding):
+    parts = _parts(2)
+    parts["student"]["params"]["Dense_0"]["bias"] = jnp.full(4, jnp.nan)
+    _save(tmp_path, parts=parts)
+    with pytest.raises(InputError, match="leaf params/Dense_0/bias holds NaN or infinity"):
+        checkpoint.load_model(tmp_path, sharding=sharding and _sharding(8))
+
+
+def test_leaves_that_are_not_finite_are_named_in_order():
+    tree = {
+        "a": np.array([0.0, np.inf]),
+        "b": jnp.array([jnp.nan], jnp.bfloat16),
+        "c": jax.device_put(np.ones(8, np.float32), _sharding(8, "data")),
+        "d": np.array([1, 2]),
+        "e": jax.device_put(np.full(8, -np.inf, np.float32), _sharding(8, "data")),
+    }
+    assert checkpoint.not_finite(tree) == ["a", "b", "e"]
+    assert checkpoint.not_finite({"c": tree["c"], "d": tree["d"]}) == []
+
+
+# -- in the background -------------------------------------------------------------------------
+
+
+@pytest.fixture
+def slow_orbax(monkeypatch):
+    """Holds the writer back until it is released; returns (release, begun)."""
+    from orbax.checkpoint._src.serialization import jax_array_handlers
+
+    release, begun = threading.Event(), threading.Event()
+    write = jax_array_handlers._async_serialize_replica_slices
+
+    async def held(*args, **kwargs):
+        begun.set()
+        release.wait(60)
+        return await write(*args, **kwargs)
+
+    monkeypatch.setattr(jax_array_handlers, "_async_serialize_replica_slices", held)
+    yield release, begun
+    release.set()
+
+
+@pytest.mark.parametrize("mode", ["jit", "pmap", "shard_map", "mesh"])
+def test_a_step_that_donates_the_state_does_not_change_what_is_being_written(
+    tmp_path, slow_orbax, mode
+):
+    release, begun = slow_orbax
+    step = parallel.wrap(_add_one, mode, donate=True)
+    values = np.arange(1 << 16, dtype=np.float32)  # small arrays might lie elsewhere
+    state = parallel.place({"w": values}, mode)
+    batch = np.zeros((8, 2), np.float32)
+    state, _ = step(state, {}, parallel.feed(batch, mode))  # an output of a step, as in a run
+    parts = {"model": {"params": state, "model_state": {}}}
+    saving = checkpoint.save(tmp_path, 1, parts=parts, train=NO_TRAIN, metadata={})
+    assert begun.wait(60)
+    for _ in range(3):
+        state, _ = step(state, {}, parallel.feed(batch, mode))
+    assert checkpoint.steps(tmp_path) == []
+    release.set()
+    path = saving.wait()
+    target = {"model": {"params": {"w": values}, "model_state": {}}}
+    found, _ = checkpoint.restore(path, parts=target, train=NO_TRAIN)
+    np.testing.assert_array_equal(found["model"]["params"]["w"], values + 1)
+    np.testing.assert_array_equal(np.asarray(state["w"].addressable_data(0)), values + 4)
+
+
+def _add_one(state, frozen, batch):
+    return {"w": state["w"] + 1 + 0 * batch.sum()}, {}
+
+
+def test_metadata_is_that_of_the_moment_of_the_save(tmp_path, slow_orbax):
+    pending, (release, begun) = [1], slow_orbax
+    metadata = {"pending": pending}
+    saving = checkpoint.save(tmp_path, 1, parts=_parts(), train=_train(), metadata=metadata)
+    assert begun.wait(60)
+    pending.append(2)
+    release.set()
+    assert integrity.read_metadata(saving.wait())["pending"] == [1]
+
+
+def test_a_save_waits_for_the_one_before(tmp_path, slow_orbax):
+    release, begun = slow_orbax
+    first = checkpoint.save(tmp_path, 1, parts=_parts(), train=_train(), metadata={})
+    assert begun.wait(60)
+    done = []
+    second = threading.Thread(target=lambda: done.append(_save(tmp_path, 2)))
+    second.start()
+    second.join(0.2)
+    assert not done and checkpoint.steps(tmp_path) == []
+    release.set()
+    first.wait()
+    second.join()
+    assert done and checkpoint.steps(tmp_path) == [1, 2]
 
 
 def test_load_model_rebuilds_the_network(tmp_path):
@@ -249,15 +431,22 @@ def test_a_save_that_fails_says_why_and_leaves_the_older_ones(tmp_path, monkeypa
     orbax = store._orbax()
 
     class FullDisk:
+        Context = orbax.Context
+
         @staticmethod
-        def save_checkpointables(path, tree):
-            orbax.save_checkpointables(path, tree)
-            logging.getLogger("absl").error("a traceback of Orbax")
-            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        def save_checkpointables_async(path, tree):
+            response = orbax.save_checkpointables_async(path, tree)
+            return SimpleNamespace(result=lambda: fail(response))
+
+    def fail(response):
+        response.result()
+        logging.getLogger("absl").error("a traceback of Orbax")
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
     monkeypatch.setattr(store, "_orbax", lambda: FullDisk)
+    saving = checkpoint.save(tmp_path, 4, parts=_parts(), train=_train(), metadata={})
     with pytest.raises(checkpoint.CheckpointError) as failed:
-        _save(tmp_path, 4)
+        saving.wait()
     assert str(failed.value) == (
         f"could not write checkpoint {tmp_path}/checkpoints/4: No space left on device; "
         "earlier checkpoints are intact"

@@ -132,7 +132,7 @@ def test_constants_are_stored_with_the_network_and_restored(tmp_path):
         "config": {},
         "ledger": {"mechanisms": [], "ancestors": []},
     }
-    checkpoint.save(tmp_path, 1, parts=parts, train={"step": np.int32(1)}, metadata=metadata)
+    checkpoint.save(tmp_path, 1, parts=parts, train={"step": np.int32(1)}, metadata=metadata).wait()
     loaded = checkpoint.load_model(tmp_path)
     for name, stored in loaded.variables[CONSTANTS].items():
         np.testing.assert_array_equal(stored, state[CONSTANTS][name])

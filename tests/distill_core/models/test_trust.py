@@ -74,7 +74,7 @@ def write(name, model, **kwargs):
         "ledger": {"mechanisms": [], "ancestors": []},
         "data_note": "",
     }
-    checkpoint.save(name, 1, parts=parts, train={"step": np.int32(1)}, metadata=metadata)
+    checkpoint.save(name, 1, parts=parts, train={"step": np.int32(1)}, metadata=metadata).wait()
 
 
 def ran(place):
@@ -211,5 +211,5 @@ def test_our_own_networks_need_no_trust(tmp_path):
     params, model_state = Network.from_json(described).init(jax.random.key(0))
     parts = {"model": {"params": params, "model_state": model_state}}
     metadata = {"method": "test", "parts": {"model": described}}
-    checkpoint.save(tmp_path, 1, parts=parts, train={"step": np.int32(1)}, metadata=metadata)
+    checkpoint.save(tmp_path, 1, parts=parts, train={"step": np.int32(1)}, metadata=metadata).wait()
     assert distill_core.load_model(tmp_path).network == Network.from_json(described)

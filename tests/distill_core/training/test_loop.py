@@ -5,6 +5,7 @@ tests/multiprocess.
 """
 
 import asyncio
+import errno
 import json
 import math
 import os
@@ -13,6 +14,7 @@ import signal
 import subprocess
 import sys
 import threading
+import time
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -21,6 +23,7 @@ import numpy as np
 import pytest
 
 from distill_core import checkpoint, config
+from distill_core.checkpoint import store
 from distill_core.runtime import process
 from distill_core.training import loop
 
@@ -434,6 +437,61 @@ def test_a_signal_after_divergence_saves_nothing(tiny_run, tmp_path):
 
     with pytest.raises(loop.DivergedError, match="step 5"):
         tiny_run.run(tmp_path, batch_fn=batch_fn)
+    assert checkpoint.steps(tmp_path) == [2, 4]
+
+
+# -- in the background -------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("failing", "until"), [(4, 6), (STEPS, STEPS)], ids=["next", "end"])
+def test_a_save_that_fails_in_the_background_ends_the_run_at_the_next_or_at_the_end(
+    tiny_run, tmp_path, straight, monkeypatch, failing, until
+):
+    finish, trained = store.finish, []
+
+    def fail(path, metadata):
+        if metadata["step"] == failing:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        finish(path, metadata)
+
+    def batch_fn(step):
+        trained.append(step)
+        return tiny_run.batch_at(step)
+
+    error = rf"^could not write checkpoint .*/{failing}: No space left on device; earlier"
+    with monkeypatch.context() as patch, pytest.raises(checkpoint.CheckpointError, match=error):
+        patch.setattr(store, "finish", fail)
+        tiny_run.run(tmp_path, batch_fn=batch_fn)
+    assert trained == list(range(until))
+    assert checkpoint.steps(tmp_path)[-1] == failing - 2
+    assert not (tmp_path / "checkpoints" / str(failing)).exists()
+    tiny_run.run(tmp_path)
+    assert tiny_run.contents(tmp_path) == straight
+
+
+@pytest.mark.parametrize("ending", [KeyboardInterrupt, loop.DivergedError])
+def test_a_run_that_ends_by_an_error_first_completes_what_is_being_written(
+    tiny_run, tmp_path, monkeypatch, ending
+):
+    finish, ended = store.finish, threading.Event()
+
+    def late(path, metadata):
+        if metadata["step"] == 4:
+            assert ended.wait(60)
+            time.sleep(0.3)
+        finish(path, metadata)
+
+    def batch_fn(step):
+        if step == 5:
+            assert checkpoint.steps(tmp_path) == [2]
+            ended.set()
+            if ending is KeyboardInterrupt:
+                raise KeyboardInterrupt
+        return _poisoned(tiny_run, 4, y=np.nan)(step)
+
+    monkeypatch.setattr(store, "finish", late)
+    with pytest.raises(ending):
+        tiny_run.run(tmp_path, batch_fn=batch_fn, evaluate=None)
     assert checkpoint.steps(tmp_path) == [2, 4]
 
 

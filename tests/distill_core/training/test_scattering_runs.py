@@ -5,7 +5,6 @@ import numpy as np
 import pytest
 
 from distill_core import checkpoint, train
-from distill_core.checkpoint import store
 from distill_core.config import InputError
 from distill_core.models import CONSTANTS, scattering
 from distill_core.runtime import parallel
@@ -68,7 +67,7 @@ def killed(fit, monkeypatch):
 
 def arrays_of(workdir):
     folder, _ = checkpoint.find(workdir)
-    return store._orbax().load_checkpointables(folder, {"model": None, "train": None})
+    return checkpoint.contents(folder)
 
 
 def assert_same_bits(first, second):

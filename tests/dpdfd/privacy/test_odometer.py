@@ -59,7 +59,7 @@ def saved(tmp_path_factory):
         "ensemble": provenance.describe(1437, 20, 3),
     }  # fmt: skip
     parts = {"model": {"params": params, "model_state": {}}}
-    checkpoint.save(folder, 3, parts=parts, train={"step": np.int32(0)}, metadata=metadata)
+    checkpoint.save(folder, 3, parts=parts, train={"step": np.int32(0)}, metadata=metadata).wait()
     return folder
 
 

@@ -127,6 +127,11 @@ def test_every_form_of_the_names_gives_the_same(tmp_path):
     for tensors in (plain | buffers, plain | head, prefixed | head):
         _, variables = load_file(_write(tmp_path, tensors))
         chex.assert_trees_all_equal(variables, wanted)
+    _, placed = load_file(
+        tmp_path / "model.safetensors", jax.sharding.SingleDeviceSharding(jax.devices()[1])
+    )
+    chex.assert_trees_all_equal(placed, wanted)
+    assert {leaf.device for leaf in jax.tree.leaves(placed)} == {jax.devices()[1]}
 
 
 def test_load_model_gives_all_of_it(tmp_path):

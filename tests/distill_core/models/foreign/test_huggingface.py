@@ -10,13 +10,15 @@ import jax.numpy as jnp
 import ml_dtypes
 import numpy as np
 import pytest
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from safetensors.numpy import load_file, save_file
 
 from distill_core import release
 from distill_core.checkpoint import load_model
 from distill_core.config import InputError
-from distill_core.models.foreign import decoders
+from distill_core.models.foreign import decoders, weights_file
 from distill_core.step import NextTokens
+from distill_core.training import inputs
 
 sys.path.insert(0, str(pathlib.Path(__file__).parent))
 import directories
@@ -47,6 +49,50 @@ def test_shards_are_read_as_one_file_is(tmp_path):
     whole, parts = _write(tmp_path / "one"), _write(tmp_path / "several", shards=3)
     first, second = (load_model(path) for path in (whole, parts))
     assert jax.tree.all(jax.tree.map(np.array_equal, first.variables, second.variables))
+
+
+def _in_halves(shapes):
+    """The first axis that two devices can share is split, of every leaf that has one."""
+    mesh = Mesh(np.asarray(jax.devices()[:2]), ("data",))
+
+    def where(leaf):
+        even = [axis for axis, size in enumerate(leaf.shape) if size % 2 == 0][:1]
+        spec = ["data" if axis in even else None for axis in range(leaf.ndim)]
+        return NamedSharding(mesh, PartitionSpec(*spec))
+
+    return jax.tree.map(where, shapes)
+
+
+@pytest.mark.parametrize("dtype", [np.float32, ml_dtypes.bfloat16], ids=["float32", "bfloat16"])
+def test_with_a_sharding_only_its_shards_are_read(tmp_path, monkeypatch, dtype):
+    folder = _write(tmp_path, shards=2, dtype=dtype, tie_word_embeddings=False)
+    wanted, read = load_model(folder), []
+    read_slice = weights_file.Tensors.read_slice
+
+    def spy(self, name, index):
+        value = read_slice(self, name, index)
+        read.append(value.size / np.prod(self.shape(name)))
+        return value
+
+    monkeypatch.setattr(weights_file.Tensors, "read", None)  # would read a tensor as a whole
+    monkeypatch.setattr(weights_file.Tensors, "read_slice", spy)
+    loaded = load_model(folder, sharding=_in_halves)
+    assert loaded.network == wanted.network and set(read) == {0.5}
+    places = _in_halves(wanted.variables)
+    assert jax.tree.all(jax.tree.map(lambda x, s: x.sharding == s, loaded.variables, places))
+    for found, leaf in zip(
+        *map(jax.tree.leaves, (loaded.variables, wanted.variables)), strict=True
+    ):
+        assert found.dtype == leaf.dtype
+        np.testing.assert_array_equal(np.asarray(found), leaf)
+    assert inputs.of_model(loaded) == inputs.of_model(wanted)
+
+
+def test_a_shard_that_is_not_finite_is_refused(tmp_path):
+    folder = _write(tmp_path, shards=2)
+    _tensor(_Q, lambda x: np.where(np.arange(18) == 17, np.nan, x).astype(np.float32))(folder)
+    with pytest.raises(InputError, match=f"{_Q} holds NaN"):
+        load_model(folder, sharding=_in_halves)
 
 
 def test_weights_keep_the_dtype_of_the_file(tmp_path):

@@ -62,6 +62,12 @@ def test_load_model_gives_the_network_with_its_preprocessing(tmp_path):
     np.testing.assert_allclose(found, wanted, rtol=1e-4, atol=1e-4)
     assert loaded.metadata["parts"] == {"model": loaded.network.to_json()}
     assert loaded.metadata["method"] == "torch"
+    device = jax.devices()[1]
+    placed = distill_core.load_model(
+        _write(tmp_path), sharding=jax.sharding.SingleDeviceSharding(device)
+    )
+    assert {leaf.device for leaf in jax.tree.leaves(placed.variables)} == {device}
+    jax.tree.map(np.testing.assert_array_equal, placed.variables, loaded.variables)
 
 
 def test_the_description_may_be_in_the_header(tmp_path):
