@@ -14,7 +14,7 @@ import jax.numpy as jnp
 
 from distill_core.losses import coefficient
 from distill_core.runtime import parallel
-from distill_core.training import chunked
+from distill_core.training import chunked, teacher_cache
 from swingdistill.losses import integers, soft_targets, token_temperatures
 from swingdistill.released import instead
 from swingdistill.variants import anchored_targets, reference_mix, released_entries
@@ -37,8 +37,8 @@ class _Static(NamedTuple):
 def swing_loss_from_hidden(
     student_hidden: Array,
     student_embedding: Array,
-    teacher_hidden: Array,
-    teacher_embedding: Array,
+    teacher_hidden: Array | None,
+    teacher_embedding: Array | None,
     labels: Array,
     privacy_scores: Array,
     *,
@@ -59,6 +59,7 @@ def swing_loss_from_hidden(
     teacher_weight=0.0,
     entries: int | None = None,
     released: tuple[Array, Array] | None = None,
+    cached: tuple[Array, Array, Array] | None = None,
     has_aux: bool = False,
 ):
     """Σ_t w_t · swing_loss_t of logits hidden · embeddingᵀ, which never exist all at once.
@@ -69,14 +70,21 @@ def swing_loss_from_hidden(
     frozen: zero gradient. Divide by the sum of the weights over *all* devices for a mean. Under
     a mapped axis it works on each device's own tokens.
 
+    With `cached` answers in place of a teacher, the KL divergence is that of k + 1 outcomes: the k
+    classes, and "any other" (the tail). It is at most that of all V, and equal to it where student
+    and teacher agree on the proportions within the tail, or k = V. The same loss and gradient come
+    from a target whose tail has the student's own proportions. At temperatures other than 1, 2 and
+    4 the tail's mass is interpolated (`teacher_cache.tail_at`); noise is drawn for every class, and
+    there, as for clipping, the classes of the tail share its mass equally.
+
     Source: the loss is our reconstruction (see `losses`).
 
     Args:
       student_hidden: `[..., D]`, float32 or bfloat16, of which products with embeddings are then
         made, with float32 sums; the arithmetic on logits is float32.
       student_embedding: `[V, D]`, tied or not.
-      teacher_hidden: `[..., E]`; E may differ from D.
-      teacher_embedding: `[V, E]`.
+      teacher_hidden: `[..., E]`; E may differ from D. None with `cached`.
+      teacher_embedding: `[V, E]`. None with `cached`.
       labels: integers `[...]` in [0, V).
       privacy_scores: s in [0, 1], `[...]`.
       key, noise_ids, clip: as in `soft_targets`; `noise_ids` `[...]`.
@@ -92,6 +100,9 @@ def swing_loss_from_hidden(
       entries: at noised positions keep only so many classes of the teacher's, picked by the
         reference (`variants.released_entries`, for a formal budget). None keeps all.
       released: (classes, log-probabilities), `[..., k]` each; see `released.instead`.
+      cached: (classes, log-probabilities, tails), `[..., k]`, `[..., k]` and `[..., 3]`, of
+        `teacher_cache.coarse`, for the variant `swing` without `entries`. Of tails `[..., 1]` they
+        are finished targets: they get neither temperature nor noise.
       has_aux: return (sum, {"kl", "cross_entropy"}), the weighted sums of the bare KL divergence
         and cross-entropy, for logging, without gradient.
 
@@ -100,9 +111,12 @@ def swing_loss_from_hidden(
 
     Raises:
       ValueError: shapes that do not match, a Python scalar outside its range, an unknown variant,
-        or no reference where one is needed.
+        or no reference where one is needed; no teacher and nothing `cached`, or both.
     """
     leading = jnp.shape(labels)
+    _check_cached(cached, (teacher_hidden, teacher_embedding), leading)
+    if cached is not None and (variant != "swing" or entries is not None or released is not None):
+        raise ValueError("cached: belongs to the variant 'swing', without entries and releases")
     if variant not in VARIANTS:
         raise ValueError(f"variant: got {variant!r}; must be one of {', '.join(VARIANTS)}")
     chunk = chunked.chunk_for(student_embedding.shape[0]) if chunk is None else chunk
@@ -147,6 +161,7 @@ def swing_loss_from_hidden(
         "noise": jnp.where(live, noise, 0.0),
         "ids": integers("noise_ids", noise_ids, leading) if noisy else None,
         "released": released,
+        "cached": cached,
     }
     scalar = functools.partial(coefficient, leading=(), where=None, low=0.0)
     settings = {
@@ -156,6 +171,8 @@ def swing_loss_from_hidden(
         "teacher_weight": scalar("teacher_weight", teacher_weight, high=1.0),
     }
     tokens["heats"] = token_temperatures(scores, t_min=t_min, t_max=t_max, gamma=gamma)
+    if cached is not None and cached[2].shape[-1] == 1:
+        noisy, tokens["heats"] = False, jnp.ones(leading, jnp.float32)
     static = _Static(
         chunk=chunk,
         variant=variant,
@@ -176,6 +193,25 @@ def swing_loss_from_hidden(
     if has_aux:
         return total, jax.lax.stop_gradient({"kl": kl, "cross_entropy": hard})
     return total
+
+
+def _check_cached(cached: Any, teacher: tuple[Any, Any], leading: tuple[int, ...]):
+    if any((x is None) != (cached is not None) for x in teacher):
+        raise ValueError("teacher_hidden, teacher_embedding, cached: either both or the last")
+    if cached is None:
+        return
+    classes, log_probs, tails = cached
+    sizes = (1, len(teacher_cache.TEMPERATURES))
+    if not (
+        classes.shape == log_probs.shape == (*leading, *classes.shape[len(leading) :][:1])
+        and tails.shape[:-1] == leading
+        and tails.shape[-1] in sizes
+        and jnp.issubdtype(classes.dtype, jnp.integer)
+    ):
+        raise ValueError(
+            f"cached: got {classes.dtype} {classes.shape}, {log_probs.shape}, {tails.shape}; must "
+            f"be integers and floats {(*leading, 'k')}, floats {(*leading, ' or '.join('13'))}"
+        )
 
 
 def _sums(static: _Static, hidden: Array, embedding: Array, frozen: Any) -> Any:
@@ -231,7 +267,11 @@ def _scan(static: _Static, hidden: Array, embedding: Array, frozen: Any, *, grad
         student, reference = _finite(live, student), None
         if here["reference"] is not None:
             reference = chunked.logits(_finite(live, here["reference"]), reference_embedding)
-        teacher = chunked.logits(_finite(live, here["teacher"]), teacher_embedding)
+        if here["cached"] is None:
+            teacher = chunked.logits(_finite(live, here["teacher"]), teacher_embedding)
+        else:
+            teacher, listed = _stored_logits(here, live, len(embedding))
+            here = {**here, "listed": listed}
         target = _targets(static, settings, key, teacher, reference, here, live)
         weights = jnp.where(live, here["weights"], 0.0)
         sums, of_logits = _values(
@@ -251,6 +291,22 @@ def _scan(static: _Static, hidden: Array, embedding: Array, frozen: Any, *, grad
     if of_hidden is not None:
         of_hidden = of_hidden.reshape(padded.size, -1)[jnp.argsort(order)]
     return sums, of_hidden, of_embedding
+
+
+def _stored_logits(here: dict[str, Any], live: Array, vocab: int) -> tuple[Array, Array]:
+    """(logits [c, V] that a cache stands for, which classes it lists, bool [c, V]).
+
+    At the token's temperature the other classes share the tail's mass equally.
+    """
+    classes, log_probs, tails = (jnp.where(live[:, None], x, 0) for x in here["cached"])
+    log_probs, heats = log_probs.astype(jnp.float32), here["heats"]
+    others = vocab - classes.shape[-1]
+    rows, classes = jnp.arange(len(classes))[:, None], classes.astype(jnp.int32)
+    listed = jnp.zeros((len(classes), vocab), bool).at[rows, classes].set(True)
+    tail = tails[:, 0] if tails.shape[-1] == 1 else teacher_cache.tail_at(tails, heats, others)
+    each = heats * (tail - jnp.log(jnp.maximum(others, 1)))
+    spread = jnp.where(listed, -jnp.inf, each[:, None])
+    return spread.at[rows, classes].max(log_probs), listed
 
 
 def _targets(
@@ -289,6 +345,15 @@ def _targets(
     return target
 
 
+def _tail_as(log_soft: Array, target: Array, listed: Array) -> Array:
+    """A target whose classes outside `listed` have their mass in the student's own proportions."""
+    theirs, ours = (
+        jax.nn.logsumexp(jnp.where(listed, -jnp.inf, x), axis=-1, keepdims=True)
+        for x in (target, log_soft)
+    )
+    return jnp.where(listed, target, log_soft + (theirs - ours))
+
+
 def _values(
     static: _Static,
     settings: dict[str, Array],
@@ -302,6 +367,8 @@ def _values(
     alpha, t_min = settings["alpha"], settings["t_min"]
     log_hard = jax.nn.log_softmax(logits, axis=-1)
     log_soft = log_hard if static.unit_temperature else jax.nn.log_softmax(logits / t_min, axis=-1)
+    if here["cached"] is not None:
+        target = _tail_as(log_soft, target, here["listed"])
     p = jnp.exp(target)
     # Where p underflows to 0, or is 0, the term's limit is 0.
     kl = jnp.sum(jnp.where(p > 0, p * (jnp.where(p > 0, target, 0.0) - log_soft), 0.0), axis=-1)
