@@ -8,6 +8,7 @@ import dataclasses
 import functools
 import hashlib
 import json
+import math
 import os
 from collections.abc import Callable, Mapping
 from typing import Any, Self
@@ -53,7 +54,6 @@ class Manifest:
       release: of a noised release its "settings" and "report", and what is stored are the finished
         targets and the scores; None of bare answers at temperature 1.
       complete: whether all was written.
-      bytes_per_token: on disk, once complete.
       version: of this format.
     """
 
@@ -69,7 +69,6 @@ class Manifest:
     config: Mapping[str, Any]
     release: Mapping[str, Any] | None = None
     complete: bool = False
-    bytes_per_token: float | None = None
     version: int = _VERSION
 
     @classmethod
@@ -98,6 +97,12 @@ class Manifest:
             "tails": ((length, tails), np.float32),
         }
         return found | ({"scores": ((length,), np.float32)} if self.release else {})
+
+    @property
+    def bytes_per_token(self) -> float:
+        """Of all columns; on disk a shard adds some 64 KiB."""
+        rows = (math.prod(row) * np.dtype(dtype).itemsize for row, dtype in self.columns.values())
+        return sum(rows) / self.rows["length"]
 
     def to_text(self) -> str:
         """As the file holds it."""
@@ -172,13 +177,13 @@ def write(
     write_atomically(folder / MANIFEST, manifest.to_text())
     writers = {n: Writer(folder / n, *form) for n, form in manifest.columns.items()}
     _write_columns(writers, manifest.rows["count"], make)
-    size = sum(p.stat().length for n in writers for p in (folder / n).iterdir())
-    tokens = manifest.rows["count"] * manifest.rows["length"]
-    manifest = dataclasses.replace(manifest, complete=True, bytes_per_token=size / tokens)
+    manifest = dataclasses.replace(manifest, complete=True)
     write_atomically(folder / MANIFEST, manifest.to_text())
+    size = sum(p.stat().length for n in writers for p in (folder / n).iterdir())
     fits.say(
-        f"{folder}: {tokens:,} tokens, {manifest.k} classes each in {manifest.dtype} and the tail, "
-        f"{size / tokens:.1f} bytes per token ({size / 2**20:.1f} MiB)"
+        f"{folder}: {manifest.rows['count'] * manifest.rows['length']:,} tokens, {manifest.k} "
+        f"classes each in {manifest.dtype} and the tail, {manifest.bytes_per_token:g} bytes per "
+        f"token ({size / 2**20:.1f} MiB on disk)"
     )
     return manifest
 

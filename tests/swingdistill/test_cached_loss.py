@@ -72,7 +72,7 @@ def assert_same(found, expected, tolerance=1e-5):
 
 
 def joined(log_probs, classes):
-    """Log-probabilities [..., V] as those of the classes [..., k] and of any other, [..., k + 1]."""
+    """Log-probabilities [..., V] to those of the classes and of any other, [..., k + 1]."""
     listed = np.take_along_axis(np.asarray(log_probs, np.float64), np.asarray(classes), -1)
     rest = 1 - np.exp(listed).sum(-1, keepdims=True)
     return np.concatenate([listed, np.log(rest)], axis=-1)
