@@ -24,8 +24,8 @@ from distill_core.config import InputError
 from distill_core.data import sampling
 from distill_core.data.columns import Column, Writer
 from distill_core.models.network import LoadedModel, Network
-from distill_core.runtime import parallel, paths, progress, strict_json
-from distill_core.training import chunked, fits, inputs
+from distill_core.runtime import parallel, paths, process, progress, strict_json
+from distill_core.training import chunked, fits, inputs, run_state
 
 Array = jax.Array
 Rows = Mapping[str, Any]
@@ -171,7 +171,11 @@ def write(
             fits.say(f"{folder} is complete already")
             return known
         manifest = known
-    folder.mkdir(parents=True, exist_ok=True)
+    with run_state.about(field, str(folder)), process.hold(folder):
+        return _write(folder, manifest, make)
+
+
+def _write(folder: epath.Path, manifest: Manifest, make) -> Manifest:
     if "://" not in str(folder) and not manifest.release:
         os.chmod(folder, 0o700)  # as private as the teacher and its text
     write_atomically(folder / MANIFEST, manifest.to_text())
@@ -200,7 +204,10 @@ def _write_columns(writers: Mapping[str, Writer], count: int, make):
         made = {name: np.asarray(each)[mask] for name, each in make(rows).items()}
         for name, writer in writers.items():
             writer.append(made[name][max(0, writer.count - int(rows[0])) :])
-        reporter.advance(int(rows[mask][-1]) + 1)
+        done = int(rows[mask][-1]) + 1
+        reporter.advance(done)
+        if done * 10 // count > int(rows[0]) * 10 // count:  # a log sees no bar
+            reporter.say(f"{done:,} of {count:,} rows")
     reporter.end()
     for writer in writers.values():
         writer.finish({})

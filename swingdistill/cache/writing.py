@@ -95,20 +95,22 @@ def _release(hp: Settings, workdir: epath.Path) -> Manifest:
     teacher = _whole(hp, asked["teacher"])
     scores = train.score(hp, hp.scorers, encoded, public, asked)
     rows, report = targets.with_noise(hp, encoded.rows, scores)
+    assert report is not None
     bare = (rows["weights"] > 0) & (rows["released"] < 0)
     k = max(hp.entries, min(hp.top_k, shared)) if bare.any() else hp.entries
     with process.hold(workdir):
+        told = _told(report, bare)
         manifest = dataclasses.replace(
             _manifest(hp, teacher, rows, k),
             teacher="",  # a digest of private weights tells whoever guesses them
             id=secrets.token_hex(16),
             ledger=_ledger(hp, report, rows, teacher).to_json(),
-            release={"settings": _fields(hp, _OF_RELEASE), "report": _told(report, bare)},
+            release={"settings": _fields(hp, _OF_RELEASE), "report": told},
         )
         key = targets.noise_key(hp, workdir, 0, rows, models)
         make = _noised(hp, key, rows, bare, asked, k)
         found = teacher_cache.write(workdir / FOLDER, manifest, make, field="workdir")
-    fits.say(", ".join(f"{name} {value}" for name, value in found.release["report"].items()))
+    fits.say(", ".join(f"{name} {value}" for name, value in told.items()))
     return found
 
 
@@ -120,7 +122,7 @@ def _noised(hp: Settings, key, rows, bare: np.ndarray, models, k: int):
     spare = ((0, 0), (0, k - hp.entries))
     classes = np.pad(table["classes"], spare)
     log_probs = np.pad(table["log_probs"], spare, constant_values=-np.inf)
-    asked = bare.any() and teacher_cache.answers(models["teacher"], rows, k, temperature=hp.t_min)
+    asked = teacher_cache.answers(models["teacher"], rows, k, temperature=hp.t_min)
 
     def make(index: np.ndarray):
         place, plain = rows["released"][index], bare[index][..., None]
@@ -132,7 +134,7 @@ def _noised(hp: Settings, key, rows, bare: np.ndarray, models, k: int):
             "tails": np.where(noised, np.float32(-np.inf), np.float32(0)),
             "scores": rows["scores"][index],
         }
-        if asked and plain.any():
+        if plain.any():
             for name, values in asked(index).items():
                 found[name] = np.where(plain, np.asarray(values), found[name])
         return found

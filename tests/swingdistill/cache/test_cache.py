@@ -147,6 +147,7 @@ def test_what_a_cache_cannot_serve_costs_one_line(
     given = {**settings(teacher=cached(), **RULES), **changes}
     (tmp_path / "config.py").write_text(CONFIG.format(settings=given))
     arguments = [f"--config={tmp_path}/config.py", f"--workdir={tmp_path}/run"]
+    capsys.readouterr()
     code = cli.exit_code(
         lambda argv: cli.run_training(train.train_and_evaluate, train.Settings, argv), arguments
     )
