@@ -59,7 +59,7 @@ def swing_loss_from_hidden(
     teacher_weight=0.0,
     entries: int | None = None,
     released: tuple[Array, Array] | None = None,
-    cached: tuple[Array, Array, Array] | None = None,
+    cached: tuple[Array, Array, Array, Array] | None = None,
     has_aux: bool = False,
 ):
     """Σ_t w_t · swing_loss_t of logits hidden · embeddingᵀ, which never exist all at once.
@@ -70,12 +70,14 @@ def swing_loss_from_hidden(
     frozen: zero gradient. Divide by the sum of the weights over *all* devices for a mean. Under
     a mapped axis it works on each device's own tokens.
 
-    With `cached` answers in place of a teacher, the KL divergence is that of k + 1 outcomes: the k
-    classes, and "any other" (the tail). It is at most that of all V, and equal to it where student
-    and teacher agree on the proportions within the tail, or k = V. The same loss and gradient come
-    from a target whose tail has the student's own proportions. At temperatures other than 1, 2 and
-    4 the tail's mass is interpolated (`teacher_cache.tail_at`); noise is drawn for every class, and
-    there, as for clipping, the classes of the tail share its mass equally.
+    With `cached` answers in place of a teacher, the classes outside the k, the tail, have their
+    mass on the drawn classes: at temperature 1 and without noise the target, and so the gradient,
+    is the teacher's in expectation over the draws. At any other temperature, or with noise, the
+    tail has the student's own proportions instead. The divergence is then that of k + 1 outcomes,
+    the k classes and "any other", at most that of all V: nothing of the teacher's tail is told but
+    its mass, interpolated between temperatures 1, 2 and 4 (`teacher_cache.tail_at`). Noise is drawn
+    for every class; there, as for clipping, the classes of the tail share its mass equally. With
+    k = V all is as from the teacher.
 
     Source: the loss is our reconstruction (see `losses`).
 
@@ -100,9 +102,9 @@ def swing_loss_from_hidden(
       entries: at noised positions keep only so many classes of the teacher's, picked by the
         reference (`variants.released_entries`, for a formal budget). None keeps all.
       released: (classes, log-probabilities), `[..., k]` each; see `released.instead`.
-      cached: (classes, log-probabilities, tails), `[..., k]`, `[..., k]` and `[..., 3]`, of
-        `teacher_cache.coarse`, for the variant `swing` without `entries`. Of tails `[..., 1]` they
-        are finished targets: they get neither temperature nor noise.
+      cached: (classes, log-probabilities, tails, drawn), `[..., k]`, `[..., k]`, `[..., 3]` and
+        `[..., n]`, of `teacher_cache.coarse`, for the variant `swing` without `entries`. Of tails
+        `[..., 1]` they are finished targets: they get neither temperature nor noise.
       has_aux: return (sum, {"kl", "cross_entropy"}), the weighted sums of the bare KL divergence
         and cross-entropy, for logging, without gradient.
 
@@ -173,6 +175,7 @@ def swing_loss_from_hidden(
     tokens["heats"] = token_temperatures(scores, t_min=t_min, t_max=t_max, gamma=gamma)
     if cached is not None and cached[2].shape[-1] == 1:
         noisy, tokens["heats"] = False, jnp.ones(leading, jnp.float32)
+        tokens["noise"] = jnp.zeros(leading, jnp.float32)
     static = _Static(
         chunk=chunk,
         variant=variant,
@@ -200,17 +203,19 @@ def _check_cached(cached: Any, teacher: tuple[Any, Any], leading: tuple[int, ...
         raise ValueError("teacher_hidden, teacher_embedding, cached: either both or the last")
     if cached is None:
         return
-    classes, log_probs, tails = cached
+    classes, log_probs, tails, drawn = cached
     sizes = (1, len(teacher_cache.TEMPERATURES))
     if not (
         classes.shape == log_probs.shape == (*leading, *classes.shape[len(leading) :][:1])
         and tails.shape[:-1] == leading
         and tails.shape[-1] in sizes
+        and drawn.shape[:-1] == leading
         and jnp.issubdtype(classes.dtype, jnp.integer)
     ):
         raise ValueError(
-            f"cached: got {classes.dtype} {classes.shape}, {log_probs.shape}, {tails.shape}; must "
-            f"be integers and floats {(*leading, 'k')}, floats {(*leading, ' or '.join('13'))}"
+            f"cached: got {classes.dtype} {classes.shape}, {log_probs.shape}, {tails.shape}, "
+            f"{drawn.shape}; must be integers and floats {(*leading, 'k')}, floats "
+            f"{(*leading, '1 or 3')}, integers {(*leading, 'n')}"
         )
 
 
@@ -270,8 +275,8 @@ def _scan(static: _Static, hidden: Array, embedding: Array, frozen: Any, *, grad
         if here["cached"] is None:
             teacher = chunked.logits(_finite(live, here["teacher"]), teacher_embedding)
         else:
-            teacher, listed = _stored_logits(here, live, len(embedding))
-            here = {**here, "listed": listed}
+            teacher, *others = _stored_logits(here, live, len(embedding))
+            here = {**here, "tail": others}
         target = _targets(static, settings, key, teacher, reference, here, live)
         weights = jnp.where(live, here["weights"], 0.0)
         sums, of_logits = _values(
@@ -293,12 +298,14 @@ def _scan(static: _Static, hidden: Array, embedding: Array, frozen: Any, *, grad
     return sums, of_hidden, of_embedding
 
 
-def _stored_logits(here: dict[str, Any], live: Array, vocab: int) -> tuple[Array, Array]:
-    """(logits [c, V] that a cache stands for, which classes it lists, bool [c, V]).
+def _stored_logits(here: dict[str, Any], live: Array, vocab: int) -> tuple[Array, Array, Array]:
+    """(logits that a cache stands for, which classes it lists, shares of the others), [c, V] each.
 
-    At the token's temperature the other classes share the tail's mass equally.
+    Of the logits at the token's temperature the other classes share the tail's mass equally. The
+    shares are those of the drawn classes, 0 in all where they do not count.
     """
-    classes, log_probs, tails = (jnp.where(live[:, None], x, 0) for x in here["cached"])
+    stored = (jnp.where(live[:, None], x, 0) for x in here["cached"])
+    classes, log_probs, tails, drawn = stored
     log_probs, heats = log_probs.astype(jnp.float32), here["heats"]
     others = vocab - classes.shape[-1]
     rows, classes = jnp.arange(len(classes))[:, None], classes.astype(jnp.int32)
@@ -306,7 +313,10 @@ def _stored_logits(here: dict[str, Any], live: Array, vocab: int) -> tuple[Array
     tail = tails[:, 0] if tails.shape[-1] == 1 else teacher_cache.tail_at(tails, heats, others)
     each = heats * (tail - jnp.log(jnp.maximum(others, 1)))
     spread = jnp.where(listed, -jnp.inf, each[:, None])
-    return spread.at[rows, classes].max(log_probs), listed
+    count = ((heats == 1) & (here["noise"] <= 0)) / jnp.float32(drawn.shape[-1])
+    shares = jnp.zeros((len(classes), vocab), jnp.float32)
+    shares = shares.at[rows, drawn.astype(jnp.int32)].add(count[:, None])
+    return spread.at[rows, classes].max(log_probs), listed, shares
 
 
 def _targets(
@@ -345,13 +355,16 @@ def _targets(
     return target
 
 
-def _tail_as(log_soft: Array, target: Array, listed: Array) -> Array:
-    """A target whose classes outside `listed` have their mass in the student's own proportions."""
+def _with_tail(log_soft: Array, target: Array, listed: Array, shares: Array) -> Array:
+    """A target whose classes outside `listed` have their mass by `shares`, if there are any, else
+    in the student's own proportions."""
     theirs, ours = (
         jax.nn.logsumexp(jnp.where(listed, -jnp.inf, x), axis=-1, keepdims=True)
         for x in (target, log_soft)
     )
-    return jnp.where(listed, target, log_soft + (theirs - ours))
+    drawn = jnp.any(shares > 0, axis=-1, keepdims=True)
+    tail = jnp.where(drawn, jnp.log(shares), log_soft - ours) + theirs
+    return jnp.where(listed, target, tail)
 
 
 def _values(
@@ -368,7 +381,7 @@ def _values(
     log_hard = jax.nn.log_softmax(logits, axis=-1)
     log_soft = log_hard if static.unit_temperature else jax.nn.log_softmax(logits / t_min, axis=-1)
     if here["cached"] is not None:
-        target = _tail_as(log_soft, target, here["listed"])
+        target = _with_tail(log_soft, target, *here["tail"])
     p = jnp.exp(target)
     # Where p underflows to 0, or is 0, the term's limit is 0.
     kl = jnp.sum(jnp.where(p > 0, p * (jnp.where(p > 0, target, 0.0) - log_soft), 0.0), axis=-1)

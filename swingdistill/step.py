@@ -18,7 +18,7 @@ class Swing:
     `noise_scale` float32 [B, L]. `frozen` holds the networks' variables and the loss's numbers, and
     if `noisy` the secret `noise_key`. Where it has `released` (see `released.table`), those are the
     targets of the contexts at `batch["released"]`. Without a teacher `batch` holds cached answers,
-    `classes`, `log_probs` and `tails` [B, L, ...].
+    `classes`, `log_probs`, `tails` and `drawn` [B, L, ...].
 
     Attributes:
       student, teacher: language models over one vocabulary; no teacher where there is a cache.
@@ -48,7 +48,7 @@ class Swing:
         if self.teacher is not None:
             states, targets = self.teacher.hidden(frozen["teacher"], *inputs)
         else:
-            answers = (batch["classes"], batch["log_probs"], batch["tails"])
+            answers = tuple(batch[name] for name in ("classes", "log_probs", "tails", "drawn"))
         total, sums = swing_loss_from_hidden(
             hidden,
             embedding,

@@ -1,7 +1,8 @@
 """A text teacher's answers on disk: the likeliest classes of each token, and what the others hold.
 
 Renormalised, the k likeliest classes would be a biased target: a student would learn that the other
-classes are impossible. So the mass of these, the tail, is kept, too.
+classes are impossible. So the mass of these, the tail, is kept, too, and a few classes drawn from
+it: the tail's mass on them is the teacher's target in expectation.
 """
 
 import dataclasses
@@ -35,7 +36,9 @@ MANIFEST = "manifest.json"
 DTYPES = ("float16", "float32")
 TOP_K = 64
 TEMPERATURES = (1.0, 2.0, 4.0)  # at which the tail is known; see `tail_at`
+DRAWS = 16  # classes drawn from the tail
 _VERSION = 1
+_SEED = 0  # of the draws, a function of the number of the row
 _ROWS = 32  # at a time
 
 
@@ -95,6 +98,7 @@ class Manifest:
             "classes": ((length, self.k), np.uint16 if small else np.int32),
             "log_probs": ((length, self.k), np.dtype(self.dtype)),
             "tails": ((length, tails), np.float32),
+            "drawn": ((length, DRAWS), np.uint16 if small else np.int32),
         }
         return found | ({"scores": ((length,), np.float32)} if self.release else {})
 
@@ -232,6 +236,7 @@ def answers(
 
     def make(index: np.ndarray) -> Mapping[str, Any]:
         batch = tuple(rows[name][index] for name in ("tokens", "segments"))
+        batch = (*batch, index.astype(np.uint32))
         return _answers(loaded.network, k, heats, variables, batch, temperature or 1.0)
 
     return make
@@ -239,37 +244,55 @@ def answers(
 
 @functools.partial(jax.jit, static_argnums=(0, 1, 2))
 def _answers(network: Network, k: int, heats: tuple[float, ...], variables, batch, temperature):
-    states, embedding = network.hidden(variables, *batch)
-    flat = states.reshape(-1, states.shape[-1])
-    size = min(len(flat), chunked.chunk_for(len(embedding)))
-    parts = jnp.pad(flat, ((0, -len(flat) % size), (0, 0))).reshape(-1, size, flat.shape[-1])
+    tokens, segments, numbers = batch
+    states, embedding = network.hidden(variables, tokens, segments)
+    keys = jax.vmap(jax.random.fold_in, (None, 0))(jax.random.key(_SEED), numbers)
+    places = jax.vmap(lambda key: jax.random.uniform(key, tokens.shape[1:]))(keys)
+    flat, count = (states.reshape(-1, states.shape[-1]), places.reshape(-1)), tokens.size
+    size = min(count, chunked.chunk_for(len(embedding)))
+
+    def split(x):
+        padded = jnp.pad(x, ((0, -count % size), *[(0, 0)] * (x.ndim - 1)))
+        return padded.reshape(-1, size, *x.shape[1:])
 
     def one(part):
-        return coarse(chunked.logits(part, embedding) / temperature, k, heats)
+        states, places = part
+        return coarse(chunked.logits(states, embedding) / temperature, k, places, heats)
 
-    found = jax.lax.map(one, parts)
-    lead = batch[0].shape
+    found = jax.lax.map(one, jax.tree.map(split, flat))
     return {
-        name: each.reshape(-1, each.shape[-1])[: len(flat)].reshape(*lead, -1)
+        name: each.reshape(-1, each.shape[-1])[:count].reshape(*tokens.shape, -1)
         for name, each in found.items()
     }
 
 
-def coarse(logits: Array, k: int, heats: tuple[float, ...] = TEMPERATURES) -> dict[str, Array]:
-    """The k likeliest classes of logits `[..., V]`, and log Σ exp(log p/T) over the others.
+def coarse(
+    logits: Array, k: int, places: Array, heats: tuple[float, ...] = TEMPERATURES
+) -> dict[str, Array]:
+    """The k likeliest classes of logits `[T, V]`, and what there is to know of the others.
 
-    The sum is over these classes, not what the k leave of 1, which would lose the digits of a small
-    tail.
+    log Σ exp(log p/T) over the others is a sum over these classes, not what the k leave of 1, which
+    would lose the digits of a small tail. Of them 16 are drawn with probabilities ∝ p, at equal
+    distances of the cumulated p from `places` [T], uniform in [0, 1): a class of probability p in a
+    tail of mass m is drawn 16 p/m times in expectation.
 
     Returns:
-      {"classes": int32 `[..., k]`, "log_probs": float32 `[..., k]`, "tails": float32 `[..., H]`},
-      one tail for each of the temperatures `heats`.
+      {"classes": int32 `[T, k]`, "log_probs": float32 `[T, k]`, "tails": float32 `[T, H]`, one for
+      each of the temperatures `heats`, "drawn": int32 `[T, 16]`}.
     """
     log_probs = jax.nn.log_softmax(logits.astype(jnp.float32), axis=-1)
     best, classes = jax.lax.top_k(log_probs, k)
     rest = jnp.put_along_axis(log_probs, classes, -jnp.inf, axis=-1, inplace=False)
     tails = [jax.nn.logsumexp(rest / heat, axis=-1) for heat in heats]
-    return {"classes": classes, "log_probs": best, "tails": jnp.stack(tails, axis=-1)}
+    # Relative to the tail, whose mass may be below what float32 adds up beside 1.
+    total = jax.nn.logsumexp(rest, axis=-1, keepdims=True)
+    sums = jnp.cumsum(jnp.exp(rest - jnp.where(jnp.isneginf(total), 0.0, total)), axis=-1)
+    at = (places[:, None] + jnp.arange(DRAWS)) / DRAWS * sums[:, -1:]
+    at = jnp.minimum(at, jnp.nextafter(sums[:, -1:], 0.0))
+    drawn = jax.vmap(functools.partial(jnp.searchsorted, side="right"))(sums, at)
+    drawn = jnp.minimum(drawn, logits.shape[-1] - 1)  # without a tail
+    tail = jnp.stack(tails, axis=-1)
+    return {"classes": classes, "log_probs": best, "tails": tail, "drawn": drawn}
 
 
 @dataclasses.dataclass(frozen=True)

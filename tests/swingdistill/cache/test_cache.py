@@ -1,4 +1,4 @@
-"""A student of a cache is the teacher's, as far as k classes and the tail tell; a release is one."""
+"""A student of a cache is the one of its teacher, as far as k classes and the tail tell."""
 
 import json
 import re
