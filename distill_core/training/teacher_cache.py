@@ -287,7 +287,7 @@ def coarse(
     # Relative to the tail, whose mass may be below what float32 adds up beside 1.
     total = jax.nn.logsumexp(rest, axis=-1, keepdims=True)
     sums = jnp.cumsum(jnp.exp(rest - jnp.where(jnp.isneginf(total), 0.0, total)), axis=-1)
-    at = (places[:, None] + jnp.arange(DRAWS)) / DRAWS * sums[:, -1:]
+    at = (places[:, None] + jnp.arange(DRAWS)[None]) / DRAWS * sums[:, -1:]
     at = jnp.minimum(at, jnp.nextafter(sums[:, -1:], 0.0))
     drawn = jax.vmap(functools.partial(jnp.searchsorted, side="right"))(sums, at)
     drawn = jnp.minimum(drawn, logits.shape[-1] - 1)  # without a tail

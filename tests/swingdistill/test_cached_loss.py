@@ -1,4 +1,4 @@
-"""The loss from cached answers is the divergence of k + 1 outcomes: the k classes and any other."""
+"""The loss from cached answers: the k classes, and the tail on drawn classes or as one outcome."""
 
 import functools
 
@@ -40,9 +40,13 @@ def logits(pair):
     return jnp.einsum("...d,vd->...v", *pair, preferred_element_type=jnp.float32)
 
 
-def cached(batch, k=K):
-    found = teacher_cache.coarse(logits(batch["teacher"]), k)
-    return tuple(found[name] for name in ("classes", "log_probs", "tails"))
+def cached(batch, k=K, places=None):
+    places = np.random.default_rng(2).uniform(size=B * L) if places is None else places
+    flat = logits(batch["teacher"]).reshape(-1, V)
+    found = teacher_cache.coarse(flat, k, jnp.asarray(places, jnp.float32))
+    return tuple(
+        found[name].reshape(B, L, -1) for name in ("classes", "log_probs", "tails", "drawn")
+    )
 
 
 def loss(student, batch, *, answers=None, heats=HEATS, chunk=4, **settings):
@@ -78,13 +82,23 @@ def joined(log_probs, classes):
     return np.concatenate([listed, np.log(rest)], axis=-1)
 
 
-def by_hand(student, batch, target, *, t_min):
-    """The weighted sum from whole logits in float64, by the definition."""
-    classes = cached(batch)[0]
-    theirs = joined(target, classes)
+def by_hand(student, batch, target, answers, *, t_min=1.0):
+    """The weighted sum from whole logits in float64, by the definition.
+
+    Drawn classes count at temperature 1, elsewhere classes outside the k are one outcome.
+    """
+    classes, drawn = answers[0], np.asarray(answers[3])
     given = logits(student)
-    ours = joined(jax.nn.log_softmax(given / t_min), classes)
+    log_soft = np.asarray(jax.nn.log_softmax(given / t_min), np.float64)
+    theirs, ours = joined(target, classes), joined(log_soft, classes)
     kl = np.sum(np.exp(theirs) * (theirs - ours), -1)
+    tail = np.exp(theirs[..., -1:])
+    shares = np.stack([(drawn == v).mean(-1) for v in range(V)], -1)
+    p = tail * shares
+    apart = np.sum(np.exp(theirs) * (theirs - ours), -1, where=np.arange(K + 1) < K)
+    apart += np.sum(np.where(p > 0, p * (np.log(np.where(p > 0, p, 1)) - log_soft), 0), -1)
+    counts = (batch["scores"] == 0) & (t_min == 1)
+    kl = np.where(counts, apart, kl)
     hard = -np.take_along_axis(jax.nn.log_softmax(given), batch["labels"][..., None], -1)[..., 0]
     values = 0.6 * t_min**2 * kl + 0.4 * (1 - batch["scores"]) * hard
     return np.sum(batch["weights"] * values)
@@ -97,35 +111,75 @@ def test_with_all_classes_it_is_the_loss_from_the_teacher(batch, settings):
 
 
 @pytest.mark.parametrize("chunk", [1, 4, 100])
-def test_it_is_the_divergence_of_the_classes_and_any_other(batch, chunk):
+def test_the_tail_is_on_drawn_classes_at_temperature_1_and_else_one_outcome(batch, chunk):
     heats = token_temperatures(batch["scores"], **HEATS)
-    target = soft_targets(
-        None, logits(batch["teacher"]), heats, noise_scale=0, clip=1.0, noise_ids=None
-    )
-    found = loss(batch["student"], batch, answers=cached(batch), chunk=chunk)
-    np.testing.assert_allclose(found, by_hand(batch["student"], batch, target, t_min=1.0), 1e-5)
-    assert float(found) < float(loss(batch["student"], batch)), "a bound from below"
+    noiseless = {"noise_scale": 0, "clip": 1.0, "noise_ids": None}
+    target = soft_targets(None, logits(batch["teacher"]), heats, **noiseless)
+    answers = cached(batch)
+    found = loss(batch["student"], batch, answers=answers, chunk=chunk)
+    np.testing.assert_allclose(found, by_hand(batch["student"], batch, target, answers), 1e-5)
 
 
-def test_one_token_by_hand():
-    """Teacher (½, ¼, ⅛, ⅛), the two likeliest kept; a student that finds all four alike."""
+def test_as_one_outcome_the_tail_bounds_the_divergence_from_below(batch):
+    heats = {**HEATS, "t_min": 2.0}
+    temperatures = token_temperatures(batch["scores"], **heats)
+    noiseless = {"noise_scale": 0, "clip": 1.0, "noise_ids": None}
+    target = soft_targets(None, logits(batch["teacher"]), temperatures, **noiseless)
+    answers = cached(batch)
+    found = loss(batch["student"], batch, answers=answers, heats=heats)
+    expected = by_hand(batch["student"], batch, target, answers, t_min=2.0)
+    np.testing.assert_allclose(found, expected, 1e-5)
+    assert float(found) < float(loss(batch["student"], batch, heats=heats))
+
+
+def test_over_the_draws_the_gradient_is_the_one_of_the_teacher(batch):
+    """16 draws at equal distances from 64 places give each class to 1/1024 of the tail."""
+    batch = {**batch, "scores": jnp.zeros((B, L))}
+    means = [
+        with_gradients(batch, answers=cached(batch, places=np.full(B * L, (i + 0.5) / 64)))[1]
+        for i in range(64)
+    ]
+    found = jax.tree.map(lambda *each: sum(each) / 64, *means)
+    exact = with_gradients(batch)[1]
+    assert_same(found, exact, 1e-3)
+    for one, other in zip(means[0], exact, strict=True):
+        assert np.abs(one - other).max() > 3e-3 * np.abs(other).max(), "a single draw is not"
+    coarse = cached(batch)
+    renormalised = (*coarse[:2], jnp.full_like(coarse[2], -jnp.inf), coarse[3])
+    biased = with_gradients(batch, answers=renormalised)[1]
+    assert np.abs(biased[0] - exact[0]).max() > 0.02 * np.abs(exact[0]).max()
+
+
+@pytest.mark.parametrize("score", [0.0, 1.0])
+def test_one_token_by_hand(score):
+    """Teacher (⅛, ½, ⅛, ¼), the two likeliest kept; a student that finds all four alike."""
     teacher = jnp.log(jnp.array([[0.125, 0.5, 0.125, 0.25]]))
-    found = teacher_cache.coarse(teacher, 2)
+    found = teacher_cache.coarse(teacher, 2, jnp.array([0.3]))
     np.testing.assert_array_equal(found["classes"], [[1, 3]])
     np.testing.assert_allclose(found["tails"][0, 0], np.log(0.25), rtol=1e-6)
+    np.testing.assert_array_equal(found["drawn"], [[0] * 8 + [2] * 8])
     answers = tuple(found[name] for name in ("classes", "log_probs", "tails"))
+    answers += (jnp.array([[0, 0, 0, 2]]),)  # three draws of class 0, one of class 2
 
     def call(student):
         return swing_loss_from_hidden(
-            student, jnp.eye(4), None, None, jnp.array([1]), jnp.zeros(1), key=None, noise_ids=None,
-            weights=jnp.ones(1), alpha=1.0, t_min=1.0, t_max=1.0, noise_scale=0, clip=1.0,
-            cached=answers,
+            student, jnp.eye(4), None, None, jnp.array([1]), jnp.array([score]), key=None,
+            noise_ids=None, weights=jnp.ones(1), alpha=1.0, t_min=1.0, t_max=2.0, noise_scale=0,
+            clip=1.0, cached=answers,
         )  # fmt: skip
 
     value, gradient = jax.value_and_grad(call)(jnp.zeros((1, 4)))
-    # ½ log(½ / ¼) + ¼ log(¼ / ¼) + ¼ log(¼ / ½): classes 0 and 2 together
-    np.testing.assert_allclose(value, 0.25 * np.log(2), rtol=1e-6)
-    np.testing.assert_allclose(gradient, [[0.125, -0.25, 0.125, 0.0]], atol=1e-6)
+    if score == 0:  # the target is (3/16, 1/2, 1/16, 1/4)
+        p = np.array([3 / 16, 1 / 2, 1 / 16, 1 / 4])
+        np.testing.assert_allclose(value, np.sum(p * np.log(4 * p)), rtol=1e-6)
+        np.testing.assert_allclose(gradient, [0.25 - p], atol=1e-6)
+    else:  # at temperature 2 it is ∝ √p, the tail 2 √⅛ as one outcome, of which the student has ½
+        p = np.sqrt([0.5, 0.25, 4 * 0.125])
+        p /= p.sum()
+        expected = np.sum(p * np.log(p / np.array([0.25, 0.25, 0.5])))
+        np.testing.assert_allclose(value, expected, rtol=1e-5)
+        theirs = np.array([p[2] / 2, p[0], p[2] / 2, p[1]])
+        np.testing.assert_allclose(gradient, [0.25 - theirs], atol=1e-6)
 
 
 def test_its_gradients_are_its_differences(batch):
@@ -135,12 +189,13 @@ def test_its_gradients_are_its_differences(batch):
 
 
 def test_tokens_of_weight_zero_give_nothing_whatever_they_hold(batch):
-    classes, log_probs, tails = cached(batch)
+    classes, log_probs, tails, drawn = cached(batch)
     dead = batch["weights"] == 0
     spoilt = (
         jnp.where(dead[..., None], 60_000, classes).astype(jnp.uint16),
         jnp.where(dead[..., None], jnp.nan, log_probs),
         jnp.where(dead[..., None], jnp.nan, tails),
+        jnp.where(dead[..., None], 60_000, drawn).astype(jnp.uint16),
     )
     found = with_gradients(batch, answers=spoilt)
     assert_same(found, with_gradients(batch, answers=cached(batch)), 1e-6)
@@ -148,25 +203,25 @@ def test_tokens_of_weight_zero_give_nothing_whatever_they_hold(batch):
 
 
 def test_noise_is_that_of_the_teachers_targets(batch):
-    """The same draw per class; the tail moves as if its classes shared its mass equally."""
-    scale = 0.5
-    classes, log_probs, tails = cached(batch)
+    """The same noise per class; the tail moves as if its classes shared its mass equally."""
+    scale, answers = 0.5, cached(batch)
+    classes, log_probs, tails, _ = answers
     heats = token_temperatures(batch["scores"], **HEATS)
     rest = teacher_cache.tail_at(tails, heats, V - K)
     stored = jnp.broadcast_to((heats * (rest - np.log(V - K)))[..., None], (B, L, V))
     stored = jnp.put_along_axis(stored, classes, log_probs, axis=-1, inplace=False)
     noise = {"noise_scale": jnp.where(batch["scores"] > 0, scale, 0.0), "clip": 2.0}
     target = soft_targets(KEY, stored, heats, noise_ids=batch["ids"], **noise)
-    found = loss(batch["student"], batch, answers=cached(batch), noise_scale=scale)
-    np.testing.assert_allclose(found, by_hand(batch["student"], batch, target, t_min=1.0), 1e-4)
+    found = loss(batch["student"], batch, answers=answers, noise_scale=scale)
+    np.testing.assert_allclose(found, by_hand(batch["student"], batch, target, answers), 1e-4)
 
 
 def test_finished_targets_get_neither_temperature_nor_noise(batch):
-    classes, log_probs, tails = cached(batch)
-    finished = (classes, log_probs, tails[..., :1])
+    classes, log_probs, tails, drawn = cached(batch)
+    finished = (classes, log_probs, tails[..., :1], drawn)
     found = loss(batch["student"], batch, answers=finished, noise_scale=0.5)
-    target = jax.nn.log_softmax(logits(batch["teacher"]))
-    np.testing.assert_allclose(found, by_hand(batch["student"], batch, target, t_min=1.0), 1e-5)
+    expected = loss(batch["student"], batch, answers=cached(batch), heats={**HEATS, "t_max": 1.0})
+    np.testing.assert_allclose(found, expected, 1e-6)
 
 
 def test_classes_without_a_tail_are_all_that_a_release_gives(batch):
@@ -179,6 +234,7 @@ def test_classes_without_a_tail_are_all_that_a_release_gives(batch):
         np.pad(classes, ((0, 0), (0, 0), (0, 2))),
         np.pad(values, ((0, 0), (0, 0), (0, 2)), constant_values=-np.inf),
         np.full((B, L, 1), -np.inf, np.float32),
+        np.zeros((B, L, 16), int),
     )
     found = with_gradients(batch, answers=tuple(map(jnp.asarray, padded)))
     instead = {"released": (jnp.asarray(classes), jnp.asarray(values))}
@@ -190,7 +246,7 @@ def test_between_known_temperatures_the_tail_is_near(spread):
     """Within 0.03 nats of what its logits give; equal shares would miss by 0.7."""
     rng = np.random.default_rng(0)
     given = jnp.asarray(rng.normal(scale=spread, size=(50, 2000)), jnp.float32)
-    found = teacher_cache.coarse(given, 64)
+    found = teacher_cache.coarse(given, 64, jnp.zeros(50))
     rest = np.sort(np.asarray(jax.nn.log_softmax(given), np.float64))[:, :-64]
     for heat, within in ((1, 2e-5), (1.25, 0.03), (2, 2e-5), (3, 0.01), (4, 2e-5), (16, 0.01)):
         exact = np.log(np.exp(rest / heat).sum(-1))
@@ -200,9 +256,11 @@ def test_between_known_temperatures_the_tail_is_near(spread):
 
 def test_a_small_tail_keeps_its_digits():
     given = jnp.concatenate([jnp.array([[40.0, 39.0]]), jnp.zeros((1, 100))], axis=-1)
-    tail = teacher_cache.coarse(given, 2)["tails"][0, 0]
+    found = teacher_cache.coarse(given, 2, jnp.array([0.99]))
+    tail = found["tails"][0, 0]
     exact = np.log(100) - np.log(np.exp(40) + np.exp(39) + 100)
     np.testing.assert_allclose(tail, exact, rtol=1e-6)
+    assert len(set(found["drawn"][0].tolist())) == 16 and found["drawn"].min() >= 2
 
 
 @pytest.mark.parametrize(
@@ -217,7 +275,7 @@ def test_a_small_tail_keeps_its_digits():
 def test_what_does_not_fit_is_refused(batch, change):
     answers = cached(batch)
     if "shape" in change:
-        answers = (answers[0], answers[1][:, :3], answers[2])
+        answers = (answers[0], answers[1][:, :3], *answers[2:])
     if "teacher" in change:
         batch, answers = {**batch, "teacher": (None, None)}, None
     settings = {"variant": change["variant"]} if "variant" in change else {}
