@@ -7,7 +7,7 @@ r"""Evaluates an image classifier's checkpoint, and stores a teacher's answers f
 
 The second form stores a language model's answers on the training rows of a text, for students with
 --config.teacher=cache:DIR. It goes on where it was stopped. Texts with canaries, halves or other
-tasks than plain language are Swing's: python -m swingdistill.cache.
+tasks than plain language are written by `swingdistill.cache`.
 """
 
 import functools
