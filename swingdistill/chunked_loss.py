@@ -12,9 +12,10 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
+from distill_core import coarse
 from distill_core.losses import coefficient
 from distill_core.runtime import parallel
-from distill_core.training import chunked, teacher_cache
+from distill_core.training import chunked
 from swingdistill.losses import integers, soft_targets, token_temperatures
 from swingdistill.released import instead
 from swingdistill.variants import anchored_targets, reference_mix, released_entries
@@ -75,7 +76,7 @@ def swing_loss_from_hidden(
     is the teacher's in expectation over the draws. At any other temperature, or with noise, the
     tail has the student's own proportions instead. The divergence is then that of k + 1 outcomes,
     the k classes and "any other", at most that of all V: nothing of the teacher's tail is told but
-    its mass, interpolated between temperatures 1, 2 and 4 (`teacher_cache.tail_at`). Noise is drawn
+    its mass, interpolated between temperatures 1, 2 and 4 (`coarse.tail_at`). Noise is drawn
     for every class; there, as for clipping, the classes of the tail share its mass equally. With
     k = V all is as from the teacher.
 
@@ -103,7 +104,7 @@ def swing_loss_from_hidden(
         reference (`variants.released_entries`, for a formal budget). None keeps all.
       released: (classes, log-probabilities), `[..., k]` each; see `released.instead`.
       cached: (classes, log-probabilities, tails, drawn), `[..., k]`, `[..., k]`, `[..., 3]` and
-        `[..., n]`, of `teacher_cache.coarse`, for the variant `swing` without `entries`. Of tails
+        `[..., n]`, of `coarse.answers`, for the variant `swing` without `entries`. Of tails
         `[..., 1]` they are finished targets: they get neither temperature nor noise.
       has_aux: return (sum, {"kl", "cross_entropy"}), the weighted sums of the bare KL divergence
         and cross-entropy, for logging, without gradient.
@@ -204,7 +205,7 @@ def _check_cached(cached: Any, teacher: tuple[Any, Any], leading: tuple[int, ...
     if cached is None:
         return
     classes, log_probs, tails, drawn = cached
-    sizes = (1, len(teacher_cache.TEMPERATURES))
+    sizes = (1, len(coarse.TEMPERATURES))
     if not (
         classes.shape == log_probs.shape == (*leading, *classes.shape[len(leading) :][:1])
         and tails.shape[:-1] == leading
@@ -310,7 +311,7 @@ def _stored_logits(here: dict[str, Any], live: Array, vocab: int) -> tuple[Array
     others = vocab - classes.shape[-1]
     rows, classes = jnp.arange(len(classes))[:, None], classes.astype(jnp.int32)
     listed = jnp.zeros((len(classes), vocab), bool).at[rows, classes].set(True)
-    tail = tails[:, 0] if tails.shape[-1] == 1 else teacher_cache.tail_at(tails, heats, others)
+    tail = tails[:, 0] if tails.shape[-1] == 1 else coarse.tail_at(tails, heats, others)
     each = heats * (tail - jnp.log(jnp.maximum(others, 1)))
     spread = jnp.where(listed, -jnp.inf, each[:, None])
     count = ((heats == 1) & (here["noise"] <= 0)) / jnp.float32(drawn.shape[-1])

@@ -1,9 +1,4 @@
-"""A text teacher's answers on disk: the likeliest classes of each token, and what the others hold.
-
-Renormalised, the k likeliest classes would be a biased target: a student would learn that the other
-classes are impossible. So the mass of these, the tail, is kept, too, and a few classes drawn from
-it: the tail's mass on them is the teacher's target in expectation.
-"""
+"""A text teacher's answers on disk (`distill_core.coarse`), for students without the teacher."""
 
 import dataclasses
 import functools
@@ -19,7 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 from etils import epath
 
-from distill_core import config
+from distill_core import coarse, config
 from distill_core.checkpoint.integrity import write_atomically
 from distill_core.config import InputError
 from distill_core.data import sampling
@@ -28,15 +23,12 @@ from distill_core.models.network import LoadedModel, Network
 from distill_core.runtime import parallel, paths, process, progress, strict_json
 from distill_core.training import chunked, fits, inputs, run_state
 
-Array = jax.Array
 Rows = Mapping[str, Any]
 
 PREFIX = "cache:"  # of a config's `teacher`
 MANIFEST = "manifest.json"
 DTYPES = ("float16", "float32")
 TOP_K = 64
-TEMPERATURES = (1.0, 2.0, 4.0)  # at which the tail is known; see `tail_at`
-DRAWS = 16  # classes drawn from the tail
 _VERSION = 1
 _SEED = 0  # of the draws, a function of the number of the row
 _ROWS = 32  # at a time
@@ -93,12 +85,12 @@ class Manifest:
     def columns(self) -> dict[str, tuple[tuple[int, ...], Any]]:
         """Shape of one row, and dtype, of each column."""
         length, small = self.rows["length"], Network.from_json(self.network).num_tokens <= 2**16
-        tails = 1 if self.release else len(TEMPERATURES)
+        tails = 1 if self.release else len(coarse.TEMPERATURES)
         found: dict[str, tuple[tuple[int, ...], Any]] = {
             "classes": ((length, self.k), np.uint16 if small else np.int32),
             "log_probs": ((length, self.k), np.dtype(self.dtype)),
             "tails": ((length, tails), np.float32),
-            "drawn": ((length, DRAWS), np.uint16 if small else np.int32),
+            "drawn": ((length, coarse.DRAWS), np.uint16 if small else np.int32),
         }
         return found | ({"scores": ((length,), np.float32)} if self.release else {})
 
@@ -120,31 +112,6 @@ def digest(rows: Rows) -> str:
         for name in ("tokens", "segments"):
             sha.update(np.ascontiguousarray(rows[name][start : start + 4096], np.int32).data)
     return sha.hexdigest()
-
-
-def tail_at(tails: Array, temperatures: Array, classes: int) -> Array:
-    """log Σ exp(log p/T) over the classes outside the cache, from its values at `TEMPERATURES`.
-
-    Cubic in 1/T through these values and log `classes`, its limit as T grows: exact at T of 1, 2
-    and 4. Below 1 it would extrapolate.
-
-    Args:
-      tails: `[..., 3]`.
-      temperatures: T ≥ 1, `[...]`.
-      classes: how many there are, V − k; of none the tail is −∞.
-    """
-    if not classes:
-        return jnp.full(tails.shape[:-1], -jnp.inf)
-    places = [0.0, *(1.0 / t for t in TEMPERATURES)]
-    limit = jnp.full(tails.shape[:-1], jnp.log(float(classes)))
-    values = [limit, *jnp.moveaxis(tails, -1, 0)]
-    at = 1.0 / temperatures
-    found = jnp.zeros(tails.shape[:-1])
-    for i, place in enumerate(places):  # Lagrange's form
-        others = [other for j, other in enumerate(places) if j != i]
-        weight = functools.reduce(lambda w, o: w * (at - o) / (place - o), others, 1.0)
-        found += weight * values[i]
-    return jnp.where(jnp.isneginf(tails[..., 0]), -jnp.inf, found)
 
 
 def write(
@@ -232,7 +199,7 @@ def answers(
         allowed = f"must be at most the size of the vocabulary, {loaded.network.num_tokens:,}"
         raise InputError("top_k", k, allowed)
     variables = jax.device_put(loaded.variables)
-    heats = TEMPERATURES if temperature is None else (1.0,)
+    heats = coarse.TEMPERATURES if temperature is None else (1.0,)
 
     def make(index: np.ndarray) -> Mapping[str, Any]:
         batch = tuple(rows[name][index] for name in ("tokens", "segments"))
@@ -257,42 +224,13 @@ def _answers(network: Network, k: int, heats: tuple[float, ...], variables, batc
 
     def one(part):
         states, places = part
-        return coarse(chunked.logits(states, embedding) / temperature, k, places, heats)
+        return coarse.answers(chunked.logits(states, embedding) / temperature, k, places, heats)
 
     found = jax.lax.map(one, jax.tree.map(split, flat))
     return {
         name: each.reshape(-1, each.shape[-1])[:count].reshape(*tokens.shape, -1)
         for name, each in found.items()
     }
-
-
-def coarse(
-    logits: Array, k: int, places: Array, heats: tuple[float, ...] = TEMPERATURES
-) -> dict[str, Array]:
-    """The k likeliest classes of logits `[T, V]`, and what there is to know of the others.
-
-    log Σ exp(log p/T) over the others is a sum over these classes, not what the k leave of 1, which
-    would lose the digits of a small tail. Of them 16 are drawn with probabilities ∝ p, at equal
-    distances of the cumulated p from `places` [T], uniform in [0, 1): a class of probability p in a
-    tail of mass m is drawn 16 p/m times in expectation.
-
-    Returns:
-      {"classes": int32 `[T, k]`, "log_probs": float32 `[T, k]`, "tails": float32 `[T, H]`, one for
-      each of the temperatures `heats`, "drawn": int32 `[T, 16]`}.
-    """
-    log_probs = jax.nn.log_softmax(logits.astype(jnp.float32), axis=-1)
-    best, classes = jax.lax.top_k(log_probs, k)
-    rest = jnp.put_along_axis(log_probs, classes, -jnp.inf, axis=-1, inplace=False)
-    tails = [jax.nn.logsumexp(rest / heat, axis=-1) for heat in heats]
-    # Relative to the tail, whose mass may be below what float32 adds up beside 1.
-    total = jax.nn.logsumexp(rest, axis=-1, keepdims=True)
-    sums = jnp.cumsum(jnp.exp(rest - jnp.where(jnp.isneginf(total), 0.0, total)), axis=-1)
-    at = (places[:, None] + jnp.arange(DRAWS)[None]) / DRAWS * sums[:, -1:]
-    at = jnp.minimum(at, jnp.nextafter(sums[:, -1:], 0.0))
-    drawn = jax.vmap(functools.partial(jnp.searchsorted, side="right"))(sums, at)
-    drawn = jnp.minimum(drawn, logits.shape[-1] - 1)  # without a tail
-    tail = jnp.stack(tails, axis=-1)
-    return {"classes": classes, "log_probs": best, "tails": tail, "drawn": drawn}
 
 
 @dataclasses.dataclass(frozen=True)

@@ -19,7 +19,7 @@ import jax.numpy as jnp
 import numpy as np
 from etils import epath
 
-from distill_core import config
+from distill_core import coarse, config
 from distill_core.config import InputError
 from distill_core.models import trust
 from distill_core.models.network import LoadedModel
@@ -132,7 +132,7 @@ def _noised(hp: Settings, key, rows, bare: np.ndarray, models, k: int):
             "classes": np.where(noised, classes[place], 0),
             "log_probs": np.where(noised, log_probs[place], -np.inf),
             "tails": np.where(noised, np.float32(-np.inf), np.float32(0)),
-            "drawn": np.zeros((*place.shape, teacher_cache.DRAWS), np.int32),
+            "drawn": np.zeros((*place.shape, coarse.DRAWS), np.int32),
             "scores": rows["scores"][index],
         }
         if plain.any():

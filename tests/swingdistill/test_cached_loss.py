@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from jax.test_util import check_grads
 
-from distill_core.training import teacher_cache
+from distill_core import coarse
 from swingdistill import soft_targets, swing_loss_from_hidden, token_temperatures
 
 B, L, V, D, E, K = 2, 7, 37, 5, 3, 6
@@ -43,7 +43,7 @@ def logits(pair):
 def cached(batch, k=K, places=None):
     places = np.random.default_rng(2).uniform(size=B * L) if places is None else places
     flat = logits(batch["teacher"]).reshape(-1, V)
-    found = teacher_cache.coarse(flat, k, jnp.asarray(places, jnp.float32))
+    found = coarse.answers(flat, k, jnp.asarray(places, jnp.float32))
     return tuple(
         found[name].reshape(B, L, -1) for name in ("classes", "log_probs", "tails", "drawn")
     )
@@ -144,8 +144,8 @@ def test_over_the_draws_the_gradient_is_the_one_of_the_teacher(batch):
     assert_same(found, exact, 1e-3)
     for one, other in zip(means[0], exact, strict=True):
         assert np.abs(one - other).max() > 3e-3 * np.abs(other).max(), "a single draw is not"
-    coarse = cached(batch)
-    renormalised = (*coarse[:2], jnp.full_like(coarse[2], -jnp.inf), coarse[3])
+    known = cached(batch)
+    renormalised = (*known[:2], jnp.full_like(known[2], -jnp.inf), known[3])
     biased = with_gradients(batch, answers=renormalised)[1]
     assert np.abs(biased[0] - exact[0]).max() > 0.02 * np.abs(exact[0]).max()
 
@@ -154,7 +154,7 @@ def test_over_the_draws_the_gradient_is_the_one_of_the_teacher(batch):
 def test_one_token_by_hand(score):
     """Teacher (⅛, ½, ⅛, ¼), the two likeliest kept; a student that finds all four alike."""
     teacher = jnp.log(jnp.array([[0.125, 0.5, 0.125, 0.25]]))
-    found = teacher_cache.coarse(teacher, 2, jnp.array([0.3]))
+    found = coarse.answers(teacher, 2, jnp.array([0.3]))
     np.testing.assert_array_equal(found["classes"], [[1, 3]])
     np.testing.assert_allclose(found["tails"][0, 0], np.log(0.25), rtol=1e-6)
     np.testing.assert_array_equal(found["drawn"], [[0] * 8 + [2] * 8])
@@ -207,7 +207,7 @@ def test_noise_is_that_of_the_teachers_targets(batch):
     scale, answers = 0.5, cached(batch)
     classes, log_probs, tails, _ = answers
     heats = token_temperatures(batch["scores"], **HEATS)
-    rest = teacher_cache.tail_at(tails, heats, V - K)
+    rest = coarse.tail_at(tails, heats, V - K)
     stored = jnp.broadcast_to((heats * (rest - np.log(V - K)))[..., None], (B, L, V))
     stored = jnp.put_along_axis(stored, classes, log_probs, axis=-1, inplace=False)
     noise = {"noise_scale": jnp.where(batch["scores"] > 0, scale, 0.0), "clip": 2.0}
@@ -246,17 +246,17 @@ def test_between_known_temperatures_the_tail_is_near(spread):
     """Within 0.03 nats of what its logits give; equal shares would miss by 0.7."""
     rng = np.random.default_rng(0)
     given = jnp.asarray(rng.normal(scale=spread, size=(50, 2000)), jnp.float32)
-    found = teacher_cache.coarse(given, 64, jnp.zeros(50))
+    found = coarse.answers(given, 64, jnp.zeros(50))
     rest = np.sort(np.asarray(jax.nn.log_softmax(given), np.float64))[:, :-64]
     for heat, within in ((1, 2e-5), (1.25, 0.03), (2, 2e-5), (3, 0.01), (4, 2e-5), (16, 0.01)):
         exact = np.log(np.exp(rest / heat).sum(-1))
-        near = teacher_cache.tail_at(found["tails"], jnp.full(50, float(heat)), 2000 - 64)
+        near = coarse.tail_at(found["tails"], jnp.full(50, float(heat)), 2000 - 64)
         np.testing.assert_allclose(near, exact, atol=within, rtol=0)
 
 
 def test_a_small_tail_keeps_its_digits():
     given = jnp.concatenate([jnp.array([[40.0, 39.0]]), jnp.zeros((1, 100))], axis=-1)
-    found = teacher_cache.coarse(given, 2, jnp.array([0.99]))
+    found = coarse.answers(given, 2, jnp.array([0.99]))
     tail = found["tails"][0, 0]
     exact = np.log(100) - np.log(np.exp(40) + np.exp(39) + 100)
     np.testing.assert_allclose(tail, exact, rtol=1e-6)

@@ -7,7 +7,7 @@ import jax
 import numpy as np
 import pytest
 
-from distill_core import checkpoint, evaluate, train
+from distill_core import checkpoint, coarse, evaluate, train
 from distill_core.config import InputError
 from distill_core.data import columns
 from distill_core.data.text import corpus, tasks
@@ -80,13 +80,13 @@ def test_it_holds_the_likeliest_classes_and_the_rest(place, tmp_path, dtype, cap
     np.testing.assert_allclose(found["log_probs"], best, atol=4e-3 if dtype == "float16" else 1e-4)
     at = np.take_along_axis(log_probs, found["classes"].astype(int), -1)
     np.testing.assert_allclose(at, best, atol=1e-4)
-    for i, heat in enumerate(teacher_cache.TEMPERATURES):
+    for i, heat in enumerate(coarse.TEMPERATURES):
         exact = np.log(np.exp(rest / heat).sum(-1))
         np.testing.assert_allclose(found["tails"][..., i], exact, atol=1e-4)
     counts = np.stack([(found["drawn"] == v).sum(-1) for v in range(log_probs.shape[-1])], -1)
     p = np.exp(log_probs)
     np.put_along_axis(p, order[..., :K], 0.0, -1)
-    expected = teacher_cache.DRAWS * p / p.sum(-1, keepdims=True)
+    expected = coarse.DRAWS * p / p.sum(-1, keepdims=True)
     assert np.abs(counts - expected).max() < 1.01, "at equal distances of the cumulated mass"
     np.testing.assert_allclose(counts.mean((0, 1)), expected.mean((0, 1)), atol=0.05)
     assert manifest.bytes_per_token == K * (2 + np.dtype(dtype).itemsize) + 12 + 32
