@@ -26,8 +26,9 @@ def answers(
     tail of mass m is drawn 16 p/m times in expectation.
 
     Returns:
-      {"classes": int32 `[T, k]`, "log_probs": float32 `[T, k]`, "tails": float32 `[T, H]`, one for
-      each of the temperatures `heats`, "drawn": int32 `[T, 16]`}.
+      {"classes": int32 `[T, k]`, "log_probs": float32 `[T, k]`, "tails": float32 `[T, H + 1]`: a
+      sum for each of the temperatures `heats`, and the mean of log p over the tail, which the value
+      of a divergence takes; "drawn": int32 `[T, 16]`}.
     """
     log_probs = jax.nn.log_softmax(logits.astype(jnp.float32), axis=-1)
     best, classes = jax.lax.top_k(log_probs, k)
@@ -35,12 +36,14 @@ def answers(
     tails = [jax.nn.logsumexp(rest / heat, axis=-1) for heat in heats]
     # Relative to the tail, whose mass may be below what float32 adds up beside 1.
     total = jax.nn.logsumexp(rest, axis=-1, keepdims=True)
-    sums = jnp.cumsum(jnp.exp(rest - jnp.where(jnp.isneginf(total), 0.0, total)), axis=-1)
+    share = jnp.exp(rest - jnp.where(jnp.isneginf(total), 0.0, total))
+    mean = jnp.sum(share * jnp.where(share > 0, rest, 0.0), axis=-1)
+    sums = jnp.cumsum(share, axis=-1)
     at = (places[:, None] + jnp.arange(DRAWS)[None]) / DRAWS * sums[:, -1:]
     at = jnp.minimum(at, jnp.nextafter(sums[:, -1:], 0.0))
     drawn = jax.vmap(functools.partial(jnp.searchsorted, side="right"))(sums, at)
     drawn = jnp.minimum(drawn, logits.shape[-1] - 1)  # without a tail
-    tail = jnp.stack(tails, axis=-1)
+    tail = jnp.stack([*tails, mean], axis=-1)
     return {"classes": classes, "log_probs": best, "tails": tail, "drawn": drawn}
 
 

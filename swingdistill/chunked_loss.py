@@ -72,8 +72,8 @@ def swing_loss_from_hidden(
     a mapped axis it works on each device's own tokens.
 
     With `cached` answers in place of a teacher, the classes outside the k, the tail, have their
-    mass on the drawn classes: at temperature 1 and without noise the target, and so the gradient,
-    is the teacher's in expectation over the draws. At any other temperature, or with noise, the
+    mass on the drawn classes: at temperature 1 and without noise the value and the gradient are the
+    teacher's in expectation over the draws. At any other temperature, or with noise, the
     tail has the student's own proportions instead. The divergence is then that of k + 1 outcomes,
     the k classes and "any other", at most that of all V: nothing of the teacher's tail is told but
     its mass, interpolated between temperatures 1, 2 and 4 (`coarse.tail_at`). Noise is drawn
@@ -103,9 +103,9 @@ def swing_loss_from_hidden(
       entries: at noised positions keep only so many classes of the teacher's, picked by the
         reference (`variants.released_entries`, for a formal budget). None keeps all.
       released: (classes, log-probabilities), `[..., k]` each; see `released.instead`.
-      cached: (classes, log-probabilities, tails, drawn), `[..., k]`, `[..., k]`, `[..., 3]` and
+      cached: (classes, log-probabilities, tails, drawn), `[..., k]`, `[..., k]`, `[..., 4]` and
         `[..., n]`, of `coarse.answers`, for the variant `swing` without `entries`. Of tails
-        `[..., 1]` they are finished targets: they get neither temperature nor noise.
+        `[..., 2]` they are finished targets: they get neither temperature nor noise.
       has_aux: return (sum, {"kl", "cross_entropy"}), the weighted sums of the bare KL divergence
         and cross-entropy, for logging, without gradient.
 
@@ -174,7 +174,7 @@ def swing_loss_from_hidden(
         "teacher_weight": scalar("teacher_weight", teacher_weight, high=1.0),
     }
     tokens["heats"] = token_temperatures(scores, t_min=t_min, t_max=t_max, gamma=gamma)
-    if cached is not None and cached[2].shape[-1] == 1:
+    if cached is not None and cached[2].shape[-1] == 2:
         noisy, tokens["heats"] = False, jnp.ones(leading, jnp.float32)
         tokens["noise"] = jnp.zeros(leading, jnp.float32)
     static = _Static(
@@ -205,7 +205,7 @@ def _check_cached(cached: Any, teacher: tuple[Any, Any], leading: tuple[int, ...
     if cached is None:
         return
     classes, log_probs, tails, drawn = cached
-    sizes = (1, len(coarse.TEMPERATURES))
+    sizes = (2, len(coarse.TEMPERATURES) + 1)
     if not (
         classes.shape == log_probs.shape == (*leading, *classes.shape[len(leading) :][:1])
         and tails.shape[:-1] == leading
@@ -216,7 +216,7 @@ def _check_cached(cached: Any, teacher: tuple[Any, Any], leading: tuple[int, ...
         raise ValueError(
             f"cached: got {classes.dtype} {classes.shape}, {log_probs.shape}, {tails.shape}, "
             f"{drawn.shape}; must be integers and floats {(*leading, 'k')}, floats "
-            f"{(*leading, '1 or 3')}, integers {(*leading, 'n')}"
+            f"{(*leading, '2 or 4')}, integers {(*leading, 'n')}"
         )
 
 
@@ -311,7 +311,8 @@ def _stored_logits(here: dict[str, Any], live: Array, vocab: int) -> tuple[Array
     others = vocab - classes.shape[-1]
     rows, classes = jnp.arange(len(classes))[:, None], classes.astype(jnp.int32)
     listed = jnp.zeros((len(classes), vocab), bool).at[rows, classes].set(True)
-    tail = tails[:, 0] if tails.shape[-1] == 1 else coarse.tail_at(tails, heats, others)
+    known = tails[:, :-1]
+    tail = known[:, 0] if known.shape[-1] == 1 else coarse.tail_at(known, heats, others)
     each = heats * (tail - jnp.log(jnp.maximum(others, 1)))
     spread = jnp.where(listed, -jnp.inf, each[:, None])
     count = ((heats == 1) & (here["noise"] <= 0)) / jnp.float32(drawn.shape[-1])
@@ -356,16 +357,24 @@ def _targets(
     return target
 
 
-def _with_tail(log_soft: Array, target: Array, listed: Array, shares: Array) -> Array:
-    """A target whose classes outside `listed` have their mass by `shares`, if there are any, else
-    in the student's own proportions."""
+def _with_tail(
+    log_soft: Array, target: Array, listed: Array, shares: Array, means: Array
+) -> tuple[Array, Array]:
+    """(a target whose classes outside `listed` have their mass by `shares`, if there are any, else
+    in the student's own proportions; what Σ p log p of the tail is above that of the shares).
+
+    `means` are those of log p over the teacher's tail.
+    """
     theirs, ours = (
         jax.nn.logsumexp(jnp.where(listed, -jnp.inf, x), axis=-1, keepdims=True)
         for x in (target, log_soft)
     )
     drawn = jnp.any(shares > 0, axis=-1, keepdims=True)
     tail = jnp.where(drawn, jnp.log(shares), log_soft - ours) + theirs
-    return jnp.where(listed, target, tail)
+    p = jnp.where(listed, 0.0, jnp.exp(tail))
+    on_drawn = jnp.sum(p * jnp.where(p > 0, tail, 0.0), axis=-1)
+    known = jnp.where(drawn[:, 0], jnp.exp(theirs[:, 0]) * means - on_drawn, 0.0)
+    return jnp.where(listed, target, tail), known
 
 
 def _values(
@@ -381,11 +390,14 @@ def _values(
     alpha, t_min = settings["alpha"], settings["t_min"]
     log_hard = jax.nn.log_softmax(logits, axis=-1)
     log_soft = log_hard if static.unit_temperature else jax.nn.log_softmax(logits / t_min, axis=-1)
+    known = 0.0
     if here["cached"] is not None:
-        target = _with_tail(log_soft, target, *here["tail"])
+        means = jnp.where(live, here["cached"][2][:, -1], 0.0)
+        target, known = _with_tail(log_soft, target, *here["tail"], means)
     p = jnp.exp(target)
     # Where p underflows to 0, or is 0, the term's limit is 0.
     kl = jnp.sum(jnp.where(p > 0, p * (jnp.where(p > 0, target, 0.0) - log_soft), 0.0), axis=-1)
+    kl += known
     labels = jnp.where(live, here["labels"], 0).astype(jnp.int32)
     picked = jax.lax.broadcasted_iota(jnp.int32, logits.shape, 1) == labels[:, None]
     hard = -jnp.sum(jnp.where(picked, log_hard, 0.0), axis=-1)

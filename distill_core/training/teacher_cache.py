@@ -85,7 +85,7 @@ class Manifest:
     def columns(self) -> dict[str, tuple[tuple[int, ...], Any]]:
         """Shape of one row, and dtype, of each column."""
         length, small = self.rows["length"], Network.from_json(self.network).num_tokens <= 2**16
-        tails = 1 if self.release else len(coarse.TEMPERATURES)
+        tails = 2 if self.release else len(coarse.TEMPERATURES) + 1
         found: dict[str, tuple[tuple[int, ...], Any]] = {
             "classes": ((length, self.k), np.uint16 if small else np.int32),
             "log_probs": ((length, self.k), np.dtype(self.dtype)),

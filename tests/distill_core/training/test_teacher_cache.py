@@ -83,13 +83,15 @@ def test_it_holds_the_likeliest_classes_and_the_rest(place, tmp_path, dtype, cap
     for i, heat in enumerate(coarse.TEMPERATURES):
         exact = np.log(np.exp(rest / heat).sum(-1))
         np.testing.assert_allclose(found["tails"][..., i], exact, atol=1e-4)
+    mean = np.sum(np.exp(rest) * rest, -1) / np.exp(rest).sum(-1)
+    np.testing.assert_allclose(found["tails"][..., -1], mean, atol=1e-4)
     counts = np.stack([(found["drawn"] == v).sum(-1) for v in range(log_probs.shape[-1])], -1)
     p = np.exp(log_probs)
     np.put_along_axis(p, order[..., :K], 0.0, -1)
     expected = coarse.DRAWS * p / p.sum(-1, keepdims=True)
     assert np.abs(counts - expected).max() < 1.01, "at equal distances of the cumulated mass"
     np.testing.assert_allclose(counts.mean((0, 1)), expected.mean((0, 1)), atol=0.05)
-    assert manifest.bytes_per_token == K * (2 + np.dtype(dtype).itemsize) + 12 + 32
+    assert manifest.bytes_per_token == K * (2 + np.dtype(dtype).itemsize) + 16 + 32
     printed = f"{count:,} tokens, {K} classes each in {dtype} and the tail"
     assert printed in (out := capsys.readouterr().out)
     assert f"{manifest.bytes_per_token:g} bytes per token" in out

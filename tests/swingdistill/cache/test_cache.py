@@ -246,8 +246,9 @@ def test_a_release_holds_the_teachers_bare_answers_only_where_its_report_says_so
     assert same.any() == bare
     assert ("bare" in manifest.release["report"]["not_covered"]) == bare
     noised = (rows["weights"] > 0) & ~expected
-    assert np.isneginf(found["tails"][noised]).all(), "of any other class nothing is told"
+    assert np.isneginf(found["tails"][noised][..., 0]).all(), "of any other class nothing is told"
     assert (np.isfinite(found["log_probs"][noised]).sum(-1) == FORMAL["entries"]).all()
+    assert not found["tails"][noised][..., 1].any() and not found["drawn"][noised].any()
     assert np.isneginf(found["log_probs"][rows["weights"] == 0]).all()
 
 
