@@ -1,7 +1,13 @@
-r"""Evaluates an image classifier's checkpoint, and stores its logits for black-box distillation.
+r"""Evaluates an image classifier's checkpoint, and stores a teacher's answers for its students.
 
     python -m distill_core.evaluate --checkpoint runs/nasty [--dataset digits] [--split train] \
         [--logits_out logits.npz]
+    python -m distill_core.evaluate --checkpoint TEACHER --teacher_cache DIR [--dataset text:PATH] \
+        [--length 64] [--top_k 64] [--cache_dtype float16]
+
+The second form stores a language model's answers on the training rows of a text, for students with
+--config.teacher=cache:DIR. It goes on where it was stopped. Texts with canaries, halves or other
+tasks than plain language are written by `swingdistill.cache`.
 """
 
 import functools
@@ -15,10 +21,12 @@ import numpy as np
 from etils import epath
 
 from distill_core import checkpoint, config, data
+from distill_core.data.text import corpus as corpora
+from distill_core.data.text import tasks as text_tasks
 from distill_core.losses import cross_entropy
 from distill_core.models.network import Network
 from distill_core.runtime import cli, parallel, paths
-from distill_core.training import fits, metrics
+from distill_core.training import fits, metrics, plain_text, teacher_cache
 
 
 def evaluate_checkpoint(
@@ -95,6 +103,71 @@ def compute_logits(
     return np.concatenate(parts)[: len(images)]
 
 
+# What Swing's settings add to a text, where it is plain.
+_PLAIN = {"task": "language", "half": "all", "canaries_per_level": 0, "num_train": 10**9}
+
+
+def write_teacher_cache(
+    path: epath.PathLike,
+    folder: epath.PathLike,
+    *,
+    part: str | None = None,
+    dataset: str | None = None,
+    length: int | None = None,
+    top_k: int = teacher_cache.TOP_K,
+    dtype: str = teacher_cache.DTYPES[0],
+) -> teacher_cache.Manifest:
+    """A language model's answers on the training rows of a plain text; goes on where it stopped.
+
+    The rows are those of `swingdistill.train` with the same `dataset` and `length`, task
+    `language`, and the model's tokenizer. What is written is as private as the model and the text.
+
+    Args:
+      path: a workdir or checkpoint.
+      folder: of the cache.
+      part: which of its networks.
+      dataset, length: by default those that the checkpoint was trained with.
+      top_k: classes per token.
+      dtype: of their log-probabilities, float16 or float32.
+
+    Raises:
+      InputError: no such checkpoint or text, or the folder has a cache of another.
+    """
+    if top_k < 1:
+        raise config.InputError("top_k", top_k, "must be at least 1")
+    if length is not None and length < 2:
+        raise config.InputError("length", length, "must be at least 2")
+    if dtype not in teacher_cache.DTYPES:
+        allowed = f"must be one of {', '.join(teacher_cache.DTYPES)}"
+        raise config.InputError("cache_dtype", dtype, allowed)
+    loaded = checkpoint.load_model(path, part=part)
+    if not loaded.network.is_text:
+        allowed = "is a classifier of images; --logits_out stores its answers"
+        raise config.InputError("checkpoint", str(path), allowed)
+    tokenizer = plain_text.tokenizer_of(loaded, "checkpoint", str(path))
+    theirs = loaded.metadata.get("config", {})
+    settings = {
+        "dataset": dataset or theirs.get("dataset"),
+        "length": length or theirs.get("length"),
+    }
+    for name, value in settings.items():
+        if value is None:
+            raise config.InputError(name, None, "is required: the checkpoint's config has none")
+    strange = [k for k, v in _PLAIN.items() if theirs.get(k, v) != v] if dataset is None else []
+    if strange:
+        allowed = f"chose its text by {strange[0]}: take python -m swingdistill.cache, or --dataset"
+        raise config.InputError("checkpoint", str(path), allowed)
+    network, size = loaded.network, settings["length"]
+    if network.is_bounded and size > (network.max_length or 0):
+        raise config.InputError("length", size, f"must be at most {network.max_length}")
+    lines = corpora.load_corpus(settings["dataset"]).train
+    encoded = [text_tasks.encode(line, tokenizer, "language") for line in lines]
+    rows = text_tasks.to_rows(encoded, tokenizer, size)[0]
+    make = teacher_cache.answers(loaded, rows, top_k)
+    given = {"k": top_k, "dtype": dtype, "settings": settings}
+    return teacher_cache.write(folder, teacher_cache.Manifest.of(loaded, rows, **given), make)
+
+
 @functools.partial(jax.jit, static_argnums=0)
 def _logits(network: Network, variables, images):
     return network.apply(variables, images)
@@ -109,7 +182,30 @@ def main(argv: Sequence[str]):
     flags.add_argument("--data_dir", metavar="DIR", help="of a tfds:… data set")
     flags.add_argument("--split", default="test", help="test, the default, or train")
     flags.add_argument("--logits_out", metavar="FILE.npz", help="where to write the split's logits")
+    flags.add_argument("--teacher_cache", metavar="DIR", help="where to write a text's answers")
+    flags.add_argument("--length", type=int, metavar="L", help="tokens of a row of that text")
+    flags.add_argument("--top_k", type=int, default=teacher_cache.TOP_K, help="classes per token")
+    flags.add_argument(
+        "--cache_dtype",
+        choices=teacher_cache.DTYPES,
+        default=teacher_cache.DTYPES[0],
+        help="of log-probabilities",
+    )
     given = flags.read(argv, required=("checkpoint",))
+    if given.teacher_cache:
+        if given.logits_out:
+            allowed = "is for images: a text's answers go to --teacher_cache alone"
+            raise config.InputError("logits_out", given.logits_out, allowed)
+        write_teacher_cache(
+            given.checkpoint,
+            given.teacher_cache,
+            part=given.part,
+            dataset=given.dataset,
+            length=given.length,
+            top_k=given.top_k,
+            dtype=given.cache_dtype,
+        )
+        return
 
     def tell(found):
         note = f"; {found['note']}" if found["note"] else ""
@@ -119,7 +215,8 @@ def main(argv: Sequence[str]):
             f"{parallel.describe()})"
         )
 
-    options = {k: v for k, v in vars(given).items() if k not in ("checkpoint", "trust")}
+    names = ("part", "dataset", "data_dir", "split", "logits_out")
+    options = {name: getattr(given, name) for name in names}
     evaluate_checkpoint(given.checkpoint, **options, tell=tell)
 
 

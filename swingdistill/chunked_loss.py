@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
+from distill_core import coarse
 from distill_core.losses import coefficient
 from distill_core.runtime import parallel
 from distill_core.training import chunked
@@ -38,8 +39,8 @@ class _Static(NamedTuple):
 def swing_loss_from_hidden(
     student_hidden: Array,
     student_embedding: Array,
-    teacher_hidden: Array,
-    teacher_embedding: Array,
+    teacher_hidden: Array | None,
+    teacher_embedding: Array | None,
     labels: Array,
     privacy_scores: Array,
     *,
@@ -60,6 +61,7 @@ def swing_loss_from_hidden(
     teacher_weight=0.0,
     entries: int | None = None,
     released: tuple[Array, Array] | None = None,
+    cached: tuple[Array, Array, Array, Array] | None = None,
     has_aux: bool = False,
 ):
     """Σ_t w_t · swing_loss_t of logits hidden · embeddingᵀ, which never exist all at once.
@@ -70,14 +72,23 @@ def swing_loss_from_hidden(
     frozen: zero gradient. Divide by the sum of the weights over *all* devices for a mean. Under
     a mapped axis it works on each device's own tokens.
 
+    With `cached` answers in place of a teacher, the classes outside the k, the tail, have their
+    mass on the drawn classes: at temperature 1 and without noise the value and the gradient are the
+    teacher's in expectation over the draws. At any other temperature, or with noise, the
+    tail has the student's own proportions instead. The divergence is then that of k + 1 outcomes,
+    the k classes and "any other", at most that of all V: nothing of the teacher's tail is told but
+    its mass, interpolated between temperatures 1, 2 and 4 (`coarse.tail_at`). Noise is drawn
+    for every class; there, as for clipping, the classes of the tail share its mass equally. With
+    k = V all is as from the teacher.
+
     Source: the loss is our reconstruction (see `losses`).
 
     Args:
       student_hidden: `[..., D]`, float32 or bfloat16, of which products with embeddings are then
         made, with float32 sums; the arithmetic on logits is float32.
       student_embedding: `[V, D]`, tied or not.
-      teacher_hidden: `[..., E]`; E may differ from D.
-      teacher_embedding: `[V, E]`.
+      teacher_hidden: `[..., E]`; E may differ from D. None with `cached`.
+      teacher_embedding: `[V, E]`. None with `cached`.
       labels: integers `[...]` in [0, V).
       privacy_scores: s in [0, 1], `[...]`.
       key, noise_ids, clip: as in `soft_targets`; `noise_ids` `[...]`.
@@ -93,6 +104,9 @@ def swing_loss_from_hidden(
       entries: at noised positions keep only so many classes of the teacher's, picked by the
         reference (`variants.released_entries`, for a formal budget). None keeps all.
       released: (classes, log-probabilities), `[..., k]` each; see `released.instead`.
+      cached: (classes, log-probabilities, tails, drawn), `[..., k]`, `[..., k]`, `[..., 4]` and
+        `[..., n]`, of `coarse.answers`, for the variant `swing` without `entries`. Of tails
+        `[..., 2]` they are finished targets: they get neither temperature nor noise.
       has_aux: return (sum, {"kl", "cross_entropy"}), the weighted sums of the bare KL divergence
         and cross-entropy, for logging, without gradient.
 
@@ -101,9 +115,12 @@ def swing_loss_from_hidden(
 
     Raises:
       ValueError: shapes that do not match, a Python scalar outside its range, an unknown variant,
-        or no reference where one is needed.
+        or no reference where one is needed; no teacher and nothing `cached`, or both.
     """
     leading = jnp.shape(labels)
+    _check_cached(cached, (teacher_hidden, teacher_embedding), leading)
+    if cached is not None and (variant != "swing" or entries is not None or released is not None):
+        raise ValueError("cached: belongs to the variant 'swing', without entries and releases")
     if variant not in VARIANTS:
         raise ValueError(f"variant: got {variant!r}; must be one of {', '.join(VARIANTS)}")
     chunk = chunked.chunk_for(student_embedding.shape[0]) if chunk is None else chunk
@@ -148,6 +165,7 @@ def swing_loss_from_hidden(
         "noise": jnp.where(live, noise, 0.0),
         "ids": integers("noise_ids", noise_ids, leading) if noisy else None,
         "released": released,
+        "cached": cached,
     }
     scalar = functools.partial(coefficient, leading=(), where=None, low=0.0)
     settings = {
@@ -157,6 +175,9 @@ def swing_loss_from_hidden(
         "teacher_weight": scalar("teacher_weight", teacher_weight, high=1.0),
     }
     tokens["heats"] = token_temperatures(scores, t_min=t_min, t_max=t_max, gamma=gamma)
+    if cached is not None and cached[2].shape[-1] == 2:
+        noisy, tokens["heats"] = False, jnp.ones(leading, jnp.float32)
+        tokens["noise"] = jnp.zeros(leading, jnp.float32)
     static = _Static(
         chunk=chunk,
         variant=variant,
@@ -180,6 +201,27 @@ def swing_loss_from_hidden(
     if has_aux:
         return total, jax.lax.stop_gradient({"kl": kl, "cross_entropy": hard})
     return total
+
+
+def _check_cached(cached: Any, teacher: tuple[Any, Any], leading: tuple[int, ...]):
+    if any((x is None) != (cached is not None) for x in teacher):
+        raise ValueError("teacher_hidden, teacher_embedding, cached: either both or the last")
+    if cached is None:
+        return
+    classes, log_probs, tails, drawn = cached
+    sizes = (2, len(coarse.TEMPERATURES) + 1)
+    if not (
+        classes.shape == log_probs.shape == (*leading, *classes.shape[len(leading) :][:1])
+        and tails.shape[:-1] == leading
+        and tails.shape[-1] in sizes
+        and drawn.shape[:-1] == leading
+        and jnp.issubdtype(classes.dtype, jnp.integer)
+    ):
+        raise ValueError(
+            f"cached: got {classes.dtype} {classes.shape}, {log_probs.shape}, {tails.shape}, "
+            f"{drawn.shape}; must be integers and floats {(*leading, 'k')}, floats "
+            f"{(*leading, '2 or 4')}, integers {(*leading, 'n')}"
+        )
 
 
 def _sums(static: _Static, hidden: Array, embedding: Array, frozen: Any) -> Any:
@@ -241,7 +283,11 @@ def _scan(static: _Static, hidden: Array, embedding: Array, frozen: Any, *, grad
         student, reference = _finite(live, student), None
         if here["reference"] is not None:
             reference = chunked.logits(_finite(live, here["reference"]), reference_embedding)
-        teacher = chunked.logits(_finite(live, here["teacher"]), teacher_embedding)
+        if here["cached"] is None:
+            teacher = chunked.logits(_finite(live, here["teacher"]), teacher_embedding)
+        else:
+            teacher, *others = _stored_logits(here, live, len(embedding))
+            here = {**here, "tail": others}
         target = _targets(static, settings, key, teacher, reference, here, live)
         weights = jnp.where(live, here["weights"], 0.0)
         sums, of_logits = _values(
@@ -261,6 +307,28 @@ def _scan(static: _Static, hidden: Array, embedding: Array, frozen: Any, *, grad
     if of_hidden is not None:
         of_hidden = of_hidden.reshape(padded.size, -1)[jnp.argsort(order)]
     return sums, of_hidden, of_embedding
+
+
+def _stored_logits(here: dict[str, Any], live: Array, vocab: int) -> tuple[Array, Array, Array]:
+    """(logits that a cache stands for, which classes it lists, shares of the others), [c, V] each.
+
+    Of the logits at the token's temperature the other classes share the tail's mass equally. The
+    shares are those of the drawn classes, 0 in all where they do not count.
+    """
+    stored = (jnp.where(live[:, None], x, 0) for x in here["cached"])
+    classes, log_probs, tails, drawn = stored
+    log_probs, heats = log_probs.astype(jnp.float32), here["heats"]
+    others = vocab - classes.shape[-1]
+    rows, classes = jnp.arange(len(classes))[:, None], classes.astype(jnp.int32)
+    listed = jnp.zeros((len(classes), vocab), bool).at[rows, classes].set(True)
+    known = tails[:, :-1]
+    tail = known[:, 0] if known.shape[-1] == 1 else coarse.tail_at(known, heats, others)
+    each = heats * (tail - jnp.log(jnp.maximum(others, 1)))
+    spread = jnp.where(listed, -jnp.inf, each[:, None])
+    count = ((heats == 1) & (here["noise"] <= 0)) / jnp.float32(drawn.shape[-1])
+    shares = jnp.zeros((len(classes), vocab), jnp.float32)
+    shares = shares.at[rows, drawn.astype(jnp.int32)].add(count[:, None])
+    return spread.at[rows, classes].max(log_probs), listed, shares
 
 
 def _targets(
@@ -299,6 +367,26 @@ def _targets(
     return target
 
 
+def _with_tail(
+    log_soft: Array, target: Array, listed: Array, shares: Array, means: Array
+) -> tuple[Array, Array]:
+    """(a target whose classes outside `listed` have their mass by `shares`, if there are any, else
+    in the student's own proportions; what Σ p log p of the tail is above that of the shares).
+
+    `means` are those of log p over the teacher's tail.
+    """
+    theirs, ours = (
+        jax.nn.logsumexp(jnp.where(listed, -jnp.inf, x), axis=-1, keepdims=True)
+        for x in (target, log_soft)
+    )
+    drawn = jnp.any(shares > 0, axis=-1, keepdims=True)
+    tail = jnp.where(drawn, jnp.log(shares), log_soft - ours) + theirs
+    p = jnp.where(listed, 0.0, jnp.exp(tail))
+    on_drawn = jnp.sum(p * jnp.where(p > 0, tail, 0.0), axis=-1)
+    known = jnp.where(drawn[:, 0], jnp.exp(theirs[:, 0]) * means - on_drawn, 0.0)
+    return jnp.where(listed, target, tail), known
+
+
 def _values(
     static: _Static,
     settings: dict[str, Array],
@@ -312,9 +400,14 @@ def _values(
     alpha, t_min = settings["alpha"], settings["t_min"]
     log_hard = jax.nn.log_softmax(logits, axis=-1)
     log_soft = log_hard if static.unit_temperature else jax.nn.log_softmax(logits / t_min, axis=-1)
+    known = 0.0
+    if here["cached"] is not None:
+        means = jnp.where(live, here["cached"][2][:, -1], 0.0)
+        target, known = _with_tail(log_soft, target, *here["tail"], means)
     p = jnp.exp(target)
     # Where p underflows to 0, or is 0, the term's limit is 0.
     kl = jnp.sum(jnp.where(p > 0, p * (jnp.where(p > 0, target, 0.0) - log_soft), 0.0), axis=-1)
+    kl += known
     labels = jnp.where(live, here["labels"], 0).astype(jnp.int32)
     picked = jax.lax.broadcasted_iota(jnp.int32, logits.shape, 1) == labels[:, None]
     hard = -jnp.sum(jnp.where(picked, log_hard, 0.0), axis=-1)

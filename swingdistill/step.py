@@ -12,22 +12,23 @@ from swingdistill.losses import context_ids
 
 @dataclasses.dataclass(frozen=True)
 class Swing:
-    """The Swing loss against a teacher, and for some variants a reference.
+    """The Swing loss against a teacher or its cache, and for some variants a reference.
 
     `batch` holds `tokens`, `labels`, `segments` int32 [B, L], `weights`, `scores` and, if `noisy`,
     `noise_scale` float32 [B, L]. `frozen` holds the networks' variables and the loss's numbers, and
     if `noisy` the secret `noise_key`. Where it has `released` (see `released.table`), those are the
-    targets of the contexts at `batch["released"]`.
+    targets of the contexts at `batch["released"]`. Without a teacher `batch` holds cached answers,
+    `classes`, `log_probs`, `tails` and `drawn` [B, L, ...].
 
     Attributes:
-      student, teacher: language models over one vocabulary.
+      student, teacher: language models over one vocabulary; no teacher where there is a cache.
       reference: of public text; None where nothing asks for it.
       variant, entries, keep_ce: as for `swing_loss_from_hidden`.
       noisy: whether targets are noised here, and not beforehand.
     """
 
     student: Network
-    teacher: Network
+    teacher: Network | None
     reference: Network | None
     variant: str
     entries: int | None
@@ -43,7 +44,11 @@ class Swing:
         public = (None, None)
         if self.reference is not None:
             public = self.reference.hidden(frozen["reference"], *inputs)
-        states, targets = self.teacher.hidden(frozen["teacher"], *inputs)
+        answers, states, targets = None, None, None
+        if self.teacher is not None:
+            states, targets = self.teacher.hidden(frozen["teacher"], *inputs)
+        else:
+            answers = tuple(batch[name] for name in ("classes", "log_probs", "tails", "drawn"))
         total, sums = swing_loss_from_hidden(
             hidden,
             embedding,
@@ -67,6 +72,7 @@ class Swing:
             teacher_weight=frozen["teacher_weight"],
             entries=self.entries,
             released=_released(frozen, batch),
+            cached=answers,
             has_aux=True,
         )
         return per_token(total, batch["weights"], model_state, **sums)

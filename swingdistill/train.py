@@ -3,6 +3,7 @@ r"""Trains a language model on text, with a teacher's soft targets if it has one
     python -m swingdistill.train --config configs/swingdistill/train.py --workdir runs/student \
         --config.teacher=runs/teacher --config.reference=runs/reference
 
+The teacher may be its stored answers, --config.teacher=cache:DIR (see `swingdistill.cache`).
 Without a teacher it is plain training, which makes teachers and references. With `--preview` it
 shows on a few lines which tokens count as private, and trains nothing.
 """
@@ -32,8 +33,10 @@ from distill_core.training import (
     language,
     plain_text,
     run_state,
+    teacher_cache,
 )
 from swingdistill import evaluate, private_text, released, targets
+from swingdistill.cache import student
 from swingdistill.recognisers import presidio
 from swingdistill.scorers import scoring, shading
 from swingdistill.step import Swing
@@ -97,7 +100,9 @@ class Settings(
 ):
     """A language model's training, with a teacher or on text alone."""
 
-    teacher: str | None = config.text(default=None, help="a checkpoint to learn from")
+    teacher: str | None = config.text(
+        default=None, help="a checkpoint to learn from, or cache:DIR of its stored answers"
+    )
     reference: str | None = config.text(
         default=None, help="a checkpoint of public text, for the measures and some variants"
     )
@@ -128,9 +133,9 @@ def train_and_evaluate(
     private = hp.dp is not None
     text = private_text.fingerprints(hp)
     run_state.check_unchanged(hp, workdir, text)
-    models = _models(hp)
+    models = load_models(hp)
     run_state.check_unchanged(hp, workdir, models)
-    tokenizer, texts, asked, shared = _text(hp, models)
+    tokenizer, texts, asked, shared = load_text(hp, models)
     teacher = asked.get("teacher")
     if hp.epsilon and teacher:
         check_delta(hp.delta, len(texts.train))
@@ -149,9 +154,7 @@ def train_and_evaluate(
     rows, report, description = encoded.rows, None, "no teacher: learns from the text alone"
     objective, frozen = NextTokens(network), {}
     if teacher:
-        scores = _scores(hp, hp.scorers, encoded, public, asked)
-        share = float(np.mean(scores[rows["weights"] > 0] > 0.5))
-        rows, report = targets.with_noise(hp, rows, scores)
+        rows, report, share = _with_targets(hp, encoded, public, asked, shared)
         description = (
             _warning(hp, models) + _describe(hp, report, share) + _unread_spans(hp, encoded)
         )
@@ -174,16 +177,17 @@ def preview(settings: Any):
     """shows which tokens of a few lines count as private, trains nothing and writes nothing"""
     hp = config.validate(settings, Settings)
     check(hp)
-    tokenizer, texts, models, _ = _text(hp, _models(hp))
+    tokenizer, texts, models, _ = load_text(hp, load_models(hp))
     text = private_text.to_rows(hp, texts.train[:_PREVIEWED], tokenizer)
     public = private_text.to_rows(hp, texts.validation, tokenizer, of="validation").rows
-    names = hp.scorers if hp.teacher else [n for n in hp.scorers if n in scoring.TEXT_SCORERS]
-    scores = _scores(hp, names, text, public, models)
+    asks = hp.teacher and not teacher_cache.is_cache(hp.teacher)
+    names = hp.scorers if asks else [n for n in hp.scorers if n in scoring.TEXT_SCORERS]
+    scores = score(hp, names, text, public, models)
     if parallel_lib.is_main():
         shading.show(text, scores, f"scores of {' and '.join(names) or 'nobody'}")
 
 
-def _text(hp: Settings, models):
+def load_text(hp: Settings, models: Mapping[str, LoadedModel]):
     """(tokenizer, texts) of a run, and its teacher and reference as `over_shared_tokens`."""
     private = hp.dp is not None
     tokenizer = private_text.get_tokenizer(hp, models.get("teacher"), private=private)
@@ -193,7 +197,22 @@ def _text(hp: Settings, models):
     return tokenizer, texts, *private_text.over_shared_tokens(hp, models, tokenizer)
 
 
-def _scores(hp: Settings, names, text, public, models) -> np.ndarray:
+def _with_targets(hp: Settings, text, public, models, shared: int):
+    """(rows with scores, noise and a cache's answers; a table's report; share of private tokens)"""
+    rows, live, cache = text.rows, text.rows["weights"] > 0, None
+    if teacher_cache.is_cache(hp.teacher):
+        cache = student.check(hp)
+        student.check_fits(hp, cache, rows, shared)
+    if cache and cache.manifest.release:
+        rows, report = student.with_release(hp, cache, rows)
+        return rows, report, float(np.mean(rows["scores"][live] > 0.5))
+    scores = score(hp, hp.scorers, text, public, models)
+    share = float(np.mean(scores[live] > 0.5))
+    rows, report = targets.with_noise(hp, rows, scores)
+    return student.with_answers(hp, cache, rows) if cache else rows, report, share
+
+
+def score(hp: Settings, names, text, public, models) -> np.ndarray:
     """The highest score of each token, float32 [N, L]; says what the recognisers found."""
     recognised = scoring.recognise(names, text, expressions=hp.expressions, presidio=hp.presidio)
     if parallel_lib.is_main():
@@ -234,6 +253,8 @@ def check(hp: Settings):
     if hp.teacher is None:
         config.check_unset(hp, _OF_STUDENTS, "belongs to a student: it needs a teacher")
         return
+    if teacher_cache.is_cache(hp.teacher) and student.check(hp).manifest.release:
+        return  # all was decided when it was written
     asks = asks_reference(hp)
     if asks and hp.reference is None:
         raise InputError("reference", None, f"{asks[0]} needs one: a checkpoint on public text")
@@ -283,9 +304,10 @@ def _student(hp, workdir, network, rows, models):
     plain = formal or hp.variant == "mask"
     needs = not formal and (hp.variant in ("anchored", "reference_mix") or hp.entries)
     noisy = bool(hp.noise_scale) and not plain
+    cached = teacher_cache.is_cache(hp.teacher)
     objective = Swing(
         network,
-        asked["teacher"].network,
+        None if cached else asked["teacher"].network,
         asked["reference"].network if needs else None,
         "swing" if plain else hp.variant,
         (hp.entries or None) if needs else None,
@@ -294,10 +316,10 @@ def _student(hp, workdir, network, rows, models):
     )
     names = ("alpha", "t_min", "t_max", "gamma", "clip", "teacher_weight")
     numbers = {name: jnp.float32(getattr(hp, name)) for name in names}
-    frozen = {**numbers, "teacher": asked["teacher"].variables}
+    frozen = numbers if cached else {**numbers, "teacher": asked["teacher"].variables}
     if needs:
         frozen["reference"] = asked["reference"].variables
-    if not (noisy or formal):
+    if not (noisy or formal) or (formal and cached):
         return objective, frozen
 
     def open_frozen(start: int):
@@ -328,13 +350,15 @@ def _warning(hp: Settings, models: Mapping[str, LoadedModel]) -> str:
     return ""
 
 
-def _models(hp: Settings) -> dict[str, LoadedModel]:
+def load_models(hp: Settings) -> dict[str, LoadedModel]:
     """The teacher and the reference, those that there are."""
     given = {name: getattr(hp, name) for name in ("teacher", "reference")}
     return {name: _load(name, path) for name, path in given.items() if path is not None}
 
 
 def _load(field: str, path: str) -> LoadedModel:
+    if field == "teacher" and teacher_cache.is_cache(path):
+        return teacher_cache.read(field, path).model
     with run_state.about(field, path):
         loaded = checkpoint.load_model(path)
     if not loaded.network.is_text:

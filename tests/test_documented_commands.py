@@ -31,6 +31,7 @@ _READERS = (
     ("distill_core.data.text.lines", "read_numbered"),
     ("distill_core.checkpoint", "load_model"),
     ("distill_core.checkpoint", "find"),
+    ("distill_core.training.teacher_cache", "read"),
 )
 
 

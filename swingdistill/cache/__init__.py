@@ -1,0 +1,1 @@
+"""A teacher's targets written once, for students that train without the teacher."""
