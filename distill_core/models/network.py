@@ -372,8 +372,8 @@ def stored_as(loaded: LoadedModel, dtype: str) -> LoadedModel:
     if dtype == "float32":
         return loaded
 
-    def cast(leaf: Any) -> np.ndarray:
-        leaf = np.asarray(leaf)
+    def cast(leaf: Any) -> Any:
+        leaf = leaf if isinstance(leaf, jax.Array) else np.asarray(leaf)
         return leaf.astype(jnp.dtype(dtype)) if jnp.issubdtype(leaf.dtype, jnp.floating) else leaf
 
     params = jax.tree.map(cast, loaded.variables["params"])

@@ -525,6 +525,11 @@ def make(function: Callable, mode: str, *args) -> PyTree:
     return jax.jit(function, out_shardings=placed)(*args)
 
 
+def placing(mode: str) -> Callable | None:
+    """The `sharding` by which `load_model` reads what a step reads: over a mesh shard by shard."""
+    return functools.partial(shardings, mode=mode) if is_mesh(mode) else None
+
+
 def shardings(tree: PyTree, mode: str) -> PyTree:
     """Where `place` puts the leaves of a tree, arrays or shapes, in a mode of several devices.
 

@@ -111,7 +111,7 @@ def check(
     network = image_network(
         dataset, model=hp.model, model_kwargs=hp.model_kwargs, compute_dtype=hp.compute_dtype
     )
-    start = None if workdir is None else run_state.starting_network(hp, workdir)
+    start = None if workdir is None else run_state.starting_network(hp, workdir, mode)
     if start is not None and not start.is_text:
         theirs, ours = start.input_shape[-1], network.input_shape[-1]
         if theirs != ours:
@@ -157,6 +157,7 @@ class Run:
             network=self.network,
             reads={"dataset": self.dataset.fingerprint(), **reads},
             note=self.dataset.note,
+            mode=self.mode,
         )
         return {**metadata, "num_examples": len(self.splits.train)}, prints
 

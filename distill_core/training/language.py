@@ -69,7 +69,7 @@ def train(
     """
     hp, rows, mode = run.hp, run.rows, parallel.choose_mode(run.mode)
     metadata, prints = run_state.describe(
-        hp, run.workdir, method=run.method, network=run.network, reads=reads
+        hp, run.workdir, method=run.method, network=run.network, reads=reads, mode=mode
     )
     private, plan = None, None
     if run.dp:

@@ -93,7 +93,7 @@ def first_variables(
         variables = dict(checkpoint.load_model(workdir).variables)
         return variables.pop("params"), variables
     head = getattr(hp, "reinitialise", "none") == "head"
-    start, line = _starting_point(hp, workdir), ""
+    start, line = _starting_point(hp, workdir, mode), ""
     if head and getattr(hp, "init_from", None) is None:
         raise InputError("reinitialise", "head", "belongs to init_from, which is not given")
     if start is None or head:
@@ -188,25 +188,28 @@ def initial_state(
         return TrainState.create(params=params, model_state=model_state, tx=tx, rng=rng)
     params = parallel.place({"params": params}, mode)["params"]
     made = parallel.make(lambda params: {"opt_state": tx.init(params)}, mode, params)
-    return TrainState(jnp.zeros((), jnp.int32), params, model_state, made["opt_state"], rng)
+    state = TrainState(jnp.zeros((), jnp.int32), params, model_state, made["opt_state"], rng)
+    return parallel.place(state, mode)
 
 
-def starting_network(hp: config.Steps, workdir: epath.PathLike) -> Network | None:
+def starting_network(
+    hp: config.Steps, workdir: epath.PathLike, mode: str = "jit"
+) -> Network | None:
     """The network whose weights a run starts or continues from; None from scratch."""
     if has_checkpoint(workdir):
         described = checkpoint.find(workdir)[1]["parts"].get(PART)
         return None if described is None else Network.from_json(described)
-    start = _starting_point(hp, workdir)
+    start = _starting_point(hp, workdir, mode)
     return None if start is None else start.network
 
 
-def _starting_point(hp: config.Steps, workdir: epath.PathLike) -> LoadedModel | None:
+def _starting_point(hp: config.Steps, workdir: epath.PathLike, mode: str) -> LoadedModel | None:
     """The model at `init_from`; None if the run resumes, or starts from fresh weights."""
     path = getattr(hp, "init_from", None)
     if not path or has_checkpoint(workdir):
         return None  # on a resume the path may hold something else by now
     with about("init_from", path):
-        return checkpoint.load_model(path)
+        return checkpoint.load_model(path, sharding=parallel.placing(mode))
 
 
 def check_unchanged(hp: Any, workdir: epath.PathLike, reads: Mapping[str, LoadedModel | str]):
@@ -233,6 +236,7 @@ def describe(
     network: Network,
     reads: Mapping[str, LoadedModel | str],
     note: str = "",
+    mode: str = "jit",
 ) -> tuple[dict[str, Any], dict[str, str]]:
     """(metadata, inputs) as `loop.Checkpoints` takes them; the inputs are for `private/` alone.
 
@@ -240,7 +244,7 @@ def describe(
     `note` belongs beside every number from this data. The ancestors of a run that has a checkpoint
     are those which its ledger names.
     """
-    if start := _starting_point(hp, workdir):
+    if start := _starting_point(hp, workdir, mode):
         reads = {**reads, "init_from": start}
     if has_checkpoint(workdir):
         ancestors = checkpoint.find(workdir)[1]["ledger"].get("ancestors", [])
