@@ -488,12 +488,24 @@ class Language:
 
 
 @settings
+class Stream:
+    """Where text that is too large for memory is kept as tokens."""
+
+    text_memory: int = integer(
+        0, default=4, help="MiB of text up to which it is held in memory, else read from text_cache"
+    )
+    text_cache: str | None = text(
+        default=None, help="DIR of tokenised text and its scores; in the user's cache directory"
+    )
+
+
+@settings
 class Training(Classifier, Augmentation, Update, Start, Run, Optimizer, Model, Data):
     """A run that trains an image classifier."""
 
 
 # A resumed run may change these; everything else decides the numbers of its training.
-_FEEDING = {"data_on_device", "steps_per_dispatch", "remat"}
+_FEEDING = {"data_on_device", "steps_per_dispatch", "remat", "text_cache"}
 _CHECK = {"check_nastiness", "check_model", "check_model_kwargs"}
 MAY_CHANGE = frozenset({"num_steps", "log_every", "eval_every", "save_every"} | _FEEDING | _CHECK)
 

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from distill_core.config import InputError
-from distill_core.data.text.lines import Span, read_json, read_labelled, read_lines, read_spans
+from distill_core.data.text.lines import Span, read_json, read_labelled, read_lines, stream, with_spans
 
 
 @pytest.fixture
@@ -41,7 +41,7 @@ def test_one_document_a_line(write, content, lines):
         (None, "existing"),
         ("", "empty"),
         ("\n \n", "empty|line 2"),
-        (b'{"text": "good"}\n\n\t\tna\xefve\n', "line 3 .*byte 5"),
+        (b'{"text": "good"}\n\n\t\tna\xefve\n', "line 3 .*byte 5|line 1 has 1"),
     ],
 )
 def test_a_file_that_is_missing_or_empty_or_in_another_encoding_is_refused(
@@ -222,7 +222,8 @@ def spans_of(tmp_path):
 
     def spans_of(content):
         (tmp_path / "spans").write_text(content)
-        return read_spans(str(tmp_path / "spans"), read_lines(str(tmp_path / "text")))
+        items = list(stream("text", str(tmp_path / "text")))
+        return tuple(item.spans for item in with_spans(str(tmp_path / "spans"), items))
 
     return spans_of
 
@@ -256,6 +257,6 @@ def test_spans_that_fit_no_line_are_refused(content, named, spans_of):
 
 
 def test_a_file_of_spans_must_exist(write, tmp_path):
-    lines = read_lines(write("one"))
+    items = list(stream("text", write("one")))
     with pytest.raises(InputError, match="^spans: got .*no'; must be an existing"):
-        read_spans(f"{tmp_path}/no", lines)
+        with_spans(f"{tmp_path}/no", items)
