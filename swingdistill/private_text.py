@@ -486,7 +486,7 @@ def to_rows(
     Those of text that stays in files are tokenised once, below `text_cache`. A line on the console
     says how many texts in memory, `of` which split, were shortened (`text_tasks.shorten`).
     """
-    if isinstance(examples, Mixed | corpora.Streamed):
+    if is_streamed(examples):
         return _from_cache(hp, examples, tokenizer, of)
     whole = [text_tasks.encode(example, tokenizer, hp.task) for example in examples]
     lines, count = text_tasks.shorten(whole, hp.length, hp.task)
@@ -496,6 +496,18 @@ def to_rows(
     many = f"{count:,} of {len(lines):,} {of} texts are longer than a row of {hp.length} tokens"
     fits.say(f"{many}, and lose their {lost}" if count else "")
     return Encoded(rows, lines, hp.length, apart)
+
+
+def is_streamed(examples: Sequence[Example]) -> bool:
+    """Whether a text stays in files."""
+    return isinstance(examples, Mixed | corpora.Streamed)
+
+
+def check_in_memory(hp: Settings, examples: Sequence[Example], field: str):
+    """Refuses text that stays in files for what needs all of it: InputError on the field."""
+    if is_streamed(examples):
+        allowed = f"needs the text in memory, and it is larger than text_memory, {hp.text_memory}"
+        raise InputError(field, getattr(hp, field), f"{allowed} MiB: raise that")
 
 
 def _from_cache(hp: Settings, examples: Any, tokenizer: tokenizers.Tokenizer, of: str) -> Encoded:

@@ -18,6 +18,8 @@ from etils import epath
 
 from distill_core import checkpoint, config
 from distill_core.config import InputError
+from distill_core.data import columns
+from distill_core.data.text import tasks as text_tasks
 from distill_core.models import trust
 from distill_core.models.network import LoadedModel, stored_as
 from distill_core.privacy.ledger import check_delta
@@ -132,6 +134,9 @@ def train_and_evaluate(
     run_state.check_unchanged(hp, workdir, models)
     tokenizer, texts, asked, shared = _text(hp, models)
     teacher = asked.get("teacher")
+    for field in ("dp", "epsilon", "data_on_device"):
+        if getattr(hp, field):
+            private_text.check_in_memory(hp, texts.train, field)
     if hp.epsilon and teacher:
         check_delta(hp.delta, len(texts.train))
     classes = texts.classes if hp.task == "classification" else ()
@@ -143,21 +148,22 @@ def train_and_evaluate(
     if texts.canaries:
         private_text.secret_candidates(hp, tokenizer, texts.canaries)  # refuses before training
     encoded = private_text.to_rows(hp, texts.train, tokenizer, apart=private)
-    public = private_text.to_rows(hp, texts.validation, tokenizer, of="validation").rows
+    public = private_text.to_rows(hp, texts.validation, tokenizer, of="validation")
     judged = evaluate.test_rows(hp, texts.test, tokenizer)
-    private_text.check_ids(hp, [encoded.rows, public], tokenizer, shared)
+    private_text.check_ids(hp, [encoded.rows, public.rows], tokenizer, shared)
     rows, report, description = encoded.rows, None, "no teacher: learns from the text alone"
     objective, frozen = NextTokens(network), {}
     if teacher:
-        scores = _scores(hp, hp.scorers, encoded, public, asked)
-        share = float(np.mean(scores[rows["weights"] > 0] > 0.5))
+        scores = _scores(hp, hp.scorers, encoded, public, asked, parallel)
+        share = _share_private(rows, scores)
         rows, report = targets.with_noise(hp, rows, scores)
         description = (
             _warning(hp, models) + _describe(hp, report, share) + _unread_spans(hp, encoded)
         )
         asking = dataclasses.replace(network, vocab_size=shared)
-        objective, frozen = _student(hp, workdir, asking, rows, asked)
-    run = language.Run(hp, workdir, "swingdistill.train", network, rows, public, parallel, hp.dp)
+        objective, frozen = _student(hp, workdir, asking, (rows, encoded.digest), asked)
+    held = public.rows
+    run = language.Run(hp, workdir, "swingdistill.train", network, rows, held, parallel, hp.dp)
     reads = {**text, **models, "tokenizer": inputs.of_tokenizer(tokenizer)}
     id = language.train(run, objective, frozen=frozen, reads=reads, description=description)
     loaded = checkpoint.load_model(workdir)
@@ -176,7 +182,7 @@ def preview(settings: Any):
     check(hp)
     tokenizer, texts, models, _ = _text(hp, _models(hp))
     text = private_text.to_rows(hp, texts.train[:_PREVIEWED], tokenizer)
-    public = private_text.to_rows(hp, texts.validation, tokenizer, of="validation").rows
+    public = private_text.to_rows(hp, texts.validation, tokenizer, of="validation")
     names = hp.scorers if hp.teacher else [n for n in hp.scorers if n in scoring.TEXT_SCORERS]
     scores = _scores(hp, names, text, public, models)
     if parallel_lib.is_main():
@@ -193,22 +199,26 @@ def _text(hp: Settings, models):
     return tokenizer, texts, *private_text.over_shared_tokens(hp, models, tokenizer)
 
 
-def _scores(hp: Settings, names, text, public, models) -> np.ndarray:
+def _scores(hp: Settings, names, text, public, models, mode: str | None = None):
     """The highest score of each token, float32 [N, L]; says what the recognisers found."""
-    recognised = scoring.recognise(names, text, expressions=hp.expressions, presidio=hp.presidio)
-    if parallel_lib.is_main():
-        for line in scoring.tally(recognised, text, hp.expressions):
-            print(line, flush=True)
-    each = scoring.score(
-        names,
-        text,
-        public,
-        quantiles=hp.quantiles,
-        models=models,
-        recognised=recognised,
-        whole_line=hp.task == "classification",
+    asked = scoring.Asked(
+        tuple(names), hp.quantiles, hp.task == "classification", hp.expressions, hp.presidio
     )
-    return np.max([np.zeros_like(text.rows["weights"]), *each.values()], axis=0)
+    scores, said = scoring.highest(asked, text, public, models, mode)
+    if parallel_lib.is_main():
+        for line in said:
+            print(line, flush=True)
+    return scores
+
+
+def _share_private(rows, scores) -> float:
+    """Of the tokens that count, how many score above ½."""
+    size, private, count = text_tasks.chunk_rows(rows["tokens"].shape[1]), 0, 0
+    both = {"weights": rows["weights"], "scores": scores}
+    for chunk in columns.in_chunks(both, both, size):
+        where = chunk["weights"] > 0
+        private, count = private + int(np.sum(chunk["scores"][where] > 0.5)), count + where.sum()
+    return float(private / count)
 
 
 def check(hp: Settings):
@@ -268,16 +278,19 @@ def _describe(hp, report, share: float) -> str:
 
 def _unread_spans(hp, text: private_text.Encoded) -> str:
     """A further line, if the user's text has private spans that no scorer reads."""
-    spans = (span for line in text.lines for span in line.spans)
-    annotated = any(span.kind != private_text.CANARY for span in spans)
+    annotated = text.span_kinds() - {private_text.CANARY}
     reads = {"spans", "oracle"} & set(hp.scorers) or not hp.scorers
     if reads or not annotated or hp.dataset == "records":
         return ""
     return "\nthe text's private spans are not read: no scorer is `spans`"
 
 
-def _student(hp, workdir, network, rows, models):
-    """(objective, frozen) of a run with a teacher; `frozen` as `language.train` takes it."""
+def _student(hp, workdir, network, text, models):
+    """(objective, frozen) of a run with a teacher; `frozen` as `language.train` takes it.
+
+    `text` holds the rows and a function that gives the digest of their content.
+    """
+    rows, digest = text
     asked = {name: stored_as(model, hp.frozen_dtype) for name, model in models.items()}
     formal = bool(hp.epsilon)  # what is noised is made beforehand, once; the rest is plain
     plain = formal or hp.variant == "mask"
@@ -301,7 +314,7 @@ def _student(hp, workdir, network, rows, models):
         return objective, frozen
 
     def open_frozen(start: int):
-        key = targets.noise_key(hp, workdir, start, rows, models)
+        key = targets.noise_key(hp, workdir, start, digest(), models)
         if not formal:
             return {**frozen, "noise_key": key}
         given = {"entries": hp.entries, "variant": hp.variant, "numbers": numbers}

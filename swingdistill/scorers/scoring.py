@@ -13,14 +13,16 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from etils import epath
 
 from distill_core.config import InputError
-from distill_core.data import sampling
+from distill_core.data import columns, sampling
+from distill_core.data.text import cache
 from distill_core.data.text import tasks as text_tasks
 from distill_core.data.text.lines import Span
 from distill_core.models.network import Network
-from distill_core.runtime import collectives, parallel
-from distill_core.training import chunked
+from distill_core.runtime import collectives, parallel, progress
+from distill_core.training import chunked, inputs
 from swingdistill.private_text import CANARY, Encoded
 from swingdistill.recognisers import find as recognisers
 from swingdistill.recognisers import presidio as presidio_lib
@@ -186,6 +188,137 @@ def score(
         else:
             found[name] = ramp(name, measure(name, text.rows, models, mode), where)
     return found
+
+
+@dataclasses.dataclass(frozen=True)
+class Asked:
+    """How a text is to be scored.
+
+    Attributes:
+      names: of `SCORERS`.
+      quantiles, whole_line: as for `score`.
+      expressions, presidio: as for `recognise`.
+    """
+
+    names: tuple[str, ...]
+    quantiles: tuple[float, ...]
+    whole_line: bool = False
+    expressions: tuple[str, ...] = ()
+    presidio: str | None = None
+
+    def finders(self) -> dict[str, Callable[[str], Sequence[Span]]]:
+        """See `finders`."""
+        return finders(self.names, expressions=self.expressions, presidio=self.presidio)
+
+
+def highest(
+    asked: Asked,
+    text: Encoded,
+    public: Encoded,
+    models: Mapping[str, Any],
+    mode: str | None = None,
+) -> tuple[Any, list[str]]:
+    """(the highest score of each token, float32 [N, L], what the recognisers found).
+
+    Scores of text that stays in files are computed once and stored beside its rows.
+
+    Args and Raises as in `score` and `tally`.
+    """
+    if text.folder is not None:
+        return _stored(asked, text, public, models, mode)
+    recognised = {
+        name: [find(line.text) for line in text.lines] for name, find in asked.finders().items()
+    }
+    each = score(
+        asked.names,
+        text,
+        public.rows,
+        quantiles=asked.quantiles,
+        models=models,
+        recognised=recognised,
+        whole_line=asked.whole_line,
+        mode=mode,
+    )
+    scores = np.max([np.zeros_like(text.rows["weights"]), *each.values()], axis=0)
+    return scores, tally(recognised, text, asked.expressions)
+
+
+def _stored(
+    asked: Asked, text: Encoded, public: Encoded, models: Mapping[str, Any], mode: str | None
+) -> tuple[columns.Column, list[str]]:
+    """`highest` of text whose rows are on disk: what is read of the text by process 0, then the
+    measures by all processes, each in columns of their own."""
+    assert text.folder is not None
+    of_text = tuple(name for name in asked.names if name in TEXT_SCORERS)
+    measures = tuple(name for name in asked.names if name in MEASURES)
+    names = [field for field in models if measures]
+    known = {
+        **dataclasses.asdict(dataclasses.replace(asked, names=of_text)),
+        "analyser": None if asked.presidio is None else _content(asked.presidio),
+    }
+    read = _column_of_text(text, dataclasses.replace(asked, names=of_text), cache.digest(**known))
+    name = cache.digest(
+        **known,
+        measures=measures,
+        models={field: inputs.of_model(models[field]) for field in names},
+        public=public.digest() if measures else None,
+    )
+
+    def write(writer: Any) -> Mapping[str, Any]:
+        ramp, size = scale(measures, public.rows, models, asked.quantiles, mode), _size(text)
+        first = writer.start // size * size
+        nats = [measured(each, text.rows, models, mode, start=first) for each in measures]
+        for start in range(first, len(read), size):
+            where = text.rows["weights"][start : start + size] > 0
+            found = read[start : start + size] * where
+            for each, values in zip(measures, nats, strict=True):
+                found = np.maximum(found, ramp(each, next(values), where))
+            writer.append(found[max(writer.start - start, 0) :])
+        return {}
+
+    folder = text.folder / f"scores-{name}"
+    column = columns.once(folder, (text.length,), np.float32, write, together=True)
+    return column, list(read.about["said"])
+
+
+def _column_of_text(text: Encoded, asked: Asked, name: str) -> columns.Column:
+    """The highest score of each token by `TEXT_SCORERS`; `about` holds "said", see `tally`."""
+    assert text.folder is not None
+    find = asked.finders()
+    tallies = {each: Tally() for each in find}
+
+    def recognised(each: str) -> Iterator[Sequence[Span]]:
+        for line in text.lines:
+            found = find[each](line.text)
+            tallies[each].add(found, line)
+            yield found
+
+    def of_lines() -> Iterator[np.ndarray]:
+        every = {each: recognised(each) for each in find}
+        spans = [spans_of(each, text, every) for each in asked.names]
+        label, total = "finding what is private", len(text.lines)
+        shown = progress.watched(text.lines, label, start=0, total=total)
+        for line, *found in zip(shown, *spans, strict=True):
+            scores = [of_line(each, line, asked.whole_line) for each in found]
+            yield np.max([np.zeros(len(line.weights), np.float32), *scores], axis=0)
+
+    def write(writer: Any) -> Mapping[str, Any]:
+        start = 0
+        for chunk in text.chunks(of_lines()):
+            writer.append(chunk[max(writer.start - start, 0) :])
+            start += len(chunk)
+        return {"said": [tallies[each].said(each, asked.expressions) for each in find]}
+
+    return columns.once(text.folder / f"found-{name}", (text.length,), np.float32, write)
+
+
+def _size(text: Encoded) -> int:
+    return text_tasks.chunk_rows(text.length)
+
+
+def _content(path: str) -> str:
+    file = epath.Path(path)
+    return file.read_text() if file.is_file() else path
 
 
 def spans_of(name: str, text: Encoded, recognised: Recognised) -> Iterable[Sequence[Span]]:
