@@ -17,14 +17,13 @@ from etils import epath
 from distill_core import checkpoint, config
 from distill_core.config import InputError
 from distill_core.data import columns
-from distill_core.data.text import cache, files
+from distill_core.data.text import cache, files, tokenizers
 from distill_core.data.text import corpus as corpora
 from distill_core.data.text import tasks as text_tasks
-from distill_core.data.text import tokenizers
 from distill_core.data.text.corpus import Example
 from distill_core.data.text.lines import Span
 from distill_core.models.network import LoadedModel
-from distill_core.training import fits, inputs, plain_text
+from distill_core.training import fits, plain_text
 from swingdistill.canaries import secrets as canaries_lib
 from swingdistill.scorers import judges as scorers
 
@@ -99,11 +98,11 @@ class Texts:
 
 
 @dataclasses.dataclass(frozen=True)
-class Mixed(Sequence[Example]):
-    """Lines that stay in files, and others among them.
+class Mixed(corpora.InFiles):
+    """Lines, which may stay in files, and others among them.
 
     Attributes:
-      lines: those in files.
+      lines: those that may.
       added: the others, by their places.
     """
 
@@ -115,6 +114,11 @@ class Mixed(Sequence[Example]):
         """What decides the lines, as JSON."""
         added = [[place, each.text, each.label] for place, each in self.added.items()]
         return [self.lines.content, added]
+
+    @property
+    def kinds(self) -> set[str]:
+        """Those of the lines' private spans, and of the others'."""
+        return corpora.span_kinds(self.lines) | ({CANARY} if self.added else set())
 
     def __len__(self) -> int:
         return len(self.lines) + len(self.added)
@@ -163,7 +167,7 @@ def load(hp: Settings) -> Texts:
         added = canaries_lib.planted(name, len(train), drawn, **how)
         examples = {at: canary_example(line, hp, corpus.classes) for at, line in added.items()}
         train = Mixed(train, examples)
-    if not corpus.is_streamed:
+    if not isinstance(corpus.train, corpora.InFiles):
         train = tuple(train)
     return Texts(train, corpus.validation, corpus.test, drawn, corpus.classes)
 
@@ -253,7 +257,7 @@ def _own_lines(hp: Settings) -> set[str]:
     """The lines of a run; of text that stays in files a sample, the same lines for every run."""
     corpus = corpus_of(hp)
     lines = (line.text for line in _half(hp, corpus.train)[: hp.num_train])
-    if not corpus.is_streamed:
+    if not isinstance(corpus.train, corpora.InFiles):
         return set(lines)
     every = -(-len(corpus.train) // _SAMPLED)
     return {text for text in lines if zlib.crc32(text.encode()) % every == 0}
@@ -405,8 +409,8 @@ class Encoded(NamedTuple):
     """Examples in rows of tokens.
 
     Attributes:
-      rows: `tokens`, `labels`, `segments`, `weights`, [N, L] each; see `text_tasks.to_rows`. Arrays,
-        or fields of a column for text that stays in files.
+      rows: `tokens`, `labels`, `segments`, `weights`, [N, L] each; see `text_tasks.to_rows`. They
+        are arrays, or fields of a column for text that stays in files.
       lines: what the rows hold; encoded anew at each pass for text that stays in files.
       length: L.
       apart: whether each line has its own row.
@@ -435,42 +439,9 @@ class Encoded(NamedTuple):
 
     def span_kinds(self) -> set[str]:
         """Of the private spans that are known, canaries among them."""
-        if isinstance(self.lines, EncodedLines):
-            return self.lines.span_kinds()
+        if isinstance(self.lines, cache.Lines):
+            return self.lines.examples.kinds
         return {span.kind for line in self.lines for span in line.spans}
-
-
-@dataclasses.dataclass(frozen=True)
-class EncodedLines(Sequence[text_tasks.Line]):
-    """The lines of text that stays in files, encoded anew at each pass."""
-
-    examples: Any
-    tokenizer: tokenizers.Tokenizer
-    task: str
-    length: int
-
-    def encode(self, example: Example) -> text_tasks.Line:
-        """One example as a line that fits a row."""
-        line = text_tasks.encode(example, self.tokenizer, self.task)
-        return text_tasks.shortened(line, self.length, self.task)
-
-    def span_kinds(self) -> set[str]:
-        """See `Encoded.span_kinds`."""
-        lines, kinds = self.examples, set()
-        while isinstance(lines, Mixed):
-            lines, kinds = lines.lines, {CANARY} if lines.added else kinds
-        return kinds | corpora.span_kinds(lines)
-
-    def __len__(self) -> int:
-        return len(self.examples)
-
-    def __iter__(self) -> Iterator[text_tasks.Line]:
-        return map(self.encode, self.examples)
-
-    def __getitem__(self, index: Any) -> Any:
-        if isinstance(index, slice):
-            return [self.encode(example) for example in self.examples[index]]
-        return self.encode(self.examples[index])
 
 
 def to_rows(
@@ -486,8 +457,10 @@ def to_rows(
     Those of text that stays in files are tokenised once, below `text_cache`. A line on the console
     says how many texts in memory, `of` which split, were shortened (`text_tasks.shorten`).
     """
-    if is_streamed(examples):
-        return _from_cache(hp, examples, tokenizer, of)
+    if isinstance(examples, corpora.InFiles):
+        stream = cache.Lines(examples, tokenizer, hp.task, hp.length)
+        rows, folder = cache.tokenised(files.folder(hp.text_cache), stream, of=of)
+        return Encoded(rows, stream, hp.length, False, folder)
     whole = [text_tasks.encode(example, tokenizer, hp.task) for example in examples]
     lines, count = text_tasks.shorten(whole, hp.length, hp.task)
     lay = text_tasks.line_rows if apart else text_tasks.to_rows
@@ -496,31 +469,6 @@ def to_rows(
     many = f"{count:,} of {len(lines):,} {of} texts are longer than a row of {hp.length} tokens"
     fits.say(f"{many}, and lose their {lost}" if count else "")
     return Encoded(rows, lines, hp.length, apart)
-
-
-def is_streamed(examples: Sequence[Example]) -> bool:
-    """Whether a text stays in files."""
-    return isinstance(examples, Mixed | corpora.Streamed)
-
-
-def check_in_memory(hp: Settings, examples: Sequence[Example], field: str):
-    """Refuses text that stays in files for what needs all of it: InputError on the field."""
-    if is_streamed(examples):
-        allowed = f"needs the text in memory, and it is larger than text_memory, {hp.text_memory}"
-        raise InputError(field, getattr(hp, field), f"{allowed} MiB: raise that")
-
-
-def _from_cache(hp: Settings, examples: Any, tokenizer: tokenizers.Tokenizer, of: str) -> Encoded:
-    name = cache.digest(
-        text=examples.content,
-        tokenizer=inputs.of_tokenizer(tokenizer),
-        task=hp.task,
-        length=hp.length,
-    )
-    folder = cache.private(files.folder(hp.text_cache), name)
-    lines = EncodedLines(examples, tokenizer, hp.task, hp.length)
-    rows = cache.tokenised(folder, examples, lines.encode, tokenizer, hp.length, of=of)
-    return Encoded(rows, lines, hp.length, False, folder)
 
 
 def token_classes(text: Encoded, expressions: Sequence[str] = ()) -> dict[str, Any]:

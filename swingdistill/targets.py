@@ -33,7 +33,7 @@ def noise_key(hp, workdir, start: int, text: str, models) -> jax.Array:
 
 
 def with_noise(hp, rows, scores):
-    """The rows with `scores` and `noise_scale` [N, L], arrays or `columns.Derived`, and what a table says of the noise.
+    """The rows with `scores` and `noise_scale` [N, L], and what a table says of the noise.
 
     Noise without a formal budget is chosen by hand and judged by the exposure that is left. It has
     no ε, nor could it have one: places with one prefix share their noise but may differ in

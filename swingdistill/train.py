@@ -136,7 +136,7 @@ def train_and_evaluate(
     teacher = asked.get("teacher")
     for field in ("dp", "epsilon", "data_on_device"):
         if getattr(hp, field):
-            private_text.check_in_memory(hp, texts.train, field)
+            plain_text.check_in_memory(hp, texts.train, field)
     if hp.epsilon and teacher:
         check_delta(hp.delta, len(texts.train))
     classes = texts.classes if hp.task == "classification" else ()

@@ -141,7 +141,7 @@ class Writer:
     def __init__(self, folder: epath.PathLike, row_shape: tuple[int, ...], dtype: Any):
         """`row_shape` is the shape of one row, and so many bytes decide the length of a shard."""
         self.folder, self.row_shape, self.dtype = epath.Path(folder), row_shape, np.dtype(dtype)
-        self.folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+        make_private(self.folder)
         row = max(1, math.prod(row_shape) * self.dtype.itemsize)
         self._rows_per_shard = max(1, _SHARD_BYTES // row)
         self._shards = 0
@@ -204,11 +204,19 @@ class Writer:
             self._open, self._shards = None, self._shards + 1
 
 
+def make_private(folder: epath.PathLike):
+    """Makes a directory and those above it that are missing, for their owner alone."""
+    folder = epath.Path(folder)
+    if not folder.exists():
+        make_private(folder.parent)
+        folder.mkdir(exist_ok=True, mode=0o700)
+
+
 @contextlib.contextmanager
 def locked(folder: epath.PathLike) -> Iterator[None]:
     """Waits until no other run on this machine writes below a folder, and makes it, mode 0700."""
     folder = epath.Path(folder)
-    folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+    make_private(folder)
     with open(folder / ".lock", "w") as file:
         fcntl.flock(file, fcntl.LOCK_EX)
         yield

@@ -1,7 +1,6 @@
 """Trains a language model on the labels of a corpus alone, with differential privacy if asked."""
 
 import dataclasses
-import functools
 import math
 from collections.abc import Iterable, Sequence
 from typing import Any
@@ -10,9 +9,9 @@ from etils import epath
 
 from distill_core import checkpoint, config
 from distill_core.config import InputError
+from distill_core.data.text import cache, files, tokenizers
 from distill_core.data.text import corpus as corpora
 from distill_core.data.text import tasks as text_tasks
-from distill_core.data.text import tokenizers
 from distill_core.models import checks
 from distill_core.models.network import Network, text_network
 from distill_core.runtime import paths
@@ -25,7 +24,7 @@ _LENGTH, _VOCAB_SIZE = 64, 2000
 
 
 @config.settings
-class Text(config.Language):
+class Text(config.Stream, config.Language):
     """Rows of text and their tokenizer; None means not given, as for images."""
 
     length: int | None = config.integer(2, default=None, help="L, tokens of a row of text; 64")
@@ -66,29 +65,45 @@ def train(
     hp = dataclasses.replace(hp, **{k: getattr(hp, k) or v for k, v in defaults.items()})
     private, wanted = bool(hp.dp), hp.tokenizer
     check_private(hp)
-    corpus = corpora.load_corpus(hp.dataset)
+    memory = hp.text_memory * 2**20
+    corpus = corpora.load_corpus(hp.dataset, memory=memory, cache=hp.text_cache)
+    for field in ("dp", "data_on_device"):
+        if getattr(hp, field):
+            check_in_memory(hp, corpus.train, field)
     run_state.check_unchanged(hp, workdir, {"dataset": corpus.fingerprint()})
     if wanted in TRAINERS:
-        tokenizer = new_tokenizer(hp, wanted, [line.text for line in corpus.train])
+        tokenizer = new_tokenizer(hp, wanted, (line.text for line in corpus.train))
     else:
         tokenizer = stored_tokenizer(wanted, private=private)
     network = make_network(hp, workdir, tokenizer)
-    encode = functools.partial(text_tasks.encode, tokenizer=tokenizer, task="language")
-
-    def to_rows(lines, lay=text_tasks.to_rows):
-        return lay([encode(line) for line in lines], tokenizer, hp.length)[0]
-
-    rows = to_rows(corpus.train, text_tasks.line_rows if private else text_tasks.to_rows)
-    run = language.Run(hp, workdir, method, network, rows, to_rows(corpus.validation), mode, hp.dp)
+    rows = _to_rows(hp, tokenizer, corpus.train, "training", apart=private)
+    held = _to_rows(hp, tokenizer, corpus.validation, "validation")
+    run = language.Run(hp, workdir, method, network, rows, held, mode, hp.dp)
     reads = {"dataset": corpus.fingerprint(), "tokenizer": inputs.of_tokenizer(tokenizer)}
     id = language.train(run, NextTokens(network), frozen={}, reads=reads)
     loaded = checkpoint.load_model(workdir)
-    judged, batch_size = to_rows(corpus.test), hp.eval_batch_size
+    judged, batch_size = _to_rows(hp, tokenizer, corpus.test, "test"), hp.eval_batch_size
     found = language.measure(loaded, judged, batch_size=batch_size, mode=mode)
     perplexity = math.exp(min(found["cross_entropy"], 700.0))
     fits.say(f"test perplexity {perplexity:.3f}  accuracy {found['accuracy']:.4f}")
     spent = dp_sgd.report(workdir) if private else {}
     return {"perplexity": perplexity, "accuracy": found["accuracy"], "id": id, **spent}
+
+
+def _to_rows(hp, tokenizer, examples, of: str, *, apart: bool = False) -> language.Rows:
+    if isinstance(examples, corpora.InFiles):
+        lines = cache.Lines(examples, tokenizer, "language", hp.length)
+        return cache.tokenised(files.folder(hp.text_cache), lines, of=of)[0]
+    lay = text_tasks.line_rows if apart else text_tasks.to_rows
+    lines = [text_tasks.encode(example, tokenizer, "language") for example in examples]
+    return lay(lines, tokenizer, hp.length)[0]
+
+
+def check_in_memory(hp: Any, examples: Sequence[corpora.Example], field: str):
+    """Refuses text that stays in files for what needs all of it: InputError on the field."""
+    if isinstance(examples, corpora.InFiles):
+        allowed = f"needs the text in memory, and it is larger than text_memory, {hp.text_memory}"
+        raise InputError(field, config.to_json(getattr(hp, field)), f"{allowed} MiB: raise that")
 
 
 def make_network(

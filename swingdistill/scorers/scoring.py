@@ -33,6 +33,7 @@ TEXT_SCORERS = (*RECOGNISERS, "spans", "oracle")
 MEASURES = ("surprisal", "differential", "divergence")
 SCORERS = TEXT_SCORERS + MEASURES
 _ENTRIES = 2**23  # logits of one network that exist at a time: 32 MiB
+_LEAST = 2000  # tokens that a vocabulary is taken to have: states need memory, too
 
 _READ = ("tokens", "labels", "segments", "weights")
 
@@ -370,7 +371,7 @@ def measured(
     step = parallel.wrap(_Measure(name, described), mode)
     (count, length), size = rows["tokens"].shape, text_tasks.chunk_rows(rows["tokens"].shape[1])
     vocab = max(network.num_tokens for _, network in described)
-    at_once = max(1, _ENTRIES // (length * vocab))
+    at_once = max(1, _ENTRIES // (length * max(vocab, _LEAST)))
     for first in range(start, count, size):
         before = min(first, 1)  # the row before, too
         part = {k: rows[k][first - before : first + size] for k in _READ}

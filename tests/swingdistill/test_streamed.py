@@ -1,6 +1,7 @@
 """Text that stays in files gives, bit by bit, the run of the same text in memory."""
 
 import json
+import shutil
 
 import numpy as np
 import pytest
@@ -8,6 +9,7 @@ import pytest
 from distill_core import checkpoint
 from distill_core.config import InputError
 from swingdistill import evaluate, private_text, targets, train
+from swingdistill.scorers import scoring
 
 CASES = {
     "language": {},
@@ -30,7 +32,9 @@ def corpus(folder, tmp_path_factory):
         for i, line in enumerate((folder / f"{split}.txt").read_text().splitlines()):
             line += f" 555-01{i:02d}" if i % 5 == 0 else ""
             item = {"text": line * (6 if i == 3 else 1), "label": i % 3}
-            items.append(json.dumps({**item, "spans": [[2, 6, 0.75, "name"]] if i % 4 == 0 else []}))
+            items.append(
+                json.dumps({**item, "spans": [[2, 6, 0.75, "name"]] if i % 4 == 0 else []})
+            )
         middle = len(items) // 2
         if split == "train":
             (place / "train" / "a.jsonl").write_text("\n".join(items[:middle]))
@@ -81,3 +85,90 @@ def test_rows_scores_noise_and_test_text_are_the_same(case, made, monkeypatch, c
     assert whole[3] == streamed[3]
     said = [line for line in capsys.readouterr().out.splitlines() if "tokens found" in line]
     assert said[: len(said) // 2] == said[len(said) // 2 :]
+
+
+@pytest.fixture
+def given(settings, corpus, tmp_path, teacher, reference):
+    """`given(…)`: settings of a Swing run whose text stays in its files."""
+    shutil.copytree(corpus, tmp_path / "text")
+
+    def given(**changes):
+        base = settings(
+            dataset=f"jsonl:{tmp_path}/text",
+            teacher=teacher,
+            reference=reference,
+            noise_seed=0,
+            text_memory=0,
+            text_cache=str(tmp_path / "cache"),
+        )
+        return {**base, **changes}
+
+    return given
+
+
+def test_a_run_learns_the_same_from_memory_and_from_the_cache(given, tmp_path, monkeypatch):
+    runs = {}
+    for memory in (64, 0):
+        result = train.train_and_evaluate(given(text_memory=memory), tmp_path / str(memory))
+        loaded = checkpoint.load_model(tmp_path / str(memory))
+        runs[memory] = {k: v for k, v in result.items() if k != "id"}, loaded.variables
+    assert runs[0][0] == runs[64][0]
+    assert checkpoint.digest(runs[0][1]) == checkpoint.digest(runs[64][1])
+
+    def fail(*_):
+        pytest.fail("computed again")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(scoring, "_in_rows", fail)
+        patch.setattr(scoring.recognisers, "find", fail)
+        patch.setattr("distill_core.data.text.tasks.encode", fail)
+        again = train.train_and_evaluate(given(), tmp_path / "again")
+    assert {k: v for k, v in again.items() if k != "id"} == runs[0][0]
+    found = evaluate.evaluate_checkpoint(tmp_path / "again", num_samples=20)
+    assert found["perplexity"] == runs[0][0]["perplexity"]
+
+
+@pytest.mark.parametrize("place", ["train/b.jsonl", "valid.jsonl"])
+def test_a_changed_file_is_noticed(given, tmp_path, place):
+    train.train_and_evaluate(given(scorers=("rules",)), tmp_path / "run")
+    before = set((tmp_path / "cache").iterdir())
+    path = tmp_path / "text" / place
+    path.write_text(path.read_text().replace("the", "cat", 1))
+    with pytest.raises(InputError, match="^dataset: .*the data changed since this run began"):
+        train.train_and_evaluate(given(scorers=("rules",), num_steps=5), tmp_path / "run")
+    train.train_and_evaluate(given(scorers=("rules",)), tmp_path / "other")
+    assert len(set((tmp_path / "cache").iterdir()) - before) == 1
+
+
+@pytest.mark.parametrize(
+    ("field", "changes"),
+    [
+        ("epsilon", {"epsilon": 8.0, "entries": 5}),
+        ("data_on_device", {"data_on_device": True}),
+        ("dp", {"dp": {"epsilon": 8.0, "delta": 1e-5, "norm": 1.0}, "teacher": None}),
+    ],
+)
+def test_what_needs_all_of_the_text_is_refused(given, values, tmp_path, field, changes):
+    changes = {"noise_seed": None, "reference": None, "scorers": ("rules",), **changes}
+    if field == "epsilon":
+        changes["reference"] = given()["reference"]
+    if field == "dp":
+        (tmp_path / "words.json").write_text(private_text.get_tokenizer(values()).to_json())
+        changes |= {"tokenizer": str(tmp_path / "words.json")}
+    with pytest.raises(InputError, match=f"^{field}: .*text_memory, 0 MiB"):
+        train.train_and_evaluate(given(**changes), tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
+def test_all_that_is_kept_of_a_text_is_for_its_owner_alone(given, tmp_path):
+    train.train_and_evaluate(given(scorers=("rules",)), tmp_path / "run")
+    for path in [tmp_path / "cache", *(tmp_path / "cache").rglob("*")]:
+        if path.is_dir():
+            assert path.stat().st_mode & 0o777 == 0o700
+        else:
+            assert "private" in path.relative_to(tmp_path / "cache").parts
+
+
+def test_a_preview_shows_streamed_lines(given, capsys):
+    train.preview(given(scorers=("spans", "rules")))
+    assert "scores of spans and rules" in capsys.readouterr().out

@@ -5,6 +5,7 @@ as privacy scores. The digest is of everything that decides the rows, so that a 
 gets a directory of its own. Nothing is ever removed: delete what is not needed any more.
 """
 
+import dataclasses
 import hashlib
 import itertools
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -16,12 +17,55 @@ from etils import epath
 from distill_core.config import InputError
 from distill_core.data import columns
 from distill_core.data.text import tasks
-from distill_core.data.text.corpus import Example
+from distill_core.data.text.corpus import Example, InFiles
 from distill_core.data.text.tasks import Line
 from distill_core.data.text.tokenizers import Tokenizer
 from distill_core.runtime import progress, strict_json
 
 _FORMAT = 1  # of the rows: a change makes all of them anew
+
+
+@dataclasses.dataclass(frozen=True)
+class Lines(Sequence[Line]):
+    """The lines of text that stays in files, encoded anew at each pass.
+
+    Attributes:
+      examples: the text.
+      tokenizer: what encodes it.
+      task: of `tasks.TASKS`.
+      length: L, of the rows that each line has to fit (`tasks.shortened`).
+    """
+
+    examples: InFiles
+    tokenizer: Tokenizer
+    task: str
+    length: int
+
+    @property
+    def name(self) -> str:
+        """Of everything that decides the rows."""
+        return digest(
+            text=self.examples.content,
+            tokenizer=[self.tokenizer.to_json(), self.tokenizer.special_tokens],
+            task=self.task,
+            length=self.length,
+        )
+
+    def encode(self, example: Example) -> Line:
+        """One example as a line that fits a row."""
+        line = tasks.encode(example, self.tokenizer, self.task)
+        return tasks.shortened(line, self.length, self.task)
+
+    def __len__(self) -> int:
+        return len(self.examples)
+
+    def __iter__(self) -> Iterator[Line]:
+        return map(self.encode, self.examples)
+
+    def __getitem__(self, index: Any) -> Any:
+        if isinstance(index, slice):
+            return [self.encode(example) for example in self.examples[index]]
+        return self.encode(self.examples[index])
 
 
 def digest(**decides: Any) -> str:
@@ -31,42 +75,33 @@ def digest(**decides: Any) -> str:
 
 
 def tokenised(
-    folder: epath.Path,
-    examples: Sequence[Example],
-    encode: Callable[[Example], Line],
-    tokenizer: Tokenizer,
-    length: int,
-    *,
-    of: str,
-) -> Mapping[str, columns.Field]:
-    """The rows of `tasks.to_rows`, from their directory; tokenised and laid out first if need be.
+    place: epath.PathLike, lines: Lines, *, of: str
+) -> tuple[Mapping[str, columns.Field], epath.Path]:
+    """The rows of `tasks.to_rows` and their directory; tokenised and laid out first if need be.
 
     Process 0 does so. Whoever was killed at it goes on after the last whole shard.
 
     Args:
-      folder: of these rows alone, see `digest`.
-      examples: the text.
-      encode: an example as a line that fits rows of `length`.
-      tokenizer: the one that encodes.
-      length: L.
+      place: `text_cache`.
+      lines: the text.
       of: which text it is, for the progress shown.
 
     Raises:
       InputError: on the text; on `text_cache`, if this process does not see what process 0 wrote.
     """
+    folder = epath.Path(place) / lines.name / "private"
+    length, total = lines.length, len(lines)
 
     def write(writer: columns.Writer) -> Mapping[str, Any]:
         first, done = _reached(writer)
-        left = itertools.islice(examples, first, None)
-        named = f"tokenising {of} text"
-        shown = progress.watched(left, named, start=first, total=len(examples))
-        lines = _from(first, done, map(encode, shown), tokenizer)
-        for chunk in tasks.pack(lines, length, tasks.padding_of(tokenizer)):
+        left = itertools.islice(lines.examples, first, None)
+        shown = progress.watched(left, f"tokenising {of} text", start=first, total=total)
+        fields = _from(first, done, map(lines.encode, shown), lines.tokenizer)
+        for chunk in tasks.pack(fields, length, tasks.padding_of(lines.tokenizer)):
             writer.append(_records(chunk, writer.dtype))
-        return {"lines": len(examples)}
+        return {"lines": total}
 
-    column = _once(folder / "rows", _dtype(tasks.FIELDS, length), write)
-    return column.fields()
+    return _once(folder / "rows", _dtype(tasks.FIELDS, length), write).fields(), folder
 
 
 def beside(
@@ -92,11 +127,6 @@ def beside(
         return {}
 
     return _once(folder / name, _dtype(fields, length), write).fields()
-
-
-def private(place: epath.Path, name: str) -> epath.Path:
-    """The directory of the rows of this digest, below `text_cache`."""
-    return place / name / "private"
 
 
 def _once(folder: epath.Path, dtype: np.dtype, write: Callable) -> columns.Column:

@@ -56,11 +56,6 @@ class Corpus:
     classes: tuple[str, ...] = ()
     digest: str = ""
 
-    @property
-    def is_streamed(self) -> bool:
-        """Whether the lines stay in files."""
-        return isinstance(self.train, Streamed)
-
     def fingerprint(self) -> str:
         """SHA-256 of everything known about the lines; kept in `private/` alone, as `Dataset`'s."""
         if self.digest:
@@ -74,9 +69,23 @@ class Corpus:
         return sha.hexdigest()
 
 
+class InFiles(Sequence[Example]):
+    """Lines that stay in files: each pass over them reads the files anew."""
+
+    @property
+    def content(self) -> list[Any]:
+        """What decides the lines, as JSON."""
+        raise NotImplementedError
+
+    @property
+    def kinds(self) -> set[str]:
+        """Those of the lines' private spans."""
+        raise NotImplementedError
+
+
 @dataclasses.dataclass(frozen=True)
-class Streamed(Sequence[Example]):
-    """Lines that stay in files: each pass over them reads the files anew.
+class Streamed(InFiles):
+    """The lines of files, one after another.
 
     Attributes:
       kind, classes: as for `lines.stream`.
@@ -94,6 +103,11 @@ class Streamed(Sequence[Example]):
         """What decides the lines, as JSON."""
         digests = [file.digest for file in self.known]
         return [self.kind, digests, self.classes, self.span.start, self.span.stop]
+
+    @property
+    def kinds(self) -> set[str]:
+        """Those of the private spans in the files."""
+        return {kind for file in self.known for kind in file.summary.kinds}
 
     def __len__(self) -> int:
         return len(self.span)
@@ -117,8 +131,8 @@ class Streamed(Sequence[Example]):
 
 def span_kinds(examples: Sequence[Example]) -> set[str]:
     """The kinds of the private spans of a text."""
-    if isinstance(examples, Streamed):
-        return {kind for file in examples.known for kind in file.summary.kinds}
+    if isinstance(examples, InFiles):
+        return examples.kinds
     return {span.kind for example in examples for span in example.spans}
 
 

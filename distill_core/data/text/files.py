@@ -11,6 +11,7 @@ from etils import epath
 
 from distill_core.checkpoint.integrity import write_atomically
 from distill_core.config import InputError
+from distill_core.data import columns
 from distill_core.data.text import lines
 from distill_core.runtime import parallel, paths, strict_json
 
@@ -81,7 +82,7 @@ def look_at(kind: str, path: str, classes: Sequence[str] | None, cache: epath.Pa
     if _state(file) != state:
         raise InputError("dataset", f"{kind}:{path}", "changed while it was read; start again")
     if parallel.is_main():
-        record.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+        columns.make_private(record.parent)
         found = {"state": state, "digest": digest, "summary": list(summary)}
         write_atomically(record, strict_json.encode(found), mode=0o600)
     return File(path, digest, summary)

@@ -4,7 +4,14 @@ import numpy as np
 import pytest
 
 from distill_core.config import InputError
-from distill_core.data.text.lines import Span, read_json, read_labelled, read_lines, stream, with_spans
+from distill_core.data.text.lines import (
+    Span,
+    read_json,
+    read_labelled,
+    read_lines,
+    stream,
+    with_spans,
+)
 
 
 @pytest.fixture
