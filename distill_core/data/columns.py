@@ -239,8 +239,11 @@ def once(
 
     Raises:
       FileNotFoundError: another process does not see what process 0 wrote.
+      InputError: on `processes`: another process failed, or has another text.
     """
     folder, is_main = epath.Path(folder), parallel.is_main()
+    which = f"{folder.parent.parent.name}/{folder.name}"
+    parallel.roll_call({"column": which})
     with locked(folder.parent) if is_main else contextlib.nullcontext():
         missing = bool(parallel.from_main(np.array(not is_whole(folder))))
         if missing and (is_main or together):
@@ -248,9 +251,9 @@ def once(
             if together:
                 writer.start = int(parallel.from_main(np.array(writer.start)))
             about = write(writer)
-            if is_main:
+            if isinstance(writer, Writer):
                 writer.finish(about)
-    parallel.barrier(f"column {folder}")
+    parallel.roll_call({"column": which, "whole": True})  # if process 0 failed, all learn it here
     return Column(folder)
 
 
