@@ -492,7 +492,7 @@ class Stream:
     """Where text that is too large for memory is kept as tokens."""
 
     text_memory: int = integer(
-        0, default=4, help="MiB of text up to which it is held in memory, else read from text_cache"
+        0, default=2, help="MiB of text up to which it is held in memory, else read from text_cache"
     )
     text_cache: str | None = text(
         default=None, help="DIR of tokenised text and its scores; in the user's cache directory"

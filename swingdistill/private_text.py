@@ -120,6 +120,11 @@ class Mixed(corpora.InFiles):
         """Those of the lines' private spans, and of the others'."""
         return corpora.span_kinds(self.lines) | ({CANARY} if self.added else set())
 
+    @property
+    def size(self) -> float:
+        """Bytes, about, of the lines that stay in files."""
+        return self.lines.size if isinstance(self.lines, corpora.InFiles) else 0
+
     def __len__(self) -> int:
         return len(self.lines) + len(self.added)
 
@@ -167,8 +172,7 @@ def load(hp: Settings) -> Texts:
         added = canaries_lib.planted(name, len(train), drawn, **how)
         examples = {at: canary_example(line, hp, corpus.classes) for at, line in added.items()}
         train = Mixed(train, examples)
-    if not isinstance(corpus.train, corpora.InFiles):
-        train = tuple(train)
+    train = corpora.held(train, hp.text_memory * 2**20)
     return Texts(train, corpus.validation, corpus.test, drawn, corpus.classes)
 
 
@@ -430,6 +434,11 @@ class Encoded(NamedTuple):
     def fill(self, values: Iterable[np.ndarray]) -> np.ndarray:
         """`chunks` all in one, [N, L]."""
         return np.concatenate(list(self.chunks(values)))
+
+    def loaded(self) -> "Encoded":
+        """The same in memory."""
+        rows = {name: array[:] for name, array in self.rows.items()}
+        return self._replace(rows=rows, lines=list(self.lines), folder=None)
 
     def digest(self) -> str:
         """Of the rows' content."""

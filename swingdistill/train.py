@@ -181,8 +181,8 @@ def preview(settings: Any):
     hp = config.validate(settings, Settings)
     check(hp)
     tokenizer, texts, models, _ = _text(hp, _models(hp))
-    text = private_text.to_rows(hp, texts.train[:_PREVIEWED], tokenizer)
-    public = private_text.to_rows(hp, texts.validation, tokenizer, of="validation")
+    text = private_text.to_rows(hp, tuple(texts.train[:_PREVIEWED]), tokenizer)
+    public = private_text.to_rows(hp, tuple(texts.validation), tokenizer, of="validation")
     names = hp.scorers if hp.teacher else [n for n in hp.scorers if n in scoring.TEXT_SCORERS]
     scores = _scores(hp, names, text, public, models)
     if parallel_lib.is_main():

@@ -82,6 +82,11 @@ class InFiles(Sequence[Example]):
         """Those of the lines' private spans."""
         raise NotImplementedError
 
+    @property
+    def size(self) -> float:
+        """Bytes, about."""
+        raise NotImplementedError
+
 
 @dataclasses.dataclass(frozen=True)
 class Streamed(InFiles):
@@ -109,6 +114,12 @@ class Streamed(InFiles):
         """Those of the private spans in the files."""
         return {kind for file in self.known for kind in file.summary.kinds}
 
+    @property
+    def size(self) -> float:
+        """Bytes, about: the files', if all of their lines are of one length."""
+        total = sum(file.summary.count for file in self.known)
+        return sum(files.size(file.path) for file in self.known) * len(self.span) / total
+
     def __len__(self) -> int:
         return len(self.span)
 
@@ -127,6 +138,13 @@ class Streamed(InFiles):
                 asked = itertools.islice(items, begin, end)
                 yield from _examples(f"{self.kind}:{file.path}", asked, self.classes)
             first += count
+
+
+def held(examples: Sequence[Example], memory: int) -> Sequence[Example]:
+    """A text in memory if it has at most so many bytes, else as it is."""
+    if isinstance(examples, InFiles) and examples.size > memory:
+        return examples
+    return tuple(examples)
 
 
 def span_kinds(examples: Sequence[Example]) -> set[str]:
@@ -150,7 +168,8 @@ def load_corpus(
         split follow one another by name; they may be packed with gzip.
       spans: for `text:PATH`, the path of its private spans (`lines.read_spans`): those of the
         directory's training file, or of the single file with what is held out.
-      memory: bytes of text from which on the lines stay in the files; None: never.
+      memory: bytes of text up to which a split is held in memory, else its lines stay in the files;
+        None: all is held.
       cache: where to remember what is in such files, see `files.look_at`.
 
     Raises:
@@ -168,7 +187,7 @@ def load_corpus(
         if spans is not None:
             allowed = "is for text in memory: take jsonl:PATH, or a higher text_memory"
             raise InputError("spans", spans, allowed)
-        return _streamed(name, kind, found, files.folder(cache))
+        return _streamed(name, kind, found, memory, files.folder(cache))
     return _in_memory(name, kind, found, spans)
 
 
@@ -198,7 +217,9 @@ def _in_memory(name: str, kind: str, found: Mapping[str, list[str]], spans: str 
     return Corpus(name, **splits, classes=classes or ())
 
 
-def _streamed(name: str, kind: str, found: Mapping[str, list[str]], cache: epath.Path) -> Corpus:
+def _streamed(
+    name: str, kind: str, found: Mapping[str, list[str]], memory: int, cache: epath.Path
+) -> Corpus:
     classes: tuple[str, ...] | None = None
     known: dict[str, tuple[files.File, ...]] = {}
     for split, several in found.items():
@@ -216,6 +237,7 @@ def _streamed(name: str, kind: str, found: Mapping[str, list[str]], cache: epath
     }
     if "validation" not in splits:
         splits = _split(name, splits["train"])
+    splits = {split: held(each, memory) for split, each in splits.items()}
     content = {split: [file.digest for file in each] for split, each in known.items()}
     digest = hashlib.sha256(strict_json.encode([kind, content]).encode()).hexdigest()
     return Corpus(name, **splits, classes=classes or (), digest=digest)

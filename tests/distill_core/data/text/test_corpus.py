@@ -232,3 +232,11 @@ def test_what_is_wrong_with_streamed_text_is_said_as_of_other_text(tmp_path):
         load_corpus(f"text:{tmp_path}/a.txt", spans=str(path), **how)
     with pytest.raises(InputError, match="^text_cache: "):
         load_corpus(f"text:{tmp_path}/a.txt", memory=0, cache=str(tmp_path / "a.txt"))
+
+
+def test_a_split_that_is_small_enough_is_held_in_memory(tmp_path):
+    write(tmp_path, SST2, "0\tone\n1\ttwo\n" * 40, "0\tone\n1\ttwo\n", "0\tone\n1\ttwo\n")
+    found = load_corpus(f"tsv:{tmp_path}", memory=100, cache=str(tmp_path / "cache"))
+    assert [isinstance(split, tuple) for split in (found.train, found.test)] == [False, True]
+    assert isinstance(corpus.held(found.train[:4], 100), tuple)
+    assert corpus.held(found.train, 100) is found.train
