@@ -344,7 +344,8 @@ def get_tokenizer(
     forms = itertools.repeat(form, len(corpus) if hp.canaries_per_level else 0)
     before = text_tasks.prompt if hp.task == "generation" else lambda example: ""
     lines = (before(example) + example.text for example in itertools.chain(corpus, forms))
-    return plain_text.new_tokenizer(hp, wanted, lines)
+    planted = hp.canary_format if hp.canaries_per_level else ""
+    return plain_text.new_tokenizer(hp, wanted, lines, corpus, task=hp.task, planted=planted)
 
 
 def over_shared_tokens(

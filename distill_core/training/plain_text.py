@@ -72,7 +72,7 @@ def train(
             check_in_memory(hp, corpus.train, field)
     run_state.check_unchanged(hp, workdir, {"dataset": corpus.fingerprint()})
     if wanted in TRAINERS:
-        tokenizer = new_tokenizer(hp, wanted, (line.text for line in corpus.train))
+        tokenizer = new_tokenizer(hp, wanted, (line.text for line in corpus.train), corpus.train)
     else:
         tokenizer = stored_tokenizer(wanted, private=private)
     network = make_network(hp, workdir, tokenizer)
@@ -178,17 +178,32 @@ def check_private(hp: Any):
         raise InputError("public_text", True, "must be False with dp, which protects the text")
 
 
-def new_tokenizer(hp: Any, kind: str, lines: Iterable[str]) -> tokenizers.Tokenizer:
-    """A tokenizer of one of `TRAINERS`, trained on lines; it records whether they are public."""
-    if kind == "words":
-        tokenizer = tokenizers.train_words(lines, vocab_size=hp.vocab_size)
-    else:
-        tokenizer = tokenizers.train_byte_pairs(
-            lines, vocab_size=hp.vocab_size, merge_digits=kind == "byte_pairs_merged"
-        )
-    private = not hp.public_text
-    tokenizer.made_from = tokenizers.TRAINING_TEXT if private else tokenizers.PUBLIC_TEXT
-    return tokenizer
+def new_tokenizer(
+    hp: Any,
+    kind: str,
+    lines: Iterable[str],
+    text: Sequence[corpora.Example] = (),
+    **decides: Any,
+) -> tokenizers.Tokenizer:
+    """A tokenizer of one of `TRAINERS`, trained on lines; it records whether they are public.
+
+    If the `text` that they are made of, as `decides` says, stays in files, it is trained once.
+    """
+    made_from = tokenizers.PUBLIC_TEXT if hp.public_text else tokenizers.TRAINING_TEXT
+
+    def make() -> tokenizers.Tokenizer:
+        if kind == "words":
+            made = tokenizers.train_words(lines, vocab_size=hp.vocab_size)
+        else:
+            merge = kind == "byte_pairs_merged"
+            made = tokenizers.train_byte_pairs(lines, vocab_size=hp.vocab_size, merge_digits=merge)
+        made.made_from = made_from
+        return made
+
+    if not isinstance(text, corpora.InFiles):
+        return make()
+    decides |= {"text": text.content, "kind": kind, "vocab_size": hp.vocab_size}
+    return cache.tokenizer(files.folder(hp.text_cache), make, made_from, **decides)
 
 
 def stored_tokenizer(path: str, *, private: bool) -> tokenizers.Tokenizer:

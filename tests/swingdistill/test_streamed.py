@@ -122,6 +122,7 @@ def test_a_run_learns_the_same_from_memory_and_from_the_cache(given, tmp_path, m
         patch.setattr(scoring, "_in_rows", fail)
         patch.setattr(scoring.recognisers, "find", fail)
         patch.setattr("distill_core.data.text.tasks.encode", fail)
+        patch.setattr("distill_core.data.text.tokenizers.train_words", fail)
         again = train.train_and_evaluate(given(), tmp_path / "again")
     assert {k: v for k, v in again.items() if k != "id"} == runs[0][0]
     found = evaluate.evaluate_checkpoint(tmp_path / "again", num_samples=20)

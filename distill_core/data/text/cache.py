@@ -14,13 +14,14 @@ from typing import Any
 import numpy as np
 from etils import epath
 
+from distill_core.checkpoint.integrity import write_atomically
 from distill_core.config import InputError
 from distill_core.data import columns
 from distill_core.data.text import tasks
 from distill_core.data.text.corpus import Example, InFiles
 from distill_core.data.text.tasks import Line
 from distill_core.data.text.tokenizers import Tokenizer
-from distill_core.runtime import progress, strict_json
+from distill_core.runtime import parallel, progress, strict_json
 
 _FORMAT = 1  # of the rows: a change makes all of them anew
 
@@ -72,6 +73,23 @@ def digest(**decides: Any) -> str:
     """The name of what these JSON values decide."""
     text = strict_json.encode({"format": _FORMAT, **decides}, sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()[:32]
+
+
+def tokenizer(
+    place: epath.PathLike, make: Callable[[], Tokenizer], made_from: str, **decides: Any
+) -> Tokenizer:
+    """A tokenizer trained on text that stays in files: made once, and then read from below `place`.
+
+    `decides` is all that decides it, as JSON; `made_from` as for `Tokenizer`.
+    """
+    path = epath.Path(place) / digest(**decides) / "private" / "tokenizer.json"
+    if path.exists():
+        return Tokenizer.from_json(path.read_text(), made_from)
+    made = make()
+    if parallel.is_main():
+        columns.make_private(path.parent)
+        write_atomically(path, made.to_json())
+    return made
 
 
 def tokenised(

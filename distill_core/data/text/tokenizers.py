@@ -4,6 +4,7 @@ Digits stay single so that a number's tokens are its digits: exposure ranks all 
 and a score can fall on each digit. Both kinds run on the `tokenizers` library.
 """
 
+import itertools
 import json
 from collections.abc import Iterable, Mapping, Sequence
 
@@ -208,8 +209,9 @@ def train_byte_pairs(
     inner.pre_tokenizer = pre_tokenizers.Sequence([*splits, byte_level])
     inner.post_processor = processors.ByteLevel(add_prefix_space=False, trim_offsets=True)
     inner.decoder = decoders.ByteLevel()
-    lines = list(lines)
-    if not any(line.strip() for line in lines):
+    lines = iter(lines)
+    first = next((line for line in lines if line.strip()), None)
+    if first is None:
         raise InputError("lines", "no text", "must hold text to train on")
     trainer = trainers.BpeTrainer(
         vocab_size=vocab_size,
@@ -218,7 +220,7 @@ def train_byte_pairs(
         special_tokens=list(SPECIALS),
         initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
     )
-    inner.train_from_iterator(lines, trainer)
+    inner.train_from_iterator(itertools.chain([first], lines), trainer)
     return Tokenizer(_only_unknown_is_special(inner))
 
 
