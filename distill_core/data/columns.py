@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
 import numpy as np
-from array_record.python import array_record_module
+from array_record.python import array_record_module  # pyright: ignore[reportAttributeAccessIssue]
 from etils import epath
 
 from distill_core.checkpoint.integrity import write_atomically
@@ -136,6 +136,7 @@ class Writer:
 
     Attributes:
       start: rows that earlier writers left in whole shards: `append` goes on with the next.
+      appended: called after each `append`.
     """
 
     def __init__(self, folder: epath.PathLike, row_shape: tuple[int, ...], dtype: Any):
@@ -148,6 +149,7 @@ class Writer:
         while self._is_full(self.folder / _shard(self._shards)):
             self._shards += 1
         self.start = self.count = self._shards * self._rows_per_shard
+        self.appended: Callable[[], Any] = lambda: None
         self._open: Any = None
 
     def append(self, rows: np.ndarray):
@@ -163,6 +165,7 @@ class Writer:
             self.count += 1
             if self.count % self._rows_per_shard == 0:
                 self._close()
+        self.appended()
 
     def last_rows(self) -> Iterator[np.ndarray]:
         """The rows that earlier writers left, from the last one backwards."""
@@ -245,16 +248,32 @@ def once(
     which = f"{folder.parent.parent.name}/{folder.name}"
     parallel.roll_call({"column": which})
     with locked(folder.parent) if is_main else contextlib.nullcontext():
-        missing = bool(parallel.from_main(np.array(not is_whole(folder))))
-        if missing and (is_main or together):
+        if parallel.from_main(np.array(not is_whole(folder))):
             writer = Writer(folder, row_shape, dtype) if is_main else _Listener()
             if together:
                 writer.start = int(parallel.from_main(np.array(writer.start)))
-            about = write(writer)
-            if isinstance(writer, Writer):
-                writer.finish(about)
+                _complete(writer, write)
+            else:
+                _complete_alone(writer, write)
     parallel.roll_call({"column": which, "whole": True})  # if process 0 failed, all learn it here
     return Column(folder)
+
+
+def _complete(writer: Any, write: Callable[[Any], Mapping[str, Any]]):
+    writer.finish(write(writer))
+
+
+def _complete_alone(writer: Any, write: Callable[[Any], Mapping[str, Any]]):
+    """Process 0 writes; with each chunk it tells the others, which would not wait for hours."""
+    if not parallel.is_main():
+        while not parallel.from_main(np.array(False)):
+            pass
+        return
+    writer.appended = lambda: parallel.from_main(np.array(False))
+    try:
+        _complete(writer, write)
+    finally:
+        parallel.from_main(np.array(True))
 
 
 class _Listener:
@@ -264,6 +283,9 @@ class _Listener:
 
     def append(self, rows: np.ndarray):
         del rows
+
+    def finish(self, about: Mapping[str, Any]):
+        del about
 
 
 def is_whole(folder: epath.PathLike) -> bool:

@@ -227,9 +227,8 @@ def highest(
     """
     if text.folder is not None:
         return _stored(asked, text, public, models, mode)
-    recognised = {
-        name: [find(line.text) for line in text.lines] for name, find in asked.finders().items()
-    }
+    how = {"expressions": asked.expressions, "presidio": asked.presidio}
+    recognised = recognise(asked.names, text, **how)
     each = score(
         asked.names,
         text,
@@ -257,7 +256,10 @@ def _stored(
         **dataclasses.asdict(dataclasses.replace(asked, names=of_text)),
         "analyser": None if asked.presidio is None else _content(asked.presidio),
     }
-    read = _column_of_text(text, dataclasses.replace(asked, names=of_text), cache.digest(**known))
+    read = None
+    if of_text:
+        of = dataclasses.replace(asked, names=of_text)
+        read = _column_of_text(text, of, cache.digest(**known))
     name = cache.digest(
         **known,
         measures=measures,
@@ -269,9 +271,11 @@ def _stored(
         ramp, size = scale(measures, public.rows, models, asked.quantiles, mode), _size(text)
         first = writer.start // size * size
         nats = [measured(each, text.rows, models, mode, start=first) for each in measures]
-        for start in range(first, len(read), size):
+        for start in range(first, len(text.rows["tokens"]), size):
             where = text.rows["weights"][start : start + size] > 0
-            found = read[start : start + size] * where
+            found = np.zeros(where.shape, np.float32)
+            if read is not None:
+                found = read[start : start + size] * where
             for each, values in zip(measures, nats, strict=True):
                 found = np.maximum(found, ramp(each, next(values), where))
             writer.append(found[max(writer.start - start, 0) :])
@@ -279,7 +283,7 @@ def _stored(
 
     folder = text.folder / f"scores-{name}"
     column = columns.once(folder, (text.length,), np.float32, write, together=True)
-    return column, list(read.about["said"])
+    return column, [] if read is None else list(read.about["said"])
 
 
 def _column_of_text(text: Encoded, asked: Asked, name: str) -> columns.Column:
@@ -288,22 +292,21 @@ def _column_of_text(text: Encoded, asked: Asked, name: str) -> columns.Column:
     find = asked.finders()
     tallies = {each: Tally() for each in find}
 
-    def recognised(each: str) -> Iterator[Sequence[Span]]:
-        for line in text.lines:
-            found = find[each](line.text)
-            tallies[each].add(found, line)
-            yield found
-
     def of_lines() -> Iterator[np.ndarray]:
-        every = {each: recognised(each) for each in find}
-        spans = [spans_of(each, text, every) for each in asked.names]
         label, total = "finding what is private", len(text.lines)
-        shown = progress.watched(text.lines, label, start=0, total=total)
-        for line, *found in zip(shown, *spans, strict=True):
-            scores = [of_line(each, line, asked.whole_line) for each in found]
-            yield np.max([np.zeros(len(line.weights), np.float32), *scores], axis=0)
+        for line in progress.watched(text.lines, label, start=0, total=total):
+            values = [np.zeros(len(line.weights), np.float32)]
+            for each in asked.names:
+                spans = find[each](line.text) if each in find else _annotated(each, line)
+                values.append(of_line(spans, line, asked.whole_line))
+                if each in find:
+                    tallies[each].add(spans, line)
+            yield np.max(values, axis=0)
 
     def write(writer: Any) -> Mapping[str, Any]:
+        for each in asked.names:
+            if each not in find:
+                _check_annotated(each, text)
         start = 0
         for chunk in text.chunks(of_lines()):
             writer.append(chunk[max(writer.start - start, 0) :])
@@ -330,13 +333,19 @@ def spans_of(name: str, text: Encoded, recognised: Recognised) -> Iterable[Seque
     """
     if name in recognised:
         return recognised[name]
+    _check_annotated(name, text)
+    return (_annotated(name, line) for line in text.lines)
+
+
+def _annotated(name: str, line: text_tasks.Line) -> list[Span]:
+    """The spans that came with a line, as `spans` or `oracle` know them."""
+    return [span for span in line.spans if name == "oracle" or span.kind != CANARY]
+
+
+def _check_annotated(name: str, text: Encoded):
     kinds = text.span_kinds()
     if not (kinds if name == "oracle" else kinds - {CANARY}):
         raise InputError("scorers", name, "needs text whose private spans are known")
-    return (
-        [span for span in line.spans if name == "oracle" or span.kind != CANARY]
-        for line in text.lines
-    )
 
 
 def of_line(spans: Sequence[Span], line: text_tasks.Line, whole_line: bool) -> np.ndarray:

@@ -134,9 +134,11 @@ class Streamed(InFiles):
             count = file.summary.count
             begin, end = max(self.span.start - first, 0), min(self.span.stop - first, count)
             if begin < end:
+                name = f"{self.kind}:{file.path}"
+                file.check_unchanged(name)
                 items = lines.stream(self.kind, file.path, classes=self.classes)
-                asked = itertools.islice(items, begin, end)
-                yield from _examples(f"{self.kind}:{file.path}", asked, self.classes)
+                yield from _examples(name, itertools.islice(items, begin, end), self.classes)
+                file.check_unchanged(name)
             first += count
 
 
@@ -166,7 +168,7 @@ def load_corpus(
         directory with files that have `train`, `valid` or `dev`, and `test` in their names, as
         WikiText and SST-2 are distributed, or with directories of such names. Several files of a
         split follow one another by name; they may be packed with gzip.
-      spans: for `text:PATH`, the path of its private spans (`lines.read_spans`): those of the
+      spans: for `text:PATH`, the path of its private spans (`lines.with_spans`): those of the
         directory's training file, or of the single file with what is held out.
       memory: bytes of text up to which a split is held in memory, else its lines stay in the files;
         None: all is held.
@@ -240,7 +242,8 @@ def _streamed(
     splits = {split: held(each, memory) for split, each in splits.items()}
     content = {split: [file.digest for file in each] for split, each in known.items()}
     digest = hashlib.sha256(strict_json.encode([kind, content]).encode()).hexdigest()
-    return Corpus(name, **splits, classes=classes or (), digest=digest)
+    three = (splits["train"], splits["validation"], splits["test"])
+    return Corpus(name, *three, classes=classes or (), digest=digest)
 
 
 def _records() -> Corpus:

@@ -17,6 +17,7 @@ from distill_core.runtime import parallel, paths, strict_json
 
 _UNPACKED = 4  # a packed file's text is taken to be so many times as large
 _BLOCK = 2**20
+_CHANGED = "changed while it was read; start again"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -27,11 +28,18 @@ class File:
       path: where it is.
       digest: SHA-256 of its bytes.
       summary: what it holds.
+      state: its size and time of modification.
     """
 
     path: str
     digest: str
     summary: lines.Summary
+    state: tuple[int, int]
+
+    def check_unchanged(self, name: str):
+        """Refuses a file that changed since it was looked at: InputError on `dataset`."""
+        if _state(epath.Path(self.path)) != self.state:
+            raise InputError("dataset", name, _CHANGED)
 
 
 def folder(given: str | None) -> epath.Path:
@@ -74,28 +82,28 @@ def look_at(kind: str, path: str, classes: Sequence[str] | None, cache: epath.Pa
     name = hashlib.sha256(f"{kind}:{file}:{bool(classes)}".encode()).hexdigest()[:32]
     record = cache / "private" / "files" / f"{name}.json"
     known = _remembered(record)
-    if state is not None and known.get("state") == state:
+    if state is not None and known.get("state") == list(state):
         count, labels, kinds = known["summary"]
-        return File(path, known["digest"], lines.Summary(count, labels, tuple(kinds)))
+        return File(path, known["digest"], lines.Summary(count, labels, tuple(kinds)), state)
     summary = lines.summary(kind, path, lines.stream(kind, path, classes=classes), classes)
     digest = _digest(file)
-    if _state(file) != state:
-        raise InputError("dataset", f"{kind}:{path}", "changed while it was read; start again")
+    if state is None or _state(file) != state:
+        raise InputError("dataset", f"{kind}:{path}", _CHANGED)
     if parallel.is_main():
         columns.make_private(record.parent)
         found = {"state": state, "digest": digest, "summary": list(summary)}
         write_atomically(record, strict_json.encode(found), mode=0o600)
-    return File(path, digest, summary)
+    return File(path, digest, summary, state)
 
 
-def _state(file: epath.Path) -> list[int] | None:
+def _state(file: epath.Path) -> tuple[int, int] | None:
     """Size and time of modification; None if there is no such file, which reading it tells."""
     try:
         if "://" in str(file):
             found = file.stat()
-            return [found.length, int(found.mtime)]
+            return found.length, int(found.mtime)
         local = os.stat(file)
-        return [local.st_size, local.st_mtime_ns]
+        return local.st_size, local.st_mtime_ns
     except OSError:
         return None
 

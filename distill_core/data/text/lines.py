@@ -7,8 +7,6 @@ import zlib
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
-import numpy as np
-
 from distill_core.config import InputError
 from distill_core.data.images.dataset import in_order
 from distill_core.runtime import paths
@@ -45,24 +43,6 @@ class Item(NamedTuple):
     spans: tuple[Span, ...] = ()
 
 
-class Lines(NamedTuple):
-    """N texts of a file, and what it says of each.
-
-    Attributes:
-      numbers: the line that each is on, from 1.
-      texts: the texts.
-      classes: () without labels.
-      labels: int32 [N], index into `classes`; None without.
-      spans: what is private of each.
-    """
-
-    numbers: tuple[int, ...]
-    texts: tuple[str, ...]
-    classes: tuple[str, ...]
-    labels: np.ndarray | None
-    spans: tuple[tuple[Span, ...], ...]
-
-
 class Summary(NamedTuple):
     """What is known of a file once all of it was read.
 
@@ -77,30 +57,19 @@ class Summary(NamedTuple):
     kinds: tuple[str, ...]
 
 
-def read_lines(path: str) -> Lines:
-    r"""Reads `text:PATH`: UTF-8, one document or sentence per line.
+def stream(kind: str, path: str, *, classes: Sequence[str] | None = None) -> Iterator[Item]:
+    r"""The texts of a UTF-8 file, one at a time; blank lines are dropped.
 
-    Lines end with "\n" or "\r\n"; surrounding spaces and blank lines are dropped. WikiText's
-    `.tokens` files are read as they are: a heading is a line, `<unk>` stays. As of every kind, a
-    file whose name ends in `.gz` is unpacked while it is read.
-    """
-    return _whole("text", path, None)
+    Lines end with "\n" or "\r\n". A file whose name ends in `.gz` is unpacked while it is read.
 
+    | kind | a line |
+    |---|---|
+    | `text` | a document or sentence; surrounding spaces are dropped, WikiText's marks stay |
+    | `tsv` | a label, a tab and a text; quotes are part of the text |
+    | `jsonl` | a JSON object with the fields below; others are ignored, null is none |
 
-def read_labelled(path: str, *, classes: Sequence[str] | None = None) -> Lines:
-    """Reads `tsv:PATH`: UTF-8, a label and a text, separated by a tab.
-
-    The first line is a header if one of its columns is called `label`, in any case. Without a
-    header the label comes first, and the first line's label must occur again if any label does:
-    otherwise the line may be a header in other words. Quotes are part of the text. `classes` are
-    the labels allowed, such as those of the train file; by default the file's own, sorted (as
-    numbers if all are).
-    """
-    return _whole("tsv", path, classes)
-
-
-def read_json(path: str, *, classes: Sequence[str] | None = None) -> Lines:
-    """Reads `jsonl:PATH`: UTF-8, one JSON object per line; blank lines are dropped.
+    The first line of `tsv` is a header if one of its columns is called `label`, in any case.
+    Without a header the label comes first.
 
     | field | what |
     |---|---|
@@ -108,14 +77,12 @@ def read_json(path: str, *, classes: Sequence[str] | None = None) -> Lines:
     | `label` | a string or an integer; on all lines or on none |
     | `spans` | `[[start, end], …]`, each with a score and a kind if wanted; see `Span` |
 
-    Spans may overlap if their scores are equal. Other fields are ignored; null stands for a field
-    that is not there. `classes` are as in `read_labelled`, () for a train file without labels.
-    """
-    return _whole("jsonl", path, classes)
+    Spans may overlap if their scores are equal.
 
-
-def stream(kind: str, path: str, *, classes: Sequence[str] | None = None) -> Iterator[Item]:
-    """The texts of a file, one at a time; `kind` and `classes` as for the three above.
+    Args:
+      kind: of the table.
+      path: the file.
+      classes: those of the training text, () if it has none; None for the training text itself.
 
     Raises:
       InputError: on `dataset`, at the first line that is wrong.
@@ -123,14 +90,17 @@ def stream(kind: str, path: str, *, classes: Sequence[str] | None = None) -> Ite
     if kind == "text":
         name = f"text:{path}"
         return (Item(number, line.strip()) for number, line in _read("dataset", name, path))
-    return (_labelled if kind == "tsv" else _objects)(path, classes)
+    return _labelled(path) if kind == "tsv" else _objects(path, classes)
 
 
 def summary(kind: str, path: str, items: Iterable[Item], classes: Sequence[str] | None) -> Summary:
-    """Reads the texts of a file to the end; `classes` as for `read_labelled`.
+    """Reads the texts of a file to the end; arguments as for `stream`.
+
+    The first line's label of a `tsv` without a header must occur again if any label does, or be
+    among the `classes`: otherwise the line may be a header in other words.
 
     Raises:
-      InputError: on `dataset`: there is none, or the labels are none.
+      InputError: on `dataset`: there is no text, or a column that holds no labels.
     """
     name, first, count = f"{kind}:{path}", None, 0
     labels: collections.Counter[str] = collections.Counter()
@@ -148,7 +118,7 @@ def summary(kind: str, path: str, items: Iterable[Item], classes: Sequence[str] 
 
 
 def classes_of(name: str, labels: Iterable[str]) -> tuple[str, ...]:
-    """The classes of a training text: its labels, in order; () if it has none."""
+    """The classes of a training text: its labels, sorted, as numbers if all are; () without."""
     classes = in_order(set(labels))
     if len(classes) == 1:
         raise InputError("dataset", name, f"needs at least 2 labels, and has only {classes[0]!r}")
@@ -171,19 +141,7 @@ def index_in(name: str, classes: Sequence[str]) -> Callable[[Item], int]:
     return index
 
 
-def _whole(kind: str, path: str, classes: Sequence[str] | None) -> Lines:
-    items = list(stream(kind, path, classes=classes))
-    known, name = summary(kind, path, items, classes), f"{kind}:{path}"
-    numbers, texts, _, spans = zip(*items, strict=True)
-    if not known.labels:
-        return Lines(numbers, texts, (), None, spans)
-    found = classes_of(name, known.labels) if classes is None else tuple(classes)
-    labels = np.array([*map(index_in(name, found), items)], np.int32)
-    return Lines(numbers, texts, found, labels, spans)
-
-
-def _labelled(path: str, classes: Sequence[str] | None) -> Iterator[Item]:
-    del classes
+def _labelled(path: str) -> Iterator[Item]:
     name, column = f"tsv:{path}", 0
     for i, (number, line) in enumerate(_read("dataset", name, path)):
         cells = [cell.strip() for cell in line.split("\t")]
@@ -249,7 +207,7 @@ def with_spans(path: str, items: Sequence[Item]) -> list[Item]:
     """The texts of a file with their private spans, which lie in a file of their own.
 
     UTF-8, one JSON object per line: `line`, the number of a line in the text's file, from 1;
-    `spans` as in `read_json`, in characters of the text without surrounding spaces; and, if given,
+    `spans` as in `stream`, in characters of the text without surrounding spaces; and, if given,
     `text`, which must be that text. Other fields are ignored.
 
     Raises:

@@ -6,6 +6,7 @@ and a score can fall on each digit. Both kinds run on the `tokenizers` library.
 
 import itertools
 import json
+import re
 from collections.abc import Iterable, Mapping, Sequence
 
 import numpy as np
@@ -25,6 +26,9 @@ NUM_BYTES = 256
 
 # A digit, a word (with WikiText's `@-@` and the apostrophes of "don't" and "'s"), or a sign.
 _WORD = Regex(r"\d|@[-.,]@|['’]?[^\W\d]+(?:['’][^\W\d]+)*|[^\w\s]")
+
+
+_SPACE = re.compile(r"\s")
 
 
 class Tokenizer:
@@ -261,7 +265,8 @@ def _without_spaces(text: str, offsets: np.ndarray) -> np.ndarray:
     """[start, end) of each token without the spaces at its ends, empty where it is all spaces."""
     size = len(text)
     place = np.arange(size)
-    space = np.array([sign.isspace() for sign in text], bool)
+    space = np.zeros(size, bool)
+    space[[found.start() for found in _SPACE.finditer(text)]] = True
     following = np.minimum.accumulate(np.append(np.where(space, size, place), size)[::-1])[::-1]
     preceding = np.maximum.accumulate(np.append(0, np.where(space, 0, place + 1)))
     start = np.minimum(following[offsets[:, 0]], offsets[:, 1])

@@ -152,6 +152,13 @@ def test_a_changed_file_is_noticed_and_an_unchanged_one_not_read(text, tmp_path,
         assert path.stat().st_mode & 0o777 == 0o600
 
 
+def test_a_file_that_changes_under_a_run_is_refused(text, tmp_path, words):
+    lines = cache.Lines(streamed(text, tmp_path).train, words, "language", LENGTH)
+    os.utime(text, ns=(1, 1))
+    with pytest.raises(InputError, match=f"^dataset: got 'text:{text}'; changed while"):
+        cache.tokenised(tmp_path / "cache", lines, of="training")
+
+
 def test_another_processes_directory_is_asked_for(tmp_path, monkeypatch):
     monkeypatch.setattr(columns.parallel, "is_main", lambda: False)
     with pytest.raises(InputError, match="^text_cache: .*all processes see"):

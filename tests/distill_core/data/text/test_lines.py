@@ -1,16 +1,30 @@
 """Text files of a user's own."""
 
+import functools
+import types
+
 import numpy as np
 import pytest
 
 from distill_core.config import InputError
-from distill_core.data.text.lines import (
-    Span,
-    read_json,
-    read_labelled,
-    read_lines,
-    stream,
-    with_spans,
+from distill_core.data.text import lines as lines_lib
+from distill_core.data.text.lines import Span, stream, with_spans
+
+
+def read(kind, path, classes=None):
+    """What a corpus reads of one file of training text, or with `classes` of another file."""
+    items = list(stream(kind, path, classes=classes))
+    known, name = lines_lib.summary(kind, path, items, classes), f"{kind}:{path}"
+    found = types.SimpleNamespace(classes=(), labels=None)
+    found.numbers, found.texts, _, found.spans = zip(*items, strict=True)
+    if known.labels:
+        found.classes = classes or lines_lib.classes_of(name, known.labels)
+        found.labels = np.array([*map(lines_lib.index_in(name, found.classes), items)], np.int32)
+    return found
+
+
+read_lines, read_labelled, read_json = (
+    functools.partial(read, kind) for kind in ("text", "tsv", "jsonl")
 )
 
 
