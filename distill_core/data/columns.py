@@ -22,7 +22,8 @@ from distill_core.runtime import parallel, strict_json
 DESCRIPTION = "column.json"
 _RECORDS = "group_size:1,uncompressed"  # so that one row is read without its neighbours
 _READING = "readahead_buffer_size:0,max_parallelism:0"  # threads cost more than a batch's reads
-_SHARD_BYTES = 2**26
+_SHARD_BYTES = 2**24  # what an interrupted writer may lose
+_OPEN = 400  # shards of a column, of the thousand files or so that a process may open
 
 
 class Column:
@@ -78,6 +79,8 @@ class Column:
 
     def _reader(self, shard: int) -> Any:
         if shard not in self._readers:  # opened on use, in each process
+            if len(self._readers) >= _OPEN:
+                self._readers.pop(next(iter(self._readers))).close()
             path = str(self._folder / _shard(shard))
             self._readers[shard] = array_record_module.ArrayRecordReader(path, _READING)
         return self._readers[shard]

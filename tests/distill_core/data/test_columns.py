@@ -36,6 +36,14 @@ def test_rows_are_read_by_index_as_of_an_array(tmp_path):
             column[wrong]
 
 
+def test_no_more_shards_are_open_than_a_process_may_open(tmp_path, monkeypatch):
+    monkeypatch.setattr(columns, "_OPEN", 2)
+    column = write(tmp_path / "a")
+    for _ in range(3):
+        np.testing.assert_array_equal(column[::-1], VALUES[::-1])
+        assert len(column._readers) <= 2
+
+
 def test_fields_of_a_row_are_read_together(tmp_path, monkeypatch):
     kind = np.dtype([("token", "<i4", (7,)), ("weight", "<f4", (7,)), ("known", "|b1", (7,))])
     records = np.zeros(10, kind)
