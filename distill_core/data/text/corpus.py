@@ -274,8 +274,8 @@ def _files(name: str, path: str) -> dict[str, list[str]]:
         kinds = {os.path.splitext(file.removesuffix(".gz"))[1] for file in every}
         if len(kinds) != 1:
             allowed = (
-                f"a directory must hold files of one ending with {' or '.join(words)} in their "
-                f"names; this one has {len(every)}{' of several' if every else ''}"
+                f"a directory must hold files with {' or '.join(words)} in their names, all with "
+                f"one ending; this one has {len(every)}{' with several' if every else ''}"
             )
             raise InputError("dataset", name, allowed)
         found[split] = every
