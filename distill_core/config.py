@@ -325,6 +325,9 @@ class Data:
 
     dataset: str = text(help="digits, tfds:NAME, npz:PATH or folder:PATH")
     data_dir: str | None = text(default=None, help="where tfds:NAME was prepared")
+    image_memory: int = integer(
+        0, default=8192, help="MiB of images up to which a split is held in memory, else on disk"
+    )
     num_validation: int = integer(0, default=0, help="held-out training examples")
 
 
@@ -488,12 +491,24 @@ class Language:
 
 
 @settings
+class Stream:
+    """Where text that is too large for memory is kept as tokens."""
+
+    text_memory: int = integer(
+        0, default=2, help="MiB of text up to which it is held in memory, else read from text_cache"
+    )
+    text_cache: str | None = text(
+        default=None, help="DIR of tokenised text and its scores; in the user's cache directory"
+    )
+
+
+@settings
 class Training(Classifier, Augmentation, Update, Start, Run, Optimizer, Model, Data):
     """A run that trains an image classifier."""
 
 
 # A resumed run may change these; everything else decides the numbers of its training.
-_FEEDING = {"data_on_device", "steps_per_dispatch", "remat"}
+_FEEDING = {"data_on_device", "steps_per_dispatch", "remat", "text_cache", "image_memory"}
 _CHECK = {"check_nastiness", "check_model", "check_model_kwargs"}
 MAY_CHANGE = frozenset({"num_steps", "log_every", "eval_every", "save_every"} | _FEEDING | _CHECK)
 

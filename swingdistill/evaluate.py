@@ -18,7 +18,7 @@ from etils import epath
 
 from distill_core import checkpoint, config
 from distill_core.config import InputError
-from distill_core.data.text import corpus as corpora
+from distill_core.data import columns
 from distill_core.data.text import tasks as text_tasks
 from distill_core.data.text.corpus import Example
 from distill_core.runtime import cli, parallel, paths, strict_json
@@ -61,14 +61,25 @@ def test_metrics(
         value = found[name]
         return None if math.isnan(value) else math.exp(min(value, 700.0))
 
-    count = rows["weights"] > 0
     return {
         "perplexity": perplexity("cross_entropy"),
         "accuracy": found["accuracy"],
-        "num_tokens": int(np.sum(count)),
+        **_counts(rows),
         **{f"{name}_perplexity": perplexity(f"cross_entropy_{name}") for name in CLASSES},
-        **{f"num_{name}_tokens": int(np.sum(count & rows[f"class_{name}"])) for name in CLASSES},
     }
+
+
+def _counts(rows: language.Rows) -> dict[str, int]:
+    """How many tokens count, and of each class."""
+    names = {f"num_{name}_tokens": f"class_{name}" for name in CLASSES}
+    found = dict.fromkeys(("num_tokens", *names), 0)
+    size = text_tasks.chunk_rows(rows["tokens"].shape[1])
+    for chunk in columns.in_chunks(rows, ("weights", *names.values()), size):
+        count = chunk["weights"] > 0
+        found["num_tokens"] += int(np.sum(count))
+        for name, of in names.items():
+            found[name] += int(np.sum(count & chunk[of]))
+    return found
 
 
 def recall_of_rules(
@@ -76,11 +87,13 @@ def recall_of_rules(
 ) -> float | None:
     """Share of the tokens of a text's private spans that the scorer `rules` finds; None of none."""
     text = private_text.to_rows(hp, examples, tokenizer, of="test")
-    found = text.fill(
-        [judges.rules(each.text, each.offsets, extra=hp.expressions) for each in text.lines]
-    )
-    private = rows["class_private"] & (rows["weights"] > 0)
-    return float(np.mean(found[private] > 0.5)) if private.any() else None
+    rules = (judges.rules(each.text, each.offsets, extra=hp.expressions) for each in text.lines)
+    size = text_tasks.chunk_rows(text.length)
+    both, hits, total = columns.in_chunks(rows, ("class_private", "weights"), size), 0, 0
+    for found, chunk in zip(text.chunks(rules), both, strict=True):
+        private = chunk["class_private"] & (chunk["weights"] > 0)
+        hits, total = hits + int(np.sum(found[private] > 0.5)), total + int(np.sum(private))
+    return hits / total if total else None
 
 
 def exposures(
@@ -150,7 +163,7 @@ def described(found: Mapping[int, Ranks]) -> dict[str, Any]:
 def _classifier(loaded, hp, secrets, candidates, how) -> Ranks:
     from scipy import special  # slow to import
 
-    classes, ours = corpora.load_corpus(hp.dataset).classes, loaded.network.class_names
+    classes, ours = private_text.corpus_of(hp).classes, loaded.network.class_names
     order = fits.class_order("canaries", hp.dataset, classes, ours, what="the model", mapped=False)
     fits.say(order[1])
     answers = [text_tasks.class_token(loaded.tokenizer, k) for k in range(len(classes))]

@@ -6,16 +6,20 @@ text can be made again from its checkpoint.
 
 import dataclasses
 import hashlib
-from collections.abc import Callable, Mapping, Sequence
+import itertools
+import zlib
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
+from etils import epath
 
-from distill_core import config
+from distill_core import checkpoint, config
 from distill_core.config import InputError
+from distill_core.data import columns
+from distill_core.data.text import cache, files, tokenizers
 from distill_core.data.text import corpus as corpora
 from distill_core.data.text import tasks as text_tasks
-from distill_core.data.text import tokenizers
 from distill_core.data.text.corpus import Example
 from distill_core.data.text.lines import Span
 from distill_core.models.network import LoadedModel
@@ -25,7 +29,7 @@ from swingdistill.scorers import judges as scorers
 
 
 @config.settings
-class Text:
+class Text(config.Stream):
     """Text, what is private in it, and the canaries planted in it."""
 
     dataset: str = config.text(help="records, text:PATH, tsv:PATH or jsonl:PATH")
@@ -75,7 +79,9 @@ class Settings(Text):
     canary_seed: int = config.integer(0, default=0, help="which secrets are drawn")
 
 
+_IDS = ("tokens", "labels")
 CANARY = "canary"  # the kind of a planted secret's span
+_SAMPLED = 50_000  # lines, about, that are compared of text that stays in files
 _SHARED = 0.1  # of the lines, from which on a reference is said to have seen them
 _NOTE = Example("", fields={"note": "number"})  # what a canary is generated from
 
@@ -84,11 +90,59 @@ _NOTE = Example("", fields={"note": "number"})  # what a canary is generated fro
 class Texts:
     """Training, validation and test text of a run; `train` alone holds canaries."""
 
-    train: tuple[Example, ...]
-    validation: tuple[Example, ...]
-    test: tuple[Example, ...]
+    train: Sequence[Example]
+    validation: Sequence[Example]
+    test: Sequence[Example]
     canaries: tuple[canaries_lib.Canary, ...]
     classes: tuple[str, ...]
+
+
+@dataclasses.dataclass(frozen=True)
+class Mixed(corpora.InFiles):
+    """Lines, which may stay in files, and others among them.
+
+    Attributes:
+      lines: those that may.
+      added: the others, by their places.
+    """
+
+    lines: Any
+    added: Mapping[int, Example]
+
+    @property
+    def content(self) -> list[Any]:
+        """What decides the lines, as JSON."""
+        added = [[place, each.text, each.label] for place, each in self.added.items()]
+        return [self.lines.content, added]
+
+    @property
+    def kinds(self) -> set[str]:
+        """Those of the lines' private spans, and of the others'."""
+        return corpora.span_kinds(self.lines) | ({CANARY} if self.added else set())
+
+    @property
+    def size(self) -> float:
+        """Bytes, about, of the lines that stay in files."""
+        return self.lines.size if isinstance(self.lines, corpora.InFiles) else 0
+
+    def __len__(self) -> int:
+        return len(self.lines) + len(self.added)
+
+    def __iter__(self) -> Iterator[Example]:
+        old = iter(self.lines)
+        for place in range(len(self)):
+            yield self.added[place] if place in self.added else next(old)
+
+    def __getitem__(self, index: Any) -> Any:
+        if isinstance(index, slice):
+            return tuple(itertools.islice(self, *index.indices(len(self))))
+        return next(itertools.islice(self, index, None))
+
+
+def corpus_of(hp: Text) -> corpora.Corpus:
+    """The corpus that a config names, in memory or not as it says."""
+    memory = plain_text.text_memory(hp)
+    return corpora.load_corpus(hp.dataset, spans=hp.spans, memory=memory, cache=hp.text_cache)
 
 
 def load(hp: Settings) -> Texts:
@@ -104,33 +158,25 @@ def load(hp: Settings) -> Texts:
     Raises:
       InputError: on the text, its spans or the canaries.
     """
-    corpus = corpora.load_corpus(hp.dataset, spans=hp.spans)
-    if any(span.kind == CANARY for line in corpus.train for span in line.spans):
+    corpus = corpus_of(hp)
+    if CANARY in corpora.span_kinds(corpus.train):
         allowed = f"has a span of the kind {CANARY!r}, which is kept for planted secrets; rename it"
         field = "dataset" if hp.spans is None else "spans"
         raise InputError(field, getattr(hp, field), allowed)
     if hp.task == "classification" and not corpus.classes:
         raise InputError("task", hp.task, "needs labelled text: records, tsv:PATH or jsonl:PATH")
     drawn = draw(hp)
-    lines = _half(hp, corpus.train)[: hp.num_train]
-    mixed: Sequence[Any] = lines
+    train: Sequence[Example] = _half(hp, corpus.train)[: hp.num_train]
     for name in _mixed_in(hp) if drawn else ():
-        mixed = canaries_lib.transfer_set(
-            name,
-            mixed,
-            drawn,
-            seed=hp.canary_seed,
-            num_decoys=hp.num_decoys,
-            entries=space(hp).entries,
-        )
-    train = tuple(
-        canary_example(line, hp, corpus.classes) if isinstance(line, str) else line
-        for line in mixed
-    )
+        how = {"seed": hp.canary_seed, "num_decoys": hp.num_decoys, "entries": space(hp).entries}
+        added = canaries_lib.planted(name, len(train), drawn, **how)
+        examples = {at: canary_example(line, hp, corpus.classes) for at, line in added.items()}
+        train = Mixed(train, examples)
+    train = corpora.held(train, hp.text_memory * 2**20)
     return Texts(train, corpus.validation, corpus.test, drawn, corpus.classes)
 
 
-def _half(hp: Settings, lines: tuple[Example, ...]) -> tuple[Any, ...]:
+def _half(hp: Settings, lines: Sequence[Example]) -> Sequence[Example]:
     middle = len(lines) // 2
     chosen = {"all": slice(None), "first": slice(middle), "second": slice(middle, None)}
     found = lines[chosen[hp.half]]
@@ -173,7 +219,7 @@ def space(hp: Text) -> canaries_lib.Space:
 
 def fingerprints(hp: Text) -> dict[str, str]:
     """Fingerprints of the files that the text is made of, by the field that names each."""
-    found = {"dataset": corpora.load_corpus(hp.dataset, spans=hp.spans).fingerprint()}
+    found = {"dataset": corpus_of(hp).fingerprint()}
     if hp.canary_candidates is not None:
         listed = "\n".join(space(hp).entries)
         found["canary_candidates"] = hashlib.sha256(listed.encode()).hexdigest()
@@ -212,8 +258,13 @@ def reference_saw(given: Mapping[str, Any], reference: Mapping[str, Any]) -> str
 
 
 def _own_lines(hp: Settings) -> set[str]:
-    lines = corpora.load_corpus(hp.dataset, spans=hp.spans).train
-    return {line.text for line in _half(hp, lines)[: hp.num_train]}
+    """The lines of a run; of text that stays in files a sample, the same lines for every run."""
+    corpus = corpus_of(hp)
+    lines = (line.text for line in _half(hp, corpus.train)[: hp.num_train])
+    if not isinstance(corpus.train, corpora.InFiles):
+        return set(lines)
+    every = -(-len(corpus.train) // _SAMPLED)
+    return {text for text in lines if zlib.crc32(text.encode()) % every == 0}
 
 
 def canary_example(line: str, hp: Settings, classes: Sequence[str]) -> Example:
@@ -286,14 +337,15 @@ def get_tokenizer(
         return plain_text.tokenizer_of(teacher, "teacher", str(getattr(hp, "teacher", None)))
     if wanted not in plain_text.TRAINERS:
         return plain_text.stored_tokenizer(wanted, private=private)
-    corpus = corpora.load_corpus(hp.dataset).train
+    corpus = corpus_of(hp).train
     if hp.public_text:
         corpus = _half(hp, corpus)
     form = dataclasses.replace(_NOTE, text=hp.canary_format.replace("{}", "0"))
-    examples = [*corpus, *[form] * (len(corpus) if hp.canaries_per_level else 0)]
+    forms = itertools.repeat(form, len(corpus) if hp.canaries_per_level else 0)
     before = text_tasks.prompt if hp.task == "generation" else lambda example: ""
-    lines = [before(example) + example.text for example in examples]
-    return plain_text.new_tokenizer(hp, wanted, lines)
+    lines = (before(example) + example.text for example in itertools.chain(corpus, forms))
+    planted = hp.canary_format if hp.canaries_per_level else ""
+    return plain_text.new_tokenizer(hp, wanted, lines, corpus, task=hp.task, planted=planted)
 
 
 def over_shared_tokens(
@@ -329,12 +381,16 @@ def over_shared_tokens(
 
 def check_ids(
     hp: Settings,
-    texts: Sequence[Mapping[str, np.ndarray]],
+    texts: Sequence[Mapping[str, Any]],
     tokenizer: tokenizers.Tokenizer,
     shared: int,
 ):
     """Refuses rows with a token beyond the first `shared`: InputError on `dataset`."""
-    highest = max(int(rows[name].max()) for rows in texts for name in ("tokens", "labels"))
+    if tokenizer.vocab_size <= shared:
+        return
+    size = text_tasks.chunk_rows(hp.length)
+    chunks = (each for rows in texts for each in columns.in_chunks(rows, _IDS, size))
+    highest = max(int(ids.max()) for chunk in chunks for ids in chunk.values())
     if highest >= shared:
         allowed = (
             f"holds the token {tokenizer.decode([highest])!r} ({highest}), which the tokenizers of "
@@ -358,14 +414,44 @@ class Encoded(NamedTuple):
     """Examples in rows of tokens.
 
     Attributes:
-      rows: `tokens`, `labels`, `segments`, `weights`, [N, L] each; see `text_tasks.to_rows`.
-      lines: what the rows hold.
-      fill: takes one array for each line, of a value for each of its labels, to [N, L].
+      rows: `tokens`, `labels`, `segments`, `weights`, [N, L] each; see `text_tasks.to_rows`. They
+        are arrays, or fields of a column for text that stays in files.
+      lines: what the rows hold; encoded anew at each pass for text that stays in files.
+      length: L.
+      apart: whether each line has its own row.
+      folder: where the rows are, for text that stays in files.
     """
 
-    rows: dict[str, np.ndarray]
-    lines: list[text_tasks.Line]
-    fill: Callable[[Sequence[np.ndarray]], np.ndarray]
+    rows: Mapping[str, Any]
+    lines: Sequence[text_tasks.Line]
+    length: int
+    apart: bool = False
+    folder: epath.Path | None = None
+
+    def chunks(self, values: Iterable[np.ndarray]) -> Iterator[np.ndarray]:
+        """Values of each line's labels, [n + 1] each, in rows: float32, some rows at a time."""
+        return text_tasks.fill(values, self.length, apart=self.apart)
+
+    def fill(self, values: Iterable[np.ndarray]) -> np.ndarray:
+        """`chunks` all in one, [N, L]."""
+        return np.concatenate(list(self.chunks(values)))
+
+    def loaded(self) -> "Encoded":
+        """The same in memory."""
+        rows = {name: array[:] for name, array in self.rows.items()}
+        return self._replace(rows=rows, lines=list(self.lines), folder=None)
+
+    def digest(self) -> str:
+        """Of the rows' content."""
+        if self.folder is not None:
+            return self.folder.parent.name
+        return checkpoint.digest({k: self.rows[k] for k in ("tokens", "labels", "segments")})
+
+    def span_kinds(self) -> set[str]:
+        """Of the private spans that are known, canaries among them."""
+        if isinstance(self.lines, cache.Lines):
+            return self.lines.examples.kinds
+        return {span.kind for line in self.lines for span in line.spans}
 
 
 def to_rows(
@@ -378,39 +464,54 @@ def to_rows(
 ) -> Encoded:
     """Examples in rows; with `apart` each line has its own (`text_tasks.line_rows`).
 
-    A line on the console says how many texts, `of` which split, were shortened
-    (`text_tasks.shorten`).
+    Those of text that stays in files are tokenised once, below `text_cache`. A line on the console
+    says how many texts in memory, `of` which split, were shortened (`text_tasks.shorten`).
     """
+    if isinstance(examples, corpora.InFiles):
+        stream = cache.Lines(examples, tokenizer, hp.task, hp.length)
+        rows, folder = cache.tokenised(files.folder(hp.text_cache), stream, of=of)
+        return Encoded(rows, stream, hp.length, False, folder)
     whole = [text_tasks.encode(example, tokenizer, hp.task) for example in examples]
     lines, count = text_tasks.shorten(whole, hp.length, hp.task)
     lay = text_tasks.line_rows if apart else text_tasks.to_rows
-    rows, fill = lay(lines, tokenizer, hp.length)
+    rows, _ = lay(lines, tokenizer, hp.length)
     lost = "beginning" if hp.task == "classification" else "end"
     many = f"{count:,} of {len(lines):,} {of} texts are longer than a row of {hp.length} tokens"
     fits.say(f"{many}, and lose their {lost}" if count else "")
-    return Encoded(rows, lines, fill)
+    return Encoded(rows, lines, hp.length, apart)
 
 
-def token_classes(text: Encoded, expressions: Sequence[str] = ()) -> dict[str, np.ndarray]:
+def token_classes(text: Encoded, expressions: Sequence[str] = ()) -> dict[str, Any]:
     """bool [N, L] by name: labels that are digits; those in private spans; `public`, all others;
     and the digits among these.
 
     Private spans are those that score above ½; where none are known, what the rules find.
     """
-    known = any(line.spans for line in text.lines)
-    private = [
-        scorers.span_scores(line.spans, line.offsets)
-        if known
-        else scorers.rules(line.text, line.offsets, extra=expressions)
-        for line in text.lines
-    ]
-    is_private = text.fill(private) > 0.5
-    is_digit = text.fill([digits(line) for line in text.lines]) > 0
+    known = bool(text.span_kinds())
+
+    def private(line: text_tasks.Line) -> np.ndarray:
+        if known:
+            return scorers.span_scores(line.spans, line.offsets)
+        return scorers.rules(line.text, line.offsets, extra=expressions)
+
+    def found() -> Iterator[dict[str, np.ndarray]]:
+        each = (map(private, text.lines), map(digits, text.lines))
+        for values, number in zip(*map(text.chunks, each), strict=True):
+            yield {"private": values > 0.5, "digit": number > 0}
+
+    if text.folder is None:
+        chunks = list(found())
+        both = {k: np.concatenate([chunk[k] for chunk in chunks]) for k in ("private", "digit")}
+    else:
+        name = f"classes-{cache.digest(expressions=expressions, known=known)}"
+        kinds = {"private": bool, "digit": bool}
+        both = cache.beside(text.folder, name, kinds, text.length, found)
+    is_private, is_digit = both["private"], both["digit"]
     return {
         "class_digit": is_digit,
         "class_private": is_private,
-        "class_public": ~is_private,
-        "class_public_digit": is_digit & ~is_private,
+        "class_public": columns.derived(np.logical_not, is_private),
+        "class_public_digit": columns.derived(lambda a, b: a & ~b, is_digit, is_private),
     }
 
 

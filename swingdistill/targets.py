@@ -1,11 +1,14 @@
 """How the targets of a text are noised: a score and a noise scale for each token, and the key."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from distill_core import checkpoint, config
+from distill_core import config
 from distill_core.config import InputError
+from distill_core.data import columns
 from distill_core.privacy import noise
 from distill_core.training import inputs
 from distill_core.training.step import stream_key
@@ -15,14 +18,17 @@ from swingdistill.losses import token_temperatures
 STREAM_NOISE = 2  # beside the streams of distill_core.training.step
 
 
-def noise_key(hp, workdir, start: int, rows, models) -> jax.Array:
-    """The key of the noise, the same throughout the run: secret, or from `noise_seed`."""
+def noise_key(hp, workdir, start: int, text: str, models) -> jax.Array:
+    """The key of the noise, the same throughout the run: secret, or from `noise_seed`.
+
+    `text` is the digest of the rows.
+    """
     if hp.noise_seed is not None:
         return stream_key(jax.random.key(hp.noise_seed), STREAM_NOISE, 0)
     decides = {
         "config": {k: v for k, v in config.to_json(hp).items() if k not in config.MAY_CHANGE},
         "models": [inputs.of_model(model) for model in models.values()],
-        "text": checkpoint.digest({k: rows[k] for k in ("tokens", "labels", "segments")}),
+        "text": text,
     }
     return noise.open_key(workdir, "swing_noise.json", decides=decides, start=start)
 
@@ -36,15 +42,24 @@ def with_noise(hp, rows, scores):
     them scores 0 its target is bare.
     """
     if hp.variant == "mask":
-        zeros = np.zeros_like(scores)
-        weights = rows["weights"] * (scores <= 0.5)
+        zeros = columns.derived(np.zeros_like, scores)
+        weights = columns.derived(_unmasked, rows["weights"], scores)
         return {**rows, "weights": weights, "scores": zeros, "noise_scale": zeros}, None
     if hp.epsilon:
         return _with_releases(hp, rows, scores)
-    noised = (scores > 0) | hp.noise_everywhere
-    scale = np.where(noised, np.float32(hp.noise_scale), np.float32(0.0))
+    scale = columns.derived(
+        functools.partial(_scale, np.float32(hp.noise_scale), hp.noise_everywhere), scores
+    )
     report = {"mode": "empirical", "noise_scale": hp.noise_scale}
     return {**rows, "scores": scores, "noise_scale": scale}, report
+
+
+def _unmasked(weights: np.ndarray, scores: np.ndarray) -> np.ndarray:
+    return weights * (scores <= 0.5)
+
+
+def _scale(noise_scale: np.float32, everywhere: bool, scores: np.ndarray) -> np.ndarray:
+    return np.where((scores > 0) | everywhere, noise_scale, np.float32(0.0))
 
 
 def _with_releases(hp, rows, scores):

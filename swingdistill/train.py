@@ -19,6 +19,8 @@ from etils import epath
 
 from distill_core import checkpoint, config
 from distill_core.config import InputError
+from distill_core.data import columns
+from distill_core.data.text import tasks as text_tasks
 from distill_core.models import trust
 from distill_core.models.network import LoadedModel, stored_as
 from distill_core.privacy.ledger import check_delta
@@ -130,40 +132,42 @@ def train_and_evaluate(
     """
     hp = config.validate(settings, Settings)
     check(hp)
-    private = hp.dp is not None
+    private, placing = hp.dp is not None, parallel_lib.placing(parallel_lib.choose_mode(parallel))
     text = private_text.fingerprints(hp)
     run_state.check_unchanged(hp, workdir, text)
-    models = load_models(hp)
+    models = load_models(hp, placing)
     run_state.check_unchanged(hp, workdir, models)
     tokenizer, texts, asked, shared = load_text(hp, models)
     teacher = asked.get("teacher")
+    plain_text.check_in_memory(hp, texts.train)
     if hp.epsilon and teacher:
         check_delta(hp.delta, len(texts.train))
     classes = texts.classes if hp.task == "classification" else ()
     of_teacher = models["teacher"].network if teacher else None
-    network = plain_text.make_network(hp, workdir, tokenizer, classes, of_teacher)
+    network = plain_text.make_network(hp, workdir, tokenizer, classes, of_teacher, mode=parallel)
     if hp.entries > shared:
         allowed = f"must be at most the size of the vocabulary, {shared:,}"
         raise InputError("entries", hp.entries, allowed)
     if texts.canaries:
         private_text.secret_candidates(hp, tokenizer, texts.canaries)  # refuses before training
     encoded = private_text.to_rows(hp, texts.train, tokenizer, apart=private)
-    public = private_text.to_rows(hp, texts.validation, tokenizer, of="validation").rows
+    public = private_text.to_rows(hp, texts.validation, tokenizer, of="validation")
     judged = evaluate.test_rows(hp, texts.test, tokenizer)
-    private_text.check_ids(hp, [encoded.rows, public], tokenizer, shared)
+    private_text.check_ids(hp, [encoded.rows, public.rows], tokenizer, shared)
     rows, report, description = encoded.rows, None, "no teacher: learns from the text alone"
     objective, frozen = NextTokens(network), {}
     if teacher:
-        rows, report, share = _with_targets(hp, encoded, public, asked, shared)
+        rows, report, share = _with_targets(hp, encoded, public, asked, shared, parallel)
         description = (
             _warning(hp, models) + _describe(hp, report, share) + _unread_spans(hp, encoded)
         )
         asking = dataclasses.replace(network, vocab_size=shared)
-        objective, frozen = _student(hp, workdir, asking, rows, asked)
-    run = language.Run(hp, workdir, "swingdistill.train", network, rows, public, parallel, hp.dp)
+        objective, frozen = _student(hp, workdir, asking, (rows, encoded.digest), asked)
+    held = public.rows
+    run = language.Run(hp, workdir, "swingdistill.train", network, rows, held, parallel, hp.dp)
     reads = {**text, **models, "tokenizer": inputs.of_tokenizer(tokenizer)}
     id = language.train(run, objective, frozen=frozen, reads=reads, description=description)
-    loaded = checkpoint.load_model(workdir)
+    loaded = checkpoint.load_model(workdir, sharding=placing)
     found = evaluate.test_metrics(loaded, judged, mode=parallel)
     if hp.use == "best":
         fits.say(f"the best validation step counts: {loaded.metadata['step']} of {hp.num_steps}")
@@ -178,8 +182,8 @@ def preview(settings: Any):
     hp = config.validate(settings, Settings)
     check(hp)
     tokenizer, texts, models, _ = load_text(hp, load_models(hp))
-    text = private_text.to_rows(hp, texts.train[:_PREVIEWED], tokenizer)
-    public = private_text.to_rows(hp, texts.validation, tokenizer, of="validation").rows
+    text = private_text.to_rows(hp, tuple(texts.train[:_PREVIEWED]), tokenizer)
+    public = private_text.to_rows(hp, tuple(texts.validation), tokenizer, of="validation")
     asks = hp.teacher and not teacher_cache.is_cache(hp.teacher)
     names = hp.scorers if asks else [n for n in hp.scorers if n in scoring.TEXT_SCORERS]
     scores = score(hp, names, text, public, models)
@@ -197,37 +201,41 @@ def load_text(hp: Settings, models: Mapping[str, LoadedModel]):
     return tokenizer, texts, *private_text.over_shared_tokens(hp, models, tokenizer)
 
 
-def _with_targets(hp: Settings, text, public, models, shared: int):
+def _with_targets(hp: Settings, text, public, models, shared: int, mode: str | None):
     """(rows with scores, noise and a cache's answers; a table's report; share of private tokens)"""
-    rows, live, cache = text.rows, text.rows["weights"] > 0, None
+    rows, cache = text.rows, None
     if teacher_cache.is_cache(hp.teacher):
         cache = student.check(hp)
         student.check_fits(hp, cache, rows, shared)
     if cache and cache.manifest.release:
         rows, report = student.with_release(hp, cache, rows)
-        return rows, report, float(np.mean(rows["scores"][live] > 0.5))
-    scores = score(hp, hp.scorers, text, public, models)
-    share = float(np.mean(scores[live] > 0.5))
+        return rows, report, _share_private(rows, rows["scores"])
+    scores = score(hp, hp.scorers, text, public, models, mode)
+    share = _share_private(rows, scores)
     rows, report = targets.with_noise(hp, rows, scores)
     return student.with_answers(hp, cache, rows) if cache else rows, report, share
 
 
-def score(hp: Settings, names, text, public, models) -> np.ndarray:
+def score(hp: Settings, names, text, public, models, mode: str | None = None):
     """The highest score of each token, float32 [N, L]; says what the recognisers found."""
-    recognised = scoring.recognise(names, text, expressions=hp.expressions, presidio=hp.presidio)
-    if parallel_lib.is_main():
-        for line in scoring.tally(recognised, text, hp.expressions):
-            print(line, flush=True)
-    each = scoring.score(
-        names,
-        text,
-        public,
-        quantiles=hp.quantiles,
-        models=models,
-        recognised=recognised,
-        whole_line=hp.task == "classification",
+    asked = scoring.Asked(
+        tuple(names), hp.quantiles, hp.task == "classification", hp.expressions, hp.presidio
     )
-    return np.max([np.zeros_like(text.rows["weights"]), *each.values()], axis=0)
+    scores, said = scoring.highest(asked, text, public, models, mode)
+    if parallel_lib.is_main():
+        for line in said:
+            print(line, flush=True)
+    return scores
+
+
+def _share_private(rows, scores) -> float:
+    """Of the tokens that count, how many score above ½."""
+    size, private, count = text_tasks.chunk_rows(rows["tokens"].shape[1]), 0, 0
+    both = {"weights": rows["weights"], "scores": scores}
+    for chunk in columns.in_chunks(both, both, size):
+        where = chunk["weights"] > 0
+        private, count = private + int(np.sum(chunk["scores"][where] > 0.5)), count + where.sum()
+    return float(private / count)
 
 
 def check(hp: Settings):
@@ -289,16 +297,19 @@ def _describe(hp, report, share: float) -> str:
 
 def _unread_spans(hp, text: private_text.Encoded) -> str:
     """A further line, if the user's text has private spans that no scorer reads."""
-    spans = (span for line in text.lines for span in line.spans)
-    annotated = any(span.kind != private_text.CANARY for span in spans)
+    annotated = text.span_kinds() - {private_text.CANARY}
     reads = {"spans", "oracle"} & set(hp.scorers) or not hp.scorers
     if reads or not annotated or hp.dataset == "records":
         return ""
     return "\nthe text's private spans are not read: no scorer is `spans`"
 
 
-def _student(hp, workdir, network, rows, models):
-    """(objective, frozen) of a run with a teacher; `frozen` as `language.train` takes it."""
+def _student(hp, workdir, network, text, models):
+    """(objective, frozen) of a run with a teacher; `frozen` as `language.train` takes it.
+
+    `text` holds the rows and a function that gives the digest of their content.
+    """
+    rows, digest = text
     asked = {name: stored_as(model, hp.frozen_dtype) for name, model in models.items()}
     formal = bool(hp.epsilon)  # what is noised is made beforehand, once; the rest is plain
     plain = formal or hp.variant == "mask"
@@ -323,7 +334,7 @@ def _student(hp, workdir, network, rows, models):
         return objective, frozen
 
     def open_frozen(start: int):
-        key = targets.noise_key(hp, workdir, start, rows, models)
+        key = targets.noise_key(hp, workdir, start, digest(), models)
         if not formal:
             return {**frozen, "noise_key": key}
         given = {"entries": hp.entries, "variant": hp.variant, "numbers": numbers}
@@ -350,17 +361,17 @@ def _warning(hp: Settings, models: Mapping[str, LoadedModel]) -> str:
     return ""
 
 
-def load_models(hp: Settings) -> dict[str, LoadedModel]:
-    """The teacher and the reference, those that there are."""
+def load_models(hp: Settings, sharding: Any = None) -> dict[str, LoadedModel]:
+    """The teacher and the reference, those that there are, read as `load_model` says."""
     given = {name: getattr(hp, name) for name in ("teacher", "reference")}
-    return {name: _load(name, path) for name, path in given.items() if path is not None}
+    return {name: _load(name, path, sharding) for name, path in given.items() if path is not None}
 
 
-def _load(field: str, path: str) -> LoadedModel:
+def _load(field: str, path: str, sharding: Any) -> LoadedModel:
     if field == "teacher" and teacher_cache.is_cache(path):
         return teacher_cache.read(field, path).model
     with run_state.about(field, path):
-        loaded = checkpoint.load_model(path)
+        loaded = checkpoint.load_model(path, sharding=sharding)
     if not loaded.network.is_text:
         raise InputError(field, path, "must be a language model's checkpoint, not of images")
     if loaded.metadata.get("chat_template"):

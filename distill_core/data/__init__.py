@@ -24,8 +24,8 @@ def split_name(name: str, kinds: Mapping[str, str | None] = KINDS) -> tuple[str,
     return kind, path
 
 
-def load_dataset(name: str, *, data_dir: str | None = None) -> Dataset:
-    """Loads a whole data set of labelled images into memory.
+def load_dataset(name: str, *, data_dir: str | None = None, memory: int | None = None) -> Dataset:
+    """Loads a whole data set of labelled images into memory, or what is too large onto disk.
 
     One that is slow to decode is kept until another is loaded or its files change.
 
@@ -36,6 +36,8 @@ def load_dataset(name: str, *, data_dir: str | None = None) -> Dataset:
         Tiny-ImageNet as it is distributed).
       data_dir: where `tfds:NAME` was prepared; by default `$TFDS_DATA_DIR`, else
         `~/tensorflow_datasets`. Other kinds ignore it.
+      memory: MiB up to which a split of `tfds:NAME` or `folder:PATH` is held in memory, else in a
+        file on disk (`images.pixels`); None: always.
 
     Returns:
       Both splits as uint8 or float32 images [N, H, W, C] with int32 labels [N], the class names,
@@ -46,6 +48,7 @@ def load_dataset(name: str, *, data_dir: str | None = None) -> Dataset:
       InputError: on `dataset` or `data_dir`, if the data is missing, unreadable or inconsistent.
     """
     kind, path = split_name(name)
+    room = None if memory is None else memory * 2**20
     # Each source is imported on use: scikit-learn and tensorflow_datasets are slow to import.
     if kind == "digits":
         from distill_core.data.images import digits
@@ -54,12 +57,13 @@ def load_dataset(name: str, *, data_dir: str | None = None) -> Dataset:
     if kind == "tfds":
         from distill_core.data.images import tfds_source
 
-        return tfds_source.load(path, data_dir)
+        return tfds_source.load(path, data_dir, room)
     if kind == "npz":
         from distill_core.data.images import npz
 
         return npz.load(path)
-    from distill_core.data.images import folder, memory, tiny_imagenet
+    from distill_core.data.images import folder, tiny_imagenet
+    from distill_core.data.images.memory import remembered
 
     source = tiny_imagenet if tiny_imagenet.recognises(path) else folder
-    return memory.remembered(name, path, lambda: source.load(path))
+    return remembered(name, path, lambda: source.load(path, room))

@@ -1,7 +1,6 @@
 """Compiled programs are kept on disk, so that the next run of a binary need not compile again."""
 
 import hashlib
-import os
 from pathlib import Path
 
 import jax
@@ -31,8 +30,7 @@ def keep(given: str | None):
         return
     else:
         try:
-            home = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
-            folder = Path(home) / "guarded-distillation" / f"programs-{_processor()}"
+            folder = paths.user_cache() / f"programs-{_processor()}"
             place = paths.folder_to_write("compilation_cache", folder)
         except (InputError, RuntimeError):  # no home that can be written to: no cache, but a run
             return

@@ -40,6 +40,12 @@ def expand(field: str, path: epath.PathLike, *, given: str | None = None) -> epa
     return found
 
 
+def user_cache() -> pathlib.Path:
+    """Where this project keeps what it can make again; RuntimeError if there is no home."""
+    home = os.environ.get("XDG_CACHE_HOME") or pathlib.Path.home() / ".cache"
+    return pathlib.Path(home) / "guarded-distillation"
+
+
 def folder_to_write(field: str, path: epath.PathLike) -> epath.Path:
     """A directory to write into, which exists or can be made; nothing is made yet.
 

@@ -10,7 +10,7 @@ import os
 import socket
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 from etils import epath
@@ -118,6 +118,11 @@ class Reporter:
             line += f"  {speed}"
         self.say(line)
 
+    @property
+    def has_bar(self) -> bool:
+        """Whether there is a bar now."""
+        return self._bar is not None
+
     def end(self):
         """Removes the bar."""
         if self._bar is not None:
@@ -133,6 +138,23 @@ class Reporter:
         left = f"  {int(seconds // 60)}:{int(seconds % 60):02d} left" if seconds >= 1 else ""
         speed = f"  {self.speed}" if self.speed else ""
         return f"{rate:.1f} steps/s{speed}{left}"
+
+
+def watched(items: Iterable[Any], label: str, *, start: int, total: int) -> Iterator[Any]:
+    """The items, from number `start` on, with a bar on a terminal; else a line now and then."""
+    reporter, said = Reporter(total, active=True, label=label), time.monotonic()
+    reporter.say(f"{label}: {total:,} lines" + (f", goes on from {start:,}" if start else ""))
+    reporter.begin(start)
+    try:
+        for i, item in enumerate(items, start):
+            yield item
+            if i % 1000 == 0:
+                reporter.advance(i)
+                if not reporter.has_bar and time.monotonic() - said > REMOTE_SECONDS:
+                    reporter.say(f"{label}: {i:,} of {total:,} lines")
+                    said = time.monotonic()
+    finally:
+        reporter.end()
 
 
 class MetricsFile:

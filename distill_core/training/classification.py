@@ -72,7 +72,8 @@ def load_with(
 
 
 def _load(hp: config.Data, workdir: epath.PathLike | None) -> data.Dataset:
-    dataset = data.load_dataset(hp.dataset, data_dir=hp.data_dir)
+    memory = getattr(hp, "image_memory", None)
+    dataset = data.load_dataset(hp.dataset, data_dir=hp.data_dir, memory=memory)
     if workdir is not None:
         run_state.check_unchanged(hp, workdir, {"dataset": dataset.fingerprint()})
     return dataset

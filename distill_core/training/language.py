@@ -21,7 +21,7 @@ from distill_core.training.step import Evaluation, Objective, Update
 
 CLASS = "class_"  # prefix of arrays that select the tokens of a metric of their own
 PyTree = Any
-Rows = Mapping[str, np.ndarray]
+Rows = Mapping[str, Any]  # arrays, or what is indexed like them (see `data.columns`)
 
 
 @dataclasses.dataclass(frozen=True)

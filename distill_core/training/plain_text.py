@@ -1,7 +1,6 @@
 """Trains a language model on the labels of a corpus alone, with differential privacy if asked."""
 
 import dataclasses
-import functools
 import math
 from collections.abc import Iterable, Sequence
 from typing import Any
@@ -10,22 +9,23 @@ from etils import epath
 
 from distill_core import checkpoint, config
 from distill_core.config import InputError
+from distill_core.data.text import cache, files, tokenizers
 from distill_core.data.text import corpus as corpora
 from distill_core.data.text import tasks as text_tasks
-from distill_core.data.text import tokenizers
 from distill_core.models import checks
 from distill_core.models.network import Network, text_network
-from distill_core.runtime import paths
+from distill_core.runtime import parallel, paths
 from distill_core.step import NextTokens
 from distill_core.training import dp_sgd, fits, inputs, language, run_state
 
 TRAINERS = ("words", "byte_pairs", "byte_pairs_merged")  # the last merges digits, too
 FROM_START, FROM_TEACHER = "init_from", "teacher"
 _LENGTH, _VOCAB_SIZE = 64, 2000
+_AT_ONCE, _HELD = ("dp", "epsilon", "data_on_device", "spans"), 256  # MiB
 
 
 @config.settings
-class Text(config.Language):
+class Text(config.Stream, config.Language):
     """Rows of text and their tokenizer; None means not given, as for images."""
 
     length: int | None = config.integer(2, default=None, help="L, tokens of a row of text; 64")
@@ -66,29 +66,54 @@ def train(
     hp = dataclasses.replace(hp, **{k: getattr(hp, k) or v for k, v in defaults.items()})
     private, wanted = bool(hp.dp), hp.tokenizer
     check_private(hp)
-    corpus = corpora.load_corpus(hp.dataset)
+    corpus = corpora.load_corpus(hp.dataset, memory=text_memory(hp), cache=hp.text_cache)
+    check_in_memory(hp, corpus.train)
     run_state.check_unchanged(hp, workdir, {"dataset": corpus.fingerprint()})
     if wanted in TRAINERS:
-        tokenizer = new_tokenizer(hp, wanted, [line.text for line in corpus.train])
+        tokenizer = new_tokenizer(hp, wanted, (line.text for line in corpus.train), corpus.train)
     else:
         tokenizer = stored_tokenizer(wanted, private=private)
-    network = make_network(hp, workdir, tokenizer)
-    encode = functools.partial(text_tasks.encode, tokenizer=tokenizer, task="language")
-
-    def to_rows(lines, lay=text_tasks.to_rows):
-        return lay([encode(line) for line in lines], tokenizer, hp.length)[0]
-
-    rows = to_rows(corpus.train, text_tasks.line_rows if private else text_tasks.to_rows)
-    run = language.Run(hp, workdir, method, network, rows, to_rows(corpus.validation), mode, hp.dp)
+    network = make_network(hp, workdir, tokenizer, mode=mode)
+    rows = _to_rows(hp, tokenizer, corpus.train, "training", apart=private)
+    held = _to_rows(hp, tokenizer, corpus.validation, "validation")
+    run = language.Run(hp, workdir, method, network, rows, held, mode, hp.dp)
     reads = {"dataset": corpus.fingerprint(), "tokenizer": inputs.of_tokenizer(tokenizer)}
     id = language.train(run, NextTokens(network), frozen={}, reads=reads)
-    loaded = checkpoint.load_model(workdir)
-    judged, batch_size = to_rows(corpus.test), hp.eval_batch_size
+    loaded = checkpoint.load_model(workdir, sharding=parallel.placing(parallel.choose_mode(mode)))
+    judged, batch_size = _to_rows(hp, tokenizer, corpus.test, "test"), hp.eval_batch_size
     found = language.measure(loaded, judged, batch_size=batch_size, mode=mode)
     perplexity = math.exp(min(found["cross_entropy"], 700.0))
     fits.say(f"test perplexity {perplexity:.3f}  accuracy {found['accuracy']:.4f}")
     spent = dp_sgd.report(workdir) if private else {}
     return {"perplexity": perplexity, "accuracy": found["accuracy"], "id": id, **spent}
+
+
+def _to_rows(hp, tokenizer, examples, of: str, *, apart: bool = False) -> language.Rows:
+    if isinstance(examples, corpora.InFiles):
+        lines = cache.Lines(examples, tokenizer, "language", hp.length)
+        return cache.tokenised(files.folder(hp.text_cache), lines, of=of)[0]
+    lay = text_tasks.line_rows if apart else text_tasks.to_rows
+    lines = [text_tasks.encode(example, tokenizer, "language") for example in examples]
+    return lay(lines, tokenizer, hp.length)[0]
+
+
+def text_memory(hp: Any) -> int:
+    """Bytes of a split of text from which on it stays in files.
+
+    Settings that need all of a text at once (`_AT_ONCE`) get at least 256 MiB of it.
+    """
+    least = _HELD if any(getattr(hp, field, None) for field in _AT_ONCE) else 0
+    return max(hp.text_memory, least) * 2**20
+
+
+def check_in_memory(hp: Any, examples: Sequence[corpora.Example]):
+    """Refuses text that stays in files for what needs all of it: InputError on the field."""
+    for field in _AT_ONCE:
+        if not (getattr(hp, field, None) and isinstance(examples, corpora.InFiles)):
+            continue
+        limit = text_memory(hp) // 2**20
+        allowed = f"needs the text in memory, and it is larger than {limit} MiB: raise text_memory"
+        raise InputError(field, config.to_json(getattr(hp, field)), allowed)
 
 
 def make_network(
@@ -97,6 +122,8 @@ def make_network(
     tokenizer: tokenizers.Tokenizer,
     classes: Sequence[str] = (),
     teacher: Network | None = None,
+    *,
+    mode: str | None = None,
 ) -> Network:
     """The language model of a run.
 
@@ -121,13 +148,13 @@ def make_network(
         remat=hp.remat == "block",
     )
     if hp.model == FROM_START:
-        network = _as_started(hp, workdir, network)
+        network = _as_started(hp, workdir, network, parallel.choose_mode(mode))
     checks.check(network)
     return network
 
 
-def _as_started(hp: Any, workdir: epath.PathLike, network: Network) -> Network:
-    start = run_state.starting_network(hp, workdir)
+def _as_started(hp: Any, workdir: epath.PathLike, network: Network, mode: str) -> Network:
+    start = run_state.starting_network(hp, workdir, mode)
     if start is None or not start.is_text:
         raise InputError("init_from", hp.init_from, "must be a language model")
     if start.is_bounded and start.max_length < hp.length:
@@ -163,17 +190,32 @@ def check_private(hp: Any):
         raise InputError("public_text", True, "must be False with dp, which protects the text")
 
 
-def new_tokenizer(hp: Any, kind: str, lines: Iterable[str]) -> tokenizers.Tokenizer:
-    """A tokenizer of one of `TRAINERS`, trained on lines; it records whether they are public."""
-    if kind == "words":
-        tokenizer = tokenizers.train_words(lines, vocab_size=hp.vocab_size)
-    else:
-        tokenizer = tokenizers.train_byte_pairs(
-            lines, vocab_size=hp.vocab_size, merge_digits=kind == "byte_pairs_merged"
-        )
-    private = not hp.public_text
-    tokenizer.made_from = tokenizers.TRAINING_TEXT if private else tokenizers.PUBLIC_TEXT
-    return tokenizer
+def new_tokenizer(
+    hp: Any,
+    kind: str,
+    lines: Iterable[str],
+    text: Sequence[corpora.Example] = (),
+    **decides: Any,
+) -> tokenizers.Tokenizer:
+    """A tokenizer of one of `TRAINERS`, trained on lines; it records whether they are public.
+
+    If the `text` that they are made of, as `decides` says, stays in files, it is trained once.
+    """
+    made_from = tokenizers.PUBLIC_TEXT if hp.public_text else tokenizers.TRAINING_TEXT
+
+    def make() -> tokenizers.Tokenizer:
+        if kind == "words":
+            made = tokenizers.train_words(lines, vocab_size=hp.vocab_size)
+        else:
+            merge = kind == "byte_pairs_merged"
+            made = tokenizers.train_byte_pairs(lines, vocab_size=hp.vocab_size, merge_digits=merge)
+        made.made_from = made_from
+        return made
+
+    if not isinstance(text, corpora.InFiles):
+        return make()
+    decides |= {"text": text.content, "kind": kind, "vocab_size": hp.vocab_size}
+    return cache.tokenizer(files.folder(hp.text_cache), make, made_from, **decides)
 
 
 def stored_tokenizer(path: str, *, private: bool) -> tokenizers.Tokenizer:

@@ -62,9 +62,8 @@ def with_release(
 ) -> tuple[dict[str, Any], dict[str, Any]]:
     """`with_answers` of a noised release, and what a table says of its noise."""
     assert cache.manifest.release is not None
-    found = with_answers(hp, cache, rows)
     report = {**cache.manifest.release["report"], "release": cache.manifest.id}
-    return {**found, "scores": cache.columns["scores"][:]}, report
+    return with_answers(hp, cache, rows), report
 
 
 def _check_release(hp: Any, settings: Mapping[str, Any]):

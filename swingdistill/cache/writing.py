@@ -25,7 +25,7 @@ from distill_core.models import trust
 from distill_core.models.network import LoadedModel
 from distill_core.privacy import ledger as ledgers
 from distill_core.runtime import process
-from distill_core.training import fits, teacher_cache
+from distill_core.training import fits, plain_text, teacher_cache
 from distill_core.training.teacher_cache import Manifest
 from swingdistill import private_text, released, targets, train
 
@@ -86,12 +86,13 @@ def _release(hp: Settings, workdir: epath.Path) -> Manifest:
     train.check(hp)
     models = train.load_models(hp)
     tokenizer, texts, asked, shared = train.load_text(hp, models)
+    plain_text.check_in_memory(hp, texts.train)
     ledgers.check_delta(hp.delta, len(texts.train))
     if hp.entries > shared:
         raise InputError("entries", hp.entries, f"must be at most {shared:,}, the vocabulary")
     encoded = private_text.to_rows(hp, texts.train, tokenizer)
-    public = private_text.to_rows(hp, texts.validation, tokenizer, of="validation").rows
-    private_text.check_ids(hp, [encoded.rows, public], tokenizer, shared)
+    public = private_text.to_rows(hp, texts.validation, tokenizer, of="validation")
+    private_text.check_ids(hp, [encoded.rows, public.rows], tokenizer, shared)
     teacher = _whole(hp, asked["teacher"])
     scores = train.score(hp, hp.scorers, encoded, public, asked)
     rows, report = targets.with_noise(hp, encoded.rows, scores)
@@ -107,7 +108,7 @@ def _release(hp: Settings, workdir: epath.Path) -> Manifest:
             ledger=_ledger(hp, report, rows, teacher).to_json(),
             release={"settings": _fields(hp, _OF_RELEASE), "report": told},
         )
-        key = targets.noise_key(hp, workdir, 0, rows, models)
+        key = targets.noise_key(hp, workdir, 0, encoded.digest(), models)
         make = _noised(hp, key, rows, bare, asked, k)
         found = teacher_cache.write(workdir / FOLDER, manifest, make, field="workdir")
     fits.say(", ".join(f"{name} {value}" for name, value in told.items()))

@@ -364,6 +364,22 @@ def transfer_set(
     Raises:
       InputError: on `num_decoys`, if every candidate is a secret.
     """
+    given = {"seed": seed, "num_decoys": num_decoys, "entries": entries}
+    added, old = planted(name, len(lines), canaries, **given), iter(lines)
+    total = len(lines) + len(added)
+    return [added[place] if place in added else next(old) for place in range(total)]
+
+
+def planted(
+    name: str,
+    num_lines: int,
+    canaries: Sequence[Canary],
+    *,
+    seed: int,
+    num_decoys: int = 0,
+    entries: Sequence[str] = (),
+) -> dict[int, str]:
+    """The lines that a `transfer_set` of so many lines adds, by their places in it, ascending."""
     rng = random.Random(f"transfer set {name} {seed}")
     if name == "private":
         added = [canary.line for canary in canaries for _ in range(canary.repetitions)]
@@ -371,10 +387,8 @@ def transfer_set(
         added = _decoys(canaries, num_decoys, rng, entries) if name == "decoy" else []
     # A random order, then random gaps: every way to mix them is equally likely.
     added = [line for _, line in sorted((rng.random(), line) for line in added)]
-    total = len(lines) + len(added)
-    taken = _sample(rng, total, len(added))
-    mixed, old, new = [], iter(lines), iter(added)
-    return mixed + [next(new) if place in taken else next(old) for place in range(total)]
+    taken = _sample(rng, num_lines + len(added), len(added))
+    return dict(zip(sorted(taken), added, strict=True))
 
 
 def _decoys(canaries, num: int, rng: random.Random, entries: Sequence[str]):

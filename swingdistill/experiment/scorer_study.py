@@ -43,7 +43,7 @@ def study(
     models = {name: checkpoint.load_model(getattr(hp, name)) for name in ("teacher", "reference")}
     tokenizer = models["teacher"].tokenizer
     texts = private_text.load(hp)
-    text = private_text.to_rows(hp, texts.train, tokenizer)
+    text = private_text.to_rows(hp, texts.train, tokenizer).loaded()
     public = private_text.to_rows(hp, texts.validation, tokenizer, of="validation").rows
     recognised = scoring.recognise(
         scoring.RECOGNISERS, text, expressions=hp.expressions, presidio=hp.presidio

@@ -1,4 +1,4 @@
-"""A student whose state no device has the whole of: killed, resumed on other meshes, and finished."""
+"""A student whose state no device has the whole of: killed, and resumed on other meshes."""
 
 import sys
 from pathlib import Path
@@ -53,15 +53,14 @@ def _run(folder, work, student, num_steps, *, processes, devices, mesh):
 def get_config(arg=""):
     return ConfigDict({ {**student, "num_steps": num_steps}!r}).lock()
 """
-    folder.mkdir()
-    (folder / "student.py").write_text(config)
     return Processes(
         folder,
         work,
         program=("-m", "swingdistill.train"),
         count=processes,
         devices=devices,
-        options=[f"--config={folder / 'student.py'}", *mesh],
+        options=mesh,
+        config=config,
     )
 
 

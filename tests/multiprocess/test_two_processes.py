@@ -3,6 +3,7 @@
 import fcntl
 import json
 import os
+import random
 import re
 import signal
 import socket
@@ -16,6 +17,8 @@ import numpy as np
 import pytest
 
 from distill_core import checkpoint, train
+from distill_core.data import columns
+from swingdistill import train as swing_train
 
 sys.path.insert(0, str(Path(__file__).parent))
 import sharded_run
@@ -56,10 +59,11 @@ class Processes:
         devices=2,
         options=(),
         one=(),
+        config=CONFIG,
     ):
-        """`options` are for all processes, `one` only for the last."""
+        """`options` are for all processes, `one` only for the last; `config` is a file's text."""
         folder.mkdir(parents=True, exist_ok=True)
-        (folder / "config.py").write_text(CONFIG)
+        (folder / "config.py").write_text(config)
         with socket.socket() as free:
             free.bind(("127.0.0.1", 0))
             port = free.getsockname()[1]
@@ -297,3 +301,76 @@ def test_a_kill_during_a_save_in_the_background_of_sharded_arrays_changes_nothin
         assert len(found["w"].sharding.device_set) == count
         for name, leaf in checkpoint.to_host(wanted).items():
             np.testing.assert_array_equal(checkpoint.to_host(found)[name], leaf)
+
+
+TEXT = {
+    "length": 16,
+    "vocab_size": 60,
+    "model": "transformer",
+    "model_kwargs": {"width": 16, "num_layers": 1, "num_heads": 2},
+    "learning_rate": 0.01,
+    "optimizer": "adam",
+    "batch_size": 8,
+    "num_steps": 3,
+    "text_memory": 0,
+}
+
+
+@pytest.fixture
+def text(tmp_path):
+    """Settings of a student that learns of itself, on lines that stay in their file."""
+    rng = random.Random(0)
+    words = [a + b for a in "bcdfgh" for b in "aeiou"]
+    lines = [" ".join(rng.choices(words, k=rng.randint(3, 30))) for _ in range(400)]
+    (tmp_path / "text.txt").write_text("\n".join(f"{line} 555-0147" for line in lines))
+    given = {**TEXT, "dataset": f"text:{tmp_path}/text.txt", "text_cache": f"{tmp_path}/cache"}
+    swing_train.train_and_evaluate({**given, "num_steps": 0, "half": "first"}, tmp_path / "teacher")
+    other = {
+        **given,
+        "num_steps": 0,
+        "half": "second",
+        "seed": 1,
+        "tokenizer": f"{tmp_path}/teacher",
+    }
+    swing_train.train_and_evaluate({**other, "seed": 1}, tmp_path / "reference")
+    networks = {name: str(tmp_path / name) for name in ("teacher", "reference")}
+    scorers = {"scorers": ("rules", "divergence"), "noise_seed": 0, "quantiles": (0.2, 0.9)}
+    return {**given, **networks, **scorers}
+
+
+def _swing(settings):
+    made = "from ml_collections import ConfigDict\ndef get_config(arg=''):\n    return ConfigDict"
+    return {"program": ("-m", "swingdistill.train"), "config": f"{made}({settings!r})\n"}
+
+
+def test_two_processes_tokenise_and_score_a_text_once(text, tmp_path):
+    """The scores that they compute together are those of one process, and so is the student."""
+    given = {**text, "text_cache": f"{tmp_path}/two"}
+    with Processes(tmp_path, tmp_path / "work", **_swing(given)) as run:
+        assert run.wait() == [0, 0], run.said()
+        assert run.said()[0].count("tokenising training text") == 1
+        assert run.said()[1] == run.printed()[1] == ""
+    swing_train.train_and_evaluate(text, tmp_path / "one")
+    assert_close(newest(tmp_path / "work")[1], newest(tmp_path / "one")[1], rtol=1e-4)
+    scored = {}
+    for name in ("two", "cache"):
+        (path,) = (tmp_path / name).glob("*/private/scores-*")
+        scored[name] = columns.Column(path)[:]
+    np.testing.assert_allclose(scored["two"], scored["cache"], atol=1e-4)
+    assert 0.05 < np.mean(scored["two"] > 0.5) < 0.95
+
+
+def test_text_that_the_first_process_refuses_ends_both(text, tmp_path):
+    (tmp_path / "text.txt").write_bytes(b"one\n" * 50 + b"\xff\n")
+    with Processes(tmp_path, tmp_path / "work", **_swing(text)) as run:
+        assert run.wait() == [2, 2]
+        assert "line 51 is not" in run.said()[0]
+
+
+def test_processes_with_other_text_do_not_train_together(text, tmp_path):
+    (tmp_path / "other.txt").write_text("one two\n" * 50)
+    one = [f"--config.dataset=text:{tmp_path}/other.txt"]
+    with Processes(tmp_path, tmp_path / "work", one=one, **_swing(text)) as run:
+        assert run.wait() == [2, 2]
+        for said in run.said():
+            assert "error: processes: got [1]; all need the settings of process 0" in said

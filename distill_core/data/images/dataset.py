@@ -7,6 +7,7 @@ from collections.abc import Collection, Sequence
 import numpy as np
 
 from distill_core.config import InputError
+from distill_core.data.images import pixels
 from distill_core.runtime import strict_json
 
 _ROUNDING = 1e-5  # errors of arithmetic on floats in [0, 1], such as standardising and back
@@ -198,7 +199,7 @@ def hold_out(split: Split, num: int, seed: int) -> tuple[Split, Split]:
         allowed = f"must be less than the {len(split):,} training examples"
         raise InputError("num_validation", num, allowed)
     if num == 0:
-        return split, _rows(split, slice(0))
+        return split, _rows(split, np.zeros(len(split), bool))
     # A spawn key of its own: the order of an epoch (sampling.py) comes from the same seed.
     rng = np.random.default_rng(np.random.SeedSequence(seed, spawn_key=(0, 1)))
     held = np.zeros(len(split), bool)
@@ -207,7 +208,8 @@ def hold_out(split: Split, num: int, seed: int) -> tuple[Split, Split]:
 
 
 def _rows(split: Split, rows) -> Split:
-    return Split(split.images[rows], split.labels[rows], split.index[rows], split.record[rows])
+    images = pixels.some(split.images, rows)
+    return Split(images, split.labels[rows], split.index[rows], split.record[rows])
 
 
 def _checked_images(name: str, which: str, images: np.ndarray) -> np.ndarray:

@@ -10,6 +10,7 @@ from etils import epath
 from PIL import Image, ImageOps
 
 from distill_core.config import InputError
+from distill_core.data.images import pixels
 from distill_core.data.images.dataset import Dataset, in_order, make_dataset
 from distill_core.runtime import paths
 
@@ -28,8 +29,8 @@ _DAMAGED = (OSError, SyntaxError, ValueError, Image.DecompressionBombError)
 _THREADS = 4
 
 
-def load(path: str) -> Dataset:
-    """Reads `folder:PATH` as uint8 [N, H, W, C], every file decoded once into memory.
+def load(path: str, memory: int | None = None) -> Dataset:
+    """Reads `folder:PATH` as uint8 [N, H, W, C], every file decoded once; see `pixels.room`.
 
     The classes are the folders of PATH/train, sorted, as numbers if all are; PATH/test may lack
     some, but not add any. All images must have one size, after their EXIF orientation is applied.
@@ -41,7 +42,7 @@ def load(path: str) -> Dataset:
     root = paths.expand("dataset", path, given=name)
     classes = in_order([folder.name for folder in class_folders(name, root / "train")])
     files = {which: _files(name, root / which, classes) for which in ("train", "test")}
-    train, test = read(name, files)
+    train, test = read(name, files, memory=memory)
     record = records(files["train"])
     return make_dataset(name, train, test, classes=classes, record=record, channels_last=True)
 
@@ -90,10 +91,12 @@ def read(
     files: Mapping[str, Sequence[tuple[epath.Path, int]]],
     *,
     mode: Literal["L", "RGB"] | None = None,
+    memory: int | None = None,
 ) -> list[tuple[np.ndarray, np.ndarray]]:
     """(uint8 [N, H, W, C], int32 [N]) of each split, from its (file, label) pairs.
 
-    `mode` is grey (C = 1) or colour (C = 3); by default grey if every image is.
+    `mode` is grey (C = 1) or colour (C = 3); by default grey if every image is. Beyond `memory`
+    bytes a split is on disk, see `pixels.room`.
     """
     flat = [file for split in files.values() for file, _ in split]
     with ThreadPoolExecutor(_THREADS) as pool:
@@ -108,7 +111,10 @@ def read(
                     f"and {file} is {other[0]}x{other[1]}"
                 )
                 raise InputError("dataset", name, message)
-        return [_decode(name, pool, split, size, mode) for split in files.values()]
+        shapes = [(len(split), size[1], size[0], len(mode)) for split in files.values()]
+        rooms = [pixels.room(shape, memory) for shape in shapes]
+        each = zip(files.values(), rooms, strict=True)
+        return [_decode(name, pool, split, images, mode) for split, images in each]
 
 
 def _files(name: str, parent: epath.Path, classes: list[str]) -> list[tuple[epath.Path, int]]:
@@ -145,19 +151,18 @@ def _decode(
     name: str,
     pool: ThreadPoolExecutor,
     files: Sequence[tuple[epath.Path, int]],
-    size: tuple[int, int],
+    images: np.ndarray,
     mode: str,
 ) -> tuple[np.ndarray, np.ndarray]:
-    """(uint8 [N, H, W, C], int32 [N]) of one split."""
-    width, height = size
-    images = np.empty((len(files), height, width, len(mode)), np.uint8)  # "L" or "RGB"
+    """(uint8 [N, H, W, C], int32 [N]) of one split; fills `images`."""
+    height, width = images.shape[1:3]
 
     def decode(i: int) -> None:
         file = files[i][0]
         try:
             with file.open("rb") as stream, Image.open(stream) as image:
                 upright = ImageOps.exif_transpose(image)
-                if upright.size != size:
+                if upright.size != (width, height):
                     found = f"{upright.size[0]}x{upright.size[1]}"
                     message = f"all images must have one size, {width}x{height}; {file} is {found}"
                     raise InputError("dataset", name, message)

@@ -13,7 +13,7 @@ import numpy as np
 from etils import epath
 
 from distill_core.config import InputError
-from distill_core.data.images import memory
+from distill_core.data.images import memory, pixels
 from distill_core.data.images.dataset import Dataset, make_dataset
 from distill_core.models import trust
 from distill_core.runtime import paths
@@ -38,8 +38,8 @@ _CHUNK = 1_000
 _VERSION = re.compile(r"\d+\.\d+\.\d+")
 
 
-def load(name: str, data_dir: str | None) -> Dataset:
-    """Reads `tfds:NAME`, every image decoded once into memory.
+def load(name: str, data_dir: str | None, room: int | None = None) -> Dataset:
+    """Reads `tfds:NAME`, every image decoded once; beyond `room` bytes on disk, see `pixels.room`.
 
     NAME is `dataset`, `dataset/config` or either with `:version`; without a version, the newest
     prepared one. The data set must have the features `image` (one size, 8 bits) and `label`, and
@@ -52,10 +52,10 @@ def load(name: str, data_dir: str | None) -> Dataset:
     full = f"tfds:{name}"
     data_dir = data_dir or os.environ.get("TFDS_DATA_DIR") or "~/tensorflow_datasets"
     folder = _prepared(name, data_dir)
-    return memory.remembered(full, folder, lambda: _load(name, full, data_dir, folder))
+    return memory.remembered(full, folder, lambda: _load(name, full, data_dir, folder, room))
 
 
-def _load(name: str, full: str, data_dir: str, folder: epath.Path) -> Dataset:
+def _load(name: str, full: str, data_dir: str, folder: epath.Path, room: int | None) -> Dataset:
     import tensorflow_datasets as tfds
 
     with _readable(name, data_dir, "the directory"):
@@ -81,7 +81,7 @@ def _load(name: str, full: str, data_dir: str, folder: epath.Path) -> Dataset:
         if not sizes[which]:  # its files need not exist
             raise InputError("dataset", full, f"the {which} split must not be empty")
         with _readable(name, data_dir, f"the {which} split"):
-            images, labels = _read(full, which, builder.as_data_source(which))
+            images, labels = _read(full, which, builder.as_data_source(which), room)
         arrays.append((images, labels))
         published = PUBLISHED.get(_base(name), {}).get(which, sizes[which])
         if len(labels) < published:
@@ -170,12 +170,14 @@ def _not_the_opencv_hint(record: logging.LogRecord) -> bool:
     return "OpenCV is not installed" not in record.getMessage()
 
 
-def _read(full: str, which: str, source: Any) -> tuple[np.ndarray, np.ndarray]:
+def _read(
+    full: str, which: str, source: Any, room: int | None = None
+) -> tuple[np.ndarray, np.ndarray]:
     """(uint8 [N, H, W, C], int64 [N]) of one split."""
     shape, dtype = source[0]["image"].shape, source[0]["image"].dtype
     if dtype != np.uint8:
         raise InputError("dataset", full, f"images must be uint8, and are {dtype}")
-    images = np.empty((len(source), *shape), np.uint8)
+    images = pixels.room((len(source), *shape), room)
     labels = np.empty(len(source), np.int64)
     # Many records per call are twice as fast as one; threads are slower (Python holds the lock).
     for start in range(0, len(source), _CHUNK):

@@ -40,7 +40,7 @@ def recognises(path: str) -> bool:
     return any((each / "images").is_dir() for each in (root / "train").iterdir())
 
 
-def load(path: str) -> Dataset:
+def load(path: str, memory: int | None = None) -> Dataset:
     """Reads `folder:PATH` as uint8 [N, 64, 64, 3]; grey images become RGB.
 
     The classes are the folders of PATH/train, sorted, under their first name in words.txt: with the
@@ -56,7 +56,7 @@ def load(path: str) -> Dataset:
         for file in folder.images_in(name, root / "train" / wnid / "images")
     )
     files = {"train": train, "test": _validation(name, root / "val", wnids)}
-    splits = folder.read(name, files, mode="RGB")
+    splits = folder.read(name, files, mode="RGB", memory=memory)
     made = make_dataset(
         name,
         *splits,

@@ -1,10 +1,11 @@
 """Text files of a user's own: `text:PATH`, `tsv:PATH`, `jsonl:PATH`, and private spans of text."""
 
+import collections
+import gzip
 import json
-from collections.abc import Mapping, Sequence
+import zlib
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
-
-import numpy as np
 
 from distill_core.config import InputError
 from distill_core.data.images.dataset import in_order
@@ -26,88 +27,49 @@ class Span(NamedTuple):
     kind: str = ""
 
 
-class Lines(NamedTuple):
-    """N texts of a file, and what it says of each.
+class Item(NamedTuple):
+    """One text of a file.
 
     Attributes:
-      numbers: the line that each is on, from 1.
-      texts: the texts.
-      classes: () without labels.
-      labels: int32 [N], index into `classes`; None without.
-      spans: what is private of each.
+      number: the line that it is on, from 1.
+      text: the text.
+      label: as it is written; None without labels.
+      spans: what is private of it.
     """
 
-    numbers: tuple[int, ...]
-    texts: tuple[str, ...]
-    classes: tuple[str, ...]
-    labels: np.ndarray | None
-    spans: tuple[tuple[Span, ...], ...]
+    number: int
+    text: str
+    label: str | None = None
+    spans: tuple[Span, ...] = ()
 
 
-def read_lines(path: str) -> Lines:
-    r"""Reads `text:PATH`: UTF-8, one document or sentence per line.
+class Summary(NamedTuple):
+    """What is known of a file once all of it was read.
 
-    Lines end with "\n" or "\r\n"; surrounding spaces and blank lines are dropped. WikiText's
-    `.tokens` files are read as they are: a heading is a line, `<unk>` stays.
+    Attributes:
+      count: N.
+      labels: how often each label occurs; {} without labels.
+      kinds: those of its private spans, sorted.
     """
-    name = f"text:{path}"
-    numbered = _read("dataset", name, path)
-    if not numbered:
-        raise InputError("dataset", name, "must hold text, and is empty")
-    numbers, texts = zip(*((number, line.strip()) for number, line in numbered), strict=True)
-    return Lines(numbers, texts, (), None, ((),) * len(texts))
+
+    count: int
+    labels: Mapping[str, int]
+    kinds: tuple[str, ...]
 
 
-def read_labelled(path: str, *, classes: Sequence[str] | None = None) -> Lines:
-    """Reads `tsv:PATH`: UTF-8, a label and a text, separated by a tab.
+def stream(kind: str, path: str, *, classes: Sequence[str] | None = None) -> Iterator[Item]:
+    r"""The texts of a UTF-8 file, one at a time; blank lines are dropped.
 
-    The first line is a header if one of its columns is called `label`, in any case. Without a
-    header the label comes first, and the first line's label must occur again if any label does:
-    otherwise the line may be a header in other words. Quotes are part of the text. `classes` are
-    the labels allowed, such as those of the train file; by default the file's own, sorted (as
-    numbers if all are).
-    """
-    name = f"tsv:{path}"
-    rows = [(number, line.split("\t")) for number, line in _read("dataset", name, path)]
-    header = [cell.strip().lower() for cell in rows[0][1]] if rows else []
-    headed = header.count("label") == 1
-    column = header.index("label") if headed else 0
-    rows = rows[headed:]
-    if not rows:
-        raise InputError("dataset", name, "must hold labelled text, and is empty")
-    texts, given = [], []
-    for number, cells in rows:
-        cells = [cell.strip() for cell in cells]
-        if len(cells) != 2 or column > 1:
-            allowed = f"must have two columns, label<TAB>text; line {number} has {len(cells)}"
-            raise InputError("dataset", name, allowed)
-        if not all(cells):
-            raise InputError("dataset", name, f"line {number} lacks its label or its text")
-        given.append(cells[column])
-        texts.append(cells[1 - column])
-    found = set(given)
-    if len(found) > max(10, len(given) // 2):
-        allowed = (
-            f"has no label column: the {'second' if column else 'first'} has {len(found):,} "
-            f"different values in {len(given):,} lines; put the label first, or name it `label` "
-            "in a header"
-        )
-        raise InputError("dataset", name, allowed)
-    alone = given.count(given[0]) == 1 and len(found) < len(given)
-    if not headed and alone and given[0] not in (classes or ()):
-        allowed = (
-            f"the label of line {rows[0][0]}, {given[0]!r}, occurs nowhere else: if the line is a "
-            "header, call the label's column `label`; if it is an example, put a header "
-            "label<TAB>text before it"
-        )
-        raise InputError("dataset", name, allowed)
-    numbers = tuple(number for number, _ in rows)
-    classes, labels = _labels(name, numbers, given, classes)
-    return Lines(numbers, tuple(texts), classes, labels, ((),) * len(texts))
+    Lines end with "\n" or "\r\n". A file whose name ends in `.gz` is unpacked while it is read.
 
+    | kind | a line |
+    |---|---|
+    | `text` | a document or sentence; surrounding spaces are dropped, WikiText's marks stay |
+    | `tsv` | a label, a tab and a text; quotes are part of the text |
+    | `jsonl` | a JSON object with the fields below; others are ignored, null is none |
 
-def read_json(path: str, *, classes: Sequence[str] | None = None) -> Lines:
-    """Reads `jsonl:PATH`: UTF-8, one JSON object per line; blank lines are dropped.
+    The first line of `tsv` is a header if one of its columns is called `label`, in any case.
+    Without a header the label comes first.
 
     | field | what |
     |---|---|
@@ -115,82 +77,166 @@ def read_json(path: str, *, classes: Sequence[str] | None = None) -> Lines:
     | `label` | a string or an integer; on all lines or on none |
     | `spans` | `[[start, end], …]`, each with a score and a kind if wanted; see `Span` |
 
-    Spans may overlap if their scores are equal. Other fields are ignored; null stands for a field
-    that is not there. `classes` are as in `read_labelled`, () for a train file without labels.
+    Spans may overlap if their scores are equal.
+
+    Args:
+      kind: of the table.
+      path: the file.
+      classes: those of the training text, () if it has none; None for the training text itself.
+
+    Raises:
+      InputError: on `dataset`, at the first line that is wrong.
     """
-    name = f"jsonl:{path}"
-    numbers, texts, given, spans = [], [], [], []
+    if kind == "text":
+        name = f"text:{path}"
+        return (Item(number, line.strip()) for number, line in _read("dataset", name, path))
+    return _labelled(path) if kind == "tsv" else _objects(path, classes)
+
+
+def summary(kind: str, path: str, items: Iterable[Item], classes: Sequence[str] | None) -> Summary:
+    """Reads the texts of a file to the end; arguments as for `stream`.
+
+    The first line's label of a `tsv` without a header must occur again if any label does, or be
+    among the `classes`: otherwise the line may be a header in other words.
+
+    Raises:
+      InputError: on `dataset`: there is no text, or a column that holds no labels.
+    """
+    name, first, count = f"{kind}:{path}", None, 0
+    labels: collections.Counter[str] = collections.Counter()
+    kinds: set[str] = set()
+    for item in items:
+        first, count = first or item, count + 1
+        labels.update([] if item.label is None else [item.label])
+        kinds.update(span.kind for span in item.spans)
+    if first is None:
+        what = "labelled text" if kind == "tsv" else "text"
+        raise InputError("dataset", name, f"must hold {what}, and is empty")
+    if kind == "tsv":
+        _check_column(name, path, first, labels, classes)
+    return Summary(count, dict(labels), tuple(sorted(kinds)))
+
+
+def classes_of(name: str, labels: Iterable[str]) -> tuple[str, ...]:
+    """The classes of a training text: its labels, sorted, as numbers if all are; () without."""
+    classes = in_order(set(labels))
+    if len(classes) == 1:
+        raise InputError("dataset", name, f"needs at least 2 labels, and has only {classes[0]!r}")
+    return tuple(classes)
+
+
+def index_in(name: str, classes: Sequence[str]) -> Callable[[Item], int]:
+    """A function from an item to the index of its label among the classes.
+
+    It raises InputError on `dataset` if the label is none of them.
+    """
+    places = {label: i for i, label in enumerate(classes)}
+
+    def index(item: Item) -> int:
+        if item.label not in places:
+            allowed = f"line {item.number} has the label {item.label!r}; known: "
+            raise InputError("dataset", name, allowed + ", ".join(classes))
+        return places[item.label]
+
+    return index
+
+
+def _labelled(path: str) -> Iterator[Item]:
+    name, column = f"tsv:{path}", 0
+    for i, (number, line) in enumerate(_read("dataset", name, path)):
+        cells = [cell.strip() for cell in line.split("\t")]
+        if i == 0 and (header := [cell.lower() for cell in cells]).count("label") == 1:
+            column = header.index("label")
+            continue
+        if len(cells) != 2 or column > 1:
+            allowed = f"must have two columns, label<TAB>text; line {number} has {len(cells)}"
+            raise InputError("dataset", name, allowed)
+        if not all(cells):
+            raise InputError("dataset", name, f"line {number} lacks its label or its text")
+        yield Item(number, cells[1 - column], cells[column])
+
+
+def _check_column(
+    name: str,
+    path: str,
+    first: Item,
+    labels: Mapping[str, int],
+    classes: Sequence[str] | None,
+):
+    """Refuses what is no label column, or a header in other words."""
+    number, line = next(iter(_read("dataset", name, path)))
+    header, headed = line.lower().split("\t"), number != first.number
+    count, first_label = sum(labels.values()), str(first.label)
+    if len(labels) > max(10, count // 2):
+        second = headed and header[0].strip() != "label"
+        allowed = (
+            f"has no label column: the {'second' if second else 'first'} has {len(labels):,} "
+            f"different values in {count:,} lines; put the label first, or name it `label` "
+            "in a header"
+        )
+        raise InputError("dataset", name, allowed)
+    alone = labels[first_label] == 1 and len(labels) < count
+    if not headed and alone and first_label not in (classes or ()):
+        allowed = (
+            f"the label of line {number}, {first_label!r}, occurs nowhere else: if the line is a "
+            "header, call the label's column `label`; if it is an example, put a header "
+            "label<TAB>text before it"
+        )
+        raise InputError("dataset", name, allowed)
+
+
+def _objects(path: str, classes: Sequence[str] | None) -> Iterator[Item]:
+    name, first = f"jsonl:{path}", None
+    labelled = None if classes is None else bool(classes)
     for number, line in _read("dataset", name, path):
         try:
             found = _object(line)
-            texts.append(_text(found))
-            given.append(_label(found))
-            spans.append(_spans(found, len(texts[-1])))
-            labelled = bool(classes) if classes is not None else given[0] is not None
-            if labelled != (given[-1] is not None):
-                other = f"line {numbers[0]}" if classes is None else "the train file"
-                raise ValueError(f"has {'no' if labelled else 'a'} label, unlike {other}")
+            text = _text(found)
+            item = Item(number, text, _label(found), _spans(found, len(text)))
+            first = first or item
+            expected = first.label is not None if labelled is None else labelled
+            if expected != (item.label is not None):
+                other = f"line {first.number}" if labelled is None else "the train file"
+                raise ValueError(f"has {'no' if expected else 'a'} label, unlike {other}")
         except ValueError as error:
             raise InputError("dataset", name, f"line {number} {error}") from None
-        numbers.append(number)
-    if not numbers:
-        raise InputError("dataset", name, "must hold text, and is empty")
-    if given[0] is None:
-        return Lines(tuple(numbers), tuple(texts), (), None, tuple(spans))
-    classes, labels = _labels(name, numbers, given, classes)
-    return Lines(tuple(numbers), tuple(texts), classes, labels, tuple(spans))
+        yield item
 
 
-def read_spans(path: str, lines: Lines) -> tuple[tuple[Span, ...], ...]:
-    """Reads private spans that lie in a file of their own: of each of `lines`, () where none.
+def with_spans(path: str, items: Sequence[Item]) -> list[Item]:
+    """The texts of a file with their private spans, which lie in a file of their own.
 
     UTF-8, one JSON object per line: `line`, the number of a line in the text's file, from 1;
-    `spans` as in `read_json`, in characters of the text without surrounding spaces; and, if given,
+    `spans` as in `stream`, in characters of the text without surrounding spaces; and, if given,
     `text`, which must be that text. Other fields are ignored.
 
     Raises:
       InputError: on `spans`.
     """
-    place = {number: i for i, number in enumerate(lines.numbers)}
+    texts = {item.number: item.text for item in items}
     found: dict[int, tuple[Span, ...]] = {}
     for number, line in _read("spans", path, path):
         try:
-            item = _object(line)
-            which = item.get("line")
-            if type(which) is not int or which not in place:
+            given = _object(line)
+            which = given.get("line")
+            if type(which) is not int or which not in texts:
                 raise ValueError("needs `line`, the number of a line with text")
             if which in found:
                 raise ValueError(f"has `line` {which}, as one before it")
-            if "spans" not in item:
+            if "spans" not in given:
                 raise ValueError("lacks `spans`, a list")
-            text = lines.texts[place[which]]
-            if item.get("text") is not None and _text(item).rstrip() != text:
+            text = texts[which]
+            if given.get("text") is not None and _text(given).rstrip() != text:
                 raise ValueError(f"has another text than line {which} of the training file")
-            found[which] = _spans(item, len(text))
+            found[which] = _spans(given, len(text))
         except ValueError as error:
             raise InputError("spans", path, f"line {number} {error}") from None
-    return tuple(found.get(number, ()) for number in lines.numbers)
-
-
-def _labels(
-    name: str, numbers: Sequence[int], given: Sequence[str], classes: Sequence[str] | None
-) -> tuple[tuple[str, ...], np.ndarray]:
-    """(classes, labels that index them) of the lines with these numbers."""
-    if classes is None:
-        classes = in_order(set(given))
-    if len(classes) < 2:
-        raise InputError("dataset", name, f"needs at least 2 labels, and has only {classes[0]!r}")
-    index = {label: i for i, label in enumerate(classes)}
-    for number, label in zip(numbers, given, strict=True):
-        if label not in index:
-            allowed = f"line {number} has the label {label!r}; known: {', '.join(classes)}"
-            raise InputError("dataset", name, allowed)
-    return tuple(classes), np.array([index[label] for label in given], np.int32)
+    return [item._replace(spans=found.get(item.number, ())) for item in items]
 
 
 def read_numbered(field: str, path: str) -> list[tuple[int, str]]:
     """(number from 1, text) of each line of a UTF-8 file that is not blank; errors name `field`."""
-    return _read(field, path, path)
+    return list(_read(field, path, path))
 
 
 # These raise ValueError with a clause that follows "line N".
@@ -256,19 +302,27 @@ def _spans(found: Mapping[str, Any], length: int) -> tuple[Span, ...]:
     return tuple(spans)
 
 
-def _read(field: str, name: str, path: str) -> list[tuple[int, str]]:
+def _read(field: str, name: str, path: str) -> Iterator[tuple[int, str]]:
     """(number from 1, text) of each line that is not blank."""
     file = paths.expand(field, path, given=name)
     if not path or not file.is_file():
         raise InputError(field, name, "must be an existing text file")
-    lines = []
     # Bytes are split before decoding: str.splitlines would also split at U+2028 and the like.
-    for number, line in enumerate(file.read_bytes().removeprefix(b"\xef\xbb\xbf").split(b"\n"), 1):
+    for number, line in enumerate(_byte_lines(field, name, file), 1):
         try:
-            text = line.decode("utf-8")
+            text = line.removesuffix(b"\n").decode("utf-8")
         except UnicodeDecodeError as error:
             allowed = f"must be UTF-8; line {number} is not (byte {error.start + 1} of it)"
             raise InputError(field, name, allowed) from None
         if text.strip():
-            lines.append((number, text))
-    return lines
+            yield number, text
+
+
+def _byte_lines(field: str, name: str, file: Any) -> Iterator[bytes]:
+    with file.open("rb") as packed:
+        lines = gzip.GzipFile(fileobj=packed) if file.name.endswith(".gz") else packed
+        try:
+            for i, line in enumerate(lines):
+                yield line if i else line.removeprefix(b"\xef\xbb\xbf")
+        except (gzip.BadGzipFile, EOFError, zlib.error) as error:
+            raise InputError(field, name, f"cannot be unpacked ({error})") from None

@@ -7,7 +7,7 @@
 | `classification` | the text, `<eos>`, and the number of its class | that number |
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -18,7 +18,9 @@ from distill_core.data.text.lines import Span
 from distill_core.data.text.tokenizers import Tokenizer
 
 TASKS = ("language", "generation", "classification")
+FIELDS = {"tokens": np.int32, "labels": np.int32, "segments": np.int32, "weights": np.float32}
 _ARROW = " => "
+_CHUNK = 2**18  # tokens that are laid out at a time
 
 
 class Line(NamedTuple):
@@ -82,23 +84,25 @@ def shorten(lines: Sequence[Line], length: int, task: str) -> tuple[list[Line], 
     Raises:
       InputError: on `length`, if no token of a text would be left.
     """
-    found, count = list(lines), 0
-    for i, line in enumerate(lines if task != "language" else ()):
-        surplus = len(line.weights) - length
-        if surplus <= 0:
-            continue
-        at_end = task == "classification"
-        needed = 4 if at_end else int(np.argmax(line.weights > 0)) + 2
-        if length < needed:
-            allowed = f"the line {line.text[:40]!r}… needs {needed} positions, even if it is cut"
-            raise InputError("length", length, allowed)
-        kept = slice(surplus, None) if at_end else slice(length - 1)
-        ids, weights, offsets = line.ids[kept], line.weights[kept], line.offsets[kept]
-        if not at_end:  # the position after the last token predicts nothing: the text goes on
-            weights, offsets = np.append(weights, np.float32(0)), np.pad(offsets, ((0, 1), (0, 0)))
-        found[i] = line._replace(ids=ids, weights=weights, offsets=offsets)
-        count += 1
-    return found, count
+    found = [shortened(line, length, task) for line in lines]
+    return found, sum(new is not line for new, line in zip(found, lines, strict=True))
+
+
+def shortened(line: Line, length: int, task: str) -> Line:
+    """A line that fits a row, the same one if it does already; see `shorten`."""
+    surplus = len(line.weights) - length
+    if task == "language" or surplus <= 0:
+        return line
+    at_end = task == "classification"
+    needed = 4 if at_end else int(np.argmax(line.weights > 0)) + 2
+    if length < needed:
+        allowed = f"the line {line.text[:40]!r}… needs {needed} positions, even if it is cut"
+        raise InputError("length", length, allowed)
+    kept = slice(surplus, None) if at_end else slice(length - 1)
+    ids, weights, offsets = line.ids[kept], line.weights[kept], line.offsets[kept]
+    if not at_end:  # the position after the last token predicts nothing: the text goes on
+        weights, offsets = np.append(weights, np.float32(0)), np.pad(offsets, ((0, 1), (0, 0)))
+    return line._replace(ids=ids, weights=weights, offsets=offsets)
 
 
 def to_rows(lines: Sequence[Line], tokenizer: Tokenizer, length: int):
@@ -122,13 +126,7 @@ def to_rows(lines: Sequence[Line], tokenizer: Tokenizer, length: int):
     Raises:
       InputError: on `dataset` without lines.
     """
-    starts, end = [], 0
-    for line in lines:
-        room, needed = -end % length, len(line.weights)
-        starts.append(end + room if room < needed <= length else end)
-        end = starts[-1] + needed
-    kept = [len(line.weights) for line in lines]
-    return _laid_out(lines, tokenizer, (-(-end // length), length), starts, kept)
+    return _laid_out(lines, tokenizer, length, apart=False)
 
 
 def line_rows(lines: Sequence[Line], tokenizer: Tokenizer, length: int):
@@ -137,43 +135,96 @@ def line_rows(lines: Sequence[Line], tokenizer: Tokenizer, length: int):
     Args, Returns and Raises as in `to_rows`, but a line that is longer than a row loses its end, in
     `fill` too.
     """
-    starts = [i * length for i in range(len(lines))]
-    kept = [min(len(line.weights), length) for line in lines]
-    return _laid_out(lines, tokenizer, (len(lines), length), starts, kept)
+    return _laid_out(lines, tokenizer, length, apart=True)
 
 
-def _laid_out(
-    lines: Sequence[Line],
-    tokenizer: Tokenizer,
-    shape: tuple[int, int],
-    starts: Sequence[int],
-    kept: Sequence[int],
-):
-    """The first `kept` positions of each line, written from `starts` of the flattened rows."""
+def chunk_rows(length: int) -> int:
+    """How many rows of `length` tokens are laid out, and scored, at a time."""
+    return max(1, _CHUNK // length)
+
+
+def pack(
+    lines: Iterable[Mapping[str, np.ndarray]],
+    length: int,
+    padding: Mapping[str, np.generic],
+    *,
+    apart: bool = False,
+) -> Iterator[dict[str, np.ndarray]]:
+    """Lays lines out in rows as they come, see `to_rows`; memory does not grow with their number.
+
+    Args:
+      lines: arrays `[n]` by name, of one n; they are laid out alike.
+      length: L.
+      padding: what stands where no line does, and of which dtype, by the same names.
+      apart: whether each line has a row of its own and loses what does not fit.
+
+    Yields:
+      arrays [chunk_rows(L), L] by name; the last ones may be shorter.
+    """
+    size = chunk_rows(length) * length
+    chunk, end = _empty(size, padding), 0
+    for line in lines:
+        needed = len(next(iter(line.values())))
+        room = -end % length
+        if apart or room < needed <= length:
+            end += room
+        begin, needed = 0, min(needed, length) if apart else needed
+        while begin < needed:
+            if end == size:
+                yield _in_rows(chunk, end, length)
+                chunk, end = _empty(size, padding), 0
+            count = min(needed - begin, size - end)
+            for name, values in line.items():
+                chunk[name][end : end + count] = values[begin : begin + count]
+            begin, end = begin + count, end + count
+    if end:
+        yield _in_rows(chunk, end, length)
+
+
+def fields_of(number: int, line: Line, tokenizer: Tokenizer) -> dict[str, np.ndarray]:
+    """What `to_rows` lays out of a line of this number."""
+    return {
+        "tokens": np.append(np.int32(tokenizer.bos_id), line.ids)[: len(line.weights)],
+        "labels": np.append(line.ids, np.int32(tokenizer.eos_id))[: len(line.weights)],
+        "segments": np.full(len(line.weights), number, np.int32),
+        "weights": line.weights,
+    }
+
+
+def padding_of(tokenizer: Tokenizer) -> dict[str, np.generic]:
+    """The padding of `fields_of`."""
+    values = {"tokens": tokenizer.pad_id, "labels": tokenizer.pad_id, "segments": -1, "weights": 0}
+    return {name: kind(values[name]) for name, kind in FIELDS.items()}
+
+
+def fill(values: Iterable[np.ndarray], length: int, *, apart: bool = False) -> Iterator[np.ndarray]:
+    """Values of each line's labels, [n + 1] each, in rows: float32 [chunk_rows(L), L], 0 where
+    padded."""
+    named = ({"values": value} for value in values)
+    for chunk in pack(named, length, {"values": np.float32(0)}, apart=apart):
+        yield chunk["values"]
+
+
+def _empty(size: int, padding: Mapping[str, np.generic]) -> dict[str, np.ndarray]:
+    return {name: np.full(size, value) for name, value in padding.items()}
+
+
+def _in_rows(chunk: Mapping[str, np.ndarray], end: int, length: int) -> dict[str, np.ndarray]:
+    count = -(-end // length)
+    return {name: values[: count * length].reshape(count, length) for name, values in chunk.items()}
+
+
+def _laid_out(lines: Sequence[Line], tokenizer: Tokenizer, length: int, *, apart: bool):
     if not lines:
         raise InputError("dataset", "no text", "must hold at least one line")
-    size = shape[0] * shape[1]
-    tokens, labels = (np.full(size, tokenizer.pad_id, np.int32) for _ in range(2))
-    segments = np.full(size, -1, np.int32)
-    places = [slice(start, start + n) for start, n in zip(starts, kept, strict=True)]
-    for i, (line, place, n) in enumerate(zip(lines, places, kept, strict=True)):
-        tokens[place] = [tokenizer.bos_id, *line.ids][:n]
-        labels[place] = [*line.ids, tokenizer.eos_id][:n]
-        segments[place] = i
+    each = (fields_of(i, line, tokenizer) for i, line in enumerate(lines))
+    chunks = list(pack(each, length, padding_of(tokenizer), apart=apart))
+    rows = {name: np.concatenate([chunk[name] for chunk in chunks]) for name in FIELDS}
 
-    def fill(values: Sequence[np.ndarray]) -> np.ndarray:
-        filled = np.zeros(size, np.float32)
-        for value, place, n in zip(values, places, kept, strict=True):
-            filled[place] = value[:n]
-        return filled.reshape(shape)
+    def filled(values: Iterable[np.ndarray]) -> np.ndarray:
+        return np.concatenate(list(fill(values, length, apart=apart)))
 
-    arrays = {
-        "tokens": tokens.reshape(shape),
-        "labels": labels.reshape(shape),
-        "segments": segments.reshape(shape),
-        "weights": fill([line.weights for line in lines]),
-    }
-    return arrays, fill
+    return rows, filled
 
 
 def _labelled(example: Example, tokenizer: Tokenizer) -> Line:

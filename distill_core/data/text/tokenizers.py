@@ -4,7 +4,9 @@ Digits stay single so that a number's tokens are its digits: exposure ranks all 
 and a score can fall on each digit. Both kinds run on the `tokenizers` library.
 """
 
+import itertools
 import json
+import re
 from collections.abc import Iterable, Mapping, Sequence
 
 import numpy as np
@@ -24,6 +26,9 @@ NUM_BYTES = 256
 
 # A digit, a word (with WikiText's `@-@` and the apostrophes of "don't" and "'s"), or a sign.
 _WORD = Regex(r"\d|@[-.,]@|['’]?[^\W\d]+(?:['’][^\W\d]+)*|[^\w\s]")
+
+
+_SPACE = re.compile(r"\s")
 
 
 class Tokenizer:
@@ -208,8 +213,9 @@ def train_byte_pairs(
     inner.pre_tokenizer = pre_tokenizers.Sequence([*splits, byte_level])
     inner.post_processor = processors.ByteLevel(add_prefix_space=False, trim_offsets=True)
     inner.decoder = decoders.ByteLevel()
-    lines = list(lines)
-    if not any(line.strip() for line in lines):
+    lines = iter(lines)
+    first = next((line for line in lines if line.strip()), None)
+    if first is None:
         raise InputError("lines", "no text", "must hold text to train on")
     trainer = trainers.BpeTrainer(
         vocab_size=vocab_size,
@@ -218,7 +224,7 @@ def train_byte_pairs(
         special_tokens=list(SPECIALS),
         initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
     )
-    inner.train_from_iterator(lines, trainer)
+    inner.train_from_iterator(itertools.chain([first], lines), trainer)
     return Tokenizer(_only_unknown_is_special(inner))
 
 
@@ -259,7 +265,8 @@ def _without_spaces(text: str, offsets: np.ndarray) -> np.ndarray:
     """[start, end) of each token without the spaces at its ends, empty where it is all spaces."""
     size = len(text)
     place = np.arange(size)
-    space = np.array([sign.isspace() for sign in text], bool)
+    space = np.zeros(size, bool)
+    space[[found.start() for found in _SPACE.finditer(text)]] = True
     following = np.minimum.accumulate(np.append(np.where(space, size, place), size)[::-1])[::-1]
     preceding = np.maximum.accumulate(np.append(0, np.where(space, 0, place + 1)))
     start = np.minimum(following[offsets[:, 0]], offsets[:, 1])

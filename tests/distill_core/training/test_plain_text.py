@@ -159,3 +159,21 @@ def test_what_does_not_fit_is_refused(fit, tmp_path, changes, message):
         fit(tmp_path / "run", **changes)
     assert str(error.value).startswith(message)
     assert not (tmp_path / "run").exists()
+
+
+def test_text_that_stays_in_files_is_learnt_as_that_in_memory(fit, folder, tmp_path, monkeypatch):
+    found = {}
+    for memory in (2, 0):
+        given = {"text_memory": memory, "text_cache": str(tmp_path / "cache")}
+        result = fit(tmp_path / str(memory), **given)
+        variables = load_model(tmp_path / str(memory)).variables
+        found[memory] = {**result, "id": checkpoint.digest(variables)}
+    assert found[0] == found[2]
+    assert len(list((tmp_path / "cache").glob("*/private/rows"))) == 3
+    with monkeypatch.context() as patch:
+        for name in ("tasks.encode", "tokenizers.train_words", "files._digest"):
+            patch.setattr(f"distill_core.data.text.{name}", lambda *_, **__: pytest.fail("again"))
+        assert fit(tmp_path / "again", **given)["perplexity"] == found[2]["perplexity"]
+    for field, value in (("dp", DP), ("data_on_device", True)):
+        with pytest.raises(InputError, match=f"^{field}: .*text_memory"):
+            fit(tmp_path / "run", **given, **{field: value}, tokenizer=f"{folder}/tokenizer.json")

@@ -218,6 +218,22 @@ def test_behind_a_split_a_measure_sees_half_a_row_of_what_came_before(
     assert all(np.isfinite(scoring.measure(name, text.rows, models)).all() for name in pair)
 
 
+@pytest.mark.parametrize("name", scoring.MEASURES)
+def test_a_measure_of_some_rows_at_a_time_is_that_of_all(
+    models, values, tokenizer, name, monkeypatch
+):
+    """Where a document goes on from one chunk to the next, too; and from any chunk on."""
+    long = [Example("the cat sat on 5 mats . old ann ran on " * n) for n in (4, 1, 7)]
+    text = private_text.to_rows(values(length=8), long, tokenizer)
+    whole = scoring.measure(name, text.rows, models)
+    monkeypatch.setattr("distill_core.data.text.tasks._CHUNK", 3 * 8)
+    chunks = list(scoring.measured(name, text.rows, models))
+    assert [len(chunk) for chunk in chunks[:-1]] == [3] * (len(chunks) - 1) and len(chunks) > 3
+    np.testing.assert_allclose(np.concatenate(chunks), whole, rtol=1e-4, atol=1e-5)
+    later = np.concatenate(list(scoring.measured(name, text.rows, models, start=6)))
+    np.testing.assert_array_equal(later, np.concatenate(chunks[2:]))
+
+
 def test_scores_rise_between_quantiles_of_what_counts_in_public_text(models, values, text):
     hp = values()
     public = private_text.to_rows(hp, private_text.load(hp).validation, models["teacher"].tokenizer)

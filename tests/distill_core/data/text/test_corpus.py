@@ -1,5 +1,6 @@
 """Text by name: which lines are for what, and what is refused."""
 
+import gzip
 import json
 
 import pytest
@@ -160,3 +161,82 @@ def test_a_fingerprint_tells_spans_scores_and_kinds_apart(tmp_path):
         (tmp_path / "a.jsonl").write_text(json_lines(*[{"text": "one", "spans": [span]}] * 20))
         found.add(load_corpus(f"jsonl:{tmp_path}/a.jsonl").fingerprint())
     assert len(found) == 4
+
+
+def packed(path, content):
+    path.parent.mkdir(exist_ok=True)
+    path.write_bytes(gzip.compress(content.encode()))
+    return path
+
+
+@pytest.mark.parametrize("memory", [None, 0], ids=["in memory", "streamed"])
+def test_a_split_may_have_many_files_packed_or_in_directories(tmp_path, memory):
+    folder = tmp_path / "text"
+    folder.mkdir()
+    packed(folder / "train-00002.jsonl.gz", json_lines({"text": "three", "label": 2}))
+    items = [{"text": "one", "label": 1, "spans": [[0, 3]]}, {"text": "two", "label": 10}]
+    packed(folder / "train-00001.jsonl.gz", json_lines(*items))
+    packed(folder / "valid" / "b.jsonl.gz", json_lines({"text": "five", "label": 1}))
+    packed(folder / "valid" / "a.jsonl.gz", json_lines({"text": "four", "label": 10}))
+    packed(folder / "test.jsonl.gz", json_lines({"text": "six", "label": 2}))
+    found = load_corpus(f"jsonl:{folder}", memory=memory, cache=str(tmp_path / "cache"))
+    assert isinstance(found.train, corpus.InFiles) == (memory == 0)
+    assert found.classes == ("1", "2", "10")
+    splits = [list(split) for split in (found.train, found.validation, found.test)]
+    assert [texts(split) for split in splits] == [
+        ["one", "two", "three"],
+        ["four", "five"],
+        ["six"],
+    ]
+    assert [example.label for split in splits for example in split] == [0, 2, 1, 2, 0, 1]
+    assert splits[0][0].spans == (Span(0, 3),) and corpus.span_kinds(found.train) == {""}
+
+
+@pytest.mark.parametrize("kind", ["text", "tsv", "jsonl"])
+def test_text_that_stays_in_its_file_is_that_in_memory(tmp_path, kind):
+    make = {
+        "text": "line {}".format,
+        "tsv": lambda i: f"{i % 3}\tline {i}",
+        "jsonl": lambda i: json.dumps({"text": f"line {i}", "label": i % 3, "spans": [[0, 1]]}),
+    }[kind]
+    (tmp_path / "a").write_text("\n".join(make(i) for i in range(100)))
+    name = f"{kind}:{tmp_path}/a"
+    whole, found = load_corpus(name), load_corpus(name, memory=0, cache=str(tmp_path / "cache"))
+    assert isinstance(found.train, corpus.InFiles)
+    assert found.classes == whole.classes
+    for split in ("train", "validation", "test"):
+        ours, theirs = getattr(whole, split), getattr(found, split)
+        assert (tuple(theirs), len(theirs)) == (ours, len(ours))
+        assert (tuple(theirs[1:3]), theirs[2], theirs[-1]) == (ours[1:3], ours[2], ours[-1])
+    middle = len(whole.train) // 2
+    assert tuple(found.train[middle:][:5]) == whole.train[middle : middle + 5]
+
+
+def test_what_is_wrong_with_streamed_text_is_said_as_of_other_text(tmp_path):
+    how = {"memory": 0, "cache": str(tmp_path / "cache")}
+    path = tmp_path / "a.jsonl"
+    for content, named in (
+        ('{"text": "one"}\n{"text": 1}', "line 2 lacks `text`"),
+        ("", "empty"),
+        (json_lines(*[{"text": "one"}] * 19), "20 lines"),
+    ):
+        path.write_text(content + " ")
+        with pytest.raises(InputError, match=f"^dataset: got 'jsonl:{path}'; .*{named}"):
+            load_corpus(f"jsonl:{path}", **how)
+    for name, content in (("a.txt.gz", b"no archive"), ("b.txt.gz", gzip.compress(b"x" * 99)[:-9])):
+        (tmp_path / name).write_bytes(content)
+        with pytest.raises(InputError, match="^dataset: .*cannot be unpacked"):
+            load_corpus(f"text:{tmp_path}/{name}", **how)
+    (tmp_path / "a.txt").write_text("one\n" * 40)
+    with pytest.raises(InputError, match="^spans: .*text_memory"):
+        load_corpus(f"text:{tmp_path}/a.txt", spans=str(path), **how)
+    with pytest.raises(InputError, match="^text_cache: "):
+        load_corpus(f"text:{tmp_path}/a.txt", memory=0, cache=str(tmp_path / "a.txt"))
+
+
+def test_a_split_that_is_small_enough_is_held_in_memory(tmp_path):
+    write(tmp_path, SST2, "0\tone\n1\ttwo\n" * 40, "0\tone\n1\ttwo\n", "0\tone\n1\ttwo\n")
+    found = load_corpus(f"tsv:{tmp_path}", memory=100, cache=str(tmp_path / "cache"))
+    assert [isinstance(split, tuple) for split in (found.train, found.test)] == [False, True]
+    assert isinstance(corpus.held(found.train[:4], 100), tuple)
+    assert corpus.held(found.train, 100) is found.train

@@ -1,10 +1,31 @@
 """Text files of a user's own."""
 
+import functools
+import types
+
 import numpy as np
 import pytest
 
 from distill_core.config import InputError
-from distill_core.data.text.lines import Span, read_json, read_labelled, read_lines, read_spans
+from distill_core.data.text import lines as lines_lib
+from distill_core.data.text.lines import Span, stream, with_spans
+
+
+def read(kind, path, classes=None):
+    """What a corpus reads of one file of training text, or with `classes` of another file."""
+    items = list(stream(kind, path, classes=classes))
+    known, name = lines_lib.summary(kind, path, items, classes), f"{kind}:{path}"
+    found = types.SimpleNamespace(classes=(), labels=None)
+    found.numbers, found.texts, _, found.spans = zip(*items, strict=True)
+    if known.labels:
+        found.classes = classes or lines_lib.classes_of(name, known.labels)
+        found.labels = np.array([*map(lines_lib.index_in(name, found.classes), items)], np.int32)
+    return found
+
+
+read_lines, read_labelled, read_json = (
+    functools.partial(read, kind) for kind in ("text", "tsv", "jsonl")
+)
 
 
 @pytest.fixture
@@ -41,7 +62,7 @@ def test_one_document_a_line(write, content, lines):
         (None, "existing"),
         ("", "empty"),
         ("\n \n", "empty|line 2"),
-        (b'{"text": "good"}\n\n\t\tna\xefve\n', "line 3 .*byte 5"),
+        (b'{"text": "good"}\n\n\t\tna\xefve\n', "line 3 .*byte 5|line 1 has 1"),
     ],
 )
 def test_a_file_that_is_missing_or_empty_or_in_another_encoding_is_refused(
@@ -222,7 +243,8 @@ def spans_of(tmp_path):
 
     def spans_of(content):
         (tmp_path / "spans").write_text(content)
-        return read_spans(str(tmp_path / "spans"), read_lines(str(tmp_path / "text")))
+        items = list(stream("text", str(tmp_path / "text")))
+        return tuple(item.spans for item in with_spans(str(tmp_path / "spans"), items))
 
     return spans_of
 
@@ -256,6 +278,6 @@ def test_spans_that_fit_no_line_are_refused(content, named, spans_of):
 
 
 def test_a_file_of_spans_must_exist(write, tmp_path):
-    lines = read_lines(write("one"))
+    items = list(stream("text", write("one")))
     with pytest.raises(InputError, match="^spans: got .*no'; must be an existing"):
-        read_spans(f"{tmp_path}/no", lines)
+        with_spans(f"{tmp_path}/no", items)
