@@ -329,6 +329,8 @@ def whole_table(table: jax.Array, axis: int | None, dtype: Any) -> jax.Array:
 
     Still split by vocabulary over `model`, if that divides it.
     """
+    if axis is None and _devices_of_model() == 1:
+        return table
     return _whole(table, _split_of_table(table, axis), dtype)
 
 

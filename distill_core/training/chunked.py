@@ -31,6 +31,16 @@ def logits(hidden: Array, embedding: Array) -> Array:
     return jnp.einsum("...d,vd->...v", hidden, weights, preferred_element_type=jnp.float32)
 
 
+def logits_by_rows(hidden: Array, embedding: Array) -> Array:
+    """`logits` of hidden `[B, ..., D]` in a step: over a mesh each device has those of its rows."""
+    axis = parallel.table_axis(embedding.shape)
+
+    def here(hidden, table):
+        return logits(hidden, parallel.whole_table(table, axis, hidden.dtype))
+
+    return parallel.per_device(here, (hidden,), tables=(embedding,), result="rows")
+
+
 def cross_entropy_from_hidden(
     hidden: Array, embedding: Array, labels: Array, *, chunk: int | None = None
 ) -> tuple[Array, Array]:

@@ -407,7 +407,7 @@ def _in_rows(step: Callable, rows: Rows, at_once: int, mode: str) -> np.ndarray:
     """A measure of rows each by itself, so many at once on each device."""
     num, devices = len(rows["tokens"]), jax.device_count()
     size = min(-(-num // devices), at_once) * devices
-    values, here = [], parallel.local_rows(size)
+    values, here = [], parallel.local_rows(size, mode)
     for index, _ in sampling.eval_batches(num, size):
         batch = {k: v[index[here]] for k, v in rows.items()}
         values.append(np.asarray(step(parallel.feed(batch, mode))))
@@ -450,7 +450,7 @@ class _Measure:
         logits = {}
         for field, network in self.networks:
             states = network.hidden(variables[field], batch["tokens"], batch["segments"])
-            logits[field] = chunked.logits(*states)
+            logits[field] = chunked.logits_by_rows(*states)
         if self.name == "surprisal":
             values = scorers.surprisal(logits["reference"], batch["labels"], where=where)
         else:

@@ -3,14 +3,13 @@
 import sys
 from pathlib import Path
 
-import numpy as np
 import pytest
 
 from distill_core import checkpoint
 from swingdistill import train
 
 sys.path.insert(0, str(Path(__file__).parent))
-from test_two_processes import Processes, newest
+from test_two_processes import Processes, assert_close, newest
 
 pytestmark = pytest.mark.timeout(900)
 
@@ -90,9 +89,7 @@ def test_a_sharded_run_is_killed_while_it_saves_and_ends_as_one_that_never_was_s
     train.train_and_evaluate({**student, "num_steps": step}, straight)
     found, expected = newest(work), newest(straight)
     assert found[0] == expected[0] == step
-    assert found[1].keys() == expected[1].keys()
-    for name, want in expected[1].items():
-        np.testing.assert_allclose(found[1][name], want, rtol=1e-4, atol=1e-5, err_msg=name)
+    assert_close(found[1], expected[1])
 
 
 def test_a_mesh_that_is_not_the_devices_is_one_line(student, tmp_path):

@@ -8,6 +8,7 @@ import pytest
 
 from distill_core import checkpoint
 from distill_core.config import InputError
+from distill_core.training import plain_text
 from swingdistill import evaluate, private_text, targets, train
 from swingdistill.scorers import scoring
 
@@ -58,11 +59,11 @@ def made(values, corpus, tmp_path, teacher, reference):
             quantiles=(0.25, 0.75),
             **changes,
         )
-        models = train._models(hp)
-        tokenizer, texts, models, _ = train._text(hp, models)
+        models = train.load_models(hp)
+        tokenizer, texts, models, _ = train.load_text(hp, models)
         text = private_text.to_rows(hp, texts.train, tokenizer)
         public = private_text.to_rows(hp, texts.validation, tokenizer, of="validation")
-        scores = train._scores(hp, hp.scorers, text, public, models)
+        scores = train.score(hp, hp.scorers, text, public, models)
         rows, _ = targets.with_noise(hp, text.rows, scores)
         judged = evaluate.test_rows(hp, texts.test, tokenizer)
         return text, rows, judged, evaluate.recall_of_rules(hp, texts.test, tokenizer, judged)
@@ -149,14 +150,17 @@ def test_a_changed_file_is_noticed(given, tmp_path, place):
         ("dp", {"dp": {"epsilon": 8.0, "delta": 1e-5, "norm": 1.0}, "teacher": None}),
     ],
 )
-def test_what_needs_all_of_the_text_is_refused(given, values, tmp_path, field, changes):
+def test_what_needs_all_of_a_long_text_is_refused(
+    given, values, tmp_path, field, changes, monkeypatch
+):
+    monkeypatch.setattr(plain_text, "_HELD", 0)
     changes = {"noise_seed": None, "reference": None, "scorers": ("rules",), **changes}
     if field == "epsilon":
         changes["reference"] = given()["reference"]
     if field == "dp":
         (tmp_path / "words.json").write_text(private_text.get_tokenizer(values()).to_json())
         changes |= {"tokenizer": str(tmp_path / "words.json")}
-    with pytest.raises(InputError, match=f"^{field}: .*text_memory, 0 MiB"):
+    with pytest.raises(InputError, match=f"^{field}: .*larger than 0 MiB: raise text_memory"):
         train.train_and_evaluate(given(**changes), tmp_path / "run")
     assert not (tmp_path / "run").exists()
 

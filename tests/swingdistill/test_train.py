@@ -125,7 +125,7 @@ def swing(settings, teacher, reference, first, tmp_path_factory):
     loaded, load = {}, checkpoint.load_model
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(
-            checkpoint, "load_model", lambda path: loaded.setdefault(str(path), load(path))
+            checkpoint, "load_model", lambda path, **_: loaded.setdefault(str(path), load(path))
         )
         result = train.train_and_evaluate(given, workdir)
     models = {"teacher": loaded[teacher], "reference": loaded[reference]}

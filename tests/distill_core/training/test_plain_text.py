@@ -12,7 +12,7 @@ from distill_core.data.text import tasks as text_tasks
 from distill_core.data.text import tokenizers
 from distill_core.data.text.corpus import Example
 from distill_core.privacy import ledger
-from distill_core.training import language
+from distill_core.training import language, plain_text
 
 WORDS = ("the", "a", "cat", "dog", "sat", "ran", "on", "under", "mat", "tree", "big", "old")
 LENGTH = 6
@@ -174,6 +174,7 @@ def test_text_that_stays_in_files_is_learnt_as_that_in_memory(fit, folder, tmp_p
         for name in ("tasks.encode", "tokenizers.train_words", "files._digest"):
             patch.setattr(f"distill_core.data.text.{name}", lambda *_, **__: pytest.fail("again"))
         assert fit(tmp_path / "again", **given)["perplexity"] == found[2]["perplexity"]
+    monkeypatch.setattr(plain_text, "_HELD", 0)
     for field, value in (("dp", DP), ("data_on_device", True)):
         with pytest.raises(InputError, match=f"^{field}: .*text_memory"):
             fit(tmp_path / "run", **given, **{field: value}, tokenizer=f"{folder}/tokenizer.json")
