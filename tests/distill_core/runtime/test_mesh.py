@@ -120,6 +120,9 @@ def test_split_and_whole_networks_train_alike(case, mode):
     assert sum(not sharding.is_fully_replicated for sharding in shardings) >= 9
 
 
+SIZES = {"num_layers": 6, "num_heads": 8, "width": 256}
+
+
 def _compiled(update, make, mode):
     """(bytes of arguments and temporaries per device, the program's text)."""
     compiled = parallel.lower(update, mode, jax.devices(), *jax.eval_shape(make)).compile()
@@ -131,8 +134,7 @@ def _compiled(update, make, mode):
 @pytest.fixture(scope="module")
 def programs():
     """Mode -> what `_compiled` gives, of networks whose parameters dominate."""
-    sizes = {"num_layers": 6, "num_heads": 8, "width": 256}
-    update, make = _text("decoder", sizes, {**sizes, "num_layers": 8}, batch=8)
+    update, make = _text("decoder", SIZES, {**SIZES, "num_layers": 8}, batch=8)
     modes = ("shard_map", "mesh", "data:4,model:2")
     return {mode: _compiled(update, make, mode) for mode in modes}
 
@@ -160,6 +162,20 @@ def test_only_parameters_are_gathered(programs, mode):
         sizes |= {size // 2 for size in sizes}
     gathered = _results(programs[mode][1], "all-gather")
     assert gathered and all(len(shape) == 2 and set(shape) <= sizes for shape in gathered)
+
+
+def test_the_bytes_of_a_step_are_those_of_the_formula(programs):
+    """As docs/devices.md has it: frozen layers once, the student's twice, each table twice."""
+    _, make = _text("decoder", SIZES, {**SIZES, "num_layers": 8}, batch=8)
+    state, frozen, _ = jax.eval_shape(make)
+    networks = [state.params, *(frozen[name]["params"] for name in ("teacher", "reference"))]
+    layers = [
+        sum(leaf.size for leaf in jax.tree.leaves(params) if leaf.ndim == 2) - VOCABULARY * 256
+        for params in networks
+    ]
+    expected = 2 * layers[0] + layers[1] + layers[2] + 3 * 2 * VOCABULARY * 256
+    found = _results(programs["mesh"][1], "all-gather")
+    assert sum(int(np.prod(shape)) for shape in found) == expected
 
 
 def test_gradients_are_summed_a_part_on_each_device(programs):
