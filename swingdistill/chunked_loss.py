@@ -14,7 +14,7 @@ import jax.numpy as jnp
 
 from distill_core import coarse
 from distill_core.losses import coefficient
-from distill_core.runtime import parallel
+from distill_core.runtime import sharding
 from distill_core.training import chunked
 from swingdistill.losses import integers, soft_targets, token_temperatures
 from swingdistill.released import instead
@@ -33,7 +33,7 @@ class _Static(NamedTuple):
     keep_ce: bool
     noisy: bool
     unit_temperature: bool
-    axes: tuple[int | None, ...]  # of each table's parts over a mesh (`parallel.table_axis`)
+    axes: tuple[int | None, ...]  # of each table's parts over a mesh (`sharding.table_axis`)
 
 
 def swing_loss_from_hidden(
@@ -185,7 +185,7 @@ def swing_loss_from_hidden(
         keep_ce=keep_ce,
         noisy=noisy,
         unit_temperature=isinstance(t_min, numbers.Real) and t_min == 1,
-        axes=tuple(None if x is None else parallel.table_axis(x.shape) for _, x in pairs.values()),
+        axes=tuple(None if x is None else sharding.table_axis(x.shape) for _, x in pairs.values()),
     )
 
     def here(hidden, tokens, settings, key, embedding, *tables):
@@ -195,7 +195,7 @@ def swing_loss_from_hidden(
         return _weighted_sums(static, flat, embedding, (own, settings, *tables, key))
 
     tables = (student_embedding, teacher_embedding, reference[1])
-    total, kl, hard = parallel.per_device(
+    total, kl, hard = sharding.per_device(
         here, (student_hidden, tokens), (settings, key), tables, result="sum"
     )
     if has_aux:
@@ -232,7 +232,7 @@ def _sums(static: _Static, hidden: Array, embedding: Array, frozen: Any) -> Any:
 
 def _forward(static: _Static, hidden: Array, embedding: Array, frozen: Any):
     sums, of_hidden, of_embedding = _scan(static, hidden, embedding, frozen, gradients=True)
-    of_embedding = parallel.part_of_sum(of_embedding, static.axes[0])
+    of_embedding = sharding.part_of_sum(of_embedding, static.axes[0])
     # Empty, but they carry the dtypes.
     return sums, (of_hidden, of_embedding, hidden[:0], embedding[:0])
 
@@ -262,7 +262,7 @@ def _scan(static: _Static, hidden: Array, embedding: Array, frozen: Any, *, grad
     tokens, settings, *theirs, key = frozen
     states = (hidden, tokens["teacher"], tokens["reference"])
     embedding, teacher_embedding, reference_embedding = (
-        None if table is None else parallel.whole_table(table, axis, of.dtype)
+        None if table is None else sharding.whole_table(table, axis, of.dtype)
         for table, axis, of in zip((embedding, *theirs), static.axes, states, strict=True)
     )
     count = hidden.shape[0]

@@ -135,12 +135,13 @@ def test_a_library_is_imported_in_its_room_alone(modules: tuple[str, ...], rooms
     assert not _importers(outside, modules)
 
 
-def test_only_parallel_names_devices():
+def test_only_parallel_and_sharding_name_devices():
     last = {"pmap", "shard_map", "Mesh", "make_mesh"}
+    rooms = ("distill_core/runtime/parallel.py", "distill_core/runtime/sharding.py")
     strays = [
         f"{_name(path)}:{line} names {what}"
         for path in _sources(*PACKAGES)
-        if _name(path) != "distill_core/runtime/parallel.py"
+        if _name(path) not in rooms
         for line, what in _names(_tree(path))
         if what.rpartition(".")[2] in last or f"{what}.".startswith("jax.distributed.")
     ]

@@ -17,7 +17,7 @@ from flax.core import FrozenDict
 from distill_core import models
 from distill_core.config import InputError
 from distill_core.data.images import preprocess
-from distill_core.runtime import parallel
+from distill_core.runtime import sharding
 
 PyTree = Any
 ELSEWHERE = "elsewhere"  # a tokenizer's source if unknown
@@ -309,7 +309,7 @@ class Network:
     def _gathered(self, variables: PyTree) -> PyTree:
         if getattr(self.module(), "gathers", False):
             return variables
-        params = parallel.gathered(variables["params"], self.compute_dtype)
+        params = sharding.gathered(variables["params"], self.compute_dtype)
         return {**variables, "params": params}
 
     def _prepared(self, variables: PyTree, images: Any) -> tuple[PyTree, jax.Array]:

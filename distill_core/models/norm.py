@@ -10,7 +10,7 @@ from jax import lax
 
 from distill_core.config import InputError
 from distill_core.models.layers import mask_examples
-from distill_core.runtime import parallel
+from distill_core.runtime import sharding
 from distill_core.runtime.collectives import all_stacked, all_sum
 
 
@@ -83,7 +83,7 @@ def moments(x: jax.Array, where: jax.Array | None) -> tuple[jax.Array, jax.Array
     Returns:
       float32. Mean and variance of no entries are 0. The count has no gradient.
     """
-    return parallel.per_device(_moments, (x, where), result="same")
+    return sharding.per_device(_moments, (x, where), result="same")
 
 
 def _moments(x: jax.Array, where: jax.Array | None):

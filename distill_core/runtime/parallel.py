@@ -1,4 +1,4 @@
-"""Devices and processes. The only file that names pmap, shard_map, Mesh and jax.distributed.
+"""Devices and processes. Beside `sharding` the only file that names pmap, shard_map and Mesh.
 
 Batches are split over all devices of all processes. A step is wrapped once: `jax.jit` on one
 device; on several `jax.pmap` or `shard_map`, where state and teachers are replicated, or `jit` over
@@ -27,12 +27,11 @@ from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from distill_core.config import InputError
 from distill_core.runtime import backend, sharding
-from distill_core.runtime.collectives import AXIS, all_sum, is_bound, sum_along, whole_along
+from distill_core.runtime.collectives import AXIS
 
 MODES = ("pmap", "shard_map", "mesh")
 PyTree = Any
 
-_TABLE = "lm_head"  # a name by which `sharding.split` knows a table [V, D]
 _WAIT = 300  # seconds that the processes of a run wait for each other at the start
 _stop_checks = itertools.count(1)
 _roll_call_failed = False
@@ -240,7 +239,7 @@ def _call_on_data(step: Callable, state: PyTree, frozen: PyTree, batch: PyTree):
 
 
 def _call_over_mesh(mesh: Mesh, step: Callable, state: PyTree, frozen: PyTree, batch: PyTree):
-    with jax.sharding.use_abstract_mesh(mesh.abstract_mesh):  # for `per_device` and `gathered`
+    with jax.sharding.use_abstract_mesh(mesh.abstract_mesh):  # for `sharding`
         found = step(state, frozen, batch)
         return jax.tree.map(jax.lax.with_sharding_constraint, found, _shardings(found, mesh))
 
@@ -252,245 +251,6 @@ def _call_sharded(mesh: Mesh, step: Callable, state: PyTree, frozen: PyTree, bat
     return jax.shard_map(
         step, mesh=mesh, in_specs=(whole, whole, split), out_specs=whole, check_vma=False
     )(state, frozen, batch)
-
-
-def per_device(
-    function: Callable,
-    split: tuple[PyTree, ...],
-    whole: tuple[PyTree, ...] = (),
-    tables: tuple[PyTree, ...] = (),
-    *,
-    result: str,
-) -> PyTree:
-    """`function(*split, *whole, *tables)`, by each device on its rows of `split`; inside a step.
-
-    In the mode "mesh" XLA divides a step up by itself, and gathers all devices' rows where the code
-    sorts or loops over them. This says how to divide it instead. In all other modes the code sees
-    its device's rows anyway, and this is a plain call.
-
-    Args:
-      function: pure; may sum over the devices (`collectives`).
-      split: trees of arrays `[B, ...]`, or None.
-      whole: trees of arrays that every device has.
-      tables: embeddings `[V, D]`, or None; over a mesh a device has its part along `table_axis`.
-      result: what the mesh makes of the devices' results: "rows" `[b, ...]` are put together,
-        "sum" adds them up, and "same" takes them for equal.
-    """
-    if not is_over_mesh():
-        return function(*split, *whole, *tables)
-
-    def own(*args):
-        found = function(*args)
-        return all_sum(found) if result == "sum" else found
-
-    of_tables = tuple(_only(AXIS, _split_of({_TABLE: table}))[_TABLE] for table in tables)
-    rows, all_of_it = PartitionSpec(AXIS), PartitionSpec()
-    specs = ((rows,) * len(split), (all_of_it,) * len(whole), of_tables)
-    out = rows if result == "rows" else all_of_it
-    return _by_device(own, sum(specs, ()), out)(*split, *whole, *tables)
-
-
-def table_axis(shape: tuple[int, ...]) -> int | None:
-    """The axis of a table `[V, D]` that `per_device` gives each device a part of; None: all."""
-    if not is_over_mesh():
-        return None
-    spec = tuple(_only(AXIS, _split_of({_TABLE: jax.ShapeDtypeStruct(shape, jnp.float32)}))[_TABLE])
-    return spec.index(AXIS) if AXIS in spec else None
-
-
-def with_whole(function: Callable, params: PyTree, *rows: PyTree, dtype: str) -> jax.Array:
-    """`function(params, *rows)` `[B, ...]` of a layer; over a mesh its parameters are whole only
-    meanwhile (fully sharded data parallelism).
-
-    Each device puts them together when its rows are there, not before, and in the backward pass
-    again; otherwise XLA may do so for all layers at once, and hold the whole network. Gradients are
-    summed and split at once. What is split over `model` stays split.
-
-    Args:
-      function: pure; sees its device's rows.
-      params: tree whose leaves are named as `sharding.split` knows them.
-      rows: trees of arrays `[B, ...]`, or None.
-      dtype: in which parameters are sent; what the layer rounds them to anyway.
-    """
-    if not is_over_mesh():
-        return function(params, *rows)
-    split = _split_of(params)
-
-    def here(params, *rows):
-        return function(_whole(params, split, dtype, after=rows), *rows)
-
-    again = jax.checkpoint(here, policy=_is_kept)
-    rows_of = PartitionSpec(AXIS)
-    return _by_device(again, (_only(AXIS, split), *[rows_of] * len(rows)), rows_of)(params, *rows)
-
-
-def whole_table(table: jax.Array, axis: int | None, dtype: Any) -> jax.Array:
-    """In `per_device`, a table `[V, D]` of which the device has a part along `axis`, put together.
-
-    Still split by vocabulary over `model`, if that divides it.
-    """
-    if axis is None and _devices_of_model() == 1:
-        return table
-    return _whole(table, _split_of_table(table, axis), dtype)
-
-
-def part_of_sum(table: jax.Array, axis: int | None) -> jax.Array:
-    """In `per_device`, the device's part along `axis` of the sum of whole tables `[V, D]`."""
-    split = _split_of_table(table, axis)
-    here = functools.partial(sum_along, axis=axis)
-    if _devices_of_model() == 1 or axis is None:
-        return here(table)
-    of_model = _only(sharding.MODEL, split)
-    return _by_device(here, (of_model,), of_model, axis=sharding.MODEL)(table)
-
-
-def _split_of_table(table: jax.Array, axis: int | None) -> PartitionSpec:
-    count = _devices_of_model()
-    split = [sharding.MODEL if count > 1 and table.shape[0] % count == 0 else None, None]
-    if axis is not None:
-        split[axis] = AXIS
-    return PartitionSpec(*split)
-
-
-def _whole(parts: PyTree, split: PyTree, dtype: Any, after: PyTree = ()) -> PyTree:
-    """A device's parts of arrays, put together over `data` once `after` is there.
-
-    Those that are split are sent in a floating `dtype`.
-    """
-
-    def together(parts, after):
-        parts, _ = jax.lax.optimization_barrier((parts, jax.lax.stop_gradient(after)))
-
-        def one(leaf, spec):
-            if AXIS not in spec:
-                return leaf
-            if jnp.issubdtype(leaf.dtype, jnp.floating):
-                leaf = leaf.astype(dtype)
-            return whole_along(leaf, tuple(spec).index(AXIS))
-
-        return jax.tree.map(one, parts, split)
-
-    if _devices_of_model() == 1:
-        return together(parts, after)
-    # For each device of `model` by itself: XLA would put its parts together, too.
-    specs = _only(sharding.MODEL, split)
-    of_model = _by_device(together, (specs, PartitionSpec()), specs, axis=sharding.MODEL)
-    return of_model(parts, after)
-
-
-def _split_of(tree: PyTree) -> PyTree:
-    """The leaves' specs, by `sharding.split`; None has none."""
-    sizes = dict(jax.sharding.get_abstract_mesh().shape)
-
-    def of(path, leaf):
-        return PartitionSpec(*sharding.split(_name(path), leaf.shape, sizes))
-
-    return jax.tree_util.tree_map_with_path(of, tree)
-
-
-def _only(axis: str, specs: PyTree) -> PyTree:
-    """Specs that tell of one axis of the mesh alone."""
-
-    def only(spec):
-        return PartitionSpec(*(each if each == axis else None for each in spec))
-
-    return jax.tree.map(only, specs, is_leaf=lambda x: isinstance(x, PartitionSpec))
-
-
-def _by_device(
-    function: Callable, in_specs: PyTree, out_specs: PyTree, *, axis: str = AXIS
-) -> Callable:
-    # By one axis of the mesh alone: what is split over another is XLA's business.
-    return jax.shard_map(
-        function, in_specs=in_specs, out_specs=out_specs, axis_names={axis}, check_vma=False
-    )
-
-
-def gathered(params: PyTree, dtype: str = "float32") -> PyTree:
-    """A network's parameters, put together over `data` for a network that does not do so itself,
-    layer by layer (`with_whole`); for use in a step. Gradients are split again.
-
-    `dtype` is what the network rounds them to. In all other modes than a mesh they stay as they
-    are.
-    """
-    if not is_over_mesh():
-        return params
-
-    def gather(leaf, split):
-        if AXIS not in split:
-            return leaf
-        if jnp.issubdtype(leaf.dtype, jnp.floating):
-            leaf = leaf.astype(dtype)
-        whole = PartitionSpec(*(None if each == AXIS else each for each in split))
-        return _gather(split, whole, leaf)
-
-    return jax.tree.map(gather, params, _split_of(params))
-
-
-@functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1))
-def _gather(split: PartitionSpec, whole: PartitionSpec, x: jax.Array) -> jax.Array:
-    del split
-    return jax.lax.with_sharding_constraint(x, whole)
-
-
-def _gather_forward(split: PartitionSpec, whole: PartitionSpec, x: jax.Array):
-    return _gather(split, whole, x), None
-
-
-def _gather_backward(split: PartitionSpec, whole: PartitionSpec, _, cotangent: jax.Array):
-    del whole
-    return (jax.lax.with_sharding_constraint(cotangent, split),)
-
-
-_gather.defvjp(_gather_forward, _gather_backward)
-
-
-def gathering_again(function: Callable) -> Callable:
-    """`function` such that its gradient gathers parameters again rather than keep them whole."""
-    return jax.checkpoint(function, policy=_is_kept) if is_over_mesh() else function
-
-
-def _is_kept(primitive: Any, *_, **__) -> bool:
-    return primitive.name not in ("sharding_constraint", "optimization_barrier", "all_gather")
-
-
-def by_heads(x: jax.Array) -> jax.Array:
-    """`[B, L, H, d]`, over a mesh with the heads split over `model` if it divides them."""
-    if (spec := _spec_of_heads(x)) == PartitionSpec():
-        return x
-    rows = None if is_bound() else AXIS
-    return jax.lax.with_sharding_constraint(x, PartitionSpec(rows, *spec[1:]))
-
-
-def per_head(function: Callable, heads: Sequence[jax.Array], whole: PyTree) -> jax.Array:
-    """`function(*heads, whole)` of arrays `[B, L, H, d]`, for a kernel that XLA cannot divide up.
-
-    Over a mesh each device of `model` computes its own heads, if it divides the number of each.
-    For use in `per_device`.
-    """
-    if _devices_of_model() == 1:
-        return function(*heads, whole)
-    specs = [_spec_of_heads(x) for x in heads]
-    if PartitionSpec() in specs:
-        specs = [PartitionSpec()] * len(specs)
-    own = _by_device(function, (*specs, PartitionSpec()), specs[0], axis=sharding.MODEL)
-    return own(*heads, whole)
-
-
-def _spec_of_heads(x: jax.Array) -> PartitionSpec:
-    count = _devices_of_model()
-    if count == 1 or x.shape[2] % count:
-        return PartitionSpec()
-    return PartitionSpec(None, None, sharding.MODEL)
-
-
-def _devices_of_model() -> int:
-    return dict(jax.sharding.get_abstract_mesh().shape).get(sharding.MODEL, 1)
-
-
-def is_over_mesh() -> bool:
-    """Whether the code being traced sees whole arrays, split over a mesh."""
-    return not is_bound() and AXIS in jax.sharding.get_abstract_mesh().axis_names
 
 
 def place(tree: PyTree, mode: str) -> PyTree:
@@ -547,16 +307,12 @@ def _shardings(tree: PyTree, mesh: Mesh) -> PyTree:
     sizes = dict(mesh.shape)
 
     def of(path, leaf):
-        name = _name(path)
+        name = sharding.name_of(path)
         is_split = "params" in name.split("/") or "opt_state" in name.split("/")
         found = sharding.split(name, jnp.shape(leaf), sizes) if is_split else ()
         return NamedSharding(mesh, PartitionSpec(*found))
 
     return jax.tree_util.tree_map_with_path(of, tree)
-
-
-def _name(path: Any) -> str:
-    return jax.tree_util.keystr(path, simple=True, separator="/")
 
 
 def feed(batch: PyTree, mode: str) -> PyTree:

@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 
 from distill_core.losses import cross_entropy
-from distill_core.runtime import backend, parallel
+from distill_core.runtime import backend, sharding
 
 Array = jax.Array
 _ON_CPU = 2**25  # bytes of float32 logits that exist at a time: what caches hold a part of
@@ -33,12 +33,12 @@ def logits(hidden: Array, embedding: Array) -> Array:
 
 def logits_by_rows(hidden: Array, embedding: Array) -> Array:
     """`logits` of hidden `[B, ..., D]` in a step: over a mesh each device has those of its rows."""
-    axis = parallel.table_axis(embedding.shape)
+    axis = sharding.table_axis(embedding.shape)
 
     def here(hidden, table):
-        return logits(hidden, parallel.whole_table(table, axis, hidden.dtype))
+        return logits(hidden, sharding.whole_table(table, axis, hidden.dtype))
 
-    return parallel.per_device(here, (hidden,), tables=(embedding,), result="rows")
+    return sharding.per_device(here, (hidden,), tables=(embedding,), result="rows")
 
 
 def cross_entropy_from_hidden(
@@ -51,12 +51,12 @@ def cross_entropy_from_hidden(
     float32 `[B, ...]`). The backward pass recomputes the logits of each chunk.
     """
     size = chunk or chunk_for(len(embedding))
-    here = functools.partial(_cross_entropy, size, parallel.table_axis(embedding.shape))
-    return parallel.per_device(here, (hidden, labels), tables=(embedding,), result="rows")
+    here = functools.partial(_cross_entropy, size, sharding.table_axis(embedding.shape))
+    return sharding.per_device(here, (hidden, labels), tables=(embedding,), result="rows")
 
 
 def _cross_entropy(chunk: int, axis: int | None, hidden: Array, labels: Array, table: Array):
-    embedding = parallel.whole_table(table, axis, hidden.dtype)
+    embedding = sharding.whole_table(table, axis, hidden.dtype)
     shape, num = labels.shape, labels.size
     size = min(chunk, num)
     padding = -num % size

@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from distill_core.runtime import parallel
+from distill_core.runtime import sharding
 from distill_core.runtime.collectives import all_sum
 from distill_core.training import metrics as metrics_lib
 from distill_core.training.optimizers import Averaged, Optimizer
@@ -122,7 +122,7 @@ def local_sums(objective: Objective, params, model_state, frozen, batch, key):
         }
         return pairs["loss"][0], (pairs, found.model_state)
 
-    again = parallel.gathering_again(weighted_total)
+    again = sharding.gathering_again(weighted_total)
     grads, (pairs, new_model_state) = jax.grad(again, has_aux=True)(params)
     return (grads, pairs), new_model_state
 
@@ -138,7 +138,7 @@ def global_means(sums):
 
 def gradient_of_sum(values: Callable[[PyTree], Array], params: PyTree) -> PyTree:
     """Gradient with respect to the parameters of the sum of `values` over all devices."""
-    total = parallel.gathering_again(lambda params: jnp.sum(values(params)))
+    total = sharding.gathering_again(lambda params: jnp.sum(values(params)))
     return all_sum(jax.grad(total)(params))
 
 

@@ -4,7 +4,7 @@ import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
-from distill_core.runtime import backend, parallel
+from distill_core.runtime import backend, sharding
 
 Array = jax.Array
 _TPU_BLOCK = 128  # the kernel's blocks of positions divide the length
@@ -28,10 +28,10 @@ def attend(
     Returns:
       `[B, L, H, d]`, of their dtype.
     """
-    q, k, v = parallel.by_heads(q), parallel.by_heads(k), parallel.by_heads(v)
+    q, k, v = sharding.by_heads(q), sharding.by_heads(k), sharding.by_heads(v)
     if backend.platform() == "tpu" and window is None and _fits_tpu(q):
         k, v = (jnp.repeat(x, q.shape[2] // x.shape[2], axis=2) for x in (k, v))  # one each
-        return parallel.per_device(_fused_by_heads, (q, k, v, segments), result="rows")
+        return sharding.per_device(_fused_by_heads, (q, k, v, segments), result="rows")
     mask = None
     if segments is not None:
         mask = segments[:, None, :, None] == segments[:, None, None, :]
@@ -85,7 +85,7 @@ def _fits_cudnn(q: Array) -> bool:
 
 
 def _fused_by_heads(q: Array, k: Array, v: Array, segments: Array | None) -> Array:
-    return parallel.per_head(_fused_on_tpu, (q, k, v), segments)
+    return sharding.per_head(_fused_on_tpu, (q, k, v), segments)
 
 
 def _fused_on_tpu(q: Array, k: Array, v: Array, segments: Array | None) -> Array:

@@ -14,7 +14,7 @@ from distill_core.models.text import layers
 from distill_core.models.text.attention import attend, attend_next
 from distill_core.models.text.rotary import frequencies, rotate
 from distill_core.models.text.segments import places_in_line
-from distill_core.runtime import parallel
+from distill_core.runtime import sharding
 
 Array = jax.Array
 _INIT = nn.initializers.normal(0.02)
@@ -112,7 +112,7 @@ class Decoder(nn.Module):
             places = places_in_line(segments)
         # Weights may be NumPy arrays, which take no traced indices.
         table = {"embed_tokens": jnp.asarray(self.embed_tokens)}
-        x = parallel.with_whole(self._embedded, table, tokens, dtype=self.dtype)
+        x = sharding.with_whole(self._embedded, table, tokens, dtype=self.dtype)
         for layer in self.layers:
             x = layers.call(layer, x, places, segments, dtype=self.dtype)
         return self.norm(x).astype(self.dtype)

@@ -3,7 +3,7 @@
 import jax
 from flax import linen as nn
 
-from distill_core.runtime import parallel
+from distill_core.runtime import sharding
 
 
 def call(layer: nn.Module, x: jax.Array, *args, dtype: str) -> jax.Array:
@@ -14,11 +14,11 @@ def call(layer: nn.Module, x: jax.Array, *args, dtype: str) -> jax.Array:
       x: what it is called with; `args`, further arrays `[B, ...]` or None.
       dtype: what the layer rounds its matrices to.
     """
-    if not parallel.is_over_mesh() or layer.is_initializing():
+    if not sharding.is_over_mesh() or layer.is_initializing():
         return layer(x, *args)
     alone = layer.clone(parent=None)
 
     def apply(params, *inputs):
         return alone.apply({"params": params}, *inputs)
 
-    return parallel.with_whole(apply, layer.variables["params"], x, *args, dtype=dtype)
+    return sharding.with_whole(apply, layer.variables["params"], x, *args, dtype=dtype)

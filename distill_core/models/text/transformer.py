@@ -12,7 +12,7 @@ from distill_core.config import InputError
 from distill_core.models.text import layers
 from distill_core.models.text.attention import attend, attend_next
 from distill_core.models.text.segments import places_in_line
-from distill_core.runtime import parallel
+from distill_core.runtime import sharding
 
 Array = jax.Array
 _INIT = nn.initializers.normal(0.02)
@@ -75,7 +75,7 @@ class Transformer(nn.Module):
             places = places_in_line(segments)
         # Weights may be NumPy arrays, which take no traced indices.
         tables = {"wte": jnp.asarray(self.wte), "wpe": jnp.asarray(self.wpe)}
-        x = parallel.with_whole(self._embedded, tables, tokens, places, dtype=self.dtype)
+        x = sharding.with_whole(self._embedded, tables, tokens, places, dtype=self.dtype)
         for block in self.h:
             x = layers.call(block, x, segments, dtype=self.dtype)
         return self.ln_f(x).astype(self.dtype)
