@@ -21,8 +21,6 @@ import numpy as np
 from etils import epath
 
 from distill_core import checkpoint, config, data
-from distill_core.data.text import corpus as corpora
-from distill_core.data.text import tasks as text_tasks
 from distill_core.losses import cross_entropy
 from distill_core.models.network import Network
 from distill_core.runtime import cli, parallel, paths
@@ -160,9 +158,7 @@ def write_teacher_cache(
     network, size = loaded.network, settings["length"]
     if network.is_bounded and size > (network.max_length or 0):
         raise config.InputError("length", size, f"must be at most {network.max_length}")
-    lines = corpora.load_corpus(settings["dataset"]).train
-    encoded = [text_tasks.encode(line, tokenizer, "language") for line in lines]
-    rows = text_tasks.to_rows(encoded, tokenizer, size)[0]
+    rows = plain_text.training_rows(settings["dataset"], tokenizer, size)
     make = teacher_cache.answers(loaded, rows, top_k)
     given = {"k": top_k, "dtype": dtype, "settings": settings}
     return teacher_cache.write(folder, teacher_cache.Manifest.of(loaded, rows, **given), make)

@@ -31,6 +31,7 @@ _WRITER = re.compile(r"process_(\d+)(/|$)")  # in the names of Orbax's files
 _PATIENCE = 1200  # seconds, as long as Orbax waits
 _CHUNK = 1 << 24
 log = logging.getLogger(__name__)
+_known_crcs: dict[tuple[Any, ...], int] = {}
 
 
 class DamagedError(ValueError):
@@ -103,8 +104,8 @@ def amend(path: epath.Path, changes: Mapping[str, Any]):
     _write_metadata(path, {**json.loads((path / METADATA).read_text()), **changes})
 
 
-def read_metadata(path: epath.PathLike) -> dict:
-    """The metadata of one checkpoint directory.
+def read_metadata(path: epath.PathLike, *, item: str = "") -> dict:
+    """The metadata of one checkpoint directory; with an `item`, only its files are checked.
 
     Raises:
       DamagedError: it is missing, altered, or a file beside it is.
@@ -124,6 +125,9 @@ def read_metadata(path: epath.PathLike) -> dict:
         allowed = f"has format version {version}; this program reads {FORMAT_VERSION}"
         raise InputError("checkpoint", str(path), allowed)
     for name, crc in metadata["files"].items():
+        whose, _, within = name.partition("/")
+        if item and within and whose != item:
+            continue
         if not (path / name).exists():
             raise DamagedError(f"{name} is missing")
         if _crc(path / name) != crc:
@@ -131,21 +135,24 @@ def read_metadata(path: epath.PathLike) -> dict:
     return metadata
 
 
-def first_whole(candidates: list[epath.Path]) -> tuple[epath.Path, dict] | None:
+def first_whole(candidates: list[epath.Path], *, item: str = "") -> tuple[epath.Path, dict] | None:
     """The first undamaged checkpoint and its metadata; warns of the damaged ones before it."""
     for path in candidates:
         try:
-            return path, read_metadata(path)
+            return path, read_metadata(path, item=item)
         except DamagedError as error:
             log.warning("skipping damaged checkpoint %s: %s", path, error)
     return None
 
 
-def find(path: epath.PathLike, *, step: int | None = None) -> tuple[epath.Path, dict]:
+def find(
+    path: epath.PathLike, *, step: int | None = None, item: str = ""
+) -> tuple[epath.Path, dict]:
     """The checkpoint that a path means, with its metadata.
 
     `path` is a workdir or its `checkpoints` folder (the newest undamaged checkpoint, or that of
-    `step`), or one checkpoint. Raises InputError if there is none, or only damaged ones.
+    `step`), or one checkpoint; with an `item`, damage elsewhere does not matter. Raises InputError
+    if there is none, or only damaged ones.
     """
     path = epath.Path(path)
     if (path / METADATA).exists():
@@ -155,7 +162,7 @@ def find(path: epath.PathLike, *, step: int | None = None) -> tuple[epath.Path, 
         candidates = [folder / str(s) for s in reversed(steps(folder.parent))]
     if step is not None:
         candidates = [c for c in candidates if c.name == str(step)]
-    found = first_whole(candidates)
+    found = first_whole(candidates, item=item)
     if found is not None:
         return found
     if candidates:
@@ -168,18 +175,20 @@ def find(path: epath.PathLike, *, step: int | None = None) -> tuple[epath.Path, 
     raise InputError("checkpoint", str(path), allowed)
 
 
-def chosen(path: epath.PathLike, *, step: int | None = None) -> tuple[epath.Path, dict]:
+def chosen(
+    path: epath.PathLike, *, step: int | None = None, item: str = ""
+) -> tuple[epath.Path, dict]:
     """The checkpoint that `load_model` reads, with its metadata.
 
     As `find`, but of a workdir whose run says `use="best"` it is the one of the best validation
     step, unless a step is given.
     """
-    found, metadata = find(path, step=step)
+    found, metadata = find(path, step=step, item=item)
     best = metadata.get("best") if metadata.get("config", {}).get("use") == "best" else None
     is_named = step is not None or (epath.Path(path) / METADATA).exists()
     if is_named or best is None or best["step"] == metadata["step"]:
         return found, metadata
-    return find(path, step=best["step"])
+    return find(path, step=best["step"], item=item)
 
 
 def write_atomically(path: epath.PathLike, content: str | bytes, *, mode: int | None = None):
@@ -188,7 +197,7 @@ def write_atomically(path: epath.PathLike, content: str | bytes, *, mode: int | 
     `mode` holds the permissions of a local file, such as 0o600.
     """
     path = epath.Path(path)
-    temporary = path.parent / f".{path.name}.tmp"
+    temporary = path.parent / f".{path.name}.{os.getpid()}.tmp"  # others may write it, too
     try:
         if mode is not None:
             temporary.touch()
@@ -240,8 +249,17 @@ def _await(path: epath.Path):
 
 
 def _crc(path: epath.Path) -> int:
+    """Of a file's content; read again only if the file was touched since the last time."""
+    state: tuple[Any, ...] = ()
+    if "://" not in str(path):
+        found = os.stat(path)
+        state = (str(path), found.st_ino, found.st_size, found.st_mtime_ns, found.st_ctime_ns)
+        if state in _known_crcs:
+            return _known_crcs[state]
     crc = 0
     with path.open("rb") as file:
         while chunk := file.read(_CHUNK):  # one file may hold gigabytes
             crc = zlib.crc32(chunk, crc)
+    if state:
+        _known_crcs[state] = crc
     return crc

@@ -213,7 +213,7 @@ def load_model(
 
     if foreign.is_foreign(path):
         return foreign.load_model(path, part=part, step=step, sharding=sharding)
-    path, metadata = chosen(paths.expand("checkpoint", path), step=step)
+    path, metadata = chosen(paths.expand("checkpoint", path), step=step, item="model")
     specs = metadata["parts"]
     part = next(iter(specs)) if part is None else part
     if part not in specs:

@@ -6,9 +6,11 @@ A column is a directory with `00000.array_record`, `00001.array_record`, … and
 """
 
 import contextlib
+import errno
 import fcntl
 import json
 import math
+import os
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
@@ -71,7 +73,9 @@ class Column:
         for shard in np.unique(shards).tolist():
             mine = np.flatnonzero(shards == shard)
             asked = (index[mine] - shard * self._rows_per_shard).tolist()
-            for place, record in zip(mine, self._reader(shard).read(asked), strict=True):
+            with _telling(self._folder):
+                read = self._reader(shard).read(asked)
+            for place, record in zip(mine, read, strict=True):
                 records[place] = record
         found = np.frombuffer(b"".join(records), self.dtype)
         self._last = key, found
@@ -161,10 +165,11 @@ class Writer:
         if rows.shape[1:] != self.row_shape:
             raise ValueError(f"rows: got shape {rows.shape}; must be [n, {self.row_shape}]")
         for row in rows:
-            if self._open is None:
-                path = str(self._temporary())
-                self._open = array_record_module.ArrayRecordWriter(path, _RECORDS)
-            self._open.write(row.tobytes())
+            with _telling(self.folder):
+                if self._open is None:
+                    path = str(self._temporary())
+                    self._open = array_record_module.ArrayRecordWriter(path, _RECORDS)
+                self._open.write(row.tobytes())
             self.count += 1
             if self.count % self._rows_per_shard == 0:
                 self._close()
@@ -205,9 +210,25 @@ class Writer:
 
     def _close(self):
         if self._open is not None:
-            self._open.close()
+            with _telling(self.folder):
+                self._open.close()
             self._temporary().replace(self.folder / _shard(self._shards))
             self._open, self._shards = None, self._shards + 1
+
+
+@contextlib.contextmanager
+def _telling(folder: epath.Path) -> Iterator[None]:
+    """Raises what ArrayRecord has to say of a file as an OSError, which binaries tell in a line."""
+    try:
+        yield
+    except RuntimeError as error:
+        full = "No space left" in str(error)
+        code = errno.ENOSPC if full else errno.EIO
+        reason = os.strerror(code) if full else "is damaged; delete it, and it is written again"
+        if full:
+            for unfinished in folder.glob(".*.tmp"):
+                unfinished.unlink(missing_ok=True)
+        raise OSError(code, reason, str(folder)) from None
 
 
 def make_private(folder: epath.PathLike):

@@ -100,7 +100,7 @@ def _in_time(why: str):
 
 
 def choose_mode(mode: str | None = None) -> str:
-    """`jit` on a single device, else `mode`, by default `pmap`.
+    """`jit` on a single device, else `mode`, by default `pmap`, of several processes `shard_map`.
 
     Raises:
       InputError: on `parallel`; or on `mesh`, whose product must be the number of devices.
@@ -111,7 +111,8 @@ def choose_mode(mode: str | None = None) -> str:
             raise InputError("mesh", mode, f"the product must be the number of devices, {count}")
     elif mode is not None and mode not in MODES:
         raise InputError("parallel", mode, f"must be one of {', '.join(MODES)}")
-    return "jit" if count == 1 else mode or "pmap"
+    usual = "pmap" if jax.process_count() == 1 else "shard_map"  # pmap would convert every array
+    return "jit" if count == 1 else mode or usual
 
 
 def is_mapped(mode: str) -> bool:
@@ -500,5 +501,9 @@ def assign(shapes: PyTree, sharding: Any) -> PyTree:
     if sharding is None:
         return shapes
     each = sharding(shapes) if callable(sharding) else jax.tree.map(lambda _: sharding, shapes)
+    whole = jax.tree.structure(each) == jax.tree.structure(shapes)
+    if not (whole and all(isinstance(x, jax.sharding.Sharding) for x in jax.tree.leaves(each))):
+        allowed = "must be a jax.sharding.Sharding, or a function from shapes to a tree of them"
+        raise InputError("sharding", type(each).__name__, allowed)
     put = lambda x, where: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=where)  # noqa: E731
     return jax.tree.map(put, shapes, each)

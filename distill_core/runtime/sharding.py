@@ -90,7 +90,7 @@ def per_device(
       result: what the mesh makes of the devices' results: "rows" `[b, ...]` are put together,
         "sum" adds them up, and "same" takes them for equal.
     """
-    if not is_over_mesh():
+    if not _is_split():
         return function(*split, *whole, *tables)
 
     def own(*args):
@@ -106,7 +106,7 @@ def per_device(
 
 def table_axis(shape: tuple[int, ...]) -> int | None:
     """The axis of a table `[V, D]` that `per_device` gives each device a part of; None: all."""
-    if not is_over_mesh():
+    if not _is_split():
         return None
     spec = tuple(_only(AXIS, _split_of({_TABLE: jax.ShapeDtypeStruct(shape, jnp.float32)}))[_TABLE])
     return spec.index(AXIS) if AXIS in spec else None
@@ -126,7 +126,7 @@ def with_whole(function: Callable, params: PyTree, *rows: PyTree, dtype: str) ->
       rows: trees of arrays `[B, ...]`, or None.
       dtype: in which parameters are sent; what the layer rounds them to anyway.
     """
-    if not is_over_mesh():
+    if not _is_split():
         return function(params, *rows)
     split = _split_of(params)
 
@@ -143,7 +143,7 @@ def whole_table(table: jax.Array, axis: int | None, dtype: Any) -> jax.Array:
 
     Still split by vocabulary over `model`, if that divides it.
     """
-    if axis is None and _devices_of_model() == 1:
+    if axis is None:
         return table
     return _whole(table, _split_of_table(table, axis), dtype)
 
@@ -301,6 +301,11 @@ def _spec_of_heads(x: jax.Array) -> PartitionSpec:
 
 def _devices_of_model() -> int:
     return dict(jax.sharding.get_abstract_mesh().shape).get(MODEL, 1)
+
+
+def _is_split() -> bool:
+    """Whether batches are split over a mesh, which may have one device along `data`."""
+    return is_over_mesh() and dict(jax.sharding.get_abstract_mesh().shape)[AXIS] > 1
 
 
 def is_over_mesh() -> bool:

@@ -88,6 +88,13 @@ def train(
     return {"perplexity": perplexity, "accuracy": found["accuracy"], "id": id, **spent}
 
 
+def training_rows(dataset: str, tokenizer: tokenizers.Tokenizer, length: int) -> language.Rows:
+    """The rows that a run with the default settings learns from, on disk if the text is long."""
+    hp = Text(length=length)
+    corpus = corpora.load_corpus(dataset, memory=text_memory(hp), cache=hp.text_cache)
+    return _to_rows(hp, tokenizer, corpus.train, "training")
+
+
 def _to_rows(hp, tokenizer, examples, of: str, *, apart: bool = False) -> language.Rows:
     if isinstance(examples, corpora.InFiles):
         lines = cache.Lines(examples, tokenizer, "language", hp.length)

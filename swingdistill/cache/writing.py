@@ -11,10 +11,12 @@ itself, its key in WORKDIR/private alone. Killed, the same command goes on where
 """
 
 import dataclasses
+import json
 import math
 import secrets
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 from etils import epath
@@ -24,8 +26,10 @@ from distill_core.config import InputError
 from distill_core.models import trust
 from distill_core.models.network import LoadedModel
 from distill_core.privacy import ledger as ledgers
+from distill_core.privacy import noise
+from distill_core.runtime import parallel as parallel_lib
 from distill_core.runtime import process
-from distill_core.training import fits, plain_text, teacher_cache
+from distill_core.training import fits, inputs, plain_text, teacher_cache
 from distill_core.training.teacher_cache import Manifest
 from swingdistill import private_text, released, targets, train
 
@@ -59,7 +63,9 @@ def run(settings: Any, workdir: epath.PathLike, *, parallel: str | None = None) 
     Raises:
       InputError: on a field, before anything is written.
     """
-    del parallel  # the teacher answers on one device
+    mode = parallel_lib.choose_mode(parallel)
+    if parallel is not None and mode != "jit":
+        raise InputError("parallel", parallel, "the teacher answers on one device; leave it out")
     hp = config.validate(settings, Settings)
     if hp.teacher is None or teacher_cache.is_cache(hp.teacher):
         raise InputError("teacher", hp.teacher, "must be a checkpoint, whose answers are stored")
@@ -109,10 +115,33 @@ def _release(hp: Settings, workdir: epath.Path) -> Manifest:
             release={"settings": _fields(hp, _OF_RELEASE), "report": told},
         )
         key = targets.noise_key(hp, workdir, 0, encoded.digest(), models)
+        _bind(workdir, key, models, encoded.digest())
         make = _noised(hp, key, rows, bare, asked, k)
         found = teacher_cache.write(workdir / FOLDER, manifest, make, field="workdir")
     fits.say(", ".join(f"{name} {value}" for name, value in told.items()))
     return found
+
+
+def _bind(workdir: epath.Path, key, models, text: str):
+    """Keeps what a release was made of beside its key; refuses to go on with anything else.
+
+    Raises:
+      InputError: on `workdir`.
+    """
+    path = workdir / noise.FOLDER / "release.json"
+    decides = {
+        "key": np.asarray(jax.random.key_data(key)).tolist(),
+        "models": {name: inputs.of_model(model) for name, model in models.items()},
+        "text": text,
+    }
+    made = {"digest": noise.digest(decides)}
+    if (workdir / FOLDER / teacher_cache.MANIFEST).exists():
+        known = json.loads(path.read_text()) if path.exists() else None
+        if known != made:
+            why = "of another teacher, text or noise" if known else f"without its {path.name}"
+            allowed = f"holds a release {why}; take another workdir"
+            raise InputError("workdir", str(workdir), allowed)
+    noise.write_private(path, made)
 
 
 def _noised(hp: Settings, key, rows, bare: np.ndarray, models, k: int):

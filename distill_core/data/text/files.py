@@ -28,13 +28,13 @@ class File:
       path: where it is.
       digest: SHA-256 of its bytes.
       summary: what it holds.
-      state: its size and time of modification.
+      state: its size, its times of modification and change, and its number on the disk.
     """
 
     path: str
     digest: str
     summary: lines.Summary
-    state: tuple[int, int]
+    state: tuple[int, ...]
 
     def check_unchanged(self, name: str):
         """Refuses a file that changed since it was looked at: InputError on `dataset`."""
@@ -71,8 +71,8 @@ def look_at(kind: str, path: str, classes: Sequence[str] | None, cache: epath.Pa
 
     Args:
       kind, path, classes: as for `lines.stream`.
-      cache: what is found is remembered below its `private/`. A file has changed if its size or its
-        time of modification has.
+      cache: what is found is remembered below its `private/`. A file has changed if its size or
+        one of its times has.
 
     Raises:
       InputError: on `dataset`, as `lines.stream` and `lines.summary`.
@@ -96,14 +96,14 @@ def look_at(kind: str, path: str, classes: Sequence[str] | None, cache: epath.Pa
     return File(path, digest, summary, state)
 
 
-def _state(file: epath.Path) -> tuple[int, int] | None:
-    """Size and time of modification; None if there is no such file, which reading it tells."""
+def _state(file: epath.Path) -> tuple[int, ...] | None:
+    """What tells that a file is as it was; None without one, which reading it tells."""
     try:
         if "://" in str(file):
             found = file.stat()
             return found.length, int(found.mtime)
         local = os.stat(file)
-        return local.st_size, local.st_mtime_ns
+        return local.st_size, local.st_mtime_ns, local.st_ctime_ns, local.st_ino
     except OSError:
         return None
 

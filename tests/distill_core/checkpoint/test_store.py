@@ -377,9 +377,12 @@ def test_every_damage_of_any_file_is_noticed_and_named(two_steps, tmp_path, capl
             assert (found.name, metadata["step"]) == ("3", 3), f"{name} {how}"
             [warning] = caplog.messages
             assert f"skipping damaged checkpoint {newest}: {name} " in warning, how
-        _assert_equal(checkpoint.load_model(workdir).variables, older)
-        with pytest.raises(InputError, match=r"every checkpoint there is damaged \(4\)"):
-            checkpoint.load_model(workdir, step=4)
+        if name.startswith("train/"):  # is not read for the model
+            assert checkpoint.load_model(workdir).metadata["step"] == 4
+        else:
+            _assert_equal(checkpoint.load_model(workdir).variables, older)
+            with pytest.raises(InputError, match=r"every checkpoint there is damaged \(4\)"):
+                checkpoint.load_model(workdir, step=4)
         path.write_bytes(whole)
     gc.collect()  # forgotten asyncio tasks speak up when they are collected
     loud = {record.name for record in caplog.records if record.levelno >= logging.WARNING}

@@ -108,3 +108,17 @@ def test_what_is_derived_is_computed_of_the_rows_asked_for(tmp_path):
 def test_rows_of_another_shape_are_refused(tmp_path):
     with pytest.raises(ValueError, match="^rows: "):
         columns.Writer(tmp_path / "a", (7,), np.float32).append(np.zeros((2, 6)))
+
+
+def test_a_damaged_or_missing_shard_is_told_in_one_line(tmp_path):
+    """With the directory's name, so that it can be deleted and written again."""
+    column = columns.Writer(tmp_path / "c", (4,), np.int32)
+    column.append(np.arange(40, dtype=np.int32).reshape(10, 4))
+    column.finish({})
+    shard = tmp_path / "c" / "00000.array_record"
+    whole = shard.read_bytes()
+    for left in (whole[: len(whole) // 2], None):
+        shard.write_bytes(left) if left is not None else shard.unlink()
+        with pytest.raises(OSError, match="is damaged; delete it") as raised:
+            columns.Column(tmp_path / "c")[np.arange(10)]
+        assert raised.value.filename == str(tmp_path / "c")

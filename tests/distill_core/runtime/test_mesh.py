@@ -284,3 +284,13 @@ def test_bfloat16_parameters_are_sent_in_half_the_bytes():
     gathered = re.findall(r'"stablehlo.all_gather".*-> tensor<[\dx]*x(\w+)>', text)
     summed = re.findall(r'"stablehlo.reduce_scatter"', text)
     assert gathered and set(gathered) == {"bf16"} and summed
+
+
+@pytest.mark.parametrize("mode", ["data:1,model:8", "model:8"])
+@pytest.mark.parametrize("case", ["gpt2", "llama"])
+def test_one_device_along_data_will_do(case, mode):
+    expected, wanted, _ = _trained(case, "jit")
+    params, found, _ = _trained(case, mode)
+    assert found[-1] == pytest.approx(wanted[-1], rel=1e-5)
+    for ours, theirs in zip(*map(jax.tree.leaves, (params, expected)), strict=True):
+        np.testing.assert_allclose(ours, theirs, rtol=1e-5, atol=2e-6)

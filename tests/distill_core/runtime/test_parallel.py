@@ -147,6 +147,8 @@ def test_one_device_means_jit_and_several_pmap_unless_told_otherwise(monkeypatch
     parallel.check_batch_size(16, "pmap")
     with pytest.raises(InputError, match="^batch_size: "):
         parallel.check_batch_size(12, "pmap")
+    monkeypatch.setattr(jax, "process_count", lambda *_: 2)
+    assert parallel.choose_mode() == "shard_map"
     monkeypatch.setattr(jax, "device_count", lambda: 1)
     assert [parallel.choose_mode(mode) for mode in (None, *parallel.MODES)] == ["jit"] * 4
 

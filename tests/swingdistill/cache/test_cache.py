@@ -277,3 +277,21 @@ def test_a_student_with_other_settings_than_the_releases_is_refused(
 def test_a_preview_from_a_cache_shows_what_the_recognisers_find(settings, cached, capsys):
     train.preview(settings(teacher=cached(), **RULES))
     assert "scores of rules" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("lost", [False, True])
+def test_a_release_goes_on_with_its_own_teacher_and_noise_alone(
+    settings, teacher, reference, untrained, tmp_path, lost
+):
+    """A seed that was given draws no key that would tell; nor does a key that was lost."""
+    given = formal(settings, teacher, reference, noise_seed=None if lost else 3)
+    writing.run(given, tmp_path / "run")
+    if lost:
+        (tmp_path / "run" / "private" / "release.json").unlink()
+    others = [given] if lost else [
+        {**given, "noise_seed": 4},
+        {**given, "teacher": untrained(tmp_path / "other", 9)},
+    ]  # fmt: skip
+    for other in others:
+        with pytest.raises(InputError, match="^workdir: .*holds a release .*take another workdir"):
+            writing.run(other, tmp_path / "run")
