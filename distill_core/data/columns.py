@@ -44,6 +44,7 @@ class Column:
         self.shape, self.dtype = tuple(known["shape"]), _dtype(known["dtype"])
         self.about: Mapping[str, Any] = known["about"]
         self._rows_per_shard = known["rows_per_shard"]
+        self._bytes = math.prod(self.shape[1:]) * self.dtype.itemsize  # of a row
         self._readers: dict[int, Any] = {}
         self._last: tuple[bytes, np.ndarray] | None = None
 
@@ -75,6 +76,8 @@ class Column:
             asked = (index[mine] - shard * self._rows_per_shard).tolist()
             with _telling(self._folder):
                 read = self._reader(shard).read(asked)
+                if any(len(record) != self._bytes for record in read):
+                    raise RuntimeError("a record was cut short")
             for place, record in zip(mine, read, strict=True):
                 records[place] = record
         found = np.frombuffer(b"".join(records), self.dtype)
