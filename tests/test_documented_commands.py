@@ -41,9 +41,11 @@ class _AcceptedError(Exception):
 
 def _texts() -> Iterator[tuple[str, str]]:
     """(file, text) of all documentation; of code its module docstrings."""
-    for path in (*ROOT.glob("*.md"), *ROOT.glob("docs/*.md")):
+    pages = [*(ROOT / "docs").rglob("*.md"), *(ROOT / "docs").rglob("*.ipynb")]
+    pages = [path for path in pages if "_build" not in path.parts]
+    for path in (*ROOT.glob("*.md"), *(path for path in pages if path.suffix == ".md")):
         yield path.relative_to(ROOT).as_posix(), path.read_text(encoding="utf-8")
-    for path in ROOT.glob("docs/*.ipynb"):
+    for path in (path for path in pages if path.suffix == ".ipynb"):
         cells = json.loads(path.read_text(encoding="utf-8"))["cells"]
         yield path.relative_to(ROOT).as_posix(), "\n".join("".join(c["source"]) for c in cells)
     for folder in (*PACKAGES, "configs", "benchmarks"):
