@@ -15,8 +15,9 @@ def test_the_notebook_runs(path: Path):
     import nbformat
 
     notebook = nbformat.read(path, as_version=4)
+    resources = {"metadata": {"path": str(path.parent)}}
     flags = f"{os.environ['XLA_FLAGS']} --xla_force_host_platform_device_count=1"
     # The kernel of the running interpreter, where the reader would start it.
     nbclient.NotebookClient(
-        notebook, timeout=600, kernel_name="python3", resources={"metadata": {"path": str(path.parent)}}
+        notebook, timeout=600, kernel_name="python3", resources=resources
     ).execute(env={**os.environ, "XLA_FLAGS": flags})
