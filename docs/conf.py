@@ -52,7 +52,12 @@ html_theme = "sphinx_book_theme"
 html_title = project
 html_static_path = []
 html_show_sourcelink = False
-html_theme_options = {"show_toc_level": 2, "home_page_in_toc": False, "show_navbar_depth": 1}
+html_theme_options = {
+    "show_toc_level": 2,
+    "home_page_in_toc": False,
+    "show_navbar_depth": 1,
+    "navbar_persistent": [],  # the side bar has the search
+}
 mathjax_path = "mathjax/tex-mml-chtml.js"
 
 

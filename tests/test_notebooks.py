@@ -1,15 +1,17 @@
-"""Every notebook of docs/ runs from top to bottom."""
+"""Every notebook of docs/ runs from top to bottom, and holds its output."""
 
+import json
 import os
 from pathlib import Path
 
 import pytest
 
 DOCS = Path(__file__).parents[1] / "docs"
+NOTEBOOKS = sorted(DOCS.glob("notebooks/*.ipynb"))
 
 
 @pytest.mark.timeout(900)
-@pytest.mark.parametrize("path", sorted(DOCS.glob("notebooks/*.ipynb")), ids=lambda path: path.name)
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.name)
 def test_the_notebook_runs(path: Path):
     import nbclient
     import nbformat
@@ -21,3 +23,12 @@ def test_the_notebook_runs(path: Path):
     nbclient.NotebookClient(
         notebook, timeout=600, kernel_name="python3", resources=resources
     ).execute(env={**os.environ, "XLA_FLAGS": flags})
+
+
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.name)
+def test_the_site_can_show_what_the_notebook_put_out(path: Path):
+    cells = [c for c in json.loads(path.read_text("utf-8"))["cells"] if c["cell_type"] == "code"]
+    assert all(cell["execution_count"] for cell in cells), "make notebooks runs them"
+    outputs = [output for cell in cells for output in cell["outputs"]]
+    assert outputs and not any(each.get("name") == "stderr" for each in outputs)
+    assert not any(each["output_type"] == "error" for each in outputs)

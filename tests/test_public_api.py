@@ -155,7 +155,7 @@ def test_every_binary_is_in_the_reference_with_all_it_declares():
     assert sorted(shown) == sorted(declarations.names())
     for name in shown:
         binary = declarations.read(name)
-        assert binary.purpose and binary.flags
+        assert f"python -m {name} " in binary.purpose and binary.flags
         options = [*binary.flags, *(each for group in binary.groups.values() for each in group)]
         assert [each.name for each in options if not each.help] == []
         assert binary.groups.keys() >= ({""} if "--config" in str(binary.flags) else set())

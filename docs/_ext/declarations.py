@@ -1,7 +1,6 @@
 """What the binaries declare: their purpose, flags and fields, read from the code itself."""
 
 import dataclasses
-import importlib
 import runpy
 import warnings
 from collections.abc import Iterator
@@ -65,7 +64,7 @@ def _parser(name: str) -> cli.Flags:
         warnings.simplefilter("ignore", RuntimeWarning)  # the binary has been imported before
         with mock.patch.object(cli.Flags, "read", read):
             try:
-                runpy.run_module(name, run_name="__main__")
+                runpy.run_module(name, run_name="__main__", alter_sys=True)
             except _Declared as declared:
                 return declared.parser
     raise ValueError(f"{name}: reads no flags; must begin with cli.launch")
@@ -74,7 +73,7 @@ def _parser(name: str) -> cli.Flags:
 def read(name: str) -> Binary:
     """What one binary declares."""
     parser = _parser(name)
-    purpose = parser.description or importlib.import_module(name).__doc__ or ""
+    purpose = parser.description or ""
     flags = tuple(
         Option(
             " ".join(filter(None, (action.option_strings[-1], _metavar(action)))),

@@ -5,6 +5,7 @@ from collections.abc import Iterator
 
 _CODE = re.compile(r"(\w?)(?<!`)`([^`]+)`(?!`)(\w?)")
 _SPECIAL = re.compile(r"([*|]|(?<=\w)_(?!\w))")  # emphasis, substitution, reference
+_SEVERAL = re.compile(r"  \w+(?:, \w+)+(?=: )")  # an entry about several names
 _RULE = re.compile(r"\s*\|[-| :]+\|\s*")
 
 
@@ -60,7 +61,8 @@ def to_rest(lines: list[str]) -> list[str]:
             out += [*lines[at:end], ""]
         else:
             end = at + 1
-            prose.append(line)
+            # A space would make the first name the type of the last.
+            prose.append(_SEVERAL.sub(lambda names: names[0].replace(", ", ","), line))
         at = end
     flush()
     return out
