@@ -1,5 +1,7 @@
 """The directive `binary`: purpose, flags and config fields of a binary, from its declarations."""
 
+import textwrap
+
 import declarations
 from docutils import nodes
 from sphinx.util.docutils import SphinxDirective
@@ -16,7 +18,8 @@ class BinaryDirective(SphinxDirective):
         out = []
         for paragraph in binary.purpose.strip().split("\n\n"):
             if paragraph.startswith("    "):
-                out.append(nodes.literal_block(paragraph, paragraph))
+                command = textwrap.dedent(paragraph)
+                out.append(nodes.literal_block(command, command, language="sh"))
             else:
                 out.append(_inline(nodes.paragraph(), " ".join(paragraph.split())))
         out.append(_titled("Flags"))
