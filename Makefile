@@ -94,7 +94,7 @@ format: setup-dev  ## formats the code
 	$(RUN_PYTHON) -m ruff format .
 
 notebooks: setup-dev  ## runs the notebooks of docs/ and keeps their output
-	PATH="$(abspath $(BIN)):$$PATH" $(RUN_PYTHON) docs/_ext/run_notebooks.py $(NOTEBOOKS)
+	$(RUN_PYTHON) docs/_ext/run_notebooks.py $(NOTEBOOKS)
 
 docs: setup-docs  ## the documentation site, docs/_build/html/index.html; needs no network once set up
 	$(RUN_PYTHON) -m sphinx -b html -W --keep-going -q -d docs/_build/doctrees docs docs/_build/html
