@@ -159,3 +159,17 @@ def test_every_binary_is_in_the_reference_with_all_it_declares():
         options = [*binary.flags, *(each for group in binary.groups.values() for each in group)]
         assert [each.name for each in options if not each.help] == []
         assert binary.groups.keys() >= ({""} if "--config" in str(binary.flags) else set())
+
+
+def test_markdown_of_a_docstring_becomes_restructured_text():
+    from docstrings import to_rest
+
+    assert to_rest(["A tree of `jax.Array`s: |x| * y_", "  a, b: two."]) == [
+        r"A tree of ``jax.Array``\ s: \|x\| \* y\_",
+        "  a,b: two.",
+    ]
+    table = to_rest(["| a | `b` |", "|---|---|", "| c | d |"])
+    assert table[1:3] == [".. list-table::", "   :header-rows: 1"]
+    assert table[4:-1] == ["   * - a", "     - ``b``", "   * - c", "     - d"]
+    assert to_rest(["Sum:", "", "    a * b", "", ">>> `x`"])[2:5] == ["::", "", "    a * b"]
+    assert to_rest([">>> f(`x`)", "a_ * b"]) == [">>> f(`x`)", "a_ * b"]
