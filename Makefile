@@ -5,6 +5,7 @@
 # make test ARGS="-k nasty"     passes arguments on to pytest
 
 SHELL := /bin/sh
+COMMA := ,
 VENV := .venv
 BIN := $(VENV)/bin
 RUN_PYTHON = $(BIN)/python
@@ -12,12 +13,12 @@ JOBS ?= 2
 ARGS ?=
 EXTRAS ?=
 TYPED := $(wildcard distill_core nasty swingdistill dpdfd benchmarks)
-NOTEBOOKS := $(wildcard docs/*.ipynb)
+NOTEBOOKS := $(wildcard docs/notebooks/*.ipynb)
 # The experiments that need no network and no accelerator, one a method.
 DEMOS := $(wildcard configs/nasty/digits.py configs/swingdistill/records.py configs/dpdfd/digits.py)
 
 .DEFAULT_GOAL := help
-.PHONY: help setup setup-dev demo demo-all test lint format notebooks clean
+.PHONY: help setup setup-dev setup-docs demo demo-all test lint format notebooks docs clean
 
 help:  ## this list
 	@grep -E '^[a-z-]+:.*## ' $(firstword $(MAKEFILE_LIST)) | sed -E 's/:[^#]*## /\t/' | expand -t 14
@@ -66,6 +67,9 @@ setup:  ## the virtual environment .venv, enough to run the binaries (EXTRAS=cud
 setup-dev:  ## the same with what the tests and the linters need
 	$(call install,dev run,test)
 
+setup-docs:  ## the same with what the documentation site needs
+	$(call install,docs dev run,test$(COMMA)docs)
+
 demo: setup  ## the nasty teacher on digits: a table on the console, runs/demo/report.html
 	$(RUN_PYTHON) -m nasty.experiment --config configs/nasty/digits.py --workdir runs/demo
 
@@ -90,10 +94,12 @@ format: setup-dev  ## formats the code
 	$(RUN_PYTHON) -m ruff format .
 
 notebooks: setup-dev  ## runs the notebooks of docs/ and keeps their output
-	@set -e; for notebook in $(NOTEBOOKS); do \
-	  $(BIN)/jupyter-execute --inplace --kernel_name=python3 $$notebook; \
-	done
+	$(RUN_PYTHON) docs/_ext/run_notebooks.py $(NOTEBOOKS)
+
+docs: setup-docs  ## the documentation site, docs/_build/html/index.html; needs no network once set up
+	$(RUN_PYTHON) -m sphinx -b html -W --keep-going -q -d docs/_build/doctrees docs docs/_build/html
+	@echo "docs/_build/html/index.html"
 
 clean:  ## removes what make made, but no run under runs/
-	rm -rf $(VENV) build dist .pytest_cache .ruff_cache
+	rm -rf $(VENV) build dist docs/_build .pytest_cache .ruff_cache
 	find . -path ./$(VENV) -prune -o -name __pycache__ -type d -prune -exec rm -rf {} +

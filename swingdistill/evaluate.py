@@ -366,7 +366,9 @@ def main(argv: Sequence[str]):
     flags.add_argument(
         "--estimator", choices=ESTIMATORS, help="by default exact, or sampled where that takes long"
     )
-    flags.add_argument("--num_samples", type=int, default=10_000, metavar="N")
+    flags.add_argument(
+        "--num_samples", type=int, default=10_000, metavar="N", help="ranks among so many samples"
+    )
     flags.add_argument("--out", metavar="FILE.json", help="where to write everything found")
     attacks.add_flags(flags)
     given = flags.read(argv, required=("checkpoint",))

@@ -41,9 +41,11 @@ class _AcceptedError(Exception):
 
 def _texts() -> Iterator[tuple[str, str]]:
     """(file, text) of all documentation; of code its module docstrings."""
-    for path in (*ROOT.glob("*.md"), *ROOT.glob("docs/*.md")):
+    pages = [*(ROOT / "docs").rglob("*.md"), *(ROOT / "docs").rglob("*.ipynb")]
+    pages = [path for path in pages if "_build" not in path.parts]
+    for path in (*ROOT.glob("*.md"), *(path for path in pages if path.suffix == ".md")):
         yield path.relative_to(ROOT).as_posix(), path.read_text(encoding="utf-8")
-    for path in ROOT.glob("docs/*.ipynb"):
+    for path in (path for path in pages if path.suffix == ".ipynb"):
         cells = json.loads(path.read_text(encoding="utf-8"))["cells"]
         yield path.relative_to(ROOT).as_posix(), "\n".join("".join(c["source"]) for c in cells)
     for folder in (*PACKAGES, "configs", "benchmarks"):
@@ -62,6 +64,8 @@ def _commands(text: str, pattern: re.Pattern) -> list[tuple[str, tuple[str, ...]
     found = []
     for target, rest in pattern.findall(_LOOP.sub(_unrolled, text)):
         rest = re.sub(r"\[(--[^\]]*)\]", r"\1", rest.replace("\\\n", " "))
+        if rest.count('"') % 2:  # it closes what stands before the command, as in ssh "…"
+            rest = rest.rpartition('"')[0]
         found.append((target, tuple(shlex.split(rest, comments=True))))
     return found
 
@@ -102,11 +106,20 @@ def run_binary(monkeypatch, tmp_path):
 
 @pytest.mark.filterwarnings("ignore:.*found in sys.modules.*:RuntimeWarning")
 @pytest.mark.parametrize(("binary", "arguments"), _documented(_BINARY))
-def test_the_binary_accepts_the_documented_command(binary, arguments, run_binary, tmp_path):
+def test_the_binary_accepts_the_documented_command(binary, arguments, run_binary, tmp_path, capsys):
     module = importlib.import_module(binary)
     if not arguments:  # the text only names the binary
         assert "__path__" not in vars(module) or (Path(module.__path__[0]) / "__main__.py").exists()
         return
+    if "…" in arguments:  # part of a command: its flags exist
+        with pytest.raises(SystemExit):
+            run_binary(binary, ("--help",))
+        known = set(re.findall(r"--\w+", capsys.readouterr().out))
+        named = {re.match(r"--\w+|", each)[0] for each in arguments}
+        assert named - {""} <= known
+        return
+    # There are no other hosts, and no bucket.
+    arguments = [each.replace("gs://BUCKET", "runs") for each in arguments if each != "--multihost"]
     with pytest.raises((_AcceptedError, SystemExit)) as stopped:
         run_binary(binary, arguments)
     assert stopped.type is _AcceptedError or stopped.value.code in (None, 0)  # 0: of --help

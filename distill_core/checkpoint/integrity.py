@@ -39,7 +39,14 @@ class DamagedError(ValueError):
 
 
 def steps(workdir: epath.PathLike) -> list[int]:
-    """Steps with a finished save, ascending; their files are not checked."""
+    """Steps with a finished save, ascending; their files are not checked.
+
+    Args:
+      workdir: the run's directory, local or `gs://…`.
+
+    Returns:
+      The steps; [] where there is no checkpoint.
+    """
     folder = epath.Path(workdir) / FOLDER
     if not folder.exists():
         return []
@@ -48,7 +55,12 @@ def steps(workdir: epath.PathLike) -> list[int]:
 
 
 def prune(workdir: epath.PathLike, keep: set[int]):
-    """Deletes finished checkpoints whose step is not in `keep`."""
+    """Deletes finished checkpoints whose step is not in `keep`.
+
+    Args:
+      workdir: the run's directory, local or `gs://…`.
+      keep: steps whose checkpoints stay.
+    """
     for step in steps(workdir):
         if step not in keep:
             delete(epath.Path(workdir) / FOLDER / str(step))
@@ -61,7 +73,11 @@ def delete(path: epath.Path):
 
 
 def remove_unfinished(workdir: epath.PathLike):
-    """Deletes what interrupted saves left behind; only the owner of the workdir may call it."""
+    """Deletes what interrupted saves left behind; only the owner of the workdir may call it.
+
+    Args:
+      workdir: the run's directory, local or `gs://…`.
+    """
     folder = epath.Path(workdir) / FOLDER
     if not (parallel.is_main() and folder.exists()):
         return
@@ -150,9 +166,16 @@ def find(
 ) -> tuple[epath.Path, dict]:
     """The checkpoint that a path means, with its metadata.
 
-    `path` is a workdir or its `checkpoints` folder (the newest undamaged checkpoint, or that of
-    `step`), or one checkpoint; with an `item`, damage elsewhere does not matter. Raises InputError
-    if there is none, or only damaged ones.
+    Args:
+      path: a workdir or its `checkpoints` folder, or one checkpoint.
+      step: which checkpoint of a workdir; by default the newest undamaged one.
+      item: what is to be read of it, such as "model"; damage elsewhere then does not matter.
+
+    Returns:
+      The checkpoint's directory, and its `metadata.json`.
+
+    Raises:
+      InputError: there is none, or only damaged ones.
     """
     path = epath.Path(path)
     if (path / METADATA).exists():
@@ -182,6 +205,12 @@ def chosen(
 
     As `find`, but of a workdir whose run says `use="best"` it is the one of the best validation
     step, unless a step is given.
+
+    Args:
+      path, step, item: as for `find`.
+
+    Returns:
+      The checkpoint's directory, and its `metadata.json`.
     """
     found, metadata = find(path, step=step, item=item)
     best = metadata.get("best") if metadata.get("config", {}).get("use") == "best" else None
@@ -194,7 +223,10 @@ def chosen(
 def write_atomically(path: epath.PathLike, content: str | bytes, *, mode: int | None = None):
     """Writes a file so that a reader sees the old or the new one, never a part.
 
-    `mode` holds the permissions of a local file, such as 0o600.
+    Args:
+      path: the file, local or `gs://…`.
+      content: all that it holds; text is written as UTF-8.
+      mode: permissions of a local file, such as 0o600.
     """
     path = epath.Path(path)
     temporary = path.parent / f".{path.name}.{os.getpid()}.tmp"  # others may write it, too

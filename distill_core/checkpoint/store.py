@@ -163,17 +163,33 @@ def _failing_cleanly(path: epath.Path):
 def restore(path: epath.PathLike, *, parts: Mapping[str, PyTree], train: PyTree):
     """Reads a checkpoint back, on any number of devices and processes.
 
-    `parts` and `train` are trees of arrays or shapes, as given to `save`. A leaf that is committed
-    to devices, or a shape with a sharding, is read onto these devices, by every process its own
-    shards alone; other leaves come as host arrays, and keys as typed keys. Raises InputError, which
-    names the leaf, if one is missing or has another shape or dtype.
+    A leaf that is committed to devices, or a shape with a sharding, is read onto these devices, by
+    every process its own shards alone; other leaves come as host arrays, and keys as typed keys.
+
+    Args:
+      path: the checkpoint's directory.
+      parts: trees of arrays or shapes by a network's name, as given to `save`.
+      train: tree of arrays, shapes and typed keys, as given to `save`.
+
+    Returns:
+      (parts, train), trees like those given.
+
+    Raises:
+      InputError: names a leaf that is missing or has another shape or dtype.
     """
     # `train` was saved flat, by the leaves' names.
     return _read(path, "model", dict(parts)), _read(path, "train", train)
 
 
 def contents(path: epath.PathLike) -> dict[str, PyTree]:
-    """What one checkpoint holds, as NumPy arrays: `model` and, by the leaves' names, `train`."""
+    """What one checkpoint holds.
+
+    Args:
+      path: the checkpoint's directory.
+
+    Returns:
+      NumPy arrays: `model`, a tree, and `train`, by the leaves' names.
+    """
     with _alone() as ocp:
         stored = {item: ocp.metadata(_absolute(path), item).metadata for item in ("model", "train")}
         wanted = jax.tree.map(lambda _: np.ndarray, stored)
@@ -204,6 +220,9 @@ def load_model(
       sharding: where the variables are to lie: a `jax.sharding.Sharding` for all, or a function
         from a tree of `jax.ShapeDtypeStruct`s to a tree of them. Each process then reads its own
         shards alone, and the variables are `jax.Array`s; by default they are NumPy arrays.
+
+    Returns:
+      The network with its weights; its `apply` maps images or token ids to float32 logits.
 
     Raises:
       InputError: no such checkpoint or part, another format, a leaf that does not fit, or a network
@@ -255,7 +274,14 @@ def _read_network(path: epath.PathLike, described: Mapping[str, Any]) -> Network
 
 
 def digest(tree: PyTree) -> str:
-    """SHA-256 of a tree's names and contents: equal for equal weights, on host or device."""
+    """SHA-256 of a tree's names and contents: equal for equal weights, on host or device.
+
+    Args:
+      tree: a tree of arrays.
+
+    Returns:
+      64 hexadecimal digits.
+    """
     sha = hashlib.sha256()
     for name, leaf in by_name(tree).items():
         leaf = np.asarray(leaf)
@@ -265,12 +291,26 @@ def digest(tree: PyTree) -> str:
 
 
 def to_host(tree: PyTree) -> PyTree:
-    """Replicated device arrays to NumPy; typed keys to their uint32 data."""
+    """Replicated device arrays as NumPy arrays; typed keys as their uint32 data.
+
+    Args:
+      tree: a tree of arrays.
+
+    Returns:
+      A tree like it, of NumPy arrays.
+    """
     return jax.tree.map(lambda x: np.asarray(jax.random.key_data(x) if _is_key(x) else x), tree)
 
 
 def not_finite(tree: PyTree) -> list[str]:
-    """Names of the leaves that hold NaN or infinity; arrays on devices are looked at there."""
+    """Names of the leaves that hold NaN or infinity; arrays on devices are looked at there.
+
+    Args:
+      tree: a tree of arrays.
+
+    Returns:
+      Names as of `by_name`; [] if all is finite.
+    """
     leaves = {k: x for k, x in by_name(tree).items() if jnp.issubdtype(x.dtype, jnp.inexact)}
     placed = {k: x for k, x in leaves.items() if isinstance(x, jax.Array)}
     finite = {k: np.isfinite(x).all() for k, x in leaves.items() if k not in placed}
@@ -286,7 +326,19 @@ def _are_finite(leaves: list[jax.Array]) -> jax.Array:
 
 
 def fit(path: epath.PathLike, target: PyTree, found: PyTree) -> PyTree:
-    """`found` in the structure of `target`; InputError names the first leaf that does not fit."""
+    """`found` in the structure of `target`.
+
+    Args:
+      path: where it was found, for the message.
+      target: a tree of arrays or shapes.
+      found: a tree of arrays, whose leaves are found by name.
+
+    Returns:
+      A tree like `target`, with the arrays of `found`.
+
+    Raises:
+      InputError: names the first leaf that is missing, or has another shape or dtype.
+    """
     flat = {k: x if isinstance(x, jax.Array) else np.asarray(x) for k, x in by_name(found).items()}
     _check(path, target, flat)
     return _fill(target, flat)
@@ -362,7 +414,14 @@ def _is_key(leaf: Any) -> bool:
 
 
 def by_name(tree: PyTree) -> dict[str, Any]:
-    """The leaves of a tree under names like `params/Dense_0/kernel`, in order."""
+    """The leaves of a tree by name, in order.
+
+    Args:
+      tree: any tree, such as one of arrays.
+
+    Returns:
+      Leaves under names like `params/Dense_0/kernel`.
+    """
     return {_name(path): leaf for path, leaf in jax.tree.leaves_with_path(tree)}
 
 

@@ -14,6 +14,16 @@ KINDS: dict[str, str | None] = {"digits": None, "tfds": "NAME", "npz": "PATH", "
 def split_name(name: str, kinds: Mapping[str, str | None] = KINDS) -> tuple[str, str]:
     """Splits a name into (kind, path); the path is "" for a kind without one.
 
+    Args:
+      name: of a data set, such as `digits` or `npz:PATH`.
+      kinds: what follows the colon, by kind; None where nothing does.
+
+    Returns:
+      (kind, path).
+
+    Raises:
+      InputError: on `dataset`, no such kind, or a path that is missing or not due.
+
     >>> split_name("tfds:cifar10")
     ('tfds', 'cifar10')
     """

@@ -17,10 +17,17 @@ CONSTANTS = "constants"
 def init_model(
     module: nn.Module, key: jax.Array, input_shape: Sequence[int], *, dtype: Any = jnp.float32
 ) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Fresh (params, model_state) of a network, plain dicts of arrays.
+    """Fresh variables of a network.
 
-    `input_shape` is that of one example, (H, W, channels), or (L,) for text, whose `dtype` is an
-    integer type. `model_state` holds every other collection, such as `batch_stats`.
+    Args:
+      module: the network.
+      key: typed PRNG key.
+      input_shape: of one example: (H, W, channels), or (L,) for text.
+      dtype: of an input; for text an integer type.
+
+    Returns:
+      (params, model_state), plain dicts of arrays; `model_state` holds every other collection, such
+      as `batch_stats`.
     """
     variables = dict(_init(module, tuple(input_shape), jnp.dtype(dtype), key))
     params = variables.pop("params", {})
@@ -73,9 +80,17 @@ def apply_model(
 
 
 def features(module: nn.Module, variables: Mapping[str, Any], x: jax.Array) -> jax.Array | None:
-    """Inputs of the last dense layer at inference, [B, D], or None if the network sows none.
+    """Inputs of the last dense layer at inference.
 
     A network sows them by `self.sow("intermediates", "features", …)` in its `__call__`.
+
+    Args:
+      module: the network.
+      variables: `{"params": …, **model_state}`.
+      x: preprocessed images, float32 `[B, H, W, C]`.
+
+    Returns:
+      `[B, D]`, or None if the network sows none.
     """
     _, collections = apply_model(module, variables, x, train=False, mutable=("intermediates",))
     sown = collections.get("intermediates", {}).get("features")
@@ -83,12 +98,26 @@ def features(module: nn.Module, variables: Mapping[str, Any], x: jax.Array) -> j
 
 
 def has_public_part(module: nn.Module) -> bool:
-    """Whether its first part reads no parameters: it has the methods `public` and `head`."""
+    """Whether a network's first part reads no parameters.
+
+    Args:
+      module: the network.
+
+    Returns:
+      True if it has the methods `public` and `head`.
+    """
     return all(callable(getattr(type(module), name, None)) for name in ("public", "head"))
 
 
 def count_parameters(params: Any) -> int:
-    """Number of scalars in a tree of arrays or of shapes (`jax.eval_shape`)."""
+    """Number of scalars in a tree.
+
+    Args:
+      params: a tree of arrays or of shapes (`jax.eval_shape`).
+
+    Returns:
+      The sum of the leaves' sizes.
+    """
     return sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(params))
 
 

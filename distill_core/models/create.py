@@ -78,6 +78,9 @@ def create_model(name: str, *, num_classes: int, **kwargs: Any) -> nn.Module:
     the name of the mapped axis over the devices, None where there is none: Flax's batch
     normalisation needs it. Ours sums over the devices by itself.
 
+    Returns:
+      The Linen module, hashable.
+
     Raises:
       InputError: on `model`, with the reason, if there is no such network; on `model_kwargs`, if
         the factory does not take these settings.

@@ -345,7 +345,16 @@ class LoadedModel:
     metadata: dict = dataclasses.field(default_factory=dict)
 
     def apply(self, variables: PyTree, inputs, *, train: bool = False) -> Any:
-        """`Network.apply`: pure and jit-safe, preprocessing included."""
+        """Logits, preprocessing included: `Network.apply`, pure and jit-safe.
+
+        Args:
+          variables: `{"params": …, **model_state}`, such as this model's own.
+          inputs: images `[B, H, W, C]`, uint8 or floats in [0, 1]; or token ids `[B, L]`.
+          train: use and update batch statistics, and apply dropout.
+
+        Returns:
+          float32 logits `[B, K]`, of text `[B, L, V]`; with `train` (logits, new model_state).
+        """
         return self.network.apply(variables, inputs, train=train)
 
     @functools.cached_property

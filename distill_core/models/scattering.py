@@ -96,7 +96,14 @@ class Scattering(nn.Module):
         super().__post_init__()
 
     def public(self, x: Array) -> Array:
-        """Features that no training data reaches: images [B, H, W, C] to float32 [B, D]."""
+        """Features that no training data reaches.
+
+        Args:
+          x: standardised images, float32 `[B, H, W, C]`.
+
+        Returns:
+          float32 `[B, D]`.
+        """
         self._check_size(x)
         found = normalised(scattering(x.astype(jnp.float32), self.J, self.L))
         if self.is_initializing():
@@ -110,7 +117,14 @@ class Scattering(nn.Module):
 
     @nn.compact
     def head(self, features: Array) -> Array:
-        """Features [B, D] to logits [B, K]."""
+        """The linear layer on the features.
+
+        Args:
+          features: float32 `[B, D]`.
+
+        Returns:
+          Logits, float32 `[B, K]`.
+        """
         self.sow("intermediates", "features", features)
         zeros = nn.initializers.zeros_init()
         return nn.Dense(self.num_classes, kernel_init=zeros, name="linear")(features)
@@ -124,7 +138,16 @@ class Scattering(nn.Module):
     def constants(
         self, input_shape: tuple[int, int, int], mean: tuple[float, ...], std: tuple[float, ...]
     ) -> dict[str, np.ndarray]:
-        """The collection "constants" for images [H, W, C] standardised by `mean` and `std`."""
+        """The collection "constants" for standardised images.
+
+        Args:
+          input_shape: (H, W, C) of an image.
+          mean: by which pixels are standardised, one value per channel.
+          std: the same.
+
+        Returns:
+          NumPy arrays by name: `mean` float32 `[F]` and `projection` float32 `[F, D]`.
+        """
         module: Any = self.clone(num_classes=1, parent=None)  # Linen modules hash by their fields
         return whitening_of(module, input_shape, mean, std)
 
@@ -132,9 +155,17 @@ class Scattering(nn.Module):
     def describe(
         self, input_shape: tuple[int, int, int], mean: tuple[float, ...], std: tuple[float, ...]
     ) -> dict[str, str]:
-        """For a release's card: the "features" in words, and a "numpy" program of the logits.
+        """For a release's card: the features in words, and a program of the logits.
 
         The program reads `model.safetensors` and needs NumPy, safetensors and Kymatio alone.
+
+        Args:
+          input_shape: (H, W, C) of an image.
+          mean: by which pixels are standardised, one value per channel.
+          std: the same.
+
+        Returns:
+          Texts by name: "features" and "numpy".
         """
         size, _, channels = input_shape
         paths = 1 + self.J * self.L + self.L**2 * self.J * (self.J - 1) // 2

@@ -263,9 +263,9 @@ def noisy_sum(
     is float32, from a counter-based generator that is not cryptographic (`standard_normal`).
 
     Args:
-      key: used for this release and no other; equal on all devices.
+      key: typed key, used for this release and no other; equal on all devices.
       tree: the sum of this device's examples.
-      norm: C > 0, as given for the sum.
+      norm: C > 0, a scalar, as given for the sum.
       noise_multiplier: σ ≥ 0, a scalar; 0 releases the sum as it is.
 
     Returns:

@@ -41,7 +41,17 @@ class TrainState(flax.struct.PyTreeNode):
 
     @classmethod
     def create(cls, *, params, model_state, tx: optax.GradientTransformation, rng) -> "TrainState":
-        """The state before the first step."""
+        """The state before the first step.
+
+        Args:
+          params: first parameters, a tree of arrays.
+          model_state: the network's other variables; `{}` if none.
+          tx: Optax optimiser, which makes its own state.
+          rng: typed PRNG key of the run.
+
+        Returns:
+          The state, with `step` 0.
+        """
         return cls(jnp.zeros((), jnp.int32), params, model_state, tx.init(params), rng)
 
 

@@ -44,7 +44,18 @@ class Ensemble(nn.Module):
         return jax.nn.logsumexp(log_probs, axis=0) - jnp.log(float(self.num_teachers))
 
     def answers(self, x: Array, kind: str = "votes") -> Array:
-        """Each member's answers to preprocessed images [B, H, W, C]; see the function `answers`."""
+        """Each member's answers, as the function `answers` gives them of raw images.
+
+        Args:
+          x: preprocessed images, float32 `[B, H, W, C]`.
+          kind: "votes", one-hot, or "probabilities"; static.
+
+        Returns:
+          float32 `[M, B, K]`; rows add up to 1.
+
+        Raises:
+          InputError: another kind.
+        """
         if kind not in KINDS:
             raise InputError("kind", kind, f"must be one of {', '.join(KINDS)}")
         logits = self._logits(x)
@@ -80,7 +91,14 @@ class Ensemble(nn.Module):
 
     @nn.nowrap
     def constants(self, *given: Any) -> PyTree:
-        """The members' constants; see `Network.init`."""
+        """The members' constants, which they share.
+
+        Args:
+          *given: shape of an image, mean and std of its pixels; see `Network.init`.
+
+        Returns:
+          NumPy arrays by name.
+        """
         own = {"num_classes": self.num_classes, **self.member_kwargs}
         return models.create_model(self.member, **own).constants(*given)
 

@@ -58,6 +58,11 @@ def train_and_evaluate(
     closed form, on one device; other networks by `num_steps` updates of the optimiser, `batch_size`
     examples of each teacher's own at a time.
 
+    Args:
+      settings: a config or mapping with the fields of `Settings`.
+      workdir: where the run lives, local or `gs://…`.
+      parallel: how a step is spread over devices, as `--parallel` or `--mesh`.
+
     Returns:
       {"accuracy", "member_accuracy", "validation_accuracy", "validation_member_accuracy" (None
       without validation examples), "num_test", "id"}, JSON-able.

@@ -137,15 +137,24 @@ def ensemble_gradients(
     Formal guarantee: as in `privatize_logit_gradients`, for a record, if it reaches one teacher
     only: fixed disjoint partitions, cut by nothing but an index.
 
-    Args, result and errors are those of `privatize_logit_gradients`, but for
 
     Args:
+      key: typed key, as in `privatize_logit_gradients`.
+      student_logits: `[B, K]`, any float dtype.
       teacher_probs: `[M, B, K]`. A row that cannot be brought onto the simplex counts as gradient
         0 where each is bounded, and as the uniform vector in a mean of probabilities.
+      norm: C > 0, a scalar.
+      noise_multiplier: std/C ≥ 0, a scalar; 0 gives no privacy.
+      mode: "normalize" or "clip".
       order: whether every teacher's gradient is bounded and the mean taken, or the other way round.
+      where: bool `[B]`; False rows are exactly 0 and hold no noise.
+
+    Returns:
+      float32 `[B, K]`, with no gradient.
 
     Raises:
-      ValueError: an unknown order, and "normalize" after the mean.
+      ValueError: an unknown mode or order, "normalize" after the mean, shapes that do not belong
+        together, a Python scalar outside its range.
     """
     check_mode(mode)
     if order not in ORDERS:

@@ -158,6 +158,9 @@ def privacy_spent(
       num_examples: N, size of the private training set.
       configurations_tried: how many settings of hyper-parameters were tried, for the report.
 
+    Returns:
+      What may be said: ε with its unit, adjacency and δ.
+
     Raises:
       InputError: δ outside its range, or there is no claim to make (`ledger.charged` has the
         cases).

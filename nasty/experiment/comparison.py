@@ -108,7 +108,13 @@ def run(
 
     After `max_minutes` it stops as on a signal, everything saved: the same call goes on.
 
-    Returns each run of the comparison's result by (arm, seed).
+    Args:
+      settings: a config or mapping with the fields of `Settings`.
+      workdir: where the run lives, local or `gs://…`.
+      parallel: how a step is spread over devices, as `--parallel` or `--mesh`.
+
+    Returns:
+      Each run of the comparison's result by (arm, seed).
     """
     hp = config.validate(settings, Settings)
     workdir, began = epath.Path(workdir), time.monotonic()

@@ -76,7 +76,13 @@ def run(
 ) -> dict[tuple[str, int], dict[str, Any]]:
     """Runs or completes the experiment; writes results.json, report.html and the figures.
 
-    Returns each run's result by (arm, seed).
+    Args:
+      settings: a config or mapping with the fields of `Settings`.
+      workdir: where the run lives, local or `gs://…`.
+      parallel: how a step is spread over devices, as `--parallel` or `--mesh`.
+
+    Returns:
+      Each run's result by (arm, seed).
     """
     hp = config.validate(settings, Settings)
     _check(hp)

@@ -72,7 +72,14 @@ class Dataset:
         return height, width, channels
 
     def reordered(self, order: Sequence[int]) -> "Dataset":
-        """The same examples with class i as number `order[i]`, a permutation."""
+        """The same examples with their classes in another order.
+
+        Args:
+          order: class i becomes number `order[i]`; a permutation.
+
+        Returns:
+          The data set with its labels and class names renumbered.
+        """
         classes, numbers = list(self.classes), np.asarray(order, np.int32)
         for name, place in zip(self.classes, order, strict=True):
             classes[place] = name
@@ -190,10 +197,21 @@ def readable(name: str) -> str:
 
 
 def hold_out(split: Split, num: int, seed: int) -> tuple[Split, Split]:
-    """Holds `num` examples out, such as for validation: (rest, held out).
+    """Holds examples out, such as for validation.
 
     The choice is uniform over examples, whatever their class, and a pure function of the seed,
     `num` and the length of the split; both parts keep the order of the split.
+
+    Args:
+      split: N examples.
+      num: how many are held out, less than N.
+      seed: of the choice, at least 0.
+
+    Returns:
+      (rest, held out), of N − `num` and `num` examples.
+
+    Raises:
+      InputError: on `num_validation`, there are too few examples.
     """
     if num >= len(split):
         allowed = f"must be less than the {len(split):,} training examples"

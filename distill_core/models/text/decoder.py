@@ -101,9 +101,15 @@ class Decoder(nn.Module):
         self.norm = nn.RMSNorm(epsilon=self.norm_epsilon)
 
     def hidden(self, tokens: Array, segments: Array | None = None) -> Array:
-        """Hidden states `[B, L, D]` in `dtype`; logits = hidden · `embedding()`ᵀ.
+        """Hidden states of all positions; logits = hidden · `embedding()`ᵀ.
 
-        Args as in `Transformer.hidden`, with any L.
+        Args:
+          tokens: integers `[B, L]` in [0, V), of any L.
+          segments: integers `[B, L]`, the line of each position, as in `Transformer.hidden`;
+            None: the row is one line.
+
+        Returns:
+          `[B, L, D]` in `dtype`.
         """
         if tokens.ndim != 2 or tokens.shape[1] < 1:
             raise InputError("input", tuple(tokens.shape), "must be tokens [B, L], L at least 1")
@@ -121,7 +127,15 @@ class Decoder(nn.Module):
         return table["embed_tokens"][tokens].astype(self.dtype)
 
     def next_hidden(self, tokens: Array, place: Array) -> Array:
-        """As `Transformer.next_hidden`, at any place."""
+        """Hidden states of one further token per line, as `Transformer.next_hidden`.
+
+        Args:
+          tokens: integers `[B]` in [0, V).
+          place: integers `[B]`, the token's place in its line, of any size.
+
+        Returns:
+          `[B, D]` in `dtype`.
+        """
         x = jnp.asarray(self.embed_tokens)[tokens].astype(self.dtype)[:, None]
         for layer in self.layers:
             x = layer(x, place[:, None], None, place)

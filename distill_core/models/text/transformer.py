@@ -65,6 +65,9 @@ class Transformer(nn.Module):
           segments: integers `[B, L]`, the line of each position. A position attends to its own line
             alone and is counted from the line's start, so that packed lines give what they give
             alone. None: the row is one line.
+
+        Returns:
+          `[B, L, D]` in `dtype`.
         """
         if tokens.ndim != 2 or not 1 <= tokens.shape[1] <= self.max_length:
             allowed = f"must be tokens [B, L], L from 1 to max_length, {self.max_length}"
@@ -92,6 +95,9 @@ class Transformer(nn.Module):
         Args:
           tokens: integers `[B]` in [0, V).
           place: integers `[B]`, the token's place in its line, below `max_length`.
+
+        Returns:
+          `[B, D]` in `dtype`.
         """
         wte, wpe = jnp.asarray(self.wte), jnp.asarray(self.wpe)
         x = (wte[tokens].astype(jnp.float32) + wpe[place]).astype(self.dtype)[:, None]

@@ -29,7 +29,17 @@ _CHUNK = 128  # images at a time, so that the arrays at work stay in the process
 def strokes(
     seed: int, num: int, *, size: int, extent: tuple[float, float] = EXTENTS["strokes"]
 ) -> Array:
-    """Pen strokes alone, float32 [N, size, size, 1]; see `mixture`."""
+    """Pen strokes alone; see `mixture`.
+
+    Args:
+      seed: at least 0.
+      num: N, how many images.
+      size: of a side, in pixels.
+      extent: least and greatest part of the side that a drawing takes.
+
+    Returns:
+      float32 `[N, size, size, 1]` in [0, 1].
+    """
     return mixture(seed, num, size=size, channels=1, weights={"strokes": 1.0}, extent=extent)
 
 
