@@ -33,7 +33,7 @@ METADATA = {"method": "benchmark", "parts": {"model": {}}, "config": {}, "ledger
 
 def main():
     """Runs the rounds and prints the table."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--millions", type=float, default=200)
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--steps", type=int, default=5, help="beside every save")

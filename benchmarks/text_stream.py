@@ -108,7 +108,7 @@ def pipeline(place: Path, text: str, seconds: float) -> tuple[float, float]:
 
 def main():
     """Prints the ratios."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--lines", type=int, default=5000, help="of the smaller training text")
     parser.add_argument("--seconds", type=float, default=5.0, help="of reading batches")
     parser.add_argument("--child", help=argparse.SUPPRESS)

@@ -2,7 +2,6 @@
 
 import importlib.metadata
 import importlib.util
-import logging
 import shutil
 import sys
 from pathlib import Path
@@ -43,11 +42,6 @@ add_module_names = False
 # Types in signatures are not linked: most are other projects', whose pages are not here.
 nitpicky = True
 nitpick_ignore_regex = [("py:.*", ".*")]
-# A pattern of the map may match no page; the warning has no type by which it could be suppressed.
-logging.getLogger("sphinx.sphinx.directives.other").addFilter(
-    lambda record: getattr(record, "subtype", None) != "empty_glob"
-)
-
 html_theme = "sphinx_book_theme"
 html_title = project
 html_static_path = []

@@ -261,10 +261,11 @@ def _scan(static: _Static, hidden: Array, embedding: Array, frozen: Any, *, grad
     """The three sums, and with `gradients` those of the hidden states and of the embedding."""
     tokens, settings, *theirs, key = frozen
     states = (hidden, tokens["teacher"], tokens["reference"])
-    embedding, teacher_embedding, reference_embedding = (
+    tables: list[Any] = [
         None if table is None else sharding.whole_table(table, axis, of.dtype)
         for table, axis, of in zip((embedding, *theirs), static.axes, states, strict=True)
-    )
+    ]
+    embedding, teacher_embedding, reference_embedding = tables
     count = hidden.shape[0]
     size = min(static.chunk, max(count, 1))
     order = jnp.arange(count)
@@ -403,7 +404,8 @@ def _values(
     known = 0.0
     if here["cached"] is not None:
         means = jnp.where(live, here["cached"][2][:, -1], 0.0)
-        target, known = _with_tail(log_soft, target, *here["tail"], means)
+        listed, shares = here["tail"]
+        target, known = _with_tail(log_soft, target, listed, shares, means)
     p = jnp.exp(target)
     # Where p underflows to 0, or is 0, the term's limit is 0.
     kl = jnp.sum(jnp.where(p > 0, p * (jnp.where(p > 0, target, 0.0) - log_soft), 0.0), axis=-1)

@@ -161,7 +161,7 @@ def _noised(hp: Settings, key, rows, bare: np.ndarray, models, k: int):
         found = {
             "classes": np.where(noised, classes[place], 0),
             "log_probs": np.where(noised, log_probs[place], -np.inf),
-            "tails": np.where(noised, np.float32([-np.inf, 0]), np.float32(0)),
+            "tails": np.where(noised, np.array([-np.inf, 0], np.float32), np.float32(0)),
             "drawn": np.zeros((*place.shape, coarse.DRAWS), np.int32),
             "scores": rows["scores"][index],
         }

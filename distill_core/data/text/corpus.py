@@ -216,7 +216,8 @@ def _in_memory(name: str, kind: str, found: Mapping[str, list[str]], spans: str 
         )
     if "validation" not in splits:
         splits = _split(name, splits["train"])
-    return Corpus(name, **splits, classes=classes or ())
+    train, validation = splits["train"], splits["validation"]
+    return Corpus(name, train, validation, splits["test"], classes=classes or ())
 
 
 def _streamed(
