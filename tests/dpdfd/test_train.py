@@ -13,6 +13,7 @@ import signal
 import stat
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import jax
@@ -726,6 +727,8 @@ def _main(settings, workdir, kill_at):
     def before(name, *_):
         asked.extend([1] if name == "ask" else [])
         if len(asked) == kill_at:
+            while not checkpoint.steps(workdir):  # written in the background
+                time.sleep(0.05)
             os.kill(os.getpid(), signal.SIGKILL)
 
     parallel.wrap = watched(before)
