@@ -97,7 +97,7 @@ def per_device(
         found = function(*args)
         return all_sum(found) if result == "sum" else found
 
-    of_tables = tuple(_only(AXIS, _split_of({_TABLE: table}))[_TABLE] for table in tables)
+    of_tables = tuple(_only(AXIS, _split_of({_TABLE: table})[_TABLE]) for table in tables)
     rows, all_of_it = PartitionSpec(AXIS), PartitionSpec()
     specs = ((rows,) * len(split), (all_of_it,) * len(whole), of_tables)
     out = rows if result == "rows" else all_of_it
@@ -108,8 +108,8 @@ def table_axis(shape: tuple[int, ...]) -> int | None:
     """The axis of a table `[V, D]` that `per_device` gives each device a part of; None: all."""
     if not _is_split():
         return None
-    spec = tuple(_only(AXIS, _split_of({_TABLE: jax.ShapeDtypeStruct(shape, jnp.float32)}))[_TABLE])
-    return spec.index(AXIS) if AXIS in spec else None
+    found = split(_TABLE, shape, dict(jax.sharding.get_abstract_mesh().shape))
+    return found.index(AXIS) if AXIS in found else None
 
 
 def with_whole(function: Callable, params: PyTree, *rows: PyTree, dtype: str) -> jax.Array:

@@ -26,12 +26,13 @@ SMALL, LARGE = (
 )
 
 
-def _text(model, ours, theirs, *, batch=BATCH):
-    """(step, make) of a Swing student with a frozen teacher and a frozen reference."""
+def _text(model, ours, theirs, *, batch=BATCH, vocabulary=VOCABULARY, variant="anchored"):
+    """(step, make) of a Swing student with a frozen teacher and, if anchored, a reference."""
     student, teacher, reference = (
-        Network(model, VOCABULARY, kwargs, max_length=LENGTH) for kwargs in (ours, theirs, ours)
+        Network(model, vocabulary, kwargs, max_length=LENGTH) for kwargs in (ours, theirs, ours)
     )
-    objective = Swing(student, teacher, reference, "anchored", None, False, True)
+    public = reference if variant == "anchored" else None
+    objective = Swing(student, teacher, public, variant, None, False, True)
 
     def make():
         keys = jax.random.split(jax.random.key(0), 5)
@@ -42,8 +43,8 @@ def _text(model, ours, theirs, *, batch=BATCH):
         frozen |= {"teacher_weight": jnp.float32(0.0), "noise_key": keys[1]}
         frozen["teacher"] = {"params": teacher.init(keys[2])[0]}
         frozen["reference"] = {"params": reference.init(keys[3])[0]}
-        tokens = jax.random.randint(keys[4], (batch, LENGTH), 0, VOCABULARY)
-        scores = jnp.where(tokens < VOCABULARY // 5, tokens / VOCABULARY * 5, 0.0)
+        tokens = jax.random.randint(keys[4], (batch, LENGTH), 0, vocabulary)
+        scores = jnp.where(tokens < vocabulary // 5, tokens / vocabulary * 5, 0.0)
         rows = {
             "tokens": tokens,
             "labels": jnp.roll(tokens, -1, axis=1),
@@ -83,6 +84,7 @@ def _images():
 CASES = {
     "gpt2": functools.partial(_text, "transformer", SMALL, LARGE),
     "llama": functools.partial(_text, "decoder", {**SMALL, "num_kv_heads": 2}, LARGE),
+    "odd": functools.partial(_text, "decoder", SMALL, LARGE, vocabulary=513, variant="swing"),
     "resnet": _images,
 }
 
@@ -106,7 +108,8 @@ def _trained(case, mode):
 
 @pytest.mark.parametrize(
     ("case", "mode"),
-    [(case, "mesh") for case in CASES] + [(case, "data:4,model:2") for case in ("gpt2", "llama")],
+    [(case, "mesh") for case in CASES]
+    + [(case, "data:4,model:2") for case in ("gpt2", "llama", "odd")],
 )
 def test_split_and_whole_networks_train_alike(case, mode):
     expected, wanted, _ = _trained(case, "jit")
