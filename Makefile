@@ -18,7 +18,7 @@ NOTEBOOKS := $(wildcard docs/notebooks/*.ipynb)
 DEMOS := $(wildcard configs/nasty/digits.py configs/swingdistill/records.py configs/dpdfd/digits.py)
 
 .DEFAULT_GOAL := help
-.PHONY: help setup setup-dev setup-docs demo demo-all test lint format notebooks docs clean
+.PHONY: help setup setup-dev setup-docs demo demo-all test lint format notebooks figures docs clean
 
 help:  ## this list
 	@grep -E '^[a-z-]+:.*## ' $(firstword $(MAKEFILE_LIST)) | sed -E 's/:[^#]*## /\t/' | expand -t 14
@@ -95,6 +95,9 @@ format: setup-dev  ## formats the code
 
 notebooks: setup-dev  ## runs the notebooks of docs/ and keeps their output
 	$(RUN_PYTHON) docs/_ext/run_notebooks.py $(NOTEBOOKS)
+
+figures: setup  ## draws the figures of docs/ from docs/results/
+	$(RUN_PYTHON) docs/figures.py
 
 docs: setup-docs  ## the documentation site, docs/_build/html/index.html; needs no network once set up
 	$(RUN_PYTHON) -m sphinx -b html -W --keep-going -q -d docs/_build/doctrees docs docs/_build/html

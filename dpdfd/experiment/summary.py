@@ -265,7 +265,7 @@ def _published(dataset: Dataset) -> list[Table]:
     ]
 
 
-def _curves(hp: Any, rows: Sequence[Row]) -> dict[str, dict[float, list[float]]]:
+def curves(hp: Any, rows: Sequence[Row]) -> dict[str, dict[float, list[float]]]:
     """What is released -> ε -> accuracies, of what protects records at more than one ε.
 
     A teacher that spends a share of a budget is left out: the whole budget is its student's.
@@ -289,9 +289,9 @@ def _curves(hp: Any, rows: Sequence[Row]) -> dict[str, dict[float, list[float]]]
     return {name: curve for name, curve in found.items() if len(curve) > 1}
 
 
-def _points(dataset: Dataset) -> dict[str, dict[float, float]]:
-    """Published accuracies, method -> ε -> fraction."""
-    lines = next((v for k, v in _PUBLISHED.items() if dataset.name.endswith(f":{k}")), [])
+def published(dataset: str) -> dict[str, dict[float, float]]:
+    """Published accuracies on a data set, method -> ε -> fraction."""
+    lines = next((v for k, v in _PUBLISHED.items() if dataset.endswith(f":{k}")), [])
     return {name: {1.0: one / 100, 10.0: ten / 100} for name, one, ten in lines}
 
 
@@ -312,14 +312,14 @@ def _figures(hp: Any, dataset: Dataset, rows: Sequence[Row]) -> list[Figure]:
             ),
         )
     ]
-    if curves := _curves(hp, rows):
+    if drawn := curves(hp, rows):
         made.append(
             Figure(
                 "Accuracy over ε of what protects records: the teacher or the vote, its student, "
                 "and fresh classifiers trained on generated samples. Only the latter compare with "
                 "the published figures like for like.",
                 "figures/epsilon.png",
-                lambda path: figures.over_epsilon(path, curves, _points(dataset)),
+                lambda path: figures.over_epsilon(path, drawn, published(dataset.name)),
             )
         )
     first = next(iter(hp.arms))

@@ -231,22 +231,22 @@ def test_a_row_says_how_often_private_data_were_used_and_what_another_delta_make
 
 def test_curves_over_epsilon_join_what_is_made_alike(swept, hp, tmp_path):
     rows = [*rows_of(swept, hp).values()]
-    curves = summary._curves(hp, rows)
+    curves = summary.curves(hp, rows)
     assert {1.0, 8.0} <= set(curves["DP teacher"])
     assert curves["DP teacher"][1.0] == [0.7, pytest.approx(0.8)]
     assert [*curves] == ["DP teacher"]  # of all else there is one ε; with moments it is another
     del hp.arms["student_high"]["moments"]
-    curves = summary._curves(hp, rows)
+    curves = summary.curves(hp, rows)
     assert {*curves["cnn student of a DP teacher"]} == {1.0, 8.0}
     assert curves["fresh classifier, cnn student of a DP teacher"][8.0] == [0.6, 0.6]
     hp.teachers["dp_low"]["dp"]["share"] = 0.5
-    assert 1.0 not in summary._curves(hp, rows).get("DP teacher", {})
+    assert 1.0 not in summary.curves(hp, rows).get("DP teacher", {})
     dataset = types.SimpleNamespace(name="tfds:mnist", note="")
     (figure,) = [f for f in summary._figures(hp, dataset, rows) if "epsilon" in f.path]
     assert figure.draw(tmp_path / figure.path).read_bytes().startswith(b"\x89PNG")
-    points = summary._points(dataset)
+    points = summary.published(dataset.name)
     assert points["DP-FETA"] == {1.0: pytest.approx(0.956), 10.0: pytest.approx(0.981)}
-    assert summary._points(types.SimpleNamespace(name="digits")) == {}
+    assert summary.published("digits") == {}
 
 
 def test_one_epsilon_is_no_curve_and_none_no_figure(results, hp, tmp_path):

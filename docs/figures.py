@@ -1,0 +1,161 @@
+"""Draws the figures of the documentation from the results in `docs/results/`.
+
+    make figures
+
+`docs/results/README.md` has the command of every file there.
+"""
+
+import itertools
+import json
+import math
+from pathlib import Path
+
+import numpy as np
+
+from distill_core import config, data
+from distill_core.experiment import plotting
+from distill_core.experiment.report import Row
+from dpdfd.experiment import comparison
+from dpdfd.experiment import figures as dpdfd_figures
+from dpdfd.experiment import summary as dpdfd_summary
+from nasty.experiment import figures as nasty_figures
+from swingdistill.experiment import figures as swing_figures
+
+DOCS = Path(__file__).parent
+RESULTS, IMAGES = DOCS / "results", DOCS / "images"
+# Arms of a Swing experiment in the order in which a reader compares them.
+SWING_ARMS = ("teacher", "student_ce", "kd", "ce_dropped", "mask", "swing")
+
+
+def load(name: str) -> dict:
+    """A results file."""
+    return json.loads((RESULTS / f"{name}.json").read_text(encoding="utf-8"))
+
+
+def teachers_outputs(path: Path):
+    """What a normal and a nasty teacher tell a student about the same images."""
+    results = load("nasty_digits")
+    shown = results["responses"]
+    dataset = data.load_dataset(results["dataset"])
+    nasty_figures.logit_response(
+        path,
+        dataset.test.images[shown["test_rows"]],
+        shown["normal"],
+        shown["nasty"],
+        dataset.test.labels[shown["test_rows"]],
+        dataset.classes,
+        shown["temperature"],
+    )
+
+
+def exposure_by_baseline(path: Path, name: str):
+    """Exposure of every secret, by arm and number of repetitions."""
+    results = load(name)
+    kept = [arm for arm in (*SWING_ARMS, "dp_sgd", "kd_decoy") if arm in results["exposure"]]
+    exposures = {}
+    for arm in kept:
+        seeds = results["exposure"][arm].values()
+        levels = sorted({int(level) for by_level in seeds for level in by_level})
+        exposures[arm] = {
+            level: np.concatenate([by_level[str(level)] for by_level in seeds]) for level in levels
+        }
+    swing_figures.exposure_by_repetition(path, exposures, ceiling=math.log2(results["among"]))
+
+
+def privacy_and_utility(path: Path):
+    """Accuracy over ε of what protects records, beside published figures."""
+    results = load("dpdfd_mnist")
+    rows = [
+        Row(row["arm"], row["settings"], {k: m["values"] for k, m in row["metrics"].items()})
+        for row in results["rows"]
+    ]
+    hp = config.validate(results["settings"], comparison.Settings)
+    curves = dpdfd_summary.curves(hp, rows)
+    dpdfd_figures.over_epsilon(path, curves, dpdfd_summary.published(results["dataset"]))
+
+
+def shaded_sentence(path: Path):
+    """A canary and ordinary lines, shaded by privacy score; beneath, where it is not 1, the
+    teacher's temperature."""
+    from matplotlib.colors import LinearSegmentedColormap
+
+    lines = [each["tokens"] for each in load("swing_records_samples")]
+    canary, *ordinary = (tokens for tokens in lines if any(score for _, score, _ in tokens))
+    shown = [canary, *(tokens for tokens in ordinary if tokens[0][0] != canary[0][0])][:3]
+    shade = LinearSegmentedColormap.from_list("privacy", ["#FFFFFF", "#E69F00"])
+    size, points = 8, 7.0 * 72  # of the text; across the figure
+    with plotting.drawing(path, 0.55 * len(shown)) as figure:
+        axis = figure.subplots()
+        axis.set_axis_off()
+        for row, tokens in enumerate(shown):
+            left, places = 0.0, []
+            for text, score, _ in tokens:
+                width = 0.602 * size * len(text)  # DejaVu Sans Mono's characters
+                box = {"boxstyle": "square,pad=0.25", "fc": shade(score), "ec": "none"}
+                look = {"va": "center", "family": "DejaVu Sans Mono", "fontsize": size}
+                axis.text(left, -row, text, bbox=box, **look)
+                places.append((left, left + width))
+                left += width + 0.9 * size
+            runs = itertools.groupby(range(len(tokens)), key=lambda i: tokens[i][2])
+            for temperature, run in ((t, list(each)) for t, each in runs):
+                if temperature != 1:
+                    middle = (places[run[0]][0] + places[run[-1]][1]) / 2
+                    look = {"fontsize": 7, "color": plotting.DIM, "ha": "center", "va": "center"}
+                    axis.text(middle, -row - 0.42, f"T = {temperature:.3g}", **look)
+        axis.set_xlim(-2, points)
+        axis.set_ylim(-len(shown) + 0.4, 0.4)
+
+
+def checkpoints(path: Path):
+    """How checkpoints connect the methods."""
+    from matplotlib.patches import FancyBboxPatch
+
+    wide = 2.5
+    uses = "accuracy, exposure,\nε of the ledger;\n\nsafetensors,\nHugging Face, a card"
+    boxes = (  # left, bottom, top, colour, what runs and what it leaves
+        (0.0, 1.6, 4.4, 0, "distill_core.train", "any network, any data,\nwith or without DP"),
+        (3.6, 3.6, 4.4, 5, "nasty.train", "a nasty teacher"),
+        (3.6, 0.6, 1.4, 2, "dpdfd.ensemble", "teachers on partitions"),
+        (7.2, 3.6, 4.4, 5, "distill_core.distill", "students, attacks"),
+        (7.2, 2.6, 3.4, 1, "swingdistill.train", "a student\nwithout secrets"),
+        (7.2, 0.6, 2.4, 2, "dpdfd.train", "a private student,\na generator"),
+        (10.8, 0.6, 4.4, -1, "evaluate, release", uses),
+    )
+    arrows = (  # from, to, height, what the checkpoint is there
+        (0.0, 3.6, 4.0, "adversary"),
+        (3.6, 7.2, 4.0, "teacher"),
+        (0.0, 7.2, 3.0, "teacher, reference"),
+        (0.0, 7.2, 2.0, "private teacher"),
+        (3.6, 7.2, 1.0, "teachers"),
+        *((7.2, 10.8, height, "") for height in (4.0, 3.0, 2.0, 1.0)),
+    )
+    with plotting.drawing(path, 2.9) as figure:
+        axis = figure.subplots()
+        axis.set_axis_off()
+        for left, bottom, top, color, name, leaves in boxes:
+            edge = plotting.PALETTE[color] if color >= 0 else plotting.DIM
+            look = {"boxstyle": "round,pad=0,rounding_size=0.1", "fc": "white", "ec": edge}
+            axis.add_patch(FancyBboxPatch((left, bottom), wide, top - bottom, lw=1.4, **look))
+            place, middle = {"ha": "center", "fontsize": 7}, (bottom + top) / 2
+            axis.text(left + wide / 2, middle + 0.06, name, va="bottom", **place)
+            axis.text(left + wide / 2, middle, leaves, va="top", color=plotting.DIM, **place)
+        for start, end, height, label in arrows:
+            arrow = {"arrowstyle": "-|>", "color": plotting.DIM, "shrinkA": 0, "shrinkB": 0}
+            axis.annotate("", (end, height), (start + wide, height), arrowprops=arrow)
+            middle = (start + wide + end) / 2
+            axis.text(middle, height + 0.07, label, ha="center", va="bottom", fontsize=6.5)
+        axis.set_xlim(-0.1, 13.4)
+        axis.set_ylim(0.5, 4.5)
+
+
+def main():
+    """Draws all of them."""
+    teachers_outputs(IMAGES / "logit_response.png")
+    exposure_by_baseline(IMAGES / "exposure.png", "swing_wikitext")
+    privacy_and_utility(IMAGES / "dpdfd_epsilon.png")
+    shaded_sentence(IMAGES / "shaded_sentence.png")
+    checkpoints(IMAGES / "checkpoints.png")
+
+
+if __name__ == "__main__":
+    main()
