@@ -20,7 +20,7 @@ extensions = [
     "docstrings",
     "binaries",
 ]
-exclude_patterns = ["_build", "_ext", "**.ipynb_checkpoints"]
+exclude_patterns = ["_build", "_ext", "results", "**.ipynb_checkpoints"]
 
 # Markdown and notebooks. Links to a heading are GitHub's, so that the pages work there, too.
 myst_enable_extensions = ["amsmath", "colon_fence", "deflist", "dollarmath", "html_image"]
