@@ -1,4 +1,4 @@
-"""One run of swingdistill.train on generated customer-service text: about a minute on two CPU cores.
+"""One run of swingdistill.train on generated customer-service text, about a minute on 2 CPU cores.
 
 python -m swingdistill.train --config configs/swingdistill/train.py:reference --workdir runs/ref
 python -m swingdistill.train --config configs/swingdistill/train.py:teacher --workdir runs/teacher
