@@ -1,4 +1,4 @@
-r"""Distils a student from any checkpoint, or from a teacher's stored logits (the black box).
+r"""Distils a student from any checkpoint, or from a black-box teacher's stored logits.
 
     python -m distill_core.distill --config configs/distill_core/distill_digits.py \
         --config.teacher=runs/plain --workdir runs/student

@@ -1,13 +1,14 @@
-r"""Evaluates an image classifier's checkpoint, and stores a teacher's answers for its students.
+r"""Evaluates an image classifier's checkpoint, or stores a teacher's answers for its students.
 
     python -m distill_core.evaluate --checkpoint runs/nasty [--dataset digits] [--split train] \
         [--logits_out logits.npz]
     python -m distill_core.evaluate --checkpoint TEACHER --teacher_cache DIR [--dataset text:PATH] \
         [--length 64] [--top_k 64] [--cache_dtype float16]
 
-The second form stores a language model's answers on the training rows of a text, for students with
---config.teacher=cache:DIR. It goes on where it was stopped. Texts with canaries, halves or other
-tasks than plain language are written by `swingdistill.cache`.
+The first form prints accuracy and cross-entropy. The second form stores a language model's answers
+on the training rows of a text, for students with --config.teacher=cache:DIR. If it is stopped, the
+same command continues. For texts with canaries, halves of a text, or tasks other than plain
+language, use `swingdistill.cache`.
 """
 
 import functools

@@ -1,28 +1,30 @@
-"""Writes what may be published of a run: the model, a card, and nothing else.
+"""Writes what may be published of a run: the model and a card, and nothing else.
 
     python -m distill_core.release --checkpoint runs/nasty --out released/
 
-It contains no random key, seed, optimiser state, data order or path, nor from what or on which data
-the model was trained, and but for the model card of a language model (below) no training setting;
-that is for the owner alone, in
-`<workdir>/private/released_PART_STEP.json`. The cards of a defended and of a plain model look the
-same. If the ledger supports a privacy claim, the card states it with its mechanisms. The release
-loads without this project: `model.safetensors` holds the variables under names like
-`params/Dense_0/kernel`, `model.stablehlo` the whole network as a program (`jax.export`), from
-float32 images in [0, 1], `[B, H, W, C]`, or int32 token ids `[B, L]`, to logits; a generator's maps
-latent vectors to images. The `tokenizers` library reads a language model's `tokenizer.json`.
+The release contains no random key, seed, optimiser state, data order or path. It does not say what
+the model was made from or which data it was trained on. It contains no training setting either,
+except in the model card of a language model (see below). That information is for the owner alone,
+in `<workdir>/private/released_PART_STEP.json`. The cards of a defended and of a plain model look
+the same. If the ledger supports a privacy claim, the card states it with its mechanisms.
 
-`--format=hf` writes the files of other libraries instead: a language model of GPT-2's, Llama's,
+The release loads without this project. `model.safetensors` holds the variables under names like
+`params/Dense_0/kernel`. `model.stablehlo` is the whole network as a program (`jax.export`), from
+float32 images in [0, 1], `[B, H, W, C]`, or int32 token ids `[B, L]`, to logits; a generator's
+program maps latent vectors to images. The `tokenizers` library reads a language model's
+`tokenizer.json`.
+
+`--format=hf` writes files for other libraries instead: a language model of GPT-2's, Llama's,
 Mistral's or Qwen's architecture as a directory that `transformers` loads (`AutoModelForCausalLM`,
-`AutoTokenizer`), an image network as PyTorch's state dict in `model.safetensors`, and README.md, a
-model card with the privacy claim, with what `swingdistill.evaluate --out` measured
-(`--results=FILE`) and, of a language model, the command that trained it: numbers and choices alone,
-no path, seed or expression.
+`AutoTokenizer`), or an image network as PyTorch's state dict in `model.safetensors`. It also writes
+README.md, a model card with the privacy claim and what `swingdistill.evaluate --out` measured
+(`--results=FILE`). For a language model this card shows the command that trained it: only numbers
+and choices, no path, seed or expression.
 
-The card's `snippets` are programs to be run in the folder: "jax" defines a function of
-`model.stablehlo`. A network whose module has a method `describe(input_shape, mean, std)` also gets
-what that returns: a description of its `features`, and "numpy", the same function of
-`model.safetensors` by NumPy (`distill_core.models.Scattering`).
+The card's `snippets` are programs to be run in the folder: "jax" defines a function that runs
+`model.stablehlo`. If a network's module has a method `describe(input_shape, mean, std)`, the card
+also holds what it returns: a description of the `features`, and "numpy", a NumPy program that
+computes the same function from `model.safetensors` (`distill_core.models.Scattering`).
 """
 
 import contextlib

@@ -1,4 +1,4 @@
-"""Trains a plain classifier or a plain language model, with differential privacy if `dp` is set.
+"""Trains a plain classifier or language model, with differential privacy if `dp` is set.
 
 python -m distill_core.train --config configs/distill_core/digits.py --workdir runs/plain
 """

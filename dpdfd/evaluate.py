@@ -3,8 +3,9 @@ r"""Measures a conversion: the student, a fresh classifier on generated samples,
     python -m dpdfd.evaluate --checkpoint runs/student [--dataset digits] [--out DIR] \
         [--export samples.npz --num_samples 5000]
 
-Everything is post-processing of the checkpoint, so the privacy printed is that of all that is
-written, too. The data set's test split only measures; nothing is trained on it.
+Everything here is post-processing of the checkpoint, so the printed privacy claim also holds for
+all files that are written. The data set's test split is used only to measure; nothing is trained
+on it.
 """
 
 import io

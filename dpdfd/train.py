@@ -1,11 +1,12 @@
-r"""Converts a teacher into a student without data: privately, if asked to.
+r"""Converts a teacher into a student without data, privately if a privacy unit is set.
 
     python -m dpdfd.train --config configs/dpdfd/convert_digits.py \
         --config.teacher=runs/plain --workdir runs/student
 
-Without rounds, student and generator alternate: every step asks the teacher about fresh queries of
-the generator, under noise on gradients. With rounds, noisy answers are bought for a set of queries,
-kept, and trained on many times. The checkpoint holds `student`, `generator` and the ledger.
+Without rounds (`num_rounds`), student and generator alternate: every step asks the teacher about
+fresh queries of the generator, under noise on the gradients. With rounds, noisy answers are bought
+for a set of queries, stored, and used for training many times. The checkpoint holds `student`,
+`generator` and the ledger.
 """
 
 import dataclasses

@@ -1,10 +1,11 @@
-r"""Attacks a teacher: distils a student from it by another way than plain distillation.
+r"""Attacks a teacher: distils a student from it by a method other than plain distillation.
 
     python -m nasty.attack --config configs/nasty/attack_digits.py --config.teacher=runs/nasty \
         --config.attack=htc --workdir runs/attack
 
-Attacks: kd (plain distillation), htc, averager, scm, and skeptical, whose student needs an
-auxiliary head (model nasty.attacks.skeptical:SkepticalCNN). With top_k the teacher is stingy.
+The attacks are htc, averager, scm and skeptical, and kd, which is plain distillation. The student
+of skeptical needs an auxiliary head (model nasty.attacks.skeptical:SkepticalCNN). With `top_k` the
+teacher is stingy: the student sees only its largest logits.
 """
 
 from typing import Any

@@ -3,9 +3,9 @@ r"""Trains a nasty teacher against a normally trained adversary, then checks tha
     python -m nasty.train --config configs/nasty/digits_teacher.py --config.adversary=runs/plain \
         --workdir runs/nasty
 
-With train_only_head (and init_from, a normal teacher) only the last layer is trained: a mildly
-nasty teacher for a small part of the time. With defence "cmim" the teacher needs no adversary: its
-answers to all images of a class are made alike, so that they tell a student little.
+With `train_only_head`, and a normal teacher as `init_from`, only the last layer is trained: this
+gives a mildly nasty teacher in a small part of the time. The defence "cmim" needs no adversary: it
+makes the teacher's answers to all images of a class alike, so that they tell a student little.
 """
 
 from collections.abc import Mapping

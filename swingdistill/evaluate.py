@@ -4,9 +4,10 @@
     python -m swingdistill.evaluate --checkpoint runs/x --extract --membership [--reference DIR]
     python -m swingdistill.evaluate --checkpoint MODEL --secrets FILE.jsonl [--candidates FILE.txt]
 
-The secrets are the canaries of a run, or a user's own: one JSON object per line,
-{"prefix": "my id is ", "secret": "281265", "suffix": ""}, ranked among all numbers of as many
-digits or among the candidates, one per line. They are shown by their line numbers.
+The secrets are the canaries of a run, or your own in a file with one JSON object per line,
+{"prefix": "my id is ", "secret": "281265", "suffix": ""}. They are ranked among all numbers with
+the same number of digits, or among the lines of the file of candidates. Your own secrets are
+never printed, only their line numbers.
 """
 
 import math

@@ -3,9 +3,9 @@ r"""Trains a language model on text, with a teacher's soft targets if it has one
     python -m swingdistill.train --config configs/swingdistill/train.py --workdir runs/student \
         --config.teacher=runs/teacher --config.reference=runs/reference
 
-The teacher may be its stored answers, --config.teacher=cache:DIR (see `swingdistill.cache`).
-Without a teacher it is plain training, which makes teachers and references. With `--preview` it
-shows on a few lines which tokens count as private, and trains nothing.
+Stored answers can replace the teacher: --config.teacher=cache:DIR (see `swingdistill.cache`).
+Without a teacher this is plain training, which makes teachers and references. `--preview` shows on
+a few lines which tokens count as private, and trains nothing.
 """
 
 import dataclasses

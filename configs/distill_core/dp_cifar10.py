@@ -1,11 +1,11 @@
-"""A differentially private classifier on CIFAR-10: a linear layer on scattering of its colours.
+"""A differentially private linear layer on scattering features of the colours of CIFAR-10.
 
 python -m distill_core.train --config configs/distill_core/dp_cifar10.py --workdir runs/dp_cifar10 \
     --config.data_dir=DIRECTORY
 
-DIRECTORY holds the data set as TensorFlow Datasets prepares it. ε = 10 at δ = 1e-5, for a record
-zeroed out. Settings were chosen on 10,000 held-out training images, of which such a layer trained
-on the other 40,000 is right on 66.6%.
+DIRECTORY holds the data set as TensorFlow Datasets prepares it. The budget is ε = 10 at δ = 1e-5
+per record, zero-out. Settings were chosen on 10,000 held-out training images; such a layer, trained
+on the other 40,000, has an accuracy of 66.6% on them.
 """
 
 from ml_collections import config_dict

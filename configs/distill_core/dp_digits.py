@@ -1,13 +1,13 @@
-"""A differentially private classifier on scikit-learn's digits: a linear layer on scattering.
+"""A differentially private linear layer on scattering features of scikit-learn's digits.
 
 python -m distill_core.train --config configs/distill_core/dp_digits.py --workdir runs/dp_digits
 
-The group `dp` asks for ε = 10 at δ = 1e-5, for a record zeroed out: every step takes all records,
-clips the gradient of each, and adds noise once. On 2 CPU cores about 10 seconds; expect 97 to 98%
-on test (96.9 to 98.3 in six runs, whose noise is not the same). Learning rate and steps were chosen
-while looking at these test images.
+The group `dp` asks for ε = 10 at δ = 1e-5 per record, zero-out: every step takes all records, clips
+the gradient of each, and adds noise once. Takes about 10 seconds on 2 CPU cores; expect a test
+accuracy of 97 to 98% (96.9 to 98.3 in six runs, each with different noise). Learning rate and steps
+were chosen while looking at these test images.
 
-`dp_digits.py:sampled` is DP-SGD on a convolutional network, from Poisson batches: about 96% in half
+`dp_digits.py:sampled` is DP-SGD on a convolutional network, with Poisson batches: about 96% in half
 a minute.
 """
 

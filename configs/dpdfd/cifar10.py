@@ -1,11 +1,11 @@
-"""A DP teacher on CIFAR-10 and its students: colour photographs, three seeds.
+"""A differentially private teacher on CIFAR-10 and its students: colour photographs, three seeds.
 
 python -m dpdfd.experiment --config configs/dpdfd/cifar10.py --workdir runs/dpdfd_cifar10 \
     --config.data_dir=DIRECTORY
 
-DIRECTORY holds the data set as TFDS prepares it; docs/dpdfd.md has the table. Drawn images are far
-from photographs: students are shown as they come out. Settings were chosen on 10,000 held-out
-training images.
+DIRECTORY holds the data set as TensorFlow Datasets prepares it; docs/dpdfd.md has the table. The
+images drawn by a program, which serve as queries, are far from photographs; the students are shown
+as they come out. Settings were chosen on 10,000 held-out training images.
 """
 
 from ml_collections import config_dict

@@ -3,27 +3,26 @@
 python -m dpdfd.train --config configs/dpdfd/convert_digits.py \
     --config.teacher=runs/plain --workdir runs/converted
 
-On 2 CPU cores about 30 seconds; expect about 98% of a teacher of 99%. The teacher comes from
-`python -m distill_core.train --config configs/distill_core/digits.py --workdir runs/plain`; its
-data set is read to measure the student, and for nothing else (`--config.dataset=None` leaves it
-out).
+Takes about 30 seconds on 2 CPU cores; expect about 98% from a teacher of 99%. The teacher comes
+from `python -m distill_core.train --config configs/distill_core/digits.py --workdir runs/plain`;
+its data set is read only to measure the student (`--config.dataset=None` leaves it out).
 
-`convert_digits.py:private` converts a teacher that was trained with differential privacy, which may
-be asked freely and whose student is as private as it is: expect about 97% at ε = 10 for a record.
-Its teacher:
+`convert_digits.py:private` converts a teacher that was trained with differential privacy. Such a
+teacher may be asked any number of queries, and its student is as private as the teacher: expect
+about 97% at ε = 10 per record. This command makes the teacher:
 
     python -m distill_core.train --config configs/distill_core/dp_digits.py --workdir runs/dp_digits
 
-`convert_digits.py:ensemble` releases the noisy mean of an ensemble's heads, at ε = 10 for a record
-that is replaced, and asks it freely. Expect about 85%: 1,437 records are few to share out among 60
-teachers. The ensemble:
+`convert_digits.py:ensemble` releases the noisy mean of an ensemble's heads, at ε = 10 per replaced
+record; this mean may then be asked any number of queries. Expect about 85%: 1,437 records are few
+for 60 teachers. This command makes the ensemble:
 
     python -m dpdfd.ensemble --config configs/dpdfd/ensemble_digits.py --workdir runs/ensemble
 
-`convert_digits.py:paper` is the abstract's loop: student and generator by turns, per-example
-gradients under noise, at ε = 10 for a query, which protects no record: about 14%, little above
-chance. `convert_digits.py:teacher_guided` is DAFL's: no noise, the teacher itself guides the
-generator, and no prior is drawn: about 85%.
+`convert_digits.py:paper` is the loop of the paper's abstract: student and generator alternate, with
+noise on per-example gradients, at ε = 10 per query, which protects no record. Expect about 14%,
+little above chance. `convert_digits.py:teacher_guided` is the loop of DAFL: without noise, with the
+teacher itself as the generator's guide, and without images drawn from a prior. Expect about 85%.
 """
 
 from ml_collections import config_dict

@@ -2,9 +2,9 @@
 
 python -m dpdfd.experiment --config configs/dpdfd/digits.py --workdir runs/dpdfd_demo
 
-On 2 CPU cores under 3 minutes. With 1,437 training images this shows how the parts go together, not
-what they are worth: for that see mnist.py. Steps and losses were chosen while looking at these very
-test images.
+Takes less than 3 minutes on 2 CPU cores. With 1,437 training images this shows how the parts work
+together, not how good they are: for that see mnist.py. Steps and losses were chosen while looking
+at these very test images.
 """
 
 from ml_collections import config_dict

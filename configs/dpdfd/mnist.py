@@ -1,14 +1,15 @@
-"""What protects records, on MNIST, three seeds; `mnist.py:fashion_mnist` is on Fashion-MNIST.
+"""Methods that protect records, on MNIST, three seeds; `mnist.py:fashion_mnist`: on Fashion-MNIST.
 
 python -m dpdfd.experiment --config configs/dpdfd/mnist.py --workdir runs/dpdfd_mnist \
     --config.data_dir=DIRECTORY
 
-DIRECTORY holds the data set as TFDS prepares it. docs/dpdfd.md has the table, and how long it took.
-`mnist.py:paper` has the abstract's own loop, as we reconstruct it, and what one given teacher is
-worth; `mnist.py:epsilons` the curves over ε (0.5 to 10), one seed.
+DIRECTORY holds the data set as TensorFlow Datasets prepares it. docs/dpdfd.md has the table and the
+time it took. `mnist.py:paper` runs the loop of the paper's abstract, as we reconstruct it, and
+shows what can be learnt from one given teacher. `mnist.py:epsilons` draws the curves over ε (0.5 to
+10), with one seed.
 
 Settings of teachers and students were chosen on 10,000 held-out training images of each data set;
-the priors were shaped while looking at such images. No ε counts that.
+the priors were shaped while looking at such images. No ε covers these choices.
 """
 
 from ml_collections import config_dict

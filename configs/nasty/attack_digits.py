@@ -1,10 +1,11 @@
-"""Attacks a teacher of scikit-learn's digits, by default plainly; the teacher may be stingy.
+"""Attacks a teacher on scikit-learn's digits, by default with plain distillation.
 
 python -m nasty.attack --config configs/nasty/attack_digits.py --config.teacher=runs/nasty \
     --config.attack=averager --workdir runs/attack
 
-Other attacks: htc, scm, and skeptical (as configs/nasty/attack_digits.py:skeptical, whose student
-has an auxiliary head). The teacher's defence: --config.top_k=2. On 2 CPU cores about 10 seconds.
+The other attacks are htc, scm, and skeptical; for the last use
+configs/nasty/attack_digits.py:skeptical, whose student has an auxiliary head. --config.top_k=2
+makes the teacher stingy, a defence. Takes about 10 seconds on 2 CPU cores.
 """
 
 from ml_collections import config_dict

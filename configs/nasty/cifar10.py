@@ -3,14 +3,15 @@
 python -m nasty.experiment --config configs/nasty/cifar10.py:gpu --workdir runs/cifar10 \
     --config.data_dir=DIRECTORY
 
-`:gpu` computes in bfloat16, keeps the data on the device, takes 30 steps a dispatch, and stops with
-exit code 4 after 7.5 minutes, everything saved: give the same command until it ends with 0. Without
-it, float32 and no stop. `:gpu_half` is for a GPU that is borrowed for minutes: half the epochs (80
-and 50), one seed, the five arms of the paper's first table alone, and a stop after 3.5 minutes.
-`:0.004` takes the ω of the paper's text; else ω = 0.04, the reference code's. One seed is about 640
-epochs of ResNet-18 and 1,260 of the students: for an accelerator. The full recipe has not been run
-by us, so there is no number of ours to expect; the targets in the report are the paper's Table 1,
-from a secondary source and not checked against the paper.
+`:gpu` computes in bfloat16, keeps the data on the device and takes 30 steps per dispatch. It stops
+with exit code 4 after 7.5 minutes, with everything saved: repeat the command until it ends with 0.
+Without `:gpu` the run computes in float32 and does not stop. `:gpu_half` is for a GPU that is
+available for a few minutes: half the epochs (80 and 50), one seed, only the five arms of the
+paper's first table, and a stop after 3.5 minutes. `:0.004` uses the ω of the paper's text;
+otherwise ω = 0.04, as in the reference code. One seed takes about 640 epochs of ResNet-18 and 1,260
+of the students, so it needs an accelerator. We have not run the full recipe, so there is no number
+of ours to expect; the targets in the report are the paper's Table 1, from a secondary source and
+not checked against the paper.
 """
 
 from ml_collections import config_dict

@@ -1,14 +1,15 @@
-"""The paper's grid on CIFAR-100 with the paper's recipe: a teacher, and students of every kind.
+"""The paper's grid on CIFAR-100 with the paper's recipe: one teacher, students of all kinds.
 
 for teacher in resnet18 resnet50 resnext29; do
   python -m nasty.experiment --config configs/nasty/cifar100.py:$teacher \
       --workdir runs/cifar100_$teacher --config.data_dir=DIRECTORY
 done
 
-Each call trains ShuffleNetV2, MobileNetV2, ResNet-18 and the teacher's own architecture as
-students, alone, of the normal and of the nasty teacher. For an accelerator: bfloat16, data on the
-device, 30 steps a dispatch. Give a call again after it was stopped: it goes on. ω = 0.005 and
-τ = 20 are the reference code's. Not run by us: there is no number of ours to expect.
+Each command trains students of the architectures ShuffleNetV2, MobileNetV2, ResNet-18 and the
+teacher's own: alone, from the normal and from the nasty teacher. It is meant for an accelerator:
+bfloat16, data on the device, 30 steps per dispatch. If a command was stopped, repeat it: it
+continues. ω = 0.005 and τ = 20 are those of the reference code. We have not run it, so there is no
+number of ours to expect.
 """
 
 from ml_collections import config_dict

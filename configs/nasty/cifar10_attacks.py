@@ -1,14 +1,14 @@
-"""Attacks × defences on CIFAR-10 on a CPU: a small ResNet as teacher, CNN students, one seed.
+"""Attacks × defences on CIFAR-10 on a CPU: a small ResNet as the teacher, CNN students, one seed.
 
 python -m nasty.experiment --config configs/nasty/cifar10_attacks.py --workdir runs/cifar10_all \
     --config.data_dir=DIRECTORY
 
 DIRECTORY holds the prepared TFDS data set. Not the paper's recipe: the teacher is an eight-layer
-pre-activation ResNet, trained for some three and a half epochs. 35 minutes on one core. Expect
-69.3% for the normal teacher, 67.1% for the nasty one, 59.3% and 52.0% for their students, 41.6% for
-that of `head_only`. ω was chosen on 5,000 held-out training images among seven values: at 0.058
-nothing happens yet, at 0.067 the teacher loses three points. The recipe of `head_only` was chosen
-among six.
+pre-activation ResNet, trained for about three and a half epochs. Takes 35 minutes on one core.
+Expect 69.3% for the normal teacher, 67.1% for the nasty one, 59.3% and 52.0% for their students,
+and 41.6% for the student of the defence `head_only`. ω was chosen among seven values,
+on 5,000 held-out training images: at 0.058 nothing happens yet, at 0.067 the teacher loses three
+points. The recipe of `head_only` was chosen among six.
 """
 
 from ml_collections import config_dict

@@ -1,12 +1,12 @@
-"""All that the paper shows, and what came after, on scikit-learn's digits: ablations, attacks ×
-defences, distillation without data, reconstructed images; three seeds.
+"""The paper's experiments and later ones, on scikit-learn's digits: ablations, attacks × defences,
+distillation without data, reconstructed images; three seeds.
 
 python -m nasty.experiment --config configs/nasty/digits_full.py --workdir runs/digits_full
 
-On 2 CPU cores 6.5 minutes. Expect 98% from both teachers, 72% from students of the nasty one, and
-six of seven trends as in the paper. ω and the number of steps were chosen on 287 held-out training
-images, and so was the recipe of `head_only`, among 16. The settings of `data_free` were chosen by
-some 20 quick tries on the test accuracy of students of seed 1's *normal* teacher.
+Takes 6.5 minutes on 2 CPU cores. Expect 98% for both teachers, 72% for students of the nasty one,
+and six of seven trends as in the paper. ω and the number of steps were chosen on 287 held-out
+training images, and so was the recipe of `head_only`, among 16. The settings of `data_free` were
+chosen in about 20 quick trials, by the test accuracy of students of seed 1's *normal* teacher.
 """
 
 from ml_collections import config_dict

@@ -3,10 +3,11 @@
 python -m nasty.experiment --config configs/nasty/fashion_mnist.py --workdir runs/fashion_mnist \
     --config.data_dir=DIRECTORY
 
-DIRECTORY holds the prepared TFDS data set. ω, τ and the students' length were chosen by us on 5,000
-held-out training images. The attacker tries four (α, τ_S) on the same held-out images. 37 minutes
-on two CPU cores. Expect 92.3% for the normal teacher, 91.0% for the nasty one, 90.1% and 83.8% for
-their students, 90.6% for the student alone, and no gap for the attacker's best.
+DIRECTORY holds the prepared TFDS data set. We chose ω, τ and the length of the students' training
+on 5,000 held-out training images. The attacker tries four pairs (α, τ_S) on the same held-out
+images. Takes 37 minutes on two CPU cores. Expect 92.3% for the normal teacher, 91.0% for the nasty
+one, 90.1% and 83.8% for their students, 90.6% for the student alone, and no gap for the attacker's
+best.
 """
 
 from ml_collections import config_dict

@@ -3,8 +3,8 @@
 python -m nasty.experiment --config configs/nasty/mnist.py --workdir runs/mnist \
     --config.data_dir=DIRECTORY
 
-DIRECTORY holds the prepared TFDS data set. The recipe is that of fashion_mnist.py; it was not tuned
-for MNIST, and the whole of it has not been run: there is no number to expect. `:smoke` was.
+DIRECTORY holds the prepared TFDS data set. The recipe is that of fashion_mnist.py. It was not
+tuned for MNIST, and only `:smoke` of it has been run, so there is no number to expect.
 """
 
 from ml_collections import config_dict

@@ -1,4 +1,4 @@
-"""The paper's grid on Tiny-ImageNet (64×64, 200 classes): a teacher, and students of every kind.
+"""The paper's grid on Tiny-ImageNet (64×64, 200 classes): one teacher, students of all kinds.
 
 for teacher in resnet18 resnet50 resnext29; do
   python -m nasty.experiment --config configs/nasty/tiny_imagenet.py:$teacher \
@@ -7,8 +7,8 @@ done
 
 DIRECTORY holds the unpacked archive as it is distributed; its `val/` is read through
 `val_annotations.txt` and is the test split. Students are ShuffleNetV2, MobileNetV2, ResNet-18 and
-the teacher's own architecture. For an accelerator. ω = 0.01 and τ = 20 are the reference code's.
-Not run by us: there is no number of ours to expect.
+the teacher's own architecture. It is meant for an accelerator. ω = 0.01 and τ = 20 are those of the
+reference code. We have not run it, so there is no number of ours to expect.
 """
 
 from ml_collections import config_dict

@@ -1,4 +1,4 @@
-"""One run of swingdistill.train on generated customer-service text; seconds on two CPU cores.
+"""One run of swingdistill.train on generated customer-service text, about a minute on 2 CPU cores.
 
 python -m swingdistill.train --config configs/swingdistill/train.py:reference --workdir runs/ref
 python -m swingdistill.train --config configs/swingdistill/train.py:teacher --workdir runs/teacher
@@ -6,8 +6,8 @@ python -m swingdistill.train --config configs/swingdistill/train.py --workdir ru
     --config.teacher=runs/teacher --config.reference=runs/ref
 python -m swingdistill.evaluate --checkpoint runs/student
 
-The teacher's text holds 8 secrets each that are planted 1, 10 and 100 times. The reference learns
-from the half of the text that the teacher does not see.
+The teacher's text contains 24 secrets: 8 are planted once, 8 are planted 10 times and 8 are planted
+100 times. The reference learns from the half of the text that the teacher does not see.
 """
 
 from ml_collections import config_dict

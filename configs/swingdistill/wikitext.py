@@ -1,18 +1,18 @@
-"""Swing distillation on WikiText-2: all arms, three seeds of secrets, the sweep over the noise.
+"""Swing distillation on WikiText-2: all arms, three seeds of secrets, a sweep over the noise.
 
 python -m swingdistill.experiment --config configs/swingdistill/wikitext.py \
     --workdir runs/wikitext --config.dataset=text:DIRECTORY
 
-DIRECTORY holds wiki.train.tokens, wiki.valid.tokens and wiki.test.tokens. A vocabulary of 2,000
-words and 3,000 lines each for teacher and reference, to fit two CPU cores: about 70 minutes for 37
-runs. Expect 19 and 20 bits of exposure at 10 and 100 repetitions for plain distillation, 1.4 for
-Swing, at a perplexity of 38.2 against 38.3. The private students, dp_sgd, are three more runs, not
-in these numbers; a few minutes each.
+DIRECTORY holds wiki.train.tokens, wiki.valid.tokens and wiki.test.tokens. To fit two CPU cores, the
+vocabulary has 2,000 words, and teacher and reference have 3,000 lines each; the 37 runs take about
+70 minutes. Expect 19 and 20 bits of exposure at 10 and 100 repetitions for plain distillation and
+1.4 for Swing, at a perplexity of 38.2 against 38.3. These numbers do not include the private
+students, dp_sgd: three more runs of a few minutes each.
 
-`:byte_pairs` is the comparison without ablations over a byte-pair vocabulary that merges digits,
-one seed: numbers are then ranked as whole lines, among 200,000 sampled ones, with 95% bounds.
+`:byte_pairs` is the comparison without ablations, with a byte-pair vocabulary that merges digits
+and one seed: numbers are then ranked as whole lines among 200,000 sampled ones, with 95% bounds.
 Expect 14.7 and 17.6 bits for plain distillation (the most that can be seen), 1.4 and 1.9 for Swing.
-`:names` is the same with names as secrets, drawn from a list of your own, one per line:
+`:names` is the same with names as secrets, drawn from a list of yours with one name per line:
 
 python -m swingdistill.experiment --config configs/swingdistill/wikitext.py:names \
     --workdir runs/names --config.dataset=text:DIRECTORY --config.canary_candidates=names.txt

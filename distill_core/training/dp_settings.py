@@ -19,7 +19,7 @@ class Dp:
     """Privacy budget and mechanism of a differentially private run."""
 
     epsilon: float = config.number(0.0, above=True, help="the budget, spent at most")
-    delta: float = config.number(0.0, 1.0, above=True, help="at most 1/N for N records")
+    delta: float = config.number(0.0, 1.0, above=True, help="below 1/N for N records")
     norm: float = config.number(0.0, above=True, help="C, to which gradients are clipped")
     noise_multiplier: float | None = config.number(
         0.0, above=True, default=None, help="std/C; by default calibrated to epsilon"

@@ -2,8 +2,9 @@
 
 python -m dpdfd.ensemble --config configs/dpdfd/ensemble_digits.py --workdir runs/ensemble
 
-A record's teacher follows from its index alone, so that one changed record changes one teacher.
-The ensemble itself is as private as its data: what may be released of it are its noisy answers.
+A record's teacher depends only on the record's index, so that one changed record changes one
+teacher. The ensemble itself is as private as its data: only noisy answers, or a noisy mean of its
+heads, may be released.
 Source: our reconstruction, after Papernot et al., "Semi-supervised Knowledge Transfer for Deep
 Learning from Private Training Data", ICLR 2017, with the partitions of `partitions.partition`.
 """

@@ -5,9 +5,10 @@ r"""Writes the targets of a student's text once, for any number of students with
     python -m swingdistill.train --config configs/swingdistill/train.py --workdir runs/student \
         --config.teacher=cache:runs/cached/cache --config.scorers='("rules",)'
 
-The config is the student's: it decides the rows. The cache, in WORKDIR/cache, holds the teacher's
-bare answers and is as private as the teacher. With --config.epsilon it is the noised release
-itself, its key in WORKDIR/private alone. Killed, the same command goes on where it stopped.
+The config is the student's, because it determines the rows. The cache, in WORKDIR/cache, holds the
+teacher's answers without noise and is as private as the teacher. With --config.epsilon it holds
+the noised release itself, whose key is only in WORKDIR/private. If the command is killed, start it
+again: it continues where it stopped.
 """
 
 import dataclasses
