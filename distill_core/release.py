@@ -13,11 +13,11 @@ float32 images in [0, 1], `[B, H, W, C]`, or int32 token ids `[B, L]`, to logits
 latent vectors to images. The `tokenizers` library reads a language model's `tokenizer.json`.
 
 `--format=hf` writes the files of other libraries instead: a language model of GPT-2's, Llama's,
-Mistral's or Qwen's architecture as a directory that `transformers` loads (`AutoModelForCausalLM`,
-`AutoTokenizer`), an image network as PyTorch's state dict in `model.safetensors`, and README.md, a
-model card with the privacy claim, with what `swingdistill.evaluate --out` measured
-(`--results=FILE`) and, of a language model, the command that trained it: numbers and choices alone,
-no path, seed or expression.
+Mistral's, Qwen's or Gemma 3's architecture as a directory that `transformers` loads
+(`AutoModelForCausalLM`, `AutoTokenizer`), an image network as PyTorch's state dict in
+`model.safetensors`, and README.md, a model card with the privacy claim, with what
+`swingdistill.evaluate --out` measured (`--results=FILE`) and, of a language model, the command that
+trained it: numbers and choices alone, no path, seed or expression.
 
 The card's `snippets` are programs to be run in the folder: "jax" defines a function of
 `model.stablehlo`. A network whose module has a method `describe(input_shape, mean, std)` also gets

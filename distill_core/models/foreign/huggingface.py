@@ -1,4 +1,4 @@
-"""Language models as Hugging Face's libraries store them: GPT-2, Llama, Mistral, Qwen2 and Qwen3.
+"""Language models as Hugging Face's libraries store them: GPT-2, Llama, Mistral, Qwen, Gemma 3.
 
     model = distill_core.load_model("models/SmolLM2-135M")         # a directory
     model = distill_core.load_model("gpt2/model.safetensors")      # a file of GPT-2's
@@ -10,6 +10,7 @@ special tokens and chat templates. Nothing in it is run. `files` writes such a d
 """
 
 import dataclasses
+import json
 import pathlib
 from collections.abc import Mapping
 from typing import Any
@@ -134,6 +135,11 @@ def _tokenizer(folder: pathlib.Path, given: Mapping[str, Any], rows: int) -> dic
         text = file.read_text(encoding="utf-8")
         named = _special_tokens(text, settings, numbered)
         tokenizer = Tokenizer.from_json(text, special_tokens=named)
+        if tokenizer.vocab_size > rows:  # Gemma 3's added token for images has no embedding
+            state = json.loads(text)
+            state["added_tokens"] = [each for each in state["added_tokens"] if each["id"] < rows]
+            fewer = strict_json.encode(state)
+            tokenizer = Tokenizer.from_json(fewer, special_tokens=named)
     except (OSError, ValueError) as error:  # InputError is a ValueError
         raise RefusedError(f"tokenizer.json is refused ({error})") from error
     if tokenizer.vocab_size > rows:
@@ -232,7 +238,7 @@ def files(loaded: LoadedModel) -> dict[str, bytes]:
         described = decoders.config(sizes, network.num_classes, network.max_length or 1)
         places = list(decoders.layout(sizes, network.num_classes))
     else:
-        known = "transformer (GPT-2) and decoder (Llama, Mistral, Qwen)"
+        known = "transformer (GPT-2) and decoder (Llama, Mistral, Qwen, Gemma)"
         raise RefusedError(f"is a {network.model}; Hugging Face's formats are for {known}")
     flat = traverse_util.flatten_dict(loaded.variables["params"])
     values = {place.name: np.asarray(flat[place.path]) for place in places}

@@ -290,6 +290,7 @@ _Q = "model.layers.1.self_attn.q_proj.weight"
         (_config(model_type="gemma2"), "model_type 'gemma2'; known are gpt2, llama"),
         (_config(attn_logit_softcapping=50.0), "attn_logit_softcapping 50.0; it is not understood"),
         (_config(num_local_experts=8), "num_local_experts 8; it is not understood"),
+        (_config(query_pre_attn_scalar=9), "query_pre_attn_scalar 9; it is not understood"),
         (_config(attention_bias=True), "attention_bias True; False is needed"),
         (_config(hidden_act="gelu"), "hidden_act 'gelu'; 'silu' is needed"),
         (_config(rope_scaling={"type": "dynamic", "factor": 2.0}), "rope_type 'dynamic'; one of"),
@@ -337,6 +338,53 @@ def test_a_network_of_no_family_is_not_written_for_transformers(tmp_path):
         decoders.config(sizes, 10, 10)
 
 
+@pytest.mark.parametrize(
+    ("changes", "says"),
+    [
+        ({"final_logit_softcapping": 30.0}, "final_logit_softcapping 30.0; it is not understood"),
+        ({"use_bidirectional_attention": True}, "use_bidirectional_attention True; it is not"),
+        ({"hidden_activation": "silu"}, "hidden_activation 'silu'; 'gelu_pytorch_tanh' is needed"),
+        ({"sliding_window": None}, "lacks sliding_window; a positive number"),
+        ({"query_pre_attn_scalar": 0}, "query_pre_attn_scalar 0; a positive number"),
+        ({"head_dim": None}, "lacks head_dim"),
+        ({"layer_types": ["full_attention", "sliding_attention"] * 2}, "layer_types .* is needed"),
+        ({"layer_types": None, "sliding_window_pattern": 2.5}, "sliding_window_pattern 2.5; a"),
+        ({"rope_parameters": {"rope_theta": 1e4}}, "rope_parameters .*full_attention and sliding"),
+        ({"rope_parameters": {"sliding_attention": {"rope_type": "linear", "factor": 2.0}}},
+         "rope_parameters.sliding_attention .*'linear'.*; rope_type default is needed"),
+    ],
+)  # fmt: skip
+def test_settings_of_gemma_that_are_not_understood_are_refused(changes, says):
+    with pytest.raises(weights_file.RefusedError, match=says):
+        decoders.settings(directories.config_of("gemma3_text", **changes))
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"full_every": None},
+        {"window": None},
+        {"qk_norm": False},
+        {"qkv_bias": True},
+        {"gemma": False},
+    ],
+)
+def test_some_of_gemmas_settings_are_not_written_for_transformers(change):
+    sizes = decoders.settings(directories.config_of("gemma3_text"))
+    sizes |= {"qkv_bias": False, "full_layers": 0, "rope_scaling": None}
+    assert decoders.config(sizes, 10, 10)["model_type"] == "gemma3_text"
+    with pytest.raises(weights_file.RefusedError, match="some of Gemma's settings"):
+        decoders.config(sizes | change, 10, 10)
+
+
+def test_added_tokens_without_an_embedding_are_left_out(tmp_path):
+    folder = _write(tmp_path)
+    directories.byte_pairs(310, added=("<image>",)).save(str(folder / "tokenizer.json"))
+    loaded = load_model(folder)
+    assert loaded.tokenizer.vocab_size == loaded.network.num_tokens == 310
+    assert loaded.tokenizer.encode("<image>").max() < 310
+
+
 _SCALED = {
     "llama3": {"factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0},
     "yarn": {"factor": 4.0},
@@ -363,6 +411,20 @@ _SCALED = {
         ("qwen2", {"head_dim": None, "hidden_size": 24, "use_sliding_window": True,
                    "sliding_window": 3, "max_window_layers": 1}, 1),
         ("qwen3", {}, 3),
+        ("gemma3_text", {}, 2),
+        ("gemma3_text", {  # as of older files
+            "layer_types": None, "sliding_window_pattern": 3, "rope_local_base_freq": None,
+            "rope_scaling": {"rope_type": "linear", "factor": 8.0}, "query_pre_attn_scalar": 4,
+            "tie_word_embeddings": False,
+        }, 1),
+        ("gemma3_text", {  # as of newer ones
+            "rope_theta": None, "rope_local_base_freq": None, "num_hidden_layers": 2,
+            "layer_types": ["sliding_attention"] * 2, "_sliding_window_pattern": 6,
+            "rope_parameters": {
+                "full_attention": {"rope_type": "default", "rope_theta": 2e5},
+                "sliding_attention": {"rope_type": "default", "rope_theta": 50.0},
+            },
+        }, 1),
     ],
 )  # fmt: skip
 def test_logits_equal_those_of_transformers_in_and_out(tmp_path, kind, changes, shards):
