@@ -34,7 +34,7 @@ class Text(config.Stream):
 
     dataset: str = config.text(help="records, text:PATH, tsv:PATH or jsonl:PATH")
     spans: str | None = config.text(
-        default=None, help="PATH of the private spans of text:PATH, as JSON lines"
+        default=None, help="FILE or DIRECTORY of the private spans of text:PATH"
     )
     task: str = config.choice(*text_tasks.TASKS, default="language", help="what is learnt of it")
     num_train: int = config.integer(1, default=10**9, help="training lines at most")
@@ -159,7 +159,8 @@ def load(hp: Settings) -> Texts:
       InputError: on the text, its spans or the canaries.
     """
     corpus = corpus_of(hp)
-    if CANARY in corpora.span_kinds(corpus.train):
+    splits = (corpus.train, corpus.validation, corpus.test)
+    if any(CANARY in corpora.span_kinds(split) for split in splits):
         allowed = f"has a span of the kind {CANARY!r}, which is kept for planted secrets; rename it"
         field = "dataset" if hp.spans is None else "spans"
         raise InputError(field, getattr(hp, field), allowed)

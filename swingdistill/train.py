@@ -374,7 +374,7 @@ def _load(field: str, path: str, sharding: Any) -> LoadedModel:
         loaded = checkpoint.load_model(path, sharding=sharding)
     if not loaded.network.is_text:
         raise InputError(field, path, "must be a language model's checkpoint, not of images")
-    if loaded.metadata.get("chat_template"):
+    if loaded.network.chat_templates:
         fits.say(f"{field} {path}: its chat template is not used; text is taken as it stands")
     return loaded
 

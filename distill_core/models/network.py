@@ -21,7 +21,7 @@ from distill_core.runtime import sharding
 
 PyTree = Any
 ELSEWHERE = "elsewhere"  # a tokenizer's source if unknown
-_MAPPINGS = ("model_kwargs", "special_tokens")
+_MAPPINGS = ("model_kwargs", "special_tokens", "chat_templates")
 _RESERVED = {
     "num_classes": "comes from the data set",
     "max_length": "comes from the field length",
@@ -57,6 +57,7 @@ class Network:
       tokenizer: of text, as JSON; None if there is none.
       special_tokens: the tokenizer's pad, unk, bos and eos by name; {} for those of `tokenizers`.
       tokenizer_from: the source of the tokenizer's vocabulary, see `tokenizers`.
+      chat_templates, eos_ids: what the tokenizer's source says of them, see `Tokenizer`.
       outputs: "logits", or "images" of a generator, whose inputs are normally distributed.
       labelled: whether a generator is conditioned on the class.
     """
@@ -75,12 +76,14 @@ class Network:
     tokenizer: str | None = dataclasses.field(default=None, repr=False)
     special_tokens: Mapping[str, Any] = FrozenDict()
     tokenizer_from: str = ELSEWHERE
+    chat_templates: Mapping[str, str] = dataclasses.field(default=FrozenDict(), repr=False)
+    eos_ids: tuple[int, ...] = ()
     outputs: str = "logits"
     labelled: bool = False
     remat: bool = False
 
     def __post_init__(self):
-        for name in (*_MAPPINGS, "input_shape", "mean", "std", "classes"):
+        for name in (*_MAPPINGS, "input_shape", "mean", "std", "classes", "eos_ids"):
             object.__setattr__(self, name, hashable(getattr(self, name)))
 
     def to_json(self) -> dict[str, Any]:
@@ -123,7 +126,13 @@ class Network:
             return None
         from distill_core.data.text.tokenizers import Tokenizer
 
-        return Tokenizer.from_json(self.tokenizer, self.tokenizer_from, self.special_tokens)
+        return Tokenizer.from_json(
+            self.tokenizer,
+            self.tokenizer_from,
+            self.special_tokens,
+            chat_templates=self.chat_templates,
+            eos_ids=self.eos_ids,
+        )
 
     def module(self) -> Any:
         """The Linen module; created within a mapped function, it may depend on the axis.
@@ -430,6 +439,8 @@ def text_network(
         tokenizer=tokenizer.to_json(),
         special_tokens=tokenizer.special_tokens,
         tokenizer_from=tokenizer.made_from,
+        chat_templates=tokenizer.chat_templates,
+        eos_ids=tokenizer.eos_ids,
         classes=tuple(classes),
         compute_dtype=compute_dtype,
         remat=remat,

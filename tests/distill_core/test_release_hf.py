@@ -14,6 +14,10 @@ from distill_core.privacy import ledger as ledger_lib
 ENTRY = ledger_lib.Entry(
     "poisson_gaussian", 1.0, 1.0, 50, "record", ledger_lib.ZERO_OUT, 0.02, num_examples=900
 )
+GEMMA = {
+    "num_heads": 2, "gemma": True, "qk_norm": True, "window": 3, "full_every": 2,
+    "local_rope_theta": 100.0, "query_scalar": 5,
+}  # fmt: skip
 RESULTS = {
     "perplexity": 26.5,
     "public_perplexity": 20.25,
@@ -68,6 +72,7 @@ def _map(function, tree):
         ("decoder", {"num_heads": 2, "qkv_bias": True, "tied": False}, "qwen2"),
         ("decoder", {"num_heads": 2, "qk_norm": True, "window": 3, "full_layers": 1}, "qwen3"),
         ("decoder", {"num_heads": 2, "window": 3}, "mistral"),
+        ("decoder", GEMMA, "gemma3_text"),
     ],
 )
 def test_our_own_networks_go_out_in_the_family_that_has_their_settings(

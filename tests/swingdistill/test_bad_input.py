@@ -116,6 +116,8 @@ def place(folder, settings, teacher, untrained, tmp_path_factory):
         (place / f"{name}.jsonl").write_text("\n".join([*[fine] * 29, line, *[fine] * 9]))
     for name, line in SPANS.items():
         (place / f"{name}.spans").write_text(f'{{"line": 1, "spans": [[0, 1]]}}\n{line}')
+    (place / "spans").mkdir()
+    (place / "spans" / "test").write_text(SPANS["outside"])
     many = "\n".join(f"{i % 11}\tthe cat" for i in range(40))
     (place / "eleven.tsv").write_text(many)
 
@@ -204,6 +206,7 @@ CASES = [
     *(wrong("dataset", f"--config.dataset=jsonl:{{place}}/{n}.jsonl") for n in JSON_LINES),
     *(wrong("spans", f"--config.spans={{place}}/{n}.spans") for n in SPANS if n != "fine"),
     wrong("spans", "--config.spans={place}/none.spans"),
+    wrong("spans", "--config.spans={place}/spans"),
     wrong("spans", "--config.spans={place}/fine.spans", "--config.dataset=records"),
     wrong("length", *GENERATION, "--config.dataset=records", "--config.length=8"),
     wrong(

@@ -130,6 +130,18 @@ def test_what_no_token_is_of_has_no_perplexity(teacher, values, folder):
     assert found["public_perplexity"] == found["perplexity"]
 
 
+def test_private_tokens_are_those_in_the_test_texts_own_spans(teacher, values, folder, tmp_path):
+    lines = (folder / "test.txt").read_text().splitlines()
+    spans = [{"line": n, "spans": [[0, len(lines[n - 1])]]} for n in (2, 3)]
+    (tmp_path / "test.jsonl").write_text("\n".join(map(json.dumps, spans)))
+    loaded, hp = checkpoint.load_model(teacher), values(spans=str(tmp_path))
+    found = measured(loaded, hp, private_text.load(hp).test)
+    tokens = [by_hand(loaded, Example(lines[n - 1]), "language") for n in (2, 3)]
+    inside = [value for each in tokens for value, *_ in each[:-1]]  # their ends are public
+    assert found["num_private_tokens"] == len(inside)
+    assert found["private_perplexity"] == pytest.approx(math.exp(np.mean(inside)), rel=1e-4)
+
+
 def exposures(path, hp, **settings):
     return evaluate.exposures(checkpoint.load_model(path), hp, **settings)
 

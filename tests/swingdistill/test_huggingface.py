@@ -2,6 +2,7 @@
 
 import json
 import pathlib
+import shutil
 import sys
 
 import jax
@@ -71,6 +72,27 @@ def test_a_student_learns_over_the_tokens_of_a_teacher_with_padding(folder, tmp_
     same = student.apply(student.variables, tokens) == again.apply(again.variables, tokens)
     assert np.all(same)
     assert "decoder" in (tmp_path / "out" / "README.md").read_text()
+
+
+@pytest.mark.parametrize("from_teacher", [True, False])
+def test_a_student_keeps_the_chat_template_and_all_ends_of_the_tokenizers_source(
+    folder, tmp_path, capsys, from_teacher
+):
+    source = tmp_path / "source"
+    shutil.copytree(folder / "teacher", source)
+    settings = json.loads((source / "tokenizer_config.json").read_text())
+    settings["chat_template"] = "{{ messages[0]['content'] }}{{ eos_token }}"
+    (source / "tokenizer_config.json").write_text(json.dumps(settings))
+    (source / "generation_config.json").write_text(json.dumps({"eos_token_id": [1, 260]}))
+    start = {"model": "init_from", "model_kwargs": {}, "init_from": str(source)}
+    _run(folder, tmp_path / "run", **({"teacher": str(source)} if from_teacher else start))
+    told = "its chat template is not used; text is taken as it stands"
+    assert (told in capsys.readouterr().out) == from_teacher
+    release.release(tmp_path / "run", tmp_path / "out", format="hf")
+    written = json.loads((tmp_path / "out" / "tokenizer_config.json").read_text())
+    assert written["chat_template"] == settings["chat_template"]
+    for name in ("generation_config.json", "config.json"):
+        assert json.loads((tmp_path / "out" / name).read_text())["eos_token_id"] == [1, 260]
 
 
 def test_added_tokens_may_differ_where_the_text_holds_none_of_them(folder, tmp_path):

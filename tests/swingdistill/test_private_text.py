@@ -358,9 +358,11 @@ def test_spans_travel_with_their_lines(values, folder, tmp_path):
     assert kinds == {f" => {lines[30]}": "31", f" => {lines[59]}": "60"}
 
 
-def test_a_span_of_a_users_own_is_no_canary(values, tmp_path):
-    item = {"text": "my id is 281265", "spans": [[9, 15, 1, private_text.CANARY]]}
-    (tmp_path / "a.jsonl").write_text("\n".join([json.dumps(item)] * 20))
+@pytest.mark.parametrize("number", [0, 18, 19], ids=["train", "validation", "test"])
+def test_a_span_of_a_users_own_is_no_canary(values, tmp_path, number):
+    items: list[dict] = [{"text": "my id is 281265"} for _ in range(20)]
+    items[number]["spans"] = [[9, 15, 1, private_text.CANARY]]
+    (tmp_path / "a.jsonl").write_text("\n".join(map(json.dumps, items)))
     with pytest.raises(InputError, match="^dataset: .*'canary'.*rename"):
         private_text.load(values(dataset=f"jsonl:{tmp_path}/a.jsonl"))
 

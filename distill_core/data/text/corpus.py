@@ -22,6 +22,7 @@ from distill_core.runtime import paths, strict_json
 KINDS = {"records": None, "text": "PATH", "tsv": "PATH", "jsonl": "PATH"}
 NUM_RECORDS = (12_000, 1_000, 2_000)  # train, validation, test
 _FILES = {"train": ("train",), "validation": ("valid", "dev"), "test": ("test",)}
+_WORDS = "train, valid, dev or test"
 _HELD_OUT = 20  # one in so many lines of a single file is held out for validation, and for test
 
 
@@ -168,8 +169,9 @@ def load_corpus(
         directory with files that have `train`, `valid` or `dev`, and `test` in their names, as
         WikiText and SST-2 are distributed, or with directories of such names. Several files of a
         split follow one another by name; they may be packed with gzip.
-      spans: for `text:PATH`, the path of its private spans (`lines.with_spans`): those of the
-        directory's training file, or of the single file with what is held out.
+      spans: for `text:PATH`, the path of its private spans (`lines.with_spans`): a file with those
+        of the directory's training file, or of the single file with what is held out; or a
+        directory with files of spans, named as those of the text (`_spans_files`).
       memory: bytes of text up to which a split is held in memory, else its lines stay in the files;
         None: all is held.
       cache: where to remember what is in such files, see `files.look_at`.
@@ -194,18 +196,16 @@ def load_corpus(
 
 
 def _in_memory(name: str, kind: str, found: Mapping[str, list[str]], spans: str | None) -> Corpus:
+    beside = {} if spans is None else _spans_files(spans, found, split_name(name, KINDS)[1])
     classes: tuple[str, ...] | None = None
     splits: dict[str, Sequence[Example]] = {}
     for split, several in found.items():
         items, labels = [], classes
         for file in several:
-            items.append(list(lines.stream(kind, file, classes=labels)))
-            summary = lines.summary(kind, file, items[-1], labels)
+            each = list(lines.stream(kind, file, classes=labels))
+            summary = lines.summary(kind, file, each, labels)
             labels = labels or tuple(summary.labels)
-        if spans is not None and split == "train":
-            if len(several) > 1:
-                raise InputError("spans", spans, "belongs to one file of training text")
-            items[0] = lines.with_spans(spans, items[0])
+            items.append(lines.with_spans(beside[file], each, file) if file in beside else each)
         if classes is None:
             given = [item.label for each in items for item in each if item.label is not None]
             classes = lines.classes_of(name if len(several) > 1 else f"{kind}:{several[0]}", given)
@@ -268,19 +268,72 @@ def _files(name: str, path: str) -> dict[str, list[str]]:
     folder = paths.expand("dataset", path, given=name)
     if not folder.is_dir():
         return {"train": [str(folder)]}
+    found = _by_split(folder)
+    for split, every in found.items():
+        kinds = set(map(_ending, every))
+        if len(kinds) != 1:
+            allowed = (
+                f"a directory must hold files with {' or '.join(_FILES[split])} in their names, "
+                f"all with one ending; this one has {len(every)}{' with several' if every else ''}"
+            )
+            raise InputError("dataset", name, allowed)
+    return found
+
+
+def _by_split(folder: epath.Path) -> dict[str, list[str]]:
+    """Split -> files that have, or lie in a directory that has, one of its words in the name."""
     found = {}
     for split, words in _FILES.items():
         here = [p for p in folder.iterdir() if any(w in p.name for w in words)]
-        every = sorted(str(file) for p in here for file in ([p] if p.is_file() else _below(p)))
-        kinds = {os.path.splitext(file.removesuffix(".gz"))[1] for file in every}
-        if len(kinds) != 1:
-            allowed = (
-                f"a directory must hold files with {' or '.join(words)} in their names, all with "
-                f"one ending; this one has {len(every)}{' with several' if every else ''}"
-            )
-            raise InputError("dataset", name, allowed)
-        found[split] = every
+        each = (file for p in here for file in ([p] if p.is_file() else _below(p)))
+        found[split] = sorted(map(str, each))
     return found
+
+
+def _spans_files(spans: str, found: Mapping[str, list[str]], path: str) -> dict[str, str]:
+    """File of text -> file of its private spans.
+
+    In a directory, files of spans have the words of the splits in their names. A split has none, or
+    as many as there are files of text; several have these files' names but for the ending.
+    """
+    folder = paths.expand("spans", spans)
+    if not folder.is_dir() or "validation" not in found:
+        if len(found["train"]) > 1:
+            allowed = "belongs to one file of training text; several need a directory of spans"
+            raise InputError("spans", spans, allowed)
+        return {found["train"][0]: spans}
+    theirs = _by_split(folder)
+    known = {file for each in theirs.values() for file in each}
+    if not known:
+        raise InputError("spans", spans, f"has no file with {_WORDS} in its name")
+    for file in sorted({str(file) for file in _below(folder)} - known):
+        if _ending(file) in map(_ending, known):  # one that is misnamed would be missed silently
+            raise InputError("spans", file, f"must have {_WORDS} in its name")
+    beside = {}
+    for split, each in theirs.items():
+        of = found[split]
+        texts, names = _by_name(of, paths.expand("dataset", path)), _by_name(each, folder)
+        if len(of) == len(each) == 1:
+            beside[of[0]] = each[0]
+        elif each and (apart := sorted(texts.keys() ^ names.keys())):
+            lacks = "text" if apart[0] in names else "spans"
+            allowed = (
+                f"needs a file of spans for each {split} file of text; {apart[0]} lacks {lacks}"
+            )
+            raise InputError("spans", spans, allowed)
+        elif each:
+            beside |= {texts[name]: names[name] for name in texts}
+    return beside
+
+
+def _by_name(several: Iterable[str], folder: epath.Path) -> dict[str, str]:
+    """Name within the folder but for the ending -> file."""
+    names = {file: os.path.relpath(file, folder).removesuffix(".gz") for file in several}
+    return {os.path.splitext(name)[0]: file for file, name in names.items()}
+
+
+def _ending(file: str) -> str:
+    return os.path.splitext(file.removesuffix(".gz"))[1]
 
 
 def _below(folder: epath.Path) -> Iterator[epath.Path]:

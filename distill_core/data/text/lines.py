@@ -203,8 +203,8 @@ def _objects(path: str, classes: Sequence[str] | None) -> Iterator[Item]:
         yield item
 
 
-def with_spans(path: str, items: Sequence[Item]) -> list[Item]:
-    """The texts of a file with their private spans, which lie in a file of their own.
+def with_spans(path: str, items: Sequence[Item], of: str) -> list[Item]:
+    """The texts of the file `of` with their private spans, which lie in a file of their own.
 
     UTF-8, one JSON object per line: `line`, the number of a line in the text's file, from 1;
     `spans` as in `stream`, in characters of the text without surrounding spaces; and, if given,
@@ -227,7 +227,7 @@ def with_spans(path: str, items: Sequence[Item]) -> list[Item]:
                 raise ValueError("lacks `spans`, a list")
             text = texts[which]
             if given.get("text") is not None and _text(given).rstrip() != text:
-                raise ValueError(f"has another text than line {which} of the training file")
+                raise ValueError(f"has another text than line {which} of {of}")
             found[which] = _spans(given, len(text))
         except ValueError as error:
             raise InputError("spans", path, f"line {number} {error}") from None

@@ -48,6 +48,10 @@ class Tokenizer:
       unk_id: of unknown text; None if there is no such token.
       made_from: `TRAINING_TEXT` of a run, `PUBLIC_TEXT` if its user says that it is public, or
         `ELSEWHERE`. Not in `to_json`; it travels in checkpoints, and from teacher to student.
+      chat_templates: Jinja templates of dialogues by name, "default" among them, of a tokenizer
+        from Hugging Face; travels likewise. Never run here.
+      eos_ids: tokens of which any ends a generated text, where they are others than `eos_id` alone;
+        () otherwise. Travels likewise.
     """
 
     def __init__(
@@ -55,8 +59,12 @@ class Tokenizer:
         inner: tokenizers.Tokenizer,
         made_from: str = ELSEWHERE,
         special_tokens: Mapping[str, str | None] | None = None,
+        *,
+        chat_templates: Mapping[str, str] | None = None,
+        eos_ids: Sequence[int] = (),
     ):
         self.made_from, self.special_tokens = made_from, dict(special_tokens or {})
+        self.chat_templates, self.eos_ids = dict(chat_templates or {}), tuple(eos_ids)
         vocab = inner.get_vocab()
         _check_ids(vocab)
         # A file's own would truncate texts, pad them, or split one text differently every time.
@@ -129,8 +137,11 @@ class Tokenizer:
         text: str,
         made_from: str = ELSEWHERE,
         special_tokens: Mapping[str, str | None] | None = None,
+        *,
+        chat_templates: Mapping[str, str] | None = None,
+        eos_ids: Sequence[int] = (),
     ) -> "Tokenizer":
-        """The tokenizer that `to_json` wrote, its special tokens by name where they have others.
+        """The tokenizer that `to_json` wrote, with what else is known of it (see the attributes).
 
         Refuses text whose added tokens have other ids than the library gives them, which numbers
         them without gaps.
@@ -146,7 +157,8 @@ class Tokenizer:
             if inner.token_to_id(token) != i:
                 allowed = f"its id is {i}, where the next free one is {inner.token_to_id(token)}"
                 raise InputError("tokenizer", token, allowed)
-        return cls(inner, made_from, special_tokens)
+        also = {"chat_templates": chat_templates, "eos_ids": eos_ids}
+        return cls(inner, made_from, special_tokens, **also)
 
 
 def num_shared(first: Tokenizer, second: Tokenizer) -> int:

@@ -26,9 +26,8 @@ def load_model(
     for name, value in (("part", part), ("step", step)):
         if value is not None:
             raise InputError(name, value, f"{path} holds one network; leave it out")
-    template = False
     if not str(path).endswith(".safetensors"):
-        network, variables, template = huggingface.load_directory(path, sharding)
+        network, variables = huggingface.load_directory(path, sharding)
     elif torch_weights.is_torch(path):
         network, variables = torch_weights.load_torch(path)
         if sharding is not None:
@@ -45,7 +44,6 @@ def load_model(
         "step": 0,
         "id": "a file of weights",  # nobody drew one
         "source": str(path),
-        "chat_template": template,
     }
     return LoadedModel(variables, network, metadata)
 

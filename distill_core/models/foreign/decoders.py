@@ -1,4 +1,4 @@
-"""Llama, Mistral, Qwen2 and Qwen3 in Hugging Face's terms: config.json and names of tensors."""
+"""Llama, Mistral, Qwen and Gemma 3 in Hugging Face's terms: config.json and names of tensors."""
 
 from collections.abc import Iterator, Mapping
 from typing import Any
@@ -12,6 +12,7 @@ FAMILIES = {
     "mistral": "MistralForCausalLM",
     "qwen2": "Qwen2ForCausalLM",
     "qwen3": "Qwen3ForCausalLM",
+    "gemma3_text": "Gemma3ForCausalLM",
 }
 _SIZES = {
     "num_layers": "num_hidden_layers",
@@ -23,7 +24,7 @@ _SIZES = {
 }
 _OTHERS = (
     "norm_epsilon", "tied", "rope_theta", "rope_scaling", "window", "full_layers", "qkv_bias",
-    "qk_norm",
+    "qk_norm", "full_every", "local_rope_theta", "query_scalar", "gemma",
 )  # fmt: skip
 # Of no other value do we know what it does.
 _FIXED = {"hidden_act": "silu", "attention_bias": False, "mlp_bias": False}
@@ -33,6 +34,12 @@ _READ = {
     "original_max_position_embeddings", "sliding_window", "use_sliding_window",
     "max_window_layers", "layer_types",
 }  # fmt: skip
+_GEMMA, _GEMMA_FIXED = "gemma3_text", {"hidden_activation": "gelu_pytorch_tanh"}
+_GEMMA_READ = {
+    *_GEMMA_FIXED, "query_pre_attn_scalar", "rope_local_base_freq", "sliding_window_pattern",
+    "_sliding_window_pattern",
+}  # fmt: skip
+_LAYERS = ("full_attention", "sliding_attention")
 # Settings of training, of generating and of other tools, which leave the logits as they are.
 WITHOUT_EFFECT = {
     "_name_or_path", "architectures", "attention_dropout", "auto_map", "bos_token_id",
@@ -45,7 +52,7 @@ WITHOUT_EFFECT = {
     "length_penalty", "num_beams", "num_beam_groups", "num_return_sequences",
     "task_specific_params", "_attn_implementation", "_attn_implementation_autoset",
     "_flash_attn_2_enabled",
-    "keys_to_ignore_at_inference", "hidden_dropout", "max_sequence_length",
+    "cache_implementation", "keys_to_ignore_at_inference", "hidden_dropout", "max_sequence_length",
 }  # fmt: skip
 
 
@@ -55,20 +62,22 @@ def settings(config: Mapping[str, Any]) -> dict[str, Any]:
     Raises:
       RefusedError: names the first setting that is missing or not understood.
     """
+    family = config["model_type"]
+    gemma = family == _GEMMA
+    fixed, read = (_FIXED | _GEMMA_FIXED, _READ | _GEMMA_READ) if gemma else (_FIXED, _READ)
     for name, value in config.items():
         if name == "partial_rotary_factor" and value == 1:
             continue
-        if name in _FIXED and value != _FIXED[name]:
-            raise _misfit(name, value, f"{_FIXED[name]!r} is needed")
-        if value and name not in _READ and name not in WITHOUT_EFFECT:
+        if name in fixed and value != fixed[name]:
+            raise _misfit(name, value, f"{fixed[name]!r} is needed")
+        if value and name not in read and name not in WITHOUT_EFFECT:
             raise _misfit(name, value, "it is not understood, and may change the logits")
-    family = config["model_type"]
     found: dict[str, Any] = {}
     for ours, theirs in _SIZES.items():
         value = config.get(theirs)
         if value is None and ours == "num_kv_heads" and family == "llama":
             value = found["num_heads"]
-        if value is None and ours == "head_dim" and family != "qwen3":
+        if value is None and ours == "head_dim" and family not in ("qwen3", _GEMMA):
             value = found["width"] // found["num_heads"]
         if type(value) is not int or not 1 <= value < 2**31:
             raise _misfit(theirs, value, "a positive number is needed")
@@ -76,9 +85,11 @@ def settings(config: Mapping[str, Any]) -> dict[str, Any]:
     epsilon = config.get("rms_norm_eps", 1e-6)
     if not _is_number(epsilon, above=0):
         raise _misfit("rms_norm_eps", epsilon, "a positive number is needed")
-    if not isinstance(tied := config.get("tie_word_embeddings", False), bool):
+    if not isinstance(tied := config.get("tie_word_embeddings", gemma), bool):
         raise _misfit("tie_word_embeddings", tied, "true or false is needed")
     found |= {"norm_epsilon": float(epsilon), "tied": tied}
+    if gemma:
+        return found | _gemma(config, found["num_layers"])
     found |= _rope(config) | _window(config, found["num_layers"])
     if family == "qwen2":
         found["qkv_bias"] = True
@@ -113,6 +124,35 @@ def _rope(config: Mapping[str, Any]) -> dict[str, Any]:
     for name in scaling.keys() - SCALINGS[kind].keys():
         raise _misfit(f"{where}.{name}", scaling[name], f"{kind} has no such setting")
     return {"rope_theta": float(theta), "rope_scaling": {"type": kind, **scaling}}
+
+
+def _gemma(config: Mapping[str, Any], num_layers: int) -> dict[str, Any]:
+    ropes = config.get("rope_parameters") or {}
+    if not isinstance(ropes, Mapping) or ropes.keys() - set(_LAYERS):
+        raise _misfit("rope_parameters", ropes, f"{' and '.join(_LAYERS)} are needed")
+    full, local = map(ropes.get, _LAYERS)
+    theta = config.get("rope_theta", 1e6)
+    found = _rope({**config, "rope_theta": theta, "rope_parameters": full})
+    near = _rope({"rope_theta": config.get("rope_local_base_freq", 1e4), "rope_parameters": local})
+    if "rope_scaling" in near:
+        raise _misfit("rope_parameters.sliding_attention", local, "rope_type default is needed")
+    types, every = config.get("layer_types"), config.get("_sliding_window_pattern", 6)
+    every = config.get("sliding_window_pattern", every)
+    if isinstance(types, list) and _LAYERS[0] in types:
+        every = types.index(_LAYERS[0]) + 1
+    window, scalar = config.get("sliding_window"), config.get("query_pre_attn_scalar", 256)
+    numbers = {"sliding_window": window, "query_pre_attn_scalar": scalar}
+    for name, value in {**numbers, "sliding_window_pattern": every}.items():
+        if type(value) is not int or not 1 <= value < 2**31:
+            raise _misfit(name, value, "a positive number is needed")
+    if types not in (None, implied := _layer_types(every, num_layers)):
+        raise _misfit("layer_types", types, f"{implied} is needed")
+    found |= {"gemma": True, "qk_norm": True, "window": window, "query_scalar": float(scalar)}
+    return found | {"full_every": every, "local_rope_theta": near["rope_theta"]}
+
+
+def _layer_types(full_every: int, num_layers: int) -> list[str]:
+    return [_LAYERS[(i + 1) % full_every != 0] for i in range(num_layers)]
 
 
 def _window(config: Mapping[str, Any], num_layers: int) -> dict[str, Any]:
@@ -160,12 +200,16 @@ def config(sizes: Mapping[str, Any], vocab_size: int, max_length: int) -> dict[s
     family has them."""
     family = "llama"
     windowed, mixed = sizes["window"] is not None, sizes["full_layers"] > 0
-    if sizes["qkv_bias"] or sizes["qk_norm"]:
+    own = [sizes[name] for name in ("full_every", "local_rope_theta", "query_scalar", "gemma")]
+    if gemma := all(own) and windowed and sizes["qk_norm"] and not mixed:
+        family = _GEMMA
+    elif sizes["qkv_bias"] or sizes["qk_norm"]:
         family = "qwen2" if sizes["qkv_bias"] else "qwen3"
     elif windowed or sizes["width"] % sizes["num_heads"]:  # which Llama's code refuses
         family = "mistral"
-    if (sizes["qkv_bias"] and sizes["qk_norm"]) or (family == "mistral" and mixed):
-        needed = "qkv_bias with qk_norm, or full_layers without either"
+    both = sizes["qkv_bias"] and sizes["qk_norm"]
+    if both or (family == "mistral" and mixed) or (any(own) and not gemma):
+        needed = "qkv_bias with qk_norm, full_layers without either, or some of Gemma's settings"
         raise RefusedError(f"no family of Hugging Face's has its combination: {needed}")
     scaling = dict(sizes["rope_scaling"] or {})
     rope = {"rope_theta": sizes["rope_theta"], "rope_type": scaling.pop("type", "default")}
@@ -184,12 +228,23 @@ def config(sizes: Mapping[str, Any], vocab_size: int, max_length: int) -> dict[s
         "rope_scaling": {"rope_type": rope["rope_type"], **scaling} if scaling else None,
         "attention_dropout": 0.0,
     }
-    if family == "mistral":
+    if gemma:
+        del found["hidden_act"]
+        local = {"rope_theta": sizes["local_rope_theta"], "rope_type": "default"}
+        found |= _GEMMA_FIXED | {
+            "rope_parameters": dict(zip(_LAYERS, (found["rope_parameters"], local), strict=True)),
+            "rope_local_base_freq": sizes["local_rope_theta"],
+            "layer_types": _layer_types(sizes["full_every"], sizes["num_layers"]),
+            "sliding_window_pattern": sizes["full_every"],
+            "sliding_window": sizes["window"],
+            "query_pre_attn_scalar": int(sizes["query_scalar"]),
+        }
+    elif family == "mistral":
         found["sliding_window"] = sizes["window"]
     elif family != "llama":
         found |= {"use_sliding_window": windowed, "sliding_window": sizes["window"]}
         found["max_window_layers"] = sizes["full_layers"] if windowed else sizes["num_layers"]
-    if family in ("llama", "qwen3"):
+    if family in ("llama", "qwen3", _GEMMA):
         found["attention_bias"] = False
     return found
 
@@ -211,6 +266,8 @@ def layout(sizes: Mapping[str, Any], vocab_size: int) -> Iterator[Place]:
         "mlp.down_proj": (mlp, width),
     }
     norms = {"input_layernorm": width, "post_attention_layernorm": width}
+    if sizes.get("gemma"):
+        norms |= {"pre_feedforward_layernorm": width, "post_feedforward_layernorm": width}
     if sizes.get("qk_norm"):
         norms |= {"self_attn.q_norm": head_dim, "self_attn.k_norm": head_dim}
     for i in range(sizes["num_layers"]):

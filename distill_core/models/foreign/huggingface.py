@@ -1,14 +1,16 @@
-"""Language models as Hugging Face's libraries store them: GPT-2, Llama, Mistral, Qwen2 and Qwen3.
+"""Language models as Hugging Face's libraries store them: GPT-2, Llama, Mistral, Qwen, Gemma 3.
 
     model = distill_core.load_model("models/SmolLM2-135M")         # a directory
     model = distill_core.load_model("gpt2/model.safetensors")      # a file of GPT-2's
 
 A directory holds config.json, one `.safetensors` file or several and their index, and, if it has a
 tokenizer, tokenizer.json with tokenizer_config.json or generation_config.json, which name its
-special tokens. Nothing in it is run. `files` writes such a directory, for `transformers` to load.
+special tokens and chat templates. Nothing in it is run. `files` writes such a directory, for
+`transformers` to load.
 """
 
 import dataclasses
+import json
 import pathlib
 from collections.abc import Mapping
 from typing import Any
@@ -24,6 +26,7 @@ from distill_core.runtime import strict_json
 
 _KINDS = ("bos", "eos", "pad", "unk")
 _HEAD = "lm_head.weight"
+_MORE_TEMPLATES = "additional_chat_templates"
 
 
 def is_directory(path: Any) -> bool:
@@ -35,8 +38,8 @@ def is_directory(path: Any) -> bool:
     return any((folder / name).exists() for name in names) or any(folder.glob("*.safetensors"))
 
 
-def load_directory(path: Any, sharding: Any = None) -> tuple[Network, dict[str, Any], bool]:
-    """(network, variables in the dtypes of the files, whether there is a chat template).
+def load_directory(path: Any, sharding: Any = None) -> tuple[Network, dict[str, Any]]:
+    """(network, variables in the dtypes of the files).
 
     `num_classes` are the rows of the embedding, of which the tokenizer's are tokens; `sharding` is
     that of `distill_core.load_model`.
@@ -58,8 +61,8 @@ def load_directory(path: Any, sharding: Any = None) -> tuple[Network, dict[str, 
             network, params = _gpt2(tensors, given, sharding)
         else:
             network, params = _decoder(tensors, given, sharding)
-        written, template = _tokenizer(folder, given, network.num_classes)
-    return dataclasses.replace(network, **written), {"params": params}, template
+        written = _tokenizer(folder, given, network.num_classes)
+    return dataclasses.replace(network, **written), {"params": params}
 
 
 def load_file(path: Any, sharding: Any = None) -> tuple[Network, dict[str, Any]]:
@@ -71,7 +74,7 @@ def load_file(path: Any, sharding: Any = None) -> tuple[Network, dict[str, Any]]
         if beside.exists():
             given = read_object(beside, "config.json")
         network, params = _gpt2(Tensors([file]), given, sharding)
-        written, _ = _tokenizer(file.parent, given, network.num_classes)
+        written = _tokenizer(file.parent, given, network.num_classes)
     return dataclasses.replace(network, **written), {"params": params}
 
 
@@ -117,24 +120,26 @@ def _decoder(
     return network, params
 
 
-def _tokenizer(
-    folder: pathlib.Path, given: Mapping[str, Any], rows: int
-) -> tuple[dict[str, Any], bool]:
-    """(fields of the network, {} without a tokenizer; whether there is a chat template)."""
+def _tokenizer(folder: pathlib.Path, given: Mapping[str, Any], rows: int) -> dict[str, Any]:
+    """Fields of the network, {} without a tokenizer."""
     files = {}
     for name in ("tokenizer_config.json", "generation_config.json"):
         files[name] = read_object(folder / name, name) if (folder / name).exists() else {}
-    settings = files["tokenizer_config.json"]
-    template = "chat_template" in settings or (folder / "chat_template.jinja").exists()
+    settings, numbered = files["tokenizer_config.json"], (files["generation_config.json"], given)
     file = folder / "tokenizer.json"
     if not file.exists():
-        return {}, template
+        return {}
     from distill_core.data.text.tokenizers import Tokenizer
 
     try:
         text = file.read_text(encoding="utf-8")
-        named = _special_tokens(text, settings, (files["generation_config.json"], given))
+        named = _special_tokens(text, settings, numbered)
         tokenizer = Tokenizer.from_json(text, special_tokens=named)
+        if tokenizer.vocab_size > rows:  # Gemma 3's added token for images has no embedding
+            state = json.loads(text)
+            state["added_tokens"] = [each for each in state["added_tokens"] if each["id"] < rows]
+            fewer = strict_json.encode(state)
+            tokenizer = Tokenizer.from_json(fewer, special_tokens=named)
     except (OSError, ValueError) as error:  # InputError is a ValueError
         raise RefusedError(f"tokenizer.json is refused ({error})") from error
     if tokenizer.vocab_size > rows:
@@ -144,7 +149,45 @@ def _tokenizer(
         "tokenizer": tokenizer.to_json(),
         "special_tokens": tokenizer.special_tokens,
         "vocab_size": tokenizer.vocab_size if tokenizer.vocab_size < rows else None,
-    }, template
+        "chat_templates": _chat_templates(folder, settings),
+        "eos_ids": _eos_ids(tokenizer, numbered),
+    }
+
+
+def _chat_templates(folder: pathlib.Path, settings: Mapping[str, Any]) -> dict[str, str]:
+    """Chat templates by name: of files, else those in tokenizer_config.json, as `transformers`."""
+    found = {file.stem: file for file in sorted((folder / _MORE_TEMPLATES).glob("*.jinja"))}
+    if (file := folder / "chat_template.jinja").exists():
+        found["default"] = file
+    try:
+        if found:
+            return {name: file.read_text(encoding="utf-8") for name, file in found.items()}
+    except (OSError, ValueError) as error:
+        raise RefusedError(f"a chat template cannot be read ({error})") from error
+    given = settings.get("chat_template") or {}
+    if isinstance(given, str):
+        given = {"default": given}
+    elif isinstance(given, list) and all(isinstance(each, Mapping) for each in given):
+        given = {each.get("name"): each.get("template") for each in given}
+    if not isinstance(given, Mapping) or not all(map(_is_text, (*given, *given.values()))):
+        told = f"chat_template {repr(given)[:60]}; a template, or several by name, is needed"
+        raise RefusedError(f"tokenizer_config.json has {told}")
+    return dict(given)
+
+
+def _is_text(value: Any) -> bool:
+    return isinstance(value, str)
+
+
+def _eos_ids(tokenizer: Any, numbered: tuple[Mapping[str, Any], ...]) -> tuple[int, ...]:
+    """The tokenizer's `eos_ids`, of the first file that names any which are tokens."""
+    for source in numbered:
+        given = source.get("eos_token_id")
+        ids = given if isinstance(given, list) else [given]
+        ids = tuple(i for i in ids if type(i) is int and 0 <= i < tokenizer.vocab_size)
+        if ids:
+            return () if ids == (tokenizer.eos_id,) else ids
+    return ()
 
 
 def _special_tokens(
@@ -195,7 +238,7 @@ def files(loaded: LoadedModel) -> dict[str, bytes]:
         described = decoders.config(sizes, network.num_classes, network.max_length or 1)
         places = list(decoders.layout(sizes, network.num_classes))
     else:
-        known = "transformer (GPT-2) and decoder (Llama, Mistral, Qwen)"
+        known = "transformer (GPT-2) and decoder (Llama, Mistral, Qwen, Gemma)"
         raise RefusedError(f"is a {network.model}; Hugging Face's formats are for {known}")
     flat = traverse_util.flatten_dict(loaded.variables["params"])
     values = {place.name: np.asarray(flat[place.path]) for place in places}
@@ -211,13 +254,21 @@ def files(loaded: LoadedModel) -> dict[str, bytes]:
     if tokenizer is not None:
         kinds = [kind for kind in _KINDS if kind in (tokenizer.special_tokens or _KINDS)]
         ids = {kind: getattr(tokenizer, f"{kind}_id") for kind in kinds}
-        numbered = {f"{kind}_token_id": i for kind, i in ids.items() if kind != "unk"}
+        numbered: dict[str, Any] = {
+            f"{kind}_token_id": i for kind, i in ids.items() if kind != "unk"
+        }
+        if ends := list(tokenizer.eos_ids):
+            numbered["eos_token_id"] = ends if len(ends) > 1 else ends[0]
         described |= numbered
         found["generation_config.json"] = _encoded(numbered)
         found["tokenizer.json"] = tokenizer.to_json().encode()
         names = {f"{kind}_token": tokenizer.token(i) for kind, i in ids.items()}
         settings = {"tokenizer_class": "PreTrainedTokenizerFast", **names}
         settings["clean_up_tokenization_spaces"] = False
+        if templates := tokenizer.chat_templates:
+            several = [{"name": name, "template": text} for name, text in templates.items()]
+            is_one = templates.keys() == {"default"}
+            settings["chat_template"] = templates["default"] if is_one else several
         found["tokenizer_config.json"] = _encoded(settings)
     return {**found, "config.json": _encoded(described)}
 

@@ -1,4 +1,4 @@
-"""A decoder-only transformer as Llama, Mistral and Qwen have it, of any size."""
+"""A decoder-only transformer as Llama, Mistral, Qwen and Gemma have it, of any size."""
 
 import functools
 from collections.abc import Mapping
@@ -23,8 +23,8 @@ _INIT = nn.initializers.normal(0.02)
 class Decoder(nn.Module):
     """Pre-norm blocks with RMSNorm, rotary positions, grouped-query attention and SwiGLU.
 
-    The networks of Llama 2 and 3, SmolLM2, Mistral, Qwen2 and Qwen3; parameters correspond one to
-    one to those of their published weights (see `foreign.decoders`). There is no dropout.
+    The networks of Llama 2 and 3, SmolLM2, Mistral, Qwen2, Qwen3 and Gemma 3; parameters correspond
+    one to one to those of their published weights (see `foreign.decoders`). There is no dropout.
 
     Attributes:
       vocab_size: V.
@@ -35,10 +35,15 @@ class Decoder(nn.Module):
       rope_theta, rope_scaling: see `rotary.frequencies`.
       norm_epsilon: ε of the norms.
       qkv_bias: whether queries, keys and values have biases (Qwen2).
-      qk_norm: whether each head's queries and keys are normalised (Qwen3).
+      qk_norm: whether each head's queries and keys are normalised (Qwen3, Gemma 3).
       tied: whether the head is the embedding.
       window: positions that a position sees, itself included; None for all that precede it.
       full_layers: so many first layers see all positions all the same.
+      full_every: so does each layer whose number, from 1, this divides (Gemma 3).
+      local_rope_theta: theta of all other layers, then without scaling; by default the same.
+      query_scalar: queries are divided by its root; by default by that of head_dim.
+      gemma: norms multiply by 1 + scale, and also apply to what attention and MLP add to the
+        stream; embeddings are multiplied by √D; GELU by tanh in place of SiLU.
       dtype: of the arithmetic, "float32" or "bfloat16"; parameters, softmax and norms stay float32.
       remat: compute each block's activations again in the backward pass, rather than keep them.
     """
@@ -58,6 +63,10 @@ class Decoder(nn.Module):
     tied: bool = True
     window: int | None = None
     full_layers: int = 0
+    full_every: int | None = None
+    local_rope_theta: float | None = None
+    query_scalar: float | None = None
+    gemma: bool = False
     dtype: str = "float32"
     remat: bool = False
 
@@ -74,11 +83,17 @@ class Decoder(nn.Module):
             ("num_layers", self.num_layers, self.num_layers > 0, "must be positive"),
             ("num_kv_heads", groups, groups > 0 and heads % groups == 0, f"must divide {heads}"),
             ("head_dim", head_dim, head_dim % 2 == 0, "must be even"),
-            ("window", self.window, self.window is None or self.window > 0, "must be positive"),
         ):
             if not fits:
                 raise InputError(f"model_kwargs.{name}", value, allowed)
-        rope = frequencies(head_dim, self.rope_theta, self.rope_scaling)
+        for name in ("window", "full_every", "local_rope_theta", "query_scalar"):
+            if (value := getattr(self, name)) is not None and value <= 0:
+                raise InputError(f"model_kwargs.{name}", value, "must be positive")
+        far = (self.rope_theta, self.rope_scaling)
+        near = far if self.local_rope_theta is None else (self.local_rope_theta, None)
+        ropes = [frequencies(head_dim, *each) for each in (far, near)]
+        every = self.full_every or self.num_layers + 1
+        local = [i >= self.full_layers and (i + 1) % every != 0 for i in range(self.num_layers)]
         make = nn.remat(Block) if self.remat else Block
         self.embed_tokens = self.param("embed_tokens", _INIT, (self.vocab_size, self.width))
         if not self.tied:
@@ -89,16 +104,18 @@ class Decoder(nn.Module):
                 num_kv_heads=groups,
                 head_dim=head_dim,
                 mlp_width=self.mlp_width or default_mlp_width(self.width),
-                rope=(tuple(rope[0].tolist()), rope[1]),
+                rope=(tuple(ropes[is_local][0].tolist()), ropes[is_local][1]),
                 norm_epsilon=self.norm_epsilon,
                 qkv_bias=self.qkv_bias,
                 qk_norm=self.qk_norm,
-                window=self.window if i >= self.full_layers else None,
+                window=self.window if is_local else None,
+                query_factor=(head_dim / (self.query_scalar or head_dim)) ** 0.5,
+                gemma=self.gemma,
                 dtype=jnp.dtype(self.dtype),
             )
-            for i in range(self.num_layers)
+            for is_local in local
         ]
-        self.norm = nn.RMSNorm(epsilon=self.norm_epsilon)
+        self.norm = (_OffsetNorm if self.gemma else nn.RMSNorm)(epsilon=self.norm_epsilon)
 
     def hidden(self, tokens: Array, segments: Array | None = None) -> Array:
         """Hidden states of all positions; logits = hidden · `embedding()`ᵀ.
@@ -124,7 +141,8 @@ class Decoder(nn.Module):
         return self.norm(x).astype(self.dtype)
 
     def _embedded(self, table: Mapping[str, Array], tokens: Array) -> Array:
-        return table["embed_tokens"][tokens].astype(self.dtype)
+        x = table["embed_tokens"][tokens].astype(self.dtype)
+        return x * jnp.asarray(self.width**0.5, self.dtype) if self.gemma else x
 
     def next_hidden(self, tokens: Array, place: Array) -> Array:
         """Hidden states of one further token per line, as `Transformer.next_hidden`.
@@ -136,7 +154,7 @@ class Decoder(nn.Module):
         Returns:
           `[B, D]` in `dtype`.
         """
-        x = jnp.asarray(self.embed_tokens)[tokens].astype(self.dtype)[:, None]
+        x = self._embedded({"embed_tokens": jnp.asarray(self.embed_tokens)}, tokens)[:, None]
         for layer in self.layers:
             x = layer(x, place[:, None], None, place)
         return self.norm(x).astype(self.dtype)[:, 0]
@@ -169,6 +187,8 @@ class Block(nn.Module):
     qkv_bias: bool
     qk_norm: bool
     window: int | None
+    query_factor: float
+    gemma: bool
     dtype: jnp.dtype
 
     @nn.compact
@@ -180,7 +200,8 @@ class Block(nn.Module):
         With `place` [B] L is 1, and what precedes it is in the cache; see `attend_next`.
         """
         dense = functools.partial(nn.Dense, dtype=self.dtype, kernel_init=_INIT, use_bias=False)
-        norm = functools.partial(nn.RMSNorm, epsilon=self.norm_epsilon)
+        kind = _OffsetNorm if self.gemma else nn.RMSNorm
+        norm = functools.partial(kind, epsilon=self.norm_epsilon)
         y = norm(name="input_layernorm")(x)
         q, k, v = (
             dense(heads * self.head_dim, use_bias=self.qkv_bias, name=f"{name}_proj")(y).reshape(
@@ -190,6 +211,7 @@ class Block(nn.Module):
         )
         if self.qk_norm:
             q, k = norm(name="q_norm")(q), norm(name="k_norm")(k)
+        q = q if self.query_factor == 1 else q * self.query_factor
         angles, factor = self.rope
         q, k = (
             rotate(each.astype(self.dtype), places, np.array(angles), factor) for each in (q, k)
@@ -198,8 +220,26 @@ class Block(nn.Module):
             y = attend(q, k, v, segments, window=self.window)
         else:
             y = attend_next(self, q, k, v, place, self.window)
-        x = x + dense(x.shape[-1], name="o_proj")(y.reshape(*x.shape[:2], -1))
-        y = norm(name="post_attention_layernorm")(x)
-        gated = nn.silu(dense(self.mlp_width, name="gate_proj")(y))
+        y = dense(x.shape[-1], name="o_proj")(y.reshape(*x.shape[:2], -1))
+        if self.gemma:
+            y = norm(name="post_attention_layernorm")(y).astype(self.dtype)
+        x = x + y
+        y = norm(name=f"{'pre_feedforward' if self.gemma else 'post_attention'}_layernorm")(x)
+        gated = (nn.gelu if self.gemma else nn.silu)(dense(self.mlp_width, name="gate_proj")(y))
         gated *= dense(self.mlp_width, name="up_proj")(y)
-        return x + dense(x.shape[-1], name="down_proj")(gated)
+        y = dense(x.shape[-1], name="down_proj")(gated)
+        if self.gemma:
+            y = norm(name="post_feedforward_layernorm")(y).astype(self.dtype)
+        return x + y
+
+
+class _OffsetNorm(nn.Module):
+    """RMSNorm that multiplies by 1 + `scale`; returns float32."""
+
+    epsilon: float
+
+    @nn.compact
+    def __call__(self, x: Array) -> Array:
+        scale = self.param("scale", nn.initializers.zeros, (x.shape[-1],))
+        y = nn.RMSNorm(epsilon=self.epsilon, use_scale=False, dtype=jnp.float32)(x)
+        return y * jnp.broadcast_to(1 + jnp.asarray(scale, jnp.float32), y.shape)

@@ -81,9 +81,14 @@ def _images():
     return Update(Nasty(network, network), optimizer), make
 
 
+GEMMA = {
+    "num_kv_heads": 2, "gemma": True, "qk_norm": True, "window": 3, "full_every": 2,
+    "local_rope_theta": 100.0, "query_scalar": 5,
+}  # fmt: skip
 CASES = {
     "gpt2": functools.partial(_text, "transformer", SMALL, LARGE),
     "llama": functools.partial(_text, "decoder", {**SMALL, "num_kv_heads": 2}, LARGE),
+    "gemma": functools.partial(_text, "decoder", {**SMALL, **GEMMA}, LARGE),
     "odd": functools.partial(_text, "decoder", SMALL, LARGE, vocabulary=513, variant="swing"),
     "resnet": _images,
 }
@@ -109,7 +114,7 @@ def _trained(case, mode):
 @pytest.mark.parametrize(
     ("case", "mode"),
     [(case, "mesh") for case in CASES]
-    + [(case, "data:4,model:2") for case in ("gpt2", "llama", "odd")],
+    + [(case, "data:4,model:2") for case in ("gpt2", "llama", "gemma", "odd")],
 )
 def test_split_and_whole_networks_train_alike(case, mode):
     expected, wanted, _ = _trained(case, "jit")

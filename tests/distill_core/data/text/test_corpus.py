@@ -155,6 +155,74 @@ def test_spans_beside_text_are_of_the_training_file_or_of_the_single_one(tmp_pat
             load_corpus(name, spans=str(spans))
 
 
+@pytest.fixture
+def spans_beside(tmp_path):
+    """`spans_beside(names, *contents)`: a text in three files and, by `load`, with such spans."""
+    (tmp_path / "text").mkdir()
+    write(tmp_path / "text", WIKITEXT, "one\ntwo", "three", "four")
+
+    def load(names, *contents):
+        (tmp_path / "spans").mkdir()
+        write(tmp_path / "spans", names, *contents)
+        found = load_corpus(f"text:{tmp_path}/text", spans=f"{tmp_path}/spans")
+        return [[e.spans for e in split] for split in (found.train, found.validation, found.test)]
+
+    return load
+
+
+def span_of(line, end):
+    return json_lines({"line": line, "spans": [[0, end]]})
+
+
+def test_a_directory_of_spans_has_those_of_every_split(spans_beside):
+    names = ("train.jsonl", "dev.jsonl", "test.jsonl", "README.md")
+    found = spans_beside(names, span_of(2, 1), span_of(1, 2), span_of(1, 3), "about")
+    assert found == [[(), (Span(0, 1),)], [(Span(0, 2),)], [(Span(0, 3),)]]
+
+
+def test_a_split_may_have_no_spans(spans_beside):
+    assert spans_beside(("test",), span_of(1, 3)) == [[(), ()], [()], [(Span(0, 3),)]]
+
+
+@pytest.mark.parametrize(
+    ("names", "contents", "says"),
+    [
+        (("a.test",), (span_of(1, 5),), r"a.test'; line 1 has a span, number 1, outside it"),
+        (("valid",), (json_lines({"line": 1, "spans": [], "text": "four"}),),
+         r"valid'; line 1 has another text than line 1 of .*/wiki.valid.tokens$"),
+        (("train", "tset"), ("", ""), "tset'; must have train, valid, dev or test in its name"),
+        ((), (), "spans'; has no file with train, valid, dev or test in its name"),
+        (("test-1.a", "test-2.a"), ("", ""), "for each test file of text; test-1 lacks text"),
+    ],
+)  # fmt: skip
+def test_spans_in_a_directory_that_fit_no_text_are_refused(spans_beside, names, contents, says):
+    with pytest.raises(InputError, match=f"^spans: got '.*{says}") as caught:
+        spans_beside(names, *contents)
+    assert "\n" not in str(caught.value)
+
+
+def test_several_files_of_spans_have_the_names_of_their_text(tmp_path):
+    for name in ("text/train", "text/valid", "text/test", "spans/train"):
+        (tmp_path / name).mkdir(parents=True)
+    packed(tmp_path / "text" / "train" / "a.txt.gz", "one")
+    write(tmp_path / "text", ("train/b.c.txt", "valid/a.txt", "test/a.txt"), "two", "three", "four")
+    write(tmp_path / "spans", ("train/a.jsonl",), span_of(1, 1))
+    name, spans = f"text:{tmp_path}/text", f"{tmp_path}/spans"
+    with pytest.raises(InputError, match="each train file of text; train/b.c lacks spans"):
+        load_corpus(name, spans=spans)
+    with pytest.raises(InputError, match="one file of training text; several need a directory"):
+        load_corpus(name, spans=f"{spans}/train/a.jsonl")
+    packed(tmp_path / "spans" / "train" / "b.c.jsonl.gz", span_of(1, 2))
+    found = load_corpus(name, spans=spans).train
+    assert [(e.text, e.spans) for e in found] == [("one", (Span(0, 1),)), ("two", (Span(0, 2),))]
+
+
+def test_a_single_file_of_text_takes_a_file_of_spans(tmp_path):
+    (tmp_path / "a.txt").write_text("one\n" * 40)
+    with pytest.raises(InputError, match="^spans: got '.*'; must be an existing text file"):
+        load_corpus(f"text:{tmp_path}/a.txt", spans=str(tmp_path))
+
+
 def test_a_fingerprint_tells_spans_scores_and_kinds_apart(tmp_path):
     found = set()
     for span in ([0, 1], [0, 2], [0, 2, 0.5], [0, 2, 0.5, "name"]):

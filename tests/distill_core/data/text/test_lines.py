@@ -244,7 +244,7 @@ def spans_of(tmp_path):
     def spans_of(content):
         (tmp_path / "spans").write_text(content)
         items = list(stream("text", str(tmp_path / "text")))
-        return tuple(item.spans for item in with_spans(str(tmp_path / "spans"), items))
+        return tuple(item.spans for item in with_spans(str(tmp_path / "spans"), items, "/text"))
 
     return spans_of
 
@@ -269,7 +269,10 @@ def test_spans_in_a_file_of_their_own_name_the_line_they_are_of(spans_of):
         ('{"line": 1, "spans": []}\n\n{"line": 1, "spans": []}', "line 3 has `line` 1, as one"),
         ('{"line": 1}', "line 1 lacks `spans`"),
         ('{"line": 1, "spans": [[0, 4]]}', "line 1 has .*end ≤ 3"),
-        ('{"line": 1, "spans": [], "text": " Ann"}', "line 1 has another text than line 1"),
+        (
+            '{"line": 1, "spans": [], "text": " Ann"}',
+            "line 1 has another text than line 1 of /text",
+        ),
     ],
 )
 def test_spans_that_fit_no_line_are_refused(content, named, spans_of):
@@ -280,4 +283,4 @@ def test_spans_that_fit_no_line_are_refused(content, named, spans_of):
 def test_a_file_of_spans_must_exist(write, tmp_path):
     items = list(stream("text", write("one")))
     with pytest.raises(InputError, match="^spans: got .*no'; must be an existing"):
-        with_spans(f"{tmp_path}/no", items)
+        with_spans(f"{tmp_path}/no", items, "/text")

@@ -32,13 +32,18 @@ _QWEN = (
     r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*"
     r"|\s*[\r\n]+|\s+(?!\S)|\s+"
 )
-# Each family's own settings.
+# Each family's own settings; None leaves out one of `BASE`.
 FAMILIES: dict[str, dict[str, Any]] = {
     "llama": {"rope_theta": 10_000.0, "tie_word_embeddings": True},
     "mistral": {"sliding_window": 5},
     "qwen2": {"tie_word_embeddings": True, "use_sliding_window": False},
     "qwen3": {"use_sliding_window": True, "sliding_window": 4, "max_window_layers": 1},
-}
+    "gemma3_text": {
+        "hidden_act": None, "hidden_activation": "gelu_pytorch_tanh", "num_hidden_layers": 4,
+        "sliding_window": 4, "layer_types": ["sliding_attention", "full_attention"] * 2,
+        "query_pre_attn_scalar": 9, "rope_theta": 1e5, "rope_local_base_freq": 100.0,
+    },
+}  # fmt: skip
 
 
 def byte_pairs(

@@ -108,12 +108,107 @@ def test_special_tokens_have_any_names_and_come_from_any_of_the_files(tmp_path):
     loaded = load_model(_write(tmp_path))
     ids = (loaded.tokenizer.bos_id, loaded.tokenizer.eos_id, loaded.tokenizer.pad_id)
     assert ids == (0, 1, 1) and loaded.tokenizer.unk_id is None
-    assert not loaded.metadata["chat_template"]
-    (tmp_path / "tokenizer_config.json").write_text(json.dumps({"chat_template": "{{x}}"}))
+    (tmp_path / "tokenizer_config.json").unlink()
     (tmp_path / "generation_config.json").write_text(json.dumps({"eos_token_id": [1, 0]}))
     loaded = load_model(tmp_path)
     assert loaded.tokenizer.bos_id == loaded.tokenizer.eos_id == 1
-    assert loaded.metadata["chat_template"]
+
+
+_CHAT = (
+    "{{ bos_token }}{% for m in messages %}[{{ m['role'] }}] {{ m['content'] }}{{ eos_token }}"
+    "{% endfor %}{% if add_generation_prompt %}[assistant]{% endif %}"
+)
+_NAMED = {"default": _CHAT, "tools": "{{ tools }}"}
+
+
+def _add(folder, name, **settings):
+    """Adds settings to a JSON file, which may exist."""
+    file = folder / name
+    old = json.loads(file.read_text()) if file.exists() else {}
+    file.write_text(json.dumps({**old, **settings}))
+
+
+def _template_in_settings(folder):
+    _add(folder, "tokenizer_config.json", chat_template=_CHAT)
+
+
+def _template_in_a_file(folder):
+    _add(folder, "tokenizer_config.json", chat_template="of a file no more")
+    (folder / "chat_template.jinja").write_text(_CHAT)
+
+
+def _templates_in_settings(folder):
+    several = [{"name": name, "template": text} for name, text in _NAMED.items()]
+    _add(folder, "tokenizer_config.json", chat_template=several)
+
+
+def _templates_in_files(folder):
+    _template_in_a_file(folder)
+    (folder / "additional_chat_templates").mkdir()
+    (folder / "additional_chat_templates" / "tools.jinja").write_text(_NAMED["tools"])
+
+
+_PLACES = {
+    _template_in_settings: {"default": _CHAT},
+    _template_in_a_file: {"default": _CHAT},
+    _templates_in_settings: _NAMED,
+    _templates_in_files: _NAMED,
+}
+
+
+@pytest.mark.parametrize("place", _PLACES)
+def test_chat_templates_lie_in_any_of_the_files_and_go_out_again(tmp_path, place):
+    folder = _write(tmp_path / "in")
+    assert load_model(folder).tokenizer.chat_templates == {}
+    place(folder)
+    assert load_model(folder).tokenizer.chat_templates == _PLACES[place]
+    release.release(folder, tmp_path / "out", format="hf")
+    assert load_model(tmp_path / "out").tokenizer.chat_templates == _PLACES[place]
+
+
+@pytest.mark.parametrize(
+    ("generation", "config", "found"),
+    [
+        ({}, {}, ()),
+        ({"eos_token_id": [1, 260]}, {"eos_token_id": 1}, (1, 260)),
+        ({}, {"eos_token_id": [260, 1]}, (260, 1)),
+        ({"eos_token_id": 260}, {"eos_token_id": 1}, (260,)),
+        ({"eos_token_id": [1]}, {"eos_token_id": 260}, ()),
+        ({"eos_token_id": None}, {"eos_token_id": [1, 100_000, "x", 261]}, (1, 261)),
+    ],
+)
+def test_all_ends_of_text_are_read_and_go_out_again(tmp_path, generation, config, found):
+    folder = _write(tmp_path / "in")
+    _add(folder, "generation_config.json", **generation)
+    _add(folder, "config.json", **config)
+    assert load_model(folder).tokenizer.eos_ids == found
+    assert load_model(folder).tokenizer.eos_id == 1, "lines of training text end as ever"
+    release.release(folder, tmp_path / "out", format="hf")
+    for name in ("generation_config.json", "config.json"):
+        written = json.loads((tmp_path / "out" / name).read_text())["eos_token_id"]
+        assert written == (list(found) if len(found) > 1 else (*found, 1)[0])
+    assert load_model(tmp_path / "out").tokenizer.eos_ids == found
+
+
+@pytest.mark.skipif(not _HAS_TRANSFORMERS, reason="needs torch and transformers")
+@pytest.mark.parametrize("place", _PLACES)
+def test_transformers_chats_and_ends_as_with_the_source(tmp_path, place):
+    from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig
+
+    folder = _write(tmp_path / "in")
+    place(folder)
+    _add(folder, "generation_config.json", eos_token_id=[1, 260])
+    release.release(folder, tmp_path / "out", format="hf")
+    said = [{"role": "user", "content": "blue lamp"}, {"role": "assistant", "content": "555"}]
+    how: dict = {"add_generation_prompt": True, "tokenize": False}
+    first, again = (AutoTokenizer.from_pretrained(path) for path in (folder, tmp_path / "out"))
+    told = "<|begin|>[user] blue lamp<|end|>[assistant] 555<|end|>[assistant]"
+    assert first.apply_chat_template(said, **how) == told
+    assert again.apply_chat_template(said, **how) == told
+    assert again.apply_chat_template(said) == first.apply_chat_template(said)
+    assert GenerationConfig.from_pretrained(tmp_path / "out").eos_token_id == [1, 260]
+    model = AutoModelForCausalLM.from_pretrained(tmp_path / "out")
+    assert model.config.eos_token_id == model.generation_config.eos_token_id == [1, 260]
 
 
 def test_rows_of_the_embedding_beyond_the_tokens_are_in_no_softmax_and_no_loss(tmp_path):
@@ -195,6 +290,7 @@ _Q = "model.layers.1.self_attn.q_proj.weight"
         (_config(model_type="gemma2"), "model_type 'gemma2'; known are gpt2, llama"),
         (_config(attn_logit_softcapping=50.0), "attn_logit_softcapping 50.0; it is not understood"),
         (_config(num_local_experts=8), "num_local_experts 8; it is not understood"),
+        (_config(query_pre_attn_scalar=9), "query_pre_attn_scalar 9; it is not understood"),
         (_config(attention_bias=True), "attention_bias True; False is needed"),
         (_config(hidden_act="gelu"), "hidden_act 'gelu'; 'silu' is needed"),
         (_config(rope_scaling={"type": "dynamic", "factor": 2.0}), "rope_type 'dynamic'; one of"),
@@ -222,6 +318,9 @@ _Q = "model.layers.1.self_attn.q_proj.weight"
         (_without("model.safetensors.index.json"), "has 2 .safetensors files; one is needed"),
         (lambda at: directories.byte_pairs(311).save(f"{at}/tokenizer.json"), "has 311 tokens"),
         (lambda folder: (folder / "tokenizer.json").write_text("{"), "tokenizer.json is refused"),
+        (lambda at: _add(at, "tokenizer_config.json", chat_template=[{"name": "a"}]),
+         "chat_template {'a': None}; a template, or several by name, is needed"),
+        (lambda at: (at / "chat_template.jinja").write_bytes(b"\xff"), "template cannot be read"),
     ],
 )  # fmt: skip
 def test_a_directory_that_does_not_fit_is_refused_in_one_line(tmp_path, change, says):
@@ -237,6 +336,53 @@ def test_a_network_of_no_family_is_not_written_for_transformers(tmp_path):
     sizes = decoders.sizes(loaded.network.module()) | {"qk_norm": True, "qkv_bias": True}
     with pytest.raises(Exception, match="no family"):
         decoders.config(sizes, 10, 10)
+
+
+@pytest.mark.parametrize(
+    ("changes", "says"),
+    [
+        ({"final_logit_softcapping": 30.0}, "final_logit_softcapping 30.0; it is not understood"),
+        ({"use_bidirectional_attention": True}, "use_bidirectional_attention True; it is not"),
+        ({"hidden_activation": "silu"}, "hidden_activation 'silu'; 'gelu_pytorch_tanh' is needed"),
+        ({"sliding_window": None}, "lacks sliding_window; a positive number"),
+        ({"query_pre_attn_scalar": 0}, "query_pre_attn_scalar 0; a positive number"),
+        ({"head_dim": None}, "lacks head_dim"),
+        ({"layer_types": ["full_attention", "sliding_attention"] * 2}, "layer_types .* is needed"),
+        ({"layer_types": None, "sliding_window_pattern": 2.5}, "sliding_window_pattern 2.5; a"),
+        ({"rope_parameters": {"rope_theta": 1e4}}, "rope_parameters .*full_attention and sliding"),
+        ({"rope_parameters": {"sliding_attention": {"rope_type": "linear", "factor": 2.0}}},
+         "rope_parameters.sliding_attention .*'linear'.*; rope_type default is needed"),
+    ],
+)  # fmt: skip
+def test_settings_of_gemma_that_are_not_understood_are_refused(changes, says):
+    with pytest.raises(weights_file.RefusedError, match=says):
+        decoders.settings(directories.config_of("gemma3_text", **changes))
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"full_every": None},
+        {"window": None},
+        {"qk_norm": False},
+        {"qkv_bias": True},
+        {"gemma": False},
+    ],
+)
+def test_some_of_gemmas_settings_are_not_written_for_transformers(change):
+    sizes = decoders.settings(directories.config_of("gemma3_text"))
+    sizes |= {"qkv_bias": False, "full_layers": 0, "rope_scaling": None}
+    assert decoders.config(sizes, 10, 10)["model_type"] == "gemma3_text"
+    with pytest.raises(weights_file.RefusedError, match="some of Gemma's settings"):
+        decoders.config(sizes | change, 10, 10)
+
+
+def test_added_tokens_without_an_embedding_are_left_out(tmp_path):
+    folder = _write(tmp_path)
+    directories.byte_pairs(310, added=("<image>",)).save(str(folder / "tokenizer.json"))
+    loaded = load_model(folder)
+    assert loaded.tokenizer.vocab_size == loaded.network.num_tokens == 310
+    assert loaded.tokenizer.encode("<image>").max() < 310
 
 
 _SCALED = {
@@ -265,6 +411,20 @@ _SCALED = {
         ("qwen2", {"head_dim": None, "hidden_size": 24, "use_sliding_window": True,
                    "sliding_window": 3, "max_window_layers": 1}, 1),
         ("qwen3", {}, 3),
+        ("gemma3_text", {}, 2),
+        ("gemma3_text", {  # as of older files
+            "layer_types": None, "sliding_window_pattern": 3, "rope_local_base_freq": None,
+            "rope_scaling": {"rope_type": "linear", "factor": 8.0}, "query_pre_attn_scalar": 4,
+            "tie_word_embeddings": False,
+        }, 1),
+        ("gemma3_text", {  # as of newer ones
+            "rope_theta": None, "rope_local_base_freq": None, "num_hidden_layers": 2,
+            "layer_types": ["sliding_attention"] * 2, "_sliding_window_pattern": 6,
+            "rope_parameters": {
+                "full_attention": {"rope_type": "default", "rope_theta": 2e5},
+                "sliding_attention": {"rope_type": "default", "rope_theta": 50.0},
+            },
+        }, 1),
     ],
 )  # fmt: skip
 def test_logits_equal_those_of_transformers_in_and_out(tmp_path, kind, changes, shards):

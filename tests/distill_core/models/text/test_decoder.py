@@ -19,16 +19,25 @@ _KWARGS = {
     "full_layers": 1,
 }  # fmt: skip
 _NETWORK = Network("decoder", 17, _KWARGS, max_length=12)
+_GEMMA_KWARGS = {
+    **_KWARGS, "qkv_bias": False, "full_layers": 0, "full_every": 2, "local_rope_theta": 30.0,
+    "query_scalar": 5.0, "gemma": True,
+}  # fmt: skip
+_GEMMA = Network("decoder", 17, _GEMMA_KWARGS, max_length=12)
 
 
-@pytest.fixture(scope="module")
-def variables():
+def _variables(network):
     """Larger than fresh ones, so that every part of the network counts in the logits."""
     rng = np.random.default_rng(0)
     return jax.tree.map(
         lambda leaf: rng.normal(scale=0.4, size=leaf.shape).astype(np.float32) + (leaf.ndim == 1),
-        _NETWORK.shapes(),
+        network.shapes(),
     )
+
+
+@pytest.fixture(scope="module")
+def variables():
+    return _variables(_NETWORK)
 
 
 def _tokens(*shape):
@@ -48,6 +57,49 @@ def test_lines_packed_into_a_row_give_what_they_give_alone(variables):
         alone = _logits(variables, row[:, place], np.zeros((1, place.stop - place.start), int))
         np.testing.assert_allclose(packed[:, place], alone, atol=1e-5)
     assert np.abs(_logits(variables, row, 0 * segments) - packed)[0, 6:11].max() > 0.1
+
+
+@pytest.mark.parametrize("network", [_NETWORK, _GEMMA], ids=["llama", "gemma"])
+def test_hidden_states_one_token_at_a_time_are_those_of_packed_lines(network):
+    variables, tokens = _variables(network), _tokens(2, 12)
+    segments = np.repeat([[0, 1]], 6, axis=1).repeat(2, axis=0)
+    packed, _ = network.hidden(variables, tokens, segments)
+    cache, step = network.empty_cache(variables, 2, 6), jax.jit(network.next_hidden)
+    for place in range(12):
+        states, _, cache = step(variables, cache, tokens[:, place], place % 6)
+        np.testing.assert_allclose(states, packed[:, place], atol=2e-5)
+
+
+def test_every_so_many_layers_see_all_positions_and_the_others_turn_otherwise():
+    kwargs = {**_GEMMA_KWARGS, "num_layers": 5, "rope_scaling": {"type": "linear", "factor": 8}}
+    network = dataclasses.replace(_GEMMA, model_kwargs=kwargs)
+    layers = network.module().bind(network.shapes()).layers
+    assert [layer.window for layer in layers] == [3, None, 3, None, 3]
+    near, far = frequencies(6, 30.0, None), frequencies(6, 10_000.0, kwargs["rope_scaling"])
+    for layer, (turns, _) in zip(layers, [near, far, near, far, near], strict=True):
+        np.testing.assert_array_equal(layer.rope[0], turns)
+
+
+def test_queries_are_divided_by_the_root_of_their_scalar():
+    variables, tokens = _variables(_GEMMA), _tokens(1, 12)
+    params = dict(variables["params"])
+    for name in ("layers_0", "layers_1"):
+        scale = (1 + params[name]["q_norm"]["scale"]) * (6 / 5) ** 0.5 - 1
+        params[name] = {**params[name], "q_norm": {"scale": scale.astype(np.float32)}}
+    kwargs = {**_GEMMA_KWARGS, "query_scalar": None}
+    usual = dataclasses.replace(_GEMMA, model_kwargs=kwargs).apply({"params": params}, tokens)
+    np.testing.assert_allclose(_GEMMA.apply(variables, tokens), usual, rtol=1e-4, atol=1e-4)
+
+
+def test_a_fresh_gemma_multiplies_by_one_and_scales_its_embedding():
+    fresh, _ = _GEMMA.init(jax.random.key(0))
+    assert not np.any(fresh["norm"]["scale"])
+    params = {**fresh, "embed_tokens": np.full((17, 16), 0.5, np.float32)}
+    module = _GEMMA.module()
+    embedded = module.apply({"params": params}, params, _tokens(1, 3), method="_embedded")
+    np.testing.assert_array_equal(embedded, np.full((1, 3, 16), 2.0))  # 0.5 √16
+    hidden, _ = _GEMMA.hidden({"params": fresh}, _tokens(1, 12))
+    np.testing.assert_allclose(np.mean(np.square(hidden), -1), np.ones((1, 12)), rtol=1e-3)
 
 
 def test_a_position_sees_its_window_and_no_later_token(variables):
@@ -103,6 +155,8 @@ def test_rotated_products_depend_on_the_distance_alone():
         ({"head_dim": 5}, "head_dim: got 5; must be even"),
         ({"head_dim": None, "width": 18}, "width: got 18; must be divisible by num_heads, 4"),
         ({"window": 0}, "window: got 0; must be positive"),
+        ({"full_every": 0}, "full_every: got 0; must be positive"),
+        ({"query_scalar": -1.0}, "query_scalar: got -1.0; must be positive"),
         ({"rope_scaling": {"type": "dynamic", "factor": 2.0}}, "type must be one of linear"),
         ({"rope_scaling": {"type": "linear", "factor": 0}}, "factor must be a positive number"),
         ({"rope_scaling": {"type": "yarn", "factor": 2.0}}, "yarn needs original_max_position"),
