@@ -6,9 +6,9 @@ python -m distill_core.release --checkpoint runs/student --format=hf --out relea
 
 The teacher is a directory with config.json, tokenizer.json and `.safetensors` files: Llama,
 SmolLM2, Mistral, Qwen2, Qwen3, Gemma 3 (text) or GPT-2. The student has the teacher's architecture
-and tokenizer, but fewer layers. Each line of the text is {"text": …, "spans": [[start, end, score, kind], …]};
-what the spans mark and the recognisers (`rules`) find is private. With a reference, a model of
-public text with the same tokenizer,
+and tokenizer, but fewer layers. Each line of the text is
+{"text": …, "spans": [[start, end, score, kind], …]}; what the spans mark and the recognisers
+(`rules`) find is private. With a reference, a model of public text with the same tokenizer,
 `--config.reference=DIR --config.scorers="('spans','rules','divergence')"` also hides what the
 teacher knows by heart and nobody marked.
 
