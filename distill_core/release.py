@@ -16,10 +16,10 @@ program maps latent vectors to images. The `tokenizers` library reads a language
 
 `--format=hf` writes files for other libraries instead: a language model of GPT-2's, Llama's,
 Mistral's, Qwen's or Gemma 3's architecture as a directory that `transformers` loads
-(`AutoModelForCausalLM`, `AutoTokenizer`), or an image network as PyTorch's state dict in `model.safetensors`. It also writes
-README.md, a model card with the privacy claim and what `swingdistill.evaluate --out` measured
-(`--results=FILE`). For a language model this card shows the command that trained it: only numbers
-and choices, no path, seed or expression.
+(`AutoModelForCausalLM`, `AutoTokenizer`), or an image network as PyTorch's state dict in
+`model.safetensors`. It also writes README.md, a model card with the privacy claim and what
+`swingdistill.evaluate --out` measured (`--results=FILE`). For a language model this card shows the
+command that trained it: only numbers and choices, no path, seed or expression.
 
 The card's `snippets` are programs to be run in the folder: "jax" defines a function that runs
 `model.stablehlo`. If a network's module has a method `describe(input_shape, mean, std)`, the card
