@@ -92,7 +92,7 @@ class Report:
     title: str
     summary: str  # what was found, for the claim and against it, in a few sentences
     rows: Sequence[Row]
-    num_test: int  # test examples, by which rates are rounded; see `decimals`
+    num_test: int  # test examples (of text, tokens), by which rates are rounded; see `decimals`
     metrics: Sequence[str]  # that tables show, in this order; all are in results.json
     gates: Sequence[Gate]
     settings: Mapping[str, Any]
@@ -209,7 +209,6 @@ def html(report: Report, pictures: Sequence[tuple[str, bytes]]) -> str:
         results=results,
         about={row.arm: row.about for row in report.rows},
         runs=[_every_run(row, report.num_test) for row in report.rows],
-        settings=[(name, _text(_plain(value))) for name, value in report.settings.items()],
         pictures=[(caption, base64.b64encode(png).decode()) for caption, png in pictures],
     )
 
@@ -353,7 +352,7 @@ def _mean_std(name: str, values: Sequence[float], num_test: int) -> tuple[str, s
     if name.endswith(_RATES) and math.isfinite(mean):
         shown, spread = percent(values, num_test)
         return f"{shown}%", f"±{spread}" if spread else ""
-    if math.isfinite(mean) and 1 <= abs(mean) < 1e6:
+    if math.isfinite(mean) and 0.1 <= abs(mean) < 1e6:
         places = 0 if abs(mean) >= 1000 else 1 if abs(mean) >= 100 else 2
         shown, spread = f"{mean:,.{places}f}", f"±{std:,.{places}f}"
     else:
@@ -368,7 +367,11 @@ def _privacy(row: Row) -> str:
 
 def _every_run(row: Row, num_test: int) -> tuple[str, str, str]:
     """An arm, its settings, and each metric of each of its runs, in words."""
-    settings = ", ".join(f"{key} = {_text(value)}" for key, value in row.settings.items())
+    settings = ", ".join(
+        f"{key} = {_text(value)}"
+        for key, value in row.settings.items()
+        if key != "assumptions"  # which are a table of their own
+    )
     metrics = (
         f"{name.replace('_', ' ')}: "
         + ", ".join(_mean_std(name, [value], num_test)[0] for value in values)

@@ -101,7 +101,7 @@ def rows_and_gates(results: Results, hp: Any, num_test: int) -> tuple[list[Row],
     for arm, wanted in hp.bars.items():
         for metric, least in wanted.items():
             gates.append(_bar(metric, least, named[arm], num_test))
-    return rows, gates + _weaknesses(named, hp, num_test)
+    return rows, _weaknesses(named, hp, num_test) + gates
 
 
 def control(hp: Any) -> str | None:
@@ -301,15 +301,20 @@ def _summary(rows: Sequence[Row], hp: Any, num_test: int) -> str:
     def right(values: Sequence[float]) -> str:
         return f"{percent(values, num_test)[0]}%"
 
-    said = []
-    for row in _claiming(rows, hp, "query", "record_single"):
+    said, named = [], {row.arm: row for row in rows}
+    for row in _claiming(rows, hp, "query"):
         spent, record = (max(row.metrics[name]) for name in ("epsilon", "record_epsilon"))
-        about = f"of {row.arm} is about one query in every step; for a training record it is"
-        if row.settings["claim"] == "record_single":
-            about = f"of {row.arm}, of one given teacher, is about a training record:"
         said.append(
-            f"The ε = {spent:.3g} {about} {record:,.3g}. Its student is right on "
+            f"The ε = {spent:.3g} of {row.arm} is about one query in every step: for a training "
+            f"record it is {record:,.3g}; its student is right on "
             f"{right(row.metrics['accuracy'])} of the test images."
+        )
+    for row in _claiming(rows, hp, "record_single"):
+        spent, teacher = max(row.metrics["epsilon"]), named[row.settings["teacher"]]
+        said.append(
+            f"From one given teacher, right on {right(teacher.metrics['accuracy'])}, a student "
+            f"that protects records ({row.arm}, ε = {spent:.3g}) is right on "
+            f"{right(row.metrics['accuracy'])}."
         )
     best = _best(rows, hp)
     if best is None:
@@ -317,8 +322,8 @@ def _summary(rows: Sequence[Row], hp: Any, num_test: int) -> str:
     said.append(
         f"Of the students that protect records, {best.arm} is right on "
         f"{right(best.metrics['accuracy'])} of the test images at ε = "
-        f"{max(best.metrics['epsilon']):.3g}, {best.settings['adjacency']}; its private data were "
-        f"used {best.settings['private_data']}."
+        f"{max(best.metrics['epsilon']):.3g}, {best.settings['adjacency']}; the training set was "
+        f"used {best.settings['private_data'].partition(':')[0]} for it."
     )
     if fresh := best.metrics.get("fresh_classifier_accuracy"):
         said.append(

@@ -105,6 +105,11 @@ def students(hp: Any) -> dict[str, Arm]:
     return found | (decoys if hp.decoys else {})
 
 
+def about(arm: str, hp: Any) -> str:
+    """What an arm of an experiment is, in one line."""
+    return LARGE[arm] if arm in LARGE else students(hp)[arm].about
+
+
 def at_noise(kind: str, scale: float) -> str:
     """The arm of `SWEPT` at one noise scale."""
     return f"{kind}_noise{scale:g}"

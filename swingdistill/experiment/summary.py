@@ -34,7 +34,7 @@ _FORMAL = "the ε of the formal budget is for released vectors alone (see each a
 _EMPIRICAL = "the noise scale is empirical, and no ε is claimed from it."
 
 
-def _row(arm: str, runs: Sequence[Mapping[str, Any]], hp: Any, about: str) -> Row:
+def _row(arm: str, runs: Sequence[Mapping[str, Any]], hp: Any) -> Row:
     """An arm over its seeds."""
     metrics = {"perplexity": [r["perplexity"] for r in runs]}
     for name in (f"{each}_perplexity" for each in evaluate.CLASSES):
@@ -53,7 +53,7 @@ def _row(arm: str, runs: Sequence[Mapping[str, Any]], hp: Any, about: str) -> Ro
             if all(name in budget for budget in budgets):  # else its noise was chosen
                 metrics[name] = [budget[name] for budget in budgets]
     model = hp.model if arm in arms.LARGE else hp.student.model
-    return Row(arm, {"model": model, **budgets[0]}, metrics, about)
+    return Row(arm, {"model": model, **budgets[0]}, metrics, arms.about(arm, hp))
 
 
 def _attacked(attacks: Sequence[Mapping[str, Any]]) -> dict[str, list[float]]:
@@ -93,8 +93,7 @@ def report_of(
     """
     levels, first = sorted(hp.canary_levels), study[hp.seeds[0]]
     among = max(found["exposure_among"] for found in results.values())
-    about = arms.LARGE | {name: student.about for name, student in arms.students(hp).items()}
-    rows = [_row(arm, runs, hp, about[arm]) for arm, runs in by_arm(results).items()]
+    rows = [_row(arm, runs, hp) for arm, runs in by_arm(results).items()]
     gates = claims.gates(
         results,
         task=hp.task,
