@@ -69,8 +69,13 @@ def collect(
         found.tables.append(Table(caption, ["arm", "ours", "the paper's †"], rows))
     if sweeps:
         _add_trends(found, sweeps, means)
-    for name, points in sweeps.items():
-        _add_sweep(found, name, points, means["student_alone"], num_test)
+        alone = means["student_alone"]
+        every = [p.accuracies.values() for points in sweeps.values() for p in points]
+        percents = [100 * value for each in every for runs in each for value in runs]
+        low, high = min(100 * alone, *percents), max(100 * alone, *percents)
+        margin = 0.05 * (high - low) + 0.1
+        for name, points in sweeps.items():
+            _add_sweep(found, name, points, alone, (low - margin, high + margin), num_test)
     if fought is not None:
         _add_contest(found, fought, num_test)
     if inverted is not None:
@@ -107,7 +112,14 @@ def _add_trends(found: Further, sweeps: Mapping[str, Sequence[Point]], means: Ma
     }
 
 
-def _add_sweep(found: Further, name: str, points: Sequence[Point], alone: float, num_test: int):
+def _add_sweep(
+    found: Further,
+    name: str,
+    points: Sequence[Point],
+    alone: float,
+    limits: tuple[float, float],  # percent, the same for all sweeps
+    num_test: int,
+):
     axis, values = AXES[name], [shown(point.value) for point in points]
     series = {
         label: [point.accuracies[key] for point in points] for key, label in axis.series.items()
@@ -124,7 +136,7 @@ def _add_sweep(found: Further, name: str, points: Sequence[Point], alone: float,
             connected = not isinstance(points[0].value, Mapping)
             plotting.sweep(panel, values, series, scale=100, connected=connected)
             panel.axhline(100 * alone, label="student alone", **plotting.REFERENCE)
-            panel.set(xlabel=axis.label, ylabel="accuracy, %")
+            panel.set(xlabel=axis.label, ylabel="accuracy, %", ylim=limits)
             figure.legend(loc="outside upper left", ncols=2)
         return path
 

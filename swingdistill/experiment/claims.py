@@ -163,7 +163,8 @@ def _less_than_mask(results, level: int) -> Gate:
     from scipy import stats
 
     swing, mask = (bits(results, arm, level) for arm in ("swing", "mask"))
-    p = float(stats.mannwhitneyu(swing, mask, alternative="less").pvalue)
+    found: Any = stats.mannwhitneyu(swing, mask, alternative="less")
+    p = float(found.pvalue)
     return Gate(
         "Swing gives away less than leaving private tokens out (mask)",
         p < MASK_P,

@@ -1,7 +1,10 @@
 """What stands in tables, figures and JSON beside the comparison."""
 
+import contextlib
+
 import pytest
 
+from distill_core.experiment import plotting
 from nasty.experiment import further_results
 from nasty.experiment.ablations import Point
 from nasty.experiment.contest import Contest
@@ -87,6 +90,25 @@ def test_attacks_and_defences_are_one_table_with_teachers_and_times(tmp_path):
     unknown = FOUGHT._replace(seconds={"none": 9.0, "nasty": None})
     (table,) = collect(fought=unknown).tables
     assert table.rows[-1] == ["making it, seconds", "9.0", None]
+
+
+def test_all_ablations_are_drawn_on_one_scale_that_holds_every_run(tmp_path, monkeypatch):
+    drawn = []
+    draw = plotting.drawing
+
+    @contextlib.contextmanager
+    def drawing(path, height):
+        with draw(path, height) as figure:
+            yield figure
+            drawn.append(figure.axes[0].get_ylim())
+
+    monkeypatch.setattr(plotting, "drawing", drawing)
+    alphas = [Point(a, {"normal": [0.95], "nasty": [0.31]}) for a in (0.1, 0.9)]
+    for figure in collect(sweeps={"omega": OMEGA, "alpha": alphas}).figures:
+        figure.draw(tmp_path / figure.path)
+    assert len(drawn) == 2 and len({*drawn}) == 1
+    low, high = drawn[0]
+    assert low < 31 and 98 < high
 
 
 @pytest.mark.parametrize(("best", "passed"), [(0.93, False), (0.9, False), (0.89, True)])
