@@ -305,8 +305,8 @@ def _summary(rows: Sequence[Row], hp: Any, num_test: int) -> str:
     for row in _claiming(rows, hp, "query"):
         spent, record = (max(row.metrics[name]) for name in ("epsilon", "record_epsilon"))
         said.append(
-            f"The ε = {spent:.3g} of {row.arm} is about one query in every step, it protects no "
-            f"record: for one it is {record:,.3g}. Its student is right on "
+            f"The ε = {spent:.3g} of {row.arm} is about one query in every step; it protects no "
+            f"record, for which the noise is worth ε = {record:,.3g}. Its student is right on "
             f"{right(row.metrics['accuracy'])} of the test images."
         )
     for row in _claiming(rows, hp, "record_single"):

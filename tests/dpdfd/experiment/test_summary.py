@@ -220,8 +220,8 @@ def test_the_summary_says_what_an_epsilon_is_about_and_what_one_given_teacher_ma
     said = summary._summary([*rows_of(results, hp).values()], hp, NUM_TEST)
     record = privacy_spent(ledgers["query"], delta=DELTA).record_epsilon
     assert (
-        "The ε = 2 of query is about one query in every step, it protects no record: for one it is "
-        f"{record:,.3g}. Its student is right on 55.0% of the test images."
+        "The ε = 2 of query is about one query in every step; it protects no record, for which the "
+        f"noise is worth ε = {record:,.3g}. Its student is right on 55.0% of the test images."
     ) in said
     assert (
         "From one given teacher, right on 98.0%, a student that protects records (record_single, "
