@@ -12,7 +12,6 @@ from distill_core.experiment.report import (
     Gate,
     Results,
     Table,
-    decimals,
     percent,
     summarize,
     values_of,
@@ -201,18 +200,17 @@ def _add_contest(found: Further, fought: Contest, num_test: int):
 def _add_best_attack(found: Further, fought: Contest, num_test: int):
     got = {a: values for (a, defence), values in fought.attacked.items() if defence == "nasty"}
     best = max(got, key=lambda attack: np.mean(got[attack]))
-    below = float(np.mean(fought.alone) - np.mean(got[best]))
+    reached, alone = (f"{percent(v, num_test)[0]}%" for v in (got[best], fought.alone))
     found.gates.append(
         Gate(
             "every attack on the nasty teacher ends below the student alone",
-            below > 0,
-            f"{100 * below:.{decimals(num_test)}f} points below for the best, {best}",
-            "above 0 points",
+            bool(np.mean(got[best]) < np.mean(fought.alone)),
+            f"{reached} by the best, {best}",
+            f"below {alone}",
         )
     )
     found.lead.append(
-        f"The best of {len(got)} attacks on the nasty teacher, {best}, makes a student of "
-        f"{percent(got[best], num_test)[0]}%."
+        f"The best of {len(got)} attacks on the nasty teacher, {best}, reaches {reached}."
     )
 
 
