@@ -3,10 +3,14 @@
 import base64
 import contextlib
 import dataclasses
+import datetime
 import importlib.metadata
 import math
 import os
+import pathlib
 import platform
+import shlex
+import subprocess
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
@@ -37,11 +41,15 @@ class Row:
     arm: str
     settings: Mapping[str, Any]
     metrics: Mapping[str, Sequence[float]]  # rates as fractions
+    about: str  # what the arm is, in one line
 
 
 @dataclasses.dataclass(frozen=True)
 class Gate:
-    """One thing the experiment has to show: what was measured and what was needed, in words."""
+    """A criterion: what was measured and what was needed, in words.
+
+    One that is not met changes no exit code. Known weaknesses of a method are criteria, too.
+    """
 
     name: str
     passed: bool
@@ -56,6 +64,7 @@ class Table(NamedTuple):
     head: Sequence[str]
     rows: Sequence[Sequence[str | None]]
     on_console: bool = True
+    about: Mapping[str, str] = {}  # name of a row or column -> what it is, in one line
 
 
 class Figure(NamedTuple):
@@ -74,15 +83,16 @@ class Figure(NamedTuple):
 class Report:
     """What an experiment found, as plain data.
 
-    Raises ValueError where a row has an `epsilon` but not its `privacy_unit`, `adjacency` and
-    `delta`: an epsilon without them says nothing.
+    Raises ValueError where a row does not say what it is about, or has an `epsilon` but not its
+    `privacy_unit`, `adjacency` and `delta`: an epsilon without them says nothing.
     """
 
     method: str  # the package whose experiment it is
     dataset: str
     title: str
-    summary: str  # what was found, in a few sentences
+    summary: str  # what was found, for the claim and against it, in a few sentences
     rows: Sequence[Row]
+    num_test: int  # test examples (of text, tokens), by which rates are rounded; see `decimals`
     metrics: Sequence[str]  # that tables show, in this order; all are in results.json
     gates: Sequence[Gate]
     settings: Mapping[str, Any]
@@ -97,6 +107,8 @@ class Report:
 
     def __post_init__(self):
         for row in self.rows:
+            if not row.about:
+                raise ValueError(f"row {row.arm!r} does not say what it is (about)")
             missing = [name for name in _BESIDE_EPSILON if row.settings.get(name) is None]
             if "epsilon" in row.metrics and missing:
                 raise ValueError(
@@ -150,9 +162,10 @@ def results_json(report: Report) -> str:
 
 
 def print_tables(report: Report, console: Console):
-    """The arms, one line per arm (mean ±std over runs, rates in percent), tables and gates."""
+    """The arms, one line per arm (mean ±std over runs, rates in percent), tables and criteria."""
     runs = {_runs(row) for row in report.rows}
-    head, rows = _arms(report, decimals=1)
+    head, rows = _arms(report)
+    narrow = len(report.shown) <= 2  # else what arms are stands below
     beside = " " if len(report.shown) <= 4 else "\n"  # many metrics fit 80 columns with ± below
     lines = [
         [name, *(beside.join(filter(None, cell[:2])) for cell in cells), count]
@@ -165,12 +178,20 @@ def print_tables(report: Report, console: Console):
     caption += sorted({f"epsilon: {_privacy(row)}" for row in private})
     shown = slice(None) if len(runs) > 1 else slice(-1)  # how many runs, where they differ
     head, lines = head[shown], [line[shown] for line in lines]
-    narrow = [name.replace(" ", "\n") for name in head]
-    title = readable(report.title)
-    console.print(_console_table(title, narrow, lines, "right", "\n".join(caption)))
+    head = [name.replace(" ", "\n") for name in head]
+    about = {row.arm: row.about for row in report.rows}
+    if narrow:
+        head, lines = [*head, ""], [[*line, about[line[0]]] for line in lines]
+    arms = _console_table(readable(report.title), head, lines, "right", "\n".join(caption))
+    if narrow:
+        arms.columns[-1].justify = "left"
+    console.print(arms)
+    if not narrow:
+        _print_about(about, console)
     for table in report.tables:
         if table.rows and table.on_console:
             console.print(_console_table(table.caption, table.head, table.rows, "left"))
+            _print_about(table.about, console)
     for gate in report.gates:
         word = "passed" if gate.passed else "MISSED"
         line = f"{word}  {gate.name}: {gate.value}, needed {gate.needed}"
@@ -181,15 +202,42 @@ def print_tables(report: Report, console: Console):
 
 def html(report: Report, pictures: Sequence[tuple[str, bytes]]) -> str:
     """A page that needs nothing else, of the report and its (caption, PNG)."""
-    head, results = _arms(report, decimals=2)
+    head, results = _arms(report)
     return _TEMPLATES.get_template("report.html.j2").render(
         report=report,
         head=head,
         results=results,
-        runs=[_every_run(row) for row in report.rows],
+        about={row.arm: row.about for row in report.rows},
+        runs=[_every_run(row, report.num_test) for row in report.rows],
         pictures=[(caption, base64.b64encode(png).decode()) for caption, png in pictures],
-        command=" ".join([f"python -m {report.method}.experiment", *sys.argv[1:]]),
     )
+
+
+def decimals(num_test: int, spread: float = 0.0) -> int:
+    """How many decimals a rate in percent has, two at most.
+
+    None is finer than it takes to show one of `num_test` examples, or than the second digit of the
+    standard deviation `spread` (in points) over runs.
+
+    >>> [decimals(n) for n in (100, 360, 1000, 10_000)], decimals(10_000, spread=3.1)
+    ([0, 1, 1, 2], 1)
+    """
+    found = math.ceil(math.log10(num_test / 100))
+    if spread > 0 and math.isfinite(spread):
+        found = min(found, 1 - math.floor(math.log10(spread)))
+    return min(2, max(0, found))
+
+
+def percent(values: Sequence[float], num_test: int) -> tuple[str, str]:
+    """Mean and standard deviation of fractions of `num_test` examples, in percent: ('98.3', '0.2').
+
+    The deviation is empty for a single run.
+    """
+    summary = summarize(values)
+    mean, std = 100 * summary["mean"], 100 * summary["std"]
+    places = decimals(num_test, std)
+    spread = f"{std:.{places}f}" if summary["n"] > 1 and math.isfinite(std) else ""
+    return f"{mean:.{places}f}", spread
 
 
 def summarize(values: Sequence[float]) -> dict[str, Any]:
@@ -223,13 +271,20 @@ def values_of(results: Results, metric: str) -> dict[str, list[float]]:
 
 
 def environment() -> dict[str, Any]:
-    """Versions, devices and machine, for the record beside a result. Starts JAX's backend."""
+    """When, from which code, by which command and on what, for the record beside a result.
+
+    Starts JAX's backend. Nothing tells the machine's name, or a path that the user has not typed.
+    """
     import jax
 
     devices = jax.devices()
     affinity = getattr(os, "sched_getaffinity", None)  # what we may use, where the system tells
+    version = _version("guarded-distillation")
     return {
-        "project": _version("guarded-distillation"),
+        "date": f"{datetime.datetime.now(datetime.UTC):%Y-%m-%d %H:%M} UTC",
+        "commit": _commit() or f"no checkout, version {version}",
+        "command": _command(),
+        "project": version,
         "python": platform.python_version(),
         "jax": jax.__version__,
         "flax": _version("flax"),
@@ -247,11 +302,11 @@ class _Cell(NamedTuple):
     under: str = ""  # in small print
 
 
-def _arms(report: Report, decimals: int) -> tuple[list[str], list[list[Any]]]:
+def _arms(report: Report) -> tuple[list[str], list[list[Any]]]:
     """Head and rows of the table of arms: an arm, a `_Cell` for each metric, how many runs."""
     head = ["arm", *(name.replace("_", " ") for name in report.shown), "runs"]
     rows = [
-        [row.arm, *(_cell(row, name, decimals) for name in report.shown), str(_runs(row))]
+        [row.arm, *(_cell(row, name, report.num_test) for name in report.shown), str(_runs(row))]
         for row in report.rows
     ]
     return head, rows
@@ -274,21 +329,30 @@ def _console_table(title: str, head, rows, justify: Any, caption: str = "") -> C
     return table
 
 
-def _cell(row: Row, name: str, decimals: int) -> _Cell:
+def _print_about(about: Mapping[str, str], console: Console):
+    if about:
+        grid = ConsoleTable.grid(padding=(0, 2))
+        for name, text in about.items():
+            grid.add_row(Text(name), Text(text))
+        console.print(grid, "")
+
+
+def _cell(row: Row, name: str, num_test: int) -> _Cell:
     values = row.metrics.get(name, ())
     if not len(values):
         return _Cell("–")
-    shown, spread = _mean_std(name, values, decimals)
+    shown, spread = _mean_std(name, values, num_test)
     return _Cell(shown, spread, _privacy(row) if name == "epsilon" else "")
 
 
-def _mean_std(name: str, values: Sequence[float], decimals: int) -> tuple[str, str]:
+def _mean_std(name: str, values: Sequence[float], num_test: int) -> tuple[str, str]:
     """('98.6%', '±0.2'), without ± for a single run."""
     summary = summarize(values)
     mean, std = summary["mean"], summary["std"]
     if name.endswith(_RATES) and math.isfinite(mean):
-        shown, spread = f"{100 * mean:.{decimals}f}%", f"±{100 * std:.{decimals}f}"
-    elif math.isfinite(mean) and 1 <= abs(mean) < 1e6:
+        shown, spread = percent(values, num_test)
+        return f"{shown}%", f"±{spread}" if spread else ""
+    if math.isfinite(mean) and 0.1 <= abs(mean) < 1e6:
         places = 0 if abs(mean) >= 1000 else 1 if abs(mean) >= 100 else 2
         shown, spread = f"{mean:,.{places}f}", f"±{std:,.{places}f}"
     else:
@@ -301,12 +365,16 @@ def _privacy(row: Row) -> str:
     return f"per {unit}, {adjacency}, δ = {_text(delta)}"
 
 
-def _every_run(row: Row) -> tuple[str, str, str]:
+def _every_run(row: Row, num_test: int) -> tuple[str, str, str]:
     """An arm, its settings, and each metric of each of its runs, in words."""
-    settings = ", ".join(f"{key} = {_text(value)}" for key, value in row.settings.items())
+    settings = ", ".join(
+        f"{key} = {_text(value)}"
+        for key, value in row.settings.items()
+        if key != "assumptions"  # which are a table of their own
+    )
     metrics = (
         f"{name.replace('_', ' ')}: "
-        + ", ".join(_mean_std(name, [value], 2)[0] for value in values)
+        + ", ".join(_mean_std(name, [value], num_test)[0] for value in values)
         for name, values in row.metrics.items()
     )
     return row.arm, settings, "; ".join(metrics)
@@ -349,6 +417,31 @@ def _version(distribution: str) -> str:
         return importlib.metadata.version(distribution)
     except importlib.metadata.PackageNotFoundError:
         return "unknown"
+
+
+def _commit() -> str | None:
+    """The commit of the checkout that this file is tracked in, if there is one."""
+    here = pathlib.Path(__file__)
+
+    def git(*arguments: str) -> str:
+        command = ["git", "--no-optional-locks", "-C", str(here.parent), *arguments]
+        done = subprocess.run(command, capture_output=True, check=True, text=True, timeout=30)
+        return done.stdout.strip()
+
+    try:
+        git("ls-files", "--error-unmatch", here.name)  # not a repository that merely surrounds us
+        commit = git("rev-parse", "HEAD")
+        return commit + (", with uncommitted changes" if git("status", "--porcelain") else "")
+    except (OSError, subprocess.SubprocessError):
+        return None
+
+
+def _command() -> str:
+    """What the user typed, but for where Python lies; a notebook's command tells nothing."""
+    main = getattr(sys.modules["__main__"], "__spec__", None)
+    if main is None or not main.name.endswith(".experiment.__main__"):
+        return "called from Python"
+    return shlex.join(["python", *sys.orig_argv[1:]])
 
 
 def _cpu_model() -> str:

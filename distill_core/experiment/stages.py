@@ -44,6 +44,7 @@ class Run(NamedTuple):
       settings: all but `inputs`.
       inputs: setting -> the run whose checkpoint it names.
       data: fingerprint of its data, where that is not the experiment's.
+      about: what it is, in one line, for reports.
     """
 
     arm: str
@@ -52,6 +53,7 @@ class Run(NamedTuple):
     settings: Mapping[str, Any]
     inputs: Mapping[str, "Run"]
     data: str | None = None
+    about: str = ""
 
 
 class Runner(NamedTuple):

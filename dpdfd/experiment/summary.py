@@ -1,7 +1,7 @@
-"""An experiment's runs to rows, gates and a report."""
+"""An experiment's runs to rows, criteria and a report."""
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -10,7 +10,17 @@ from distill_core import config
 from distill_core.config import InputError
 from distill_core.data import Dataset
 from distill_core.experiment import plotting, speed
-from distill_core.experiment.report import Figure, Gate, Report, Results, Row, Table, by_arm
+from distill_core.experiment.report import (
+    Figure,
+    Gate,
+    Report,
+    Results,
+    Row,
+    Table,
+    by_arm,
+    decimals,
+    percent,
+)
 from distill_core.experiment.stages import run_directory
 from distill_core.privacy import ledger
 from distill_core.privacy.ledger import ZERO_OUT
@@ -33,6 +43,8 @@ AUDIENCE = (
     "that know the canaries. A separate table says what may be published."
 )
 LEAST_CONTROL = 1.0  # what the audit has to find in a teacher trained without privacy
+LEAST_SHARE = 0.5  # of its teacher's accuracy, for a student to be of use
+MOST_BEHIND = 0.02  # of a fresh classifier, behind the student
 # Accuracy of classifiers trained on private synthetic data, by methods that see the data:
 # DPImageBench's figures, percent at ε = 1 and 10.
 _NOTES = (
@@ -70,12 +82,13 @@ _PUBLISHED = {
 }
 
 
-def rows_and_gates(results: Results, hp: Any) -> tuple[list[Row], list[Gate]]:
-    """One row per teacher or arm over its seeds, and the acceptance gates.
+def rows_and_gates(results: Results, hp: Any, num_test: int) -> tuple[list[Row], list[Gate]]:
+    """One row per teacher or arm over its seeds, and the acceptance criteria.
 
     Args:
       results: each run's result by (teacher or arm, seed); accuracies are on the test split.
       hp: the experiment's values.
+      num_test: examples of that split.
     """
     rows = [_row(arm, runs, hp) for arm, runs in by_arm(results).items()]
     gates = []
@@ -84,10 +97,11 @@ def rows_and_gates(results: Results, hp: Any) -> tuple[list[Row], list[Gate]]:
     for row in rows:
         if "audit_epsilon_lower" in row.metrics:
             gates += _audit_gates(row, control(hp))
+    named = {row.arm: row for row in rows}
     for arm, wanted in hp.bars.items():
         for metric, least in wanted.items():
-            gates.append(_bar(arm, metric, least, {row.arm: row for row in rows}))
-    return rows, gates
+            gates.append(_bar(metric, least, named[arm], num_test))
+    return rows, _weaknesses(named, hp, num_test) + gates
 
 
 def control(hp: Any) -> str | None:
@@ -132,7 +146,29 @@ def _row(arm: str, runs: Sequence[Mapping[str, Any]], hp: Any) -> Row:
                 ]
     elif conversion:
         about["privacy"] = "no claim"
-    return Row(arm, about, metrics)
+    return Row(arm, about, metrics, _about(arm, own, hp))
+
+
+def _about(arm: str, own: Mapping[str, Any], hp: Any) -> str:
+    """What a teacher or an arm is, in one line, by its settings."""
+    if arm in hp.arms:
+        prior = "; its prior is bought of the records" if own.get("moments") else ""
+        return f"student of {own['teacher']}, {_STUDENTS[own['privacy_unit']]}{prior}"
+    if "num_teachers" in own:
+        return f"{own['num_teachers']} networks on disjoint parts of the records, no noise yet"
+    if (dp := own.get("dp")) is None:
+        return "one network, trained without privacy"
+    share = f"; spends {dp['share']:.0%} of the budget" if dp.get("share", 1.0) < 1 else ""
+    return f"one network, trained with noise on its gradients{share}"
+
+
+_STUDENTS = {  # by privacy unit
+    "none": "without privacy",
+    "query": "whose ε is for one query in every step, not for a record",
+    "record_single": "with noise for a whole record on every answer",
+    "record_ensemble": "whose shared answer is noised for a record",
+    "record_dp_teacher": "which protects its records already",
+}
 
 
 def _touched(own: Mapping[str, Any], hp: Any) -> str:
@@ -181,22 +217,70 @@ def _audit_gates(row: Row, control: str | None) -> list[Gate]:
     return [Gate(name, found <= bound, f"{found:.2f}", f"at most {bound:,.4g}")]
 
 
-def _bar(arm: str, metric: str, least: float, rows: Mapping[str, Row]) -> Gate:
-    values = rows[arm].metrics.get(metric, [float("nan")])
-    mean = sum(values) / len(values)
-    name = f"{metric.replace('_', ' ')} of {arm}"
-    return Gate(name, mean >= least, f"{100 * mean:.2f}%", f"at least {100 * least:g}%")
+def _bar(metric: str, least: float, row: Row, num_test: int) -> Gate:
+    values = row.metrics.get(metric, [float("nan")])
+    passed = sum(values) / len(values) >= least
+    name = f"{metric.replace('_', ' ')} of {row.arm}"
+    return Gate(name, passed, f"{percent(values, num_test)[0]}%", f"at least {100 * least:g}%")
+
+
+def _weaknesses(rows: Mapping[str, Row], hp: Any, num_test: int) -> list[Gate]:
+    """What speaks against the method, as criteria."""
+    gates = []
+    for row in _claiming(rows.values(), hp, "query"):
+        spent, record = max(row.metrics["epsilon"]), max(row.metrics["record_epsilon"])
+        name = f"the ε of {row.arm} protects a training record, too"
+        gates.append(
+            Gate(name, record <= spent, f"ε = {record:,.4g} for a record", f"at most {spent:.4g}")
+        )
+    for row in _claiming(rows.values(), hp, "record_single"):
+        teacher = rows[row.settings["teacher"]].metrics["accuracy"]
+        least = LEAST_SHARE * float(np.mean(teacher))
+        gates.append(
+            Gate(
+                f"one given teacher makes a student of use that protects records ({row.arm})",
+                bool(np.mean(row.metrics["accuracy"]) >= least),
+                f"accuracy {percent(row.metrics['accuracy'], num_test)[0]}%",
+                f"at least {percent([least], num_test)[0]}%, {LEAST_SHARE:.0%} of its teacher's",
+            )
+        )
+    best = _best(rows.values(), hp)
+    if best is not None and (fresh := best.metrics.get("fresh_classifier_accuracy")):
+        behind = float(np.mean(best.metrics["accuracy"]) - np.mean(fresh))
+        gates.append(
+            Gate(
+                f"drawn samples of {best.arm} make a classifier as good as the student",
+                behind <= MOST_BEHIND,
+                f"{100 * behind:.{decimals(num_test)}f} points behind",
+                f"at most {100 * MOST_BEHIND:g}",
+            )
+        )
+    return gates
+
+
+def _claiming(rows: Iterable[Row], hp: Any, *claims: str) -> list[Row]:
+    """The arms whose ε is of one of the claims, or of any."""
+    found = [row for row in rows if row.arm in hp.arms and "claim" in row.settings]
+    return [row for row in found if not claims or row.settings["claim"] in claims]
+
+
+def _best(rows: Iterable[Row], hp: Any) -> Row | None:
+    """The arm that protects records and is right most often."""
+    private = [row for row in _claiming(rows, hp) if row.settings["privacy_unit"] == "record"]
+    return max(private, key=lambda row: np.mean(row.metrics["accuracy"]), default=None)
 
 
 def report_of(hp: Any, dataset: Dataset, results: Results, minutes: float) -> Report:
     """The experiment's report; `results` are each run's by (teacher or arm, seed)."""
-    rows, gates = rows_and_gates(results, hp)
+    num_test = len(dataset.test)
+    rows, gates = rows_and_gates(results, hp, num_test)
     return Report(
         method="dpdfd",
         dataset=dataset.name,
         title=f"Data-free conversion of a teacher on {dataset.name}, for the data's owner",
-        summary=f"{AUDIENCE} {_summary(rows, hp)}",
+        summary=f"{_summary(rows, hp, num_test)} {AUDIENCE}",
         rows=rows,
+        num_test=num_test,
         metrics=METRICS,
         gates=gates,
         settings=config.to_json(hp),
@@ -211,21 +295,42 @@ def report_of(hp: Any, dataset: Dataset, results: Results, minutes: float) -> Re
     )
 
 
-def _summary(rows: Sequence[Row], hp: Any) -> str:
-    private = [
-        row for row in rows if row.settings.get("privacy_unit") == "record" and row.arm in hp.arms
-    ]
-    if not private:
-        return "No arm protects records."
-    best = max(private, key=lambda row: np.mean(row.metrics["accuracy"]))
-    accuracy, epsilon = np.mean(best.metrics["accuracy"]), max(best.metrics["epsilon"])
-    return (
-        "From one existing teacher only the figure per query is useful, and it protects no record: "
-        "protecting records needs the training data once, for an ensemble or a teacher trained "
-        "with noise, and once more where a prior is bought. Of the students that protect records, "
-        f"{best.arm} is right on {accuracy:.1%} of the test images at ε = {epsilon:.3g}, "
-        f"{best.settings['adjacency']}."
+def _summary(rows: Sequence[Row], hp: Any, num_test: int) -> str:
+    """What was found, for the claim and against it."""
+
+    def right(values: Sequence[float]) -> str:
+        return f"{percent(values, num_test)[0]}%"
+
+    said, named = [], {row.arm: row for row in rows}
+    for row in _claiming(rows, hp, "query"):
+        spent, record = (max(row.metrics[name]) for name in ("epsilon", "record_epsilon"))
+        said.append(
+            f"The ε = {spent:.3g} of {row.arm} is about one query in every step; it protects no "
+            f"record, for which the noise is worth ε = {record:,.3g}. Its student is right on "
+            f"{right(row.metrics['accuracy'])} of the test images."
+        )
+    for row in _claiming(rows, hp, "record_single"):
+        spent, teacher = max(row.metrics["epsilon"]), named[row.settings["teacher"]]
+        said.append(
+            f"From one given teacher, right on {right(teacher.metrics['accuracy'])}, a student "
+            f"that protects records ({row.arm}, ε = {spent:.3g}) is right on "
+            f"{right(row.metrics['accuracy'])}."
+        )
+    best = _best(rows, hp)
+    if best is None:
+        return " ".join([*said, "No arm protects records."])
+    said.append(
+        f"Of the students that protect records, {best.arm} is right on "
+        f"{right(best.metrics['accuracy'])} of the test images at ε = "
+        f"{max(best.metrics['epsilon']):.3g}, {best.settings['adjacency']}; the training set was "
+        f"used {best.settings['private_data'].partition(':')[0]} for it."
     )
+    if fresh := best.metrics.get("fresh_classifier_accuracy"):
+        said.append(
+            f"A fresh classifier that learns from its drawn samples alone is right on "
+            f"{right(fresh)}."
+        )
+    return " ".join(said)
 
 
 def _publishable(rows: Sequence[Row], hp: Any) -> Table:

@@ -130,7 +130,11 @@ def run(
         for teacher in _TEACHERS if hp.attack_alphas else ():
             arm, base = f"attacker_of_{teacher}", f"student_of_{teacher}"
             chosen = _attackers_choice(hp, first[base], runner)
-            runs = {seed: ablations.student(each[base], **chosen) for seed, each in plan.items()}
+            about = f"at the attacker's α, τ_S; by teacher_{teacher}"
+            runs = {
+                seed: ablations.student(each[base], **chosen)._replace(about=about)
+                for seed, each in plan.items()
+            }
             results |= {(arm, seed): runner.complete(each) for seed, each in runs.items()}
             arms.append(summary.arm_of(arm, runs[hp.seeds[0]], chosen_on="held-out examples"))
         for teacher in _TEACHERS if hp.data_free else ():
@@ -161,6 +165,7 @@ def run(
         fought=fought,
         inverted=inverted,
         targets=hp.targets,
+        num_test=len(dataset.test),
     )
     further.tables.append(speed.table(results))
     found = summary.report_of(workdir, hp, dataset, results, arms, further, minutes)
@@ -179,21 +184,26 @@ def paper_runs(hp: Settings, seed: int) -> dict[str, Run]:
     # Networks that are compared share a seed; a teacher, its adversary and its students do not.
     seeds = [{"seed": 10 * seed + k} for k in range(4)]
     fit, undermine, copy = (m.train_and_evaluate for m in (train, nasty_train, distill))
-    normal = Run("teacher_normal", seed, fit, teacher | seeds[0], {})
-    settings = teacher | undermining | seeds[1]
-    nasty = Run("teacher_nasty", seed, undermine, settings, {"adversary": normal})
+    about = "trained plainly; the nasty one's adversary"
+    normal = Run("teacher_normal", seed, fit, teacher | seeds[0], {}, about=about)
+    settings, about = teacher | undermining | seeds[1], "trained to be accurate and teach nobody"
+    nasty = Run("teacher_nasty", seed, undermine, settings, {"adversary": normal}, about=about)
     found = [normal, nasty]
-    networks = {"student": student | seeds[2]}
+    # Name of the network in its arms -> (what it is, settings).
+    networks = {"student": ("student", student | seeds[2])}
     if hp.self_distillation:
-        networks["self"] = teacher | seeds[3]
+        networks["self"] = ("teacher's network", teacher | seeds[3])
     for name, own in values["students"].items():
-        networks[name] = _further_student(name, own, student) | seeds[2]
-    for name, network in networks.items():
+        further = _further_student(name, own, student)
+        networks[name] = (str(further["model"]), further | seeds[2])
+    for name, (what, network) in networks.items():
         if name != "self":  # the teacher itself is what its network learns alone
-            found.append(Run(f"{name}_alone", seed, fit, network, {}))
+            about = f"{what}, from labels alone"
+            found.append(Run(f"{name}_alone", seed, fit, network, {}, about=about))
         for kind, each in zip(_TEACHERS, (normal, nasty), strict=True):
-            arm = f"{name}_of_{kind}"
-            found.append(Run(arm, seed, copy, network | distilled, {"teacher": each}))
+            arm, about = f"{name}_of_{kind}", f"{what}, taught by {each.arm}"
+            taught = {"teacher": each}
+            found.append(Run(arm, seed, copy, network | distilled, taught, about=about))
     return {run.arm: run for run in found}
 
 
@@ -233,7 +243,8 @@ def _data_free(hp: Settings, teacher: Run, kind: str) -> Run:
     """The student that is distilled from one teacher's checkpoint alone."""
     own = {"seed": 10 * teacher.seed + 4, "dataset": hp.dataset, "data_dir": hp.data_dir}
     settings, binary = {**config.to_json(hp.data_free), **own}, data_free.train_and_evaluate
-    return Run(f"data_free_of_{kind}", teacher.seed, binary, settings, {"teacher": teacher})
+    arm, about = f"data_free_of_{kind}", f"taught by {teacher.arm}, without any data"
+    return Run(arm, teacher.seed, binary, settings, {"teacher": teacher}, about=about)
 
 
 def _check(hp: Settings, runs: Mapping[str, Run], dataset: data.Dataset):

@@ -18,13 +18,20 @@ from nasty import train as nasty_train
 from nasty.attacks.skeptical import check_auxiliary
 from nasty.defences.stingy import check_top_k
 
-ATTACKS = ("kd", "htc", "averager", "skeptical", "scm")
+ATTACKS = {  # and what an attacker does
+    "kd": "distils plainly",
+    "htc": "softens the teacher alone, with a high temperature",
+    "averager": "learns from the teacher's mean answer to each class",
+    "skeptical": "lets only an inner head listen to the teacher; the last one trusts labels",
+    "scm": "distils through a sequence of intermediate students",
+}
 
 
 class Defence(NamedTuple):
     """A teacher, and what it releases.
 
     Attributes:
+      about: what the owner does, in one line.
       teacher: "normal" or "nasty", of the comparison; None for one of the defence's own, which is
         trained as the nasty teacher but for what follows.
       stingy: whether only the largest logits are released.
@@ -32,6 +39,7 @@ class Defence(NamedTuple):
       inputs: settings that name the normal teacher.
     """
 
+    about: str
     teacher: str | None = None
     stingy: bool = False
     sets: Mapping[str, Any] = {}
@@ -40,11 +48,12 @@ class Defence(NamedTuple):
 
 
 DEFENCES = {
-    "none": Defence("normal"),
-    "nasty": Defence("nasty"),
-    "stingy": Defence("normal", stingy=True),
-    "nasty_stingy": Defence("nasty", stingy=True),
+    "none": Defence("releases the normal teacher", "normal"),
+    "nasty": Defence("releases the nasty teacher", "nasty"),
+    "stingy": Defence("releases the normal teacher's largest logits alone", "normal", stingy=True),
+    "nasty_stingy": Defence("releases the nasty teacher's largest logits", "nasty", stingy=True),
     "head_only": Defence(
+        "makes only the normal teacher's last layer nasty",
         sets={
             **config.to_json(config.Augmentation()),  # none
             "train_only_head": True,
@@ -53,6 +62,7 @@ DEFENCES = {
         inputs=("adversary", "init_from"),
     ),
     "cmim": Defence(
+        "trains a teacher whose answers to images of one class are alike",
         sets={"defence": "cmim", "check_nastiness": False},
         leaves_out=("temperature", "omega", "check_model", "check_model_kwargs"),
     ),

@@ -44,6 +44,8 @@ def logit_response(
 ) -> epath.Path:
     """What both teachers tell a student: one row per input, its softened probabilities as bars.
 
+    All bars share one scale, and all images one of grey.
+
     images [N, H, W] or [N, H, W, channels], uint8 or float in [0, 1], some ten; logits [N, C];
     labels int [N]; C class names. Images with other than 1 or 3 channels are shown as their mean.
     The true class is coloured; beside the bars stands the class that the network predicts. After
@@ -59,17 +61,19 @@ def logit_response(
     }
     n, few = len(pictures), len(classes) <= 20
     turned = max(map(len, classes)) > 2
+    top = 1.35 * max(each.max() for each in softened.values())
+    white = 255 if pictures.dtype == np.uint8 else 1
     with drawing(path, 0.9 + 1.25 * n) as figure:
         axes = figure.subplots(n, 3, squeeze=False, width_ratios=[1, 3, 3])
         for row, label in enumerate(truth):
-            axes[row, 0].imshow(pixels(pictures[row]), cmap="gray", interpolation="nearest")
+            grey = {"cmap": "gray", "vmin": 0, "vmax": white, "interpolation": "nearest"}
+            axes[row, 0].imshow(pixels(pictures[row]), **grey)
             axes[row, 0].set_axis_off()
             axes[row, 0].set_title(classes[label], loc="center", fontweight="normal")
-            top = 1.35 * max(each[row].max() for each in softened.values())
             colors = [PALETTE[0] if k == label else REST for k in range(len(classes))]
             for axis, (name, logits) in zip(axes[row, 1:], answers.items(), strict=True):
                 axis.bar(range(len(classes)), softened[name][row], color=colors, width=0.8)
-                axis.set_ylim(0, top)  # one scale per row: the two are to be compared
+                axis.set_ylim(0, top)
                 axis.locator_params(axis="y", nbins=3)
                 axis.set_xticks(range(len(classes)) if few else [], [])
                 found = int(np.argmax(logits[row]))

@@ -7,11 +7,19 @@ import numpy as np
 from etils import epath
 
 from distill_core.experiment import plotting
-from distill_core.experiment.report import Figure, Results, Table, summarize, values_of
+from distill_core.experiment.report import (
+    Figure,
+    Gate,
+    Results,
+    Table,
+    percent,
+    summarize,
+    values_of,
+)
 from distill_core.experiment.stages import run_directory
 from nasty.experiment import ablations
 from nasty.experiment.ablations import AXES, Point, shown
-from nasty.experiment.contest import Contest
+from nasty.experiment.contest import ATTACKS, DEFENCES, Contest
 
 LEAST_DATA_FREE_GAP = 0.05  # the paper's (†), in its table for DAFL
 UNCHECKED = "† From a secondary source, not checked against the paper."
@@ -23,6 +31,8 @@ class Further(NamedTuple):
     tables: list[Table]
     figures: list[Figure]
     fields: dict[str, Any]
+    gates: list[Gate]
+    lead: list[str]  # sentences
 
 
 def collect(
@@ -33,6 +43,7 @@ def collect(
     fought: Contest | None,
     inverted: Mapping[str, Any] | None,
     targets: Mapping[str, float],
+    num_test: int,
 ) -> Further:
     """Everything that the experiment's config asked for beside the comparison.
 
@@ -43,21 +54,29 @@ def collect(
       fought: attacks against defences.
       inverted: what `inversion.reconstruct` returned.
       targets: arm -> the paper's accuracy (†), a fraction.
+      num_test: examples that accuracies are of.
     """
     accuracies = values_of(results, "accuracy")
     means = {arm: float(np.mean(values)) for arm, values in accuracies.items()}
-    found = Further([], [], {})
+    found = Further([], [], {}, [], [])
     known = [arm for arm in accuracies if arm in targets]
     if known:
         caption = f"Beside the paper's tables: test accuracy, %. {UNCHECKED}"
-        rows = [[arm, _percent(accuracies[arm]), f"{100 * targets[arm]:.2f}"] for arm in known]
+        rows = [
+            [arm, _percent(accuracies[arm], num_test), f"{100 * targets[arm]:.2f}"] for arm in known
+        ]
         found.tables.append(Table(caption, ["arm", "ours", "the paper's †"], rows))
     if sweeps:
         _add_trends(found, sweeps, means)
-    for name, points in sweeps.items():
-        _add_sweep(found, name, points, means["student_alone"])
+        alone = means["student_alone"]
+        every = [p.accuracies.values() for points in sweeps.values() for p in points]
+        percents = [100 * value for each in every for runs in each for value in runs]
+        low, high = min(100 * alone, *percents), max(100 * alone, *percents)
+        margin = 0.05 * (high - low) + 0.1
+        for name, points in sweeps.items():
+            _add_sweep(found, name, points, alone, (low - margin, high + margin), num_test)
     if fought is not None:
-        _add_contest(found, fought)
+        _add_contest(found, fought, num_test)
     if inverted is not None:
         _add_inversion(found, inverted, seed)
     return found
@@ -92,13 +111,21 @@ def _add_trends(found: Further, sweeps: Mapping[str, Sequence[Point]], means: Ma
     }
 
 
-def _add_sweep(found: Further, name: str, points: Sequence[Point], alone: float):
+def _add_sweep(
+    found: Further,
+    name: str,
+    points: Sequence[Point],
+    alone: float,
+    limits: tuple[float, float],  # percent, the same for all sweeps
+    num_test: int,
+):
     axis, values = AXES[name], [shown(point.value) for point in points]
     series = {
         label: [point.accuracies[key] for point in points] for key, label in axis.series.items()
     }
     rows = [
-        [value, *(_percent(runs[i]) for runs in series.values())] for i, value in enumerate(values)
+        [value, *(_percent(runs[i], num_test) for runs in series.values())]
+        for i, value in enumerate(values)
     ]
     found.tables.append(Table(f"Test accuracy, %, by {axis.label}", [axis.label, *series], rows))
 
@@ -108,7 +135,7 @@ def _add_sweep(found: Further, name: str, points: Sequence[Point], alone: float)
             connected = not isinstance(points[0].value, Mapping)
             plotting.sweep(panel, values, series, scale=100, connected=connected)
             panel.axhline(100 * alone, label="student alone", **plotting.REFERENCE)
-            panel.set(xlabel=axis.label, ylabel="accuracy, %")
+            panel.set(xlabel=axis.label, ylabel="accuracy, %", ylim=limits)
             figure.legend(loc="outside upper left", ncols=2)
         return path
 
@@ -120,14 +147,15 @@ def _add_sweep(found: Further, name: str, points: Sequence[Point], alone: float)
     ]
 
 
-def _add_contest(found: Further, fought: Contest):
+def _add_contest(found: Further, fought: Contest, num_test: int):
     attacks, defences = list(dict.fromkeys(a for a, _ in fought.attacked)), list(fought.teachers)
     labels = [defence.replace("_", " ") for defence in defences]
     rows: list[list[str | None]] = [
-        [attack, *(_percent(fought.attacked[attack, defence]) for defence in defences)]
+        [attack, *(_percent(fought.attacked[attack, defence], num_test) for defence in defences)]
         for attack in attacks
     ]
-    rows.append(["the teacher itself", *(_percent(fought.teachers[d]) for d in defences)])
+    itself = (_percent(fought.teachers[defence], num_test) for defence in defences)
+    rows.append(["the teacher itself", *itself])
     full, times = fought.seconds.get("nasty"), [fought.seconds[d] for d in defences]
     rows.append(["making it, seconds", *(None if t is None else f"{t:.1f}" for t in times)])
     if full:
@@ -135,9 +163,13 @@ def _add_contest(found: Further, fought: Contest):
         rows.append(["… of the nasty one's", *shares])
     caption = (
         "Attacks × defences: test accuracy of the attacker's student, %; alone it has "
-        f"{_percent(fought.alone)}. Times are of the wall clock, compilation included"
+        f"{_percent(fought.alone, num_test)}. Times are of the wall clock, compilation included"
     )
-    found.tables.append(Table(caption, ["attack", *labels], rows))
+    about = {attack: ATTACKS[attack] for attack in attacks}
+    about |= {name: DEFENCES[d].about for name, d in zip(labels, defences, strict=True)}
+    found.tables.append(Table(caption, ["attack", *labels], rows, about=about))
+    if "nasty" in defences:
+        _add_best_attack(found, fought, num_test)
     found.figures.append(
         Figure(
             "What every attack got out of every defence.",
@@ -165,6 +197,23 @@ def _add_contest(found: Further, fought: Contest):
     }
 
 
+def _add_best_attack(found: Further, fought: Contest, num_test: int):
+    got = {a: values for (a, defence), values in fought.attacked.items() if defence == "nasty"}
+    best = max(got, key=lambda attack: np.mean(got[attack]))
+    reached, alone = (f"{percent(v, num_test)[0]}%" for v in (got[best], fought.alone))
+    found.gates.append(
+        Gate(
+            "every attack on the nasty teacher ends below the student alone",
+            bool(np.mean(got[best]) < np.mean(fought.alone)),
+            f"{reached} by the best, {best}",
+            f"below {alone}",
+        )
+    )
+    found.lead.append(
+        f"The best of {len(got)} attacks on the nasty teacher, {best}, reaches {reached}."
+    )
+
+
 def _add_inversion(found: Further, inverted: Mapping[str, Any], seed: int):
     numbers = {name: inverted[name] for name in ("normal", "nasty")}
     rows = [
@@ -188,7 +237,5 @@ def _add_inversion(found: Further, inverted: Mapping[str, Any], seed: int):
     found.fields["inversion"] = numbers
 
 
-def _percent(values: Sequence[float]) -> str:
-    summary = summarize(values)
-    spread = f" ± {100 * summary['std']:.2f}" if summary["n"] > 1 else ""
-    return f"{100 * summary['mean']:.2f}{spread}"
+def _percent(values: Sequence[float], num_test: int) -> str:
+    return " ± ".join(filter(None, percent(values, num_test)))

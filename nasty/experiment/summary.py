@@ -1,4 +1,4 @@
-"""An experiment's runs to arms, gates and a report."""
+"""An experiment's runs to arms, criteria and a report."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
@@ -10,7 +10,17 @@ from etils import epath
 from distill_core import checkpoint, config, evaluate
 from distill_core.data import Dataset
 from distill_core.experiment import plotting
-from distill_core.experiment.report import Figure, Gate, Report, Results, Row, by_arm, values_of
+from distill_core.experiment.report import (
+    Figure,
+    Gate,
+    Report,
+    Results,
+    Row,
+    by_arm,
+    decimals,
+    percent,
+    values_of,
+)
 from distill_core.experiment.stages import Run, run_directory
 from nasty.experiment import figures, representations
 from nasty.experiment.further_results import Further
@@ -33,6 +43,7 @@ class Arm(NamedTuple):
     name: str
     settings: Mapping[str, Any]
     nasty: bool  # the nasty teacher, or a student of it
+    about: str  # in one line
 
 
 def arm_of(
@@ -43,7 +54,7 @@ def arm_of(
 ) -> Arm:
     """The arm of a run, with those of its settings that a reader compares, and `more`."""
     settings = {key: run.settings[key] for key in shown if key in run.settings}
-    return Arm(name, settings | more, _is_nasty(run))
+    return Arm(name, settings | more, _is_nasty(run), run.about)
 
 
 def _is_nasty(run: Run) -> bool:
@@ -62,28 +73,38 @@ def rows_of(arms: Sequence[Arm], results: Results) -> list[Row]:
                 metrics["nastiness_check_gap"] = [
                     c["student_of_adversary"] - c["student_of_teacher"] for c in checks
                 ]
-        rows.append(Row(arm.name, settings, metrics))
+        rows.append(Row(arm.name, settings, metrics, arm.about))
     return rows
 
 
-def gates_of(results: Results) -> list[Gate]:
-    """What the method has to show."""
+def gates_of(results: Results, num_test: int) -> list[Gate]:
+    """What the method has to show, its known weaknesses among it."""
     mean = {arm: float(np.mean(runs)) for arm, runs in values_of(results, "accuracy").items()}
+
+    def gate(name: str, value: float, passed: bool, needed: str) -> Gate:
+        points = f"{100 * value:.{decimals(num_test)}f} points"
+        return Gate(name, bool(passed), points, f"{needed} points")
+
+    def gap(of: str) -> float:
+        return mean[f"{of}_of_normal"] - mean[f"{of}_of_nasty"]
+
+    def wide(name: str, of: str) -> Gate:
+        return gate(name, gap(of), gap(of) >= LEAST_GAP, "at least 5")
+
     lost = mean["teacher_normal"] - mean["teacher_nasty"]
-    gap = mean["student_of_normal"] - mean["student_of_nasty"]
     below = mean["student_alone"] - mean["student_of_nasty"]
     behind = mean["student_alone"] - mean["student_of_normal"]
     close = "the normal teacher's student is not behind the student alone"
     gates = [
-        _gate("the nasty teacher loses little accuracy", lost, lost <= MOST_LOST, "at most 2"),
-        _gate("its students end below the normal teacher's", gap, gap >= LEAST_GAP, "at least 5"),
-        _gate("its students end below the student alone", below, below > 0, "above 0"),
-        _gate(close, behind, behind <= MOST_BELOW_ALONE, "at most 0.5"),
+        gate("the nasty teacher loses little accuracy", lost, lost <= MOST_LOST, "at most 2"),
+        wide("its students end below the normal teacher's", "student"),
+        gate("its students end below the student alone", below, below > 0, "above 0"),
+        gate(close, behind, behind <= MOST_BELOW_ALONE, "at most 0.5"),
     ]
+    if "self_of_nasty" in mean:
+        gates.append(wide("a student as large as the teacher ends below, too", "self"))
     if "attacker_of_nasty" in mean:
-        best = mean["attacker_of_normal"] - mean["attacker_of_nasty"]
-        name = "the gap stays at the attacker's best alpha and temperature"
-        gates.append(_gate(name, best, best >= LEAST_GAP, "at least 5"))
+        gates.append(wide("the gap stays at the attacker's best alpha and temperature", "attacker"))
     checked = [r for r in by_arm(results)["teacher_nasty"] if "nastiness" in r]
     verdicts = [r["nastiness"]["nasty"] for r in checked]
     judged = [verdict for verdict in verdicts if verdict is not None]
@@ -96,8 +117,30 @@ def gates_of(results: Results) -> list[Gate]:
     return gates
 
 
-def _gate(name: str, value: float, passed: bool, needed: str) -> Gate:
-    return Gate(name, bool(passed), f"{100 * value:.2f} points", f"{needed} points")
+def _lead(accuracies: Mapping[str, Sequence[float]], further: Further, num_test: int) -> str:
+    """What was found, for the claim and against it."""
+    mean = {arm: f"{percent(runs, num_test)[0]}%" for arm, runs in accuracies.items()}
+    said = [
+        f"The nasty teacher classifies {mean['teacher_nasty']} of the test images right, the "
+        f"normal one {mean['teacher_normal']}. A student distilled from the normal teacher "
+        f"reaches {mean['student_of_normal']}, one from the nasty teacher "
+        f"{mean['student_of_nasty']}, and one without a teacher {mean['student_alone']}."
+    ]
+    if "self_of_nasty" in mean:
+        gap = np.mean(accuracies["self_of_normal"]) - np.mean(accuracies["self_of_nasty"])
+        learns = (
+            "is hurt, too" if gap >= LEAST_GAP else "learns from the nasty teacher all the same"
+        )
+        said.append(
+            f"A student as large as the teacher {learns}: {mean['self_of_nasty']}, against "
+            f"{mean['self_of_normal']} from the normal one."
+        )
+    if "attacker_of_nasty" in mean:
+        said.append(
+            "With α and τ_S chosen on held-out examples a student of the nasty teacher reaches "
+            f"{mean['attacker_of_nasty']}, one of the normal teacher {mean['attacker_of_normal']}."
+        )
+    return " ".join(said + further.lead)
 
 
 def report_of(
@@ -111,20 +154,15 @@ def report_of(
 ) -> Report:
     """The experiment's report; `results` by (arm, seed), `arms` in the order of the table."""
     accuracies = values_of(results, "accuracy")
-    mean = {arm: f"{np.mean(runs):.1%}" for arm, runs in accuracies.items()}
     return Report(
         method="nasty",
         dataset=dataset.name,
         title=f"Nasty teachers on {dataset.name}",
-        summary=(
-            f"The nasty teacher classifies {mean['teacher_nasty']} of the test images right, the "
-            f"normal one {mean['teacher_normal']}. A student distilled from the normal teacher "
-            f"reaches {mean['student_of_normal']}, one from the nasty teacher "
-            f"{mean['student_of_nasty']}, and one without a teacher {mean['student_alone']}."
-        ),
+        summary=_lead(accuracies, further, len(dataset.test)),
+        num_test=len(dataset.test),
         rows=rows_of(arms, results),
         metrics=["accuracy"],
-        gates=gates_of(results),
+        gates=[*gates_of(results, len(dataset.test)), *further.gates],
         settings=config.to_json(hp),
         minutes=minutes,
         notes=[*_NOTES, *filter(None, [dataset.note])],

@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from distill_core.experiment.report import Gate, Results
+from distill_core.experiment.report import Gate, Results, decimals
 from swingdistill.attacks import membership
 from swingdistill.canaries.exposure import exposure_reduction, rank_test, worst_allowed
 from swingdistill.experiment.arms import at_noise
@@ -22,6 +22,7 @@ ONCE_BITS = 2.5
 PERPLEXITY, DIGIT_PERPLEXITY, POINTS = 1.01, 1.05, 0.01
 DECOY_KD, DECOY_SWING = 6.0, 2.5
 TPR_LEAK = 5 * membership.FPR
+MASK_P = 0.01
 _SANITY = "teacher and plain distillation leak, so that there is something to protect"
 
 
@@ -35,6 +36,11 @@ def mean(results: Results, arm: str, metric: str) -> float:
     """A metric of an arm, averaged over its seeds; NaN where a run has none."""
     found = [r[metric] for (name, _), r in results.items() if name == arm]
     return float(np.mean([math.nan if value is None else value for value in found]))
+
+
+def num_tokens(results: Results) -> int:
+    """Of the test text, by which accuracies are measured; a classifier has one per text."""
+    return min(result["num_tokens"] for result in results.values())
 
 
 def told(results: Results, arm: str, level: int) -> dict[str, Any]:
@@ -75,6 +81,8 @@ def gates(
         needed = f"at most {ONCE_BITS} bits"
         found.append(Gate(name, bool(once <= ONCE_BITS), f"{once:.2f} bits", needed))
     found += _worst(results, levels, num_candidates)
+    if any(arm == "mask" for arm, _ in results):
+        found.append(_less_than_mask(results, most))
     found += _perplexities(results) if task == "language" else [_accuracy(results)]
     if any(arm == "swing_decoy" for arm, _ in results):
         found.append(_decoy(results, most))
@@ -150,9 +158,25 @@ def _worst(results, levels, num_candidates) -> list[Gate]:
     ]
 
 
+def _less_than_mask(results, level: int) -> Gate:
+    """A one-sided test: between students that both leak nothing the means differ by chance."""
+    from scipy import stats
+
+    swing, mask = (bits(results, arm, level) for arm in ("swing", "mask"))
+    found: Any = stats.mannwhitneyu(swing, mask, alternative="less")
+    p = float(found.pvalue)
+    return Gate(
+        "Swing gives away less than leaving private tokens out (mask)",
+        p < MASK_P,
+        f"swing {swing.mean():.2f}, mask {mask.mean():.2f} bits at {level} repetitions (p {p:.2g})",
+        f"p below {MASK_P:g} (Mann–Whitney, one-sided)",
+    )
+
+
 def _accuracy(results) -> Gate:
     lost = mean(results, "kd", "accuracy") - mean(results, "swing", "accuracy")
-    name, value = "accuracy against plain distillation", f"{100 * lost:.2f} points lost"
+    places = decimals(num_tokens(results))
+    name, value = "accuracy against plain distillation", f"{100 * lost:.{places}f} points lost"
     return Gate(name, lost <= POINTS, value, "at most 1 point")
 
 

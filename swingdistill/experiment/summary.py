@@ -53,7 +53,7 @@ def _row(arm: str, runs: Sequence[Mapping[str, Any]], hp: Any) -> Row:
             if all(name in budget for budget in budgets):  # else its noise was chosen
                 metrics[name] = [budget[name] for budget in budgets]
     model = hp.model if arm in arms.LARGE else hp.student.model
-    return Row(arm, {"model": model, **budgets[0]}, metrics)
+    return Row(arm, {"model": model, **budgets[0]}, metrics, arms.about(arm, hp))
 
 
 def _attacked(attacks: Sequence[Mapping[str, Any]]) -> dict[str, list[float]]:
@@ -108,13 +108,14 @@ def report_of(
         }
         for field in ("exposure", "exposure_bounds")
     )
-    nothing = "nothing can be claimed from this run: the first gate is missed"
+    nothing = "nothing can be claimed from this run: the first criterion is missed"
     return Report(
         method="swingdistill",
         dataset=hp.dataset,
         title=f"Swing distillation on {hp.dataset.rpartition('/')[2]} ({hp.task})",
         summary=_headline(results, gates, levels),
         rows=rows,
+        num_test=claims.num_tokens(results),
         metrics=_shown(hp, rows, levels),
         gates=gates,
         settings=config.to_json(hp),
@@ -165,16 +166,32 @@ def _headline(results: Results, gates: Sequence[Gate], levels: Sequence[int]) ->
             f"Nothing can be claimed: {gates[0].value}, and {gates[0].needed}. Train longer, plant "
             "more repetitions, or take less text."
         )
-    most = max(levels)
-    kd, swing = (claims.bits(results, arm, most).mean() for arm in ("kd", "swing"))
-    missed = [gate.name for gate in gates if not gate.passed]
-    return (
+    most, present = max(levels), set(by_arm(results))
+
+    def told(arm: str) -> str:
+        return f"{claims.bits(results, arm, most).mean():.1f}"
+
+    secrets = np.concatenate([claims.bits(results, "swing", level) for level in levels])
+    cost = {arm: f"{claims.mean(results, arm, 'perplexity'):.2f}" for arm in present}
+    said = [
         f"Of a secret that stood {most} times in its teacher's text a student of plain "
-        f"distillation gives away {kd:.1f} bits, one of Swing distillation {swing:.1f}; a number "
-        f"that nobody learnt has 1.4. Perplexity {claims.mean(results, 'kd', 'perplexity'):.2f} "
-        f"and {claims.mean(results, 'swing', 'perplexity'):.2f}. "
-        + (f"Missed: {'; '.join(missed)}." if missed else "Everything asked for was shown.")
-    )
+        f"distillation gives away {told('kd')} bits, one of Swing distillation {told('swing')}; a "
+        f"number that nobody learnt has 1.4. Perplexity {cost['kd']} and {cost['swing']}.",
+        f"The worst of Swing's {len(secrets)} secrets has {secrets.max():.1f} bits.",
+    ]
+    if "mask" in present:
+        said.append(
+            f"A student that leaves private tokens out (mask) gives away {told('mask')} bits, at "
+            f"perplexity {cost['mask']}."
+        )
+    if "swing_decoy" in present:
+        said.append(
+            "On text with other numbers in place of the secrets plain distillation still gives "
+            f"away {told('kd_decoy')} bits of them, Swing {told('swing_decoy')}."
+        )
+    missed = [gate.name for gate in gates if not gate.passed]
+    said.append(f"Missed: {'; '.join(missed)}." if missed else "Everything asked for was shown.")
+    return " ".join(said)
 
 
 def _figures(hp, results: Results, quality, among: int) -> list[Figure]:
@@ -289,7 +306,7 @@ def _notes(hp, results: Results) -> list[str]:
         notes.append(
             f"A classifier's secrets are ranked among {among:,} candidates by the loss of the "
             f"canary's label, so that {math.log2(among):.1f} bits are the most that can be seen. "
-            "It gives away that label, not the secret; the first gate asks that it can be told "
-            "from chance, a bar of ours."
+            "It gives away that label, not the secret; the first criterion asks that it can be "
+            "told from chance, a bar of ours."
         )
     return notes

@@ -8,10 +8,11 @@ from matplotlib.axes import Axes
 
 from distill_core.privacy.ledger import GAUSSIAN, POISSON_GAUSSIAN, ZERO_OUT, Entry, Ledger
 from dpdfd.experiment import figures, summary
-from dpdfd.privacy.units import Release, calibrate, privacy_spent
+from dpdfd.privacy.units import UNITS, Release, calibrate, privacy_spent
 
 DELTA = 1e-5
 STEPS = 8
+NUM_TEST = 360
 RELEASES = {
     "query": Release("query", "query_gradients", 16, norm=1.0),
     "record_single": Release("record_single", "query_gradients", 16, norm=1.0),
@@ -63,11 +64,11 @@ def results(ledgers):
 
 
 def rows_of(results, hp):
-    return {row.arm: row for row in summary.rows_and_gates(results, hp)[0]}
+    return {row.arm: row for row in summary.rows_and_gates(results, hp, NUM_TEST)[0]}
 
 
 def gates_of(results, hp):
-    return {gate.name: gate for gate in summary.rows_and_gates(results, hp)[1]}
+    return {gate.name: gate for gate in summary.rows_and_gates(results, hp, NUM_TEST)[1]}
 
 
 # -- rows --------------------------------------------------------------------------------------
@@ -115,7 +116,8 @@ def test_an_epsilon_that_all_arms_share_is_a_budget_too_but_not_of_teachers(resu
         del hp.arms[unit]["epsilon"]
     hp.student["epsilon"] = 2.0
     del hp.arms["none"], results["none", 0], results["none", 1]
-    assert [*gates_of(results, hp)] == [f"{unit} spends no more than its ε" for unit in RELEASES]
+    budgets = [name for name in gates_of(results, hp) if "spends" in name]
+    assert budgets == [f"{unit} spends no more than its ε" for unit in RELEASES]
 
 
 @pytest.mark.parametrize(
@@ -143,10 +145,47 @@ def test_a_bar_is_held_against_the_mean_over_seeds_and_missed_where_nothing_was_
     hp.bars = {"query": {"accuracy": 0.55}, "none": {"accuracy": 0.56},
                "plain": {"fresh_classifier_accuracy": 0.0}}  # fmt: skip
     gates = gates_of(results, hp)
-    found = {name: gate.passed for name, gate in gates.items() if " of " in name}
+    found = {name: gate.passed for name, gate in gates.items() if "accuracy of " in name}
     assert found == {"accuracy of query": True, "accuracy of none": False,
                      "fresh classifier accuracy of plain": False}  # fmt: skip
-    assert gates["accuracy of none"].value == "55.00%"
+    assert gates["accuracy of none"].value == "55.0%"
+
+
+def test_an_epsilon_per_query_does_not_pass_for_one_of_a_record(results, hp, ledgers):
+    gate = gates_of(results, hp)["the ε of query protects a training record, too"]
+    record = privacy_spent(ledgers["query"], delta=DELTA).record_epsilon
+    assert not gate.passed and gate.value == f"ε = {record:,.4g} for a record"
+    assert gate.needed == "at most 2"
+    del hp.arms["query"], results["query", 0], results["query", 1]
+    assert not [name for name in gates_of(results, hp) if "a training record, too" in name]
+
+
+@pytest.mark.parametrize(("accuracy", "passed"), [(0.1, False), (0.39, False), (0.41, True)])
+def test_a_student_of_one_given_teacher_is_of_use_at_half_of_its_accuracy(
+    results, hp, accuracy, passed
+):
+    for seed in (0, 1):
+        results["plain", seed]["accuracy"] = 0.8
+        results["record_single", seed]["accuracy"] = accuracy
+    name = "one given teacher makes a student of use that protects records (record_single)"
+    gate = gates_of(results, hp)[name]
+    assert gate.passed is passed
+    assert gate.value == f"accuracy {100 * accuracy:.1f}%"
+    assert gate.needed == "at least 40.0%, 50% of its teacher's"
+
+
+@pytest.mark.parametrize(("fresh", "passed"), [(0.581, True), (0.579, False), (0.7, True)])
+def test_a_fresh_classifier_is_held_against_the_best_student_that_protects_records(
+    results, hp, fresh, passed
+):
+    results["record_ensemble", 0]["accuracy"] = results["record_ensemble", 1]["accuracy"] = 0.6
+    results["none", 0]["accuracy"] = 0.99
+    assert not [name for name in gates_of(results, hp) if "drawn samples" in name]
+    results["record_ensemble", 0]["fresh_classifier_accuracy"] = fresh
+    name = "drawn samples of record_ensemble make a classifier as good as the student"
+    gate = gates_of(results, hp)[name]
+    assert gate.passed is passed
+    assert gate.value == f"{60 - 100 * fresh:.1f} points behind"
 
 
 # -- words and pictures ------------------------------------------------------------------------
@@ -156,16 +195,57 @@ def test_the_summary_names_the_best_of_those_that_protect_records(results, hp):
     for arm in ("query", "none", "dp"):
         results[arm, 0]["accuracy"] = results[arm, 1]["accuracy"] = 0.99
     results["record_ensemble", 1]["accuracy"] = 0.9
-    said = summary._summary([*rows_of(results, hp).values()], hp)
-    assert "record_ensemble is right on 70.0% of the test images at ε = 2, replace one, " in said
+    said = summary._summary([*rows_of(results, hp).values()], hp, NUM_TEST)
+    assert "record_ensemble is right on 70% of the test images at ε = 2, replace one, " in said
+    assert said.endswith("the training set was used once for it.")
+    results["record_ensemble", 1]["fresh_classifier_accuracy"] = 0.4
+    said = summary._summary([*rows_of(results, hp).values()], hp, NUM_TEST)
+    assert said.endswith("its drawn samples alone is right on 40.0%.")
     hp.arms = {name: hp.arms[name] for name in ("none", "query")}
     left = {run: found for run, found in results.items() if not run[0].startswith("record")}
     rows = [*rows_of(left, hp).values()]  # a DP teacher's among them: it is no student
-    assert summary._summary(rows, hp) == "No arm protects records."
+    said = summary._summary(rows, hp, NUM_TEST)
+    assert said.endswith("No arm protects records.") and "record_single" not in said
+    del hp.arms["query"]
+    rows = [row for row in rows if row.arm != "query"]
+    assert summary._summary(rows, hp, NUM_TEST) == "No arm protects records."
+
+
+def test_the_summary_says_what_an_epsilon_is_about_and_what_one_given_teacher_makes(
+    results, hp, ledgers
+):
+    for seed in (0, 1):
+        results["record_single", seed]["accuracy"] = 0.1
+        results["plain", seed]["accuracy"] = 0.98
+    said = summary._summary([*rows_of(results, hp).values()], hp, NUM_TEST)
+    record = privacy_spent(ledgers["query"], delta=DELTA).record_epsilon
+    assert (
+        "The ε = 2 of query is about one query in every step; it protects no record, for which the "
+        f"noise is worth ε = {record:,.3g}. Its student is right on 55.0% of the test images."
+    ) in said
+    assert (
+        "From one given teacher, right on 98.0%, a student that protects records (record_single, "
+        "ε = 2) is right on 10.0%."
+    ) in said
+
+
+def test_every_teacher_and_arm_is_explained_by_its_settings(results, hp):
+    about = {arm: row.about for arm, row in rows_of(results, hp).items()}
+    assert about["plain"] == "one network, trained without privacy"
+    assert about["dp"] == "one network, trained with noise on its gradients"
+    assert about["several"].startswith("50 networks on disjoint parts of the records")
+    assert about["query"].startswith("student of plain, whose ε is for one query")
+    assert {*summary._STUDENTS} == {"none", *UNITS}
+    assert len({*about.values()}) == len(about)
+    hp.teachers["dp"]["dp"]["share"] = 0.8
+    hp.arms["query"]["moments"] = {"size": 8}
+    about = {arm: row.about for arm, row in rows_of(results, hp).items()}
+    assert about["dp"].endswith("; spends 80% of the budget")
+    assert about["query"].endswith("; its prior is bought of the records")
 
 
 def test_only_what_has_an_epsilon_for_records_may_be_published(results, hp):
-    caption, head, lines, _ = summary._publishable([*rows_of(results, hp).values()], hp)
+    caption, head, lines, *_ = summary._publishable([*rows_of(results, hp).values()], hp)
     assert "one of these" in caption and "add up" in caption
     named = [run.removeprefix("runs/").removesuffix(", one seed") for run, *_ in lines]
     assert named == ["dp", "record_single", "record_ensemble", "all else"]

@@ -1,5 +1,10 @@
 """What stands in tables, figures and JSON beside the comparison."""
 
+import contextlib
+
+import pytest
+
+from distill_core.experiment import plotting
 from nasty.experiment import further_results
 from nasty.experiment.ablations import Point
 from nasty.experiment.contest import Contest
@@ -35,19 +40,20 @@ RESULTS = {(arm, 1): {"accuracy": mean} for arm, mean in MEANS.items()}
 
 def collect(**given):
     empty = {"seed": 1, "sweeps": {}, "fought": None, "inverted": None, "targets": {}}
+    empty["num_test"] = 10_000
     return further_results.collect(RESULTS, **{**empty, **given})
 
 
 def test_without_extras_there_is_nothing():
-    assert collect() == ([], [], {})
+    assert collect() == ([], [], {}, [], [])
 
 
 def test_an_ablation_is_a_table_a_figure_and_a_judged_trend(tmp_path):
     found = collect(sweeps={"omega": OMEGA})
     (trends, table), (figure,) = found.tables, found.figures
     assert table.rows == [
-        ["0", "97.00 ± 1.41", "94.00 ± 1.41"],
-        ["0.04", "96.00 ± 1.41", "55.00 ± 7.07"],
+        ["0", "97.0 ± 1.4", "94.0 ± 1.4"],
+        ["0.04", "96.0 ± 1.4", "55.0 ± 7.1"],
     ]
     assert "The paper: students fall as ω grows" in figure.caption
     path = figure.draw(tmp_path / figure.path)
@@ -66,7 +72,8 @@ def test_an_ablation_is_a_table_a_figure_and_a_judged_trend(tmp_path):
 
 def test_attacks_and_defences_are_one_table_with_teachers_and_times(tmp_path):
     found = collect(fought=FOUGHT)
-    ((caption, head, rows, _),) = found.tables
+    ((caption, head, rows, _, about),) = found.tables
+    assert about.keys() == {"kd", "htc", "none", "nasty"} and all(about.values())
     assert "alone it has 90.00" in caption
     assert head == ["attack", "none", "nasty"]
     assert rows == [
@@ -83,6 +90,40 @@ def test_attacks_and_defences_are_one_table_with_teachers_and_times(tmp_path):
     unknown = FOUGHT._replace(seconds={"none": 9.0, "nasty": None})
     (table,) = collect(fought=unknown).tables
     assert table.rows[-1] == ["making it, seconds", "9.0", None]
+
+
+def test_all_ablations_are_drawn_on_one_scale_that_holds_every_run(tmp_path, monkeypatch):
+    drawn = []
+    draw = plotting.drawing
+
+    @contextlib.contextmanager
+    def drawing(path, height):
+        with draw(path, height) as figure:
+            yield figure
+            drawn.append(figure.axes[0].get_ylim())
+
+    monkeypatch.setattr(plotting, "drawing", drawing)
+    alphas = [Point(a, {"normal": [0.95], "nasty": [0.31]}) for a in (0.1, 0.9)]
+    for figure in collect(sweeps={"omega": OMEGA, "alpha": alphas}).figures:
+        figure.draw(tmp_path / figure.path)
+    assert len(drawn) == 2 and len({*drawn}) == 1
+    low, high = drawn[0]
+    assert low < 31 and high > 98
+
+
+@pytest.mark.parametrize(("best", "passed"), [(0.93, False), (0.901, False), (0.899, True)])
+def test_the_best_attack_is_in_the_lead_and_among_the_criteria(best, passed):
+    attacked = FOUGHT.attacked | {("htc", "nasty"): [best - 0.005, best + 0.005]}
+    found = collect(fought=FOUGHT._replace(attacked=attacked), num_test=360)
+    (gate,), (said,) = found.gates, found.lead
+    assert gate.passed is passed
+    reached = f"{100 * best:.1f}%"
+    assert (gate.value, gate.needed) == (f"{reached} by the best, htc", "below 90.0%")
+    assert said == f"The best of 2 attacks on the nasty teacher, htc, reaches {reached}."
+    kept = {pair: values for pair, values in attacked.items() if pair[1] == "none"}
+    alone = FOUGHT._replace(attacked=kept, teachers={"none": [0.98]}, seconds={"none": 9.0})
+    found = collect(fought=alone)
+    assert found.gates == found.lead == []
 
 
 def test_targets_stand_beside_the_arms_that_were_run():

@@ -1,12 +1,17 @@
-"""Runs to arms, rows, gates and a report."""
+"""Runs to arms, rows, criteria and a report."""
+
+from dataclasses import replace
 
 import numpy as np
 import pytest
 
 from distill_core import LoadedModel, checkpoint, data
+from distill_core.experiment import report
+from distill_core.experiment.report import Gate
 from distill_core.models import trust
 from distill_core.models.network import image_network
 from nasty.experiment import summary
+from nasty.experiment.comparison import paper_runs
 from nasty.experiment.further_results import Further
 
 GOOD = {
@@ -18,8 +23,10 @@ GOOD = {
     "self_of_normal": 0.95,
     "self_of_nasty": 0.70,
 }
+NUM_TEST = 360
 CLOSE = "the normal teacher's student is not behind the student alone"
 BELOW = "its students end below the student alone"
+SELF = "a student as large as the teacher ends below, too"
 ATTACKED = "the gap stays at the attacker's best alpha and temperature"
 
 
@@ -27,6 +34,8 @@ def results(nasty=True, **changes):
     """Two seeds around the given means; the nasty teacher's check says `nasty`."""
     found = {}
     for arm, mean in (GOOD | changes).items():
+        if mean is None:  # was not run
+            continue
         for seed, off in ((1, -0.001), (2, 0.001)):
             found[arm, seed] = {"accuracy": mean + off}
             if arm == "teacher_nasty":
@@ -36,7 +45,7 @@ def results(nasty=True, **changes):
 
 
 def missed(found):
-    return [gate.name for gate in summary.gates_of(found) if not gate.passed]
+    return [gate.name for gate in summary.gates_of(found, NUM_TEST) if not gate.passed]
 
 
 def rows_of(runs, found):
@@ -60,6 +69,14 @@ def test_an_arm_is_a_row_over_its_seeds_with_what_shaped_it(runs):
     assert metrics["nastiness_check_gap"] == [pytest.approx(0.4)] * 2
 
 
+def test_every_arm_is_explained_and_no_two_alike(hp):
+    further = {"deep": {"model": "resnetc20"}}
+    about = {arm: run.about for arm, run in paper_runs(replace(hp, students=further), 3).items()}
+    assert len(about) == 10 and all(about.values())
+    assert len({*about.values()}) == len(about)
+    assert about["deep_of_nasty"] == "resnetc20, taught by teacher_nasty"
+
+
 def test_an_arm_is_nasty_by_its_teacher_whatever_its_name(runs):
     nasty = [arm for arm, run in runs.items() if summary.arm_of("any", run).nasty]
     assert nasty == ["teacher_nasty", "student_of_nasty", "self_of_nasty"]
@@ -75,6 +92,10 @@ def test_an_arm_is_nasty_by_its_teacher_whatever_its_name(runs):
         ({"nasty": False}, ["the nastiness check calls the nasty teacher nasty"]),
         # A weak baseline and a strong normal student would hide it.
         ({"student_alone": 0.80, "student_of_nasty": 0.81, "student_of_normal": 0.90}, [BELOW]),
+        ({"self_of_nasty": 0.899}, []),
+        ({"self_of_nasty": 0.901}, [SELF]),
+        ({"self_of_nasty": 0.98}, [SELF]),
+        ({"self_of_normal": None, "self_of_nasty": None}, []),
         ({"attacker_of_normal": 0.92, "attacker_of_nasty": 0.89}, [ATTACKED]),
         ({"attacker_of_normal": 0.92, "attacker_of_nasty": 0.86}, []),
     ],
@@ -83,13 +104,17 @@ def test_each_gate_fails_alone(changes, names):
     assert missed(results(**changes)) == names
 
 
-def test_gates_give_value_and_need_in_points():
-    gate = summary.gates_of(results())[1]
-    assert (gate.value, gate.needed) == ("11.00 points", "at least 5 points")
+@pytest.mark.parametrize(("num_test", "value"), [(360, "11.0 points"), (10_000, "11.00 points")])
+def test_gates_give_value_and_need_in_points(num_test, value):
+    gate = summary.gates_of(results(), num_test)[1]
+    assert (gate.value, gate.needed) == (value, "at least 5 points")
 
 
 def test_an_inconclusive_check_is_no_criterion_missed(runs):
-    gates, unjudged = summary.gates_of, results(nasty=None)
+    def gates(found):
+        return summary.gates_of(found, NUM_TEST)
+
+    unjudged = results(nasty=None)
     assert missed(unjudged) == []
     assert [gate.name for gate in gates(unjudged)] == [gate.name for gate in gates(results())][:-1]
     row = rows_of(runs, unjudged)["teacher_nasty"]
@@ -104,15 +129,42 @@ def test_an_inconclusive_check_is_no_criterion_missed(runs):
 
 
 def test_the_report_says_what_was_measured(hp, runs, tmp_path):
-    digits, further = data.load_dataset("digits"), Further([], [], {"more": 3})
+    digits = data.load_dataset("digits")
+    missed = Gate("no attack succeeds", False, "3 points", "at most 2")
+    further = Further([], [], {"more": 3}, [missed], ["An attack succeeds."])
     arms = [summary.arm_of(arm, run) for arm, run in runs.items()]
     found = summary.report_of(tmp_path, hp, digits, results(), arms, further, 1)
     assert (found.method, found.dataset, found.fields) == ("nasty", "digits", {"more": 3})
     assert [row.arm for row in found.rows] == list(GOOD)
     assert "nasty teacher classifies 94.0%" in found.summary
     assert "one from the nasty teacher 80.0%" in found.summary
+    assert found.summary.endswith(" An attack succeeds.") and found.gates[-1] == missed
+    assert found.num_test == 360
+    assert {row.arm: row.about for row in found.rows}["self_of_nasty"] == (
+        "teacher's network, taught by teacher_nasty"
+    )
     drawn = found.figures[0]
     assert drawn.draw(tmp_path / drawn.path).read_bytes().startswith(b"\x89PNG")
+
+
+@pytest.mark.parametrize(
+    ("changes", "said", "unsaid"),
+    [
+        ({"self_of_nasty": 0.98}, "learns from the nasty teacher all the same: 98.0%, against "
+         "95.0% from the normal one.", "held-out"),
+        ({}, "as large as the teacher is hurt, too: 70.0%, against 95.0%", "all the same"),
+        ({"self_of_normal": None, "self_of_nasty": None}, "without a teacher 90.0%.", "as large"),
+        ({"attacker_of_normal": 0.92, "attacker_of_nasty": 0.91}, "With α and τ_S chosen on "
+         "held-out examples a student of the nasty teacher reaches 91.0%, one of the normal "
+         "teacher 92.0%.", "all the same"),
+    ],
+)  # fmt: skip
+def test_the_lead_says_what_speaks_against_the_claim_whichever_way_it_came_out(
+    changes, said, unsaid
+):
+    accuracies = report.values_of(results(**changes), "accuracy")
+    lead = summary._lead(accuracies, Further([], [], {}, [], []), NUM_TEST)
+    assert said in lead and unsaid not in lead
 
 
 NETWORK = """

@@ -26,6 +26,7 @@ def run(bits, **metrics):
         "public_perplexity": 20.0,
         "public_digit_perplexity": 10.0,
         "accuracy": 0.5,
+        "num_tokens": 10_000,
         **metrics,
         "exposure": {str(level): values for level, values in made.items()},
     }
@@ -111,6 +112,42 @@ def test_the_first_gate_is_the_leak_and_without_it_nothing_else_is_said(results)
     change(results, "teacher", bits={100: 18.0})
     said = summary._headline(results, judge(results), list(LEVELS))
     assert said.startswith("Of a secret that stood 100 times") and "Everything asked for" in said
+
+
+def headline(results):
+    return summary._headline(results, judge(results), list(LEVELS))
+
+
+def test_the_lead_has_the_worst_secret_and_what_mask_and_decoys_give_away(results):
+    change(results, "swing", bits={10: [*UNIFORM[1:], 9.26]})
+    assert "The worst of Swing's 48 secrets has 9.3 bits." in headline(results)
+    assert "mask" not in headline(results)
+    for seed in SEEDS:
+        results["mask", seed] = run({1: 1.0, 10: 1.0, 100: 1.26}, perplexity=19.5)
+    said = headline(results)
+    assert "leaves private tokens out (mask) gives away 1.3 bits, at perplexity 19.50." in said
+    assert "Missed: Swing gives away less than leaving private tokens out (mask)." in said
+    assert "still gives away 9.0 bits of them, Swing 1.4." in said
+    left = {key: found for key, found in results.items() if not key[0].endswith("decoy")}
+    assert "other numbers" not in headline(left)
+
+
+def test_swing_has_to_give_away_less_than_mask_beyond_chance(results):
+    words = "less than leaving private tokens out (mask)"
+    for more, passed in ((0.0, False), (-1.0, False), (0.3, False), (3.0, True)):
+        for seed in SEEDS:
+            results["mask", seed] = run({1: 0.0, 10: 0.0, 100: UNIFORM + more})
+        assert gate(results, words).passed is passed, more
+    value = f"swing {UNIFORM.mean():.2f}, mask {UNIFORM.mean() + 3:.2f} bits at 100 repetitions (p "
+    assert gate(results, words).value.startswith(value)
+
+
+def test_lost_accuracy_has_the_digits_of_the_test_text(results):
+    change(results, "swing", accuracy=0.49111)
+    words = "accuracy against plain"
+    assert gate(results, words, task="generation").value == "0.89 points lost"
+    change(results, "kd", num_tokens=360)
+    assert gate(results, words, task="generation").value == "0.9 points lost"
 
 
 def shift_at(p):

@@ -11,8 +11,8 @@ from distill_core import load_model as load
 from distill_core.config import InputError, part_of, to_json, validate
 from distill_core.experiment import stages
 from swingdistill import evaluate, private_text, train
+from swingdistill.experiment import arms, summary
 from swingdistill.experiment import comparison as experiment
-from swingdistill.experiment import summary
 
 HEADLINE = ("student_ce", "kd", "ce_dropped", "mask", "swing")
 ARMS = ("reference", "teacher", *HEADLINE)
@@ -127,7 +127,7 @@ def test_a_second_call_runs_nothing(given, finished, tmp_path, capsys, monkeypat
     experiment.run(given, tmp_path / "moved")
     out, err = capsys.readouterr()
     assert statuses(err) == {"up to date": [*ARMS, "attacks", "scorers"]}
-    assert "nothing can be claimed from this run: the first gate is missed" in out
+    assert "nothing can be claimed from this run: the first criterion is missed" in out
     assert f"report: {tmp_path}/moved/report.html" in out
     old, new = (
         json.loads((folder / "results.json").read_text())
@@ -186,15 +186,28 @@ def test_only_the_first_seed_has_ablations_and_decoys_but_every_seed_the_sweep(g
     assert found[0].arm == "reference", "inputs come first"
 
 
+def test_every_arm_is_explained_and_no_two_alike(given):
+    changes = {"ablations": True, "decoys": True, "sweep": (0.1, 10.0)}
+    changes["dp"] = {"epsilon": 8.0, "delta": 1e-3, "norm": 1.0}
+    hp = validate({**given, **changes}, experiment.Settings)
+    explained = {run.arm: arms.about(run.arm, hp) for run in experiment.runs(hp)}
+    assert len(explained) == 2 + 5 + 7 + 4 + 3 + 1
+    assert all(explained.values()) and len({*explained.values()}) == len(explained)
+    assert (explained["constant_noise10"], explained["swing_noise0.1"]) == (
+        "constant temperature at noise 10",
+        "swing at noise 0.1",
+    )
+
+
 def test_the_attacks_ask_every_run_of_a_seed_and_the_reference_once(given):
     plan = planned(given, seeds=(3, 4), decoys=True)
     hp = validate({**given, "seeds": (3, 4), "decoys": True}, experiment.Settings)
     first, second = experiment.attacks(hp, plan)
     for stage in (first, second):
-        arms = {run.arm for run in plan if run.seed == stage.seed}
+        asked_of = {run.arm for run in plan if run.seed == stage.seed}
         extra = {"reference"} if stage is first else set()
-        assert set(stage.settings["arms"]) == arms | extra
-        assert set(stage.inputs) == arms | {"reference"}
+        assert set(stage.settings["arms"]) == asked_of | extra
+        assert set(stage.inputs) == asked_of | {"reference"}
         asked = part_of(stage.settings, private_text.Settings)
         teacher = part_of(stage.inputs["teacher"].settings, private_text.Settings)
         assert private_text.draw(asked) == private_text.draw(teacher)
