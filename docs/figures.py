@@ -8,6 +8,7 @@
 import itertools
 import json
 import math
+import operator
 from pathlib import Path
 
 import numpy as np
@@ -18,7 +19,7 @@ from distill_core.experiment.report import Row
 from dpdfd.experiment import comparison
 from dpdfd.experiment import figures as dpdfd_figures
 from dpdfd.experiment import summary as dpdfd_summary
-from nasty.experiment import figures as nasty_figures
+from nasty.experiment import summary as nasty_summary
 from swingdistill.experiment import figures as swing_figures
 
 DOCS = Path(__file__).parent
@@ -35,17 +36,7 @@ def load(name: str) -> dict:
 def teachers_outputs(path: Path):
     """What a normal and a nasty teacher tell a student about the same images."""
     results = load("nasty_digits")
-    shown = results["responses"]
-    dataset = data.load_dataset(results["dataset"])
-    nasty_figures.logit_response(
-        path,
-        dataset.test.images[shown["test_rows"]],
-        shown["normal"],
-        shown["nasty"],
-        dataset.test.labels[shown["test_rows"]],
-        dataset.classes,
-        shown["temperature"],
-    )
+    nasty_summary.draw_responses(path, results["responses"], data.load_dataset(results["dataset"]))
 
 
 def exposure_by_baseline(path: Path, name: str):
@@ -66,8 +57,10 @@ def privacy_and_utility(path: Path):
     """Accuracy over ε of what protects records, beside published figures."""
     results = load("dpdfd_mnist")
     rows = [
-        Row(row["arm"], row["settings"], {k: m["values"] for k, m in row["metrics"].items()})
-        for row in results["rows"]
+        Row(arm, settings, {name: each["values"] for name, each in metrics.items()}, about=arm)
+        for arm, settings, metrics in map(
+            operator.itemgetter("arm", "settings", "metrics"), results["rows"]
+        )
     ]
     hp = config.validate(results["settings"], comparison.Settings)
     curves = dpdfd_summary.curves(hp, rows)

@@ -8,6 +8,7 @@ import numpy as np
 from etils import epath
 
 from distill_core import checkpoint, config, evaluate
+from distill_core.config import InputError
 from distill_core.data import Dataset
 from distill_core.experiment import plotting
 from distill_core.experiment.report import (
@@ -154,6 +155,7 @@ def report_of(
 ) -> Report:
     """The experiment's report; `results` by (arm, seed), `arms` in the order of the table."""
     accuracies = values_of(results, "accuracy")
+    answered = responses(workdir, hp, dataset)
     return Report(
         method="nasty",
         dataset=dataset.name,
@@ -168,11 +170,11 @@ def report_of(
         notes=[*_NOTES, *filter(None, [dataset.note])],
         figures=[
             arms_figure(arms, accuracies),
-            *teacher_figures(workdir, hp, dataset),
+            *teacher_figures(workdir, hp, dataset, answered),
             *further.figures,
         ],
         tables=further.tables,
-        fields=further.fields,
+        fields={**further.fields, "responses": answered},
     )
 
 
@@ -191,46 +193,75 @@ def arms_figure(arms: Sequence[Arm], runs: Mapping[str, Sequence[float]]) -> Fig
     )
 
 
-def teacher_figures(workdir: epath.Path, hp: Any, dataset: Dataset) -> list[Figure]:
-    """What the first seed's teachers answer, and their features and logits in the plane."""
-    teachers = [
-        run_directory(workdir, arm, hp.seeds[0]) for arm in ("teacher_normal", "teacher_nasty")
-    ]
+def responses(workdir: epath.Path, hp: Any, dataset: Dataset) -> dict[str, Any]:
+    """What the first seed's teachers answer to some test images, one per class.
+
+    Returns:
+      `temperature`, `test_rows` (of the images in the test split), and the logits of both teachers,
+      `normal` and `nasty`, [N, C]; nothing where their checkpoints were removed.
+    """
+    _, labels, rows = _shown(dataset)
+    rows = rows[np.sort(np.unique(labels, return_index=True)[1])[:_INPUTS]]
+    try:
+        loaded = [checkpoint.load_model(each) for each in _teachers(workdir, hp)]
+    except InputError:
+        return {}
+    normal, nasty = (
+        evaluate.compute_logits(each, dataset.test.images[rows]).tolist() for each in loaded
+    )
+    return {
+        "temperature": hp.temperature,
+        "test_rows": rows.tolist(),
+        "normal": normal,
+        "nasty": nasty,
+    }
+
+
+def teacher_figures(
+    workdir: epath.Path, hp: Any, dataset: Dataset, answered: Mapping[str, Any]
+) -> list[Figure]:
+    """What the first seed's teachers answer (`responses`), and features and logits in the plane."""
     return [
         Figure(
             f"What both teachers tell a student, softened at temperature {hp.temperature:g}. "
             "The paper shows one peak from a normal teacher, and several from a nasty one.",
             "figures/logit_response.png",
-            lambda path: _response(path, teachers, dataset, hp.temperature),
+            lambda path: draw_responses(path, answered, dataset) if answered else None,
         ),
         Figure(
             "t-SNE of features and of logits on test images, with the accuracy of a linear probe "
             "and the similarity (linear CKA) to the normal teacher.",
             "figures/embeddings.png",
-            lambda path: _embeddings(path, teachers, dataset),
+            lambda path: _embeddings(path, _teachers(workdir, hp), dataset),
         ),
     ]
 
 
-def _shown(dataset: Dataset) -> tuple[np.ndarray, np.ndarray]:
-    """(images, labels) of some of the test split, shuffled: some splits are sorted by class."""
+def draw_responses(
+    path: epath.PathLike, answered: Mapping[str, Any], dataset: Dataset
+) -> epath.Path:
+    """The figure of `responses`."""
+    rows = answered["test_rows"]
+    images, labels = dataset.test.images[rows], dataset.test.labels[rows]
+    logits = answered["normal"], answered["nasty"]
+    classes, temperature = dataset.classes, answered["temperature"]
+    return figures.logit_response(path, images, *logits, labels, classes, temperature)
+
+
+def _teachers(workdir: epath.Path, hp: Any) -> list[epath.Path]:
+    arms = ("teacher_normal", "teacher_nasty")
+    return [run_directory(workdir, arm, hp.seeds[0]) for arm in arms]
+
+
+def _shown(dataset: Dataset) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """(images, labels, rows) of some of the test split, shuffled: some are sorted by class."""
     rows = np.random.default_rng(0).permutation(len(dataset.test))[:_POINTS]
-    return dataset.test.images[rows], dataset.test.labels[rows]
-
-
-def _response(path, teachers, dataset: Dataset, temperature: float) -> epath.Path:
-    images, labels = _shown(dataset)
-    first = np.sort(np.unique(labels, return_index=True)[1])[:_INPUTS]  # one of each class
-    images, labels = images[first], labels[first]
-    normal, nasty = (
-        evaluate.compute_logits(checkpoint.load_model(each), images) for each in teachers
-    )
-    return figures.logit_response(path, images, normal, nasty, labels, dataset.classes, temperature)
+    return dataset.test.images[rows], dataset.test.labels[rows], rows
 
 
 def _embeddings(path, teachers, dataset: Dataset) -> epath.Path | None:
     """None where a class has one image, or a network of a user's own shows no features."""
-    images, labels = _shown(dataset)
+    images, labels, _ = _shown(dataset)
     loaded = [checkpoint.load_model(each) for each in teachers]
     features = [jax.jit(each.network.features)(each.variables, images) for each in loaded]
     few = np.bincount(labels, minlength=dataset.num_classes).min() < 2

@@ -134,7 +134,8 @@ def test_the_report_says_what_was_measured(hp, runs, tmp_path):
     further = Further([], [], {"more": 3}, [missed], ["An attack succeeds."])
     arms = [summary.arm_of(arm, run) for arm, run in runs.items()]
     found = summary.report_of(tmp_path, hp, digits, results(), arms, further, 1)
-    assert (found.method, found.dataset, found.fields) == ("nasty", "digits", {"more": 3})
+    assert (found.method, found.dataset) == ("nasty", "digits")
+    assert found.fields == {"more": 3, "responses": {}}  # the teachers of this test are not there
     assert [row.arm for row in found.rows] == list(GOOD)
     assert "nasty teacher classifies 94.0%" in found.summary
     assert "one from the nasty teacher 80.0%" in found.summary
@@ -188,7 +189,18 @@ def test_a_network_that_hides_its_features_gets_the_other_figures(hp, tmp_path, 
         dense = {"kernel": np.eye(64, 10, dtype=np.float32), "bias": np.zeros(10, np.float32)}
         teacher = LoadedModel({"params": {"Dense_0": dense}}, network)
         monkeypatch.setattr(checkpoint, "load_model", lambda _: teacher)
-        made = summary.teacher_figures(tmp_path, hp, digits)
+        answered = summary.responses(tmp_path, hp, digits)
+        made = summary.teacher_figures(tmp_path, hp, digits, answered)
         response, embeddings = (each.draw(tmp_path / each.path) for each in made)
     assert response.read_bytes().startswith(b"\x89PNG")
     assert embeddings is None
+    rows = answered["test_rows"]
+    assert len(set(digits.test.labels[rows])) == len(rows) == 6
+    assert np.shape(answered["nasty"]) == np.shape(answered["normal"]) == (6, 10)
+    np.testing.assert_allclose(
+        answered["normal"], teacher.apply(teacher.variables, digits.test.images[rows]), atol=1e-6
+    )
+
+
+def test_teachers_whose_checkpoints_are_gone_have_no_answers(hp, tmp_path):
+    assert summary.responses(tmp_path, hp, data.load_dataset("digits")) == {}
