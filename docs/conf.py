@@ -44,7 +44,8 @@ nitpicky = True
 nitpick_ignore_regex = [("py:.*", ".*")]
 html_theme = "sphinx_book_theme"
 html_title = project
-html_static_path = []
+html_static_path = ["_static"]
+html_css_files = ["narrow.css"]
 html_show_sourcelink = False
 html_theme_options = {
     "show_toc_level": 2,
