@@ -69,7 +69,7 @@ def private_secrets(
     rather than known; and, counted, those that the model cannot say: words that its vocabulary
     lacks, or more tokens than half a row. Of more than `MOST_SPANS` every k-th is taken.
     """
-    own = [e for e in examples if not planted.is_like(e.text, hp)]
+    own = planted.left_out(examples, hp)
     known = any(example.spans for example in own)
     found: dict[tuple[bytes, str], Secret] = {}
     unsayable = 0

@@ -85,7 +85,7 @@ def membership(
             for level in dict.fromkeys(repetitions.tolist())
         }
     text = None
-    own = {e.text: e for e in texts.train if not planted.is_like(e.text, hp)}
+    own = {e.text: e for e in planted.left_out(texts.train, hp)}
     fresh = {e.text: e for e in texts.test if e.text not in own}
     if own and len(fresh) >= LEAST:
         members, others = scores(_thinned(own.values())), scores(_thinned(fresh.values()))

@@ -2,21 +2,30 @@
 
 from collections.abc import Sequence
 
+from distill_core.data.text.corpus import Example
 from swingdistill import private_text
 from swingdistill.canaries import secrets as canaries_lib
 
 _OTHERS = 2**40  # added to the seed of the secrets, for draws that are no decoys of a text
 
 
-def is_like(text: str, hp: private_text.Settings) -> bool:
-    """Whether a line of text is a canary's or a decoy's."""
+def left_out(examples: Sequence[Example], hp: private_text.Settings) -> list[Example]:
+    """The examples but for lines of canaries and decoys."""
+    if not hp.canaries_per_level:
+        return list(examples)
     before, _, after = hp.canary_format.partition("{}")
-    if not hp.canaries_per_level or not (text.startswith(before) and text.endswith(after)):
-        return False
-    secret, space = text[len(before) : len(text) - len(after)], private_text.space(hp)
-    if space.entries:
-        return secret in set(space.entries)
-    return len(secret) == space.num_digits and canaries_lib.is_number(secret)
+    space = private_text.space(hp)  # once: it may be a long list in a file
+    entries = set(space.entries)
+
+    def is_like(text: str) -> bool:
+        if not (text.startswith(before) and text.endswith(after)):
+            return False
+        secret = text[len(before) : len(text) - len(after)]
+        if entries:
+            return secret in entries
+        return len(secret) == space.num_digits and canaries_lib.is_number(secret)
+
+    return [example for example in examples if not is_like(example.text)]
 
 
 def others(

@@ -122,8 +122,20 @@ def test_a_secret_of_more_tokens_than_a_row_is_refused(hp, tokenizer):
 def test_lines_never_planted_are_neither_secrets_nor_decoys(hp, texts):
     others = planted.others(hp, texts.canaries, 5000)
     assert len(set(others)) == len(others) > 900
-    assert all(planted.is_like(line, hp) for line in others)
+    assert planted.left_out([Example(line) for line in others], hp) == []
     decoys = dataclasses.replace(hp, transfer_set="decoy")
     assert not {canary.line for canary in texts.canaries} & set(others)
     assert not {example.text for example in private_text.load(decoys).train} & set(others)
-    assert not planted.is_like("her code is 407", hp)
+    unlike = Example("her code is 407")
+    assert planted.left_out([unlike], hp) == [unlike]
+
+
+def test_a_list_of_candidates_is_read_once_for_all_lines(hp, tmp_path, monkeypatch):
+    (tmp_path / "names.txt").write_text("ann\nbob\n")
+    listed = dataclasses.replace(hp, canary_candidates=str(tmp_path / "names.txt"))
+    original, calls = private_text.space, []
+    monkeypatch.setattr(private_text, "space", lambda hp: calls.append(hp) or original(hp))
+    before, _, after = hp.canary_format.partition("{}")
+    examples = [Example(before + name + after) for name in ("ann", "eve", "bob", "ann")]
+    assert planted.left_out(examples, listed) == [examples[1]]
+    assert len(calls) == 1
