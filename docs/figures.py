@@ -8,16 +8,12 @@
 import itertools
 import json
 import math
-import operator
 from pathlib import Path
 
 import numpy as np
 
-from distill_core import config, data
+from distill_core import data
 from distill_core.experiment import plotting
-from distill_core.experiment.report import Row
-from dpdfd.experiment import comparison
-from dpdfd.experiment import figures as dpdfd_figures
 from dpdfd.experiment import summary as dpdfd_summary
 from nasty.experiment import summary as nasty_summary
 from swingdistill.experiment import figures as swing_figures
@@ -54,17 +50,41 @@ def exposure_by_baseline(path: Path, name: str):
 
 
 def privacy_and_utility(path: Path):
-    """Accuracy over ε of what protects records, beside published figures."""
-    results = load("dpdfd_mnist")
-    rows = [
-        Row(arm, settings, {name: each["values"] for name, each in metrics.items()}, about=arm)
-        for arm, settings, metrics in map(
-            operator.itemgetter("arm", "settings", "metrics"), results["rows"]
-        )
-    ]
-    hp = config.validate(results["settings"], comparison.Settings)
-    curves = dpdfd_summary.curves(hp, rows)
-    dpdfd_figures.over_epsilon(path, curves, dpdfd_summary.published(results["dataset"]))
+    """Accuracy of what protects records over ε, beside published generators that see the data."""
+    curves = {  # (arm, metric): label
+        ("dp_teacher", "accuracy"): "DP teacher",
+        ("student", "accuracy"): "its data-free student",
+        ("student", "fresh_classifier_accuracy"): "fresh classifier of drawn images",
+        ("student_bought_prior", "fresh_classifier_accuracy"): "… with a bought prior",
+        ("ensemble_mean_head", "accuracy"): "ensemble (replace-one)",
+    }
+    rows = load("dpdfd_front")["rows"]
+    with plotting.drawing(path, 4.2) as figure:
+        axes = figure.subplots(1, 2, sharey=True)
+        for axis, dataset in zip(axes, ("mnist", "fashion_mnist"), strict=True):
+            styles = zip(curves.items(), plotting.PALETTE, plotting.MARKERS, strict=False)
+            for ((arm, metric), label), color, marker in styles:
+                mine = [row for row in rows if (row["arm"], row["dataset"]) == (arm, dataset)]
+                epsilons = [row["settings"]["epsilon"] for row in mine]
+                means = [100 * row["metrics"][metric]["mean"] for row in mine]
+                spread = [100 * row["metrics"][metric]["std"] for row in mine]
+                look = {"color": color, "marker": marker, "capsize": 2, "label": label}
+                axis.errorbar(epsilons, means, spread, **look)
+            published = dpdfd_summary.published(f"tfds:{dataset}")
+            for (name, points), marker in zip(published.items(), "x+12", strict=True):
+                values = [100 * each for each in points.values()]
+                look = {"color": "black", "zorder": 5, "label": f"{name} †"}
+                axis.plot(list(points), values, marker, **look)
+            axis.set_xscale("log")
+            axis.set_xticks([1, 10], ["1", "10"])
+            axis.minorticks_off()
+            axis.set_xlim(0.7, 14)
+            axis.set_title({"mnist": "MNIST", "fashion_mnist": "Fashion-MNIST"}[dataset])
+            axis.set_xlabel("ε of a record (δ = 1e-5 but for †)")
+            axis.grid(axis="y")
+        axes[0].set_ylabel("accuracy on test, %")
+        handles, names = axes[0].get_legend_handles_labels()
+        figure.legend(handles, names, loc="outside lower center", ncols=3, fontsize=8)
 
 
 def shaded_sentence(path: Path):
@@ -145,7 +165,7 @@ def main():
     """Draws all of them."""
     teachers_outputs(IMAGES / "logit_response.png")
     exposure_by_baseline(IMAGES / "exposure.png", "swing_wikitext")
-    privacy_and_utility(IMAGES / "dpdfd_epsilon.png")
+    privacy_and_utility(IMAGES / "dpdfd_front.png")
     shaded_sentence(IMAGES / "shaded_sentence.png")
     checkpoints(IMAGES / "checkpoints.png")
 
