@@ -1,6 +1,6 @@
 """Writes what may be published of a run: the model and a card, and nothing else.
 
-    python -m distill_core.release --checkpoint runs/nasty --out released/
+    python -m distill_core.release --checkpoint runs/nasty --out runs/released
 
 The release contains no random key, seed, optimiser state, data order or path. It does not say what
 the model was made from or which data it was trained on. It contains no training setting either,

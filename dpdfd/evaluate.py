@@ -1,7 +1,7 @@
 r"""Measures a conversion: the student, a fresh classifier on generated samples, and the privacy.
 
     python -m dpdfd.evaluate --checkpoint runs/student [--dataset digits] [--out DIR] \
-        [--export samples.npz --num_samples 5000]
+        [--export runs/samples.npz --num_samples 5000]
 
 Everything here is post-processing of the checkpoint, so the printed privacy claim also holds for
 all files that are written. The data set's test split is used only to measure; nothing is trained

@@ -2,7 +2,7 @@ r"""A smaller student of a language model from Hugging Face, on private text of 
 
 python -m swingdistill.train --config configs/swingdistill/huggingface.py --workdir runs/student \
     --config.teacher=models/SmolLM2-135M --config.dataset=jsonl:private.jsonl
-python -m distill_core.release --checkpoint runs/student --format=hf --out released/student
+python -m distill_core.release --checkpoint runs/student --format=hf --out runs/released
 
 The teacher is a directory with config.json, tokenizer.json and `.safetensors` files: Llama,
 SmolLM2, Mistral, Qwen2, Qwen3, Gemma 3 (text) or GPT-2. The student has the teacher's architecture
