@@ -24,9 +24,19 @@ from distill_core.experiment.report import (
 )
 from distill_core.experiment.stages import Run, run_directory
 from nasty.experiment import figures, representations
-from nasty.experiment.further_results import Further
+from nasty.experiment.further_results import KNOWN_WEAKNESS, Further
 
 MOST_LOST, LEAST_GAP, MOST_BELOW_ALONE = 0.02, 0.05, 0.005  # fractions
+# Names of criteria: each says whose accuracy is taken from whose.
+_LOST = "accuracy lost by the nasty teacher, against the normal one"
+_BELOW_NORMAL = "accuracy lost by the nasty teacher's students, against the normal one's"
+_BELOW_ALONE = "accuracy lost by the nasty teacher's students, against the student alone"
+_BEHIND_ALONE = "accuracy lost by the normal teacher's students, against the student alone"
+_SELF = (
+    "accuracy lost by students as large as the nasty teacher, against the normal one's "
+    f"{KNOWN_WEAKNESS}"
+)
+_ATTACKER = f"{_BELOW_NORMAL} at the attacker's best alpha and temperature {KNOWN_WEAKNESS}"
 _INPUTS, _POINTS = 6, 1000
 _VERDICTS = {True: "nasty", False: "not nasty", None: "inconclusive"}
 _NOTES = (
@@ -95,17 +105,16 @@ def gates_of(results: Results, num_test: int) -> list[Gate]:
     lost = mean["teacher_normal"] - mean["teacher_nasty"]
     below = mean["student_alone"] - mean["student_of_nasty"]
     behind = mean["student_alone"] - mean["student_of_normal"]
-    close = "the normal teacher's student is not behind the student alone"
     gates = [
-        gate("the nasty teacher loses little accuracy", lost, lost <= MOST_LOST, "at most 2"),
-        wide("its students end below the normal teacher's", "student"),
-        gate("its students end below the student alone", below, below > 0, "above 0"),
-        gate(close, behind, behind <= MOST_BELOW_ALONE, "at most 0.5"),
+        gate(_LOST, lost, lost <= MOST_LOST, "at most 2"),
+        wide(_BELOW_NORMAL, "student"),
+        gate(_BELOW_ALONE, below, below > 0, "above 0"),
+        gate(_BEHIND_ALONE, behind, behind <= MOST_BELOW_ALONE, "at most 0.5"),
     ]
     if "self_of_nasty" in mean:
-        gates.append(wide("a student as large as the teacher ends below, too", "self"))
+        gates.append(wide(_SELF, "self"))
     if "attacker_of_nasty" in mean:
-        gates.append(wide("the gap stays at the attacker's best alpha and temperature", "attacker"))
+        gates.append(wide(_ATTACKER, "attacker"))
     checked = [r for r in by_arm(results)["teacher_nasty"] if "nastiness" in r]
     verdicts = [r["nastiness"]["nasty"] for r in checked]
     judged = [verdict for verdict in verdicts if verdict is not None]

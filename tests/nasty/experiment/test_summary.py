@@ -24,10 +24,15 @@ GOOD = {
     "self_of_nasty": 0.70,
 }
 NUM_TEST = 360
-CLOSE = "the normal teacher's student is not behind the student alone"
-BELOW = "its students end below the student alone"
-SELF = "a student as large as the teacher ends below, too"
-ATTACKED = "the gap stays at the attacker's best alpha and temperature"
+LOST = "accuracy lost by the nasty teacher, against the normal one"
+APART = "accuracy lost by the nasty teacher's students, against the normal one's"
+BELOW = "accuracy lost by the nasty teacher's students, against the student alone"
+CLOSE = "accuracy lost by the normal teacher's students, against the student alone"
+SELF = (
+    "accuracy lost by students as large as the nasty teacher, against the normal one's "
+    "(a known weakness)"
+)
+ATTACKED = f"{APART} at the attacker's best alpha and temperature (a known weakness)"
 
 
 def results(nasty=True, **changes):
@@ -86,8 +91,8 @@ def test_an_arm_is_nasty_by_its_teacher_whatever_its_name(runs):
     ("changes", "names"),
     [
         ({}, []),
-        ({"teacher_nasty": 0.929}, ["the nasty teacher loses little accuracy"]),
-        ({"student_of_nasty": 0.861}, ["its students end below the normal teacher's"]),
+        ({"teacher_nasty": 0.929}, [LOST]),
+        ({"student_of_nasty": 0.861}, [APART]),
         ({"student_of_normal": 0.894}, [CLOSE]),
         ({"nasty": False}, ["the nastiness check calls the nasty teacher nasty"]),
         # A weak baseline and a strong normal student would hide it.
