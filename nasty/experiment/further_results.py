@@ -140,7 +140,7 @@ def _add_sweep(
             figure.legend(loc="outside upper left", ncols=2)
         return path
 
-    caption = f"Test accuracy by {axis.label}. The paper: {axis.paper}."
+    caption = f"Test accuracy by {axis.label}. The paper †: {axis.paper}."
     found.figures.append(Figure(caption, f"figures/ablation_{name}.png", draw))
     found.fields.setdefault("ablations", {})[name] = [
         {"value": value, **{key: summarize(runs) for key, runs in point.accuracies.items()}}
@@ -231,7 +231,7 @@ def _add_inversion(found: Further, inverted: Mapping[str, Any], seed: int):
     found.figures.append(
         Figure(
             "Images that both teachers take for the classes, reconstructed from the same noise. "
-            "The paper: those of the nasty teacher are noisier, with features of wrong classes.",
+            "The paper †: those of the nasty teacher are noisier, with features of wrong classes.",
             str(run_directory("", "inversion", seed) / "inversion.png"),  # drawn by the stage
         )
     )

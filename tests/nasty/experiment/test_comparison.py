@@ -120,8 +120,14 @@ def test_results_follow_the_schema_and_the_report_needs_no_other_file(finished, 
         assert accuracy["n"] == len(accuracy["values"]) == 1
         assert 0 <= accuracy["mean"] == accuracy["values"][0] <= 1
     rows = {row["arm"]: row["settings"] for row in results["rows"]}
-    checked = {"nastiness_check": "inconclusive"}  # of so short a training
-    assert rows["teacher_nasty"] == {"model": "cnn", "omega": 0.01, "temperature": 4.0} | checked
+    assert rows["teacher_nasty"] == {
+        "model": "cnn",
+        "model_kwargs": {"hidden": 8, "norm": "none", "widths": [4]},
+        "num_steps": 4,
+        "omega": 0.01,
+        "temperature": 4.0,
+    }
+    assert results["nastiness_check"] == ["inconclusive"]  # of so short a training
     page = (finished / "report.html").read_text()
     assert page.count("data:image/png;base64,") == 3
     assert all(arm in page for arm in ARMS)
