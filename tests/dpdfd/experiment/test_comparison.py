@@ -318,7 +318,9 @@ def again(given, finished, tmp_path, monkeypatch, capsys):
         experiment.run(changed, tmp_path / "moved")
         statuses = {}
         for line in capsys.readouterr().err.splitlines():
-            if found := re.match(r"(\w+)/seed\d+: (starting|up to date|redoing|resuming)", line):
+            if found := re.match(
+                r"(\w+)/seed\d+[^:]*: (starting|up to date|redoing|resuming)", line
+            ):
                 statuses.setdefault(found[2], []).append(found[1])
         return {status: sorted(names) for status, names in statuses.items()}
 

@@ -89,7 +89,8 @@ def again(settings, finished, tmp_path, monkeypatch, capsys):
         experiment.run({**settings, **changes}, tmp_path / "copy")
         statuses = {}
         for line in capsys.readouterr().err.splitlines():
-            if found := re.match(r"([\w.]+)/seed\d+: (starting|up to date|redoing|resuming)", line):
+            pattern = r"([\w.]+)/seed\d+[^:]*: (starting|up to date|redoing|resuming)"
+            if found := re.match(pattern, line):
                 statuses.setdefault(found[2], []).append(found[1])
         return statuses
 
@@ -202,7 +203,7 @@ def test_an_interrupted_stage_goes_on_where_it_was(again, finished, settings, mo
     capsys.readouterr()
     experiment.run(settings, again.workdir)
     err = capsys.readouterr().err
-    assert "student_of_nasty/seed1: resuming" in err
+    assert "student_of_nasty/seed1 (5 of 7): resuming" in err
     assert "resumes from step 2" in err
     assert err.count(": up to date") == len(ARMS) - 1
     ended, straight = (
