@@ -183,7 +183,8 @@ def test_other_data_under_the_same_name_redoes_everything(again, monkeypatch):
     monkeypatch.setattr(classification, "load_splits", load_splits)
     for module in (train, nasty_train, distill):
         monkeypatch.setattr(module, "train_and_evaluate", fake(module.train_and_evaluate))
-    monkeypatch.setattr(integrity, "find", lambda path: (path, {"id": str(path)}))
+    monkeypatch.setattr(integrity, "find", lambda path, **_: (path, {"id": str(path)}))
+    monkeypatch.setattr(summary, "responses", lambda *_: {})
     assert again() == {"redoing": list(ARMS)}
 
 
@@ -217,7 +218,8 @@ def test_the_attacker_chooses_on_held_out_data_of_the_first_seed(settings, tmp_p
     calls, written = [], {}
     for module in (train, nasty_train, distill):
         monkeypatch.setattr(module, "train_and_evaluate", fake(module.train_and_evaluate, calls))
-    monkeypatch.setattr(integrity, "find", lambda path: (path, {"id": str(path)}))
+    monkeypatch.setattr(integrity, "find", lambda path, **_: (path, {"id": str(path)}))
+    monkeypatch.setattr(summary, "responses", lambda *_: {})
     monkeypatch.setattr(report, "publish", lambda found, _: written.update(rows=found.rows))
     changes = {"seeds": (1, 2), "attack_alphas": (0.1, 0.9), "attack_temperatures": (1.0, 4.0)}
     results = experiment.run({**settings, **changes}, tmp_path)
