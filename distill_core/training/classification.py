@@ -102,7 +102,8 @@ def check(
     `parallel.choose_mode`. Batches of `private` training have no fixed size.
 
     Raises:
-      InputError: on `batch_size`, `crop_padding`, `model`, `model_kwargs` or `init_from`.
+      InputError: on `batch_size`, `crop_padding`, `model`, `model_kwargs` or `init_from`; on
+        `dataset` where the run in `workdir` began with images of other channels.
     """
     augment.check_padding(hp.crop_padding, *dataset.train.images.shape[1:3])
     mode = mode or parallel.choose_mode()
@@ -116,13 +117,25 @@ def check(
     if start is not None and not start.is_text:
         theirs, ours = start.input_shape[-1], network.input_shape[-1]
         if theirs != ours:
-            allowed = f"takes images of {theirs} channels; those of {dataset.name} have {ours}"
-            raise config.InputError("init_from", hp.init_from, allowed)
+            raise _other_channels(hp, workdir, dataset.name, theirs, ours)
         network = dataclasses.replace(network, mean=start.mean, std=start.std)
     checks.check(network)
     if not private:
         checks.check_statistics(network, hp.batch_size, mode)
     return network
+
+
+def _other_channels(hp: Any, workdir: Any, name: str, theirs: int, ours: int) -> config.InputError:
+    """Names `dataset` where the run resumes, `init_from` where it starts from that network."""
+    if not run_state.has_checkpoint(workdir):
+        allowed = f"takes images of {theirs} channels; those of {name} have {ours}"
+        return config.InputError("init_from", hp.init_from, allowed)
+    began = checkpoint.find(workdir)[1]["config"].get("dataset")
+    allowed = (
+        f"this run was started with {began!r}, whose images have {theirs} channels; those of "
+        f"{name} have {ours}; keep that data set or use another workdir"
+    )
+    return config.InputError("dataset", hp.dataset, allowed)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -22,6 +22,7 @@ from nasty.experiment.ablations import AXES, Point, shown
 from nasty.experiment.contest import ATTACKS, DEFENCES, Contest
 
 LEAST_DATA_FREE_GAP = 0.05  # the paper's (†), in its table for DAFL
+KNOWN_WEAKNESS = "(a known weakness)"  # at the end of a criterion's name
 UNCHECKED = "† From a secondary source, not checked against the paper."
 
 
@@ -139,7 +140,7 @@ def _add_sweep(
             figure.legend(loc="outside upper left", ncols=2)
         return path
 
-    caption = f"Test accuracy by {axis.label}. The paper: {axis.paper}."
+    caption = f"Test accuracy by {axis.label}. The paper †: {axis.paper}."
     found.figures.append(Figure(caption, f"figures/ablation_{name}.png", draw))
     found.fields.setdefault("ablations", {})[name] = [
         {"value": value, **{key: summarize(runs) for key, runs in point.accuracies.items()}}
@@ -203,7 +204,7 @@ def _add_best_attack(found: Further, fought: Contest, num_test: int):
     reached, alone = (f"{percent(v, num_test)[0]}%" for v in (got[best], fought.alone))
     found.gates.append(
         Gate(
-            "every attack on the nasty teacher ends below the student alone",
+            f"every attack on the nasty teacher ends below the student alone {KNOWN_WEAKNESS}",
             bool(np.mean(got[best]) < np.mean(fought.alone)),
             f"{reached} by the best, {best}",
             f"below {alone}",
@@ -230,7 +231,7 @@ def _add_inversion(found: Further, inverted: Mapping[str, Any], seed: int):
     found.figures.append(
         Figure(
             "Images that both teachers take for the classes, reconstructed from the same noise. "
-            "The paper: those of the nasty teacher are noisier, with features of wrong classes.",
+            "The paper †: those of the nasty teacher are noisier, with features of wrong classes.",
             str(run_directory("", "inversion", seed) / "inversion.png"),  # drawn by the stage
         )
     )

@@ -24,9 +24,19 @@ from distill_core.experiment.report import (
 )
 from distill_core.experiment.stages import Run, run_directory
 from nasty.experiment import figures, representations
-from nasty.experiment.further_results import Further
+from nasty.experiment.further_results import KNOWN_WEAKNESS, Further
 
 MOST_LOST, LEAST_GAP, MOST_BELOW_ALONE = 0.02, 0.05, 0.005  # fractions
+# Names of criteria: each says whose accuracy is taken from whose.
+_LOST = "accuracy lost by the nasty teacher, against the normal one"
+_BELOW_NORMAL = "accuracy lost by the nasty teacher's students, against the normal one's"
+_BELOW_ALONE = "accuracy lost by the nasty teacher's students, against the student alone"
+_BEHIND_ALONE = "accuracy lost by the normal teacher's students, against the student alone"
+_SELF = (
+    "accuracy lost by students as large as the nasty teacher, against the normal one's "
+    f"{KNOWN_WEAKNESS}"
+)
+_ATTACKER = f"{_BELOW_NORMAL} at the attacker's best alpha and temperature {KNOWN_WEAKNESS}"
 _INPUTS, _POINTS = 6, 1000
 _VERDICTS = {True: "nasty", False: "not nasty", None: "inconclusive"}
 _NOTES = (
@@ -50,7 +60,7 @@ class Arm(NamedTuple):
 def arm_of(
     name: str,
     run: Run,
-    shown: Sequence[str] = ("model", "omega", "alpha", "temperature"),
+    shown: Sequence[str] = ("model", "model_kwargs", "num_steps", "omega", "alpha", "temperature"),
     **more: str,
 ) -> Arm:
     """The arm of a run, with those of its settings that a reader compares, and `more`."""
@@ -67,15 +77,20 @@ def rows_of(arms: Sequence[Arm], results: Results) -> list[Row]:
     runs_of, rows = by_arm(results), []
     for arm in arms:
         runs = runs_of[arm.name]
-        settings, metrics = dict(arm.settings), {"accuracy": [r["accuracy"] for r in runs]}
-        if checks := [r["nastiness"] for r in runs if "nastiness" in r]:
-            settings["nastiness_check"] = ", ".join(_VERDICTS[c["nasty"]] for c in checks)
-            if all(c["nasty"] is not None for c in checks):
-                metrics["nastiness_check_gap"] = [
-                    c["student_of_adversary"] - c["student_of_teacher"] for c in checks
-                ]
-        rows.append(Row(arm.name, settings, metrics, arm.about))
+        metrics = {"accuracy": [r["accuracy"] for r in runs]}
+        checks = [r["nastiness"] for r in runs if "nastiness" in r]
+        if checks and all(c["nasty"] is not None for c in checks):
+            metrics["nastiness_check_gap"] = [
+                c["student_of_adversary"] - c["student_of_teacher"] for c in checks
+            ]
+        rows.append(Row(arm.name, arm.settings, metrics, arm.about))
     return rows
+
+
+def verdicts_of(results: Results) -> list[str]:
+    """What the nastiness check says of each seed's nasty teacher that was checked."""
+    checked = [r["nastiness"] for r in by_arm(results)["teacher_nasty"] if "nastiness" in r]
+    return [_VERDICTS[each["nasty"]] for each in checked]
 
 
 def gates_of(results: Results, num_test: int) -> list[Gate]:
@@ -95,17 +110,16 @@ def gates_of(results: Results, num_test: int) -> list[Gate]:
     lost = mean["teacher_normal"] - mean["teacher_nasty"]
     below = mean["student_alone"] - mean["student_of_nasty"]
     behind = mean["student_alone"] - mean["student_of_normal"]
-    close = "the normal teacher's student is not behind the student alone"
     gates = [
-        gate("the nasty teacher loses little accuracy", lost, lost <= MOST_LOST, "at most 2"),
-        wide("its students end below the normal teacher's", "student"),
-        gate("its students end below the student alone", below, below > 0, "above 0"),
-        gate(close, behind, behind <= MOST_BELOW_ALONE, "at most 0.5"),
+        gate(_LOST, lost, lost <= MOST_LOST, "at most 2"),
+        wide(_BELOW_NORMAL, "student"),
+        gate(_BELOW_ALONE, below, below > 0, "above 0"),
+        gate(_BEHIND_ALONE, behind, behind <= MOST_BELOW_ALONE, "at most 0.5"),
     ]
     if "self_of_nasty" in mean:
-        gates.append(wide("a student as large as the teacher ends below, too", "self"))
+        gates.append(wide(_SELF, "self"))
     if "attacker_of_nasty" in mean:
-        gates.append(wide("the gap stays at the attacker's best alpha and temperature", "attacker"))
+        gates.append(wide(_ATTACKER, "attacker"))
     checked = [r for r in by_arm(results)["teacher_nasty"] if "nastiness" in r]
     verdicts = [r["nastiness"]["nasty"] for r in checked]
     judged = [verdict for verdict in verdicts if verdict is not None]
@@ -154,8 +168,13 @@ def report_of(
     minutes: float,
 ) -> Report:
     """The experiment's report; `results` by (arm, seed), `arms` in the order of the table."""
-    accuracies = values_of(results, "accuracy")
+    accuracies, verdicts = values_of(results, "accuracy"), verdicts_of(results)
     answered = responses(workdir, hp, dataset)
+    notes = [*_NOTES]
+    if verdicts:
+        notes.append(f"The nastiness check says of teacher_nasty: {', '.join(verdicts)}.")
+    if not any("†" in table.caption for table in further.tables):  # else it is explained there
+        notes.append("† Not checked against the paper.")
     return Report(
         method="nasty",
         dataset=dataset.name,
@@ -167,14 +186,14 @@ def report_of(
         gates=[*gates_of(results, len(dataset.test)), *further.gates],
         settings=config.to_json(hp),
         minutes=minutes,
-        notes=[*_NOTES, *filter(None, [dataset.note])],
+        notes=[*notes, *filter(None, [dataset.note])],
         figures=[
             arms_figure(arms, accuracies),
             *teacher_figures(workdir, hp, dataset, answered),
             *further.figures,
         ],
         tables=further.tables,
-        fields={**further.fields, "responses": answered},
+        fields={**further.fields, "nastiness_check": verdicts, "responses": answered},
     )
 
 
@@ -224,7 +243,7 @@ def teacher_figures(
     return [
         Figure(
             f"What both teachers tell a student, softened at temperature {hp.temperature:g}. "
-            "The paper shows one peak from a normal teacher, and several from a nasty one.",
+            "The paper † shows one peak from a normal teacher, and several from a nasty one.",
             "figures/logit_response.png",
             lambda path: draw_responses(path, answered, dataset) if answered else None,
         ),

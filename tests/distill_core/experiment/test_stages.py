@@ -68,7 +68,8 @@ def test_a_finished_stage_is_skipped_whatever_the_order_of_its_fields(stage):
 def test_a_plan_is_completed_in_order_and_each_run_is_told_where_its_inputs_lie(
     tmp_path, monkeypatch
 ):
-    calls = []
+    calls, said = [], []
+    monkeypatch.setattr(stages, "_say", said.append)
 
     def binary(settings, directory, *, parallel):
         calls.append((settings, directory, parallel))
@@ -90,9 +91,13 @@ def test_a_plan_is_completed_in_order_and_each_run_is_told_where_its_inputs_lie(
         ("student", 1): 2,
     }
     often = teacher._replace(settings={"omega": 1.0, "log_every": 6})
-    assert runner.complete_all([often, student]) == found
+    assert runner.complete_all(each for each in (often, student)) == found
+    order = ("teacher/seed1 (1 of 2)", "student/seed1 (2 of 2)")
+    statuses = ("starting", "up to date")
+    assert said == [f"{name}: {status}" for status in statuses for name in order]
     assert runner.complete(teacher._replace(data="others"))["accuracy"] == 3
     assert len(calls) == 3
+    assert said[-1] == "teacher/seed1: redoing: the data changed"
 
 
 def test_a_changed_field_is_named_and_redoes_this_stage_from_nothing(stage, tmp_path):

@@ -151,6 +151,31 @@ def test_init_from_gives_the_first_weights_and_the_own_workdir_comes_before_it(
     assert "finished at step 3" in capsys.readouterr().err
 
 
+def _in_colour(path, to):
+    with np.load(path) as found:
+        arrays = dict(found)
+    images = {k: np.repeat(x, 3, axis=-1) for k, x in arrays.items() if k.startswith("x_")}
+    np.savez(to, **arrays | images)
+    return f"npz:{to}"
+
+
+def test_a_resumed_run_of_images_with_other_channels_is_refused_on_its_data_set(
+    fit, path, tmp_path
+):
+    fit("run", model="mynets:make_net", num_steps=1, dataset=_in_colour(path, tmp_path / "3.npz"))
+    before = {p: p.read_bytes() for p in (tmp_path / "run").rglob("*") if p.is_file()}
+    with pytest.raises(InputError) as error:
+        fit("run", model="mynets:make_net", num_steps=1)
+    assert str(error.value) == (
+        f"dataset: got 'npz:{path}'; this run was started with 'npz:{tmp_path / '3.npz'}', whose "
+        f"images have 3 channels; those of npz:{path} have 1; keep that data set or use another "
+        "workdir"
+    )
+    assert {p: p.read_bytes() for p in (tmp_path / "run").rglob("*") if p.is_file()} == before
+    with pytest.raises(InputError, match="^init_from: got .*run'; takes images of 3 channels; "):
+        fit("new", init_from=str(tmp_path / "run"))
+
+
 def test_held_out_examples_do_not_depend_on_the_seed_and_are_not_trained_on(path):
     hp = {"dataset": f"npz:{path}", "data_dir": None, "num_validation": 9, "train_share": 1}
     dataset, splits = classification.load_splits(types.SimpleNamespace(**hp, seed=1))

@@ -89,7 +89,8 @@ def again(settings, finished, tmp_path, monkeypatch, capsys):
         experiment.run({**settings, **changes}, tmp_path / "copy")
         statuses = {}
         for line in capsys.readouterr().err.splitlines():
-            if found := re.match(r"([\w.]+)/seed\d+: (starting|up to date|redoing|resuming)", line):
+            pattern = r"([\w.]+)/seed\d+[^:]*: (starting|up to date|redoing|resuming)"
+            if found := re.match(pattern, line):
                 statuses.setdefault(found[2], []).append(found[1])
         return statuses
 
@@ -120,8 +121,14 @@ def test_results_follow_the_schema_and_the_report_needs_no_other_file(finished, 
         assert accuracy["n"] == len(accuracy["values"]) == 1
         assert 0 <= accuracy["mean"] == accuracy["values"][0] <= 1
     rows = {row["arm"]: row["settings"] for row in results["rows"]}
-    checked = {"nastiness_check": "inconclusive"}  # of so short a training
-    assert rows["teacher_nasty"] == {"model": "cnn", "omega": 0.01, "temperature": 4.0} | checked
+    assert rows["teacher_nasty"] == {
+        "model": "cnn",
+        "model_kwargs": {"hidden": 8, "norm": "none", "widths": [4]},
+        "num_steps": 4,
+        "omega": 0.01,
+        "temperature": 4.0,
+    }
+    assert results["nastiness_check"] == ["inconclusive"]  # of so short a training
     page = (finished / "report.html").read_text()
     assert page.count("data:image/png;base64,") == 3
     assert all(arm in page for arm in ARMS)
@@ -176,7 +183,8 @@ def test_other_data_under_the_same_name_redoes_everything(again, monkeypatch):
     monkeypatch.setattr(classification, "load_splits", load_splits)
     for module in (train, nasty_train, distill):
         monkeypatch.setattr(module, "train_and_evaluate", fake(module.train_and_evaluate))
-    monkeypatch.setattr(integrity, "find", lambda path: (path, {"id": str(path)}))
+    monkeypatch.setattr(integrity, "find", lambda path, **_: (path, {"id": str(path)}))
+    monkeypatch.setattr(summary, "responses", lambda *_: {})
     assert again() == {"redoing": list(ARMS)}
 
 
@@ -196,7 +204,7 @@ def test_an_interrupted_stage_goes_on_where_it_was(again, finished, settings, mo
     capsys.readouterr()
     experiment.run(settings, again.workdir)
     err = capsys.readouterr().err
-    assert "student_of_nasty/seed1: resuming" in err
+    assert "student_of_nasty/seed1 (5 of 7): resuming" in err
     assert "resumes from step 2" in err
     assert err.count(": up to date") == len(ARMS) - 1
     ended, straight = (
@@ -210,7 +218,8 @@ def test_the_attacker_chooses_on_held_out_data_of_the_first_seed(settings, tmp_p
     calls, written = [], {}
     for module in (train, nasty_train, distill):
         monkeypatch.setattr(module, "train_and_evaluate", fake(module.train_and_evaluate, calls))
-    monkeypatch.setattr(integrity, "find", lambda path: (path, {"id": str(path)}))
+    monkeypatch.setattr(integrity, "find", lambda path, **_: (path, {"id": str(path)}))
+    monkeypatch.setattr(summary, "responses", lambda *_: {})
     monkeypatch.setattr(report, "publish", lambda found, _: written.update(rows=found.rows))
     changes = {"seeds": (1, 2), "attack_alphas": (0.1, 0.9), "attack_temperatures": (1.0, 4.0)}
     results = experiment.run({**settings, **changes}, tmp_path)

@@ -12,7 +12,7 @@ from distill_core.models import trust
 from distill_core.models.network import image_network
 from nasty.experiment import summary
 from nasty.experiment.comparison import paper_runs
-from nasty.experiment.further_results import Further
+from nasty.experiment.further_results import UNCHECKED, Further
 
 GOOD = {
     "teacher_normal": 0.95,
@@ -24,10 +24,15 @@ GOOD = {
     "self_of_nasty": 0.70,
 }
 NUM_TEST = 360
-CLOSE = "the normal teacher's student is not behind the student alone"
-BELOW = "its students end below the student alone"
-SELF = "a student as large as the teacher ends below, too"
-ATTACKED = "the gap stays at the attacker's best alpha and temperature"
+LOST = "accuracy lost by the nasty teacher, against the normal one"
+APART = "accuracy lost by the nasty teacher's students, against the normal one's"
+BELOW = "accuracy lost by the nasty teacher's students, against the student alone"
+CLOSE = "accuracy lost by the normal teacher's students, against the student alone"
+SELF = (
+    "accuracy lost by students as large as the nasty teacher, against the normal one's "
+    "(a known weakness)"
+)
+ATTACKED = f"{APART} at the attacker's best alpha and temperature (a known weakness)"
 
 
 def results(nasty=True, **changes):
@@ -59,12 +64,14 @@ def test_an_arm_is_a_row_over_its_seeds_with_what_shaped_it(runs):
     assert list(rows) == list(GOOD)
     row = rows["student_of_normal"]
     assert row.metrics == {"accuracy": [pytest.approx(0.909), pytest.approx(0.911)]}
-    distilled = {"model": "cnn", "alpha": 0.9, "temperature": 20.0}
-    undermined = {"model": "cnn", "omega": 0.03, "temperature": 20.0}
+    teacher = {"model": "cnn", "model_kwargs": {"widths": [4]}, "num_steps": 4}
+    student = {"model": "cnn", "model_kwargs": {}, "num_steps": 2}
+    distilled = {"alpha": 0.9, "temperature": 20.0}
     found = {arm: row.settings for arm, row in rows.items()}
-    assert found["student_of_nasty"] == found["self_of_nasty"] == distilled
-    assert found["teacher_normal"] == found["student_alone"] == {"model": "cnn"}
-    assert found["teacher_nasty"] == undermined | {"nastiness_check": "nasty, nasty"}
+    assert found["student_of_nasty"] == student | distilled
+    assert found["self_of_nasty"] == teacher | distilled
+    assert (found["teacher_normal"], found["student_alone"]) == (teacher, student)
+    assert found["teacher_nasty"] == teacher | {"omega": 0.03, "temperature": 20.0}
     metrics = rows["teacher_nasty"].metrics
     assert metrics["nastiness_check_gap"] == [pytest.approx(0.4)] * 2
 
@@ -86,8 +93,8 @@ def test_an_arm_is_nasty_by_its_teacher_whatever_its_name(runs):
     ("changes", "names"),
     [
         ({}, []),
-        ({"teacher_nasty": 0.929}, ["the nasty teacher loses little accuracy"]),
-        ({"student_of_nasty": 0.861}, ["its students end below the normal teacher's"]),
+        ({"teacher_nasty": 0.929}, [LOST]),
+        ({"student_of_nasty": 0.861}, [APART]),
         ({"student_of_normal": 0.894}, [CLOSE]),
         ({"nasty": False}, ["the nastiness check calls the nasty teacher nasty"]),
         # A weak baseline and a strong normal student would hide it.
@@ -118,7 +125,7 @@ def test_an_inconclusive_check_is_no_criterion_missed(runs):
     assert missed(unjudged) == []
     assert [gate.name for gate in gates(unjudged)] == [gate.name for gate in gates(results())][:-1]
     row = rows_of(runs, unjudged)["teacher_nasty"]
-    assert row.settings["nastiness_check"] == "inconclusive, inconclusive"
+    assert summary.verdicts_of(unjudged) == ["inconclusive"] * 2
     assert list(row.metrics) == ["accuracy"]
     mixed = results()
     mixed["teacher_nasty", 2]["nastiness"]["nasty"] = None
@@ -135,7 +142,12 @@ def test_the_report_says_what_was_measured(hp, runs, tmp_path):
     arms = [summary.arm_of(arm, run) for arm, run in runs.items()]
     found = summary.report_of(tmp_path, hp, digits, results(), arms, further, 1)
     assert (found.method, found.dataset) == ("nasty", "digits")
-    assert found.fields == {"more": 3, "responses": {}}  # the teachers of this test are not there
+    assert found.fields == {
+        "more": 3,
+        "nastiness_check": ["nasty", "nasty"],
+        "responses": {},  # the teachers of this test are not there
+    }
+    assert "The nastiness check says of teacher_nasty: nasty, nasty." in found.notes
     assert [row.arm for row in found.rows] == list(GOOD)
     assert "nasty teacher classifies 94.0%" in found.summary
     assert "one from the nasty teacher 80.0%" in found.summary
@@ -146,6 +158,18 @@ def test_the_report_says_what_was_measured(hp, runs, tmp_path):
     )
     drawn = found.figures[0]
     assert drawn.draw(tmp_path / drawn.path).read_bytes().startswith(b"\x89PNG")
+
+
+@pytest.mark.parametrize("caption", [None, f"Trends. {UNCHECKED}"])
+def test_the_mark_of_what_the_paper_shows_is_explained_once(hp, runs, tmp_path, caption):
+    tables = [report.Table(caption, ["ours"], [["1"]])] if caption else []
+    further = Further(tables, [], {}, [], [])
+    arms = [summary.arm_of(arm, run) for arm, run in runs.items()]
+    digits = data.load_dataset("digits")
+    found = summary.report_of(tmp_path, hp, digits, results(), arms, further, 1)
+    assert any("†" in figure.caption for figure in found.figures)
+    explained = [each for each in (*found.notes, caption or "") if "not checked" in each.lower()]
+    assert len(explained) == 1
 
 
 @pytest.mark.parametrize(

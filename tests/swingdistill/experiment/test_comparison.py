@@ -44,7 +44,7 @@ def statuses(err):
     """{status: arms} of what was said on stderr."""
     found = {}
     for line in err.splitlines():
-        if said := re.match(r"(\w+)/seed\d+: (starting|up to date|redoing|resuming)", line):
+        if said := re.match(r"(\w+)/seed\d+[^:]*: (starting|up to date|redoing|resuming)", line):
             found.setdefault(said[2], []).append(said[1])
     return found
 
