@@ -98,6 +98,7 @@ def run_binary(monkeypatch, tmp_path):
         monkeypatch.setattr(sys, "argv", [binary, *arguments])
         monkeypatch.chdir(tmp_path)
         Path("configs").symlink_to(ROOT / "configs")
+        Path("runs").mkdir()  # the checkout's, which holds earlier runs
         runpy.run_module(binary, run_name="__main__")
         raise AssertionError("the binary read nothing")
 
@@ -123,7 +124,8 @@ def test_the_binary_accepts_the_documented_command(binary, arguments, run_binary
     with pytest.raises((_AcceptedError, SystemExit)) as stopped:
         run_binary(binary, arguments)
     assert stopped.type is _AcceptedError or stopped.value.code in (None, 0)  # 0: of --help
-    assert [path.name for path in tmp_path.iterdir()] == ["configs"]  # and nothing is written
+    assert {path.name for path in tmp_path.iterdir()} == {"configs", "runs"}
+    assert not any((tmp_path / "runs").iterdir())  # nothing is written
 
 
 _DIGITS = "--config=configs/distill_core/digits.py"
