@@ -46,7 +46,8 @@ def exposure_by_baseline(path: Path, name: str):
         exposures[arm] = {
             level: np.concatenate([by_level[str(level)] for by_level in seeds]) for level in levels
         }
-    swing_figures.exposure_by_repetition(path, exposures, ceiling=math.log2(results["among"]))
+    ceiling = math.log2(10 ** results["settings"]["canary_digits"])
+    swing_figures.exposure_by_repetition(path, exposures, ceiling=ceiling)
 
 
 def privacy_and_utility(path: Path):
