@@ -35,12 +35,11 @@ def teachers_outputs(path: Path):
     nasty_summary.draw_responses(path, results["responses"], data.load_dataset(results["dataset"]))
 
 
-def exposure_by_baseline(path: Path, name: str):
+def exposure_by_baseline(path: Path):
     """Exposure of every secret, by arm and number of repetitions."""
-    results = load(name)
-    kept = [arm for arm in (*SWING_ARMS, "dp_sgd", "kd_decoy") if arm in results["exposure"]]
+    results = load("swing_wikitext")
     exposures = {}
-    for arm in kept:
+    for arm in SWING_ARMS:
         seeds = results["exposure"][arm].values()
         levels = sorted({int(level) for by_level in seeds for level in by_level})
         exposures[arm] = {
@@ -165,7 +164,7 @@ def checkpoints(path: Path):
 def main():
     """Draws all of them."""
     teachers_outputs(IMAGES / "logit_response.png")
-    exposure_by_baseline(IMAGES / "exposure.png", "swing_wikitext")
+    exposure_by_baseline(IMAGES / "exposure.png")
     privacy_and_utility(IMAGES / "dpdfd_front.png")
     shaded_sentence(IMAGES / "shaded_sentence.png")
     checkpoints(IMAGES / "checkpoints.png")

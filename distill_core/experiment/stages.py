@@ -73,29 +73,26 @@ class Runner(NamedTuple):
         """The run's workdir."""
         return run_directory(self.workdir, run.arm, run.seed)
 
-    def complete(self, run: Run) -> dict[str, Any]:
+    def complete(self, run: Run, count: str = "") -> dict[str, Any]:
         """The result of a run, with "seconds"; see `run_stage`. The runs of its inputs are done."""
-        return self._complete(run, "")
+        directory = self.directory(run)
+        paths = {name: str(self.directory(each)) for name, each in run.inputs.items()}
+        return run_stage(
+            directory,
+            config={"binary": run.binary.__module__, **_known_by(run.settings)},
+            data=run.data or self.data,
+            inputs=[integrity.find(path)[1]["id"] for path in paths.values()],
+            run=lambda: run.binary({**run.settings, **paths}, directory, parallel=self.mode),
+            count=count,
+        )
 
     def complete_all(self, runs: Iterable[Run]) -> dict[tuple[str, int], dict[str, Any]]:
         """Results by (arm, seed); inputs come first."""
         runs = list(runs)
         return {
-            (run.arm, run.seed): self._complete(run, f" ({k} of {len(runs)})")
+            (run.arm, run.seed): self.complete(run, f" ({k} of {len(runs)})")
             for k, run in enumerate(runs, 1)
         }
-
-    def _complete(self, run: Run, count: str) -> dict[str, Any]:
-        directory = self.directory(run)
-        paths = {name: str(self.directory(each)) for name, each in run.inputs.items()}
-        return _run_stage(
-            directory,
-            count,
-            config={"binary": run.binary.__module__, **_known_by(run.settings)},
-            data=run.data or self.data,
-            inputs=[integrity.find(path)[1]["id"] for path in paths.values()],
-            run=lambda: run.binary({**run.settings, **paths}, directory, parallel=self.mode),
-        )
 
 
 def _known_by(settings: Mapping[str, Any]) -> dict[str, Any]:
@@ -133,6 +130,7 @@ def run_stage(
     data: str,
     inputs: Sequence[str],
     run: Callable[[], dict[str, Any]],
+    count: str = "",
 ) -> dict[str, Any]:
     """Runs one stage in `directory`, unless it is there already; one line on stderr says why.
 
@@ -154,21 +152,9 @@ def run_stage(
 
     Raises InputError, and touches nothing, where the directory holds files but no stage.json, or
     one that cannot be read; TypeError where config or result are not JSON; StoppedError before it
-    begins where the deadline of `process.stop_after` has passed.
+    begins where the deadline of `process.stop_after` has passed. `count` stands behind the stage's
+    name on stderr.
     """
-    return _run_stage(directory, "", config=config, data=data, inputs=inputs, run=run)
-
-
-def _run_stage(
-    directory: epath.PathLike,
-    count: str,
-    *,
-    config: Mapping[str, Any],
-    data: str,
-    inputs: Sequence[str],
-    run: Callable[[], dict[str, Any]],
-) -> dict[str, Any]:
-    """`run_stage`; `count` stands behind the stage's name where it is one of several."""
     directory = epath.Path(directory)
     name = "/".join(directory.parts[-2:]) + count
     wanted = {"format": FORMAT, "config": _json(config, "config"), "inputs": list(inputs)}
